@@ -1,0 +1,7 @@
+"""The run config: schema, loading, rules."""
+
+from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json
+from dist_ft.config.rules import check_config
+from dist_ft.config.schema import Config
+
+__all__ = ["Config", "check_config", "config_from_dict", "dump_yaml", "load_config", "schema_json"]

@@ -1,0 +1,245 @@
+"""The run config: one frozen schema, the only place where defaults live.
+
+Reading files and overrides is `load.py`; rules that join sections are `rules.py`. Validators check and never
+change a value; whatever is derived is a property.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DType = Literal["float32", "bfloat16", "fp32", "bf16"]
+_LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, unknown keys rejected, no silent type conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """What the run is called and where it lives."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Run id and name of the run directory. Default: the config file's stem."""
+    output_dir: str = "runs"
+    """Parent of the run directory; all machines of the cluster must see it under this path."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seeds order, dropout and adapter initialisation."""
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    name: str
+    """Hub id, path of a model directory, or an embedded model: `smollm2-135m-instruct`, `tiny-random`."""
+    revision: str | None = None
+    """Hub revision; null is the default branch."""
+    dtype: DType = "bfloat16"
+    """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    trust_remote_code: bool = False
+    """Run Python code that the model brings along. Off, because it is somebody else's program."""
+
+    @property
+    def torch_dtype(self) -> str:
+        """`float32` or `bfloat16`."""
+        return _LONG_DTYPE.get(self.dtype, self.dtype)
+
+
+class MethodConfig(Section):
+    """Which weights are trained. The keys are PEFT's."""
+
+    kind: Literal["full", "lora"] = "lora"
+    """`full` trains every parameter, `lora` low-rank adapters (Hu et al. 2021)."""
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank of the adapter matrices."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale: the update is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input, one mask a sequence."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Module names to adapt, or all linear layers but the output layer."""
+    init_from: str | None = None
+    """Directory of a PEFT adapter to start from instead of fresh matrices."""
+
+
+class SourceConfig(Section):
+    """One training source."""
+
+    source: str
+    """Path of a JSONL file, or an embedded data set such as `embedded:orders/train`."""
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
+    """How a row is written; `auto` looks at its keys."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the sequences of the stream (normalised). Null on all sources: every sample once an epoch."""
+
+
+class DataConfig(Section):
+    """What the model is trained and measured on."""
+
+    train: Annotated[list[SourceConfig], Field(min_length=1)]
+    """Training sources."""
+    eval: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Held-out data: a source, a fraction of the training rows, or null for none."""
+    seq_len: Annotated[int, Field(ge=8)] = 2048
+    """Longest sequence in tokens; longer samples are cut at the end."""
+    packing: bool = True
+    """Join short samples into one sequence; they do not see one another."""
+    chat_template: str | None = None
+    """Path of a Jinja template that replaces the tokenizer's own."""
+
+
+class TrainConfig(Section):
+    """Batch, length and memory of the run."""
+
+    global_batch_size: Annotated[int, Field(ge=1)] = 32
+    """Sequences per optimizer step over all workers; constant over a run."""
+    micro_batch_size: Annotated[int, Field(ge=1)] = 1
+    """Sequences per worker and pass; changes memory and speed, never the result."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; wins over `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data, may be fractional."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class EvalConfig(Section):
+    """Measurements on the held-out data."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between held-out losses; null measures before the first and after the last step only."""
+    metrics: list[Literal["exact_match"]] = []
+    """Metrics of generated answers, measured on the base model and on the result."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Longest generated answer."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Held-out rows used for generated answers; null uses all."""
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2017)."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay of matrices; norms and biases are never decayed."""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip the global gradient norm to this; 0 does not clip."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps over which the rate rises from zero."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Final rate as a share of the peak."""
+
+
+class ZeroConfig(Section):
+    """How DeepSpeed shards state (Rajbhandari et al. 2019)."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    """0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    offload: bool = False
+    """Keep optimizer state (and at stage 3 weights) in host memory. Needs a GPU."""
+
+
+class ClusterConfig(Section):
+    """Machines and workers."""
+
+    address: str | None = None
+    """Ray address; null starts a Ray on this machine."""
+    num_workers: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=2, max_length=2)] = 1
+    """Workers, or `[min, max]`."""
+    resources_per_worker: dict[str, float] | None = None
+    """Ray resources of a worker. Null: one GPU where the cluster has any, else one CPU."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """How long to wait for resources that exist but are busy."""
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Most workers the run uses."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+class CheckpointConfig(Section):
+    """When state is kept."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = 50
+    """Steps between checkpoints; null keeps the last one only. The last step always makes one."""
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    """Committed checkpoints to keep."""
+
+
+class MonitorConfig(Section):
+    """Where numbers go besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto` is online with WANDB_API_KEY set and offline without."""
+    project: str = "dist-ft"
+    """W&B project."""
+
+
+class Config(Section):
+    """One run, whole."""
+
+    run: RunConfig
+    """What the run is called and where it lives."""
+    model: ModelConfig
+    """The base model."""
+    method: MethodConfig = MethodConfig()
+    """Which weights are trained."""
+    data: DataConfig
+    """Training and held-out data."""
+    train: TrainConfig = TrainConfig()
+    """Batch, length and memory."""
+    eval: EvalConfig = EvalConfig()
+    """Measurements."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    zero: ZeroConfig = ZeroConfig()
+    """Sharding."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Machines and workers."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When state is kept."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Where numbers go."""
+
+    @model_validator(mode="after")
+    def _check_worker_range(self) -> Config:
+        if not 1 <= self.cluster.min_workers <= self.cluster.max_workers:
+            raise ValueError(
+                f"cluster.num_workers={self.cluster.num_workers} is not [min, max] with 1 <= min <= max; "
+                "write for example cluster.num_workers=[1, 4]"
+            )
+        return self
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage that is run.
+
+        bfloat16 at stage 0 runs as stage 1: DeepSpeed's own path refuses float32 accumulation there and
+        counts an Adam step at construction.
+        """
+        return 1 if self.zero.stage == 0 and self.model.torch_dtype == "bfloat16" else self.zero.stage

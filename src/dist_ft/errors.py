@@ -1,0 +1,98 @@
+"""The error tree. Owns what went wrong and whether a retry can help; owns no policy.
+
+Every class survives pickling and Ray, and travels between processes as `to_dict()` / `from_dict()`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class DistFtError(Exception):
+    """Base of every error that dist-ft raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+    """Whether a new attempt with the same input can succeed; failure policies read it."""
+    exit_code: ClassVar[int] = 1
+
+    def to_dict(self) -> dict[str, str]:
+        """Returns `{type, message}`, the form in which errors cross process borders."""
+        return {"type": type(self).__name__, "message": str(self)}
+
+
+class UserError(DistFtError, ValueError):
+    """Something the user can fix: nothing was started, nothing was changed."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A key, value, type or combination in the run config."""
+
+
+class UsageError(UserError):
+    """A command that cannot apply, such as an existing run directory without `--resume`."""
+
+
+class ModelError(UserError):
+    """An unknown or unusable model, tokenizer or chat template."""
+
+
+class DataError(UserError):
+    """A file, line or row of the data that cannot be used."""
+
+
+class CapacityError(UserError):
+    """More workers than the cluster could ever hold."""
+
+
+class CheckpointError(DistFtError):
+    """A checkpoint that is incomplete, damaged or made for something else."""
+
+
+class ExportError(DistFtError):
+    """An exported model that failed its checks."""
+
+
+class StaleAttemptError(DistFtError):
+    """A message from an attempt that is no longer the current one."""
+
+
+class WorkerCrashError(DistFtError):
+    """A rank process died or raised something unforeseen."""
+
+    retryable = True
+
+
+class StalledError(DistFtError):
+    """A rank that made no progress within the limit of its phase."""
+
+    retryable = True
+
+
+class StartTimeoutError(DistFtError):
+    """The cluster did not offer the workers within `cluster.start_timeout_s`."""
+
+    retryable = True
+
+
+def _classes() -> dict[str, type[DistFtError]]:
+    found: dict[str, type[DistFtError]] = {}
+    pending: list[type[DistFtError]] = [DistFtError]
+    while pending:
+        cls = pending.pop()
+        found[cls.__name__] = cls
+        pending.extend(cls.__subclasses__())
+    return found
+
+
+def from_exception(error: BaseException) -> dict[str, str]:
+    """Returns the wire form of any exception; foreign ones become a `WorkerCrashError`."""
+    if isinstance(error, DistFtError):
+        return error.to_dict()
+    return {"type": "WorkerCrashError", "message": f"{type(error).__name__}: {error}"}
+
+
+def from_dict(data: dict[str, Any]) -> DistFtError:
+    """Rebuilds an error from its wire form."""
+    return _classes().get(str(data.get("type")), WorkerCrashError)(str(data.get("message")))

@@ -1,0 +1,77 @@
+"""LoRA through PEFT: attach, name for export, load back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import nn
+
+from dist_ft.config import Config
+from dist_ft.errors import ConfigError
+
+ADAPTER = "default"
+
+
+def lora_config(config: Config) -> LoraConfig:
+    """Returns PEFT's config for `method`."""
+    method = config.method
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.r,
+        lora_alpha=method.lora_alpha,
+        lora_dropout=method.lora_dropout,
+        target_modules=method.target_modules,
+        base_model_name_or_path=config.model.name,
+    )
+
+
+def attach_adapter(model: nn.Module, config: Config) -> Any:
+    """Wraps the base model with LoRA matrices in the base's dtype; only they require gradients.
+
+    The matrices depend on `run.seed` alone.
+
+    Raises:
+        ConfigError: `method.target_modules` names no module, or `method.init_from` does not fit.
+    """
+    state = torch.random.get_rng_state()
+    torch.manual_seed(config.run.seed)
+    try:
+        if config.method.init_from is not None:
+            return PeftModel.from_pretrained(
+                model, config.method.init_from, is_trainable=True, autocast_adapter_dtype=False
+            )
+        return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        key = "init_from" if config.method.init_from is not None else "target_modules"
+        value = config.method.init_from or config.method.target_modules
+        raise ConfigError(f"method.{key}={value} does not fit {config.model.name}: {error}") from error
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def export_names(model: nn.Module) -> dict[str, str]:
+    """Returns, for every trained parameter, the key under which it is exported.
+
+    For an adapter PEFT itself is asked, with a marker in place of each tensor, so that its naming rules hold.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not isinstance(model, PeftModel):
+        return {name: name for name in names}
+    markers = {name: torch.tensor(index) for index, name in enumerate(names)}
+    renamed = get_peft_model_state_dict(model, state_dict=markers, adapter_name=ADAPTER)
+    return {names[int(marker)]: key for key, marker in renamed.items()}
+
+
+def save_adapter_config(model: Any, directory: Path) -> None:
+    """Writes adapter_config.json for inference."""
+    config = model.peft_config[ADAPTER]
+    config.inference_mode = True
+    config.save_pretrained(directory)
+
+
+def load_adapter(model: nn.Module, directory: Path) -> Any:
+    """Wraps a loaded base model with an exported adapter."""
+    return PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)

@@ -1,0 +1,148 @@
+"""The base model and its tokenizer: where they come from, how they are loaded, what identifies them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from dist_ft.config import Config
+from dist_ft.errors import ModelError
+from dist_ft.model.embedded import is_embedded, materialise
+
+_SAMPLE_BLOCKS = 64
+_BLOCK_BYTES = 1 << 16
+
+
+def model_dir(config: Config) -> Path:
+    """Returns the local directory of the base model: embedded, given, or fetched from the hub.
+
+    Raises:
+        ModelError: There is no such model, or it has no safetensors weights.
+    """
+    name = config.model.name
+    if is_embedded(name):
+        return materialise(name)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = _fetch(name, config.model.revision)
+    if not list(path.glob("*.safetensors")):
+        raise ModelError(
+            f"model.name={name}: {path} has no *.safetensors file; other formats can run code when they are loaded. "
+            "Convert it with save_pretrained"
+        )
+    return path
+
+
+def load_model_config(config: Config) -> Any:
+    """Loads the transformers config of the base model.
+
+    Raises:
+        ModelError: It cannot be read, or is not a causal language model's.
+    """
+    try:
+        return AutoConfig.from_pretrained(model_dir(config), trust_remote_code=config.model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
+
+
+def load_model(config: Config) -> torch.nn.Module:
+    """Loads the base model in `model.dtype` on the CPU.
+
+    Raises:
+        ModelError: The weights do not load, or the model draws attention dropout (see `model/dropout.py`).
+    """
+    path = model_dir(config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, config.model.torch_dtype),
+            attn_implementation=config.model.attention,
+            trust_remote_code=config.model.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"model.name={config.model.name}: cannot load {path}: {error}") from error
+    return model
+
+
+def skeleton(config: Config) -> Any:
+    """Builds the base model without memory for its weights (device `meta`): names, shapes, structure."""
+    model_config = load_model_config(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            model_config,
+            dtype=getattr(torch, config.model.torch_dtype),
+            trust_remote_code=config.model.trust_remote_code,
+        )
+
+
+def load_tokenizer(config: Config) -> Any:
+    """Loads the tokenizer, with `data.chat_template` in place of its own template when given.
+
+    Raises:
+        ModelError: No tokenizer, or no chat template.
+    """
+    path = model_dir(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.name={config.model.name}: its tokenizer cannot be read: {error}") from error
+    if config.data.chat_template is not None:
+        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model.name={config.model.name}: the tokenizer in {path} has no chat template; "
+            "set data.chat_template to a Jinja file"
+        )
+    if not tokenizer.is_fast:
+        raise ModelError(f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)")
+    return tokenizer
+
+
+def load_generation_config(config: Config) -> Any | None:
+    """Returns the base model's generation config, or None when it has none."""
+    path = model_dir(config)
+    return GenerationConfig.from_pretrained(path) if (path / "generation_config.json").is_file() else None
+
+
+def fingerprint(config: Config) -> str:
+    """Returns a hash that identifies the base weights.
+
+    Over the sizes, headers and 64 evenly spaced 64 KiB blocks of every safetensors file, and config.json: a
+    fraction of a second for any size, and a changed, retrained or truncated model is told apart.
+    """
+    path = model_dir(config)
+    hasher = xxhash.xxh3_128((path / "config.json").read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        hasher.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for block in range(_SAMPLE_BLOCKS):
+                stream.seek(block * max(0, size - _BLOCK_BYTES) // (_SAMPLE_BLOCKS - 1))
+                hasher.update(stream.read(_BLOCK_BYTES))
+    return hasher.hexdigest()
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """Returns a hash of everything that changes how a conversation becomes tokens."""
+    backend = tokenizer.backend_tokenizer.to_str()
+    template = tokenizer.chat_template
+    return xxhash.xxh3_128_hexdigest(f"{backend}\0{template}\0{json.dumps(tokenizer.special_tokens_map, default=str)}")
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub raises many types: offline, not found, gated, bad id
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.name={name} is neither a directory, nor an embedded model "
+            f"(smollm2-135m-instruct, tiny-random), nor to be had from the hub: {reason}"
+        ) from error

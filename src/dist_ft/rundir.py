@@ -1,0 +1,130 @@
+"""The layout of a run directory and atomic writes into it. Owns paths, not contents."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+"""Written as `format_version` into every file that is read back."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run: `<run.output_dir>/<run.name>`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        """State of the run, rewritten atomically."""
+        return self.path / "run.json"
+
+    @property
+    def ledger(self) -> Path:
+        """Append-only record of attempts, commits and failures."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        """One row per evaluation."""
+        return self.path / "eval.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        """One file per attempt, created exclusively."""
+        return self.path / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Parent of the checkpoint directories."""
+        return self.path / "checkpoints"
+
+    @property
+    def exports(self) -> Path:
+        """Parent of exported models."""
+        return self.path / "exports"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists while somebody asks the run to checkpoint and stop."""
+        return self.path / "stop-request.json"
+
+    def checkpoint(self, step: int, attempt: int) -> Path:
+        """Directory that `attempt` writes step `step` into."""
+        return self.checkpoints / checkpoint_name(step, attempt)
+
+    def export(self, step: int) -> Path:
+        """Directory of the model exported from `step`."""
+        return self.exports / f"step-{step:08d}"
+
+    def logs(self, attempt: int) -> Path:
+        """Directory of an attempt's logs."""
+        return self.path / "logs" / f"attempt-{attempt:04d}"
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    """Returns `step-00000040-a0003`."""
+    return f"step-{step:08d}-a{attempt:04d}"
+
+
+def slices_name(rank: int, world_size: int) -> str:
+    """Returns `slices-00000-of-00002.safetensors`."""
+    return f"slices-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replaces a JSON file: readers see the old or the new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"format_version": FORMAT_VERSION, **data}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file written by `write_json`.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It is not such a file, or of a later format.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}; use the dist-ft that wrote it")
+    return data
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads a JSONL file of rows; a torn last line (a writer that died) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def last_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """Returns the last row of each step, which is the one that counts after a rollback."""
+    return {int(row["step"]): row for row in read_rows(path)}

@@ -1,0 +1,136 @@
+"""Gives one rank the rows of a step. Owns how positions become arrays; the order itself is `order.py`.
+
+Shapes: B rows of a micro batch, T tokens of its longest row (rounded up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_ft.batch import layout_slots, round_up
+from dist_ft.stream.order import Order, SequenceId, digest, step_positions
+from dist_ft.stream.shards import TokenShards
+
+IGNORE = -100
+"""Target of a token whose prediction is not trained."""
+_MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one pass on one rank; rows without a slot are padding and weigh nothing.
+
+    Attributes:
+        input_ids: [B, T].
+        targets: [B, T], the token that each place must predict, or `IGNORE`.
+        position_ids: [B, T], counted from 0 in each packed sample; restarts are what separates samples.
+        slots: [B], slot in the step, -1 for padding.
+    """
+
+    input_ids: Ints
+    targets: Ints
+    position_ids: Ints
+    slots: Ints
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of a step, and the totals of the whole step (the same on every rank).
+
+    Attributes:
+        micro_batches: In the order they are run.
+        num_tokens: Tokens of the global batch, padding excluded.
+        num_trained_tokens: Divisor of the loss.
+        digest: Digest of the global batch's sequences.
+        position: The cursor after the step.
+    """
+
+    micro_batches: list[MicroBatch]
+    num_tokens: int
+    num_trained_tokens: int
+    digest: str
+    position: int
+
+
+@dataclass(frozen=True)
+class RankLayout:
+    """Which part of a batch a rank computes."""
+
+    rank: int
+    world_size: int
+    micro_batch_size: int
+
+
+class TrainLoader:
+    """Random access to the steps of a run."""
+
+    def __init__(
+        self, order: Order, shards: Sequence[TokenShards], layout: RankLayout, global_batch_size: int, total: int
+    ) -> None:
+        self._order = order
+        self._shards = shards
+        self._layout = layout
+        self._global_batch_size = global_batch_size
+        self._total = total
+
+    def step(self, step: int) -> StepBatch:
+        """Returns this rank's rows of step `step`, counted from 0."""
+        positions = step_positions(step, self._global_batch_size, self._total)
+        ids = [self._order.locate(position) for position in positions]
+        sizes = [self._shards[i.source].sizes(i.row) for i in ids]
+        layout = layout_slots(
+            [tokens for tokens, _ in sizes],
+            self._layout.micro_batch_size,
+            self._layout.world_size,
+            self._global_batch_size,
+        )
+        return StepBatch(
+            micro_batches=[self._micro_batch(ids, ranks[self._layout.rank]) for ranks in layout],
+            num_tokens=sum(tokens for tokens, _ in sizes),
+            num_trained_tokens=sum(trained for _, trained in sizes),
+            digest=digest(ids),
+            position=positions.stop,
+        )
+
+    def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
+        rows = [self._shards[ids[slot].source].read(ids[slot].row) for slot in slots]
+        return collate(rows, slots, self._layout.micro_batch_size)
+
+
+def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch]:
+    """Yields this rank's part of a held-out split; every rank gets the same number of batches."""
+    num_rows = sum(shards.shard_sizes)
+    lengths = [shards.sizes(row)[0] for row in range(num_rows)]
+    for ranks in layout_slots(lengths, layout.micro_batch_size, layout.world_size):
+        slots = ranks[layout.rank]
+        yield collate([shards.read(row) for row in slots], slots, layout.micro_batch_size)
+
+
+def collate(
+    rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.int32]]],
+    slots: Sequence[int],
+    num_rows: int,
+) -> MicroBatch:
+    """Pads rows to one length and fills up with padding rows."""
+    length = round_up(max((len(ids) for ids, _, _ in rows), default=1), _MULTIPLE)
+    input_ids = np.zeros((num_rows, length), dtype=np.int64)
+    targets = np.full((num_rows, length), IGNORE, dtype=np.int64)
+    position_ids = np.tile(np.arange(length, dtype=np.int64), (num_rows, 1))
+    for row, (ids, trained, starts) in enumerate(rows):
+        count = len(ids)
+        input_ids[row, :count] = ids
+        targets[row, : count - 1] = np.where(trained[1:], ids[1:], IGNORE)
+        for start in starts[1:]:
+            position_ids[row, start:] = np.arange(length - start)
+        if count < length and len(starts) > 1:
+            # The padding after packed samples is a sample of its own.
+            position_ids[row, count:] = np.arange(length - count)
+    slot_column = np.full(num_rows, -1, dtype=np.int64)
+    slot_column[: len(slots)] = slots
+    return MicroBatch(input_ids, targets, position_ids, slot_column)

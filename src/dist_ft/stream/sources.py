@@ -1,0 +1,105 @@
+"""Reads raw rows and says exactly where a bad one stands.
+
+Rows are chat conversations (`messages`) from local JSONL files or from the embedded data sets. Turning them
+into tokens is the renderer's work, which `cache.py` gets as an argument.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from dist_ft.errors import DataError
+from dist_ft.stream.embedded import embedded_rows
+
+EMBEDDED_PREFIX = "embedded:"
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation.
+
+    Attributes:
+        place: `file:line`, for messages to people.
+        messages: Turns with `role` and `content`.
+        key: Hash of the content, which decides on which side of a held-out split it falls.
+    """
+
+    place: str
+    messages: list[Message]
+    key: int
+
+
+def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
+    """Yields the conversations of a source in file order.
+
+    Raises:
+        DataError: Broken JSON, a row that is no conversation or has no assistant turn (file and line named),
+            or a source without rows.
+    """
+    if row_format not in ("auto", "messages"):
+        raise DataError(f"format={row_format} of {source} is not supported yet; convert to rows with `messages`")
+    count = 0
+    for place, data in _raw_rows(source):
+        messages = _check_row(place, data)
+        yield Row(place, messages, xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True)))
+        count += 1
+    if count == 0:
+        raise DataError(f"{source} holds no rows; expected one JSON object with `messages` a line")
+
+
+def content_hash(source: str) -> str:
+    """Returns the hash of a source's bytes (xxh3-128), the base of its cache key."""
+    hasher = xxhash.xxh3_128()
+    if source.startswith(EMBEDDED_PREFIX):
+        hasher.update(json.dumps(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))).encode())
+    else:
+        with Path(source).open("rb") as file:
+            while chunk := file.read(1 << 22):
+                hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _raw_rows(source: str) -> Iterator[tuple[str, Any]]:
+    if source.startswith(EMBEDDED_PREFIX):
+        for index, row in enumerate(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))):
+            yield f"{source}:{index + 1}", row
+        return
+    with Path(source).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{source}:{number}"
+            try:
+                yield place, json.loads(line)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{place}: not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
+                ) from error
+
+
+def _check_row(place: str, data: Any) -> list[Message]:
+    if not isinstance(data, dict) or "messages" not in data:
+        keys = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
+        raise DataError(f"{place}: found {keys}, expected an object with `messages`")
+    messages = data["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{place}: `messages` is {messages!r}, expected a list of turns")
+    for number, turn in enumerate(messages):
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+            raise DataError(
+                f"{place}: turn {number} is {str(turn)[:80]!r}, expected role (one of {', '.join(ROLES)}) and text content"
+            )
+    if not any(turn["role"] == "assistant" for turn in messages):
+        raise DataError(f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer")
+    return messages

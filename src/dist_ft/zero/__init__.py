@@ -1,0 +1,1 @@
+"""Everything that knows DeepSpeed: its config, the engine, slices in and out."""

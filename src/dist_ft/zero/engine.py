@@ -1,0 +1,95 @@
+"""Makes the DeepSpeed engine of a rank and runs one optimizer step on it.
+
+Collective: every function here is called by every rank at the same point.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dist_ft.config import Config
+from dist_ft.zero.ds_config import build_ds_config
+
+_GROUP_TIMEOUT = timedelta(minutes=10)
+
+
+def open_store(host: str, rank: int, world_size: int, port: int = 0) -> dist.TCPStore:
+    """Opens the rendezvous store. Rank 0 listens on a free port (read it from `.port`), the others connect."""
+    return dist.TCPStore(
+        host, port, world_size, is_master=rank == 0, timeout=timedelta(minutes=5), wait_for_workers=False
+    )
+
+
+def init_process_group(store: dist.TCPStore, rank: int, world_size: int, on_gpu: bool) -> None:
+    """Joins the process group of this attempt; a rank does so once in its life.
+
+    DeepSpeed would compile a shared-memory op with g++ (80 s on two cores) for a few CPU collectives; it is
+    switched off before `init_distributed` looks for it, and gloo does the work.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups: matrices are decayed, vectors (norms, biases) are not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_engine(
+    module: nn.Module, config: Config, *, world_size: int, num_micro_steps: int, on_gpu: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Wraps the module in a DeepSpeed engine; returns it with the DeepSpeed config used."""
+    optimizer_config = config.optimizer
+    parameters = list(module.parameters())
+    ds_config = build_ds_config(
+        config,
+        world_size=world_size,
+        num_micro_steps=num_micro_steps,
+        num_params=sum(p.numel() for p in parameters),
+        num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+        on_gpu=on_gpu,
+    )
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, optimizer_config.weight_decay),
+        lr=optimizer_config.lr,
+        betas=optimizer_config.betas,
+        eps=optimizer_config.eps,
+        fused=on_gpu and not config.zero.offload,
+    )
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    return engine, ds_config
+
+
+def apply_step(engine: Any, lr: float) -> float:
+    """Takes the optimizer step that ends an accumulation and returns the gradient norm before clipping.
+
+    Called after the backward pass of the last micro step, when gradients are reduced but not yet applied.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    norm = _plain_norm(engine.module.parameters()) if engine.zero_optimization_stage() == 0 else None
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def _plain_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """The norm at stage 0, where every rank holds all reduced gradients and DeepSpeed reports none."""
+    norms = [torch.linalg.vector_norm(p.grad.float()) for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))
