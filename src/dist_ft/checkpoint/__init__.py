@@ -1,0 +1,1 @@
+"""Manifests, lineage, slices on disk, consolidation."""

@@ -1,0 +1,1 @@
+"""The books of a run: commits, ledger, watchdog; torch-free."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def tokenizer_key(tokenizer: Any) -> str:
     """Returns a hash of everything that changes how a conversation becomes tokens."""
     backend = tokenizer.backend_tokenizer.to_str()
     template = tokenizer.chat_template
-    return xxhash.xxh3_128_hexdigest(f"{backend}\0{template}\0{json.dumps(tokenizer.special_tokens_map, default=str)}")
+    return xxhash.xxh3_128_hexdigest(f"{backend}\0{template}\0{tokenizer.special_tokens_map}".encode())
 
 
 def _fetch(name: str, revision: str | None) -> Path:

@@ -29,9 +29,9 @@ class TokenLoss(nn.Module):
         model.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def forward(
-        self, input_ids: torch.Tensor, targets: torch.Tensor, position_ids: torch.Tensor | None
+        self, input_ids: torch.Tensor, targets: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns the loss sum.
+        """Returns the loss sum, or the logits [B, T, V] when there are no targets.
 
         Args:
             input_ids: [B, T].
@@ -40,17 +40,15 @@ class TokenLoss(nn.Module):
                 one another), or None when no row is packed: padding stands at the end, where causal attention
                 keeps it from every token that counts.
         """
-        self._keep_BT = targets != IGNORE
+        self._keep_BT = None if targets is None else targets != IGNORE
         try:
-            logits_1NV = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-            return F.cross_entropy(logits_1NV[0].float(), targets[self._keep_BT], reduction="sum")
+            logits: torch.Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            if targets is None:
+                return logits
+            # The output layer has seen the trained tokens only: logits is [1, N, V].
+            return F.cross_entropy(logits[0].float(), targets[self._keep_BT], reduction="sum")
         finally:
             self._keep_BT = None
-
-    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Returns the logits [B, T, V] of unpacked rows."""
-        result: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-        return result
 
     def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._keep_BT is None:

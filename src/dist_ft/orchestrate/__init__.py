@@ -1,0 +1,1 @@
+"""The one door to Ray: driver, elastic trainer, supervisors, and the plain processes they start."""

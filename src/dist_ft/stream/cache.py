@@ -58,7 +58,7 @@ class SplitRequest:
             PREPARATION_VERSION, WINDOW_ROWS, self.row_format, self.seq_len, self.packing, self.render_key,
             self.held_out, self.take_held_out,
         ]  # fmt: skip
-        return xxhash.xxh3_128_hexdigest(f"{content_hash(self.source)} {settings}")
+        return xxhash.xxh3_128_hexdigest(f"{content_hash(self.source)} {settings}".encode())
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,10 @@ class TrainLoader:
             position=positions.stop,
         )
 
+    def epoch(self, position: int) -> int:
+        """Returns the epochs completed at a position."""
+        return position // self._order.epoch_size
+
     def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
         rows = [self._shards[ids[slot].source].read(ids[slot].row) for slot in slots]
         return collate(rows, slots, self._layout.micro_batch_size)

@@ -119,7 +119,7 @@ def digest(ids: Iterable[SequenceId]) -> str:
     """Returns the commutative digest of the sequences of a step: the proof of what was consumed."""
     total = 0
     for i in ids:
-        total += xxhash.xxh3_64_intdigest(f"{i.source}:{i.pass_index}:{i.row}")
+        total += xxhash.xxh3_64_intdigest(f"{i.source}:{i.pass_index}:{i.row}".encode())
     return f"{total & _MASK64:016x}"
 
 

@@ -50,7 +50,7 @@ def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
     count = 0
     for place, data in _raw_rows(source):
         messages = _check_row(place, data)
-        yield Row(place, messages, xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True)))
+        yield Row(place, messages, xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True).encode()))
         count += 1
     if count == 0:
         raise DataError(f"{source} holds no rows; expected one JSON object with `messages` a line")

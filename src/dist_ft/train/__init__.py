@@ -1,0 +1,1 @@
+"""What one rank does: wiring, loop, evaluation, schedule."""

@@ -1,0 +1,91 @@
+"""Slices → plain safetensors, in bounded memory and without torch.
+
+Reads slice headers, lays out output files, streams ranges through a cast, writes the index last. Peak memory is
+one chunk, whatever the model's size. For an adapter only adapter bytes move.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, map_slices
+from dist_ft.checkpoint.store import Store
+from dist_ft.checkpoint.tensorfile import ITEM_BYTES, to_bfloat16, write_tensors
+from dist_ft.errors import ExportError
+from dist_ft.state import ParamInfo
+
+_CHUNK_ELEMENTS = 1 << 22
+_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+
+
+def consolidate(
+    store: Store, manifest: Manifest, directory: Path, *, stem: str, dtype: str, max_shard_bytes: int = 5 << 30
+) -> list[Path]:
+    """Writes the trained weights of a checkpoint as `<stem>.safetensors`, in shards with an index if large.
+
+    Args:
+        store: The run directory.
+        manifest: The checkpoint.
+        directory: Where the files go.
+        stem: `model` or `adapter_model`.
+        dtype: `float32` or `bfloat16`.
+        max_shard_bytes: Largest file, unless one tensor is larger.
+
+    Raises:
+        CheckpointError: The slices do not cover a parameter.
+        ExportError: A value is not finite.
+    """
+    code = _DTYPES[dtype]
+    slices = map_slices(store, manifest.directory, [file.name for file in manifest.files])
+    check_coverage(manifest.params, slices)
+    shards = plan_shards(manifest.params, ITEM_BYTES[code], max_shard_bytes)
+    names = _shard_names(stem, len(shards))
+    for name, params in zip(names, shards, strict=True):
+        layout = [(param.export_name, code, param.shape) for param in params]
+        write_tensors(directory / name, layout, _stream(store, slices, params, code), {"format": "pt"})
+    if len(names) > 1:
+        _write_index(directory / f"{stem}.safetensors.index.json", names, shards, ITEM_BYTES[code])
+    return [directory / name for name in names]
+
+
+def plan_shards(params: Sequence[ParamInfo], item_bytes: int, max_bytes: int) -> list[list[ParamInfo]]:
+    """Cuts the parameters, in order, into files of at most `max_bytes`."""
+    shards: list[list[ParamInfo]] = [[]]
+    used = 0
+    for param in params:
+        size = param.numel * item_bytes
+        if shards[-1] and used + size > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(param)
+        used += size
+    return shards
+
+
+def _stream(store: Store, slices: SliceMap, params: Sequence[ParamInfo], code: str) -> Iterator[memoryview]:
+    for param in params:
+        for piece in slices[(param.name, "fp32")]:
+            for start in range(0, piece.count, _CHUNK_ELEMENTS):
+                count = min(_CHUNK_ELEMENTS, piece.count - start)
+                data = store.read_range(piece.file, piece.offset + 4 * start, 4 * count)
+                values = np.frombuffer(data, dtype="<f4")
+                if not np.isfinite(values).all():
+                    raise ExportError(f"{param.name} has values that are not finite; export an earlier step")
+                out = to_bfloat16(values) if code == "BF16" else values
+                yield memoryview(out).cast("B")
+
+
+def _shard_names(stem: str, count: int) -> list[str]:
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def _write_index(path: Path, names: Sequence[str], shards: Sequence[Sequence[ParamInfo]], item_bytes: int) -> None:
+    weight_map = {p.export_name: name for name, params in zip(names, shards, strict=True) for p in params}
+    total = sum(p.numel for params in shards for p in params) * item_bytes
+    path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")

@@ -1,0 +1,94 @@
+"""Attempts, and which checkpoints count: pure rules over attempt files and manifests.
+
+A driver takes an attempt number by creating `attempts/0003.json` exclusively; the file names the checkpoint it
+starts from. Readers follow that chain backwards: what an older attempt committed beyond the point where a
+newer one forked off does not count, so a zombie can write only what nobody reads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+
+from dist_ft.checkpoint.manifest import Manifest, read_manifests
+from dist_ft.checkpoint.store import Store
+from dist_ft.errors import CheckpointError, UsageError
+from dist_ft.rundir import FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One formation of the worker group.
+
+    Attributes:
+        number: Counted from 1, never reused.
+        start_step: Step of the checkpoint it starts from; 0 starts anew.
+        start_attempt: The attempt that wrote that checkpoint; 0 when it starts anew.
+        started_at: Unix time in seconds.
+    """
+
+    number: int
+    start_step: int
+    start_attempt: int
+    started_at: float
+
+
+def take_attempt(store: Store, start: Manifest | None) -> Attempt:
+    """Takes the next attempt number, starting from a checkpoint.
+
+    Raises:
+        UsageError: Somebody else took it at this moment.
+    """
+    number = max((attempt.number for attempt in read_attempts(store)), default=0) + 1
+    attempt = Attempt(number, start.step if start else 0, start.attempt if start else 0, time.time())
+    data = json.dumps({"format_version": FORMAT_VERSION, **asdict(attempt)}).encode()
+    if not store.create_exclusive(f"attempts/{number:04d}.json", data):
+        raise UsageError(f"another driver has just taken attempt {number} of this run; wait for it or stop it")
+    return attempt
+
+
+def read_attempts(store: Store) -> list[Attempt]:
+    """Returns the attempts of a run, oldest first.
+
+    Raises:
+        CheckpointError: An attempt file cannot be read; which checkpoints count would be a guess.
+    """
+    attempts = []
+    for name in store.list("attempts"):
+        if not PurePosixPath(name).name[:4].isdigit():
+            continue
+        try:
+            raw = json.loads(store.read(name))
+            raw.pop("format_version")
+            attempts.append(Attempt(**raw))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{name} is not an attempt file: {error}") from error
+    return sorted(attempts, key=lambda attempt: attempt.number)
+
+
+def committed(store: Store) -> list[Manifest]:
+    """Returns the checkpoints of a run that count, oldest first."""
+    return follow(read_attempts(store), read_manifests(store))
+
+
+def follow(attempts: Sequence[Attempt], manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Applies the lineage rule; pure.
+
+    Walking back from the newest attempt, each one's checkpoints count up to the step at which its
+    successor forked off.
+    """
+    by_attempt: dict[int, list[Manifest]] = {}
+    for manifest in manifests:
+        by_attempt.setdefault(manifest.attempt, []).append(manifest)
+    known = {attempt.number: attempt for attempt in attempts}
+    result: list[Manifest] = []
+    current = attempts[-1] if attempts else None
+    limit: int | None = None
+    while current is not None:
+        result += [m for m in by_attempt.get(current.number, []) if limit is None or m.step <= limit]
+        limit = current.start_step if limit is None else min(limit, current.start_step)
+        current = known.get(current.start_attempt)
+    return sorted(result, key=lambda manifest: (manifest.step, manifest.attempt))

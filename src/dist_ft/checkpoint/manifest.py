@@ -1,0 +1,182 @@
+"""The manifest: a checkpoint exists when its manifest does, and never changes afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from dist_ft.checkpoint.store import Store
+from dist_ft.checkpoint.tensorfile import WrittenFile, hash_file, read_header
+from dist_ft.errors import CheckpointError
+from dist_ft.rundir import FORMAT_VERSION, checkpoint_name
+from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey, find_gaps
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a checkpoint belongs to; a resume with another one is refused.
+
+    Attributes:
+        model: Hash of the base weights.
+        data: Hash over the prepared training sources.
+        seed: `run.seed`.
+        method: What is trained, as text.
+        global_batch_size: Sequences per step.
+    """
+
+    model: str
+    data: str
+    seed: int
+    method: str
+    global_batch_size: int
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """Returns `field: mine, theirs` for every field that differs."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: checkpoint {mine[key]}, config {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A committed checkpoint.
+
+    Attributes:
+        run_id: Name of the run.
+        attempt: The attempt that wrote it.
+        step: Completed optimizer steps.
+        cursor: Where the data stream goes on.
+        world_size: Ranks that wrote it.
+        zero_stage: Stage it was written at; any stage loads it.
+        optimizer_step: Adam's counter.
+        fingerprint: What it belongs to.
+        params: Every trained parameter.
+        files: The slice files, in rank order.
+        probe: Logits of a fixed prompt (see `train/probe.py`), by which an export is checked.
+        environment: Versions, threads and processor; a resume says which of them differ.
+        wandb_id: The run's W&B id, if any.
+    """
+
+    run_id: str
+    attempt: int
+    step: int
+    cursor: Cursor
+    world_size: int
+    zero_stage: int
+    optimizer_step: int
+    fingerprint: Fingerprint
+    params: tuple[ParamInfo, ...]
+    files: tuple[WrittenFile, ...]
+    probe: dict[str, Any]
+    environment: dict[str, Any]
+    wandb_id: str | None
+
+    @property
+    def directory(self) -> str:
+        """Folder of the checkpoint, relative to the run directory."""
+        return f"checkpoints/{checkpoint_name(self.step, self.attempt)}"
+
+    def encode(self) -> bytes:
+        """Returns the file's bytes."""
+        data = {"format_version": FORMAT_VERSION, **asdict(self), "params": [p.to_dict() for p in self.params]}
+        return (json.dumps(data, indent=1) + "\n").encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Inverse of `encode`.
+
+        Raises:
+            CheckpointError: Not a manifest of this format, or it names files outside its folder.
+        """
+        try:
+            raw = json.loads(data)
+            if raw.pop("format_version") != FORMAT_VERSION:
+                raise CheckpointError(f"the manifest is not of format {FORMAT_VERSION}; use the dist-ft that wrote it")
+            files = tuple(WrittenFile(**f) for f in raw.pop("files"))
+            for file in files:
+                if PurePosixPath(file.name).name != file.name or file.name in ("", ".", ".."):
+                    raise CheckpointError(f"the manifest names {file.name!r}, which is not a plain file name")
+            return cls(
+                cursor=Cursor(**raw.pop("cursor")),
+                fingerprint=Fingerprint(**raw.pop("fingerprint")),
+                params=tuple(ParamInfo.from_dict(p) for p in raw.pop("params")),
+                files=files,
+                **raw,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"not a manifest: {error}") from error
+
+
+@dataclass(frozen=True)
+class SlicePiece:
+    """Where a run of elements of one parameter lies."""
+
+    start: int
+    count: int
+    file: str
+    offset: int
+
+
+SliceMap = dict[tuple[str, str], list[SlicePiece]]
+"""(parameter, kind) → pieces, by start."""
+
+
+def map_slices(store: Store, directory: str, names: Sequence[str]) -> SliceMap:
+    """Reads the headers of slice files and returns where everything is."""
+    found: SliceMap = {}
+    for name in names:
+        path = f"{directory}/{name}"
+        for text, entry in read_header(store, path).items():
+            key = SliceKey.decode(text)
+            piece = SlicePiece(key.start, entry.numel, path, entry.offset)
+            found.setdefault((key.param, key.kind), []).append(piece)
+    for pieces in found.values():
+        pieces.sort(key=lambda piece: piece.start)
+    return found
+
+
+def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:
+    """Checks that every element of every trained parameter is stored exactly once.
+
+    Raises:
+        CheckpointError: Naming the parameter, the kind and the elements.
+    """
+    expected = {(param.name, kind) for param in params for kind in STATE_KINDS}
+    if unknown := sorted(set(slices) - expected):
+        raise CheckpointError(f"slices of {unknown[0][0]} ({unknown[0][1]}), which is not a trained parameter")
+    for param in params:
+        for kind in STATE_KINDS:
+            pieces = slices.get((param.name, kind), [])
+            gap = find_gaps(param.numel, [(piece.start, piece.count) for piece in pieces])
+            if gap is not None:
+                raise CheckpointError(f"{param.name} ({kind}): {gap}")
+
+
+def verify_files(store: Store, manifest: Manifest) -> None:
+    """Checks sizes and hashes of a checkpoint's files.
+
+    Raises:
+        CheckpointError: Naming the first file that is missing or damaged.
+    """
+    for file in manifest.files:
+        path = f"{manifest.directory}/{file.name}"
+        try:
+            found = hash_file(store, path, file.num_bytes)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
+        if found != file.xxh3:
+            raise CheckpointError(f"{path} is damaged: xxh3 {found}, the manifest says {file.xxh3}")
+
+
+def read_manifests(store: Store) -> Iterator[Manifest]:
+    """Yields every readable manifest of a run, whatever its lineage; an unreadable one is passed over."""
+    for name in store.list("checkpoints"):
+        if PurePosixPath(name).name == MANIFEST:
+            try:
+                yield Manifest.decode(store.read(name))
+            except (CheckpointError, FileNotFoundError):
+                continue

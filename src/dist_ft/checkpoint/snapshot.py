@@ -1,0 +1,59 @@
+"""Writes one rank's slices and reads them back by range.
+
+The save blocks: views are streamed to disk as they are. Only the coordinator makes the checkpoint exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dist_ft.checkpoint.manifest import Manifest, SliceMap, map_slices
+from dist_ft.checkpoint.store import Store
+from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
+from dist_ft.errors import CheckpointError
+from dist_ft.state import SliceKey
+
+
+def write_slices(path: Path, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:
+    """Writes a rank's slices as float32; the file appears under its name when whole."""
+    found = [(key.encode(), tensor) for key, tensor in slices]
+    layout = [(name, "F32", (tensor.numel(),)) for name, tensor in found]
+    # One tensor at a time goes to the host, so a GPU's state is never held twice.
+    chunks = (memoryview(tensor.detach().float().cpu().contiguous().numpy()).cast("B") for _, tensor in found)
+    return write_tensors(path, layout, chunks)
+
+
+class SliceReader:
+    """Reads any range of any trained parameter from a committed checkpoint.
+
+    `bytes_read` counts what was asked of the store, headers excluded.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store = store
+        self._slices: SliceMap = map_slices(store, manifest.directory, [file.name for file in manifest.files])
+        self.bytes_read = 0
+
+    def __call__(self, key: SliceKey, count: int) -> torch.Tensor:
+        """Returns `count` elements from `key.start` on, as float32 [count].
+
+        Raises:
+            CheckpointError: The checkpoint does not hold them.
+        """
+        parts = []
+        position, end = key.start, key.start + count
+        for piece in self._slices.get((key.param, key.kind), []):
+            if piece.start + piece.count <= position or piece.start >= end:
+                continue
+            first = position - piece.start
+            length = min(piece.count - first, end - position)
+            parts.append(self._store.read_range(piece.file, piece.offset + 4 * first, 4 * length))
+            self.bytes_read += 4 * length
+            position += length
+        if position != end:
+            raise CheckpointError(f"{key.param} ({key.kind}): elements {position}..{end - 1} are not in the checkpoint")
+        return torch.from_numpy(np.frombuffer(b"".join(parts), dtype="<f4").copy())

@@ -1,0 +1,107 @@
+"""Where checkpoints lie: five operations, one of them exclusive creation.
+
+Fencing rests on `create_exclusive`: of two writers of one name, one wins and the other is told. A store that
+cannot do this is refused. Local (and shared) file systems now; object stores fit behind the same protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from dist_ft.errors import CheckpointError
+
+
+class Store(Protocol):
+    """Named byte strings below a root. Names are relative and use `/`."""
+
+    def create_exclusive(self, name: str, data: bytes) -> bool:
+        """Creates a whole object durably; returns False, changing nothing, when the name exists."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Returns an object. Raises FileNotFoundError."""
+        ...
+
+    def read_range(self, name: str, start: int, count: int) -> bytes:
+        """Returns `count` bytes from `start`. Raises FileNotFoundError, or CheckpointError when cut short."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Returns the names below a folder, sorted; empty when there is none."""
+        ...
+
+    def delete(self, prefix: str) -> None:
+        """Deletes everything below a folder, if any."""
+        ...
+
+
+class LocalStore:
+    """A directory on a local or shared file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create_exclusive(self, name: str, data: bytes) -> bool:
+        """See `Store`. A hard link publishes the finished file, so a reader never sees half of it."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+        return True
+
+    def read(self, name: str) -> bytes:
+        """See `Store`."""
+        return self._path(name).read_bytes()
+
+    def read_range(self, name: str, start: int, count: int) -> bytes:
+        """See `Store`."""
+        with self._path(name).open("rb") as file:
+            data = os.pread(file.fileno(), count, start)
+        if len(data) != count:
+            raise CheckpointError(f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}")
+        return data
+
+    def list(self, prefix: str) -> list[str]:
+        """See `Store`."""
+        base = self._path(prefix)
+        if not base.is_dir():
+            return []
+        files = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return sorted(p.relative_to(self.root).as_posix() for p in files)
+
+    def delete(self, prefix: str) -> None:
+        """See `Store`. Renamed first, so that nobody sees a half deleted folder."""
+        base = self._path(prefix)
+        if base.exists():
+            doomed = base.with_name(f".deleted-{base.name}.{uuid.uuid4().hex[:8]}")
+            base.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _path(self, name: str) -> Path:
+        path = self.root / name
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise CheckpointError(f"{name!r} is not a name inside {self.root}")
+        return path
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes a rename or link in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,154 @@
+"""Safetensors files, written as a stream and read by range, without torch.
+
+The `safetensors` package writes from whole tensors in memory and has no range reads inside a tensor; a
+consolidation of any size in bounded memory, and a resume that reads only its own elements, need both. The
+format is eight bytes of header length, a JSON header, then the data (github.com/huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from dist_ft.checkpoint.store import Store
+from dist_ft.errors import CheckpointError
+
+ITEM_BYTES = {"F32": 4, "BF16": 2}
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: `F32` or `BF16`.
+        shape: Its shape.
+        offset: First byte, counted from the start of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What was written: file name, size, and xxh3-128 of all bytes."""
+
+    name: str
+    num_bytes: int
+    xxh3: str
+
+
+def write_tensors(
+    path: Path,
+    layout: Sequence[tuple[str, str, tuple[int, ...]]],
+    chunks: Iterable[bytes | memoryview],
+    metadata: dict[str, str] | None = None,
+) -> WrittenFile:
+    """Writes a safetensors file durably; it appears under its name when whole.
+
+    Args:
+        path: Final path.
+        layout: (name, dtype, shape) of each tensor, in data order.
+        chunks: The data of all tensors, in that order, cut anywhere.
+        metadata: Strings for the header, such as `{"format": "pt"}`.
+
+    Raises:
+        CheckpointError: The chunks do not add up to the layout.
+    """
+    header, data_bytes = _build_header(layout, metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    hasher = xxhash.xxh3_128()
+    written = 0
+    try:
+        with temporary.open("wb") as file:
+            for part in _chain(header, chunks):
+                file.write(part)
+                hasher.update(part)
+                written += len(part)
+            if written != len(header) + data_bytes:
+                raise CheckpointError(f"{path}: {written - len(header)} bytes of data for a layout of {data_bytes}")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return WrittenFile(path.name, written, hasher.hexdigest())
+
+
+def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
+    """Returns the tensors of a safetensors file, from its header alone.
+
+    Raises:
+        CheckpointError: It is not such a file.
+    """
+    try:
+        (length,) = struct.unpack("<Q", store.read_range(name, 0, 8))
+        if length > _MAX_HEADER_BYTES:
+            raise CheckpointError(f"{name}: a header of {length} bytes cannot be right")
+        raw = json.loads(store.read_range(name, 8, length))
+        return {
+            key: TensorEntry(value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
+            for key, value in raw.items()
+            if key != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
+
+
+def read_floats(store: Store, name: str, entry: TensorEntry, start: int, count: int) -> npt.NDArray[np.float32]:
+    """Reads `count` float32 elements of a flattened tensor."""
+    data = store.read_range(name, entry.offset + 4 * start, 4 * count)
+    return np.frombuffer(data, dtype="<f4")
+
+
+def hash_file(store: Store, name: str, num_bytes: int, chunk_bytes: int = 1 << 24) -> str:
+    """Returns the xxh3-128 of a file of known size."""
+    hasher = xxhash.xxh3_128()
+    for start in range(0, num_bytes, chunk_bytes):
+        hasher.update(store.read_range(name, start, min(chunk_bytes, num_bytes - start)))
+    return hasher.hexdigest()
+
+
+def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Rounds to bfloat16 bits, to nearest even like torch; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def _build_header(
+    layout: Sequence[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str] | None
+) -> tuple[bytes, int]:
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, dtype, shape in layout:
+        end = offset + prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    return struct.pack("<Q", len(text)) + text, offset
+
+
+def _chain(header: bytes, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    yield header
+    yield from chunks

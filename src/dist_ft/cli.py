@@ -1,0 +1,202 @@
+"""The command line. Parses, calls one function a verb, prints, maps errors to exit codes.
+
+Verbs import what they need when they are called: `dist-ft --help` and a config error must be quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dist_ft import __version__
+from dist_ft.errors import DistFtError, UsageError
+
+app = typer.Typer(
+    name="dist-ft",
+    help="Fine-tune language models on a Ray cluster whose machines come and go.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of dist-ft itself."""
+    if version:
+        typer.echo(f"dist-ft {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default starts one here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a config to the end: train, checkpoint, export, measure."""
+    parsed = _load(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
+    from dist_ft.rundir import RunDir
+
+    run_dir = RunDir(Path(parsed.run.output_dir).absolute() / parsed.run.name)
+    if run_dir.path.exists() and not resume:  # said here too, before Ray is imported
+        raise UsageError(
+            f"run directory {run_dir.path} exists; continue it with --resume, or choose another run.name or run.output_dir"
+        )
+    from dataclasses import asdict
+
+    from dist_ft.monitor.console import Console
+    from dist_ft.orchestrate import driver
+
+    console = Console()
+    try:
+        result = driver.train(parsed, resume=resume, console=console)
+    finally:
+        console.close()
+    if as_json:
+        print(json.dumps(asdict(result)))
+    else:
+        _print_result(asdict(result))
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Run config (YAML).")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
+) -> None:
+    """Check everything that needs no cluster, and show what the run will take."""
+    if schema:
+        from dist_ft.config import schema_json
+
+        typer.echo(schema_json())
+        return
+    if config is None:
+        raise UsageError("plan needs a CONFIG, or --schema")
+    parsed = _load(config, overrides or [])
+    from dist_ft.plan.plan import make_plan, render_plan
+
+    result = make_plan(parsed)
+    typer.echo(json.dumps(result) if as_json else render_plan(result))
+
+
+@app.command()
+def status(run: RunPath, as_json: AsJson = False) -> None:
+    """Show a run's state, from its files alone."""
+    from dist_ft.plan.status import read_status, render_status
+
+    result = read_status(run)
+    typer.echo(json.dumps(result) if as_json else render_status(result))
+
+
+@app.command()
+def stop(
+    run: RunPath,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the checkpoint.")] = 600,
+) -> None:
+    """Ask a run to checkpoint and stop, and wait until it has."""
+    from dist_ft.plan.status import request_stop
+
+    typer.echo(request_stop(run, timeout_s))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default is the last.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the base model.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default is model.dtype.")] = None,
+) -> None:
+    """Write any committed checkpoint as a plain Hugging Face directory."""
+    from dist_ft.plan.status import find_checkpoint
+
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype} is not float32 or bfloat16")
+    if to.exists():
+        raise UsageError(f"--to {to} exists; choose another directory")
+    config, checkpoint = find_checkpoint(run, step)
+    from dist_ft.tasks.export import run as run_export
+
+    result = run_export(config, str(run.absolute()), checkpoint, str(to), merge, dtype)
+    typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")
+
+
+@app.command()
+def doctor(
+    cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None, as_json: AsJson = False
+) -> None:
+    """Check this machine, and a cluster, for what runs need."""
+    from dist_ft.plan.doctor import check_machine, render_checks
+
+    checks = check_machine()
+    if cluster is not None:
+        from dist_ft.orchestrate.inspect_cluster import check_cluster
+
+        checks += check_cluster(cluster)
+    typer.echo(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks))
+    if not all(check.is_ok for check in checks):
+        raise typer.Exit(1)
+
+
+def _load(path: Path, overrides: list[str]) -> Any:
+    from dist_ft.config import check_config, load_config
+
+    config = load_config(path, overrides)
+    check_config(config)
+    return config
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    if result["error"]:
+        print(f"error: {result['error']['message']}", file=sys.stderr)
+    print(f"{result['state']} after {result['steps']} steps: {result['run_dir']}")
+    if result["state"] == "stopped":
+        print("continue with the same command and --resume")
+    if result["final_loss"] is not None:
+        print(f"  training loss {result['final_loss']:.4f}")
+    if result["eval_loss"] is not None:
+        print(f"  held-out loss {result['eval_loss']:.4f}")
+    evaluation = result["evaluation"]
+    if evaluation:
+        for name, value in evaluation["tuned"].items():
+            print(f"  {name} {evaluation['base'][name]:.3f} → {value:.3f}")
+        for sample in evaluation.get("samples", [])[:1]:
+            print(f"  asked     {sample['prompt']}")
+            print(f"  base says {sample['base'].strip()[:200]!r}")
+            print(f"  tuned     {sample['tuned'].strip()}")
+    if result["export_dir"]:
+        print(f"  model     {result['export_dir']}")
+
+
+def main() -> None:
+    """Entry point: prints errors as one block and exits with their code."""
+    try:
+        app()
+    except DistFtError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The Ray shell around the coordinator: one named actor per run, on the driver's node."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dist_ft.config import config_from_dict
+from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.state import RunRecord
+from dist_ft.errors import StaleAttemptError, UsageError
+from dist_ft.messages import AttemptSpec, Envelope
+from dist_ft.monitor.sinks import Sink
+from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
+from dist_ft.rundir import RunDir, last_rows
+
+
+@ray.remote(num_cpus=0)
+class CoordinatorActor:
+    """Calls run one after the other, so the coordinator needs no locks.
+
+    The actor starts early, in parallel to the preparation; `begin` is the first call that touches a file.
+    """
+
+    def __init__(self) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._coordinator: Coordinator | None = None
+        self._attempt: AttemptSpec | None = None
+
+    def begin(
+        self, config: dict[str, Any], run_dir: str, record: dict[str, Any], prepared: dict[str, Any], on_gpu: bool
+    ) -> None:
+        """Opens the run's books."""
+        parsed = config_from_dict(config)
+        place = RunDir(Path(run_dir))
+        state = RunRecord(**record)
+        mode = resolve_mode(parsed.monitor.wandb)
+        sinks: list[Sink] = []
+        if mode != "disabled" and state.wandb_id is not None:
+            backlog = [row for _, row in sorted(last_rows(place.metrics).items())]
+            sinks.append(
+                WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
+            )
+        self._coordinator = Coordinator(parsed, place, state, Prepared(**prepared), sinks, on_gpu)
+
+    def open_attempt(self, world_size: int) -> int | None:
+        """Opens an attempt and returns its number; None while the preparation is still at work."""
+        if self._coordinator is None:
+            return None
+        self._attempt = self._books.open_attempt(world_size)
+        return self._attempt.attempt
+
+    def attempt_spec(self, number: int) -> AttemptSpec:
+        """Returns what all ranks of the current attempt share."""
+        if self._attempt is None or self._attempt.attempt != number:
+            raise StaleAttemptError(f"attempt {number} is not the current one")
+        return self._attempt
+
+    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        """See `Coordinator.handle`."""
+        return self._books.handle(Envelope.from_dict(envelope)).to_dict()
+
+    def request_stop(self, reason: str) -> None:
+        """See `Coordinator.request_stop`."""
+        self._books.request_stop(reason)
+
+    def poll(self) -> dict[str, Any]:
+        """Ticks, then returns the status; the driver calls it twice a second."""
+        self._books.tick(time.monotonic())
+        return self._books.status()
+
+    def add_event(self, event: str, facts: dict[str, Any]) -> None:
+        """See `Coordinator.add_event`."""
+        self._books.add_event(event, **facts)
+
+    def record_evaluation(self, row: dict[str, Any]) -> None:
+        """See `Coordinator.record_evaluation`."""
+        self._books.record_evaluation(row)
+
+    def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
+        """See `Coordinator.finish`."""
+        self._books.finish(state, result, error)
+
+    @property
+    def _books(self) -> Coordinator:
+        if self._coordinator is None:
+            raise UsageError("the run has not begun")
+        return self._coordinator

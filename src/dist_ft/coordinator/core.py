@@ -1,0 +1,332 @@
+"""The coordinator: the one place that commits checkpoints and writes a run's records. Torch-free, Ray-free.
+
+`actor.py` puts it into a Ray actor, tests call it directly. All its state can be rebuilt from the run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dist_ft.checkpoint.lineage import committed, take_attempt
+from dist_ft.checkpoint.manifest import Manifest, verify_files
+from dist_ft.checkpoint.retention import surplus
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config import Config
+from dist_ft.coordinator.commit import Staging, commit
+from dist_ft.coordinator.ledger import Ledger
+from dist_ft.coordinator.policies import newest_first, nothing_usable
+from dist_ft.coordinator.state import FINAL, RunRecord
+from dist_ft.coordinator.watchdog import RankView, find_stalled
+from dist_ft.errors import CheckpointError, StalledError, StaleAttemptError
+from dist_ft.messages import (
+    AttemptSpec,
+    Envelope,
+    EvalDone,
+    Message,
+    PhaseChanged,
+    RankDone,
+    RankFailed,
+    RankStarted,
+    RendezvousOpen,
+    Reply,
+    Staged,
+    StepDone,
+)
+from dist_ft.monitor.jsonl import JsonlWriter
+from dist_ft.monitor.sinks import Sink
+from dist_ft.rundir import RunDir, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preparation found out; the coordinator passes it on to the ranks.
+
+    Attributes:
+        splits: Training sources, as dicts of `PreparedSplit`.
+        eval_split: Held-out split, or None.
+        fingerprint: As a dict of `Fingerprint`.
+        max_steps: Steps of the run.
+        num_positions: Sequences that the run uses.
+    """
+
+    splits: list[dict[str, Any]]
+    eval_split: dict[str, Any] | None
+    fingerprint: dict[str, Any]
+    max_steps: int
+    num_positions: int
+
+
+class Coordinator:
+    """Keeps the books of one run.
+
+    Args:
+        config: The run config.
+        run_dir: The run directory, which exists.
+        record: What run.json starts with.
+        prepared: What preparation found out.
+        sinks: Where rows go besides the JSONL files.
+        on_gpu: Whether ranks use CUDA devices.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: RunDir,
+        record: RunRecord,
+        prepared: Prepared,
+        sinks: Sequence[Sink] = (),
+        on_gpu: bool = False,
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._record = record
+        self._sinks = list(sinks)
+        self._on_gpu = on_gpu
+        self._store = LocalStore(run_dir.path)
+        self._ledger = Ledger(run_dir.ledger)
+        self._metrics = JsonlWriter(run_dir.metrics)
+        self._evals = JsonlWriter(run_dir.evals)
+        self._prepared = prepared
+        self._stop = False
+        self._begin_group(0)
+        self._last_row: dict[str, Any] | None = None
+        self._last_eval: dict[str, Any] | None = None
+        self._write_record()
+
+    def open_attempt(self, world_size: int) -> AttemptSpec:
+        """Takes the next attempt number and names the checkpoint that it starts from.
+
+        Raises:
+            UsageError: Another driver took the number.
+            CheckpointError: There are checkpoints, and all of them are damaged.
+        """
+        prepared = self._prepared
+        start = self._newest_whole()
+        attempt = take_attempt(self._store, start)
+        self._begin_group(world_size)
+        self._record.attempt = attempt.number
+        self._record.step = attempt.start_step
+        self._record.world_size = world_size
+        self._ledger.add("attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step)
+        self._write_record()
+        return AttemptSpec(
+            run_id=self._record.run_id,
+            attempt=attempt.number,
+            run_dir=str(self._run_dir.path),
+            config=self._config.model_dump(mode="json"),
+            splits=prepared.splits,
+            eval_split=prepared.eval_split,
+            fingerprint=prepared.fingerprint,
+            max_steps=prepared.max_steps,
+            num_positions=prepared.num_positions,
+            start_checkpoint=f"{start.directory}/manifest.json" if start else None,
+            on_gpu=self._on_gpu,
+            wandb_id=self._record.wandb_id,
+        )
+
+    def handle(self, envelope: Envelope) -> Reply:
+        """Takes a message from a rank of the current attempt.
+
+        Raises:
+            StaleAttemptError: The sender belongs to another run or attempt.
+        """
+        if (envelope.run_id, envelope.attempt) != (self._record.run_id, self._record.attempt):
+            raise StaleAttemptError(
+                f"rank {envelope.rank} of run {envelope.run_id}, attempt {envelope.attempt}: the current attempt "
+                f"of {self._record.run_id} is {self._record.attempt}"
+            )
+        handler = self._HANDLERS.get(type(envelope.message))
+        if handler is not None:
+            handler(self, envelope.rank, envelope.message)
+        return Reply(self._stop, self._abort, self._committed_step, self._rendezvous)
+
+    def request_stop(self, reason: str) -> None:
+        """Asks all ranks to checkpoint and stop after their current step."""
+        if self._stop or self._record.state in FINAL:
+            return
+        self._stop = True
+        self._record.move("stopping")
+        self._ledger.add("stop_requested", reason=reason)
+        self._write_record()
+
+    def tick(self, now: float) -> None:
+        """Looks at what nobody reports: the stop request file, ranks without progress.
+
+        Args:
+            now: Monotonic time in seconds.
+        """
+        if self._run_dir.stop_request.exists():
+            self.request_stop("dist-ft stop")
+        waiting = [view for rank, view in self._ranks.items() if rank not in self._done]
+        stalled = find_stalled(waiting, now)
+        if stalled is not None and self._abort is None:
+            message = f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
+            self._abort = message
+            self._fail(stalled.rank, StalledError(message).to_dict())
+
+    def status(self) -> dict[str, Any]:
+        """Returns run.json's contents, the newest rows, and the ledger of this process."""
+        return {
+            **asdict(self._record),
+            "row": self._last_row,
+            "eval": self._last_eval,
+            "phases": sorted({view.phase for view in self._ranks.values()}),
+            "ledger": self._ledger.entries,
+            "outcome": self.outcome(),
+            "failures": self._failures,
+        }
+
+    def outcome(self) -> str | None:
+        """Returns how the group ended: completed, stopped, failed; None while it works."""
+        if self._failures:
+            return "failed"
+        if self._world_size and len(self._done) == self._world_size:
+            return next(iter(self._done.values()))
+        return None
+
+    def add_event(self, event: str, **facts: Any) -> None:
+        """Writes a ledger entry for a fact that the driver found."""
+        self._ledger.add(event, **facts)
+
+    def record_evaluation(self, row: dict[str, Any]) -> None:
+        """Writes an evaluation that a task made."""
+        self._evals.append(row)
+        self._last_eval = row
+        for sink in self._sinks:
+            sink.log_eval(row)
+
+    def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
+        """Ends the run's books; the last call."""
+        self._record.move(state)
+        self._record.result = result
+        self._record.error = error
+        self._record.workers = []
+        facts: dict[str, Any] = {"step": self._record.step}
+        self._ledger.add(state, **facts, **({"error": error} if error else {}))
+        self._write_record()
+        self._run_dir.stop_request.unlink(missing_ok=True)
+        for sink in self._sinks:
+            sink.close(state)
+        self._metrics.close()
+        self._evals.close()
+        self._ledger.close()
+
+    def _begin_group(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._rendezvous: tuple[str, int] | None = None
+        self._abort: str | None = None
+        self._committed_step = 0
+        self._last_step = 0
+        self._staging: dict[int, Staging] = {}
+        self._done: dict[int, str] = {}
+        self._failures: list[dict[str, Any]] = []
+        now = time.monotonic()
+        self._ranks = {rank: RankView(rank, "start", 0, now) for rank in range(world_size)}
+        self._record.workers = []
+
+    def _newest_whole(self) -> Manifest | None:
+        damages = []
+        for manifest in newest_first(committed(self._store)):
+            try:
+                verify_files(self._store, manifest)
+            except CheckpointError as error:
+                damages.append(str(error))
+                self._ledger.add("checkpoint_damaged", step=manifest.step, error=str(error))
+                logger.error("checkpoint step %d is passed over: %s", manifest.step, error)
+                continue
+            return manifest
+        if damages:
+            raise nothing_usable(damages)
+        return None
+
+    def _seen(self, rank: int, phase: str | None, step: int | None) -> None:
+        old = self._ranks[rank]
+        self._ranks[rank] = RankView(rank, phase or old.phase, old.step if step is None else step, time.monotonic())
+
+    def _on_started(self, rank: int, message: RankStarted) -> None:
+        self._seen(rank, "load", None)
+        self._record.workers.append({"rank": rank, "pid": message.pid, "node_ip": message.node_ip})
+        self._record.workers.sort(key=lambda worker: int(worker["rank"]))
+        if len(self._record.workers) == self._world_size and not self._stop:
+            self._record.move("running")
+        self._write_record()
+
+    def _on_rendezvous(self, rank: int, message: RendezvousOpen) -> None:
+        self._rendezvous = (message.host, message.port)
+
+    def _on_phase(self, rank: int, message: PhaseChanged) -> None:
+        self._seen(rank, message.phase, message.step)
+        if message.phase == "first_step" and rank == 0:
+            self._ledger.add("loaded", step=message.step)
+
+    def _on_step(self, rank: int, message: StepDone) -> None:
+        row = message.row
+        self._seen(rank, None, row["step"])
+        if row["step"] <= self._last_step:
+            return
+        self._last_step = row["step"]
+        self._metrics.append(row)
+        self._last_row = row
+        self._record.step = row["step"]
+        self._write_record_now_and_then()
+        for sink in self._sinks:
+            sink.log_step(row)
+
+    def _on_eval(self, rank: int, message: EvalDone) -> None:
+        self.record_evaluation(message.row)
+
+    def _on_staged(self, rank: int, message: Staged) -> None:
+        staging = self._staging.setdefault(message.step, Staging())
+        staging.add(rank, message)
+        if not staging.is_whole(self._world_size):
+            return
+        del self._staging[message.step]
+        try:
+            manifest = commit(
+                self._store, self._record.run_id, self._record.attempt, self._record.wandb_id, staging
+            )
+        except CheckpointError as error:
+            self._abort = str(error)
+            self._fail(rank, error.to_dict())
+            return
+        self._committed_step = manifest.step
+        self._ledger.add("commit", step=manifest.step, attempt=manifest.attempt)
+        for old in surplus(committed(self._store), self._config.checkpoint.keep_last):
+            self._store.delete(old.directory)
+
+    def _on_done(self, rank: int, message: RankDone) -> None:
+        self._done[rank] = message.outcome
+        self._record.step = message.step
+
+    def _on_failed(self, rank: int, message: RankFailed) -> None:
+        self._fail(rank, message.error)
+
+    def _fail(self, rank: int, error: dict[str, str]) -> None:
+        self._failures.append({"rank": rank, **error})
+        self._ledger.add("rank_failed", rank=rank, step=self._record.step, **error)
+
+    def _write_record(self) -> None:
+        self._written_at = time.monotonic()
+        write_json(self._run_dir.run_json, asdict(self._record))
+
+    def _write_record_now_and_then(self) -> None:
+        # An fsync a step would cost more than the step of a small model.
+        if time.monotonic() - self._written_at > 1.0:
+            self._write_record()
+
+    _HANDLERS: dict[type[Message], Any] = {  # noqa: RUF012
+        RankStarted: _on_started,
+        RendezvousOpen: _on_rendezvous,
+        PhaseChanged: _on_phase,
+        StepDone: _on_step,
+        EvalDone: _on_eval,
+        Staged: _on_staged,
+        RankDone: _on_done,
+        RankFailed: _on_failed,
+    }

@@ -1,0 +1,63 @@
+"""The states of a run and which may follow which; the contents of run.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TRANSITIONS: dict[str, frozenset[str]] = {
+    "starting": frozenset({"running", "stopping", "stopped", "failed"}),
+    "running": frozenset({"resizing", "recovering", "stopping", "completed", "failed"}),
+    "resizing": frozenset({"running", "stopping", "failed"}),
+    "recovering": frozenset({"running", "stopping", "failed"}),
+    "stopping": frozenset({"stopped", "completed", "failed"}),
+    "stopped": frozenset({"starting"}),
+    "completed": frozenset({"starting"}),
+    "failed": frozenset({"starting"}),
+}
+FINAL = frozenset({"stopped", "completed", "failed"})
+
+
+def check_transition(old: str, new: str) -> None:
+    """Raises ValueError, naming both states, unless `new` may follow `old`."""
+    if new not in TRANSITIONS[old]:
+        raise ValueError(f"a run cannot go from {old} to {new}; allowed: {sorted(TRANSITIONS[old])}")
+
+
+@dataclass
+class RunRecord:
+    """What run.json says.
+
+    Attributes:
+        run_id: Name of the run.
+        state: See `TRANSITIONS`.
+        attempt: Current attempt; 0 before the first.
+        step: Completed steps.
+        max_steps: Steps of the run.
+        world_size: Ranks of the current attempt.
+        workers: `{rank, pid, node_ip}` of each.
+        wandb_id: W&B id, if any.
+        error: `{type, message}` of a failed run.
+        result: `{final_loss, eval_loss, export_dir}` as far as known.
+    """
+
+    run_id: str
+    state: str = "starting"
+    attempt: int = 0
+    step: int = 0
+    max_steps: int = 0
+    world_size: int = 0
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    wandb_id: str | None = None
+    error: dict[str, str] | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def move(self, new: str) -> None:
+        """Changes the state.
+
+        Raises:
+            ValueError: The change is not in the table.
+        """
+        if new != self.state:
+            check_transition(self.state, new)
+            self.state = new

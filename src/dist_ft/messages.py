@@ -1,0 +1,236 @@
+"""What processes say to one another: frozen dataclasses, sent as one JSON line each.
+
+Rank → supervisor → coordinator: the `Message` kinds. Back: `Reply`. Supervisor → rank, once: `RankSpec`.
+JSON, not pickle: a socket must not be able to run code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+Outcome = Literal["completed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of what a rank reports."""
+
+    kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class RankStarted(Message):
+    """The rank process is alive."""
+
+    kind: ClassVar[str] = "rank_started"
+    pid: int
+    node_ip: str
+
+
+@dataclass(frozen=True)
+class RendezvousOpen(Message):
+    """Rank 0 listens for the others."""
+
+    kind: ClassVar[str] = "rendezvous_open"
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class PhaseChanged(Message):
+    """What the rank does now: start, load, first_step, step, evaluate, save, drain."""
+
+    kind: ClassVar[str] = "phase_changed"
+    phase: str
+    step: int
+
+
+@dataclass(frozen=True)
+class StepDone(Message):
+    """A row of metrics.jsonl; rank 0 only."""
+
+    kind: ClassVar[str] = "step_done"
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalDone(Message):
+    """A row of eval.jsonl; rank 0 only."""
+
+    kind: ClassVar[str] = "eval_done"
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Staged(Message):
+    """A rank has written its slices of a step; rank 0 adds what the manifest needs besides the files."""
+
+    kind: ClassVar[str] = "staged"
+    step: int
+    file: dict[str, Any]
+    details: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RankDone(Message):
+    """The rank has ended as it should."""
+
+    kind: ClassVar[str] = "rank_done"
+    outcome: Outcome
+    step: int
+
+
+@dataclass(frozen=True)
+class RankFailed(Message):
+    """The rank has ended with an error (`errors.from_exception`), or was found dead by its supervisor."""
+
+    kind: ClassVar[str] = "rank_failed"
+    error: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Heartbeat(Message):
+    """A supervisor with nothing else to say; its answer carries the stop flag."""
+
+    kind: ClassVar[str] = "heartbeat"
+
+
+_KINDS: dict[str, type[Message]] = {
+    cls.kind: cls
+    for cls in (
+        RankStarted, RendezvousOpen, PhaseChanged, StepDone, EvalDone, Staged, RankDone, RankFailed, Heartbeat
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A message with its sender; a receiver drops what is not from the current attempt."""
+
+    run_id: str
+    attempt: int
+    rank: int
+    message: Message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the wire form."""
+        return {
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "rank": self.rank,
+            "kind": self.message.kind,
+            "body": asdict(self.message),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Envelope:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: An unknown kind.
+        """
+        kind = _KINDS.get(data["kind"])
+        if kind is None:
+            raise ValueError(f"unknown message kind {data['kind']!r}, expected one of {sorted(_KINDS)}")
+        return cls(data["run_id"], data["attempt"], data["rank"], kind(**data["body"]))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the coordinator answers.
+
+    Attributes:
+        stop: Somebody asked the run to checkpoint and stop.
+        abort: Why the rank is to be ended at once, or None.
+        committed_step: Newest checkpoint of this attempt; 0 before the first.
+        rendezvous: `[host, port]` of rank 0, once known.
+    """
+
+    stop: bool = False
+    abort: str | None = None
+    committed_step: int = 0
+    rendezvous: tuple[str, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the wire form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Reply:
+        """Inverse of `to_dict`, also after JSON."""
+        place = data["rendezvous"]
+        return cls(
+            data["stop"], data["abort"], data["committed_step"], (place[0], place[1]) if place else None
+        )
+
+
+@dataclass(frozen=True)
+class AttemptSpec:
+    """What all ranks of an attempt share; made by the coordinator.
+
+    Attributes:
+        run_id: The run.
+        attempt: Its number.
+        run_dir: The run directory.
+        config: `Config.model_dump(mode="json")`.
+        splits: Prepared training sources, as dicts, in config order.
+        eval_split: Prepared held-out split, or None.
+        fingerprint: What checkpoints belong to.
+        max_steps: Steps of the run.
+        num_positions: Sequences that the run uses.
+        start_checkpoint: Manifest path relative to the run directory, or None to start anew.
+        on_gpu: Whether ranks use CUDA devices.
+        wandb_id: W&B id, if any.
+    """
+
+    run_id: str
+    attempt: int
+    run_dir: str
+    config: dict[str, Any]
+    splits: list[dict[str, Any]]
+    eval_split: dict[str, Any] | None
+    fingerprint: dict[str, Any]
+    max_steps: int
+    num_positions: int
+    start_checkpoint: str | None
+    on_gpu: bool
+    wandb_id: str | None
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """What one rank is told at its start.
+
+    Attributes:
+        attempt: What all ranks share.
+        rank: Index in `0..world_size-1`.
+        world_size: Number of ranks.
+        local_rank: Index on its node.
+        node_ip: Address of its node.
+        num_threads: Threads for computation.
+        env: Environment variables to set first (devices).
+    """
+
+    attempt: AttemptSpec
+    rank: int
+    world_size: int
+    local_rank: int
+    node_ip: str
+    num_threads: int
+    env: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the wire form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RankSpec:
+        """Inverse of `to_dict`."""
+        return cls(**{**data, "attempt": AttemptSpec(**data["attempt"])})
+
+
+def encode_line(data: dict[str, Any]) -> bytes:
+    """Returns one JSON line."""
+    return json.dumps(data, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,117 @@
+"""What a person sees while a run works: one live line on a terminal, sparse plain lines elsewhere.
+
+Everything goes to standard error; standard output belongs to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.text import Text
+
+_PLAIN_EVERY_S = 10.0
+_BAR = 24
+
+
+def format_duration(seconds: float) -> str:
+    """Returns `45s`, `3m20s` or `2h05m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def describe_event(entry: dict[str, Any]) -> str | None:
+    """Returns the line for a ledger entry; None for those that a person need not see."""
+    event = entry["event"]
+    if event == "attempt":
+        resumed = f", going on after step {entry['start_step']}" if entry["start_step"] else ""
+        return f"attempt {entry['attempt']} on {entry['world_size']} workers{resumed}"
+    if event == "commit":
+        return f"checkpoint at step {entry['step']}"
+    if event == "stop_requested":
+        return f"stopping after this step ({entry['reason']})"
+    if event == "checkpoint_damaged":
+        return f"checkpoint of step {entry['step']} is damaged and passed over: {entry['error']}"
+    if event == "rank_failed":
+        return f"rank {entry['rank']} failed after step {entry['step']}: {entry['message']}"
+    if event == "settings_changed":
+        return "changed since the last attempt: " + ", ".join(entry["changes"])
+    return None
+
+
+class Console:
+    """Shows one run. Call `update` with the coordinator's status a few times a second."""
+
+    def __init__(self, is_quiet: bool = False) -> None:
+        self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._is_quiet = is_quiet
+        self._live: Live | None = None
+        self._num_events = 0
+        self._last_eval: dict[str, Any] | None = None
+        self._last_plain = 0.0
+        self._shown_step = -1
+        self._rate: list[tuple[float, int]] = []
+
+    def say(self, line: str, style: str = "") -> None:
+        """Prints a line above the live one."""
+        if not self._is_quiet:
+            self._console.print(Text(line, style=style))
+
+    def update(self, status: dict[str, Any]) -> None:
+        """Shows what is new."""
+        for entry in status["ledger"][self._num_events :]:
+            line = describe_event(entry)
+            if line is not None:
+                self.say(f"  {line}", "red" if "damaged" in line or "failed" in line else "dim")
+        self._num_events = len(status["ledger"])
+        if status["eval"] is not None and status["eval"] != self._last_eval:
+            self._last_eval = status["eval"]
+            self.say(f"  held-out loss {status['eval']['eval_loss']:.4f} at step {status['eval']['step']}", "cyan")
+        if not self._is_quiet:
+            self._show(status)
+
+    def close(self) -> None:
+        """Ends the live line, leaving its last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, status: dict[str, Any]) -> None:
+        line = self._line(status)
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=4)
+                self._live.start()
+            self._live.update(Text(line))
+            return
+        step, now = status["step"], time.monotonic()
+        is_first_or_last = step in (1, status["max_steps"])
+        if status["row"] and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
+            self._shown_step, self._last_plain = step, now
+            self.say(line)
+
+    def _line(self, status: dict[str, Any]) -> str:
+        row, step, total = status["row"], status["step"], max(1, status["max_steps"])
+        if row is None:
+            return f"  {status['state']}: {', '.join(status['phases']) or 'waiting for workers'}"
+        done = _BAR * step // total
+        return (
+            f"  {'━' * done}{'╌' * (_BAR - done)} step {step}/{total}  loss {row['loss']:.4f}  "
+            f"{row['tokens_per_s']:.0f} tok/s  {row['world_size']} workers  ETA {self._eta(step, total)}"
+        )
+
+    def _eta(self, step: int, total: int) -> str:
+        now = time.monotonic()
+        if not self._rate or self._rate[-1][1] != step:
+            self._rate = [*self._rate, (now, step)][-20:]
+        (began, first), (last, newest) = self._rate[0], self._rate[-1]
+        if newest == first:
+            return "…"
+        return format_duration((total - step) * (last - began) / (newest - first))

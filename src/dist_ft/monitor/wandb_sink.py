@@ -1,0 +1,133 @@
+"""Weights & Biases: one run however many attempts, written by the coordinator alone.
+
+W&B is a projection of metrics.jsonl. `log(step=…)` drops rows that lie behind, so the step is never passed:
+`train/step` is logged and declared the x axis. All calls happen on a thread of their own, because `init` takes
+seconds and a full disk or dead network must not reach training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+
+from dist_ft.rundir import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+_SAFE_AGE_S = 30.0  # a killed writer loses up to a 32 KB block: rows were missing at 5 s, present at 20 s
+_CLOSE_LIMIT_S = 30.0
+_GROUPS = {"loss": "train", "lr": "train", "grad_norm": "train", "epoch": "data", "position": "data",
+           "tokens": "data", "trained_tokens": "data", "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf",
+           "attempt": "run", "world_size": "run"}  # fmt: skip
+
+
+def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
+    """Returns the W&B mode for `monitor.wandb`; `auto` is online only with a key in the environment."""
+    if setting == "auto":
+        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if setting == "online":
+        return "online"
+    return "offline" if setting == "offline" else "disabled"
+
+
+class WandbSink:
+    """Sends rows to one W&B run.
+
+    Args:
+        run_id: W&B id, kept in run.json over all attempts.
+        name: Run name.
+        project: W&B project.
+        mode: `online` or `offline`.
+        directory: Run directory; W&B makes `wandb/` in it.
+        config: Resolved run config, shown in W&B.
+        backlog: Rows already in metrics.jsonl; those that W&B may have lost are sent first.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        name: str,
+        project: str,
+        mode: Literal["online", "offline"],
+        directory: Path,
+        config: dict[str, Any],
+        backlog: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._settings = {"id": run_id, "name": name, "project": project, "mode": mode, "dir": str(directory)}
+        self._config = config
+        self._marker = directory / "wandb" / "sent.json"
+        (directory / "wandb").mkdir(parents=True, exist_ok=True)
+        self._sent_step = self._read_marker()
+        self._queue: queue.Queue[dict[str, Any] | str] = queue.Queue()
+        for row in backlog:
+            self.log_step(row)
+        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log_step(self, row: dict[str, Any]) -> None:
+        """Queues a step; replayed steps are left out, so the step axis never runs backwards."""
+        if row["step"] <= self._sent_step:
+            return
+        self._sent_step = row["step"]
+        named = {f"{group}/{key}": row[key] for key, group in _GROUPS.items() if key in row}
+        self._queue.put({"train/step": row["step"], **named})
+
+    def log_eval(self, row: dict[str, Any]) -> None:
+        """Queues an evaluation."""
+        values = {f"eval/{key}": value for key, value in row.items() if key not in ("step", "attempt")}
+        self._queue.put({"train/step": row["step"], **values})
+
+    def close(self, state: str) -> None:
+        """Sends what is queued and finishes the run, within 30 s."""
+        self._queue.put(state)
+        self._thread.join(_CLOSE_LIMIT_S)
+        if self._thread.is_alive():
+            logger.warning("W&B did not finish within %.0f s; `wandb sync` can send the rest", _CLOSE_LIMIT_S)
+
+    def _run(self) -> None:
+        try:
+            run = wandb.init(
+                **self._settings,
+                config=self._config,
+                resume="allow" if self._settings["mode"] == "online" else None,
+                settings=wandb.Settings(console="off", silent=True, x_disable_stats=False),
+            )
+            run.define_metric("train/step")
+            run.define_metric("*", step_metric="train/step")
+            self._send_rows(run)
+        except Exception:  # a sink must never end a run, whatever its library raises
+            logger.exception("W&B failed; metrics.jsonl has every row")
+
+    def _send_rows(self, run: Any) -> None:
+        pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
+        while True:
+            item = self._queue.get()
+            if isinstance(item, str):
+                run.summary["run/state"] = item
+                run.finish(exit_code=0 if item in ("completed", "stopped") else 1, quiet=True)
+                self._write_marker(pending[-1][1] if pending else None)
+                return
+            run.log(item)
+            pending.append((time.monotonic(), int(item["train/step"])))
+            safe = [step for sent, step in pending if time.monotonic() - sent > _SAFE_AGE_S]
+            if safe:
+                self._write_marker(safe[-1])
+                pending = pending[len(safe) :]
+
+    def _read_marker(self) -> int:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            return int(read_json(self._marker)["step"])
+        return 0
+
+    def _write_marker(self, step: int | None) -> None:
+        if step is not None:
+            write_json(self._marker, {"step": step})

@@ -1,0 +1,127 @@
+"""Connects to Ray, or starts one here, and says whether the workers can ever fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dist_ft.config import Config
+from dist_ft.errors import CapacityError, UsageError
+from dist_ft.orchestrate.processes import ForkServer
+from dist_ft.orchestrate.trainer import TRAIN_ENV
+
+_OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go through it
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """What was found.
+
+    Attributes:
+        on_gpu: Whether workers get GPUs.
+        resources: Ray resources of one worker.
+        warnings: Lines for the user.
+    """
+
+    on_gpu: bool
+    resources: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+def local_slots() -> int:
+    """CPU worker slots of a Ray that we start: logical, up to four a core, at least eight."""
+    return max(8, 4 * len(os.sched_getaffinity(0)))
+
+
+def check_local_capacity(config: Config) -> None:
+    """Refuses, before anything starts, more workers than a Ray of ours on this machine would take.
+
+    Raises:
+        CapacityError: With both numbers.
+    """
+    resources = config.cluster.resources_per_worker or {}
+    if config.cluster.address is not None or resources.get("GPU"):
+        return
+    if config.cluster.min_workers * resources.get("CPU", 1) > local_slots():
+        raise CapacityError(
+            f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "
+            f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
+        )
+
+
+def connect(config: Config) -> ClusterInfo:
+    """Connects to `cluster.address` or starts a Ray on this machine.
+
+    Raises:
+        UsageError: No cluster answers at the address.
+        CapacityError: The cluster could never hold the workers.
+    """
+    os.environ.update(TRAIN_ENV)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; silences a warning
+    address = config.cluster.address
+    if address is None:
+        # Ray would start a Python process a CPU slot at once; the few that are needed start on demand.
+        os.environ["RAY_enable_worker_prestart"] = "0"
+        os.environ["RAY_prestart_worker_first_driver"] = "0"
+        ray.init(
+            address="local",
+            num_cpus=local_slots(),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            namespace=config.run.name,
+        )
+    else:
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    return _check_capacity(config)
+
+
+def _check_capacity(config: Config) -> ClusterInfo:
+    total = ray.cluster_resources()
+    on_gpu = total.get("GPU", 0) > 0
+    resources = config.cluster.resources_per_worker or ({"GPU": 1.0, "CPU": 1.0} if on_gpu else {"CPU": 1.0})
+    wanted = config.cluster.min_workers
+    for name, amount in resources.items():
+        if amount * wanted > total.get(name, 0):
+            raise CapacityError(
+                f"cluster.num_workers={config.cluster.num_workers} needs {amount * wanted:g} {name}, the cluster has "
+                f"{total.get(name, 0):g}; lower it, or add machines"
+            )
+    on_gpu = resources.get("GPU", 0) > 0
+    cores = len(os.sched_getaffinity(0))
+    crowded = config.cluster.address is None and not on_gpu and config.cluster.max_workers > cores
+    warning = f"{config.cluster.max_workers} workers share {cores} cores; this is for trying out, not for speed"
+    return ClusterInfo(on_gpu, resources, (warning,) if crowded else ())
+
+
+@ray.remote(num_cpus=0)
+class StarterActor:
+    """Keeps a fork server on its node, for as long as the driver lives."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self._server = ForkServer(on_gpu)
+
+    def socket_path(self) -> str:
+        """Where ranks of this node are forked."""
+        return self._server.socket_path
+
+
+def start_starters(own: ForkServer, on_gpu: bool) -> tuple[dict[str, str], list[ray.actor.ActorHandle]]:
+    """Returns node id → socket, and the actors that must be kept. This node uses the driver's own server."""
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    actors = [
+        StarterActor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(on_gpu)
+        for node in others
+    ]
+    paths = ray.get([actor.socket_path.remote() for actor in actors])
+    return {here: own.socket_path, **dict(zip(others, paths, strict=True))}, actors

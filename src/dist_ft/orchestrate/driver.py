@@ -1,0 +1,420 @@
+"""The driver: from a checked config to a finished run. The one wiring place of the driver process.
+
+Nothing of the run directory is touched before the preparation has succeeded, so bad input changes nothing.
+Ray starts, the fork server imports and the data is prepared all at the same time: start-up is what a user waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dist_ft import errors
+from dist_ft.checkpoint.lineage import committed
+from dist_ft.checkpoint.manifest import Fingerprint
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config import Config, dump_yaml, load_config
+from dist_ft.coordinator.actor import CoordinatorActor
+from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
+from dist_ft.coordinator.policies import check_resume
+from dist_ft.coordinator.state import RunRecord
+from dist_ft.errors import DistFtError, StartTimeoutError, UsageError
+from dist_ft.monitor.console import Console
+from dist_ft.monitor.wandb_sink import resolve_mode
+from dist_ft.orchestrate.cluster import check_local_capacity, connect, start_starters
+from dist_ft.orchestrate.processes import ForkServer, run_task
+from dist_ft.orchestrate.tasks import submit_task, task_result
+from dist_ft.orchestrate.trainer import make_trainer
+from dist_ft.rundir import RunDir, last_rows, read_json
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_GROUP_END_LIMIT_S = 20.0
+
+
+@dataclass
+class RunResult:
+    """What `dist-ft train --json` prints.
+
+    Attributes:
+        run_dir: The run directory.
+        state: completed, stopped or failed.
+        steps: Completed steps.
+        final_loss: Training loss of the last step.
+        eval_loss: Held-out loss after the last step, if measured.
+        export_dir: The exported model, if any.
+        attempts: Attempts so far.
+        error: `{type, message}` of a failed run.
+        evaluation: Result of `tasks.evaluate`, if asked for.
+        train_s: Seconds from the first step's start to the end of training in this attempt.
+    """
+
+    run_dir: str
+    state: str
+    steps: int = 0
+    final_loss: float | None = None
+    eval_loss: float | None = None
+    export_dir: str | None = None
+    attempts: int = 0
+    error: dict[str, str] | None = None
+    evaluation: dict[str, Any] | None = None
+    train_s: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Process exit code: 0 completed, 3 stopped, else the error's own."""
+        if self.error is not None:
+            return errors.from_dict(self.error).exit_code
+        return {"completed": 0, "stopped": 3}.get(self.state, 1)
+
+
+@dataclass
+class Timeline:
+    """Seconds since the driver began, by what had happened."""
+
+    began: float = field(default_factory=time.monotonic)
+    marks: dict[str, float] = field(default_factory=dict)
+
+    def mark(self, name: str) -> None:
+        """Notes that something has happened, once."""
+        self.marks.setdefault(name, round(time.monotonic() - self.began, 2))
+
+    def describe(self) -> str:
+        """Returns `ray 3.1 s, prepared 6.0 s, …`."""
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
+
+
+def train(config: Config, *, resume: bool, console: Console) -> RunResult:
+    """Runs a config to its end, or to a stop, on the cluster it names.
+
+    Raises:
+        UserError: Bad input; nothing was changed.
+    """
+    run_dir = RunDir(Path(config.run.output_dir).absolute() / config.run.name)
+    finished = check_run_dir(config, run_dir, resume)
+    if finished is not None:
+        console.say(f"{run_dir.path} is complete; nothing to do")
+        return finished
+    check_local_capacity(config)
+    timeline = Timeline()
+    with contextlib.ExitStack() as stack:
+        server = ForkServer(on_gpu=Path("/dev/nvidiactl").exists())
+        stack.callback(server.close)
+        console.say(f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}")
+        preparing = _in_thread(
+            lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})
+        )
+        cluster = connect(config)
+        stack.callback(ray.shutdown)
+        timeline.mark("ray")
+        for line in cluster.warnings:
+            console.say(f"  {line}", "yellow")
+        return _Driver(config, run_dir, console, timeline, server, cluster.on_gpu).run(
+            preparing, cluster.resources, stack
+        )
+
+
+def check_run_dir(config: Config, run_dir: RunDir, resume: bool) -> RunResult | None:
+    """Applies the rules of `--resume`; returns the result of a run that is complete already.
+
+    Raises:
+        UsageError: The run directory exists and `--resume` was not given.
+    """
+    if not run_dir.path.exists():
+        return None
+    if not resume:
+        raise UsageError(
+            f"run directory {run_dir.path} exists; continue it with --resume, or choose another run.name or run.output_dir"
+        )
+    if not run_dir.run_json.exists():
+        return None
+    record = read_json(run_dir.run_json)
+    if record["state"] != "completed" or not _asks_for_same_length(config, run_dir):
+        return None
+    return RunResult(
+        run_dir=str(run_dir.path), state="completed", steps=record["step"], attempts=record["attempt"], **record["result"]
+    )
+
+
+class _Driver:
+    """One run of the driver: follows the group, then the tasks after it."""
+
+    def __init__(
+        self, config: Config, run_dir: RunDir, console: Console, timeline: Timeline, server: ForkServer, on_gpu: bool
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._console = console
+        self._timeline = timeline
+        self._server = server
+        self._on_gpu = on_gpu
+        self._stop_signal: str | None = None
+        self._starters: dict[str, str] = {}
+        self._actor: Any = None
+
+    def run(
+        self, preparing: Future[dict[str, Any]], resources: dict[str, float], stack: contextlib.ExitStack
+    ) -> RunResult:
+        """Starts the group while the preparation is at work, and sees the run through."""
+        name = f"coordinator-{uuid.uuid4().hex[:8]}"
+        self._actor = CoordinatorActor.options(name=name).remote()
+        self._starters, keep = start_starters(self._server, self._on_gpu)
+        stack.callback(keep.clear)
+        loop_config = {
+            "coordinator": name,
+            "namespace": self._config.run.name,
+            "starters": self._starters,
+            "on_gpu": self._on_gpu,
+        }
+        trainer = make_trainer(self._config, resources=resources, loop_config=loop_config)
+        group = _in_thread(trainer.fit)
+        stack.enter_context(self._signals())
+        prepared = preparing.result()
+        self._timeline.mark("prepared")
+        self._begin(prepared)
+        state, error = "failed", None
+        result: dict[str, Any] = {}
+        try:
+            outcome = self._follow(group)
+            state = "stopped" if outcome == "stopped" else "completed"
+            result = self._after_training(group) if outcome == "completed" else self._numbers()
+        except KeyboardInterrupt:
+            error = {"type": "DistFtError", "message": "aborted by a second signal; the last checkpoint is kept"}
+            state = "failed"
+        except DistFtError as failure:
+            error, state = failure.to_dict(), "failed"
+        self._console.close()
+        ray.get(self._actor.finish.remote(state, _persistent(result), error), timeout=60)
+        record = read_json(self._run_dir.run_json)
+        return RunResult(
+            str(self._run_dir.path), state, record["step"], attempts=record["attempt"], error=error, **result
+        )
+
+    def _begin(self, prepared: dict[str, Any]) -> None:
+        """Checks a resume and opens the run's books: the first change on disk."""
+        store = LocalStore(self._run_dir.path)
+        previous = read_json(self._run_dir.run_json) if self._run_dir.run_json.exists() else {}
+        checkpoints = committed(store)
+        if checkpoints:
+            check_resume(checkpoints[-1], Fingerprint(**prepared["fingerprint"]))
+        changes = _changed_settings(self._config, self._run_dir)
+        self._run_dir.path.mkdir(parents=True, exist_ok=True)
+        self._run_dir.config.write_text(dump_yaml(self._config), encoding="utf-8")
+        self._run_dir.stop_request.unlink(missing_ok=True)
+        wandb_id = previous.get("wandb_id")
+        if wandb_id is None and resolve_mode(self._config.monitor.wandb) != "disabled":
+            wandb_id = uuid.uuid4().hex[:8]
+        record = RunRecord(
+            self._config.run.name,
+            attempt=previous.get("attempt", 0),
+            step=checkpoints[-1].step if checkpoints else 0,
+            max_steps=prepared["max_steps"],
+            wandb_id=wandb_id,
+        )
+        ray.get(
+            self._actor.begin.remote(
+                self._config.model_dump(mode="json"), str(self._run_dir.path), asdict(record), prepared, self._on_gpu
+            )
+        )
+        self._timeline.mark("coordinator")
+        if changes:
+            self._actor.add_event.remote("settings_changed", {"changes": changes})
+        _say_data(self._console, prepared)
+
+    def _follow(self, group: Future[Any]) -> str:
+        """Shows progress until the group has ended; returns `completed` or `stopped`.
+
+        Raises:
+            DistFtError: The group failed, or never started.
+        """
+        began = time.monotonic()
+        while True:
+            status = ray.get(self._actor.poll.remote(), timeout=60)
+            self._console.update(status)
+            self._note_start(status)
+            if self._stop_signal is not None:
+                ray.get(self._actor.request_stop.remote(self._stop_signal))
+                self._stop_signal = None
+            if status["outcome"] == "failed":
+                raise _first_failure(status["failures"])
+            if status["outcome"] is not None:
+                return str(status["outcome"])
+            if group.done():
+                # The last words of the ranks arrive before the group's end; a failure without any is Ray's.
+                raise errors.WorkerCrashError(f"the worker group ended: {group.exception()}")
+            if not status["world_size"]:
+                if status["state"] == "stopping":
+                    return "stopped"
+                if time.monotonic() - began > self._config.cluster.start_timeout_s:
+                    raise _not_started(self._config)
+            time.sleep(_POLL_S)
+
+    def _note_start(self, status: dict[str, Any]) -> None:
+        """Notes where the seconds before the first step went."""
+        marks = self._timeline.marks
+        if "first step" in marks:
+            return
+        if status["world_size"]:
+            self._timeline.mark("group")
+        if status["world_size"] and len(status["workers"]) == status["world_size"]:
+            self._timeline.mark("ranks")
+        if any(entry["event"] == "loaded" for entry in status["ledger"]):
+            self._timeline.mark("loaded")
+        if status["row"] is not None:
+            self._timeline.mark("first step")
+            self._actor.add_event.remote("first_step", {"seconds_since_start": marks})
+            self._console.say(f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim")
+
+    def _after_training(self, group: Future[Any]) -> dict[str, Any]:
+        """Exports the last checkpoint and measures it; returns the result."""
+        with contextlib.suppress(Exception):  # how the group ended is known from the ranks
+            group.result(_GROUP_END_LIMIT_S)
+        manifest = committed(LocalStore(self._run_dir.path))[-1]
+        target = self._run_dir.export(manifest.step)
+        if not target.exists():
+            self._console.say("  exporting")
+            self._run_task(export_task(self._config, self._run_dir, manifest))
+        _link(self._run_dir.exports / "final", target)
+        result = {**self._numbers(), "export_dir": str(target)}
+        spec = evaluate_task(self._config, self._run_dir, manifest.step)
+        if spec is not None:
+            self._console.say(f"  measuring {', '.join(self._config.eval.metrics)} of base and tuned model")
+            evaluation = self._run_task(spec)
+            self._record_evaluation(0, evaluation["base"])
+            self._record_evaluation(manifest.step, evaluation["tuned"])
+            result["evaluation"] = evaluation
+        return result
+
+    def _run_task(self, spec: TaskSpec) -> dict[str, Any]:
+        reference = submit_task(spec, self._starters, self._on_gpu)
+        while not ray.wait([reference], timeout=_POLL_S)[0]:
+            if self._stop_signal is not None:
+                raise KeyboardInterrupt
+        return task_result(ray.get(reference))
+
+    def _record_evaluation(self, step: int, values: dict[str, float]) -> None:
+        row = last_rows(self._run_dir.evals).get(step, {"step": step, "attempt": 0})
+        ray.get(self._actor.record_evaluation.remote({**row, **values}))
+
+    def _numbers(self) -> dict[str, Any]:
+        rows = last_rows(self._run_dir.metrics)
+        evals = last_rows(self._run_dir.evals)
+        last = max(rows, default=0)
+        return {
+            "final_loss": rows[last]["loss"] if rows else None,
+            "eval_loss": evals[last]["eval_loss"] if last in evals else None,
+            "train_s": round(sum(row["step_s"] for row in rows.values()), 2),
+        }
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """First SIGINT or SIGTERM: checkpoint and stop. Second SIGINT: give up at once."""
+
+        def on_signal(number: int, frame: Any) -> None:
+            if self._stop_signal is not None or self._has_stopped:
+                raise KeyboardInterrupt
+            self._has_stopped = True
+            self._stop_signal = signal.Signals(number).name
+
+        self._has_stopped = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _in_thread(call: Callable[[], Any]) -> Future[Any]:
+    """Runs a call on a daemon thread; the driver may end before it."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # handed to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def _first_failure(failures: list[dict[str, Any]]) -> DistFtError:
+    """Joins the failures of the ranks: the same error on many ranks is shown once, with its ranks."""
+    by_message: dict[tuple[str, str], list[int]] = {}
+    for failure in failures:
+        by_message.setdefault((failure["type"], failure["message"]), []).append(failure["rank"])
+    lines = [f"ranks {ranks}: {message}" for (_, message), ranks in by_message.items()]
+    return errors.from_dict({"type": failures[0]["type"], "message": "\n".join(lines)})
+
+
+def _not_started(config: Config) -> StartTimeoutError:
+    free, total = ray.available_resources(), ray.cluster_resources()
+    shown = ", ".join(f"{free.get(k, 0):g} of {total[k]:g} {k}" for k in ("GPU", "CPU") if k in total)
+    return StartTimeoutError(
+        f"{config.cluster.max_workers} workers did not start within cluster.start_timeout_s="
+        f"{config.cluster.start_timeout_s:g}; free now: {shown}"
+    )
+
+
+def _asks_for_same_length(config: Config, run_dir: RunDir) -> bool:
+    stored = load_config(run_dir.config)
+    return (stored.train.max_steps, stored.train.epochs) == (config.train.max_steps, config.train.epochs)
+
+
+def _changed_settings(config: Config, run_dir: RunDir) -> list[str]:
+    """Returns `key: old → new` for what differs from the last attempt's config."""
+    if not run_dir.config.exists():
+        return []
+    old, new = load_config(run_dir.config).model_dump(mode="json"), config.model_dump(mode="json")
+    return [
+        f"{section}.{key}: {old[section].get(key)} → {value}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if old[section].get(key) != value
+    ]
+
+
+def _say_data(console: Console, prepared: dict[str, Any]) -> None:
+    splits = prepared["splits"]
+    rows, sequences = sum(s["num_rows"] for s in splits), sum(s["num_sequences"] for s in splits)
+    trained, tokens = sum(s["num_trained_tokens"] for s in splits), sum(s["num_tokens"] for s in splits)
+    console.say(
+        f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
+        f"{prepared['max_steps']} steps"
+    )
+    untrained, cut = sum(s["num_untrained_rows"] for s in splits), sum(s["num_cut_samples"] for s in splits)
+    if untrained:
+        console.say(f"  {untrained:,} rows have no trained token and are left out", "yellow")
+    if cut:
+        console.say(f"  {cut:,} samples are longer than data.seq_len and are cut", "yellow")
+
+
+def _persistent(result: dict[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of a result; samples are for the screen."""
+    kept = dict(result)
+    if kept.get("evaluation"):
+        kept["evaluation"] = {k: v for k, v in kept["evaluation"].items() if k != "samples"}
+    return kept
+
+
+def _link(link: Path, target: Path) -> None:
+    """Points a relative link at a sibling, replacing an old one atomically."""
+    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
+    temporary.symlink_to(target.name)
+    temporary.replace(link)

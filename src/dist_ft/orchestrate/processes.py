@@ -1,0 +1,159 @@
+"""The client's side of `forkserver.py`: start a server, start children, talk to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dist_ft import errors
+from dist_ft.errors import StalledError, WorkerCrashError
+from dist_ft.messages import encode_line
+
+_CHILD_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",  # its threads would not survive the fork
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+
+
+class ForkServer:
+    """A fork server owned by this process; it ends with its owner, however that ends."""
+
+    def __init__(self, on_gpu: bool = False, log_path: Path | None = None) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
+        self.socket_path = str(self._directory / "fork.sock")
+        env = {**os.environ, **_CHILD_ENV}
+        if not on_gpu:
+            env["DS_ACCELERATOR"] = "cpu"
+        with contextlib.ExitStack() as stack:
+            log: Any = stack.enter_context(log_path.open("ab")) if log_path else subprocess.DEVNULL
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dist_ft.orchestrate.forkserver", self.socket_path],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,  # Ctrl-C in a terminal goes to the driver only
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends the server; its children go on until their clients leave them."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Child:
+    """A process forked by a server, and the connection to it. Closing the connection ends the process."""
+
+    def __init__(self, socket_path: str, request: dict[str, Any], connect_limit_s: float = 60.0) -> None:
+        self._socket = _connect(socket_path, connect_limit_s)
+        self._buffer = b""
+        self.exit_status: int | None = None
+        """How the process ended (negative: by that signal), once known."""
+        self.is_closed = False
+        """Whether the connection has ended."""
+        self.send(request)
+
+    def send(self, data: dict[str, Any]) -> None:
+        """Sends one line; a child that is gone shows in `receive`."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(encode_line(data))
+
+    def receive(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Returns the lines that arrive within the timeout; an empty list when there is none."""
+        if self.is_closed:
+            return []
+        ready, _, _ = select.select([self._socket], [], [], timeout_s)
+        if not ready:
+            return []
+        try:
+            data = self._socket.recv(1 << 20)
+        except OSError:
+            data = b""
+        if not data:
+            self.is_closed = True
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return [message for line in lines if (message := self._parse(line)) is not None]
+
+    def close(self) -> None:
+        """Ends the process by taking back its lease."""
+        self._socket.close()
+        self.is_closed = True
+
+    def _parse(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            data = json.loads(line) if line else None
+        except ValueError:  # the half line of a process that was killed while writing
+            return None
+        if isinstance(data, dict) and "exit" in data:
+            self.exit_status = data["exit"]
+            self.is_closed = True
+            return None
+        return data
+
+
+def run_task(socket_path: str, name: str, arguments: dict[str, Any], limit_s: float = 6 * 3600.0) -> dict[str, Any]:
+    """Runs `dist_ft.tasks.<name>.run(**arguments)` in a child and returns its result.
+
+    Raises:
+        DistFtError: What the task raised, or a WorkerCrashError when it died.
+        StalledError: It did not end within the limit.
+    """
+    child = Child(socket_path, {"entry": "task", "name": name, "arguments": arguments})
+    deadline = time.monotonic() + limit_s
+    try:
+        while not child.is_closed:
+            for message in child.receive(1.0):
+                if "error" in message:
+                    raise errors.from_dict(message["error"])
+                if "result" in message:
+                    return dict(message["result"])
+            if time.monotonic() > deadline:
+                raise StalledError(f"task {name} did not end within {limit_s:.0f} s")
+    finally:
+        child.close()
+    raise WorkerCrashError(f"task {name} died ({describe_exit(child.exit_status)})")
+
+
+def describe_exit(status: int | None) -> str:
+    """Says how a process ended."""
+    if status is None:
+        return "connection lost"
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _connect(socket_path: str, limit_s: float) -> socket.socket:
+    deadline = time.monotonic() + limit_s
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(socket_path)
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise WorkerCrashError(f"the starter at {socket_path} does not answer") from error
+            time.sleep(0.02)

@@ -1,0 +1,184 @@
+"""What a forked child does: train as a rank, or run one task. Imports torch, never ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_ft import errors
+from dist_ft.errors import StalledError
+from dist_ft.messages import (
+    Message,
+    PhaseChanged,
+    RankDone,
+    RankFailed,
+    RankSpec,
+    RankStarted,
+    RendezvousOpen,
+    Reply,
+    encode_line,
+)
+from dist_ft.rundir import RunDir
+from dist_ft.train.build import build_rank
+from dist_ft.train.loop import run_loop
+from dist_ft.zero.engine import init_process_group, open_store
+
+logger = logging.getLogger(__name__)
+
+_RENDEZVOUS_LIMIT_S = 300.0
+_COMMIT_LIMIT_S = 3600.0
+_LEASE_LOST = 4  # exit status of a child whose client is gone
+
+
+def run_child(connection: socket.socket) -> int:
+    """Reads what to run, runs it, returns the exit status."""
+    reader = connection.makefile("rb")
+    line = reader.readline()
+    if not line:
+        return _LEASE_LOST
+    request = json.loads(line)
+    if request["entry"] == "task":
+        return _run_task(connection, reader, request)
+    return _run_rank(SocketLink(connection, reader), RankSpec.from_dict(request["spec"]))
+
+
+class SocketLink:
+    """The rank's connection to its supervisor. A thread sends, so that a step never waits for it."""
+
+    def __init__(self, connection: socket.socket, reader: Any) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._reply = Reply()
+        self._changed = threading.Condition()
+        self._outbox: queue.Queue[Message | None] = queue.Queue()
+        threading.Thread(target=self._receive, name="lease", daemon=True).start()
+        self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
+        self._sender.start()
+
+    def send(self, message: Message) -> None:
+        """See `train.loop.Link`."""
+        self._outbox.put(message)
+
+    def should_stop(self) -> bool:
+        """See `train.loop.Link`."""
+        return self._reply.stop
+
+    def wait_committed(self, step: int) -> None:
+        """See `train.loop.Link`."""
+        self._wait(lambda reply: reply.committed_step >= step, _COMMIT_LIMIT_S, f"the commit of step {step}")
+
+    def wait_rendezvous(self) -> tuple[str, int]:
+        """Returns where rank 0 listens."""
+        self._wait(lambda reply: reply.rendezvous is not None, _RENDEZVOUS_LIMIT_S, "the rendezvous with rank 0")
+        assert self._reply.rendezvous is not None
+        return self._reply.rendezvous
+
+    def flush(self) -> None:
+        """Waits until everything is sent; nothing can be sent afterwards."""
+        self._outbox.put(None)
+        self._sender.join(10)
+
+    def _wait(self, condition: Any, limit_s: float, what: str) -> None:
+        deadline = time.monotonic() + limit_s
+        with self._changed:
+            while not condition(self._reply):
+                if time.monotonic() > deadline:
+                    raise StalledError(f"waited {limit_s:.0f} s for {what}")
+                self._changed.wait(1.0)
+
+    def _receive(self) -> None:
+        for line in self._reader:
+            reply = Reply.from_dict(json.loads(line))
+            with self._changed:
+                self._reply = reply
+                self._changed.notify_all()
+        # The supervisor is gone, and with it the right to the device and to write.
+        os._exit(_LEASE_LOST)
+
+    def _send(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._connection.sendall(encode_line({"kind": message.kind, "body": vars(message)}))
+            except OSError:
+                os._exit(_LEASE_LOST)
+
+
+def _run_rank(link: SocketLink, spec: RankSpec) -> int:
+    attempt = spec.attempt
+    os.environ.update(spec.env)
+    # DeepSpeed reads these; the rendezvous itself goes through our own store.
+    os.environ.update(RANK=str(spec.rank), WORLD_SIZE=str(spec.world_size), LOCAL_RANK=str(spec.local_rank))
+    _log_to(RunDir(Path(attempt.run_dir)).logs(attempt.attempt) / f"rank-{spec.rank:05d}.log")
+    torch.set_num_threads(spec.num_threads)
+    link.send(RankStarted(os.getpid(), spec.node_ip))
+    try:
+        link.send(PhaseChanged("load", 0))
+        _join_group(link, spec)
+        parts = build_rank(spec)
+        outcome, step = run_loop(parts, link)
+        link.send(RankDone(outcome, step))
+        status = 0
+    except Exception as error:  # the last line of defence: whatever it is, the coordinator must learn it
+        traceback.print_exc()
+        link.send(RankFailed(errors.from_exception(error)))
+        status = 1
+    link.flush()
+    # Not a normal exit: a peer may be dead, and destructors of process groups would wait for it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _join_group(link: SocketLink, spec: RankSpec) -> None:
+    on_gpu = spec.attempt.on_gpu
+    if on_gpu:
+        torch.cuda.set_device(spec.local_rank)
+    if spec.rank == 0:
+        store = open_store(spec.node_ip, 0, spec.world_size)
+        link.send(RendezvousOpen(spec.node_ip, store.port))
+    else:
+        host, port = link.wait_rendezvous()
+        store = open_store(host, spec.rank, spec.world_size, port)
+    init_process_group(store, spec.rank, spec.world_size, on_gpu)
+    logger.info("rank %d of %d joined", spec.rank, spec.world_size)
+
+
+def _run_task(connection: socket.socket, reader: Any, request: dict[str, Any]) -> int:
+    threading.Thread(target=_end_with_client, args=(reader,), daemon=True).start()
+    if request.get("log"):
+        _log_to(Path(request["log"]))
+    module = importlib.import_module(f"dist_ft.tasks.{request['name']}")
+    try:
+        answer = {"result": module.run(**request["arguments"])}
+    except Exception as error:  # sent on, whatever it is
+        traceback.print_exc()
+        answer = {"error": errors.from_exception(error)}
+    connection.sendall(encode_line(answer))
+    return 0 if "result" in answer else 1
+
+
+def _end_with_client(reader: Any) -> None:
+    reader.read()
+    os._exit(_LEASE_LOST)
+
+
+def _log_to(path: Path) -> None:
+    """Sends everything this process prints, C libraries included, to a log file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)

@@ -1,0 +1,124 @@
+"""A Ray worker's side of a rank: starts it, relays its words, sees its death at once. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dist_ft.errors import StaleAttemptError, WorkerCrashError
+from dist_ft.messages import AttemptSpec, Envelope, Heartbeat, Message, RankDone, RankFailed, RankSpec, Reply
+from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit
+
+_HEARTBEAT_S = 0.25
+
+
+class CoordinatorClient(Protocol):
+    """How a supervisor reaches the coordinator."""
+
+    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        """See `Coordinator.handle`; blocks for the answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank sits.
+
+    Attributes:
+        rank: Its index.
+        world_size: Number of ranks.
+        local_rank: Index on its node.
+        local_world_size: Ranks on its node.
+        node_ip: Address of its node.
+        gpu_ids: Devices given by Ray; empty on CPU.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_ip: str
+    gpu_ids: tuple[str, ...] = ()
+
+
+def make_rank_spec(attempt: AttemptSpec, seat: Seat) -> RankSpec:
+    """Returns what the rank at this seat is told."""
+    # A rank sees its own devices only, so its device index is 0.
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(seat.gpu_ids)} if seat.gpu_ids else {}
+    threads = max(1, len(os.sched_getaffinity(0)) // seat.local_world_size)
+    local_rank = 0 if seat.gpu_ids else seat.local_rank
+    return RankSpec(attempt, seat.rank, seat.world_size, local_rank, seat.node_ip, threads, env)
+
+
+def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, starter: str) -> None:
+    """Runs one rank to its end.
+
+    Args:
+        attempt: What all ranks share.
+        seat: Where this one sits.
+        coordinator: Where its messages go.
+        starter: Socket of a fork server on this node.
+
+    Raises:
+        WorkerCrashError: The rank failed or died; the coordinator knows already.
+        StaleAttemptError: A newer attempt has begun; the rank is ended.
+    """
+    child = Child(starter, {"entry": "rank", "spec": make_rank_spec(attempt, seat).to_dict()})
+    last: Message | None = None
+    try:
+        while not child.is_closed:
+            messages = child.receive(_HEARTBEAT_S)
+            if not messages and not child.is_closed and isinstance(last, RankDone | RankFailed):
+                continue  # it has said its last word and is on its way out
+            for data in messages or [{"kind": Heartbeat.kind, "body": {}}]:
+                envelope = Envelope.from_dict(
+                    {"run_id": attempt.run_id, "attempt": attempt.attempt, "rank": seat.rank, **data}
+                )
+                if not isinstance(envelope.message, Heartbeat):
+                    last = envelope.message
+                reply = coordinator.handle(envelope.to_dict())
+                if Reply.from_dict(reply).abort is not None:
+                    raise WorkerCrashError(f"rank {seat.rank} was ended: {reply['abort']}")
+                child.send(reply)
+    finally:
+        child.close()
+    if isinstance(last, RankDone):
+        return
+    if isinstance(last, RankFailed):
+        raise WorkerCrashError(f"rank {seat.rank}: {last.error['message']}")
+    error = WorkerCrashError(
+        f"rank {seat.rank} died ({describe_exit(child.exit_status)}); its log is "
+        f"logs/attempt-{attempt.attempt:04d}/rank-{seat.rank:05d}.log in {attempt.run_dir}"
+    )
+    with contextlib.suppress(StaleAttemptError):
+        report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict()))
+        coordinator.handle(report.to_dict())
+    raise error
+
+
+@contextlib.contextmanager
+def starter_on_node(starters: dict[str, str], node_id: str, on_gpu: bool) -> Iterator[str]:
+    """Gives the socket of this node's fork server, or of one made for this rank alone (slower)."""
+    known = starters.get(node_id)
+    if known is not None and os.path.exists(known):
+        yield known
+        return
+    server = ForkServer(on_gpu)
+    try:
+        yield server.socket_path
+    finally:
+        server.close()
+
+
+def wait_for_spec(fetch: Any, limit_s: float) -> Any:
+    """Polls until the coordinator has something to give (the preparation is done)."""
+    deadline = time.monotonic() + limit_s
+    while (found := fetch()) is None:
+        if time.monotonic() > deadline:
+            raise WorkerCrashError(f"the coordinator had nothing to do for {limit_s:.0f} s")
+        time.sleep(0.05)
+    return found

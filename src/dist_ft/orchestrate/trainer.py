@@ -1,0 +1,93 @@
+"""Ray Train's part: a group of supervisors, placed and watched by Ray Train v2."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.collective
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from dist_ft.config import Config
+from dist_ft.messages import AttemptSpec
+from dist_ft.orchestrate.supervisor import Seat, starter_on_node, supervise, wait_for_spec
+
+_PREPARE_LIMIT_S = 6 * 3600.0
+
+TRAIN_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s delays start, end and every failure
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # ours go through the coordinator
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Set in the driver before Ray Train is used."""
+
+
+class RemoteCoordinator:
+    """The coordinator actor as a supervisor sees it."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self._actor = ray.get_actor(name, namespace)
+
+    def open_attempt(self, world_size: int) -> int | None:
+        """Opens an attempt; None while there is nothing to do yet."""
+        number: int | None = ray.get(self._actor.open_attempt.remote(world_size))
+        return number
+
+    def attempt_spec(self, number: int) -> AttemptSpec:
+        """Returns what all ranks of an attempt share."""
+        spec: AttemptSpec = ray.get(self._actor.attempt_spec.remote(number))
+        return spec
+
+    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        """See `CoordinatorClient`."""
+        reply: dict[str, Any] = ray.get(self._actor.handle.remote(envelope))
+        return reply
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """The train function: runs in every Ray Train worker, a process without torch."""
+    context = ray.train.get_context()
+    coordinator = RemoteCoordinator(loop_config["coordinator"], loop_config["namespace"])
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    number = None
+    if rank == 0:
+        number = wait_for_spec(lambda: coordinator.open_attempt(world_size), _PREPARE_LIMIT_S)
+    number = ray.train.collective.broadcast_from_rank_zero(number)
+    runtime = ray.get_runtime_context()
+    gpu_ids = runtime.get_accelerator_ids().get("GPU", []) if loop_config["on_gpu"] else []
+    seat = Seat(
+        rank,
+        world_size,
+        context.get_local_rank(),
+        context.get_local_world_size(),
+        ray.util.get_node_ip_address(),
+        tuple(str(i) for i in gpu_ids),
+    )
+    with starter_on_node(loop_config["starters"], runtime.get_node_id(), loop_config["on_gpu"]) as starter:
+        supervise(coordinator.attempt_spec(number), seat, coordinator, starter)
+
+
+def make_trainer(
+    config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]
+) -> DataParallelTrainer:
+    """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
+    scaling = ray.train.ScalingConfig(
+        num_workers=config.cluster.max_workers,
+        use_gpu=resources.get("GPU", 0) > 0,
+        resources_per_worker=resources,
+        placement_strategy="PACK",
+    )
+    run = ray.train.RunConfig(
+        name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
+        storage_path=os.path.join(tempfile.gettempdir(), "dist-ft-ray-train"),
+        failure_config=ray.train.FailureConfig(max_failures=0),
+    )
+    return DataParallelTrainer(
+        train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run
+    )

@@ -1,0 +1,133 @@
+"""Turns a committed checkpoint into a plain Hugging Face directory and proves that it is the trained model."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_ft.checkpoint.consolidate import consolidate
+from dist_ft.checkpoint.manifest import Manifest, verify_files
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config import Config, config_from_dict
+from dist_ft.errors import ExportError
+from dist_ft.model.adapter import attach_adapter, export_names, load_adapter, save_adapter_config
+from dist_ft.model.base import load_generation_config, load_model, load_model_config, load_tokenizer, skeleton
+from dist_ft.model.card import model_card
+from dist_ft.rundir import RunDir, last_rows
+
+_MAX_SHARD_BYTES = 5 << 30
+_RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest probe difference relative to the largest logit: kernels and batch shapes differ, weights must not."""
+
+
+def run(
+    config: dict[str, Any], run_dir: str, checkpoint: str, to: str, merge: bool = False, dtype: str | None = None
+) -> dict[str, Any]:
+    """Exports a checkpoint; the directory appears under its name when checked.
+
+    Args:
+        config: Config of the run.
+        run_dir: The run directory.
+        checkpoint: Manifest path relative to it.
+        to: Target directory, which must not exist.
+        merge: Fold the adapter into the base model.
+        dtype: Dtype of the files; default is `model.dtype`.
+
+    Returns:
+        `{"export_dir", "probe_difference"}`.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ExportError: The reloaded model does not compute what the trained one did.
+    """
+    parsed = config_from_dict(config)
+    store = LocalStore(Path(run_dir))
+    manifest = Manifest.decode(store.read(checkpoint))
+    verify_files(store, manifest)
+    target = Path(to).absolute()
+    if target.exists():
+        raise ExportError(f"{target} exists; choose another directory or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    scratch.mkdir()
+    try:
+        out_dtype = dtype or parsed.model.torch_dtype
+        _write_weights(parsed, store, manifest, scratch, out_dtype)
+        difference = _check(parsed, manifest, scratch, out_dtype)
+        if merge and parsed.method.kind == "lora":
+            _merge(parsed, scratch, out_dtype)
+        _write_sidecars(parsed, RunDir(Path(run_dir)), manifest, scratch, merge)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {"export_dir": str(target), "probe_difference": difference}
+
+
+def _write_weights(config: Config, store: LocalStore, manifest: Manifest, directory: Path, dtype: str) -> None:
+    """Writes weights and the config that names them. The names are checked against the model's structure."""
+    model = skeleton(config)
+    is_adapter = config.method.kind == "lora"
+    if is_adapter:
+        model = attach_adapter(model, config)
+    expected = {(key, tuple(model.get_parameter(name).shape)) for name, key in export_names(model).items()}
+    found = {(param.export_name, param.shape) for param in manifest.params}
+    if expected != found:
+        odd = sorted(expected ^ found)[0]
+        raise ExportError(f"the checkpoint's tensors are not the model's: {odd[0]} {list(odd[1])} is on one side only")
+    stem = "adapter_model" if is_adapter else "model"
+    consolidate(store, manifest, directory, stem=stem, dtype=dtype, max_shard_bytes=_MAX_SHARD_BYTES)
+    if is_adapter:
+        save_adapter_config(model, directory)
+    else:
+        model_config = load_model_config(config)
+        model_config.dtype = getattr(torch, dtype)
+        model_config.architectures = [type(model).__name__]
+        model_config.save_pretrained(directory)
+
+
+def _load_export(config: Config, directory: Path, dtype: str) -> Any:
+    if config.method.kind == "lora":
+        return load_adapter(load_model(config), directory)
+    here = {**config.model.model_dump(), "name": str(directory), "revision": None, "dtype": dtype}
+    return load_model(config.model_copy(update={"model": config.model.model_copy(update=here)}))
+
+
+def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> float:
+    """Compares the reloaded model's probe logits with the trained model's; returns the largest difference."""
+    probe = manifest.probe
+    model = _load_export(config, directory, dtype).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([probe["tokens"]]), use_cache=False).logits[0][:, probe["columns"]].float()
+    trained = torch.tensor(probe["logits"])
+    difference = float((logits - trained).abs().max() / trained.abs().max().clamp_min(1e-6))
+    coarser = "bfloat16" if "bfloat16" in (dtype, config.model.torch_dtype) else "float32"
+    if not difference <= _RELATIVE_TOLERANCE[coarser]:
+        raise ExportError(
+            f"the exported model computes other logits than the trained one: relative difference {difference:.2e}, "
+            f"allowed {_RELATIVE_TOLERANCE[coarser]:.0e} in {coarser}; the export was discarded"
+        )
+    return difference
+
+
+def _merge(config: Config, directory: Path, dtype: str) -> None:
+    """Replaces the adapter files by the merged model; merged in float32, then cast once."""
+    base = load_model(config).float()
+    merged = load_adapter(base, directory).merge_and_unload().to(getattr(torch, dtype))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (directory / name).unlink()
+    merged.save_pretrained(directory)
+
+
+def _write_sidecars(config: Config, run_dir: RunDir, manifest: Manifest, directory: Path, merge: bool) -> None:
+    load_tokenizer(config).save_pretrained(directory)
+    generation = load_generation_config(config)
+    if generation is not None:
+        generation.save_pretrained(directory)
+    metrics = last_rows(run_dir.metrics).get(manifest.step, {})
+    evals = last_rows(run_dir.evals)
+    card = model_card(config, manifest.step, manifest.environment["versions"], metrics, evals, merge)
+    (directory / "README.md").write_text(card, encoding="utf-8")

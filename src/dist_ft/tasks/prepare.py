@@ -1,0 +1,91 @@
+"""Checks model and data and makes token shards: what must be right before any process group exists."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from dist_ft.checkpoint.manifest import Fingerprint
+from dist_ft.config import Config, config_from_dict
+from dist_ft.errors import ConfigError
+from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, tokenizer_key
+from dist_ft.model.render import Renderer
+from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
+from dist_ft.stream.order import run_length, shares
+
+CACHE_NAME = ".dist-ft-cache"
+"""Folder of prepared data in `run.output_dir`, which all machines see."""
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `coordinator.core.Prepared`.
+
+    Raises:
+        UserError: Of the kind that says what is wrong.
+    """
+    parsed = config_from_dict(config)
+    _check_model(parsed)
+    tokenizer = load_tokenizer(parsed)
+    splits, eval_split = prepare_splits(parsed, tokenizer)
+    max_steps, num_positions = plan_length(parsed, splits)
+    return {
+        "splits": [asdict(split) for split in splits],
+        "eval_split": asdict(eval_split) if eval_split else None,
+        "fingerprint": asdict(make_fingerprint(parsed, splits)),
+        "max_steps": max_steps,
+        "num_positions": num_positions,
+    }
+
+
+def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
+    """Prepares the training sources and the held-out split."""
+    data = config.data
+    render, render_key = Renderer(tokenizer), tokenizer_key(tokenizer)
+    cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
+    fraction = data.eval if isinstance(data.eval, float) else 0.0
+
+    def prepare(source: str, row_format: str, held_out: float, take: bool, packing: bool) -> PreparedSplit:
+        request = SplitRequest(source, row_format, data.seq_len, packing, render_key, held_out, take)
+        return prepare_split(request, render, cache_dir)
+
+    splits = [prepare(s.source, s.format, fraction, False, data.packing) for s in data.train]
+    if isinstance(data.eval, str):
+        return splits, prepare(data.eval, "auto", 0.0, False, data.packing)
+    if fraction:
+        if len(data.train) > 1:
+            raise ConfigError(f"data.eval={fraction} with {len(data.train)} sources; name a held-out source instead")
+        return splits, prepare(data.train[0].source, data.train[0].format, fraction, True, data.packing)
+    return splits, None
+
+
+def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
+    """Returns (steps, positions) of the run."""
+    weights = [s.weight for s in config.data.train if s.weight is not None] or None
+    epoch = sum(shares([split.num_sequences for split in splits], weights))
+    return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
+
+
+def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint:
+    """Returns what checkpoints of this config belong to."""
+    weights = [source.weight for source in config.data.train]
+    method = config.method.model_dump(mode="json")
+    trained = method if config.method.kind == "lora" else {"kind": "full"}
+    return Fingerprint(
+        model=fingerprint(config),
+        data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {weights}".encode()),
+        seed=config.run.seed,
+        method=", ".join(f"{key}={value}" for key, value in trained.items()),
+        global_batch_size=config.train.global_batch_size,
+    )
+
+
+def _check_model(config: Config) -> None:
+    limit = load_model_config(config).get_text_config().to_dict().get("max_position_embeddings")
+    if limit is not None and config.data.seq_len > limit:
+        raise ConfigError(
+            f"data.seq_len={config.data.seq_len} is longer than the model allows "
+            f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"
+        )
