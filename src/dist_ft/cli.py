@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ import typer
 
 from dist_ft import __version__
 from dist_ft.errors import DistFtError, UsageError
+
+_BEGAN = time.monotonic()
 
 app = typer.Typer(
     name="dist-ft",
@@ -60,13 +63,17 @@ def train(
     from dataclasses import asdict
 
     from dist_ft.monitor.console import Console
-    from dist_ft.orchestrate import driver
+    from dist_ft.orchestrate.processes import ForkServer
 
     console = Console()
+    server = ForkServer(on_gpu=Path("/dev/nvidiactl").exists())
     try:
-        result = driver.train(parsed, resume=resume, console=console)
+        from dist_ft.orchestrate import driver  # imports ray: two seconds in which the fork server is at work
+
+        result = driver.train(parsed, server=server, began=_BEGAN, resume=resume, console=console)
     finally:
         console.close()
+        server.close()
     if as_json:
         print(json.dumps(asdict(result)))
     else:

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import wandb
-
 from dist_ft.rundir import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -94,7 +92,11 @@ class WandbSink:
             logger.warning("W&B did not finish within %.0f s; `wandb sync` can send the rest", _CLOSE_LIMIT_S)
 
     def _run(self) -> None:
+        first = self._queue.get()
         try:
+            # Only now: its start-up would compete with that of the ranks.
+            import wandb
+
             run = wandb.init(
                 **self._settings,
                 config=self._config,
@@ -103,14 +105,13 @@ class WandbSink:
             )
             run.define_metric("train/step")
             run.define_metric("*", step_metric="train/step")
-            self._send_rows(run)
+            self._send_rows(run, first)
         except Exception:  # a sink must never end a run, whatever its library raises
             logger.exception("W&B failed; metrics.jsonl has every row")
 
-    def _send_rows(self, run: Any) -> None:
+    def _send_rows(self, run: Any, item: dict[str, Any] | str) -> None:
         pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
         while True:
-            item = self._queue.get()
             if isinstance(item, str):
                 run.summary["run/state"] = item
                 run.finish(exit_code=0 if item in ("completed", "stopped") else 1, quiet=True)
@@ -122,6 +123,7 @@ class WandbSink:
             if safe:
                 self._write_marker(safe[-1])
                 pending = pending[len(safe) :]
+            item = self._queue.get()
 
     def _read_marker(self) -> int:
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):

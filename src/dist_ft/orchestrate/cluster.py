@@ -68,6 +68,8 @@ def connect(config: Config) -> ClusterInfo:
         # Ray would start a Python process a CPU slot at once; the few that are needed start on demand.
         os.environ["RAY_enable_worker_prestart"] = "0"
         os.environ["RAY_prestart_worker_first_driver"] = "0"
+        # Nobody preempts this machine with a notice to Ray.
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         ray.init(
             address="local",
             num_cpus=local_slots(),

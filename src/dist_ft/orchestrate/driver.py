@@ -84,7 +84,7 @@ class RunResult:
 class Timeline:
     """Seconds since the driver began, by what had happened."""
 
-    began: float = field(default_factory=time.monotonic)
+    began: float
     marks: dict[str, float] = field(default_factory=dict)
 
     def mark(self, name: str) -> None:
@@ -96,8 +96,15 @@ class Timeline:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
 
 
-def train(config: Config, *, resume: bool, console: Console) -> RunResult:
+def train(config: Config, *, server: ForkServer, began: float, resume: bool, console: Console) -> RunResult:
     """Runs a config to its end, or to a stop, on the cluster it names.
+
+    Args:
+        config: A checked config.
+        server: Fork server of this node; already at its imports, which take as long as Ray's start.
+        began: Monotonic time at which the command began.
+        resume: Whether `--resume` was given.
+        console: Where progress is shown.
 
     Raises:
         UserError: Bad input; nothing was changed.
@@ -108,10 +115,8 @@ def train(config: Config, *, resume: bool, console: Console) -> RunResult:
         console.say(f"{run_dir.path} is complete; nothing to do")
         return finished
     check_local_capacity(config)
-    timeline = Timeline()
+    timeline = Timeline(began)
     with contextlib.ExitStack() as stack:
-        server = ForkServer(on_gpu=Path("/dev/nvidiactl").exists())
-        stack.callback(server.close)
         console.say(f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}")
         preparing = _in_thread(
             lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_ft.config import Config
@@ -73,9 +75,25 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         supervise(coordinator.attempt_spec(number), seat, coordinator, starter)
 
 
-def make_trainer(
-    config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]
-) -> DataParallelTrainer:
+class ElasticTrainer(DataParallelTrainer):
+    """Ray Train's trainer without what this system never uses.
+
+    Every callback left out saves an actor, that is a Python process of a second or two, on the way to the first
+    step: data comes from token shards, not from Ray Data, and on a Ray that ends with the driver no placement
+    group can outlive it. The names are pinned by `tests/contracts/test_ray_names.py`.
+    """
+
+    owns_cluster = False
+    """Whether the Ray cluster ends with this driver."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused: tuple[type, ...] = (DatasetsCallback,)
+        if self.owns_cluster:
+            unused += (PlacementGroupCleanerCallback,)
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
+
+
+def make_trainer(config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]) -> ElasticTrainer:
     """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
     scaling = ray.train.ScalingConfig(
         num_workers=config.cluster.max_workers,
@@ -88,6 +106,8 @@ def make_trainer(
         storage_path=os.path.join(tempfile.gettempdir(), "dist-ft-ray-train"),
         failure_config=ray.train.FailureConfig(max_failures=0),
     )
-    return DataParallelTrainer(
+    trainer = ElasticTrainer(
         train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run
     )
+    trainer.owns_cluster = config.cluster.address is None
+    return trainer
