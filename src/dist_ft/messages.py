@@ -84,10 +84,14 @@ class RankDone(Message):
 
 @dataclass(frozen=True)
 class RankFailed(Message):
-    """The rank has ended with an error (`errors.from_exception`), or was found dead by its supervisor."""
+    """The rank has ended with an error (`errors.from_exception`).
+
+    `is_death`: it said nothing itself; its supervisor found it dead.
+    """
 
     kind: ClassVar[str] = "rank_failed"
     error: dict[str, str]
+    is_death: bool = False
 
 
 @dataclass(frozen=True)

@@ -305,10 +305,10 @@ class Coordinator:
         self._record.step = message.step
 
     def _on_failed(self, rank: int, message: RankFailed) -> None:
-        self._fail(rank, message.error)
+        self._fail(rank, message.error, message.is_death)
 
-    def _fail(self, rank: int, error: dict[str, str]) -> None:
-        self._failures.append({"rank": rank, **error})
+    def _fail(self, rank: int, error: dict[str, str], is_death: bool = False) -> None:
+        self._failures.append({"rank": rank, "is_death": is_death, **error})
         self._ledger.add("rank_failed", rank=rank, step=self._record.step, **error)
 
     def _write_record(self) -> None:

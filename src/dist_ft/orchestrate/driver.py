@@ -360,12 +360,16 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
 
 
 def _first_failure(failures: list[dict[str, Any]]) -> DistFtError:
-    """Joins the failures of the ranks: the same error on many ranks is shown once, with its ranks."""
+    """Joins the failures of the ranks: the same error on many ranks is shown once, with its ranks.
+
+    When a process died, that is the cause; what its peers say is that their connection broke.
+    """
+    causes = [f for f in failures if f["is_death"]] or failures
     by_message: dict[tuple[str, str], list[int]] = {}
-    for failure in failures:
+    for failure in causes:
         by_message.setdefault((failure["type"], failure["message"]), []).append(failure["rank"])
     lines = [f"ranks {ranks}: {message}" for (_, message), ranks in by_message.items()]
-    return errors.from_dict({"type": failures[0]["type"], "message": "\n".join(lines)})
+    return errors.from_dict({"type": causes[0]["type"], "message": "\n".join(lines)})
 
 
 def _not_started(config: Config) -> StartTimeoutError:

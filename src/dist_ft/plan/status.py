@@ -1,0 +1,188 @@
+"""Reads a run from its directory alone, and asks it to stop through a file there.
+
+Owns what `dist-ft status`, `stop` and `export` know of a run. Nothing here talks to a process, so all of it
+works from any machine that sees the directory, while the run lives and after.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from dist_ft.checkpoint.lineage import committed
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config import load_config
+from dist_ft.errors import DistFtError, UsageError
+from dist_ft.rundir import RunDir, read_json, write_json
+
+FINAL_STATES = frozenset({"stopped", "completed", "failed"})
+"""States that no process changes any more; the same as `coordinator.state.FINAL`, which lies above this row."""
+_POLL_S = 0.2
+_BAR = 30
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """Returns `{run_id, state, attempt, step, max_steps, world_size, workers, checkpoints, exports, wandb_id}`.
+
+    `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` follow
+    where the run has them.
+
+    Raises:
+        UsageError: There is no run at that path, or its run.json cannot be read.
+    """
+    record = _read_record(run)
+    directory = RunDir(run.absolute())
+    status = {
+        **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
+        "workers": record["workers"],
+        "checkpoints": [
+            {"step": manifest.step, "path": str(directory.path / manifest.directory)} for manifest in _committed(run)
+        ],
+        "exports": [str(path) for path in _exports(directory)],
+        "wandb_id": record["wandb_id"],
+    }
+    return status | {key: record[key] for key in ("error", "result") if record.get(key)}
+
+
+def render_status(status: dict[str, Any]) -> str:
+    """Returns the status as a few lines of text."""
+    step, max_steps = status["step"], status["max_steps"]
+    filled = round(_BAR * min(1.0, step / max_steps)) if max_steps else 0
+    lines = [
+        f"{status['run_id']}: {status['state']}, attempt {status['attempt']}, {status['world_size']} workers",
+        f"  steps        {step:,} of {max_steps:,}  [{'#' * filled}{'.' * (_BAR - filled)}]",
+    ]
+    if status.get("error"):
+        lines.append(f"  error        {status['error']['type']}: {status['error']['message']}")
+    result = status.get("result", {})
+    losses = [f"{name} {result[key]:.4f}" for key, name in _LOSSES if result.get(key) is not None]
+    if losses:
+        lines.append(f"  loss         {', '.join(losses)}")
+    workers = [f"rank {w['rank']}  pid {w['pid']}  on {w['node_ip']}" for w in status["workers"]]
+    lines += _section("workers", workers)
+    lines += _section("checkpoints", [_below_run(c["path"]) for c in status["checkpoints"]])
+    lines += _section("exports", [_below_run(path) for path in status["exports"]])
+    if status["wandb_id"]:
+        lines.append(f"  W&B          {status['wandb_id']}")
+    return "\n".join(lines)
+
+
+def request_stop(run: Path, timeout_s: float) -> str:
+    """Asks a run to checkpoint and stop; returns a line that says how it ended.
+
+    Args:
+        run: Run directory.
+        timeout_s: Seconds to wait. The request stays in the run directory when they are over.
+
+    Raises:
+        UsageError: There is no run, or it has ended already.
+        DistFtError: It did not end in time, or it failed.
+    """
+    record = _read_record(run)
+    if record["state"] in FINAL_STATES:
+        raise UsageError(f"run {run} is not running: it {_ended(record)}; there is nothing to stop")
+    request = RunDir(run).stop_request
+    write_json(request, {"time": time.time(), "pid": os.getpid(), "user": _user()})
+    deadline = time.monotonic() + timeout_s
+    while (record := _read_record(run))["state"] not in FINAL_STATES:
+        if time.monotonic() >= deadline:
+            raise DistFtError(_no_answer(run, record, timeout_s))
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+    request.unlink(missing_ok=True)  # a run that ended by itself has not seen it
+    if record["state"] == "failed":
+        raise DistFtError(f"run {run} {_ended(record)}")
+    manifests = _committed(run)
+    return f"{_ended(record)}, {f'checkpoint {manifests[-1].directory}' if manifests else 'no checkpoint'}"
+
+
+def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
+    """Returns the run's config as JSON values and the manifest's path relative to the run directory.
+
+    Args:
+        run: Run directory.
+        step: Step of a committed checkpoint; None takes the last.
+
+    Raises:
+        UsageError: There is no run at that path, or no such checkpoint.
+        ConfigError: The run's config.yaml cannot be read.
+    """
+    _read_record(run)
+    manifests = {manifest.step: manifest for manifest in _committed(run)}
+    if not manifests:
+        raise UsageError(f"run {run} has no committed checkpoint; let it reach its first one (checkpoint.every_steps)")
+    if step is not None and step not in manifests:
+        known = ", ".join(map(str, manifests))
+        raise UsageError(f"run {run} has no checkpoint at step {step}; choose one of: {known}")
+    manifest = manifests[max(manifests) if step is None else step]
+    config = load_config(RunDir(run).config).model_dump(mode="json")
+    return config, f"{manifest.directory}/{MANIFEST}"
+
+
+_LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    directory = RunDir(run)
+    if not run.is_dir():
+        raise UsageError(f"{run} is not a directory; pass a run directory, <run.output_dir>/<run.name>")
+    if not directory.run_json.is_file():
+        raise UsageError(f"{run} is not a run directory: it has no run.json; pass <run.output_dir>/<run.name>")
+    try:
+        record = read_json(directory.run_json)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{directory.run_json} cannot be read: {error}") from error
+    missing = [key for key in _RECORD_KEYS if key not in record]
+    if missing:
+        raise UsageError(f"{directory.run_json} is not a run's record: {', '.join(missing)} is missing")
+    return record
+
+
+_RECORD_KEYS = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "wandb_id")
+
+
+def _committed(run: Path) -> list[Manifest]:
+    try:
+        return committed(LocalStore(run))
+    except FileNotFoundError:  # the run deleted an old checkpoint while we listed it
+        return committed(LocalStore(run))
+
+
+def _exports(run: RunDir) -> list[Path]:
+    """Finished exports: links point at one of them, hidden folders are being written."""
+    if not run.exports.is_dir():
+        return []
+    found = (path for path in run.exports.iterdir() if path.is_dir() and not path.is_symlink())
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _ended(record: dict[str, Any]) -> str:
+    text = f"{record['state']} at step {record['step']}"
+    return f"{text}: {record['error']['message']}" if record.get("error") else text
+
+
+def _no_answer(run: Path, record: dict[str, Any], timeout_s: float) -> str:
+    silent_s = time.time() - RunDir(run).run_json.stat().st_mtime
+    return (
+        f"run {run} did not stop within {timeout_s:g} s (state {record['state']}, step {record['step']}, run.json written "
+        f"{silent_s:.0f} s ago). The request stays in {RunDir(run).stop_request.name} and is followed once the run reads it. "
+        "If the process that ran it is dead, run.json keeps this state: continue with `dist-ft train CONFIG --resume`"
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"  {title if index == 0 else '':<12} {line}" for index, line in enumerate(lines)]
+
+
+def _below_run(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])

@@ -1,0 +1,220 @@
+"""Who may import whom (design.md, section 8), read from the source and from fresh interpreters.
+
+Left to others: what the imported names do. A new module is covered as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "dist_ft"
+
+ROWS = (
+    ("__init__", "errors", "messages", "rundir", "state"),
+    ("config", "batch"),
+    ("stream", "model", "zero", "checkpoint", "monitor"),
+    ("train", "tasks", "plan"),
+    ("coordinator",),
+    ("orchestrate", "launchers"),
+    ("cli",),
+)
+ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
+
+SIDEWAYS = {
+    ("dist_ft.model.render", "dist_ft.stream.pack"): "a renderer returns samples, and `Sample` is the data's type",
+}
+"""Imports inside a row, each with the reason why it is right."""
+
+DOORS: dict[str, tuple[str, ...]] = {
+    "ray": ("dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.coordinator.actor"),
+    "deepspeed": ("dist_ft.zero",),
+    "transformers": ("dist_ft.model",),
+    "peft": ("dist_ft.model",),
+    "wandb": ("dist_ft.monitor",),
+    "pydantic": ("dist_ft.config",),
+    "yaml": ("dist_ft.config", "dist_ft.launchers"),
+    "datasets": ("dist_ft.stream", "dist_ft.checkpoint.store"),
+    "fsspec": ("dist_ft.stream", "dist_ft.checkpoint.store"),
+    "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
+    "rich": ("dist_ft.cli", "dist_ft.monitor.console"),
+}
+"""The only places where a library is imported."""
+
+LATE = {
+    "dist_ft.cli": "a verb loads what it needs, so that --help and a typo are answered at once",
+    "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
+    "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
+    "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
+}
+"""Modules that may import inside a function."""
+
+TORCH_FREE = (
+    "dist_ft.errors", "dist_ft.messages", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch", "dist_ft.config",
+    "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.coordinator", "dist_ft.orchestrate",
+    "dist_ft.launchers", "dist_ft.cli",
+)  # fmt: skip
+TORCH_ALLOWED = ("dist_ft.checkpoint.snapshot", "dist_ft.orchestrate.rank_entry")
+RAY_FREE = (
+    "dist_ft.orchestrate.forkserver", "dist_ft.orchestrate.rank_entry", "dist_ft.tasks", "dist_ft.train",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: by whom, which, where, and whether inside a function."""
+
+    importer: str
+    target: str
+    line: int
+    is_late: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.target}"
+
+
+def _modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+MODULES = _modules()
+
+
+def _walk(node: ast.AST, is_late: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        yield child, is_late
+        yield from _walk(child, is_late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+
+def _is_import_call(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name in ("import_module", "__import__")
+
+
+def _imports() -> Iterator[Import]:
+    for importer, tree in MODULES.items():
+        for node, is_late in _walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield Import(importer, alias.name, node.lineno, is_late)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{importer}:{node.lineno}: relative import; write the full name"
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield Import(importer, whole if whole in MODULES else str(node.module), node.lineno, is_late)
+            elif _is_import_call(node):
+                yield Import(importer, "<by name>", node.lineno, is_late)
+
+
+IMPORTS = tuple(_imports())
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def _within(module: str, places: Iterable[str]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def _ours() -> list[Import]:
+    return [i for i in IMPORTS if _within(i.target, ["dist_ft"])]
+
+
+def test_every_module_has_a_row() -> None:
+    assert {_part(name) for name in MODULES} <= set(ROW_OF)
+
+
+def test_imports_point_downwards() -> None:
+    upwards = [i for i in _ours() if ROW_OF[_part(i.target)] > ROW_OF[_part(i.importer)]]
+    assert not upwards, "\n".join(map(str, upwards))
+
+
+def test_packages_of_a_row_do_not_import_one_another() -> None:
+    sideways = [
+        i
+        for i in _ours()
+        if _part(i.target) != _part(i.importer) and ROW_OF[_part(i.target)] == ROW_OF[_part(i.importer)]
+    ]
+    assert not [str(i) for i in sideways if (i.importer, i.target) not in SIDEWAYS]
+    assert {(i.importer, i.target) for i in sideways} == set(SIDEWAYS), "an exception that nobody needs any more"
+
+
+def test_no_import_cycles() -> None:
+    graph: dict[str, set[str]] = {name: set() for name in MODULES}
+    for i in _ours():
+        if i.target in MODULES:
+            graph[i.importer].add(i.target)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_has_one_door(library: str) -> None:
+    elsewhere = [i for i in IMPORTS if _within(i.target, [library]) and not _within(i.importer, DOORS[library])]
+    assert not elsewhere, "\n".join(map(str, elsewhere))
+
+
+def test_imports_stand_at_the_top_of_the_file() -> None:
+    late = [i for i in IMPORTS if i.is_late and i.importer not in LATE]
+    assert not late, "\n".join(map(str, late))
+
+
+def test_modules_are_imported_by_name_only_where_tasks_and_ranks_start() -> None:
+    by_name = {i.importer for i in IMPORTS if i.target == "<by name>"}
+    assert by_name <= {"dist_ft.orchestrate.forkserver", "dist_ft.orchestrate.rank_entry"}
+
+
+_LOADED_AFTER = """
+import importlib, json, sys
+names, forbidden = json.loads(sys.argv[1])
+loaded = {}
+for name in names:
+    importlib.import_module(name)
+    loaded[name] = [library for library in forbidden if library in sys.modules]
+print(json.dumps(loaded))
+"""
+
+
+def _first_to_load(names: Iterable[str], forbidden: list[str]) -> str | None:
+    """Imports `names` one after the other in a fresh interpreter; says who brings in a forbidden library."""
+    command = [sys.executable, "-c", _LOADED_AFTER, json.dumps([list(names), forbidden])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-2000:]
+    loaded: dict[str, list[str]] = json.loads(result.stdout.splitlines()[-1])
+    return next((f"{name} imports {', '.join(found)}" for name, found in loaded.items() if found), None)
+
+
+def test_everything_outside_the_rank_imports_no_torch() -> None:
+    names = [name for name in MODULES if _within(name, TORCH_FREE) and not _within(name, TORCH_ALLOWED)]
+    assert {"dist_ft.coordinator.actor", "dist_ft.orchestrate.driver", "dist_ft.stream.loader"} <= set(names)
+    assert _first_to_load(names, ["torch"]) is None
+
+
+def test_rank_and_tasks_import_no_ray() -> None:
+    names = [name for name in MODULES if _within(name, RAY_FREE)]
+    assert {"dist_ft.orchestrate.rank_entry", "dist_ft.train.loop", "dist_ft.tasks.export"} <= set(names)
+    assert _first_to_load(names, ["ray"]) is None
+
+
+def test_the_command_line_starts_light() -> None:
+    heavy = ["torch", "ray", "transformers", "pydantic", "yaml", "numpy", "pyarrow"]
+    assert _first_to_load(["dist_ft.cli"], heavy) is None

@@ -1,0 +1,58 @@
+"""Fixtures that cost something: one fork server and one Ray a session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dist_ft.orchestrate.processes import ForkServer
+
+_HOLD_RAY = """
+import os, sys, logging, ray
+os.environ.update(RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0", RAY_USAGE_STATS_ENABLED="0")
+context = ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=100_000_000,
+                   logging_level=logging.ERROR, log_to_driver=False)
+print(context.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Socket of a fork server: forked ranks start in a second instead of ten."""
+    server = ForkServer(log_path=tmp_path_factory.mktemp("starter") / "log")
+    yield server.socket_path
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Address of a Ray that lives as long as the session, in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdin is not None
+    address = process.stdout.readline().strip()
+    assert address, "Ray did not start"
+    yield address
+    process.stdin.close()
+    process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def cli() -> str:
+    """Path of the `dist-ft` command of this environment."""
+    return str(Path(sys.executable).parent / "dist-ft")
+
+
+@pytest.fixture(autouse=True)
+def _no_rendezvous_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's leftovers of another launcher must not reach the processes under test."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name in os.environ:
+            monkeypatch.delenv(name)

@@ -1,0 +1,92 @@
+"""Runs real ranks under real supervision without Ray: forked processes, a plain coordinator, threads.
+
+What differs from production is only who calls `supervise`: a thread here, a Ray worker there.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_ft.config import Config
+from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.state import RunRecord
+from dist_ft.messages import Envelope
+from dist_ft.orchestrate.processes import run_task
+from dist_ft.orchestrate.supervisor import Seat, supervise
+from dist_ft.rundir import RunDir, last_rows, read_json
+
+
+@dataclass
+class Group:
+    """One attempt of a run.
+
+    Attributes:
+        run_dir: The run directory.
+        coordinator: Its coordinator, finished.
+        outcome: completed, stopped or failed.
+        errors: What each supervisor raised.
+    """
+
+    run_dir: RunDir
+    coordinator: Coordinator
+    outcome: str = ""
+    errors: dict[int, BaseException] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Loss of each step over all attempts."""
+        return {step: row["loss"] for step, row in last_rows(self.run_dir.metrics).items()}
+
+    @property
+    def digests(self) -> dict[int, str]:
+        """Sequence digest of each step over all attempts."""
+        return {step: row["digest"] for step, row in last_rows(self.run_dir.metrics).items()}
+
+
+class _Direct:
+    """A coordinator client without Ray. `on_message` may act on what passes (stop, kill)."""
+
+    def __init__(self, coordinator: Coordinator, on_message: Any) -> None:
+        self._coordinator = coordinator
+        self._lock = threading.RLock()
+        self._on_message = on_message
+
+    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            reply = self._coordinator.handle(Envelope.from_dict(envelope))
+            if self._on_message is not None:
+                self._on_message(self._coordinator, envelope)
+            return reply.to_dict()
+
+
+def run_group(config: Config, starter: str, on_message: Any = None, world_size: int | None = None) -> Group:
+    """Prepares, runs one attempt at `cluster.num_workers` (or `world_size`), and closes the books."""
+    run_dir = RunDir(Path(config.run.output_dir) / config.run.name)
+    prepared = Prepared(**run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
+    attempt = read_json(run_dir.run_json)["attempt"] if run_dir.run_json.exists() else 0
+    record = RunRecord(config.run.name, attempt=attempt, max_steps=prepared.max_steps)
+    coordinator = Coordinator(config, run_dir, record, prepared)
+    size = world_size or config.cluster.max_workers
+    spec = coordinator.open_attempt(size)
+    client = _Direct(coordinator, on_message)
+    group = Group(run_dir, coordinator)
+
+    def work(rank: int) -> None:
+        try:
+            # As many ranks "on the node" as cores, so that each computes on one thread, as in CI.
+            supervise(spec, Seat(rank, size, rank, max(size, 2), "127.0.0.1"), client, starter)
+        except BaseException as error:
+            group.errors[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+    assert not any(thread.is_alive() for thread in threads), "a supervisor hangs"
+    group.outcome = coordinator.outcome() or "failed"
+    coordinator.finish(group.outcome, {})
+    return group

@@ -1,0 +1,160 @@
+"""Rules that join sections or look at the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_ft.config import Config, check_config, load_config
+from dist_ft.errors import ConfigError
+
+Check = Callable[..., list[str]]
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Checks a sound config, in a directory with one data file, after `overrides`; returns the problems."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("{}\n")
+    Path("run.yaml").write_text("model: {name: tiny-random}\ndata: {train: [{source: a.jsonl}]}\n")
+
+    def problems(*overrides: str) -> list[str]:
+        config = load_config(Path("run.yaml"), overrides)
+        try:
+            check_config(config)
+        except ConfigError as error:
+            return str(error).splitlines()
+        return []
+
+    return problems
+
+
+def adapter(path: Path, name: str) -> Path:
+    path.mkdir(parents=True)
+    (path / name).write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.seed=1",
+        "data.train=[{source: 'embedded:orders/train'}]",
+        "data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl, weight: 2}]",
+        "data.train=[{source: a.jsonl}, {source: a.jsonl}]",
+        "data.eval=embedded:orders/eval",
+        "data.eval=0.1",
+        "model.name=some-org/some-model",
+        "train={global_batch_size: 4, micro_batch_size: 4}",
+        "run.output_dir=not/yet/there",
+        "zero={stage: 1, offload: true}",
+        "zero={stage: 0, offload: true}",  # bfloat16 at stage 0 is run as stage 1
+        "method={kind: full}",
+    ],
+)
+def test_sound_configs_pass(check: Check, override: str) -> None:
+    assert check(override) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["data.train=[{source: b.jsonl}]"], "data.train.0.source=b.jsonl: no such file (looked in "),
+        (["data.train=[{source: a.jsonl}, {source: b.jsonl}]"], "data.train.1.source=b.jsonl: no such file"),
+        (["data.train=[{source: folder}]"], "data.train.0.source=folder is a directory"),
+        (["data.train=[{source: empty.jsonl}]"], "data.train.0.source=empty.jsonl is empty"),
+        (["data.train=[{source: ''}]"], "data.train.0.source= is a directory"),
+        (["data.eval=b.jsonl"], "data.eval=b.jsonl: no such file"),
+        (["data.eval=folder"], "data.eval=folder is a directory"),
+        (["data.chat_template=b.jinja"], "data.chat_template=b.jinja: no such file"),
+        (["data.chat_template=folder"], "data.chat_template=folder: no such file"),
+        (["method.init_from=folder"], "method.init_from=folder: no PEFT adapter there"),
+        (["run.output_dir=a.jsonl"], "run.output_dir=a.jsonl: "),
+        (["run.output_dir=a.jsonl/below/it"], "run.output_dir=a.jsonl/below/it: "),
+        (["run.output_dir=s3://bucket/runs"], "run.output_dir=s3://bucket/runs: "),
+        (["model.name=./nowhere"], "model.name=./nowhere: no such directory"),
+        (["model.name=~/no-such-model"], "model.name=~/no-such-model: no such directory"),
+        (["model.name=folder"], "model.name=folder is not a model: config.json is missing"),
+        (["model.name=./a.jsonl"], "model.name=./a.jsonl is not a model"),
+        (
+            ["train.global_batch_size=4", "train.micro_batch_size=5"],
+            "train.micro_batch_size=5 is larger than train.global_batch_size=4",
+        ),
+        (["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl}]"], "data.train: weight is set on some sources"),
+        (["eval.metrics=[exact_match]"], "eval.metrics=['exact_match'] needs held-out data"),
+        (["zero={stage: 0, offload: true}", "model.dtype=fp32"], "zero.offload=true needs zero.stage >= 1"),
+        (["method={kind: full, init_from: adapter}"], "method.init_from names an adapter, but method.kind=full"),
+    ],
+)
+def test_one_mistake_gives_one_line_that_names_key_and_value(
+    check: Check, tmp_path: Path, overrides: list[str], problem: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.jsonl").touch()
+    adapter(tmp_path / "adapter", "adapter_config.json")
+    (found,) = check(*overrides)
+    assert found.startswith(problem)
+
+
+def test_a_model_directory_passes(check: Check, tmp_path: Path) -> None:
+    adapter(tmp_path / "model", "config.json")
+    assert check("model.name=./model") == []
+    assert check(f"model.name={tmp_path}/model") == []
+
+
+def test_an_adapter_to_start_from_passes(check: Check, tmp_path: Path) -> None:
+    adapter(tmp_path / "adapter", "adapter_config.json")
+    assert check("method.init_from=adapter") == []
+
+
+def test_every_mistake_is_reported(check: Check) -> None:
+    found = check("data.eval=b.jsonl", "train.micro_batch_size=99", "model.name=/nowhere", "run.output_dir=a.jsonl")
+    assert [line.split("=")[0].split(":")[0] for line in found] == [
+        "train.micro_batch_size", "data.eval", "run.output_dir", "model.name",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write and read everywhere")
+def test_what_may_not_be_read_or_written_is_found_before_the_start(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    (tmp_path / "secret.jsonl").write_text("{}\n")
+    (tmp_path / "secret.jsonl").chmod(0)
+    assert "not writable" in check("run.output_dir=locked/runs")[0]
+    assert "not readable" in check("data.eval=secret.jsonl")[0]
+
+
+def test_checking_writes_nothing(check: Check, tmp_path: Path) -> None:
+    assert check("run.output_dir=not/yet/there") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "run.yaml"]
+
+
+@pytest.mark.xfail(strict=True, reason="Path.exists raises OSError for a name that is too long")
+@pytest.mark.parametrize("key", ["model.name", "data.eval", "run.output_dir", "data.chat_template", "method.init_from"])
+def test_a_path_that_cannot_exist_is_a_problem_and_no_traceback(check: Check, key: str) -> None:
+    assert check(f"{key}={'x' * 300}/{'y' * 300}")[0].startswith(key)
+
+
+@pytest.mark.xfail(strict=True, reason="found in tasks/prepare.py only, after the cluster has started")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.eval=0.1", "data.train=[{source: a.jsonl}, {source: a.jsonl}]"],
+        ["data.train=[{source: a.jsonl, format: alpaca}]"],
+    ],
+)
+def test_what_this_release_cannot_do_is_said_before_the_start(check: Check, overrides: list[str]) -> None:
+    assert check(*overrides)
+
+
+def test_check_config_takes_any_config() -> None:
+    config = Config.model_validate(
+        {
+            "run": {"name": "x"},
+            "model": {"name": "tiny-random"},
+            "data": {"train": [{"source": "embedded:orders/train"}]},
+        }
+    )
+    check_config(config)

@@ -1,0 +1,104 @@
+"""Messages between processes: through JSON and back, unchanged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dist_ft.messages import (
+    AttemptSpec,
+    Envelope,
+    EvalDone,
+    Heartbeat,
+    Message,
+    PhaseChanged,
+    RankDone,
+    RankFailed,
+    RankSpec,
+    RankStarted,
+    RendezvousOpen,
+    Reply,
+    Staged,
+    StepDone,
+    encode_line,
+)
+
+MESSAGES: list[Message] = [
+    RankStarted(4711, "10.0.0.1"),
+    RendezvousOpen("::1", 29500),
+    PhaseChanged("first_step", 3),
+    StepDone({"step": 3, "loss": 1.25, "digest": "00ff", "note": "zeile\nzwei \u2028 ü"}),
+    EvalDone({"step": 0, "attempt": 1, "eval_loss": 2.5}),
+    Staged(40, {"name": "slices-00000-of-00002.safetensors", "num_bytes": 2**40}, None),
+    Staged(40, {"name": "x"}, {"params": [{"name": "a", "shape": [2, 3]}], "probe": [0.1]}),
+    RankDone("completed", 60),
+    RankDone("stopped", 41),
+    RankFailed({"type": "DataError", "message": "a.jsonl:3: broken"}),
+    Heartbeat(),
+]
+
+ATTEMPT = AttemptSpec(
+    run_id="run-1", attempt=3, run_dir="/runs/run-1", config={"run": {"seed": 2**62}}, splits=[{"key": "a"}],
+    eval_split=None, fingerprint={"seed": 1}, max_steps=60, num_positions=480,
+    start_checkpoint="checkpoints/step-00000040-a0002/manifest.json", on_gpu=False, wandb_id=None,
+)  # fmt: skip
+
+
+def over_the_wire(data: dict[str, Any]) -> dict[str, Any]:
+    line = encode_line(data)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    back: dict[str, Any] = json.loads(line)
+    return back
+
+
+def test_every_kind_has_an_example_here() -> None:
+    assert {type(message) for message in MESSAGES} == set(Message.__subclasses__())
+    assert len({cls.kind for cls in Message.__subclasses__()}) == len(Message.__subclasses__())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.kind)
+def test_a_message_survives_the_wire(message: Message) -> None:
+    envelope = Envelope("run-1", 3, 17, message)
+    assert Envelope.from_dict(over_the_wire(envelope.to_dict())) == envelope
+
+
+def test_an_unknown_kind_is_refused_by_name() -> None:
+    wire = Envelope("run-1", 1, 0, Heartbeat()).to_dict()
+    with pytest.raises(ValueError, match="unknown message kind 'gossip'"):
+        Envelope.from_dict({**wire, "kind": "gossip"})
+
+
+@pytest.mark.parametrize("kind", ["", None, 5])
+def test_a_kind_that_is_no_kind_is_refused(kind: object) -> None:
+    with pytest.raises(ValueError, match="unknown message kind"):
+        Envelope.from_dict({**Envelope("run-1", 1, 0, Heartbeat()).to_dict(), "kind": kind})
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(),
+        Reply(stop=True),
+        Reply(abort="rank 3 is gone"),
+        Reply(committed_step=40, rendezvous=("10.0.0.1", 29500)),
+    ],
+)
+def test_a_reply_survives_the_wire(reply: Reply) -> None:
+    assert Reply.from_dict(over_the_wire(reply.to_dict())) == reply
+
+
+@pytest.mark.parametrize("attempt", [ATTEMPT, replace(ATTEMPT, eval_split={"key": "b"}, start_checkpoint=None, wandb_id="w")])
+def test_a_rank_spec_survives_the_wire(attempt: AttemptSpec) -> None:
+    spec = RankSpec(attempt, 1, 3, 1, "10.0.0.1", 8, {"CUDA_VISIBLE_DEVICES": "1"})
+    assert RankSpec.from_dict(over_the_wire(spec.to_dict())) == spec
+
+
+def test_making_the_wire_form_shares_nothing_with_the_message() -> None:
+    row = {"step": 1, "nested": {"a": 1}}
+    wire = Envelope("run-1", 1, 0, StepDone(row)).to_dict()
+    row["nested"] = {"a": 2}
+    assert wire["body"]["row"]["nested"] == {"a": 1}
