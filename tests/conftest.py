@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,11 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """Address of a Ray that lives as long as the session, in a process of its own."""
+    """Address of a Ray that lives as long as the session, in a process of its own.
+
+    Ray gives a cluster started by `ray.init` a token of its own; this one is set, so that others may join.
+    """
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     process = subprocess.Popen(
         [sys.executable, "-c", _HOLD_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

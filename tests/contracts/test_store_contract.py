@@ -96,16 +96,18 @@ def test_a_reader_sees_the_whole_object_or_none(store: Store) -> None:
     def read() -> None:
         while not done.is_set():
             try:
-                seen.append(len(store.read("big")))
+                seen.append(len(store.read("folder/big")))
             except FileNotFoundError:
                 continue
 
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read)
-        for _ in range(20):
-            store.create_exclusive("big", data)
-            store.delete("big")
-        done.set()
+        try:
+            for _ in range(20):
+                store.create_exclusive("folder/big", data)
+                store.delete("folder")
+        finally:
+            done.set()
         reading.result()
     assert set(seen) <= {len(data)}
 
@@ -129,7 +131,9 @@ def test_reading_what_is_not_there_is_file_not_found(store: Store) -> None:
         store.read_range("nothing", 0, 1)
 
 
-@pytest.mark.parametrize(("start", "count", "expected"), [(0, 0, b""), (0, 10, b"0123456789"), (3, 4, b"3456")])
+@pytest.mark.parametrize(
+    ("start", "count", "expected"), [(0, 0, b""), (0, 10, b"0123456789"), (3, 4, b"3456")]
+)
 def test_ranges(store: Store, start: int, count: int, expected: bytes) -> None:
     store.create_exclusive("a", b"0123456789")
     assert store.read_range("a", start, count) == expected
@@ -143,7 +147,8 @@ def test_a_range_past_the_end_is_a_checkpoint_error(store: Store, start: int, co
 
 
 @pytest.mark.xfail(
-    strict=True, reason="bug: store.py read_range trusts one os.pread, which gives 2 GiB at most and may give less"
+    strict=True,
+    reason="bug: store.py read_range trusts one os.pread, which gives 2 GiB at most and may give less",
 )
 def test_a_range_is_whole_although_the_system_reads_less_at_a_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
@@ -172,7 +177,8 @@ def test_lists_hide_what_a_killed_writer_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="bug: store.py list hides dot files but not files in dot folders, which delete leaves when killed"
+    strict=True,
+    reason="bug: store.py list hides dot files but not files in dot folders, which delete leaves when killed",
 )
 def test_lists_hide_what_a_killed_delete_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(tmp_path)
@@ -215,14 +221,18 @@ OPERATIONS: dict[str, Callable[[Store, str], object]] = {
 
 @pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/etc/hostname", ".."])
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_names_that_leave_the_root_are_refused(store: Store, tmp_path: Path, operation: str, name: str) -> None:
+def test_names_that_leave_the_root_are_refused(
+    store: Store, tmp_path: Path, operation: str, name: str
+) -> None:
     (tmp_path / "secret").write_text("not yours")
     with pytest.raises(CheckpointError):
         OPERATIONS[operation](store, name)
     assert (tmp_path / "secret").read_text() == "not yours"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: store.py delete('') and delete('.') rename and remove the root itself")
+@pytest.mark.xfail(
+    strict=True, reason="bug: store.py delete('') and delete('.') rename and remove the root itself"
+)
 @pytest.mark.parametrize("name", ["", ".", "./"])
 def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
     store.create_exclusive("a", b"x")
@@ -232,7 +242,8 @@ def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="bug: store.py takes FileExistsError of link for a loss, also when its own link was made"
+    strict=True,
+    reason="bug: store.py takes FileExistsError of link for a loss, also when its own link was made",
 )
 def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(
     store: Store, monkeypatch: pytest.MonkeyPatch
@@ -248,4 +259,3 @@ def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(
         patch.setattr(os, "link", retransmitted)
         assert store.create_exclusive("attempts/0001.json", b"mine")
     assert store.read("attempts/0001.json") == b"mine"
-

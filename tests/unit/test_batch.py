@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_ft.batch import layout_slots, num_micro_steps, padding_share, round_up
@@ -27,6 +29,7 @@ def test_the_worked_example_of_the_module() -> None:
     assert layout_slots([5, 4, 3, 2, 1], 1, 2) == [[[0], [1]], [[2], [3]], [[4], []]]
 
 
+@settings(deadline=None)
 @given(LENGTHS, MICRO_BATCH, WORLD_SIZE)
 def test_every_slot_has_exactly_one_place(lengths: list[int], micro_batch_size: int, world_size: int) -> None:
     layout = layout_slots(lengths, micro_batch_size, world_size)
@@ -34,6 +37,7 @@ def test_every_slot_has_exactly_one_place(lengths: list[int], micro_batch_size: 
     assert sorted(places) == list(range(len(lengths)))
 
 
+@settings(deadline=None)
 @given(LENGTHS, MICRO_BATCH, WORLD_SIZE, st.integers(0, 20))
 def test_every_rank_runs_the_same_number_of_micro_steps(
     lengths: list[int], micro_batch_size: int, world_size: int, padding: int
@@ -45,15 +49,17 @@ def test_every_rank_runs_the_same_number_of_micro_steps(
     assert all(len(slots) <= micro_batch_size for ranks in layout for slots in ranks)
 
 
+@settings(deadline=None)
 @given(LENGTHS, MICRO_BATCH, WORLD_SIZE)
 def test_long_rows_come_first_and_rows_of_a_pass_are_alike(
     lengths: list[int], micro_batch_size: int, world_size: int
 ) -> None:
     layout = layout_slots(lengths, micro_batch_size, world_size)
     passes = [[lengths[slot] for slots in ranks for slot in slots] for ranks in layout]
-    assert all(min(now) >= max(after) for now, after in zip(passes, passes[1:], strict=False) if after)
+    assert all(min(now) >= max(after) for now, after in itertools.pairwise(passes) if after)
 
 
+@settings(deadline=None)
 @given(LENGTHS, MICRO_BATCH, WORLD_SIZE)
 def test_ranks_of_a_pass_differ_by_one_row_at_most(
     lengths: list[int], micro_batch_size: int, world_size: int
@@ -86,11 +92,13 @@ def test_padding_share(lengths: list[int], micro_batch_size: int, world_size: in
     assert padding_share(lengths, micro_batch_size, world_size) == pytest.approx(share)
 
 
+@settings(deadline=None)
 @given(LENGTHS, MICRO_BATCH, WORLD_SIZE)
 def test_padding_share_is_a_share(lengths: list[int], micro_batch_size: int, world_size: int) -> None:
     assert 0 <= padding_share(lengths, micro_batch_size, world_size) < 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 1000))
 def test_round_up_is_the_next_multiple(value: int, multiple: int) -> None:
     rounded = round_up(value, multiple)

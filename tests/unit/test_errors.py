@@ -38,14 +38,19 @@ def test_an_error_survives_the_wire(cls: type[DistFtError]) -> None:
     assert (back.retryable, back.exit_code) == (cls.retryable, cls.exit_code)
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("boom"), MemoryError(), SystemExit(3), ValueError("bad\nvalue")])
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RuntimeError("boom"), MemoryError(), SystemExit(3), ValueError("bad\nvalue")]
+)
 def test_a_foreign_error_is_a_crash_that_names_its_type(error: BaseException) -> None:
     back = from_dict(from_exception(error))
     assert type(back) is errors.WorkerCrashError
     assert str(back) == f"{type(error).__name__}: {error}"
 
 
-@pytest.mark.parametrize("data", [{}, {"type": "NoSuchError", "message": "m"}, {"type": None}, {"type": "ValueError", "message": "m"}])
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"type": "NoSuchError", "message": "m"}, {"type": None}, {"type": "ValueError", "message": "m"}],
+)
 def test_an_unknown_type_is_a_crash(data: dict[str, str]) -> None:
     assert type(from_dict(data)) is errors.WorkerCrashError
 
@@ -59,4 +64,8 @@ def test_what_a_user_can_fix_exits_2_and_is_never_retried(cls: type[DistFtError]
 
 
 def test_only_lost_or_late_workers_are_retried() -> None:
-    assert {cls.__name__ for cls in ALL if cls.retryable} == {"WorkerCrashError", "StalledError", "StartTimeoutError"}
+    assert {cls.__name__ for cls in ALL if cls.retryable} == {
+        "WorkerCrashError",
+        "StalledError",
+        "StartTimeoutError",
+    }

@@ -91,7 +91,9 @@ def test_a_reply_survives_the_wire(reply: Reply) -> None:
     assert Reply.from_dict(over_the_wire(reply.to_dict())) == reply
 
 
-@pytest.mark.parametrize("attempt", [ATTEMPT, replace(ATTEMPT, eval_split={"key": "b"}, start_checkpoint=None, wandb_id="w")])
+@pytest.mark.parametrize(
+    "attempt", [ATTEMPT, replace(ATTEMPT, eval_split={"key": "b"}, start_checkpoint=None, wandb_id="w")]
+)
 def test_a_rank_spec_survives_the_wire(attempt: AttemptSpec) -> None:
     spec = RankSpec(attempt, 1, 3, 1, "10.0.0.1", 8, {"CUDA_VISIBLE_DEVICES": "1"})
     assert RankSpec.from_dict(over_the_wire(spec.to_dict())) == spec

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.rundir import FORMAT_VERSION, RunDir, checkpoint_name, last_rows, read_json, read_rows, slices_name, write_json
+from dist_ft.rundir import (
+    FORMAT_VERSION,
+    RunDir,
+    checkpoint_name,
+    last_rows,
+    read_json,
+    read_rows,
+    slices_name,
+    write_json,
+)
 
 
 def test_the_layout_is_that_of_the_design() -> None:
@@ -31,7 +40,12 @@ def test_names_sort_like_steps_and_attempts() -> None:
 def test_json_comes_back_with_its_format(tmp_path: Path) -> None:
     path = tmp_path / "new" / "run.json"
     write_json(path, {"state": "running", "name": "größe", "nothing": None})
-    assert read_json(path) == {"format_version": FORMAT_VERSION, "state": "running", "name": "größe", "nothing": None}
+    assert read_json(path) == {
+        "format_version": FORMAT_VERSION,
+        "state": "running",
+        "name": "größe",
+        "nothing": None,
+    }
 
 
 def test_rewriting_leaves_one_file(tmp_path: Path) -> None:
@@ -61,7 +75,18 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "5", "null", "{}", '{"format_version": null}', '{"format_version": 2}', '{"format_version": "1"}', "\udcff"],
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "null",
+        "{}",
+        '{"format_version": null}',
+        '{"format_version": 2}',
+        '{"format_version": "1"}',
+        "\udcff",
+    ],
 )
 def test_what_was_not_written_by_this_release_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.json"
@@ -87,7 +112,12 @@ def test_missing_rows_are_no_rows(tmp_path: Path) -> None:
     assert last_rows(tmp_path / "metrics.jsonl") == {}
 
 
-ROWS = [{"step": 1, "attempt": 1}, {"step": 2, "attempt": 1}, {"step": 2, "attempt": 2}, {"step": 3, "attempt": 2}]
+ROWS = [
+    {"step": 1, "attempt": 1},
+    {"step": 2, "attempt": 1},
+    {"step": 2, "attempt": 2},
+    {"step": 3, "attempt": 2},
+]
 
 
 def test_the_last_row_of_a_step_counts(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey, find_gaps
@@ -19,6 +19,7 @@ def test_a_parameter_survives_json(shape: tuple[int, ...], numel: int) -> None:
     assert info.numel == numel
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(0, 2**40), st.sampled_from(STATE_KINDS))
 def test_a_slice_key_comes_back_whatever_the_name(param: str, start: int, kind: str) -> None:
     key = SliceKey(param, start, kind)
@@ -26,7 +27,9 @@ def test_a_slice_key_comes_back_whatever_the_name(param: str, start: int, kind: 
 
 
 def test_slice_keys_are_distinct() -> None:
-    keys = [SliceKey(param, start, kind) for param in ("a", "a|1") for start in (0, 1) for kind in STATE_KINDS]
+    keys = [
+        SliceKey(param, start, kind) for param in ("a", "a|1") for start in (0, 1) for kind in STATE_KINDS
+    ]
     assert len({key.encode() for key in keys}) == len(keys)
 
 
@@ -46,12 +49,14 @@ def partitions(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
     return sum(lengths), ranges
 
 
+@settings(deadline=None)
 @given(partitions())
 def test_a_partition_has_no_gaps(case: tuple[int, list[tuple[int, int]]]) -> None:
     numel, ranges = case
     assert find_gaps(numel, ranges) is None
 
 
+@settings(deadline=None)
 @given(partitions(), st.data())
 def test_a_lost_run_is_missing(case: tuple[int, list[tuple[int, int]]], data: st.DataObject) -> None:
     numel, ranges = case
@@ -59,6 +64,7 @@ def test_a_lost_run_is_missing(case: tuple[int, list[tuple[int, int]]], data: st
     assert find_gaps(numel, ranges) == f"elements {start}..{start + length - 1} are missing"
 
 
+@settings(deadline=None)
 @given(partitions(), st.data())
 def test_a_doubled_element_is_named(case: tuple[int, list[tuple[int, int]]], data: st.DataObject) -> None:
     numel, ranges = case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 
 import ray
@@ -14,6 +15,7 @@ from dist_ft.errors import CapacityError, UsageError
 from dist_ft.orchestrate.processes import ForkServer
 from dist_ft.orchestrate.trainer import TRAIN_ENV
 
+_CONNECT_LIMIT_S = 5.0
 _OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go through it
 
 
@@ -80,11 +82,35 @@ def connect(config: Config) -> ClusterInfo:
             namespace=config.run.name,
         )
     else:
+        check_address(address)
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+            raise UsageError(
+                f"cluster.address={address}: {str(error).splitlines()[0]}; check that it is a Ray of version "
+                f"{ray.__version__}, and RAY_AUTH_TOKEN if it asks for a token"
+            ) from error
     return _check_capacity(config)
+
+
+def check_address(address: str) -> None:
+    """Finds out in seconds what Ray takes minutes for: that nothing listens at `host:port`.
+
+    Raises:
+        UsageError: With the address and the reason.
+    """
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if "://" in address or not port.isdigit():
+        raise UsageError(
+            f"cluster.address={address} is not host:port of a Ray head, nor `auto`; run dist-ft on a machine of the "
+            "cluster, or use a Ray job"
+        )
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_LIMIT_S).close()
+    except OSError as error:
+        raise UsageError(f"cluster.address={address}: no Ray cluster answers there ({error})") from error
 
 
 def _check_capacity(config: Config) -> ClusterInfo:

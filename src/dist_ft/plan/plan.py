@@ -6,6 +6,7 @@ model's limits are checked by `tasks/prepare.py`, exactly as a run does it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,8 +32,8 @@ _MAX_SAMPLED_SEQUENCES = 50_000
 _MULTIPLE = 8  # the loader rounds the length of a micro batch up to this
 _WASTEFUL_SHARE = 0.25
 
-Sizes = list[tuple[int, int]]
-"""(tokens, trained tokens) of the sequences of one step."""
+Lengths = list[int]
+"""Tokens of the sequences of one step."""
 
 
 def make_plan(config: Config) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def make_plan(config: Config) -> dict[str, Any]:
         "positions": prepared["num_positions"],
         "global_batch_size": config.train.global_batch_size,
         "micro_batch_size": config.train.micro_batch_size,
-        "tokens_per_step": round(sum(t for step in steps for t, _ in step) / len(steps)),
+        "tokens_per_step": round(sum(map(sum, steps)) / len(steps)),
         "zero_stage": config.zero_stage,
         "zero_note": _zero_note(config),
         "memory": [row for size in sizes for row in _memory_rows(config, shape, batch, size)],
@@ -76,7 +77,7 @@ def make_plan(config: Config) -> dict[str, Any]:
 
 
 def world_sizes(fewest: int, most: int) -> list[int]:
-    """Returns the sizes to show: all of them, or the ends and the powers of two between when there are many."""
+    """Returns the sizes to show: all, or the ends and the powers of two between when there are many."""
     if most - fewest < _MAX_SIZES:
         return list(range(fewest, most + 1))
     powers = (1 << exponent for exponent in range(most.bit_length()))
@@ -84,10 +85,11 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 
 
 def _model_shape(config: Config) -> ModelShape:
-    model: Any = skeleton(config)
-    if config.method.kind == "lora":
-        model = attach_adapter(model, config)
-    install_sequence_dropout(model, config.run.seed)  # refuses what no rank could run
+    with warnings.catch_warnings(action="ignore"):  # PEFT's about weights and names, which do not matter here
+        model: Any = skeleton(config)
+        if config.method.kind == "lora":
+            model = attach_adapter(model, config)
+        install_sequence_dropout(model, config.run.seed)  # refuses what no rank could run
     text = load_model_config(config).get_text_config()
     return ModelShape(
         num_params=sum(p.numel() for p in model.parameters()),
@@ -100,17 +102,20 @@ def _model_shape(config: Config) -> ModelShape:
     )
 
 
-def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Sizes]:
-    """Yields the sequence sizes of evenly spaced steps, read as the loader reads them."""
+def _sample_steps(
+    config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int
+) -> Iterator[Lengths]:
+    """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
     weights = [source.weight for source in config.data.train if source.weight is not None] or None
     shards = [split.open() for split in splits]
     taken = shares([split.num_sequences for split in splits], weights)
-    order = Order(tuple(SourceSpec(s.shard_sizes, n) for s, n in zip(shards, taken, strict=True)), config.run.seed)
+    sources = tuple(SourceSpec(s.shard_sizes, n) for s, n in zip(shards, taken, strict=True))
+    order = Order(sources, config.run.seed)
     global_batch = config.train.global_batch_size
     count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))
     for index in range(count):
         ids = [order.locate(p) for p in step_positions(index * steps // count, global_batch, positions)]
-        yield [shards[i.source].sizes(i.row) for i in ids]
+        yield [shards[i.source].sizes(i.row)[0] for i in ids]
 
 
 def _largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape:
@@ -149,11 +154,11 @@ def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int
         yield {"world_size": size, "stage": stage, **asdict(memory), "total_bytes": memory.total_bytes}
 
 
-def _size_row(config: Config, steps: Sequence[Sizes], size: int) -> dict[str, Any]:
+def _size_row(config: Config, steps: Sequence[Lengths], size: int) -> dict[str, Any]:
     global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     micro_steps = num_micro_steps(global_batch, micro, size)
-    used = sum(tokens for step in steps for tokens, _ in step)
-    computed = sum(_computed_tokens([tokens for tokens, _ in step], micro, size, global_batch) for step in steps)
+    used = sum(map(sum, steps))
+    computed = sum(_computed_tokens(lengths, micro, size, global_batch) for lengths in steps)
     return {
         "world_size": size,
         "micro_steps": micro_steps,
@@ -183,14 +188,20 @@ def _warnings(config: Config, plan: dict[str, Any]) -> list[str]:
     if data["untrained_rows"]:
         lines.append(f"{data['untrained_rows']:,} rows have no trained token and are left out")
     if data["cut_samples"]:
-        lines.append(f"{data['cut_samples']:,} samples are longer than data.seq_len={config.data.seq_len} and are cut")
-    for row in plan["world_sizes"]:
-        slots = row["surplus_slots"] + plan["global_batch_size"]
-        if row["surplus_slots"] > _WASTEFUL_SHARE * slots:
-            lines.append(
-                f"{row['world_size']} workers with train.micro_batch_size={plan['micro_batch_size']} have {slots} slots "
-                f"for train.global_batch_size={plan['global_batch_size']}; the rest is padding. Lower the micro batch"
-            )
+        lines.append(
+            f"{data['cut_samples']:,} samples are longer than data.seq_len={config.data.seq_len} and are cut"
+        )
+    global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    wasteful = [
+        str(row["world_size"]) for row in plan["world_sizes"]
+        if row["surplus_slots"] > _WASTEFUL_SHARE * (global_batch + row["surplus_slots"])
+    ]  # fmt: skip
+    if wasteful:
+        lines.append(
+            f"with {', '.join(wasteful)} workers over a quarter of a step is padding: "
+            f"train.micro_batch_size={micro} x workers does not fit train.global_batch_size={global_batch}; "
+            "lower the micro batch or raise the global one"
+        )
     return lines + _local_warnings(config, plan)
 
 
@@ -204,7 +215,7 @@ def _local_warnings(config: Config, plan: dict[str, Any]) -> list[str]:
     if needed <= available:
         return []
     return [
-        f"the workers need about {format_bytes(needed)} on this machine, {format_bytes(available)} are available; "
+        f"the workers need about {format_bytes(needed)} on this machine, {format_bytes(available)} are free; "
         "lower train.micro_batch_size or cluster.num_workers, or set train.gradient_checkpointing=true"
     ]
 
@@ -212,31 +223,35 @@ def _local_warnings(config: Config, plan: dict[str, Any]) -> list[str]:
 def render_plan(plan: dict[str, Any]) -> str:
     """Returns the plan as a page of text."""
     model, data = plan["model"], plan["data"]
-    trained = f"{model['num_trained'] / model['num_params']:.1%}" if plan["method"] == "lora" else "all"
-    held_out = f", {data['eval_sequences']:,} held out" if data["eval_sequences"] else ", none held out"
+    method = {"full": "full fine-tuning", "lora": "LoRA"}[plan["method"]]
+    trained = "all trained"
+    if plan["method"] == "lora":
+        trained = f"{model['num_trained']:,} trained ({model['num_trained'] / model['num_params']:.1%})"
+    held_out = f"{data['eval_sequences']:,}" if data["eval_sequences"] else "none"
     epochs = plan["positions"] / data["sequences"]
-    return "\n".join(
-        [
-            f"{plan['run']}: {plan['method']} fine-tuning of {model['name']}",
-            f"  model   {model['num_params']:,} parameters, {trained} trained, {model['dtype']}; "
-            f"{model['layers']} layers of width {model['hidden']}",
-            f"  data    {data['rows']:,} rows in {data['sequences']:,} sequences{held_out}",
-            f"          {data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} trained",
-            f"  steps   {plan['steps']:,} of {plan['global_batch_size']} sequences, about "
-            f"{plan['tokens_per_step']:,} tokens each; {epochs:.2f} epochs",
-            f"  output  {plan['run_dir']}",
-            "",
-            *_render_sizes(plan),
-            "",
-            *_render_memory(plan),
-            *([f"  {plan['zero_note']}"] if plan["zero_note"] else []),
-            *(["", *(f"warning: {line}" for line in plan["warnings"])] if plan["warnings"] else []),
-        ]
-    )
+    lines = [
+        f"{plan['run']}: {method} of {model['name']}",
+        f"  model   {model['num_params']:,} parameters, {trained}, {model['dtype']}; "
+        f"{model['layers']} layers of width {model['hidden']}",
+        f"  data    {data['rows']:,} rows in {data['sequences']:,} sequences, {held_out} held out; "
+        f"{data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} trained",
+        f"  steps   {plan['steps']:,} of {plan['global_batch_size']:,} sequences, about "
+        f"{plan['tokens_per_step']:,} tokens each; {epochs:.2f} epochs",
+        f"  output  {plan['run_dir']}",
+        "",
+        *_render_sizes(plan),
+        "",
+        *_render_memory(plan),
+    ]
+    if plan["zero_note"]:
+        lines.append(f"  {plan['zero_note']}")
+    if plan["warnings"]:
+        lines += ["", *(f"warning: {line}" for line in plan["warnings"])]
+    return "\n".join(lines)
 
 
 def _render_sizes(plan: dict[str, Any]) -> list[str]:
-    lines = [f"  workers  passes a step  padding  memory a worker (ZeRO {plan['zero_stage']})"]
+    lines = [f"  workers  passes a step  padding  memory of a worker (ZeRO {plan['zero_stage']})"]
     for row in plan["world_sizes"]:
         memory = _memory_at(plan, row["world_size"])[plan["zero_stage"]]
         lines.append(
@@ -248,16 +263,20 @@ def _render_sizes(plan: dict[str, Any]) -> list[str]:
 
 def _render_memory(plan: dict[str, Any]) -> list[str]:
     size = plan["world_sizes"][0]["world_size"]
-    lines = [f"  ZeRO  {'weights':>9}  gradients  optimizer  activations  {'total':>9}   with {size} workers, estimated"]
+    workers = f"{size} worker{'s' if size > 1 else ''}"
+    lines = [f"  ZeRO    weights  gradients  optimizer  activations      total  (estimate, {workers})"]
     for row in _memory_at(plan, size):
-        parts = (row["weights_bytes"], row["gradients_bytes"], row["optimizer_bytes"])
-        chosen = "  ← this run" if row["stage"] == plan["zero_stage"] else ""
-        offloaded = f"  ({format_bytes(row['host_bytes'])} in host memory)" if row["host_bytes"] else ""
-        lines.append(
-            f"  {row['stage']:>4}  {'  '.join(f'{format_bytes(part):>9}' for part in parts)}"
-            f"  {format_bytes(row['activations_bytes']):>11}  {format_bytes(row['total_bytes']):>9}{offloaded}{chosen}"
-        )
+        cells = [f"{format_bytes(row[key]):>{width}}" for key, width in _COLUMNS]
+        chosen = "  <- this run" if row["stage"] == plan["zero_stage"] else ""
+        offloaded = f"  + {format_bytes(row['host_bytes'])} of host" if row["host_bytes"] else ""
+        lines.append(f"  {row['stage']:>4}  {'  '.join(cells)}{offloaded}{chosen}")
     return lines
+
+
+_COLUMNS = (
+    ("weights_bytes", 9), ("gradients_bytes", 9), ("optimizer_bytes", 9), ("activations_bytes", 11),
+    ("total_bytes", 9),
+)  # fmt: skip
 
 
 def _memory_at(plan: dict[str, Any], world_size: int) -> list[dict[str, Any]]:

@@ -20,16 +20,16 @@ from dist_ft.errors import DistFtError, UsageError
 from dist_ft.rundir import RunDir, read_json, write_json
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
-"""States that no process changes any more; the same as `coordinator.state.FINAL`, which lies above this row."""
+"""States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""
 _POLL_S = 0.2
 _BAR = 30
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """Returns `{run_id, state, attempt, step, max_steps, world_size, workers, checkpoints, exports, wandb_id}`.
+    """Returns what design section 7 lists: `run_id, state, attempt, step, …, wandb_id`.
 
-    `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` follow
-    where the run has them.
+    `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` are
+    there where the run has them.
 
     Raises:
         UsageError: There is no run at that path, or its run.json cannot be read.
@@ -40,7 +40,8 @@ def read_status(run: Path) -> dict[str, Any]:
         **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
         "workers": record["workers"],
         "checkpoints": [
-            {"step": manifest.step, "path": str(directory.path / manifest.directory)} for manifest in _committed(run)
+            {"step": manifest.step, "path": str(directory.path / manifest.directory)}
+            for manifest in _committed(run)
         ],
         "exports": [str(path) for path in _exports(directory)],
         "wandb_id": record["wandb_id"],
@@ -113,7 +114,7 @@ def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
     _read_record(run)
     manifests = {manifest.step: manifest for manifest in _committed(run)}
     if not manifests:
-        raise UsageError(f"run {run} has no committed checkpoint; let it reach its first one (checkpoint.every_steps)")
+        raise UsageError(f"run {run} has no committed checkpoint; let it reach its first one")
     if step is not None and step not in manifests:
         known = ", ".join(map(str, manifests))
         raise UsageError(f"run {run} has no checkpoint at step {step}; choose one of: {known}")
@@ -130,7 +131,7 @@ def _read_record(run: Path) -> dict[str, Any]:
     if not run.is_dir():
         raise UsageError(f"{run} is not a directory; pass a run directory, <run.output_dir>/<run.name>")
     if not directory.run_json.is_file():
-        raise UsageError(f"{run} is not a run directory: it has no run.json; pass <run.output_dir>/<run.name>")
+        raise UsageError(f"{run} is not a run directory (no run.json); pass <run.output_dir>/<run.name>")
     try:
         record = read_json(directory.run_json)
     except (OSError, ValueError) as error:
@@ -167,9 +168,10 @@ def _ended(record: dict[str, Any]) -> str:
 def _no_answer(run: Path, record: dict[str, Any], timeout_s: float) -> str:
     silent_s = time.time() - RunDir(run).run_json.stat().st_mtime
     return (
-        f"run {run} did not stop within {timeout_s:g} s (state {record['state']}, step {record['step']}, run.json written "
-        f"{silent_s:.0f} s ago). The request stays in {RunDir(run).stop_request.name} and is followed once the run reads it. "
-        "If the process that ran it is dead, run.json keeps this state: continue with `dist-ft train CONFIG --resume`"
+        f"run {run} did not answer within {timeout_s:g} s: state {record['state']}, step {record['step']}, "
+        f"run.json written {silent_s:.0f} s ago. The request stays in {RunDir(run).stop_request.name} and is "
+        "followed once the run reads it. If its driver is dead, run.json keeps this state for ever; "
+        "`dist-ft train CONFIG --resume` continues after the last checkpoint"
     )
 
 

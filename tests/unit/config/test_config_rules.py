@@ -83,10 +83,16 @@ def test_sound_configs_pass(check: Check, override: str) -> None:
             ["train.global_batch_size=4", "train.micro_batch_size=5"],
             "train.micro_batch_size=5 is larger than train.global_batch_size=4",
         ),
-        (["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl}]"], "data.train: weight is set on some sources"),
+        (
+            ["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl}]"],
+            "data.train: weight is set on some sources",
+        ),
         (["eval.metrics=[exact_match]"], "eval.metrics=['exact_match'] needs held-out data"),
         (["zero={stage: 0, offload: true}", "model.dtype=fp32"], "zero.offload=true needs zero.stage >= 1"),
-        (["method={kind: full, init_from: adapter}"], "method.init_from names an adapter, but method.kind=full"),
+        (
+            ["method={kind: full, init_from: adapter}"],
+            "method.init_from names an adapter, but method.kind=full",
+        ),
     ],
 )
 def test_one_mistake_gives_one_line_that_names_key_and_value(
@@ -111,7 +117,9 @@ def test_an_adapter_to_start_from_passes(check: Check, tmp_path: Path) -> None:
 
 
 def test_every_mistake_is_reported(check: Check) -> None:
-    found = check("data.eval=b.jsonl", "train.micro_batch_size=99", "model.name=/nowhere", "run.output_dir=a.jsonl")
+    found = check(
+        "data.eval=b.jsonl", "train.micro_batch_size=99", "model.name=/nowhere", "run.output_dir=a.jsonl"
+    )
     assert [line.split("=")[0].split(":")[0] for line in found] == [
         "train.micro_batch_size", "data.eval", "run.output_dir", "model.name",
     ]  # fmt: skip
@@ -132,7 +140,9 @@ def test_checking_writes_nothing(check: Check, tmp_path: Path) -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="Path.exists raises OSError for a name that is too long")
-@pytest.mark.parametrize("key", ["model.name", "data.eval", "run.output_dir", "data.chat_template", "method.init_from"])
+@pytest.mark.parametrize(
+    "key", ["model.name", "data.eval", "run.output_dir", "data.chat_template", "method.init_from"]
+)
 def test_a_path_that_cannot_exist_is_a_problem_and_no_traceback(check: Check, key: str) -> None:
     assert check(f"{key}={'x' * 300}/{'y' * 300}")[0].startswith(key)
 

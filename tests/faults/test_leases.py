@@ -1,0 +1,137 @@
+"""Nobody outlives its lease: rank, supervisor and fork server, killed with real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dist_ft.checkpoint.lineage import committed
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.orchestrate.processes import Child, ForkServer
+from tests.helpers.configs import tiny_config
+from tests.helpers.group import run_group
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def seconds_until(condition: Callable[[], bool], limit_s: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s, "it did not happen"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def kill_rank_at(rank: int, step: int, number: int = signal.SIGKILL) -> Callable:
+    def on_message(coordinator, envelope) -> None:
+        body = envelope["body"]
+        if envelope["kind"] == "step_done" and body["row"]["step"] == step:
+            workers = {w["rank"]: w["pid"] for w in coordinator.status()["workers"]}
+            os.kill(workers[rank], number)
+
+    return on_message
+
+
+def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(tmp_path: Path, starter: str) -> None:
+    whole = run_group(tiny_config(tmp_path, run__name="whole", checkpoint__every_steps=2), starter)
+    config = tiny_config(tmp_path, run__name="killed", checkpoint__every_steps=2)
+    killed = run_group(config, starter, on_message=kill_rank_at(1, 5))
+    assert killed.outcome == "failed"
+    deaths = [f for f in killed.coordinator.status()["failures"] if f["is_death"]]
+    assert [f["rank"] for f in deaths] == [1]
+    assert "killed by signal 9" in deaths[0]["message"]
+    resumed = run_group(config, starter)
+    assert resumed.outcome == "completed"
+    assert (resumed.losses, resumed.digests) == (whole.losses, whole.digests)
+    last = [committed(LocalStore(g.run_dir.path))[-1] for g in (whole, resumed)]
+    assert [f.xxh3 for f in last[0].files] == [f.xxh3 for f in last[1].files]
+
+
+def test_a_rank_whose_supervisor_dies_ends_within_two_seconds(tmp_path: Path, starter: str) -> None:
+    # The supervisor is a process of its own here, holding the lease of a rank that waits for its peer.
+    code = f"""
+import sys, time
+from tests.helpers.configs import tiny_config
+from pathlib import Path
+from dist_ft.orchestrate.processes import Child
+from dist_ft.orchestrate.supervisor import Seat, make_rank_spec
+from dist_ft.messages import AttemptSpec
+config = tiny_config(Path({str(tmp_path)!r}))
+attempt = AttemptSpec("t", 1, {str(tmp_path / "run")!r}, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, False, None)
+child = Child({starter!r}, {{"entry": "rank", "spec": make_rank_spec(attempt, Seat(0, 2, 0, 2, "127.0.0.1")).to_dict()}})
+while True:
+    for message in child.receive(0.1):
+        if message["kind"] == "rank_started":
+            print(message["body"]["pid"], flush=True)
+"""
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    assert supervisor.stdout is not None
+    rank = int(supervisor.stdout.readline())
+    assert is_alive(rank)
+    supervisor.kill()
+    supervisor.wait()
+    assert seconds_until(lambda: not is_alive(rank), 2.0) < 2.0
+
+
+def test_a_dead_child_is_seen_at_once_with_its_signal(starter: str, tmp_path: Path) -> None:
+    child = Child(starter, {"entry": "task", "name": "prepare", "arguments": {"config": {}}})
+    while not child.is_closed:
+        child.receive(0.5)
+    assert child.exit_status == 1
+    child.close()
+
+
+def test_the_fork_server_ends_with_its_owner() -> None:
+    code = """
+import time
+from dist_ft.orchestrate.processes import ForkServer
+server = ForkServer()
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    owner.kill()
+    owner.wait()
+    # It may be in the middle of its imports, and looks at its lease after them.
+    seconds_until(lambda: not is_alive(pid), 60.0)
+
+
+def test_children_of_a_dead_fork_server_finish_their_work(tmp_path: Path) -> None:
+    server = ForkServer()
+    config = tiny_config(tmp_path)
+
+    def kill_server(coordinator, envelope) -> None:
+        if envelope["kind"] == "step_done" and envelope["body"]["row"]["step"] == 1:
+            os.kill(server.pid, signal.SIGKILL)
+
+    group = run_group(config, server.socket_path, on_message=kill_server)
+    server.close()
+    assert group.outcome == "completed"
+    assert len(group.losses) == 6
+
+
+def test_no_process_holds_both_ray_and_torch(starter: str, tmp_path: Path) -> None:
+    found: list[str] = []
+
+    def look(coordinator, envelope) -> None:
+        if envelope["kind"] == "step_done" and not found:
+            for worker in coordinator.status()["workers"]:
+                maps = Path(f"/proc/{worker['pid']}/maps").read_text()
+                found.append("ray" if "/ray/_raylet" in maps else "")
+                assert "libtorch" in maps
+
+    run_group(tiny_config(tmp_path), starter, on_message=look)
+    assert found == ["", ""]

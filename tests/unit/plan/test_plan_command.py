@@ -1,0 +1,147 @@
+"""What `dist-ft plan` says about the smoke configs, against the model and the loader themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_ft.config import Config, load_config
+from dist_ft.errors import ConfigError
+from dist_ft.model.base import load_model
+from dist_ft.plan.plan import make_plan, render_plan, world_sizes
+from dist_ft.stream.cache import PreparedSplit
+from dist_ft.stream.loader import RankLayout, TrainLoader
+from dist_ft.stream.order import Order, SourceSpec
+from dist_ft.tasks import prepare
+
+SMOKE = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plan")
+
+
+def _config(output_dir: Path, *overrides: str) -> Config:
+    return load_config(SMOKE, [f"run.output_dir={output_dir}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def plan(output_dir: Path) -> dict[str, Any]:
+    return make_plan(_config(output_dir, "train.max_steps=20", "cluster.num_workers=[1, 3]"))
+
+
+def test_plan_is_json(plan: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(plan)) == plan
+
+
+def test_length_of_the_run(plan: dict[str, Any]) -> None:
+    assert (plan["steps"], plan["positions"]) == (20, 160)
+    assert plan["data"]["rows"] == 2000
+    assert plan["data"]["eval_sequences"] > 0
+    assert 0 < plan["data"]["trained_tokens"] < plan["data"]["tokens"]
+
+
+def test_epochs_cover_every_sequence(output_dir: Path, plan: dict[str, Any]) -> None:
+    whole = make_plan(_config(output_dir, "train.max_steps=null", "train.epochs=1"))
+    assert whole["positions"] == plan["data"]["sequences"]
+    assert whole["steps"] == -(-whole["positions"] // 8)
+    # Sampled evenly, so close to the mean over the epoch.
+    mean = whole["data"]["tokens"] / whole["steps"]
+    assert whole["tokens_per_step"] == pytest.approx(mean, rel=0.05)
+
+
+def test_parameters_are_the_real_models(output_dir: Path, plan: dict[str, Any]) -> None:
+    real = sum(p.numel() for p in load_model(_config(output_dir)).parameters())
+    assert plan["model"]["num_params"] == plan["model"]["num_trained"] == real
+
+
+def test_lora_trains_few_parameters(output_dir: Path, plan: dict[str, Any]) -> None:
+    lora = make_plan(_config(output_dir, "method.kind=lora", "method.r=2"))
+    assert lora["method"] == "lora"
+    # r x (in + out) a linear layer; 7 of them in each of 2 layers.
+    assert lora["model"]["num_trained"] == 2 * 2 * (128 + 96 + 96 + 128 + 3 * 192)
+    assert lora["model"]["num_params"] == plan["model"]["num_params"] + lora["model"]["num_trained"]
+
+
+def test_memory_has_every_stage_of_every_world_size(plan: dict[str, Any]) -> None:
+    assert [(row["world_size"], row["stage"]) for row in plan["memory"]] == [
+        (size, stage) for size in (1, 2, 3) for stage in range(4)
+    ]
+    assert all(row["total_bytes"] > 0 for row in plan["memory"])
+
+
+def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]) -> None:
+    config = _config(output_dir, "train.max_steps=20")
+    prepared = prepare.run(config.model_dump(mode="json"))
+    split = PreparedSplit.from_dict(prepared["splits"][0])
+    shards = split.open()
+    order = Order((SourceSpec(shards.shard_sizes, split.num_sequences),), config.run.seed)
+    for row in plan["world_sizes"]:
+        size = row["world_size"]
+        ranks = [TrainLoader(order, [shards], RankLayout(r, size, 2), 8, 160) for r in range(size)]
+        steps = [[loader.step(step) for loader in ranks] for step in range(20)]
+        used = sum(batches[0].num_tokens for batches in steps)
+        micros = [micro for batches in steps for batch in batches for micro in batch.micro_batches]
+        computed = sum(micro.input_ids.size for micro in micros)
+        assert row["padding_share"] == pytest.approx(1 - used / computed, abs=1e-4)
+        assert row["micro_steps"] == len(steps[0][0].micro_batches)
+        assert row["surplus_slots"] == row["micro_steps"] * 2 * size - 8
+
+
+@pytest.mark.parametrize(
+    ("fewest", "most", "expected"),
+    [
+        (2, 2, [2]),
+        (1, 8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (1, 9, [1, 2, 4, 8, 9]),
+        (3, 64, [3, 4, 8, 16, 32, 64]),
+        (5, 100, [5, 8, 16, 32, 64, 100]),
+    ],
+)
+def test_world_sizes(fewest: int, most: int, expected: list[int]) -> None:
+    assert world_sizes(fewest, most) == expected
+
+
+def test_bfloat16_at_stage_0_says_that_it_runs_as_stage_1(output_dir: Path) -> None:
+    plan = make_plan(_config(output_dir, "zero.stage=0", "model.dtype=bfloat16"))
+    assert plan["zero_stage"] == 1
+    assert "stage 1" in plan["zero_note"]
+    by_stage = {row["stage"]: row["total_bytes"] for row in plan["memory"]}
+    assert by_stage[0] == by_stage[1]
+    assert plan["zero_note"] in render_plan(plan)
+
+
+def test_sizes_that_waste_slots_are_named(output_dir: Path) -> None:
+    plan = make_plan(_config(output_dir, "cluster.num_workers=[1, 8]", "train.micro_batch_size=8"))
+    assert [line for line in plan["warnings"] if line.startswith("with 2, 3, 4, 5, 6, 7, 8 workers")]
+
+
+def test_cut_samples_are_counted_and_warned_of(output_dir: Path) -> None:
+    plan = make_plan(_config(output_dir, "data.seq_len=200"))
+    assert plan["data"]["cut_samples"] > 0
+    assert [line for line in plan["warnings"] if "data.seq_len=200" in line]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.seq_len=4096", "max_position_embeddings=2048"),
+        ("method={kind: lora, target_modules: [nope]}", "method.target_modules"),
+    ],
+)
+def test_what_would_stop_the_run_is_an_error_now(output_dir: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        make_plan(_config(output_dir, override))
+
+
+def test_rendering_shows_what_matters_on_one_page(plan: dict[str, Any]) -> None:
+    page = render_plan(plan)
+    lines = page.splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 110
+    for text in ("tiny-random", "107,200", "20 of 8 sequences", "this run"):
+        assert text in page
