@@ -87,6 +87,11 @@ def slices_name(rank: int, world_size: int) -> str:
     return f"slices-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
+def user_cache_dir() -> Path:
+    """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-ft"
+
+
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Replaces a JSON file: readers see the old or the new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from dist_ft.config import load_config
+from dist_ft.errors import UserError
+from dist_ft.orchestrate.processes import run_task
+from dist_ft.rundir import user_cache_dir
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -75,6 +81,15 @@ def data_file(tmp_path: Path, *lines: str) -> str:
     return f"data.train=[{{source: {path}}}]"
 
 
+def refuse_preparation(starter: str, tmp_path: Path, *overrides: str) -> str:
+    """Runs the preparation as the driver does, in a forked process; returns the message of its error."""
+    config = load_config(CONFIG, [f"run.output_dir={tmp_path / 'runs'}", *overrides])
+    with pytest.raises(UserError) as caught:
+        run_task(starter, "prepare", {"config": config.model_dump(mode="json")})
+    assert not list((tmp_path / "runs").glob("**/prepared.json"))
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -85,10 +100,10 @@ def data_file(tmp_path: Path, *lines: str) -> str:
     ],
 )  # fmt: skip
 def test_bad_rows_are_named_by_file_and_line(
-    cli: str, tmp_path: Path, ray_address: str, lines: list[str], words: list[str]
+    starter: str, tmp_path: Path, lines: list[str], words: list[str]
 ) -> None:
-    done = train(cli, tmp_path, data_file(tmp_path, *lines), f"cluster.address={ray_address}", "data.eval=null")
-    assert_refused(done, tmp_path, *words)
+    message = refuse_preparation(starter, tmp_path, data_file(tmp_path, *lines))
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -97,22 +112,23 @@ def test_bad_rows_are_named_by_file_and_line(
         (["model.name=nobody/no-such-model"], ["nobody/no-such-model"]),
         (["data.seq_len=4096"], ["data.seq_len=4096", "max_position_embeddings=2048"]),
         (["method={kind: lora, target_modules: [nothing]}"], ["nothing"]),
+        (["data.train=[{source: 'embedded:nothing'}]"], ["embedded:nothing", "orders/train"]),
+        (["data.seq_len=8"], ["trained token", "data.seq_len=8"]),
     ],
 )  # fmt: skip
 def test_what_needs_the_model_is_refused_before_any_process_group(
-    cli: str, tmp_path: Path, ray_address: str, overrides: list[str], words: list[str]
+    starter: str, tmp_path: Path, overrides: list[str], words: list[str]
 ) -> None:
-    done = train(cli, tmp_path, f"cluster.address={ray_address}", *overrides)
-    assert_refused(done, tmp_path, *words)
+    message = refuse_preparation(starter, tmp_path, *overrides)
+    assert all(word in message for word in words), message
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(cli: str, tmp_path: Path, ray_address: str) -> None:
-    make = (
-        "import shutil, sys; from dist_ft.model.embedded import materialise; "
-        "shutil.copytree(materialise('tiny-random'), sys.argv[1]); "
-        "import pathlib; pathlib.Path(sys.argv[1], 'chat_template.jinja').unlink()"
-    )
-    subprocess.run([sys.executable, "-c", make, str(tmp_path / "bare")], check=True)
+def test_a_tokenizer_without_a_chat_template_is_refused_by_the_command(
+    cli: str, tmp_path: Path, ray_address: str, starter: str
+) -> None:
+    refuse_preparation(starter, tmp_path, "data.seq_len=4096")  # makes the embedded model
+    shutil.copytree(user_cache_dir() / "models" / "tiny-random-v1", tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
     done = train(cli, tmp_path, f"cluster.address={ray_address}", f"model.name={tmp_path / 'bare'}")
     assert_refused(done, tmp_path, "no chat template", "data.chat_template")
 

@@ -56,11 +56,11 @@ class SequenceDropout(nn.Module):
         return x * keep * (1 / (1 - self.p))
 
 
-def install_sequence_dropout(model: nn.Module, seed: int) -> DropoutKeys:
-    """Replaces every `nn.Dropout` of base and adapter, numbered in module order.
+def check_dropout(model: nn.Module) -> None:
+    """Refuses attention dropout, which happens inside a kernel and follows no key.
 
     Raises:
-        ModelError: The model draws attention dropout, which happens inside a kernel and follows no key.
+        ModelError: The model's config has it.
     """
     config = getattr(model, "config", None)
     for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
@@ -70,6 +70,15 @@ def install_sequence_dropout(model: nn.Module, seed: int) -> DropoutKeys:
                 f"the model has {name}={value}; attention dropout cannot be made independent of the batch layout. "
                 f"Set {name} to 0 in its config.json"
             )
+
+
+def install_sequence_dropout(model: nn.Module, seed: int) -> DropoutKeys:
+    """Replaces every `nn.Dropout` of base and adapter, numbered in module order.
+
+    Raises:
+        ModelError: The model draws attention dropout.
+    """
+    check_dropout(model)
     keys = DropoutKeys(seed)
     targets = [
         (parent, name) for parent in model.modules() for name, child in parent.named_children()

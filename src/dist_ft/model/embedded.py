@@ -6,7 +6,6 @@ Both are written once into the user's cache as ordinary model directories, under
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dist_ft.errors import ModelError
+from dist_ft.rundir import user_cache_dir
 
 SMOLLM2 = "smollm2-135m-instruct"
 TINY = "tiny-random"
@@ -33,11 +33,6 @@ CHATML = (
 def is_embedded(name: str) -> bool:
     """Whether `model.name` is one of the embedded models."""
     return name in _MAKERS
-
-
-def user_cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-ft"
 
 
 def materialise(name: str) -> Path:

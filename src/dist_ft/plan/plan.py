@@ -6,6 +6,7 @@ model's limits are checked by `tasks/prepare.py`, exactly as a run does it.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -246,7 +247,10 @@ def render_plan(plan: dict[str, Any]) -> str:
     if plan["zero_note"]:
         lines.append(f"  {plan['zero_note']}")
     if plan["warnings"]:
-        lines += ["", *(f"warning: {line}" for line in plan["warnings"])]
+        lines += [
+            "",
+            *(textwrap.fill(f"warning: {w}", 100, subsequent_indent="  ") for w in plan["warnings"]),
+        ]
     return "\n".join(lines)
 
 

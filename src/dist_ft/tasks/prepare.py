@@ -11,7 +11,9 @@ import xxhash
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ConfigError
-from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, tokenizer_key
+from dist_ft.model.adapter import attach_adapter
+from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
+from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import Renderer
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
 from dist_ft.stream.order import run_length, shares
@@ -27,7 +29,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         UserError: Of the kind that says what is wrong.
     """
     parsed = config_from_dict(config)
-    _check_model(parsed)
+    check_model(parsed)
     tokenizer = load_tokenizer(parsed)
     splits, eval_split = prepare_splits(parsed, tokenizer)
     max_steps, num_positions = plan_length(parsed, splits)
@@ -82,10 +84,19 @@ def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint
     )
 
 
-def _check_model(config: Config) -> None:
+def check_model(config: Config) -> None:
+    """Checks the model's limits, and that the adapter fits its structure, without loading a weight.
+
+    Raises:
+        ConfigError: With both values.
+    """
     limit = load_model_config(config).get_text_config().to_dict().get("max_position_embeddings")
     if limit is not None and config.data.seq_len > limit:
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} is longer than the model allows "
             f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"
         )
+    model = skeleton(config)
+    check_dropout(model)
+    if config.method.kind == "lora":
+        attach_adapter(model, config)

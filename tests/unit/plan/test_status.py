@@ -29,7 +29,8 @@ CONFIG = config_from_dict(
     }
 )
 KEYS = {
-    "run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "checkpoints", "exports", "wandb_id",
+    "run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "checkpoints", "exports",
+    "wandb_id",
 }  # fmt: skip
 
 
