@@ -20,7 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> int:
     """Trains, prints base against tuned, ends with the JSON line."""
     name = f"run.name=smoke-{time.strftime('%Y%m%d-%H%M%S')}"
-    command = [str(Path(sys.executable).parent / "dist-ft"), "train", "configs/smoke/lora.yaml", name, *sys.argv[1:]]
+    command = [
+        str(Path(sys.executable).parent / "dist-ft"),
+        "train",
+        "configs/smoke/lora.yaml",
+        name,
+        *sys.argv[1:],
+    ]
     done = subprocess.run([*command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         return done.returncode
@@ -29,7 +35,9 @@ def main() -> int:
     first_loss = json.loads((Path(result["run_dir"]) / "eval.jsonl").read_text().splitlines()[0])["eval_loss"]
     print(f"\n{'':14}{'base':>10}{'tuned':>10}")
     print(f"{'held-out loss':14}{first_loss:10.4f}{result['eval_loss']:10.4f}")
-    print(f"{'exact match':14}{evaluation['base']['exact_match']:10.3f}{evaluation['tuned']['exact_match']:10.3f}")
+    print(
+        f"{'exact match':14}{evaluation['base']['exact_match']:10.3f}{evaluation['tuned']['exact_match']:10.3f}"
+    )
     sample = evaluation["samples"][0]
     print(f"\nrequest  {sample['prompt']}")
     print(f"base     {' '.join(sample['base'].split())[:160]}")

@@ -47,7 +47,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default starts one here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on; default starts one here.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -142,12 +144,15 @@ def export(
     from dist_ft.tasks.export import run as run_export
 
     result = run_export(config, str(run.absolute()), checkpoint, str(to), merge, dtype)
-    typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")
+    typer.echo(
+        f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)"
+    )
 
 
 @app.command()
 def doctor(
-    cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None, as_json: AsJson = False
+    cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine, and a cluster, for what runs need."""
     from dist_ft.plan.doctor import check_machine, render_checks

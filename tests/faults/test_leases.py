@@ -43,7 +43,9 @@ def kill_rank_at(rank: int, step: int, number: int = signal.SIGKILL) -> Callable
     return on_message
 
 
-def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(tmp_path: Path, starter: str) -> None:
+def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(
+    tmp_path: Path, starter: str
+) -> None:
     whole = run_group(tiny_config(tmp_path, run__name="whole", checkpoint__every_steps=2), starter)
     config = tiny_config(tmp_path, run__name="killed", checkpoint__every_steps=2)
     killed = run_group(config, starter, on_message=kill_rank_at(1, 5))
@@ -75,7 +77,9 @@ while True:
         if message["kind"] == "rank_started":
             print(message["body"]["pid"], flush=True)
 """
-    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
     assert supervisor.stdout is not None
     rank = int(supervisor.stdout.readline())
     assert is_alive(rank)

@@ -20,7 +20,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
-def train(cli: str, tmp_path: Path, *overrides: str, config: Path = CONFIG) -> subprocess.CompletedProcess[str]:
+def train(
+    cli: str, tmp_path: Path, *overrides: str, config: Path = CONFIG
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [cli, "train", str(config), f"run.output_dir={tmp_path / 'runs'}", *overrides],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
@@ -151,5 +153,7 @@ def test_help_and_errors_import_nothing_heavy(cli: str, tmp_path: Path) -> None:
         "print(sorted({'torch', 'ray', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert done.stdout.strip() == "[]", f"after {time.monotonic() - began:.1f} s"

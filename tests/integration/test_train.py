@@ -114,7 +114,9 @@ print(json.dumps({
 
 
 def test_status_reads_files_only(finished: RunDir, cli: str) -> None:
-    done = subprocess.run([cli, "status", str(finished.path), "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [cli, "status", str(finished.path), "--json"], capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     assert (found["state"], found["step"], found["max_steps"], found["attempt"]) == ("completed", 20, 20, 1)
     assert [c["step"] for c in found["checkpoints"]] == [10, 20]
@@ -125,7 +127,9 @@ def test_export_of_an_earlier_step_merged_loads_with_stock_transformers(
 ) -> None:
     target = tmp_path / "merged"
     subprocess.run(
-        [cli, "export", str(finished.path), "--step", "10", "--merge", "--to", str(target)], check=True, timeout=120
+        [cli, "export", str(finished.path), "--step", "10", "--merge", "--to", str(target)],
+        check=True,
+        timeout=120,
     )
     code = """
 import sys, torch
@@ -133,7 +137,9 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 print(sum(p.numel() for p in model.parameters()), all(torch.isfinite(p).all() for p in model.parameters()))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["106944", "True"]
     again = subprocess.run(
         [cli, "export", str(finished.path), "--to", str(target)], capture_output=True, text=True, check=False
@@ -170,12 +176,17 @@ def test_a_stopped_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
     how: str, cli: str, tmp_path: Path, ray_address: str
 ) -> None:
     process = subprocess.Popen(
-        command(cli, tmp_path, ray_address, "train.max_steps=200"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(cli, tmp_path, ray_address, "train.max_steps=200"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     run_dir = RunDir(tmp_path / "full")
     wait_for_step(run_dir, 3, process)
     if how == "stop":
-        stopped = subprocess.run([cli, "stop", str(run_dir.path)], capture_output=True, text=True, check=True, timeout=60)
+        stopped = subprocess.run(
+            [cli, "stop", str(run_dir.path)], capture_output=True, text=True, check=True, timeout=60
+        )
         assert "stopped at step" in stopped.stdout
     else:
         os.kill(process.pid, getattr(signal, how))
@@ -198,7 +209,10 @@ def test_a_stopped_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
 
 def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, ray_address: str) -> None:
     process = subprocess.Popen(
-        command(cli, tmp_path, ray_address, "train.max_steps=2000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(cli, tmp_path, ray_address, "train.max_steps=2000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     record = wait_for_step(RunDir(tmp_path / "full"), 2, process)
     rank = record["workers"][0]["pid"]

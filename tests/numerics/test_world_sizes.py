@@ -72,7 +72,13 @@ def test_every_shape_gives_the_result_of_one_worker_at_stage_0(
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "stage"),
-    [("full", "float32", 2), ("lora", "float32", 3), ("full", "bfloat16", 1), ("lora", "bfloat16", 2), ("full", "float32", 0)],
+    [
+        ("full", "float32", 2),
+        ("lora", "float32", 3),
+        ("full", "bfloat16", 1),
+        ("lora", "bfloat16", 2),
+        ("full", "float32", 0),
+    ],
 )
 def test_stop_and_resume_at_the_same_shape_is_bitwise(
     kind: str, dtype: str, stage: int, tmp_path: Path, starter: str
@@ -97,9 +103,12 @@ def test_stop_and_resume_at_the_same_shape_is_bitwise(
 
 
 def test_bf16_with_fp32_accumulation_agrees_between_shapes(tmp_path: Path, starter: str) -> None:
-    one = run_group(tiny_config(tmp_path, run__name="one", model__dtype="bf16", cluster__num_workers=1), starter)
+    one = run_group(
+        tiny_config(tmp_path, run__name="one", model__dtype="bf16", cluster__num_workers=1), starter
+    )
     three = run_group(
-        tiny_config(tmp_path, run__name="three", model__dtype="bf16", cluster__num_workers=3, zero__stage=3), starter
+        tiny_config(tmp_path, run__name="three", model__dtype="bf16", cluster__num_workers=3, zero__stage=3),
+        starter,
     )
     assert three.losses == pytest.approx(one.losses, rel=5e-3)
 
@@ -108,7 +117,9 @@ def test_packed_and_unpacked_runs_consume_the_same_tokens(tmp_path: Path, starte
     changes = {"train__epochs": 1.0, "train__max_steps": None, "data__packing": True}
     group = run_group(tiny_config(tmp_path, **changes), starter)
     assert group.outcome == "completed"
-    plain = run_group(tiny_config(tmp_path, run__name="plain", **{**changes, "data__packing": False}), starter)
+    plain = run_group(
+        tiny_config(tmp_path, run__name="plain", **{**changes, "data__packing": False}), starter
+    )
     totals = [sum(row["trained_tokens"] for row in _rows(g)) for g in (group, plain)]
     assert totals[0] == totals[1] > 0
     assert len(_rows(group)) < len(_rows(plain))

@@ -23,7 +23,13 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def consolidate(
-    store: Store, manifest: Manifest, directory: Path, *, stem: str, dtype: str, max_shard_bytes: int = 5 << 30
+    store: Store,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    stem: str,
+    dtype: str,
+    max_shard_bytes: int = 5 << 30,
 ) -> list[Path]:
     """Writes the trained weights of a checkpoint as `<stem>.safetensors`, in shards with an index if large.
 
@@ -85,7 +91,11 @@ def _shard_names(stem: str, count: int) -> list[str]:
     return [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
-def _write_index(path: Path, names: Sequence[str], shards: Sequence[Sequence[ParamInfo]], item_bytes: int) -> None:
+def _write_index(
+    path: Path, names: Sequence[str], shards: Sequence[Sequence[ParamInfo]], item_bytes: int
+) -> None:
     weight_map = {p.export_name: name for name, params in zip(names, shards, strict=True) for p in params}
     total = sum(p.numel for params in shards for p in params) * item_bytes
-    path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+    )

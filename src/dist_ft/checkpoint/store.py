@@ -72,7 +72,9 @@ class LocalStore:
         with self._path(name).open("rb") as file:
             data = os.pread(file.fileno(), count, start)
         if len(data) != count:
-            raise CheckpointError(f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}")
+            raise CheckpointError(
+                f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}"
+            )
         return data
 
     def list(self, prefix: str) -> list[str]:

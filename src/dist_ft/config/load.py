@@ -24,10 +24,16 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
@@ -46,7 +52,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             )
         seen.add(key)
     loader.flatten_mapping(node)
-    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}  # type: ignore[no-untyped-call]
+    return {
+        loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value
+    }  # type: ignore[no-untyped-call]
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -112,7 +120,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, expected sections such as `model:` and `data:`")
+        raise ConfigError(
+            f"{path} holds {type(raw).__name__}, expected sections such as `model:` and `data:`"
+        )
     return raw
 
 
@@ -144,7 +154,11 @@ def _explain(item: Any, path: Path) -> str:
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
+        hint = (
+            f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?"
+            if near
+            else f"known: {', '.join(known)}"
+        )
         return f"{key}: unknown key in {path}; {hint}"
     if kind == "missing":
         return f"{key}: missing in {path}; {_doc(location)}"
@@ -156,7 +170,11 @@ def _explain(item: Any, path: Path) -> str:
 
 def _is_union_tag(part: object) -> bool:
     """Pydantic adds the tried member of a union to the location; users never wrote that."""
-    return isinstance(part, str) and not re.fullmatch(r"[a-z_][a-z_0-9]*", part) or part in ("int", "float", "str")
+    return (
+        isinstance(part, str)
+        and not re.fullmatch(r"[a-z_][a-z_0-9]*", part)
+        or part in ("int", "float", "str")
+    )
 
 
 def _model_at(location: Sequence[Any]) -> type[BaseModel] | None:

@@ -58,7 +58,9 @@ def _file_problems(config: Config) -> list[str]:
         problems.append(f"data.chat_template={template}: no such file")
     init_from = config.method.init_from
     if init_from is not None and not (Path(init_from) / "adapter_config.json").is_file():
-        problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
+        problems.append(
+            f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)"
+        )
     return problems + _output_problem(config) + _model_problem(config)
 
 
@@ -83,7 +85,9 @@ def _model_problem(config: Config) -> list[str]:
         return []
     if not path.exists():
         return [f"model.name={name}: no such directory; name a model directory or a hub id"]
-    return [f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
+    return [
+        f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"
+    ]
 
 
 def _output_problem(config: Config) -> list[str]:

@@ -32,7 +32,12 @@ class CoordinatorActor:
         self._attempt: AttemptSpec | None = None
 
     def begin(
-        self, config: dict[str, Any], run_dir: str, record: dict[str, Any], prepared: dict[str, Any], on_gpu: bool
+        self,
+        config: dict[str, Any],
+        run_dir: str,
+        record: dict[str, Any],
+        prepared: dict[str, Any],
+        on_gpu: bool,
     ) -> None:
         """Opens the run's books."""
         parsed = config_from_dict(config)
@@ -43,7 +48,9 @@ class CoordinatorActor:
         if mode != "disabled" and state.wandb_id is not None:
             backlog = [row for _, row in sorted(last_rows(place.metrics).items())]
             sinks.append(
-                WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
+                WandbSink(
+                    state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog
+                )
             )
         self._coordinator = Coordinator(parsed, place, state, Prepared(**prepared), sinks, on_gpu)
 

@@ -113,7 +113,9 @@ class Coordinator:
         self._record.attempt = attempt.number
         self._record.step = attempt.start_step
         self._record.world_size = world_size
-        self._ledger.add("attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step)
+        self._ledger.add(
+            "attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step
+        )
         self._write_record()
         return AttemptSpec(
             run_id=self._record.run_id,
@@ -166,7 +168,9 @@ class Coordinator:
         waiting = [view for rank, view in self._ranks.items() if rank not in self._done]
         stalled = find_stalled(waiting, now)
         if stalled is not None and self._abort is None:
-            message = f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
+            message = (
+                f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
+            )
             self._abort = message
             self._fail(stalled.rank, StalledError(message).to_dict())
 
@@ -247,7 +251,9 @@ class Coordinator:
 
     def _seen(self, rank: int, phase: str | None, step: int | None) -> None:
         old = self._ranks[rank]
-        self._ranks[rank] = RankView(rank, phase or old.phase, old.step if step is None else step, time.monotonic())
+        self._ranks[rank] = RankView(
+            rank, phase or old.phase, old.step if step is None else step, time.monotonic()
+        )
 
     def _on_started(self, rank: int, message: RankStarted) -> None:
         self._seen(rank, "load", None)

@@ -100,7 +100,9 @@ def load_tokenizer(config: Config) -> Any:
             "set data.chat_template to a Jinja file"
         )
     if not tokenizer.is_fast:
-        raise ModelError(f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)")
+        raise ModelError(
+            f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)"
+        )
     return tokenizer
 
 

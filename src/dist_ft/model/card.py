@@ -61,5 +61,7 @@ def _results(step: int, metrics: dict[str, Any], evals: dict[int, dict[str, Any]
     rows = ["| step | loss | value |", "|---|---|---|"]
     if "loss" in metrics:
         rows.append(f"| {step} | training | {metrics['loss']:.4f} |")
-    rows += [f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in sorted(evals.items()) if at <= step]
+    rows += [
+        f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in sorted(evals.items()) if at <= step
+    ]
     return rows

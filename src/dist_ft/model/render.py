@@ -47,7 +47,9 @@ class Renderer:
             text = self.text(part)
             span = self._span(part, answer, text)
             if span is None:
-                raise DataError("the chat template rewrites the turn that it has just rendered; use another template")
+                raise DataError(
+                    "the chat template rewrites the turn that it has just rendered; use another template"
+                )
             samples.append(self._tokenise(text, [span]))
         return samples
 

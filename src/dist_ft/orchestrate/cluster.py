@@ -84,7 +84,9 @@ def connect(config: Config) -> ClusterInfo:
     else:
         check_address(address)
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name)
+            ray.init(
+                address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"cluster.address={address}: {str(error).splitlines()[0]}; check that it is a Ray of version "
@@ -127,7 +129,9 @@ def _check_capacity(config: Config) -> ClusterInfo:
     on_gpu = resources.get("GPU", 0) > 0
     cores = len(os.sched_getaffinity(0))
     crowded = config.cluster.address is None and not on_gpu and config.cluster.max_workers > cores
-    warning = f"{config.cluster.max_workers} workers share {cores} cores; this is for trying out, not for speed"
+    warning = (
+        f"{config.cluster.max_workers} workers share {cores} cores; this is for trying out, not for speed"
+    )
     return ClusterInfo(on_gpu, resources, (warning,) if crowded else ())
 
 
@@ -148,7 +152,9 @@ def start_starters(own: ForkServer, on_gpu: bool) -> tuple[dict[str, str], list[
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     actors = [
-        StarterActor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(on_gpu)
+        StarterActor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            on_gpu
+        )
         for node in others
     ]
     paths = ray.get([actor.socket_path.remote() for actor in actors])

@@ -117,7 +117,9 @@ def train(config: Config, *, server: ForkServer, began: float, resume: bool, con
     check_local_capacity(config)
     timeline = Timeline(began)
     with contextlib.ExitStack() as stack:
-        console.say(f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}")
+        console.say(
+            f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}"
+        )
         preparing = _in_thread(
             lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})
         )
@@ -149,7 +151,11 @@ def check_run_dir(config: Config, run_dir: RunDir, resume: bool) -> RunResult | 
     if record["state"] != "completed" or not _asks_for_same_length(config, run_dir):
         return None
     return RunResult(
-        run_dir=str(run_dir.path), state="completed", steps=record["step"], attempts=record["attempt"], **record["result"]
+        run_dir=str(run_dir.path),
+        state="completed",
+        steps=record["step"],
+        attempts=record["attempt"],
+        **record["result"],
     )
 
 
@@ -157,7 +163,13 @@ class _Driver:
     """One run of the driver: follows the group, then the tasks after it."""
 
     def __init__(
-        self, config: Config, run_dir: RunDir, console: Console, timeline: Timeline, server: ForkServer, on_gpu: bool
+        self,
+        config: Config,
+        run_dir: RunDir,
+        console: Console,
+        timeline: Timeline,
+        server: ForkServer,
+        on_gpu: bool,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -196,7 +208,10 @@ class _Driver:
             state = "stopped" if outcome == "stopped" else "completed"
             result = self._after_training(group) if outcome == "completed" else self._numbers()
         except KeyboardInterrupt:
-            error = {"type": "DistFtError", "message": "aborted by a second signal; the last checkpoint is kept"}
+            error = {
+                "type": "DistFtError",
+                "message": "aborted by a second signal; the last checkpoint is kept",
+            }
             state = "failed"
         except DistFtError as failure:
             error, state = failure.to_dict(), "failed"
@@ -230,7 +245,11 @@ class _Driver:
         )
         ray.get(
             self._actor.begin.remote(
-                self._config.model_dump(mode="json"), str(self._run_dir.path), asdict(record), prepared, self._on_gpu
+                self._config.model_dump(mode="json"),
+                str(self._run_dir.path),
+                asdict(record),
+                prepared,
+                self._on_gpu,
             )
         )
         self._timeline.mark("coordinator")
@@ -280,7 +299,9 @@ class _Driver:
         if status["row"] is not None:
             self._timeline.mark("first step")
             self._actor.add_event.remote("first_step", {"seconds_since_start": marks})
-            self._console.say(f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim")
+            self._console.say(
+                f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim"
+            )
 
     def _after_training(self, group: Future[Any]) -> dict[str, Any]:
         """Exports the last checkpoint and measures it; returns the result."""

@@ -100,7 +100,9 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
         f"logs/attempt-{attempt.attempt:04d}/rank-{seat.rank:05d}.log in {attempt.run_dir}"
     )
     with contextlib.suppress(StaleAttemptError):
-        report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True))
+        report = Envelope(
+            attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True)
+        )
         coordinator.handle(report.to_dict())
     raise error
 

@@ -93,7 +93,9 @@ class ElasticTrainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-def make_trainer(config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]) -> ElasticTrainer:
+def make_trainer(
+    config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]
+) -> ElasticTrainer:
     """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
     scaling = ray.train.ScalingConfig(
         num_workers=config.cluster.max_workers,

@@ -19,7 +19,6 @@ from dist_ft.batch import layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
 from dist_ft.model.adapter import attach_adapter
 from dist_ft.model.base import load_model_config, skeleton
-from dist_ft.model.dropout import install_sequence_dropout
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.plan.memory import DTYPE_BYTES, STAGES, BatchShape, ModelShape, estimate
 from dist_ft.stream.cache import PreparedSplit
@@ -45,8 +44,9 @@ def make_plan(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Whatever would stop the run before its start.
     """
-    shape = _model_shape(config)  # first: quicker than the data, and as often wrong
-    prepared = prepare.run(config.model_dump(mode="json"))
+    with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
+        prepared = prepare.run(config.model_dump(mode="json"))
+        shape = _model_shape(config)
     splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
     steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
     batch = _largest_batch(config, splits)
@@ -86,11 +86,9 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 
 
 def _model_shape(config: Config) -> ModelShape:
-    with warnings.catch_warnings(action="ignore"):  # PEFT's about weights and names, which do not matter here
-        model: Any = skeleton(config)
-        if config.method.kind == "lora":
-            model = attach_adapter(model, config)
-        install_sequence_dropout(model, config.run.seed)  # refuses what no rank could run
+    model: Any = skeleton(config)
+    if config.method.kind == "lora":
+        model = attach_adapter(model, config)
     text = load_model_config(config).get_text_config()
     return ModelShape(
         num_params=sum(p.numel() for p in model.parameters()),

@@ -71,7 +71,12 @@ class TrainLoader:
     """Random access to the steps of a run."""
 
     def __init__(
-        self, order: Order, shards: Sequence[TokenShards], layout: RankLayout, global_batch_size: int, total: int
+        self,
+        order: Order,
+        shards: Sequence[TokenShards],
+        layout: RankLayout,
+        global_batch_size: int,
+        total: int,
     ) -> None:
         self._order = order
         self._shards = shards

@@ -107,7 +107,9 @@ def step_positions(step: int, global_batch_size: int, total: int) -> range:
     return range(min(step * global_batch_size, total), min((step + 1) * global_batch_size, total))
 
 
-def run_length(epoch_size: int, global_batch_size: int, epochs: float, max_steps: int | None) -> tuple[int, int]:
+def run_length(
+    epoch_size: int, global_batch_size: int, epochs: float, max_steps: int | None
+) -> tuple[int, int]:
     """Returns `(steps, positions)` of a run; nothing is dropped and nothing repeated to fill up."""
     if max_steps is not None:
         return max_steps, max_steps * global_batch_size

@@ -46,7 +46,9 @@ def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
             or a source without rows.
     """
     if row_format not in ("auto", "messages"):
-        raise DataError(f"format={row_format} of {source} is not supported yet; convert to rows with `messages`")
+        raise DataError(
+            f"format={row_format} of {source} is not supported yet; convert to rows with `messages`"
+        )
     count = 0
     for place, data in _raw_rows(source):
         messages = _check_row(place, data)
@@ -96,10 +98,16 @@ def _check_row(place: str, data: Any) -> list[Message]:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{place}: `messages` is {messages!r}, expected a list of turns")
     for number, turn in enumerate(messages):
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+        if (
+            not isinstance(turn, dict)
+            or turn.get("role") not in ROLES
+            or not isinstance(turn.get("content"), str)
+        ):
             raise DataError(
                 f"{place}: turn {number} is {str(turn)[:80]!r}, expected role (one of {', '.join(ROLES)}) and text content"
             )
     if not any(turn["role"] == "assistant" for turn in messages):
-        raise DataError(f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer")
+        raise DataError(
+            f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer"
+        )
     return messages

@@ -59,7 +59,12 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens:
     tokenizer.padding_side = "left"
     answers: list[str] = []
     for start in range(0, len(prompts), _BATCH_ROWS):
-        batch = tokenizer(list(prompts[start : start + _BATCH_ROWS]), add_special_tokens=False, return_tensors="pt", padding=True)
+        batch = tokenizer(
+            list(prompts[start : start + _BATCH_ROWS]),
+            add_special_tokens=False,
+            return_tensors="pt",
+            padding=True,
+        )
         batch.pop("token_type_ids", None)
         with torch.no_grad():
             tokens = model.generate(
@@ -69,7 +74,9 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens:
     return answers
 
 
-def _answers(config: Config, export_dir: Path, tokenizer: Any, prompts: list[str]) -> tuple[list[str], list[str]]:
+def _answers(
+    config: Config, export_dir: Path, tokenizer: Any, prompts: list[str]
+) -> tuple[list[str], list[str]]:
     limit = config.eval.max_new_tokens
     if config.method.kind == "lora":
         # One load serves both: PEFT computes the base when its adapter is off.

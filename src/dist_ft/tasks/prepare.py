@@ -58,7 +58,9 @@ def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit],
         return splits, prepare(data.eval, "auto", 0.0, False, data.packing)
     if fraction:
         if len(data.train) > 1:
-            raise ConfigError(f"data.eval={fraction} with {len(data.train)} sources; name a held-out source instead")
+            raise ConfigError(
+                f"data.eval={fraction} with {len(data.train)} sources; name a held-out source instead"
+            )
         return splits, prepare(data.train[0].source, data.train[0].format, fraction, True, data.packing)
     return splits, None
 

@@ -88,9 +88,15 @@ def build_rank(spec: RankSpec) -> RankParts:
     exported = export_names(model)
     params = [ParamInfo(name, tuple(p.shape), exported[name]) for p, name in names.items()]
 
-    micro_steps = num_micro_steps(config.train.global_batch_size, config.train.micro_batch_size, spec.world_size)
+    micro_steps = num_micro_steps(
+        config.train.global_batch_size, config.train.micro_batch_size, spec.world_size
+    )
     engine, ds_config = build_engine(
-        TokenLoss(model), config, world_size=spec.world_size, num_micro_steps=micro_steps, on_gpu=attempt.on_gpu
+        TokenLoss(model),
+        config,
+        world_size=spec.world_size,
+        num_micro_steps=micro_steps,
+        on_gpu=attempt.on_gpu,
     )
     logger.info("DeepSpeed config: %s", ds_config)
     layout = RankLayout(spec.rank, spec.world_size, config.train.micro_batch_size)

@@ -103,7 +103,13 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
 
 
 def _row(
-    parts: RankParts, step: int, batch: StepBatch, loss_sum: float, lr: float, grad_norm: float, timing: dict[str, float]
+    parts: RankParts,
+    step: int,
+    batch: StepBatch,
+    loss_sum: float,
+    lr: float,
+    grad_norm: float,
+    timing: dict[str, float],
 ) -> dict[str, Any]:
     return {
         "step": step,
