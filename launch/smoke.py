@@ -35,9 +35,7 @@ def main() -> int:
     first_loss = json.loads((Path(result["run_dir"]) / "eval.jsonl").read_text().splitlines()[0])["eval_loss"]
     print(f"\n{'':14}{'base':>10}{'tuned':>10}")
     print(f"{'held-out loss':14}{first_loss:10.4f}{result['eval_loss']:10.4f}")
-    print(
-        f"{'exact match':14}{evaluation['base']['exact_match']:10.3f}{evaluation['tuned']['exact_match']:10.3f}"
-    )
+    print(f"{'exact match':14}{evaluation['base']['exact_match']:10.3f}{evaluation['tuned']['exact_match']:10.3f}")
     sample = evaluation["samples"][0]
     print(f"\nrequest  {sample['prompt']}")
     print(f"base     {' '.join(sample['base'].split())[:160]}")

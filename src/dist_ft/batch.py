@@ -46,17 +46,6 @@ def layout_slots(
     return layout
 
 
-def padding_share(lengths: Sequence[int], micro_batch_size: int, world_size: int, multiple: int = 8) -> float:
-    """Returns the share of computed token places that hold no token, for one global batch."""
-    used = sum(lengths)
-    computed = 0
-    for ranks in layout_slots(lengths, micro_batch_size, world_size):
-        for slots in ranks:
-            longest = max((lengths[s] for s in slots), default=1)
-            computed += micro_batch_size * round_up(longest, multiple)
-    return 1 - used / computed if computed else 0.0
-
-
 def round_up(value: int, multiple: int) -> int:
     """Returns the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

@@ -28,9 +28,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -47,32 +45,27 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on; default starts one here.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default starts one here.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a config to the end: train, checkpoint, export, measure."""
     parsed = _load(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
-    from dist_ft.rundir import RunDir
+    from dist_ft.config.rules import check_new_run, has_gpu
 
-    run_dir = RunDir(Path(parsed.run.output_dir).absolute() / parsed.run.name)
-    if run_dir.path.exists() and not resume:  # said here too, before Ray is imported
-        raise UsageError(
-            f"run directory {run_dir.path} exists; continue it with --resume, or choose another run.name or run.output_dir"
-        )
+    if not resume:
+        check_new_run(parsed)
     from dataclasses import asdict
 
     from dist_ft.monitor.console import Console
     from dist_ft.orchestrate.processes import ForkServer
 
     console = Console()
-    server = ForkServer(on_gpu=Path("/dev/nvidiactl").exists())
+    server = ForkServer(on_gpu=has_gpu())
     try:
         from dist_ft.orchestrate import driver  # imports ray: two seconds in which the fork server is at work
 
-        result = driver.train(parsed, server=server, began=_BEGAN, resume=resume, console=console)
+        result = driver.train(parsed, server=server, began=_BEGAN, console=console)
     finally:
         console.close()
         server.close()
@@ -144,9 +137,7 @@ def export(
     from dist_ft.tasks.export import run as run_export
 
     result = run_export(config, str(run.absolute()), checkpoint, str(to), merge, dtype)
-    typer.echo(
-        f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)"
-    )
+    typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")
 
 
 @app.command()
@@ -168,11 +159,11 @@ def doctor(
 
 
 def _load(path: Path, overrides: list[str]) -> Any:
-    from dist_ft.config import check_config, load_config
+    from dist_ft.config import check_config, load_config, with_absolute_paths
 
     config = load_config(path, overrides)
     check_config(config)
-    return config
+    return with_absolute_paths(config)
 
 
 def _print_result(result: dict[str, Any]) -> None:

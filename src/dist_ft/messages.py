@@ -165,9 +165,7 @@ class Reply:
     def from_dict(cls, data: dict[str, Any]) -> Reply:
         """Inverse of `to_dict`, also after JSON."""
         place = data["rendezvous"]
-        return cls(
-            data["stop"], data["abort"], data["committed_step"], (place[0], place[1]) if place else None
-        )
+        return cls(data["stop"], data["abort"], data["committed_step"], (place[0], place[1]) if place else None)
 
 
 @dataclass(frozen=True)

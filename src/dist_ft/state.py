@@ -96,7 +96,5 @@ def find_gaps(numel: int, ranges: list[tuple[int, int]]) -> str | None:
             return f"elements {end}..{start - 1} are missing"
         end = start + length
     if end != numel:
-        return (
-            f"elements {end}..{numel - 1} are missing" if end < numel else f"{end} elements stored of {numel}"
-        )
+        return f"elements {end}..{numel - 1} are missing" if end < numel else f"{end} elements stored of {numel}"
     return None

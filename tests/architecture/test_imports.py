@@ -98,9 +98,7 @@ MODULES = _modules()
 def _walk(node: ast.AST, is_late: bool = False) -> Iterator[tuple[ast.AST, bool]]:
     for child in ast.iter_child_nodes(node):
         yield child, is_late
-        yield from _walk(
-            child, is_late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        )
+        yield from _walk(child, is_late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
 
 def _is_import_call(node: ast.AST) -> bool:
@@ -120,9 +118,7 @@ def _imports() -> Iterator[Import]:
                 assert node.level == 0, f"{importer}:{node.lineno}: relative import; write the full name"
                 for alias in node.names:
                     whole = f"{node.module}.{alias.name}"
-                    yield Import(
-                        importer, whole if whole in MODULES else str(node.module), node.lineno, is_late
-                    )
+                    yield Import(importer, whole if whole in MODULES else str(node.module), node.lineno, is_late)
             elif _is_import_call(node):
                 yield Import(importer, "<by name>", node.lineno, is_late)
 
@@ -158,9 +154,7 @@ def test_packages_of_a_row_do_not_import_one_another() -> None:
         if _part(i.target) != _part(i.importer) and ROW_OF[_part(i.target)] == ROW_OF[_part(i.importer)]
     ]
     assert not [str(i) for i in sideways if (i.importer, i.target) not in SIDEWAYS]
-    assert {(i.importer, i.target) for i in sideways} == set(SIDEWAYS), (
-        "an exception that nobody needs any more"
-    )
+    assert {(i.importer, i.target) for i in sideways} == set(SIDEWAYS), "an exception that nobody needs any more"
 
 
 def test_no_import_cycles() -> None:
@@ -176,9 +170,7 @@ def test_no_import_cycles() -> None:
 
 @pytest.mark.parametrize("library", DOORS)
 def test_a_library_has_one_door(library: str) -> None:
-    elsewhere = [
-        i for i in IMPORTS if _within(i.target, [library]) and not _within(i.importer, DOORS[library])
-    ]
+    elsewhere = [i for i in IMPORTS if _within(i.target, [library]) and not _within(i.importer, DOORS[library])]
     assert not elsewhere, "\n".join(map(str, elsewhere))
 
 

@@ -74,9 +74,7 @@ def test_of_many_processes_one_creates_each_name(tmp_path: Path) -> None:
     root = tmp_path / "run"
     begin = str(time.time() + 1.5)  # after the imports of all of them
     racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RACER, str(root), who, begin], stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", _RACER, str(root), who, begin], stdout=subprocess.PIPE, text=True)
         for who in "abcd"
     ]
     won = {who: racer.communicate(timeout=60)[0].split() for who, racer in zip("abcd", racers, strict=True)}
@@ -131,9 +129,7 @@ def test_reading_what_is_not_there_is_file_not_found(store: Store) -> None:
         store.read_range("nothing", 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("start", "count", "expected"), [(0, 0, b""), (0, 10, b"0123456789"), (3, 4, b"3456")]
-)
+@pytest.mark.parametrize(("start", "count", "expected"), [(0, 0, b""), (0, 10, b"0123456789"), (3, 4, b"3456")])
 def test_ranges(store: Store, start: int, count: int, expected: bytes) -> None:
     store.create_exclusive("a", b"0123456789")
     assert store.read_range("a", start, count) == expected
@@ -221,18 +217,14 @@ OPERATIONS: dict[str, Callable[[Store, str], object]] = {
 
 @pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/etc/hostname", ".."])
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_names_that_leave_the_root_are_refused(
-    store: Store, tmp_path: Path, operation: str, name: str
-) -> None:
+def test_names_that_leave_the_root_are_refused(store: Store, tmp_path: Path, operation: str, name: str) -> None:
     (tmp_path / "secret").write_text("not yours")
     with pytest.raises(CheckpointError):
         OPERATIONS[operation](store, name)
     assert (tmp_path / "secret").read_text() == "not yours"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: store.py delete('') and delete('.') rename and remove the root itself"
-)
+@pytest.mark.xfail(strict=True, reason="bug: store.py delete('') and delete('.') rename and remove the root itself")
 @pytest.mark.parametrize("name", ["", ".", "./"])
 def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
     store.create_exclusive("a", b"x")

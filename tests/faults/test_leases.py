@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers.configs import tiny_config
+from tests.helpers.group import run_group
+
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.orchestrate.processes import Child, ForkServer
-from tests.helpers.configs import tiny_config
-from tests.helpers.group import run_group
 
 
 def is_alive(pid: int) -> bool:
@@ -43,9 +44,7 @@ def kill_rank_at(rank: int, step: int, number: int = signal.SIGKILL) -> Callable
     return on_message
 
 
-def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(
-    tmp_path: Path, starter: str
-) -> None:
+def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(tmp_path: Path, starter: str) -> None:
     whole = run_group(tiny_config(tmp_path, run__name="whole", checkpoint__every_steps=2), starter)
     config = tiny_config(tmp_path, run__name="killed", checkpoint__every_steps=2)
     killed = run_group(config, starter, on_message=kill_rank_at(1, 5))
@@ -70,16 +69,16 @@ from dist_ft.orchestrate.processes import Child
 from dist_ft.orchestrate.supervisor import Seat, make_rank_spec
 from dist_ft.messages import AttemptSpec
 config = tiny_config(Path({str(tmp_path)!r}))
-attempt = AttemptSpec("t", 1, {str(tmp_path / "run")!r}, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, False, None)
-child = Child({starter!r}, {{"entry": "rank", "spec": make_rank_spec(attempt, Seat(0, 2, 0, 2, "127.0.0.1")).to_dict()}})
+run = {str(tmp_path / "run")!r}
+attempt = AttemptSpec("t", 1, run, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, False, None)
+spec = make_rank_spec(attempt, Seat(0, 2, 0, 2, "127.0.0.1"))
+child = Child({starter!r}, {{"entry": "rank", "spec": spec.to_dict()}})
 while True:
     for message in child.receive(0.1):
         if message["kind"] == "rank_started":
             print(message["body"]["pid"], flush=True)
 """
-    supervisor = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
-    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
     assert supervisor.stdout is not None
     rank = int(supervisor.stdout.readline())
     assert is_alive(rank)

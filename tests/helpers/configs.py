@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_ft.config import Config
 
-WORDS = "red blue green gold pink gray black white brown amber coral olive".split()
+WORDS = ["red", "blue", "green", "gold", "pink", "gray", "black", "white", "brown", "amber", "coral", "olive"]
 
 
 def write_rows(path: Path, count: int, first: int = 0) -> Path:

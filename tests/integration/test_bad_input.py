@@ -20,9 +20,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
-def train(
-    cli: str, tmp_path: Path, *overrides: str, config: Path = CONFIG
-) -> subprocess.CompletedProcess[str]:
+def train(cli: str, tmp_path: Path, *overrides: str, config: Path = CONFIG) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [cli, "train", str(config), f"run.output_dir={tmp_path / 'runs'}", *overrides],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
@@ -101,9 +99,7 @@ def refuse_preparation(starter: str, tmp_path: Path, *overrides: str) -> str:
         (["", ""], ["no rows"]),
     ],
 )  # fmt: skip
-def test_bad_rows_are_named_by_file_and_line(
-    starter: str, tmp_path: Path, lines: list[str], words: list[str]
-) -> None:
+def test_bad_rows_are_named_by_file_and_line(starter: str, tmp_path: Path, lines: list[str], words: list[str]) -> None:
     message = refuse_preparation(starter, tmp_path, data_file(tmp_path, *lines))
     assert all(word in message for word in words), message
 
@@ -153,7 +149,5 @@ def test_help_and_errors_import_nothing_heavy(cli: str, tmp_path: Path) -> None:
         "print(sorted({'torch', 'ray', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]", f"after {time.monotonic() - began:.1f} s"

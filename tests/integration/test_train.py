@@ -114,9 +114,7 @@ print(json.dumps({
 
 
 def test_status_reads_files_only(finished: RunDir, cli: str) -> None:
-    done = subprocess.run(
-        [cli, "status", str(finished.path), "--json"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([cli, "status", str(finished.path), "--json"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert (found["state"], found["step"], found["max_steps"], found["attempt"]) == ("completed", 20, 20, 1)
     assert [c["step"] for c in found["checkpoints"]] == [10, 20]
@@ -137,9 +135,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 print(sum(p.numel() for p in model.parameters()), all(torch.isfinite(p).all() for p in model.parameters()))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["106944", "True"]
     again = subprocess.run(
         [cli, "export", str(finished.path), "--to", str(target)], capture_output=True, text=True, check=False

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from tests.helpers.configs import tiny_config
+from tests.helpers.group import Group, run_group
 
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.rundir import last_rows
-from tests.helpers.configs import tiny_config
-from tests.helpers.group import Group, run_group
 
 
 def final_weights(group: Group, tmp_path: Path) -> dict:
@@ -103,9 +103,7 @@ def test_stop_and_resume_at_the_same_shape_is_bitwise(
 
 
 def test_bf16_with_fp32_accumulation_agrees_between_shapes(tmp_path: Path, starter: str) -> None:
-    one = run_group(
-        tiny_config(tmp_path, run__name="one", model__dtype="bf16", cluster__num_workers=1), starter
-    )
+    one = run_group(tiny_config(tmp_path, run__name="one", model__dtype="bf16", cluster__num_workers=1), starter)
     three = run_group(
         tiny_config(tmp_path, run__name="three", model__dtype="bf16", cluster__num_workers=3, zero__stage=3),
         starter,
@@ -117,9 +115,7 @@ def test_packed_and_unpacked_runs_consume_the_same_tokens(tmp_path: Path, starte
     changes = {"train__epochs": 1.0, "train__max_steps": None, "data__packing": True}
     group = run_group(tiny_config(tmp_path, **changes), starter)
     assert group.outcome == "completed"
-    plain = run_group(
-        tiny_config(tmp_path, run__name="plain", **{**changes, "data__packing": False}), starter
-    )
+    plain = run_group(tiny_config(tmp_path, run__name="plain", **{**changes, "data__packing": False}), starter)
     totals = [sum(row["trained_tokens"] for row in _rows(g)) for g in (group, plain)]
     assert totals[0] == totals[1] > 0
     assert len(_rows(group)) < len(_rows(plain))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.batch import layout_slots, num_micro_steps, padding_share, round_up
+from dist_ft.batch import layout_slots, num_micro_steps, round_up
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=40)
 MICRO_BATCH = st.integers(1, 6)
@@ -61,9 +61,7 @@ def test_long_rows_come_first_and_rows_of_a_pass_are_alike(
 
 @settings(deadline=None)
 @given(LENGTHS, MICRO_BATCH, WORLD_SIZE)
-def test_ranks_of_a_pass_differ_by_one_row_at_most(
-    lengths: list[int], micro_batch_size: int, world_size: int
-) -> None:
+def test_ranks_of_a_pass_differ_by_one_row_at_most(lengths: list[int], micro_batch_size: int, world_size: int) -> None:
     for ranks in layout_slots(lengths, micro_batch_size, world_size):
         counts = [len(slots) for slots in ranks]
         assert max(counts) - min(counts) <= 1
@@ -75,27 +73,6 @@ def test_equal_lengths_are_dealt_by_slot() -> None:
 
 def test_a_partial_step_has_as_many_passes_as_a_full_one() -> None:
     assert layout_slots([3], 2, 2, num_slots=8) == [[[0], []], [[], []]]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "micro_batch_size", "world_size", "share"),
-    [
-        ([8, 8], 1, 2, 0.0),
-        ([8, 8, 8], 1, 2, 0.25),  # the surplus slot computes one multiple
-        ([4], 1, 1, 0.5),
-        ([16, 8], 2, 1, 0.25),
-        ([16, 8], 1, 1, 0.0),
-        ([], 1, 1, 0.0),
-    ],
-)
-def test_padding_share(lengths: list[int], micro_batch_size: int, world_size: int, share: float) -> None:
-    assert padding_share(lengths, micro_batch_size, world_size) == pytest.approx(share)
-
-
-@settings(deadline=None)
-@given(LENGTHS, MICRO_BATCH, WORLD_SIZE)
-def test_padding_share_is_a_share(lengths: list[int], micro_batch_size: int, world_size: int) -> None:
-    assert 0 <= padding_share(lengths, micro_batch_size, world_size) < 1
 
 
 @settings(deadline=None)

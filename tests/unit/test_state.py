@@ -27,9 +27,7 @@ def test_a_slice_key_comes_back_whatever_the_name(param: str, start: int, kind: 
 
 
 def test_slice_keys_are_distinct() -> None:
-    keys = [
-        SliceKey(param, start, kind) for param in ("a", "a|1") for start in (0, 1) for kind in STATE_KINDS
-    ]
+    keys = [SliceKey(param, start, kind) for param in ("a", "a|1") for start in (0, 1) for kind in STATE_KINDS]
     assert len({key.encode() for key in keys}) == len(keys)
 
 

@@ -72,7 +72,7 @@ def plan_shards(params: Sequence[ParamInfo], item_bytes: int, max_bytes: int) ->
     return shards
 
 
-def _stream(store: Store, slices: SliceMap, params: Sequence[ParamInfo], code: str) -> Iterator[memoryview]:
+def _stream(store: Store, slices: SliceMap, params: Sequence[ParamInfo], code: str) -> Iterator[bytes]:
     for param in params:
         for piece in slices[(param.name, "fp32")]:
             for start in range(0, piece.count, _CHUNK_ELEMENTS):
@@ -81,8 +81,7 @@ def _stream(store: Store, slices: SliceMap, params: Sequence[ParamInfo], code: s
                 values = np.frombuffer(data, dtype="<f4")
                 if not np.isfinite(values).all():
                     raise ExportError(f"{param.name} has values that are not finite; export an earlier step")
-                out = to_bfloat16(values) if code == "BF16" else values
-                yield memoryview(out).cast("B")
+                yield to_bfloat16(values).tobytes() if code == "BF16" else data
 
 
 def _shard_names(stem: str, count: int) -> list[str]:
@@ -91,11 +90,7 @@ def _shard_names(stem: str, count: int) -> list[str]:
     return [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
-def _write_index(
-    path: Path, names: Sequence[str], shards: Sequence[Sequence[ParamInfo]], item_bytes: int
-) -> None:
+def _write_index(path: Path, names: Sequence[str], shards: Sequence[Sequence[ParamInfo]], item_bytes: int) -> None:
     weight_map = {p.export_name: name for name, params in zip(names, shards, strict=True) for p in params}
     total = sum(p.numel for params in shards for p in params) * item_bytes
-    path.write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
-    )
+    path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")

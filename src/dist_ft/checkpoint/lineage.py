@@ -46,9 +46,7 @@ def take_attempt(store: Store, start: Manifest | None) -> Attempt:
     attempt = Attempt(number, start.step if start else 0, start.attempt if start else 0, time.time())
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(attempt)}).encode()
     if not store.create_exclusive(f"attempts/{number:04d}.json", data):
-        raise UsageError(
-            f"another driver has just taken attempt {number} of this run; wait for it or stop it"
-        )
+        raise UsageError(f"another driver has just taken attempt {number} of this run; wait for it or stop it")
     return attempt
 
 

@@ -38,9 +38,7 @@ class Fingerprint:
     def differences(self, other: Fingerprint) -> list[str]:
         """Returns `field: mine, theirs` for every field that differs."""
         mine, theirs = asdict(self), asdict(other)
-        return [
-            f"{key}: checkpoint {mine[key]}, config {theirs[key]}" for key in mine if mine[key] != theirs[key]
-        ]
+        return [f"{key}: checkpoint {mine[key]}, config {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ class Manifest:
         try:
             raw = json.loads(data)
             if raw.pop("format_version") != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"the manifest is not of format {FORMAT_VERSION}; use the dist-ft that wrote it"
-                )
+                raise CheckpointError(f"the manifest is not of format {FORMAT_VERSION}; use the dist-ft that wrote it")
             files = tuple(WrittenFile(**f) for f in raw.pop("files"))
             for file in files:
                 if PurePosixPath(file.name).name != file.name or file.name in ("", ".", ".."):
@@ -155,9 +151,7 @@ def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:
     """
     expected = {(param.name, kind) for param in params for kind in STATE_KINDS}
     if unknown := sorted(set(slices) - expected):
-        raise CheckpointError(
-            f"slices of {unknown[0][0]} ({unknown[0][1]}), which is not a trained parameter"
-        )
+        raise CheckpointError(f"slices of {unknown[0][0]} ({unknown[0][1]}), which is not a trained parameter")
     for param in params:
         for kind in STATE_KINDS:
             pieces = slices.get((param.name, kind), [])

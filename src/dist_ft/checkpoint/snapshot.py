@@ -55,7 +55,5 @@ class SliceReader:
             self.bytes_read += 4 * length
             position += length
         if position != end:
-            raise CheckpointError(
-                f"{key.param} ({key.kind}): elements {position}..{end - 1} are not in the checkpoint"
-            )
+            raise CheckpointError(f"{key.param} ({key.kind}): elements {position}..{end - 1} are not in the checkpoint")
         return torch.from_numpy(np.frombuffer(b"".join(parts), dtype="<f4").copy())

@@ -72,9 +72,7 @@ class LocalStore:
         with self._path(name).open("rb") as file:
             data = os.pread(file.fileno(), count, start)
         if len(data) != count:
-            raise CheckpointError(
-                f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}"
-            )
+            raise CheckpointError(f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}")
         return data
 
     def list(self, prefix: str) -> list[str]:
@@ -82,8 +80,13 @@ class LocalStore:
         base = self._path(prefix)
         if not base.is_dir():
             return []
-        files = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith("."))
-        return sorted(p.relative_to(self.root).as_posix() for p in files)
+        found = []
+        # os.walk, unlike rglob, does not mind folders that retention deletes meanwhile.
+        for folder, folders, files in os.walk(base):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = Path(folder).relative_to(self.root)
+            found += [(here / name).as_posix() for name in files if not name.startswith(".")]
+        return sorted(found)
 
     def delete(self, prefix: str) -> None:
         """See `Store`. Renamed first, so that nobody sees a half deleted folder."""

@@ -85,9 +85,7 @@ def write_tensors(
                 hasher.update(part)
                 written += len(part)
             if written != len(header) + data_bytes:
-                raise CheckpointError(
-                    f"{path}: {written - len(header)} bytes of data for a layout of {data_bytes}"
-                )
+                raise CheckpointError(f"{path}: {written - len(header)} bytes of data for a layout of {data_bytes}")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -116,9 +114,7 @@ def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
 
 
-def read_floats(
-    store: Store, name: str, entry: TensorEntry, start: int, count: int
-) -> npt.NDArray[np.float32]:
+def read_floats(store: Store, name: str, entry: TensorEntry, start: int, count: int) -> npt.NDArray[np.float32]:
     """Reads `count` float32 elements of a flattened tensor."""
     data = store.read_range(name, entry.offset + 4 * start, 4 * count)
     return np.frombuffer(data, dtype="<f4")

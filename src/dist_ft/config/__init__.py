@@ -1,7 +1,15 @@
 """The run config: schema, loading, rules."""
 
-from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json
+from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json, with_absolute_paths
 from dist_ft.config.rules import check_config
 from dist_ft.config.schema import Config
 
-__all__ = ["Config", "check_config", "config_from_dict", "dump_yaml", "load_config", "schema_json"]
+__all__ = [
+    "Config",
+    "check_config",
+    "config_from_dict",
+    "dump_yaml",
+    "load_config",
+    "schema_json",
+    "with_absolute_paths",
+]

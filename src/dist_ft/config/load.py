@@ -18,46 +18,56 @@ from pydantic import BaseModel, ValidationError
 from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
 
+_FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `3e-4` is a number, `on` and `no` are words, doubled keys are errors."""
+    """YAML 1.2 scalars: `3e-4` is a number; `on`, `010`, `1:30` and dates are words; keys stand once."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp)
-        for tag, regexp in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {}
+
+for _tag, _pattern, _first in (
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789."),
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("merge", re.compile(r"^<<$"), "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or `_Loader` would not read as a string."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = key_node.value
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a key that is no word (line {line})", key_node.start_mark
+            )
         if key in seen:
-            line = key_node.start_mark.line + 1
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} stands twice (line {line}); keep one", key_node.start_mark
             )
         seen.add(key)
     loader.flatten_mapping(node)
-    return {
-        loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value
-    }  # type: ignore[no-untyped-call]
+    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+# Besides its own: what PyYAML's constructors raise for a wrong value under an explicit tag, a number of more
+# than 4300 digits, and brackets a thousand deep.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -77,27 +87,56 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             _apply_override(raw, override)
         except ConfigError as error:
             problems.append(str(error))
+    # A section whose keys are all commented out is an empty one.
+    raw = {key: {} if value is None and key in Config.model_fields else value for key, value in raw.items()}
     run = raw.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
         run["name"] = path.stem
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        problems.extend(_explain(item, path) for item in error.errors())
+        problems.extend(_explain_all(error, path, raw))
         config = None
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return config
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """Returns the config with every local path made absolute, for whoever reads it in another directory."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or not Path(path).expanduser().exists() else str(Path(path).expanduser().absolute())
+
+    data = config.data
+    sources = [s.model_copy(update={"source": absolute(s.source)}) for s in data.train]
+    held_out = absolute(data.eval) if isinstance(data.eval, str) else data.eval
+    changes = {"train": sources, "eval": held_out, "chat_template": absolute(data.chat_template)}
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"output_dir": str(Path(config.run.output_dir).absolute())}),
+            "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
+            "method": config.method.model_copy(update={"init_from": absolute(config.method.init_from)}),
+            "data": data.model_copy(update=changes),
+        }
+    )
+
+
 def config_from_dict(data: Mapping[str, Any]) -> Config:
-    """Rebuilds a checked config from `Config.model_dump(mode="json")`, as sent to other processes."""
-    return Config.model_validate(data)
+    """Rebuilds a checked config from `Config.model_dump(mode="json")`, as sent to other processes.
+
+    Raises:
+        ConfigError: It is not one.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(str(error)) from error
 
 
 def dump_yaml(config: Config) -> str:
     """Returns the resolved config as YAML, in schema order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def schema_json() -> str:
@@ -117,12 +156,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path} holds {type(raw).__name__}, expected sections such as `model:` and `data:`"
-        )
+        raise ConfigError(f"{path} holds {type(raw).__name__}, expected sections such as `model:` and `data:`")
     return raw
 
 
@@ -132,7 +169,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} is not key=value; write for example optimizer.lr=3e-4")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
     node = raw
@@ -146,35 +183,52 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _explain(item: Any, path: Path) -> str:
+def _explain_all(error: ValidationError, path: Path, raw: Any) -> list[str]:
+    """Returns one line a key: a union's members each complain, and the first speaks for them."""
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        key = ".".join(map(str, _written_location(item, raw)))
+        lines.setdefault(key or str(item["msg"]), _explain(item, path, raw))
+    return list(lines.values())
+
+
+def _explain(item: Any, path: Path, raw: Any) -> str:
     """Turns one pydantic error into: key, both values, what to do."""
-    location = [part for part in item["loc"] if not _is_union_tag(part)]
+    location = _written_location(item, raw)
     key = ".".join(str(part) for part in location)
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(location[-1]).strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
         hint = (
-            f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?"
-            if near
-            else f"known: {', '.join(known)}"
+            f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
         )
         return f"{key}: unknown key in {path}; {hint}"
     if kind == "missing":
         return f"{key}: missing in {path}; {_doc(location)}"
     if kind == "value_error":
         return str(item["msg"]).removeprefix("Value error, ")
-    message = str(item["msg"])[0].lower() + str(item["msg"])[1:].removeprefix("Input s")
-    return f"{key}={value!r} ({type(value).__name__}): {message}; {_doc(location)}".rstrip("; ")
+    message = str(item["msg"])[0].lower() + str(item["msg"])[1:]
+    return f"{key}={_short(value)} ({type(value).__name__}): {message}; {_doc(location)}".rstrip("; ")
 
 
-def _is_union_tag(part: object) -> bool:
-    """Pydantic adds the tried member of a union to the location; users never wrote that."""
-    return (
-        isinstance(part, str)
-        and not re.fullmatch(r"[a-z_][a-z_0-9]*", part)
-        or part in ("int", "float", "str")
-    )
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _written_location(item: Any, raw: Any) -> list[Any]:
+    """Returns where the error stands in what the user wrote; pydantic also names tried members of unions."""
+    location: list[Any] = []
+    node = raw
+    *parents, last = item["loc"] or ("",)
+    for part in [*parents, last]:
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and part in range(len(node))):
+            node = node[part]
+        elif part is not last or item["type"] not in ("missing", "invalid_key"):
+            continue
+        location.append(part)
+    return location
 
 
 def _model_at(location: Sequence[Any]) -> type[BaseModel] | None:

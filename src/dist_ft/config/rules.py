@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dist_ft.config.schema import Config
-from dist_ft.errors import ConfigError
+from dist_ft.errors import ConfigError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
 
@@ -17,9 +17,50 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: With every problem found, one a line.
     """
-    problems = [*_section_problems(config), *_file_problems(config)]
+    problems = [*_section_problems(config), *_file_problems(config), *_capacity_problem(config)]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def check_new_run(config: Config) -> None:
+    """Refuses to write into a run directory that is there already.
+
+    Raises:
+        UsageError: It exists.
+    """
+    run_dir = Path(config.run.output_dir).absolute() / config.run.name
+    if _exists(run_dir):
+        raise UsageError(
+            f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
+        )
+
+
+def local_slots() -> int:
+    """CPU worker slots of a Ray that we start: logical, up to four a core, at least eight."""
+    return max(8, 4 * num_cores())
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA device, found without loading CUDA."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def _capacity_problem(config: Config) -> list[str]:
+    """More workers than a Ray of ours on this machine would ever take; a given cluster is asked later."""
+    resources = config.cluster.resources_per_worker or {}
+    if config.cluster.address is not None or resources.get("GPU") or (has_gpu() and not resources):
+        return []
+    if config.cluster.min_workers * resources.get("CPU", 1) <= local_slots():
+        return []
+    return [
+        f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "
+        f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
+    ]
 
 
 def _section_problems(config: Config) -> list[str]:
@@ -39,6 +80,16 @@ def _section_problems(config: Config) -> list[str]:
         problems.append("zero.offload=true needs zero.stage >= 1")
     if config.method.kind == "full" and config.method.init_from is not None:
         problems.append("method.init_from names an adapter, but method.kind=full; set method.kind=lora")
+    if isinstance(data.eval, float) and len(data.train) > 1:
+        problems.append(
+            f"data.eval={data.eval} is a fraction, but data.train has {len(data.train)} sources; "
+            "name a held-out source instead"
+        )
+    for index, source in enumerate(data.train):
+        if source.format not in ("auto", "messages"):
+            problems.append(
+                f"data.train.{index}.format={source.format} is not supported yet; convert the rows to `messages`"
+            )
     if "://" in config.run.output_dir:
         problems.append(
             f"run.output_dir={config.run.output_dir}: this release writes to file systems only; "
@@ -54,21 +105,30 @@ def _file_problems(config: Config) -> list[str]:
     if isinstance(config.data.eval, str):
         problems += _source_problem("data.eval", config.data.eval)
     template = config.data.chat_template
-    if template is not None and not Path(template).is_file():
+    if template is not None and not _is_file(Path(template)):
         problems.append(f"data.chat_template={template}: no such file")
     init_from = config.method.init_from
-    if init_from is not None and not (Path(init_from) / "adapter_config.json").is_file():
-        problems.append(
-            f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)"
-        )
-    return problems + _output_problem(config) + _model_problem(config)
+    if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
+        problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
+    named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
+    unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
+    return problems + (unusable or _output_problem(config) + _model_problem(config))
+
+
+def _unusable_name(key: str, value: str) -> str | None:
+    """Says why the system refuses even to look at a path (too long, not searchable)."""
+    try:
+        Path(value).expanduser().exists()
+    except OSError as error:
+        return f"{key}={value[:60]}: {error.strerror}"
+    return None
 
 
 def _source_problem(key: str, source: str) -> list[str]:
     if source.startswith(EMBEDDED_PREFIX):
         return []
     path = Path(source)
-    if not path.exists():
+    if not _exists(path):
         return [f"{key}={source}: no such file (looked in {Path.cwd()})"]
     if path.is_dir():
         return [f"{key}={source} is a directory; name a JSONL file"]
@@ -79,23 +139,33 @@ def _source_problem(key: str, source: str) -> list[str]:
 
 def _model_problem(config: Config) -> list[str]:
     name = config.model.name
-    looks_like_path = name.startswith((".", "/", "~")) or Path(name).exists()
     path = Path(name).expanduser()
-    if not looks_like_path or (path / "config.json").is_file():
+    looks_like_path = name.startswith((".", "/", "~")) or _exists(path)
+    if not looks_like_path or _is_file(path / "config.json"):
         return []
-    if not path.exists():
+    if not _exists(path):
         return [f"model.name={name}: no such directory; name a model directory or a hub id"]
-    return [
-        f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"
-    ]
+    return [f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
 
 
 def _output_problem(config: Config) -> list[str]:
     parent = Path(config.run.output_dir).absolute()
-    while not parent.exists() and parent != parent.parent:
+    while not _exists(parent) and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir():
         return [f"run.output_dir={config.run.output_dir}: {parent} is not a directory"]
     if not os.access(parent, os.W_OK | os.X_OK):
         return [f"run.output_dir={config.run.output_dir}: {parent} is not writable; choose another directory"]
     return []
+
+
+def _exists(path: Path) -> bool:
+    """Like `Path.exists`, but a name that the system refuses (too long, not searchable) is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    return _exists(path) and path.is_file()

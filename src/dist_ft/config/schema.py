@@ -11,13 +11,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DType = Literal["float32", "bfloat16", "fp32", "bf16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class Section(BaseModel):
     """A part of the config: frozen, unknown keys rejected, no silent type conversion."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunConfig(Section):
@@ -58,11 +61,11 @@ class MethodConfig(Section):
     """`full` trains every parameter, `lora` low-rank adapters (Hu et al. 2021)."""
     r: Annotated[int, Field(ge=1)] = 16
     """Rank of the adapter matrices."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     """Scale: the update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input, one mask a sequence."""
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Module names to adapt, or all linear layers but the output layer."""
     init_from: str | None = None
     """Directory of a PEFT adapter to start from instead of fresh matrices."""
@@ -92,6 +95,12 @@ class DataConfig(Section):
     """Join short samples into one sequence; they do not see one another."""
     chat_template: str | None = None
     """Path of a Jinja template that replaces the tokenizer's own."""
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Weights of the training sources; None when every sample is to be used once an epoch."""
+        weights = [source.weight for source in self.train if source.weight is not None]
+        return weights or None
 
 
 class TrainConfig(Section):
@@ -129,7 +138,7 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices; norms and biases are never decayed."""
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""
@@ -151,7 +160,7 @@ class ScheduleConfig(Section):
 class ZeroConfig(Section):
     """How DeepSpeed shards state (Rajbhandari et al. 2019)."""
 
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Annotated[int, Field(ge=0, le=3)] = 2
     """0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     offload: bool = False
     """Keep optimizer state (and at stage 3 weights) in host memory. Needs a GPU."""

@@ -48,9 +48,7 @@ class CoordinatorActor:
         if mode != "disabled" and state.wandb_id is not None:
             backlog = [row for _, row in sorted(last_rows(place.metrics).items())]
             sinks.append(
-                WandbSink(
-                    state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog
-                )
+                WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
             )
         self._coordinator = Coordinator(parsed, place, state, Prepared(**prepared), sinks, on_gpu)
 

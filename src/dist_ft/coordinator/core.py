@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed, take_attempt
@@ -21,7 +21,7 @@ from dist_ft.coordinator.ledger import Ledger
 from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import RankView, find_stalled
-from dist_ft.errors import CheckpointError, StalledError, StaleAttemptError
+from dist_ft.errors import CheckpointError, StaleAttemptError, StalledError
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -41,6 +41,38 @@ from dist_ft.monitor.sinks import Sink
 from dist_ft.rundir import RunDir, write_json
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GroupState:
+    """What is known of the ranks of the current attempt.
+
+    Attributes:
+        world_size: Number of ranks; 0 before the first attempt.
+        ranks: What each rank last reported.
+        rendezvous: Where rank 0 listens, once known.
+        abort: Why all ranks are to be ended, or None.
+        committed_step: Newest checkpoint of this attempt.
+        last_step: Newest row of this attempt.
+        staging: Saves that not all ranks have finished, by step.
+        done: Outcome of each rank that has ended as it should.
+        failures: `{rank, is_death, type, message}`, in the order in which they became known.
+    """
+
+    world_size: int
+    ranks: dict[int, RankView]
+    rendezvous: tuple[str, int] | None = None
+    abort: str | None = None
+    committed_step: int = 0
+    last_step: int = 0
+    staging: dict[int, Staging] = field(default_factory=dict)
+    done: dict[int, str] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, world_size: int, now: float) -> GroupState:
+        """A group whose ranks have not said anything yet."""
+        return cls(world_size, {rank: RankView(rank, "start", 0, now) for rank in range(world_size)})
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,7 @@ class Coordinator:
         self._evals = JsonlWriter(run_dir.evals)
         self._prepared = prepared
         self._stop = False
-        self._begin_group(0)
+        self._group = GroupState.start(0, 0.0)
         self._last_row: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
         self._write_record()
@@ -109,13 +141,12 @@ class Coordinator:
         prepared = self._prepared
         start = self._newest_whole()
         attempt = take_attempt(self._store, start)
-        self._begin_group(world_size)
+        self._group = GroupState.start(world_size, time.monotonic())
+        self._record.workers = []
         self._record.attempt = attempt.number
         self._record.step = attempt.start_step
         self._record.world_size = world_size
-        self._ledger.add(
-            "attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step
-        )
+        self._ledger.add("attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step)
         self._write_record()
         return AttemptSpec(
             run_id=self._record.run_id,
@@ -146,7 +177,7 @@ class Coordinator:
         handler = self._HANDLERS.get(type(envelope.message))
         if handler is not None:
             handler(self, envelope.rank, envelope.message)
-        return Reply(self._stop, self._abort, self._committed_step, self._rendezvous)
+        return Reply(self._stop, self._group.abort, self._group.committed_step, self._group.rendezvous)
 
     def request_stop(self, reason: str) -> None:
         """Asks all ranks to checkpoint and stop after their current step."""
@@ -165,13 +196,11 @@ class Coordinator:
         """
         if self._run_dir.stop_request.exists():
             self.request_stop("dist-ft stop")
-        waiting = [view for rank, view in self._ranks.items() if rank not in self._done]
+        waiting = [view for rank, view in self._group.ranks.items() if rank not in self._group.done]
         stalled = find_stalled(waiting, now)
-        if stalled is not None and self._abort is None:
-            message = (
-                f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
-            )
-            self._abort = message
+        if stalled is not None and self._group.abort is None:
+            message = f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
+            self._group.abort = message
             self._fail(stalled.rank, StalledError(message).to_dict())
 
     def status(self) -> dict[str, Any]:
@@ -180,18 +209,18 @@ class Coordinator:
             **asdict(self._record),
             "row": self._last_row,
             "eval": self._last_eval,
-            "phases": sorted({view.phase for view in self._ranks.values()}),
+            "phases": sorted({view.phase for view in self._group.ranks.values()}),
             "ledger": self._ledger.entries,
             "outcome": self.outcome(),
-            "failures": self._failures,
+            "failures": self._group.failures,
         }
 
     def outcome(self) -> str | None:
         """Returns how the group ended: completed, stopped, failed; None while it works."""
-        if self._failures:
+        if self._group.failures:
             return "failed"
-        if self._world_size and len(self._done) == self._world_size:
-            return next(iter(self._done.values()))
+        if self._group.world_size and len(self._group.done) == self._group.world_size:
+            return next(iter(self._group.done.values()))
         return None
 
     def add_event(self, event: str, **facts: Any) -> None:
@@ -221,19 +250,6 @@ class Coordinator:
         self._evals.close()
         self._ledger.close()
 
-    def _begin_group(self, world_size: int) -> None:
-        self._world_size = world_size
-        self._rendezvous: tuple[str, int] | None = None
-        self._abort: str | None = None
-        self._committed_step = 0
-        self._last_step = 0
-        self._staging: dict[int, Staging] = {}
-        self._done: dict[int, str] = {}
-        self._failures: list[dict[str, Any]] = []
-        now = time.monotonic()
-        self._ranks = {rank: RankView(rank, "start", 0, now) for rank in range(world_size)}
-        self._record.workers = []
-
     def _newest_whole(self) -> Manifest | None:
         damages = []
         for manifest in newest_first(committed(self._store)):
@@ -250,8 +266,8 @@ class Coordinator:
         return None
 
     def _seen(self, rank: int, phase: str | None, step: int | None) -> None:
-        old = self._ranks[rank]
-        self._ranks[rank] = RankView(
+        old = self._group.ranks[rank]
+        self._group.ranks[rank] = RankView(
             rank, phase or old.phase, old.step if step is None else step, time.monotonic()
         )
 
@@ -259,24 +275,24 @@ class Coordinator:
         self._seen(rank, "load", None)
         self._record.workers.append({"rank": rank, "pid": message.pid, "node_ip": message.node_ip})
         self._record.workers.sort(key=lambda worker: int(worker["rank"]))
-        if len(self._record.workers) == self._world_size and not self._stop:
+        if len(self._record.workers) == self._group.world_size and not self._stop:
             self._record.move("running")
         self._write_record()
 
     def _on_rendezvous(self, rank: int, message: RendezvousOpen) -> None:
-        self._rendezvous = (message.host, message.port)
+        self._group.rendezvous = (message.host, message.port)
 
     def _on_phase(self, rank: int, message: PhaseChanged) -> None:
-        if rank == 0 and self._ranks[rank].phase == "load" != message.phase:
+        if rank == 0 and self._group.ranks[rank].phase == "load" != message.phase:
             self._ledger.add("loaded", step=message.step)
         self._seen(rank, message.phase, message.step)
 
     def _on_step(self, rank: int, message: StepDone) -> None:
         row = message.row
         self._seen(rank, None, row["step"])
-        if row["step"] <= self._last_step:
+        if row["step"] <= self._group.last_step:
             return
-        self._last_step = row["step"]
+        self._group.last_step = row["step"]
         self._metrics.append(row)
         self._last_row = row
         self._record.step = row["step"]
@@ -288,33 +304,31 @@ class Coordinator:
         self.record_evaluation(message.row)
 
     def _on_staged(self, rank: int, message: Staged) -> None:
-        staging = self._staging.setdefault(message.step, Staging())
+        staging = self._group.staging.setdefault(message.step, Staging())
         staging.add(rank, message)
-        if not staging.is_whole(self._world_size):
+        if not staging.is_whole(self._group.world_size):
             return
-        del self._staging[message.step]
+        del self._group.staging[message.step]
         try:
-            manifest = commit(
-                self._store, self._record.run_id, self._record.attempt, self._record.wandb_id, staging
-            )
+            manifest = commit(self._store, self._record.run_id, self._record.attempt, self._record.wandb_id, staging)
         except CheckpointError as error:
-            self._abort = str(error)
+            self._group.abort = str(error)
             self._fail(rank, error.to_dict())
             return
-        self._committed_step = manifest.step
+        self._group.committed_step = manifest.step
         self._ledger.add("commit", step=manifest.step, attempt=manifest.attempt)
         for old in surplus(committed(self._store), self._config.checkpoint.keep_last):
             self._store.delete(old.directory)
 
     def _on_done(self, rank: int, message: RankDone) -> None:
-        self._done[rank] = message.outcome
+        self._group.done[rank] = message.outcome
         self._record.step = message.step
 
     def _on_failed(self, rank: int, message: RankFailed) -> None:
         self._fail(rank, message.error, message.is_death)
 
     def _fail(self, rank: int, error: dict[str, str], is_death: bool = False) -> None:
-        self._failures.append({"rank": rank, "is_death": is_death, **error})
+        self._group.failures.append({"rank": rank, "is_death": is_death, **error})
         self._ledger.add("rank_failed", rank=rank, step=self._record.step, **error)
 
     def _write_record(self) -> None:

@@ -30,7 +30,5 @@ def newest_first(manifests: Sequence[Manifest]) -> Iterator[Manifest]:
 def nothing_usable(damages: Sequence[str]) -> CheckpointError:
     """The error when every checkpoint of a run is damaged: starting anew would lose the run silently."""
     return CheckpointError(
-        "no checkpoint of this run is whole: "
-        + "; ".join(damages)
-        + ". Restore the files, or choose another run.name"
+        "no checkpoint of this run is whole: " + "; ".join(damages) + ". Restore the files, or choose another run.name"
     )

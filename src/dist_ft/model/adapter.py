@@ -65,11 +65,13 @@ def export_names(model: nn.Module) -> dict[str, str]:
     return {names[int(marker)]: key for key, marker in renamed.items()}
 
 
-def save_adapter_config(model: Any, directory: Path) -> None:
-    """Writes adapter_config.json for inference."""
-    config = model.peft_config[ADAPTER]
-    config.inference_mode = True
-    config.save_pretrained(directory)
+def save_adapter_config(model: Any, config: Config, directory: Path) -> None:
+    """Writes adapter_config.json for inference, naming the base as the user did, not the local copy of it."""
+    adapter = model.peft_config[ADAPTER]
+    adapter.inference_mode = True
+    adapter.base_model_name_or_path = config.model.name
+    adapter.revision = config.model.revision
+    adapter.save_pretrained(directory)
 
 
 def load_adapter(model: nn.Module, directory: Path) -> Any:

@@ -71,14 +71,24 @@ def load_model(config: Config) -> torch.nn.Module:
 
 
 def skeleton(config: Config) -> Any:
-    """Builds the base model without memory for its weights (device `meta`): names, shapes, structure."""
+    """Builds the base model without memory for its weights (device `meta`): names, shapes, structure.
+
+    Raises:
+        ModelError: It is no causal language model, or `model.attention` is not to be had here.
+    """
     model_config = load_model_config(config)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            model_config,
-            dtype=getattr(torch, config.model.torch_dtype),
-            trust_remote_code=config.model.trust_remote_code,
-        )
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                model_config,
+                dtype=getattr(torch, config.model.torch_dtype),
+                attn_implementation=config.model.attention,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"model.name={config.model.name} with model.attention={config.model.attention}: {error}"
+        ) from error
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -100,9 +110,7 @@ def load_tokenizer(config: Config) -> Any:
             "set data.chat_template to a Jinja file"
         )
     if not tokenizer.is_fast:
-        raise ModelError(
-            f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)"
-        )
+        raise ModelError(f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)")
     return tokenizer
 
 

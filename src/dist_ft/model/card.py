@@ -41,8 +41,9 @@ def model_card(
         "## Method",
         "",
         f"- method: `{json.dumps(config.method.model_dump(mode='json'))}`",
-        f"- optimizer: AdamW `{json.dumps(config.optimizer.model_dump(mode='json'))}`, schedule `{config.schedule.kind}`",
-        f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens, seed {config.run.seed}",
+        f"- optimizer: AdamW `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
+        f"- schedule: `{config.schedule.kind}`, seed {config.run.seed}",
+        f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens",
         f"- dtype: {config.model.torch_dtype} with float32 masters",
         "",
         "## Results",
@@ -61,7 +62,5 @@ def _results(step: int, metrics: dict[str, Any], evals: dict[int, dict[str, Any]
     rows = ["| step | loss | value |", "|---|---|---|"]
     if "loss" in metrics:
         rows.append(f"| {step} | training | {metrics['loss']:.4f} |")
-    rows += [
-        f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in sorted(evals.items()) if at <= step
-    ]
+    rows += [f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in sorted(evals.items()) if at <= step]
     return rows

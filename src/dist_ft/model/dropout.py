@@ -47,9 +47,7 @@ class SequenceDropout(nn.Module):
             return x
         slots = self._keys.slots.to(x.device)
         if x.shape[0] != slots.shape[0]:
-            raise ModelError(
-                f"dropout got {x.shape[0]} rows for {slots.shape[0]} sequences; this model mixes rows"
-            )
+            raise ModelError(f"dropout got {x.shape[0]} rows for {slots.shape[0]} sequences; this model mixes rows")
         keys_B = _hash32(slots.int() ^ _fold(self._keys.seed, self._keys.step, self._index))
         count = x[0].numel()
         bits = _hash32(torch.arange(count, dtype=torch.int32, device=x.device)[None, :] ^ keys_B[:, None])

@@ -42,9 +42,7 @@ class TokenLoss(nn.Module):
         """
         self._keep_BT = None if targets is None else targets != IGNORE
         try:
-            logits: torch.Tensor = self.model(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False
-            ).logits
+            logits: torch.Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
             if targets is None:
                 return logits
             # The output layer has seen the trained tokens only: logits is [1, N, V].

@@ -8,7 +8,6 @@ sees in use, and no template needs generation markers (few have them). A templat
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,9 +46,7 @@ class Renderer:
             text = self.text(part)
             span = self._span(part, answer, text)
             if span is None:
-                raise DataError(
-                    "the chat template rewrites the turn that it has just rendered; use another template"
-                )
+                raise DataError("the chat template rewrites the turn that it has just rendered; use another template")
             samples.append(self._tokenise(text, [span]))
         return samples
 
@@ -76,7 +73,7 @@ class Renderer:
             return None
         before = self.text(messages[:answer], add_generation_prompt=True) if answer else ""
         # A generation prompt may hold more than the template writes for a finished turn (an empty <think>).
-        start = len(os.path.commonprefix([before, until]))
+        start = _common_length(before, until)
         # The newline after the end-of-turn token is the template's, not the model's.
         return start, len(until.rstrip())
 
@@ -87,3 +84,8 @@ class Renderer:
             for at, until in encoded["offset_mapping"]
         ]
         return Sample(list(encoded["input_ids"]), trained)
+
+
+def _common_length(a: str, b: str) -> int:
+    """Returns how many characters two texts share at their start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -73,9 +73,7 @@ class Console:
         self._num_events = len(status["ledger"])
         if status["eval"] is not None and status["eval"] != self._last_eval:
             self._last_eval = status["eval"]
-            self.say(
-                f"  held-out loss {status['eval']['eval_loss']:.4f} at step {status['eval']['step']}", "cyan"
-            )
+            self.say(f"  held-out loss {status['eval']['eval_loss']:.4f} at step {status['eval']['step']}", "cyan")
         if not self._is_quiet:
             self._show(status)
 
@@ -95,11 +93,7 @@ class Console:
             return
         step, now = status["step"], time.monotonic()
         is_first_or_last = step in (1, status["max_steps"])
-        if (
-            status["row"]
-            and step != self._shown_step
-            and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S)
-        ):
+        if status["row"] and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
             self._shown_step, self._last_plain = step, now
             self.say(line)
 

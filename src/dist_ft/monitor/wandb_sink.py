@@ -60,7 +60,13 @@ class WandbSink:
         config: dict[str, Any],
         backlog: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self._settings = {"id": run_id, "name": name, "project": project, "mode": mode, "dir": str(directory)}
+        self._settings: dict[str, Any] = {
+            "id": run_id,
+            "name": name,
+            "project": project,
+            "mode": mode,
+            "dir": str(directory),
+        }
         self._config = config
         self._marker = directory / "wandb" / "sent.json"
         (directory / "wandb").mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,13 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft.config import Config
+from dist_ft.config.rules import local_slots, num_cores
 from dist_ft.errors import CapacityError, UsageError
 from dist_ft.orchestrate.processes import ForkServer
 from dist_ft.orchestrate.trainer import TRAIN_ENV
@@ -32,27 +34,6 @@ class ClusterInfo:
     on_gpu: bool
     resources: dict[str, float]
     warnings: tuple[str, ...] = ()
-
-
-def local_slots() -> int:
-    """CPU worker slots of a Ray that we start: logical, up to four a core, at least eight."""
-    return max(8, 4 * len(os.sched_getaffinity(0)))
-
-
-def check_local_capacity(config: Config) -> None:
-    """Refuses, before anything starts, more workers than a Ray of ours on this machine would take.
-
-    Raises:
-        CapacityError: With both numbers.
-    """
-    resources = config.cluster.resources_per_worker or {}
-    if config.cluster.address is not None or resources.get("GPU"):
-        return
-    if config.cluster.min_workers * resources.get("CPU", 1) > local_slots():
-        raise CapacityError(
-            f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "
-            f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
-        )
 
 
 def connect(config: Config) -> ClusterInfo:
@@ -84,9 +65,7 @@ def connect(config: Config) -> ClusterInfo:
     else:
         check_address(address)
         try:
-            ray.init(
-                address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name
-            )
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"cluster.address={address}: {str(error).splitlines()[0]}; check that it is a Ray of version "
@@ -127,11 +106,9 @@ def _check_capacity(config: Config) -> ClusterInfo:
                 f"{total.get(name, 0):g}; lower it, or add machines"
             )
     on_gpu = resources.get("GPU", 0) > 0
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     crowded = config.cluster.address is None and not on_gpu and config.cluster.max_workers > cores
-    warning = (
-        f"{config.cluster.max_workers} workers share {cores} cores; this is for trying out, not for speed"
-    )
+    warning = f"{config.cluster.max_workers} workers share {cores} cores; this is for trying out, not for speed"
     return ClusterInfo(on_gpu, resources, (warning,) if crowded else ())
 
 
@@ -151,10 +128,9 @@ def start_starters(own: ForkServer, on_gpu: bool) -> tuple[dict[str, str], list[
     """Returns node id → socket, and the actors that must be kept. This node uses the driver's own server."""
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    remote_class: Any = StarterActor
     actors = [
-        StarterActor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            on_gpu
-        )
+        remote_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(on_gpu)
         for node in others
     ]
     paths = ray.get([actor.socket_path.remote() for actor in actors])

@@ -29,10 +29,10 @@ from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
 from dist_ft.coordinator.policies import check_resume
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import DistFtError, StartTimeoutError, UsageError
+from dist_ft.errors import DistFtError, StartTimeoutError
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
-from dist_ft.orchestrate.cluster import check_local_capacity, connect, start_starters
+from dist_ft.orchestrate.cluster import connect, start_starters
 from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
@@ -96,25 +96,23 @@ class Timeline:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
 
 
-def train(config: Config, *, server: ForkServer, began: float, resume: bool, console: Console) -> RunResult:
-    """Runs a config to its end, or to a stop, on the cluster it names.
+def train(config: Config, *, server: ForkServer, began: float, console: Console) -> RunResult:
+    """Runs a config to its end, or to a stop, on the cluster it names; goes on with a run that is there.
 
     Args:
         config: A checked config.
         server: Fork server of this node; already at its imports, which take as long as Ray's start.
         began: Monotonic time at which the command began.
-        resume: Whether `--resume` was given.
         console: Where progress is shown.
 
     Raises:
         UserError: Bad input; nothing was changed.
     """
     run_dir = RunDir(Path(config.run.output_dir).absolute() / config.run.name)
-    finished = check_run_dir(config, run_dir, resume)
+    finished = find_finished(config, run_dir)
     if finished is not None:
         console.say(f"{run_dir.path} is complete; nothing to do")
         return finished
-    check_local_capacity(config)
     timeline = Timeline(began)
     with contextlib.ExitStack() as stack:
         console.say(
@@ -133,18 +131,8 @@ def train(config: Config, *, server: ForkServer, began: float, resume: bool, con
         )
 
 
-def check_run_dir(config: Config, run_dir: RunDir, resume: bool) -> RunResult | None:
-    """Applies the rules of `--resume`; returns the result of a run that is complete already.
-
-    Raises:
-        UsageError: The run directory exists and `--resume` was not given.
-    """
-    if not run_dir.path.exists():
-        return None
-    if not resume:
-        raise UsageError(
-            f"run directory {run_dir.path} exists; continue it with --resume, or choose another run.name or run.output_dir"
-        )
+def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
+    """Returns the result of a run that is complete already, at the length that the config asks for."""
     if not run_dir.run_json.exists():
         return None
     record = read_json(run_dir.run_json)
@@ -180,13 +168,15 @@ class _Driver:
         self._stop_signal: str | None = None
         self._starters: dict[str, str] = {}
         self._actor: Any = None
+        self._has_stopped = False
 
     def run(
         self, preparing: Future[dict[str, Any]], resources: dict[str, float], stack: contextlib.ExitStack
     ) -> RunResult:
         """Starts the group while the preparation is at work, and sees the run through."""
         name = f"coordinator-{uuid.uuid4().hex[:8]}"
-        self._actor = CoordinatorActor.options(name=name).remote()
+        remote_class: Any = CoordinatorActor
+        self._actor = remote_class.options(name=name).remote()
         self._starters, keep = start_starters(self._server, self._on_gpu)
         stack.callback(keep.clear)
         loop_config = {
@@ -299,9 +289,7 @@ class _Driver:
         if status["row"] is not None:
             self._timeline.mark("first step")
             self._actor.add_event.remote("first_step", {"seconds_since_start": marks})
-            self._console.say(
-                f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim"
-            )
+            self._console.say(f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim")
 
     def _after_training(self, group: Future[Any]) -> dict[str, Any]:
         """Exports the last checkpoint and measures it; returns the result."""
@@ -354,7 +342,6 @@ class _Driver:
             self._has_stopped = True
             self._stop_signal = signal.Signals(number).name
 
-        self._has_stopped = False
         if threading.current_thread() is not threading.main_thread():
             yield
             return

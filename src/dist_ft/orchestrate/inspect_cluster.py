@@ -82,9 +82,7 @@ def _look(address: str) -> list[Check]:
     """Connects and looks; runs in the process of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
-        ray.init(
-            address=address, logging_level=logging.ERROR, log_to_driver=False, namespace="dist-ft-doctor"
-        )
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace="dist-ft-doctor")
     except Exception as error:  # Ray raises many types, for an old version among others
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "version mismatch" in str(error).lower():
@@ -123,9 +121,7 @@ def _compare_versions(nodes: list[tuple[str, str]]) -> Check:
         with contextlib.suppress(Exception):  # a node that dies now is a problem like one that is silent
             found = ray.get(reference) if reference in ready else {}
         if found != here:
-            wrong = [
-                f"{key} {found.get(key)}, here {here[key]}" for key in here if found.get(key) != here[key]
-            ]
+            wrong = [f"{key} {found.get(key)}, here {here[key]}" for key in here if found.get(key) != here[key]]
             problems.append(f"{ip}: {', '.join(wrong) if found else 'no answer'}")
     if problems:
         return Check(_VERSIONS, False, "; ".join(problems), _VERSIONS_HINT)

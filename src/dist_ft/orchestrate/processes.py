@@ -115,9 +115,7 @@ class Child:
         return data
 
 
-def run_task(
-    socket_path: str, name: str, arguments: dict[str, Any], limit_s: float = 6 * 3600.0
-) -> dict[str, Any]:
+def run_task(socket_path: str, name: str, arguments: dict[str, Any], limit_s: float = 6 * 3600.0) -> dict[str, Any]:
     """Runs `dist_ft.tasks.<name>.run(**arguments)` in a child and returns its result.
 
     Raises:

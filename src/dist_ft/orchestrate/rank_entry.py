@@ -81,9 +81,7 @@ class SocketLink:
 
     def wait_rendezvous(self) -> tuple[str, int]:
         """Returns where rank 0 listens."""
-        self._wait(
-            lambda reply: reply.rendezvous is not None, _RENDEZVOUS_LIMIT_S, "the rendezvous with rank 0"
-        )
+        self._wait(lambda reply: reply.rendezvous is not None, _RENDEZVOUS_LIMIT_S, "the rendezvous with rank 0")
         assert self._reply.rendezvous is not None
         return self._reply.rendezvous
 

@@ -7,8 +7,10 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from dist_ft.config.rules import num_cores
 from dist_ft.errors import StaleAttemptError, WorkerCrashError
 from dist_ft.messages import AttemptSpec, Envelope, Heartbeat, Message, RankDone, RankFailed, RankSpec, Reply
 from dist_ft.orchestrate.network import interface_of
@@ -54,7 +56,7 @@ def make_rank_spec(attempt: AttemptSpec, seat: Seat) -> RankSpec:
     if interface is not None:
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             env[name] = os.environ.get(name, interface)
-    threads = max(1, len(os.sched_getaffinity(0)) // seat.local_world_size)
+    threads = max(1, num_cores() // seat.local_world_size)
     local_rank = 0 if seat.gpu_ids else seat.local_rank
     return RankSpec(attempt, seat.rank, seat.world_size, local_rank, seat.node_ip, threads, env)
 
@@ -100,9 +102,7 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
         f"logs/attempt-{attempt.attempt:04d}/rank-{seat.rank:05d}.log in {attempt.run_dir}"
     )
     with contextlib.suppress(StaleAttemptError):
-        report = Envelope(
-            attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True)
-        )
+        report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True))
         coordinator.handle(report.to_dict())
     raise error
 
@@ -111,7 +111,7 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
 def starter_on_node(starters: dict[str, str], node_id: str, on_gpu: bool) -> Iterator[str]:
     """Gives the socket of this node's fork server, or of one made for this rank alone (slower)."""
     known = starters.get(node_id)
-    if known is not None and os.path.exists(known):
+    if known is not None and Path(known).exists():
         yield known
         return
     server = ForkServer(on_gpu)

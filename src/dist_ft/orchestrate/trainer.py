@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -93,9 +93,7 @@ class ElasticTrainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-def make_trainer(
-    config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]
-) -> ElasticTrainer:
+def make_trainer(config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]) -> ElasticTrainer:
     """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
     scaling = ray.train.ScalingConfig(
         num_workers=config.cluster.max_workers,
@@ -105,11 +103,9 @@ def make_trainer(
     )
     run = ray.train.RunConfig(
         name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-        storage_path=os.path.join(tempfile.gettempdir(), "dist-ft-ray-train"),
+        storage_path=str(Path(tempfile.gettempdir()) / "dist-ft-ray-train"),
         failure_config=ray.train.FailureConfig(max_failures=0),
     )
-    trainer = ElasticTrainer(
-        train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run
-    )
+    trainer = ElasticTrainer(train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run)
     trainer.owns_cluster = config.cluster.address is None
     return trainer

@@ -139,9 +139,7 @@ def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
     return layers + _logits_bytes(model, batch)
 
 
-def estimate(
-    model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False
-) -> Memory:
+def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False) -> Memory:
     """Returns the memory of one worker.
 
     Args:

@@ -22,7 +22,8 @@ from dist_ft.model.base import load_model_config, skeleton
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.plan.memory import DTYPE_BYTES, STAGES, BatchShape, ModelShape, estimate
 from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.order import Order, SourceSpec, shares, step_positions
+from dist_ft.stream.loader import build_order
+from dist_ft.stream.order import step_positions
 from dist_ft.stream.shards import index_path
 from dist_ft.tasks import prepare
 
@@ -101,15 +102,10 @@ def _model_shape(config: Config) -> ModelShape:
     )
 
 
-def _sample_steps(
-    config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int
-) -> Iterator[Lengths]:
+def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Lengths]:
     """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
-    weights = [source.weight for source in config.data.train if source.weight is not None] or None
     shards = [split.open() for split in splits]
-    taken = shares([split.num_sequences for split in splits], weights)
-    sources = tuple(SourceSpec(s.shard_sizes, n) for s, n in zip(shards, taken, strict=True))
-    order = Order(sources, config.run.seed)
+    order = build_order(shards, config.data.weights, config.run.seed)
     global_batch = config.train.global_batch_size
     count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))
     for index in range(count):
@@ -187,9 +183,7 @@ def _warnings(config: Config, plan: dict[str, Any]) -> list[str]:
     if data["untrained_rows"]:
         lines.append(f"{data['untrained_rows']:,} rows have no trained token and are left out")
     if data["cut_samples"]:
-        lines.append(
-            f"{data['cut_samples']:,} samples are longer than data.seq_len={config.data.seq_len} and are cut"
-        )
+        lines.append(f"{data['cut_samples']:,} samples are longer than data.seq_len={config.data.seq_len} and are cut")
     global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     wasteful = [
         str(row["world_size"]) for row in plan["world_sizes"]

@@ -40,8 +40,7 @@ def read_status(run: Path) -> dict[str, Any]:
         **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
         "workers": record["workers"],
         "checkpoints": [
-            {"step": manifest.step, "path": str(directory.path / manifest.directory)}
-            for manifest in _committed(run)
+            {"step": manifest.step, "path": str(directory.path / manifest.directory)} for manifest in _committed(run)
         ],
         "exports": [str(path) for path in _exports(directory)],
         "wandb_id": record["wandb_id"],

@@ -1,7 +1,7 @@
 """Turns sources into token shards once, under a key of everything that changes tokens.
 
 A prepared split is a directory `<cache_dir>/<key>/` with token shards and `prepared.json`, renamed into place
-when whole: a reader sees all of it or nothing, and two writers of the same key write the same bytes.
+when whole: a reader sees all of it or nothing, and two writers of the same key write the same shards.
 """
 
 from __future__ import annotations
@@ -112,11 +112,19 @@ def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> Pre
     try:
         split = _write(request, render, scratch, key)
         write_json(scratch / "prepared.json", asdict(split))
-        if not directory.exists():
-            scratch.rename(directory)
+        _put_in_place(scratch, directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return PreparedSplit.from_dict({**asdict(split), "directory": str(directory)})
+
+
+def _put_in_place(scratch: Path, directory: Path) -> None:
+    try:
+        scratch.rename(directory)
+    except OSError:
+        if not (directory / "prepared.json").exists():  # not another writer's, so nobody reads it
+            shutil.rmtree(directory, ignore_errors=True)
+            scratch.rename(directory)
 
 
 def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> PreparedSplit:
@@ -148,9 +156,7 @@ def _select(rows: Iterator[Row], request: SplitRequest) -> Iterator[Row]:
     return (row for row in rows if (row.key < limit) == request.take_held_out or limit == 0)
 
 
-def _render_window(
-    rows: Sequence[Row], render: Render, seq_len: int, counts: dict[str, int]
-) -> Iterator[Sample]:
+def _render_window(rows: Sequence[Row], render: Render, seq_len: int, counts: dict[str, int]) -> Iterator[Sample]:
     for row in rows:
         counts["rows"] += 1
         has_trained = False
@@ -166,8 +172,10 @@ def _render_window(
 def _explain_untrained(request: SplitRequest, counts: dict[str, int]) -> str:
     if counts["rows"] == 0:
         part = "held-out" if request.take_held_out else "training"
-        return f"{request.source}: no rows fall on the {part} side with data.eval={request.held_out}; use another fraction"
+        return (
+            f"{request.source}: no rows fall on the {part} side with data.eval={request.held_out}; use another fraction"
+        )
     return (
         f"{request.source}: none of {counts['rows']} rows has a trained token "
-        f"({counts['cut']} samples were cut at data.seq_len={request.seq_len}); raise data.seq_len or check the template"
+        f"({counts['cut']} samples were cut at data.seq_len={request.seq_len}); raise it or check the template"
     )

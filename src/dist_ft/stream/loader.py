@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.batch import layout_slots, round_up
-from dist_ft.stream.order import Order, SequenceId, digest, step_positions
+from dist_ft.stream.order import Order, SequenceId, SourceSpec, digest, shares, step_positions
 from dist_ft.stream.shards import TokenShards
 
 IGNORE = -100
@@ -65,6 +65,13 @@ class RankLayout:
     rank: int
     world_size: int
     micro_batch_size: int
+
+
+def build_order(shards: Sequence[TokenShards], weights: Sequence[float] | None, seed: int) -> Order:
+    """Returns the order over opened sources; `weights` as in `DataConfig.weights`."""
+    sizes = [opened.shard_sizes for opened in shards]
+    taken = shares([sum(size) for size in sizes], weights)
+    return Order(tuple(SourceSpec(size, share) for size, share in zip(sizes, taken, strict=True)), seed)
 
 
 class TrainLoader:

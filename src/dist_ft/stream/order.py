@@ -4,7 +4,7 @@ World size, node and attempt do not appear here; that is what makes a resume at 
 materialised: locating a position costs the same at the first and at the billionth sequence. Torch-free.
 
 Worked example. Two sources of 6 and 3 sequences without weights make epochs of 9 positions. The nested
-division in `_split` gives each source its share at a steady rate (A A B A A B A A B), and each source walks
+division in `_split` gives each source its share at a steady rate (B A A B A A B A A), and each source walks
 through its own permutation: shards in a seeded order, rows permuted inside a window of neighbouring shards,
 so that a reader touches few files at a time.
 """
@@ -107,9 +107,7 @@ def step_positions(step: int, global_batch_size: int, total: int) -> range:
     return range(min(step * global_batch_size, total), min((step + 1) * global_batch_size, total))
 
 
-def run_length(
-    epoch_size: int, global_batch_size: int, epochs: float, max_steps: int | None
-) -> tuple[int, int]:
+def run_length(epoch_size: int, global_batch_size: int, epochs: float, max_steps: int | None) -> tuple[int, int]:
     """Returns `(steps, positions)` of a run; nothing is dropped and nothing repeated to fill up."""
     if max_steps is not None:
         return max_steps, max_steps * global_batch_size
@@ -180,9 +178,7 @@ def _pass_layout(shard_sizes: tuple[int, ...], key: int) -> tuple[list[int], lis
     """Returns (shards in the order of the pass, first index of each window, first row of each shard)."""
     count = len(shard_sizes)
     shards = [permute(i, count, _mix(key, 0)) for i in range(count)]
-    windows = [
-        sum(shard_sizes[s] for s in shards[at : at + WINDOW_SHARDS]) for at in range(0, count, WINDOW_SHARDS)
-    ]
+    windows = [sum(shard_sizes[s] for s in shards[at : at + WINDOW_SHARDS]) for at in range(0, count, WINDOW_SHARDS)]
     starts = [0, *itertools.accumulate(windows)][:-1]
     first_rows = [0, *itertools.accumulate(shard_sizes)][:-1]
     return shards, starts, first_rows

@@ -41,11 +41,7 @@ class PackedSequence:
 
 def pack(samples: Sequence[Sample], seq_len: int, packing: bool) -> list[PackedSequence]:
     """Returns the sequences of one window; without packing, one a sample."""
-    bins = (
-        plan_bins([len(s.input_ids) for s in samples], seq_len)
-        if packing
-        else [[i] for i in range(len(samples))]
-    )
+    bins = plan_bins([len(s.input_ids) for s in samples], seq_len) if packing else [[i] for i in range(len(samples))]
     return [_join([samples[i] for i in members]) for members in bins]
 
 

@@ -77,9 +77,7 @@ class TokenShards:
         if table is None:
             source = pa.memory_map(str(shard_path(self._directory, shard)), "r")
             table = self._tables[shard] = pa.ipc.open_file(source).read_all()
-        return tuple(  # type: ignore[return-value]
-            table.column(name)[offset].values.to_numpy(zero_copy_only=False) for name in _SCHEMA.names
-        )
+        return tuple(table.column(name)[offset].values.to_numpy(zero_copy_only=False) for name in _SCHEMA.names)
 
     def _find(self, row: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -46,9 +46,7 @@ def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
             or a source without rows.
     """
     if row_format not in ("auto", "messages"):
-        raise DataError(
-            f"format={row_format} of {source} is not supported yet; convert to rows with `messages`"
-        )
+        raise DataError(f"format={row_format} of {source} is not supported yet; convert to rows with `messages`")
     count = 0
     for place, data in _raw_rows(source):
         messages = _check_row(place, data)
@@ -64,7 +62,7 @@ def content_hash(source: str) -> str:
     if source.startswith(EMBEDDED_PREFIX):
         hasher.update(json.dumps(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))).encode())
     else:
-        with Path(source).open("rb") as file:
+        with _open(source) as file:
             while chunk := file.read(1 << 22):
                 hasher.update(chunk)
     return hasher.hexdigest()
@@ -75,7 +73,7 @@ def _raw_rows(source: str) -> Iterator[tuple[str, Any]]:
         for index, row in enumerate(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))):
             yield f"{source}:{index + 1}", row
         return
-    with Path(source).open("rb") as file:
+    with _open(source) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -88,6 +86,17 @@ def _raw_rows(source: str) -> Iterator[tuple[str, Any]]:
                 raise DataError(
                     f"{place}: not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
                 ) from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets as deep
+                raise DataError(f"{place}: not usable JSON: {error}; expected one object a line") from error
+
+
+def _open(source: str) -> BinaryIO:
+    try:
+        return Path(source).open("rb")
+    except OSError as error:
+        raise DataError(
+            f"{source} cannot be read: {error.strerror}; all machines must see it under this path"
+        ) from error
 
 
 def _check_row(place: str, data: Any) -> list[Message]:
@@ -98,16 +107,16 @@ def _check_row(place: str, data: Any) -> list[Message]:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{place}: `messages` is {messages!r}, expected a list of turns")
     for number, turn in enumerate(messages):
-        if (
-            not isinstance(turn, dict)
-            or turn.get("role") not in ROLES
-            or not isinstance(turn.get("content"), str)
-        ):
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise DataError(
-                f"{place}: turn {number} is {str(turn)[:80]!r}, expected role (one of {', '.join(ROLES)}) and text content"
+                f"{place}: turn {number} is {str(turn)[:80]!r}, expected text content and a role of {', '.join(ROLES)}"
             )
+        try:
+            turn["content"].encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{place}: turn {number} holds half a character ({error.reason}); remove or mend it"
+            ) from error
     if not any(turn["role"] == "assistant" for turn in messages):
-        raise DataError(
-            f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer"
-        )
+        raise DataError(f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer")
     return messages

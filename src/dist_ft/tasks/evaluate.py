@@ -74,9 +74,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens:
     return answers
 
 
-def _answers(
-    config: Config, export_dir: Path, tokenizer: Any, prompts: list[str]
-) -> tuple[list[str], list[str]]:
+def _answers(config: Config, export_dir: Path, tokenizer: Any, prompts: list[str]) -> tuple[list[str], list[str]]:
     limit = config.eval.max_new_tokens
     if config.method.kind == "lora":
         # One load serves both: PEFT computes the base when its adapter is off.

@@ -72,9 +72,7 @@ def run(
     return {"export_dir": str(target), "probe_difference": difference}
 
 
-def _write_weights(
-    config: Config, store: LocalStore, manifest: Manifest, directory: Path, dtype: str
-) -> None:
+def _write_weights(config: Config, store: LocalStore, manifest: Manifest, directory: Path, dtype: str) -> None:
     """Writes weights and the config that names them. The names are checked against the model's structure."""
     model = skeleton(config)
     is_adapter = config.method.kind == "lora"
@@ -84,13 +82,11 @@ def _write_weights(
     found = {(param.export_name, param.shape) for param in manifest.params}
     if expected != found:
         odd = sorted(expected ^ found)[0]
-        raise ExportError(
-            f"the checkpoint's tensors are not the model's: {odd[0]} {list(odd[1])} is on one side only"
-        )
+        raise ExportError(f"the checkpoint's tensors are not the model's: {odd[0]} {list(odd[1])} is on one side only")
     stem = "adapter_model" if is_adapter else "model"
     consolidate(store, manifest, directory, stem=stem, dtype=dtype, max_shard_bytes=_MAX_SHARD_BYTES)
     if is_adapter:
-        save_adapter_config(model, directory)
+        save_adapter_config(model, config, directory)
     else:
         model_config = load_model_config(config)
         model_config.dtype = getattr(torch, dtype)
@@ -111,9 +107,7 @@ def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> f
     model = _load_export(config, directory, dtype).eval()
     with torch.no_grad():
         logits = (
-            model(input_ids=torch.tensor([probe["tokens"]]), use_cache=False)
-            .logits[0][:, probe["columns"]]
-            .float()
+            model(input_ids=torch.tensor([probe["tokens"]]), use_cache=False).logits[0][:, probe["columns"]].float()
         )
     trained = torch.tensor(probe["logits"])
     difference = float((logits - trained).abs().max() / trained.abs().max().clamp_min(1e-6))
@@ -135,9 +129,7 @@ def _merge(config: Config, directory: Path, dtype: str) -> None:
     merged.save_pretrained(directory)
 
 
-def _write_sidecars(
-    config: Config, run_dir: RunDir, manifest: Manifest, directory: Path, merge: bool
-) -> None:
+def _write_sidecars(config: Config, run_dir: RunDir, manifest: Manifest, directory: Path, merge: bool) -> None:
     load_tokenizer(config).save_pretrained(directory)
     generation = load_generation_config(config)
     if generation is not None:

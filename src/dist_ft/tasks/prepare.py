@@ -57,29 +57,23 @@ def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit],
     if isinstance(data.eval, str):
         return splits, prepare(data.eval, "auto", 0.0, False, data.packing)
     if fraction:
-        if len(data.train) > 1:
-            raise ConfigError(
-                f"data.eval={fraction} with {len(data.train)} sources; name a held-out source instead"
-            )
         return splits, prepare(data.train[0].source, data.train[0].format, fraction, True, data.packing)
     return splits, None
 
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
     """Returns (steps, positions) of the run."""
-    weights = [s.weight for s in config.data.train if s.weight is not None] or None
-    epoch = sum(shares([split.num_sequences for split in splits], weights))
+    epoch = sum(shares([split.num_sequences for split in splits], config.data.weights))
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
 def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint:
     """Returns what checkpoints of this config belong to."""
-    weights = [source.weight for source in config.data.train]
     method = config.method.model_dump(mode="json")
     trained = method if config.method.kind == "lora" else {"kind": "full"}
     return Fingerprint(
         model=fingerprint(config),
-        data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {weights}".encode()),
+        data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),
         seed=config.run.seed,
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,

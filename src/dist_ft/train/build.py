@@ -24,8 +24,7 @@ from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
 from dist_ft.model.loss import TokenLoss
 from dist_ft.state import ParamInfo
 from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.loader import RankLayout, TrainLoader
-from dist_ft.stream.order import Order, SourceSpec, shares
+from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.zero.engine import build_engine
 from dist_ft.zero.slices import restore_slices
 
@@ -88,9 +87,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     exported = export_names(model)
     params = [ParamInfo(name, tuple(p.shape), exported[name]) for p, name in names.items()]
 
-    micro_steps = num_micro_steps(
-        config.train.global_batch_size, config.train.micro_batch_size, spec.world_size
-    )
+    micro_steps = num_micro_steps(config.train.global_batch_size, config.train.micro_batch_size, spec.world_size)
     engine, ds_config = build_engine(
         TokenLoss(model),
         config,
@@ -116,15 +113,6 @@ def build_rank(spec: RankSpec) -> RankParts:
     )
 
 
-def build_order(config: Config, splits: list[PreparedSplit]) -> Order:
-    """Returns the order of the run's stream."""
-    weights = [source.weight for source in config.data.train if source.weight is not None] or None
-    taken = shares([split.num_sequences for split in splits], weights)
-    opened = [split.open() for split in splits]
-    sources = [SourceSpec(o.shard_sizes, share) for o, share in zip(opened, taken, strict=True)]
-    return Order(tuple(sources), config.run.seed)
-
-
 def environment(num_threads: int) -> dict[str, Any]:
     """Returns what bitwise equality depends on besides the shape of the group."""
     return {
@@ -136,10 +124,10 @@ def environment(num_threads: int) -> dict[str, Any]:
 
 
 def _build_loader(config: Config, attempt: AttemptSpec, layout: RankLayout) -> TrainLoader:
-    splits = [PreparedSplit.from_dict(split) for split in attempt.splits]
+    opened = [PreparedSplit.from_dict(split).open() for split in attempt.splits]
     return TrainLoader(
-        build_order(config, splits),
-        [split.open() for split in splits],
+        build_order(opened, config.data.weights, config.run.seed),
+        opened,
         layout,
         config.train.global_batch_size,
         attempt.num_positions,

@@ -145,9 +145,7 @@ def _save(parts: RankParts, link: Link, step: int) -> None:
     link.send(PhaseChanged("save", step))
     spec, engine = parts.spec, parts.engine
     directory = RunDir(Path(spec.attempt.run_dir)).checkpoint(step, spec.attempt.attempt)
-    file = write_slices(
-        directory / slices_name(spec.rank, spec.world_size), collect_slices(engine, parts.names)
-    )
+    file = write_slices(directory / slices_name(spec.rank, spec.world_size), collect_slices(engine, parts.names))
     probe = probe_logits(engine, parts.vocab_size)  # collective at stage 3
     details = _manifest_details(parts, step, probe) if spec.rank == 0 else None
     link.send(Staged(step, asdict(file), details))

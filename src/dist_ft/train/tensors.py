@@ -7,9 +7,7 @@ import torch
 from dist_ft.stream.loader import MicroBatch
 
 
-def to_device(
-    micro: MicroBatch, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def to_device(micro: MicroBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Returns `input_ids`, `targets` and `position_ids` [B, T]; positions only where a row is packed.
 
     Without packing, plain causal attention is enough and has faster kernels.

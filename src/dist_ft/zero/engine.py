@@ -73,9 +73,7 @@ def build_engine(
         eps=optimizer_config.eps,
         fused=on_gpu and not config.zero.offload,
     )
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=ds_config, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine, ds_config
 
 

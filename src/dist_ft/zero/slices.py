@@ -73,9 +73,7 @@ def collect_slices(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[t
             yield SliceKey(fragment.param, fragment.start, kind), fragment.view(kind, state)
 
 
-def restore_slices(
-    engine: Any, names: Mapping[nn.Parameter, str], read: ReadRange, optimizer_step: int
-) -> None:
+def restore_slices(engine: Any, names: Mapping[nn.Parameter, str], read: ReadRange, optimizer_step: int) -> None:
     """Loads this rank's part of a checkpoint, reading just the elements that it holds. Collective."""
     state = _optimizer_state(engine)
     found = list(fragments(engine, names, owned=False))

@@ -33,9 +33,7 @@ def _weights(seed: int = 0) -> dict[str, torch.Tensor]:
     return {param.name: torch.randn(param.shape, generator=generator) for param in PARAMS}
 
 
-def _write(
-    run_dir: Path, weights: dict[str, torch.Tensor], world_size: int, skip: int | None = None
-) -> Manifest:
+def _write(run_dir: Path, weights: dict[str, torch.Tensor], world_size: int, skip: int | None = None) -> Manifest:
     """Writes a checkpoint whose ranks hold uneven parts; rank `skip` leaves out one element."""
     rng = np.random.default_rng(world_size)
     slices: list[list[tuple[SliceKey, torch.Tensor]]] = [[] for _ in range(world_size)]

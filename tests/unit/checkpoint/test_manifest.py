@@ -95,9 +95,7 @@ def test_garbage_is_a_checkpoint_error(what: str) -> None:
         Manifest.decode(GARBAGE[what])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: manifest.py decode lets AttributeError out: null, 5 and 'x' have no pop"
-)
+@pytest.mark.xfail(strict=True, reason="bug: manifest.py decode lets AttributeError out: null, 5 and 'x' have no pop")
 @pytest.mark.parametrize("data", [b"null", b"5", b'"text"'])
 def test_json_that_is_no_object_is_a_checkpoint_error(data: bytes) -> None:
     with pytest.raises(CheckpointError):
@@ -116,9 +114,7 @@ PARAMS = (ParamInfo("w", (2, 5), "w"), ParamInfo("b", (3,), "b"))
 def _slices(changes: dict[tuple[str, str], list[tuple[int, int]]]) -> SliceMap:
     whole = {(p.name, kind): [(0, 2), (2, p.numel - 2)] for p in PARAMS for kind in STATE_KINDS} | changes
     return {
-        key: [SlicePiece(start, count, "f", 0) for start, count in ranges]
-        for key, ranges in whole.items()
-        if ranges
+        key: [SlicePiece(start, count, "f", 0) for start, count in ranges] for key, ranges in whole.items() if ranges
     }
 
 
@@ -163,9 +159,7 @@ def test_slices_are_found_through_the_headers_of_all_files(tmp_path: Path) -> No
     assert pieces == [(0, 3, "c/f1"), (3, 2, "c/f0")]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: manifest.py map_slices lets the ValueError of SliceKey.decode out"
-)
+@pytest.mark.xfail(strict=True, reason="bug: manifest.py map_slices lets the ValueError of SliceKey.decode out")
 @pytest.mark.parametrize("name", ["weight", "w|x|fp32", "w|0|other"])
 def test_a_tensor_that_is_no_slice_is_a_checkpoint_error(tmp_path: Path, name: str) -> None:
     write_tensors(tmp_path / "c/f", [(name, "F32", (1,))], [bytes(4)])
@@ -218,9 +212,7 @@ def test_a_removed_file_is_found(stored: tuple[LocalStore, Manifest, Path]) -> N
         verify_files(store, manifest)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: manifest.py verify_files hashes num_bytes and never compares the size"
-)
+@pytest.mark.xfail(strict=True, reason="bug: manifest.py verify_files hashes num_bytes and never compares the size")
 def test_a_file_that_has_grown_is_found(stored: tuple[LocalStore, Manifest, Path]) -> None:
     store, manifest, path = stored
     path.write_bytes(path.read_bytes() + b"more")
@@ -239,12 +231,8 @@ def test_a_file_that_cannot_be_read_counts_as_damaged(stored: tuple[LocalStore, 
         verify_files(store, manifest)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: design section 9, a link is no plain file; store.py follows it anywhere"
-)
-def test_a_link_in_place_of_a_file_is_refused(
-    stored: tuple[LocalStore, Manifest, Path], tmp_path: Path
-) -> None:
+@pytest.mark.xfail(strict=True, reason="bug: design section 9, a link is no plain file; store.py follows it anywhere")
+def test_a_link_in_place_of_a_file_is_refused(stored: tuple[LocalStore, Manifest, Path], tmp_path: Path) -> None:
     store, manifest, path = stored
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")

@@ -43,9 +43,7 @@ def test_a_slice_file_is_plain_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "ranges", [[[(0, 23)]], [[(0, 10)], [(10, 23)]], [[(17, 23), (0, 1)], [(1, 2), (9, 17)], [(2, 9)]]]
 )
-def test_every_range_reads_back_whatever_the_pieces(
-    tmp_path: Path, ranges: list[list[tuple[int, int]]]
-) -> None:
+def test_every_range_reads_back_whatever_the_pieces(tmp_path: Path, ranges: list[list[tuple[int, int]]]) -> None:
     reader, whole = _write(tmp_path, ranges)
     expected_bytes = 0
     for start in range(NUMEL):

@@ -128,9 +128,7 @@ def test_a_file_of_another_kind_is_a_checkpoint_error(tmp_path: Path, what: str)
         read_header(LocalStore(tmp_path), "a")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: tensorfile.py read_header lets AttributeError and IndexError out"
-)
+@pytest.mark.xfail(strict=True, reason="bug: tensorfile.py read_header lets AttributeError and IndexError out")
 @pytest.mark.parametrize("header", [[], 5, None, {"w": {"shape": [1], "dtype": "F32", "data_offsets": []}}])
 def test_a_header_of_another_shape_is_a_checkpoint_error(tmp_path: Path, header: object) -> None:
     (tmp_path / "a").write_bytes(_with_header(header))
@@ -143,13 +141,9 @@ def test_the_cast_to_bfloat16_is_torchs_bit_for_bit() -> None:
     patterns = rng.integers(0, 1 << 32, 200_000, dtype=np.uint64).astype(np.uint32).view(np.float32)
     # Ties (lower half exactly 0x8000) above even and odd bits, and their neighbours.
     upper = rng.integers(0, 1 << 16, 20_000, dtype=np.uint64).astype(np.uint32) << 16
-    ties = (
-        np.concatenate([upper | low for low in (0x7FFF, 0x8000, 0x8001)]).astype(np.uint32).view(np.float32)
-    )
+    ties = np.concatenate([upper | low for low in (0x7FFF, 0x8000, 0x8001)]).astype(np.uint32).view(np.float32)
     denormals = np.arange(0, 1 << 23, 997, dtype=np.uint32).view(np.float32)
-    edges = np.array(
-        [0.0, -0.0, np.inf, -np.inf, 3.4028235e38, -3.4028235e38, 3.3895314e38], dtype=np.float32
-    )
+    edges = np.array([0.0, -0.0, np.inf, -np.inf, 3.4028235e38, -3.4028235e38, 3.3895314e38], dtype=np.float32)
     values = np.concatenate([patterns, ties, denormals, -denormals, edges])
     values = values[~np.isnan(values)]
     expected = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)

@@ -225,9 +225,7 @@ def test_every_rank_learns_where_rank_0_listens(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("run_id", "attempt"), [(RUN_ID, 1), (RUN_ID, 3), ("another", 2)])
-def test_a_message_of_another_attempt_is_refused_and_changes_nothing(
-    run: Run, run_id: str, attempt: int
-) -> None:
+def test_a_message_of_another_attempt_is_refused_and_changes_nothing(run: Run, run_id: str, attempt: int) -> None:
     run.open()
     run.commit(10)
     run.open()
@@ -554,9 +552,7 @@ def test_with_all_checkpoints_damaged_nothing_starts(run: Run, again: Callable[[
     reason="bug: unreadable manifests are passed over silently, so the run starts again at step 0",
 )
 @pytest.mark.parametrize("data", [b"", b"{", b'{"format_version": 2}'])
-def test_with_all_manifests_unreadable_nothing_starts(
-    run: Run, again: Callable[[Run], Any], data: bytes
-) -> None:
+def test_with_all_manifests_unreadable_nothing_starts(run: Run, again: Callable[[Run], Any], data: bytes) -> None:
     run.open()
     run.commit(10)
     (run.dir.checkpoint(10, 1) / "manifest.json").write_bytes(data)

@@ -13,7 +13,8 @@ from dist_ft.stream.pack import Sample
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 STRIPS_THOUGHTS = (
@@ -22,9 +23,7 @@ STRIPS_THOUGHTS = (
     "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PROMPTS_WITH_THOUGHT = CHATML.replace(
-    "assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}"
-)
+PROMPTS_WITH_THOUGHT = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
 REFUSES_SYSTEM = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ raise_exception('no system turns, please') }}{% endif %}"
@@ -94,12 +93,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("style", "conversation"),
     # An answer that begins like the prompt's thought ("<") is a test of its own, below.
-    [
-        (s, c)
-        for s in sorted(STYLES)
-        for c in sorted(CONVERSATIONS)
-        if (s, c) != ("thought", "an empty answer")
-    ],
+    [(s, c) for s in sorted(STYLES) for c in sorted(CONVERSATIONS) if (s, c) != ("thought", "an empty answer")],
 )
 def test_trained_is_each_answer_with_its_end_mark_and_nothing_else(style: str, conversation: str) -> None:
     template, end = STYLES[style]
@@ -127,9 +121,7 @@ def test_the_text_starts_once_with_the_bos_mark() -> None:
 def test_the_end_mark_is_one_token() -> None:
     renderer = _renderer(CHATML)
     (sample,) = renderer(_turns("hi", "ok"))
-    trained = [
-        token for token, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained
-    ]
+    trained = [token for token, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained]
     assert trained[-1] == renderer._tokenizer.eos_token_id
     assert len(trained) == 3
 
@@ -193,9 +185,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
 def test_a_template_that_refuses_a_role_is_a_data_error() -> None:
     with pytest.raises(DataError, match="no system turns, please"):
         _renderer(REFUSES_SYSTEM)(_turns("hi", "hello", system="be kind"))
-    assert _trained(
-        REFUSES_SYSTEM, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
-    )
+    assert _trained(REFUSES_SYSTEM, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}])
 
 
 ATTACKS = {
@@ -236,9 +226,7 @@ def test_a_template_that_is_no_jinja_is_a_data_error(template: str) -> None:
 @pytest.mark.xfail(
     strict=True, reason="bug: render.py text catches TemplateError only; the template's own errors escape"
 )
-@pytest.mark.parametrize(
-    "template", ["{{ messages[0]['role'] + 1 }}", "{{ range(10 ** 9) }}", "{{ 1 // 0 }}"]
-)
+@pytest.mark.parametrize("template", ["{{ messages[0]['role'] + 1 }}", "{{ range(10 ** 9) }}", "{{ 1 // 0 }}"])
 def test_an_error_inside_a_template_is_a_data_error(template: str) -> None:
     with pytest.raises(DataError):
         _renderer(template).text(_turns("hi", "hello"))

@@ -18,9 +18,7 @@ from dist_ft.plan.doctor import Check, check_machine, render_checks
 GOOD_PROBE = 'import json; print("noise"); print(json.dumps({"version": "2.9", "gpus": 0}))'
 
 
-def test_every_check_of_this_machine_returns_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_check_of_this_machine_returns_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "check_torch", lambda num_gpus: Check("torch", True, "2.9"))
     monkeypatch.chdir(tmp_path)
     checks = check_machine()

@@ -35,9 +35,7 @@ KEYS = {
 
 
 def _write_record(run: Path, **changes: Any) -> None:
-    record = RunRecord(
-        "demo", state="running", attempt=1, step=17, max_steps=40, world_size=2, wandb_id="abc"
-    )
+    record = RunRecord("demo", state="running", attempt=1, step=17, max_steps=40, world_size=2, wandb_id="abc")
     write_json(RunDir(run).run_json, {**asdict(record), **changes})
 
 
@@ -208,10 +206,7 @@ def test_stop_of_a_run_that_completes_meanwhile(run: Path) -> None:
 
 
 def test_stop_before_the_first_checkpoint(run: Path) -> None:
-    assert (
-        _stop_with(run, lambda: _write_record(run, state="stopped", step=0))[0]
-        == "stopped at step 0, no checkpoint"
-    )
+    assert _stop_with(run, lambda: _write_record(run, state="stopped", step=0))[0] == "stopped at step 0, no checkpoint"
 
 
 def test_stop_of_a_run_that_fails_is_an_error(run: Path) -> None:
@@ -223,9 +218,7 @@ def test_stop_of_a_run_that_fails_is_an_error(run: Path) -> None:
 
 
 def test_no_answer_keeps_the_request_and_says_what_to_do(run: Path) -> None:
-    with pytest.raises(
-        DistFtError, match=r"did not answer within 0\.01 s.*request stays.*--resume"
-    ) as caught:
+    with pytest.raises(DistFtError, match=r"did not answer within 0\.01 s.*request stays.*--resume") as caught:
         request_stop(run, 0.01)
     assert caught.value.exit_code == 1
     assert RunDir(run).stop_request.exists()

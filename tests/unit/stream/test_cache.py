@@ -32,9 +32,7 @@ def must_not_render(messages: list[dict[str, Any]]) -> list[Sample]:
 
 
 def conversation(answer: str) -> str:
-    return json.dumps(
-        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]}
-    )
+    return json.dumps({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]})
 
 
 def write_source(path: Path, answers: list[str]) -> str:
@@ -58,9 +56,7 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
 
     def make(answers: list[str], **settings: Any) -> SplitRequest:
         source = write_source(tmp_path / "a.jsonl", answers)
-        return SplitRequest(
-            source, "auto", **{"seq_len": 32, "packing": False, "render_key": "k", **settings}
-        )
+        return SplitRequest(source, "auto", **{"seq_len": 32, "packing": False, "render_key": "k", **settings})
 
     return make
 
@@ -95,8 +91,7 @@ def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> 
         assert len(ids) <= 16
         assert not trained[starts].any()
         found += [
-            "".join(map(chr, part))
-            for part in (ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True))
+            "".join(map(chr, part)) for part in (ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True))
         ]
     assert sorted(found) == [f"?{answer}" for answer in answers]
     assert split.num_sequences < len(answers) == split.num_rows
@@ -145,9 +140,7 @@ def test_both_sides_of_a_held_out_split_have_their_own_key(request_for: RequestF
     assert replace(request, take_held_out=True).key() != request.key()
 
 
-def test_the_key_is_of_content_not_of_the_path(
-    request_for: RequestFor, tmp_path: Path, cache_dir: Path
-) -> None:
+def test_the_key_is_of_content_not_of_the_path(request_for: RequestFor, tmp_path: Path, cache_dir: Path) -> None:
     request = request_for(["one", "two"])
     moved = replace(request, source=str(shutil.copy(request.source, tmp_path / "b.jsonl")))
     assert moved.key() == request.key()
@@ -155,9 +148,7 @@ def test_the_key_is_of_content_not_of_the_path(
     assert prepare_split(moved, render, cache_dir).key == moved.key()
 
 
-def test_the_version_of_preparation_is_in_the_key(
-    request_for: RequestFor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_version_of_preparation_is_in_the_key(request_for: RequestFor, monkeypatch: pytest.MonkeyPatch) -> None:
     request = request_for(["one"])
     keys = {request.key()}
     for name in ("PREPARATION_VERSION", "WINDOW_ROWS"):
@@ -167,9 +158,7 @@ def test_the_version_of_preparation_is_in_the_key(
     assert len(keys) == 3
 
 
-def test_rows_without_a_trained_token_are_left_out_and_counted(
-    request_for: RequestFor, cache_dir: Path
-) -> None:
+def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
     # An empty answer, and one that lies wholly beyond the cut.
     request = request_for(["good", "", "fine"], seq_len=8)
     late = {"messages": [{"role": "user", "content": "x" * 8}, {"role": "assistant", "content": "late"}]}
@@ -196,9 +185,7 @@ def test_a_split_without_a_trained_token_is_refused(
     assert not cache_dir.exists() or not list(cache_dir.iterdir())
 
 
-def test_a_side_of_the_held_out_split_without_rows_is_refused(
-    request_for: RequestFor, cache_dir: Path
-) -> None:
+def test_a_side_of_the_held_out_split_without_rows_is_refused(request_for: RequestFor, cache_dir: Path) -> None:
     with pytest.raises(DataError, match=r"no rows fall on the held-out side with data\.eval=1e-09"):
         prepare_split(request_for(["one"], held_out=1e-9, take_held_out=True), render, cache_dir)
 
@@ -298,7 +285,6 @@ def test_shards_are_the_same_bytes_whoever_writes_them(request_for: RequestFor, 
     assert len(contents[0]) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a directory without prepared.json is taken for another writer's work")
 @pytest.mark.parametrize("leftover", [None, "shard-00000.arrow"])
 def test_a_directory_without_its_last_file_is_made_anew(
     request_for: RequestFor, cache_dir: Path, leftover: str | None

@@ -27,9 +27,7 @@ from dist_ft.stream.order import (
 
 def make_order(*sources: tuple[tuple[int, ...], int | None], seed: int = 0) -> Order:
     """An order over (shard sizes, share); share None takes every sequence once."""
-    return Order(
-        tuple(SourceSpec(sizes, sum(sizes) if share is None else share) for sizes, share in sources), seed
-    )
+    return Order(tuple(SourceSpec(sizes, sum(sizes) if share is None else share) for sizes, share in sources), seed)
 
 
 def stream(order: Order, count: int, start: int = 0) -> list[SequenceId]:
@@ -81,9 +79,7 @@ def test_an_epoch_without_weights_is_every_sequence_once(
     for epoch in range(3):
         ids = stream(order, order.epoch_size, epoch * order.epoch_size)
         expected = {
-            SequenceId(s, epoch, row)
-            for s, spec in enumerate(order.sources)
-            for row in range(spec.num_sequences)
+            SequenceId(s, epoch, row) for s, spec in enumerate(order.sources) for row in range(spec.num_sequences)
         }
         assert set(ids) == expected
         assert len(ids) == len(expected)
@@ -146,9 +142,7 @@ def test_the_order_is_well_mixed() -> None:
 
 def test_a_window_reads_few_shards() -> None:
     order = make_order(((5,) * (3 * WINDOW_SHARDS), None))
-    windows = [
-        stream(order, 5 * WINDOW_SHARDS, start) for start in range(0, 15 * WINDOW_SHARDS, 5 * WINDOW_SHARDS)
-    ]
+    windows = [stream(order, 5 * WINDOW_SHARDS, start) for start in range(0, 15 * WINDOW_SHARDS, 5 * WINDOW_SHARDS)]
     touched = [{i.row // 5 for i in ids} for ids in windows]
     assert [len(shards) for shards in touched] == [WINDOW_SHARDS] * 3
     assert set.union(*touched) == set(range(3 * WINDOW_SHARDS))
@@ -228,9 +222,7 @@ def test_shares_keep_the_total_and_stay_within_one_of_exact(sources: list[tuple[
     result = shares(sizes, weights)
     assert sum(result) == sum(sizes)
     exact = [sum(sizes) * Fraction(w) / sum(map(Fraction, weights)) for w in weights]
-    assert all(
-        abs(got - want) < Fraction(1_000_001, 1_000_000) for got, want in zip(result, exact, strict=True)
-    )
+    assert all(abs(got - want) < Fraction(1_000_001, 1_000_000) for got, want in zip(result, exact, strict=True))
 
 
 # Steps

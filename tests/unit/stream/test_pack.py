@@ -96,7 +96,5 @@ def test_without_packing_a_sequence_is_a_sample_in_order(lengths: list[int]) -> 
         ([9, 9, 9], [[0], [1], [2]]),
     ],
 )
-def test_bins_are_filled_best_fit_and_come_back_in_input_order(
-    lengths: list[int], bins: list[list[int]]
-) -> None:
+def test_bins_are_filled_best_fit_and_come_back_in_input_order(lengths: list[int], bins: list[list[int]]) -> None:
     assert plan_bins(lengths, CAPACITY) == bins

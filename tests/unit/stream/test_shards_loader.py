@@ -37,9 +37,7 @@ def make_sequence(rng: random.Random, first_token: int) -> PackedSequence:
     return PackedSequence(ids, trained, starts)
 
 
-def write_source(
-    directory: Path, shard_sizes: list[int], seed: int
-) -> tuple[TokenShards, list[PackedSequence]]:
+def write_source(directory: Path, shard_sizes: list[int], seed: int) -> tuple[TokenShards, list[PackedSequence]]:
     rng = random.Random(seed)
     tokens = itertools.count(1000 * (seed + 1))
     shards = [[make_sequence(rng, next(tokens)) for _ in range(size)] for size in shard_sizes]
@@ -78,8 +76,7 @@ def expected_row(sequence: PackedSequence, length: int) -> dict[str, list[int]]:
     """What the row of a sequence must be, said the long way."""
     count = len(sequence.input_ids)
     targets = [
-        sequence.input_ids[t + 1] if t + 1 < count and sequence.trained[t + 1] else IGNORE
-        for t in range(length)
+        sequence.input_ids[t + 1] if t + 1 < count and sequence.trained[t + 1] else IGNORE for t in range(length)
     ]
     starts = [*sequence.starts, count] if len(sequence.starts) > 1 else [0]
     positions = [t - max(start for start in starts if start <= t) for t in range(length)]
@@ -156,9 +153,7 @@ def all_ranks(data: Data, world_size: int, micro_batch_size: int, step: int) -> 
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_ranks_together_have_each_sequence_of_the_step_once(
-    data: Data, world_size: int, micro_batch_size: int
-) -> None:
+def test_ranks_together_have_each_sequence_of_the_step_once(data: Data, world_size: int, micro_batch_size: int) -> None:
     for step in range(-(-TOTAL // GLOBAL_BATCH)):
         batches = all_ranks(data, world_size, micro_batch_size, step)
         positions = range(step * GLOBAL_BATCH, min((step + 1) * GLOBAL_BATCH, TOTAL))
@@ -171,9 +166,7 @@ def test_ranks_together_have_each_sequence_of_the_step_once(
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_totals_and_digest_are_the_steps_own_on_every_rank(
-    data: Data, world_size: int, micro_batch_size: int
-) -> None:
+def test_totals_and_digest_are_the_steps_own_on_every_rank(data: Data, world_size: int, micro_batch_size: int) -> None:
     for step in range(-(-TOTAL // GLOBAL_BATCH)):
         positions = range(step * GLOBAL_BATCH, min((step + 1) * GLOBAL_BATCH, TOTAL))
         sequences = [data.at(position) for position in positions]
@@ -193,9 +186,7 @@ def test_totals_and_digest_are_the_steps_own_on_every_rank(
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_every_rank_and_step_runs_the_same_passes(data: Data, world_size: int, micro_batch_size: int) -> None:
     batches = [b for step in (0, 5) for b in all_ranks(data, world_size, micro_batch_size, step)]
-    assert {len(batch.micro_batches) for batch in batches} == {
-        -(-GLOBAL_BATCH // (world_size * micro_batch_size))
-    }
+    assert {len(batch.micro_batches) for batch in batches} == {-(-GLOBAL_BATCH // (world_size * micro_batch_size))}
     shapes = [micro.input_ids.shape for batch in batches for micro in batch.micro_batches]
     assert all(rows == micro_batch_size and length % 8 == 0 for rows, length in shapes)
 
@@ -261,9 +252,7 @@ def test_a_pass_written_out() -> None:
     assert micro.targets.tolist() == [[6, 7, n, 9, n, n, n, n], [2, n, n, n, n, n, n, n], [n] * 8]
     assert micro.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], list(range(8)), list(range(8))]
     assert micro.slots.tolist() == [4, 2, -1]
-    assert {a.dtype for a in (micro.input_ids, micro.targets, micro.position_ids, micro.slots)} == {
-        np.dtype(np.int64)
-    }
+    assert {a.dtype for a in (micro.input_ids, micro.targets, micro.position_ids, micro.slots)} == {np.dtype(np.int64)}
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16])
@@ -285,13 +274,8 @@ def test_a_pass_without_rows_is_all_padding() -> None:
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_evaluation_takes_the_whole_split_once_at_any_size(
-    data: Data, world_size: int, micro_batch_size: int
-) -> None:
-    ranks = [
-        list(eval_batches(data.shards[0], RankLayout(r, world_size, micro_batch_size)))
-        for r in range(world_size)
-    ]
+def test_evaluation_takes_the_whole_split_once_at_any_size(data: Data, world_size: int, micro_batch_size: int) -> None:
+    ranks = [list(eval_batches(data.shards[0], RankLayout(r, world_size, micro_batch_size))) for r in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     rows = [row for batches in ranks for micro in batches for row in rows_of(micro)]
     assert sorted(slot for slot, _ in rows if slot >= 0) == list(range(13))

@@ -101,7 +101,6 @@ def test_a_bad_row_is_refused_with_file_and_line(tmp_path: Path, line: bytes, sa
     assert says in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="leaves the reader as another error, or not at all")
 @pytest.mark.parametrize(
     "line",
     [
@@ -128,9 +127,6 @@ def test_a_source_without_rows_is_refused(tmp_path: Path, text: bytes) -> None:
         list(read_rows(str(tmp_path / "a.jsonl")))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=OSError, reason="an OSError leaves the reader, so exit code and hint are lost"
-)
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
 def test_a_file_that_cannot_be_opened_is_a_data_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=re.escape(str(tmp_path))):

@@ -1,0 +1,148 @@
+"""The private Ray names and environment variables that `orchestrate/` relies on; no Ray is started."""
+
+from __future__ import annotations
+
+import inspect
+import mmap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+import ray.train.collective
+import ray.train.constants
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from dist_ft.config import Config
+from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer
+
+TRAINER = "src/dist_ft/orchestrate/trainer.py"
+CLUSTER = "src/dist_ft/orchestrate/cluster.py"
+
+
+def _needed(what: str, by: str) -> str:
+    return f"Ray {ray.__version__} has no {what} any more; {by} depends on it"
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
+    for name, value in TRAIN_ENV.items():
+        monkeypatch.setenv(name, value)
+    config = Config.model_validate(
+        {
+            "run": {"name": "r"},
+            "model": {"name": "tiny-random"},
+            "data": {"train": [{"source": "embedded:orders/train"}]},
+            "cluster": {"num_workers": 2},
+        }
+    )
+    return make_trainer(config, resources={"CPU": 1.0}, loop_config={})
+
+
+def _types(callbacks: list[Any]) -> set[type]:
+    return {type(callback) for callback in callbacks}
+
+
+def test_the_default_callbacks_are_asked_for_by_this_name(trainer: ElasticTrainer) -> None:
+    assert "_create_default_callbacks" in vars(DataParallelTrainer), _needed("_create_default_callbacks", TRAINER)
+    assert "self._create_default_callbacks()" in inspect.getsource(DataParallelTrainer.fit), _needed(
+        "call of _create_default_callbacks in fit", TRAINER
+    )
+    assert isinstance(DataParallelTrainer._create_default_callbacks(trainer), list)
+
+
+@pytest.mark.parametrize("callback", [DatasetsCallback, PlacementGroupCleanerCallback])
+def test_a_callback_that_is_left_out_is_a_default_one(trainer: ElasticTrainer, callback: type) -> None:
+    assert callback in _types(DataParallelTrainer._create_default_callbacks(trainer)), _needed(
+        f"default callback {callback.__name__}", TRAINER
+    )
+
+
+@pytest.mark.parametrize(
+    ("owns_cluster", "left_out"),
+    [(True, {DatasetsCallback, PlacementGroupCleanerCallback}), (False, {DatasetsCallback})],
+)
+def test_only_what_is_not_used_is_left_out(trainer: ElasticTrainer, owns_cluster: bool, left_out: set[type]) -> None:
+    trainer.owns_cluster = owns_cluster
+    default = _types(DataParallelTrainer._create_default_callbacks(trainer))
+    assert default - _types(trainer._create_default_callbacks()) == left_out
+
+
+def test_no_further_default_callback_has_appeared(trainer: ElasticTrainer) -> None:
+    names = {found.__name__ for found in _types(DataParallelTrainer._create_default_callbacks(trainer))}
+    known = {
+        "AcceleratorSetupCallback",
+        "BackendSetupCallback",
+        "DatasetsCallback",
+        "PlacementGroupCleanerCallback",
+        "UserCallbackHandler",
+    }
+    assert names == known, f"Ray {ray.__version__} has other default callbacks; look through them in {TRAINER}"
+
+
+def test_a_trainer_knows_whether_its_cluster_ends_with_it(trainer: ElasticTrainer) -> None:
+    assert trainer.owns_cluster is True
+    assert ElasticTrainer.owns_cluster is False
+
+
+def _values(module: Any) -> set[str]:
+    return {value for value in vars(module).values() if isinstance(value, str)}
+
+
+@pytest.mark.parametrize("name", sorted(TRAIN_ENV))
+def test_a_variable_that_we_set_is_one_that_ray_train_reads(name: str) -> None:
+    assert name in _values(constants) | _values(ray.train.constants), _needed(f"variable {name}", TRAINER)
+
+
+def test_the_preemption_watcher_can_be_switched_off() -> None:
+    assert constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR == "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", _needed(
+        "variable RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", CLUSTER
+    )
+
+
+@pytest.mark.parametrize("name", ["enable_worker_prestart", "prestart_worker_first_driver"])
+def test_a_setting_of_the_raylet_still_exists(name: str) -> None:
+    """`RAY_<name>` sets the raylet's config entry `<name>`, which stands as text in the program."""
+    program = Path(ray.__file__).parent / "core/src/ray/raylet/raylet"
+    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        assert text.find(name.encode()) >= 0, _needed(f"raylet setting {name}", CLUSTER)
+
+
+@pytest.mark.parametrize("name", ["get_world_rank", "get_world_size", "get_local_rank", "get_local_world_size"])
+def test_a_worker_can_ask_for_its_place(name: str) -> None:
+    assert hasattr(ray.train.TrainContext, name), _needed(f"TrainContext.{name}", TRAINER)
+
+
+def test_rank_0_can_tell_the_others() -> None:
+    assert list(inspect.signature(ray.train.collective.broadcast_from_rank_zero).parameters) == ["data"], _needed(
+        "collective.broadcast_from_rank_zero(data)", TRAINER
+    )
+
+
+def test_waiting_for_rank_0_has_no_limit_of_its_own() -> None:
+    # The others wait there while the data is prepared, for hours if need be.
+    assert constants.DEFAULT_COLLECTIVE_TIMEOUT_S is None, (
+        f"Ray {ray.__version__} limits collectives; set {constants.COLLECTIVE_TIMEOUT_S_ENV_VAR} in {TRAINER}"
+    )
+
+
+@pytest.mark.parametrize("name", ["get_node_id", "get_accelerator_ids"])
+def test_a_worker_can_ask_for_its_node_and_devices(name: str) -> None:
+    assert hasattr(ray.runtime_context.RuntimeContext, name), _needed(f"RuntimeContext.{name}", TRAINER)
+
+
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        (ray.train.ScalingConfig, ["num_workers", "use_gpu", "resources_per_worker", "placement_strategy"]),
+        (ray.train.RunConfig, ["name", "storage_path", "failure_config"]),
+        (ray.train.FailureConfig, ["max_failures"]),
+    ],
+)
+def test_configs_take_the_arguments_we_give(cls: type, names: list[str]) -> None:
+    for name in names:
+        assert name in inspect.signature(cls).parameters, _needed(f"{cls.__name__}({name}=)", TRAINER)

@@ -1,0 +1,172 @@
+"""The base model: what identifies it, and what is refused with the reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dist_ft.config import Config
+from dist_ft.errors import ModelError
+from dist_ft.model.base import (
+    fingerprint,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    model_dir,
+    skeleton,
+    tokenizer_key,
+)
+from dist_ft.model.embedded import materialise
+
+WEIGHTS = "model.safetensors"
+
+
+def _config(name: Path | str, **data: Any) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"name": "r"},
+            "model": {"name": str(name), "dtype": "float32"},
+            "data": {"train": [{"source": "embedded:orders/train"}], **data},
+        }
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy of the tiny model."""
+    return Path(shutil.copytree(materialise("tiny-random"), tmp_path / "model"))
+
+
+def _edit_weights(directory: Path, edit: Any) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+
+
+def test_a_directory_is_a_model(directory: Path) -> None:
+    assert model_dir(_config(directory)) == directory
+    model = load_model(_config(directory))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not any(p.is_meta for p in model.parameters())
+
+
+def test_a_skeleton_has_the_shapes_and_no_memory(directory: Path) -> None:
+    config = _config(directory)
+    shapes = {name: p.shape for name, p in load_model(config).named_parameters()}
+    empty = skeleton(config)
+    assert {name: p.shape for name, p in empty.named_parameters()} == shapes
+    assert all(p.is_meta for p in empty.parameters())
+
+
+def test_the_fingerprint_is_that_of_the_contents(directory: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    (copy / WEIGHTS).touch()
+    assert fingerprint(_config(directory)) == fingerprint(_config(copy)) == fingerprint(_config("tiny-random"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.333, 0.5, 0.777, 0.999999])
+def test_one_changed_byte_changes_the_fingerprint(directory: Path, share: float) -> None:
+    before = fingerprint(_config(directory))
+    data = bytearray((directory / WEIGHTS).read_bytes())
+    data[int(share * len(data))] ^= 1
+    (directory / WEIGHTS).write_bytes(data)
+    assert fingerprint(_config(directory)) != before
+
+
+def _truncate(directory: Path) -> None:
+    (directory / WEIGHTS).write_bytes((directory / WEIGHTS).read_bytes()[:-1])
+
+
+def _rename(directory: Path) -> None:
+    (directory / WEIGHTS).rename(directory / "other.safetensors")
+
+
+def _other_config(directory: Path) -> None:
+    text = (directory / "config.json").read_text()
+    (directory / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+
+
+@pytest.mark.parametrize("edit", [_truncate, _rename, _other_config])
+def test_another_model_has_another_fingerprint(directory: Path, edit: Any) -> None:
+    before = fingerprint(_config(directory))
+    edit(directory)
+    assert fingerprint(_config(directory)) != before
+
+
+def test_every_part_of_a_large_file_is_sampled(directory: Path) -> None:
+    before = (directory / "config.json").read_bytes()
+    size = 16 << 20  # larger than 64 blocks of 64 KiB
+    with (directory / WEIGHTS).open("wb") as file:
+        file.truncate(size)
+    first = fingerprint(_config(directory))
+    for sixty_fourth in (0, 13, 31, 63):
+        with (directory / WEIGHTS).open("r+b") as file:
+            file.seek(sixty_fourth * size // 64)
+            file.write(b"\1" * (size // 64))
+        assert fingerprint(_config(directory)) != first
+        with (directory / WEIGHTS).open("r+b") as file:
+            file.seek(sixty_fourth * size // 64)
+            file.write(b"\0" * (size // 64))
+    assert fingerprint(_config(directory)) == first
+    assert (directory / "config.json").read_bytes() == before
+
+
+def test_a_directory_without_safetensors_is_refused(directory: Path) -> None:
+    (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        model_dir(_config(directory))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(directory: Path) -> None:
+    (directory / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"data\.chat_template"):
+        load_tokenizer(_config(directory))
+
+
+def test_a_chat_template_of_the_config_replaces_the_tokenizers(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }} ü", encoding="utf-8")
+    own = load_tokenizer(_config(directory))
+    replaced = load_tokenizer(_config(directory, chat_template=str(tmp_path / "mine.jinja")))
+    assert replaced.chat_template == "{{ messages[0]['content'] }} ü"
+    assert tokenizer_key(replaced) != tokenizer_key(own)
+
+
+def test_the_key_of_a_tokenizer_is_stable(directory: Path) -> None:
+    assert tokenizer_key(load_tokenizer(_config(directory))) == tokenizer_key(load_tokenizer(_config("tiny-random")))
+
+
+@pytest.mark.parametrize("text", ["{}", "not JSON"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_broken_files_are_model_errors(directory: Path, name: str, text: str) -> None:
+    (directory / name).write_text(text)
+    load = load_model_config if name == "config.json" else load_tokenizer
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(_config(directory))
+
+
+def _without_a_layer(directory: Path) -> None:
+    _edit_weights(directory, lambda tensors: tensors.pop("model.layers.0.mlp.down_proj.weight"))
+
+
+def _with_another_shape(directory: Path) -> None:
+    _edit_weights(directory, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}))
+
+
+def _garbage(directory: Path) -> None:
+    (directory / WEIGHTS).write_bytes(b"not tensors" * 100)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="bug: base.py load_model accepts missing tensors (random then) and lets other errors escape",
+)
+@pytest.mark.parametrize("damage", [_without_a_layer, _with_another_shape, _garbage, _truncate])
+def test_weights_that_are_not_all_of_the_models_are_refused(directory: Path, damage: Any) -> None:
+    damage(directory)
+    with pytest.raises(ModelError):
+        load_model(_config(directory))

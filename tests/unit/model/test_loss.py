@@ -1,0 +1,148 @@
+"""The objective: the sum over trained tokens, equal to the plain cross entropy, packed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from dist_ft.model.embedded import materialise
+from dist_ft.model.loss import IGNORE, TokenLoss
+from dist_ft.stream import loader
+from dist_ft.stream.loader import MicroBatch, collate
+
+TOLERANCE = 1e-5  # fp32; a few hundred terms summed in another order
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for one another on matrices this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def model(request: pytest.FixtureRequest) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(
+        materialise("tiny-random"), dtype=torch.float32, attn_implementation=request.param
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)  # fresh weights attend evenly, and hide whom a token sees
+    return model
+
+
+def _rows(lengths: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(sum(lengths))
+    return [
+        (rng.integers(0, 250, n).astype(np.int32), np.arange(n) % 3 != 1)  # about two thirds are trained
+        for n in lengths
+    ]
+
+
+def _unpacked(rows: list[tuple[np.ndarray, np.ndarray]], num_rows: int | None = None) -> MicroBatch:
+    starts = np.zeros(1, dtype=np.int32)
+    found = [(ids, trained, starts) for ids, trained in rows]
+    return collate(found, list(range(len(rows))), num_rows or len(rows))
+
+
+def _packed(rows: list[tuple[np.ndarray, np.ndarray]]) -> MicroBatch:
+    lengths = [len(ids) for ids, _ in rows]
+    starts = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
+    ids = np.concatenate([ids for ids, _ in rows])
+    trained = np.concatenate([np.r_[False, trained[1:]] for _, trained in rows])  # nothing precedes a first token
+    return collate([(ids, trained, starts)], [0], 1)
+
+
+def _loss(model: Any, batch: MicroBatch, with_positions: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    positions = torch.from_numpy(batch.position_ids) if with_positions else None
+    loss_sum = TokenLoss(model)(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.targets), positions)
+    loss_sum.backward()
+    return float(loss_sum.detach()), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The relative L2 distance of all gradients together."""
+    difference = sum(float((a[name] - b[name]).double().square().sum()) for name in a)
+    return (difference / sum(float(b[name].double().square().sum()) for name in b)) ** 0.5
+
+
+def test_loaders_and_loss_agree_on_what_is_not_trained() -> None:
+    assert loader.IGNORE == IGNORE
+
+
+def test_the_sum_equals_the_cross_entropy_over_all_logits(model: Any) -> None:
+    batch = _unpacked(_rows([17, 24, 5]))
+    loss, gradients = _loss(model, batch, with_positions=False)
+    model.zero_grad()
+    logits = model(input_ids=torch.from_numpy(batch.input_ids)).logits
+    targets = torch.from_numpy(batch.targets).reshape(-1)
+    plain = F.cross_entropy(logits.reshape(len(targets), -1).float(), targets, reduction="sum", ignore_index=IGNORE)
+    plain.backward()
+    assert loss == pytest.approx(float(plain.detach()), rel=TOLERANCE)
+    assert _distance(gradients, {name: p.grad for name, p in model.named_parameters()}) < TOLERANCE
+
+
+def test_padding_alone_weighs_exactly_nothing(model: Any) -> None:
+    loss, gradients = _loss(model, _unpacked([], num_rows=2), with_positions=False)
+    assert loss == 0.0
+    assert all((gradient == 0).all() for gradient in gradients.values())
+    assert len(gradients) == len(list(model.parameters()))  # every rank reduces the same tensors
+
+
+def test_padding_rows_and_places_change_nothing(model: Any) -> None:
+    rows = _rows([17, 9])
+    loss, gradients = _loss(model, _unpacked(rows), with_positions=False)
+    padded, padded_gradients = _loss(model, _unpacked(rows, num_rows=4), with_positions=False)
+    assert padded == pytest.approx(loss, rel=TOLERANCE)
+    assert _distance(padded_gradients, gradients) < TOLERANCE
+
+
+@pytest.mark.parametrize("lengths", [[16, 8], [11, 7, 9, 3], [1, 6, 1, 4]])
+def test_a_packed_row_equals_its_samples_apart(model: Any, lengths: list[int]) -> None:
+    rows = _rows(lengths)
+    packed, packed_gradients = _loss(model, _packed(rows), with_positions=True)
+    apart, gradients = _loss(model, _unpacked(rows), with_positions=False)
+    assert packed == pytest.approx(apart, rel=TOLERANCE)
+    assert _distance(packed_gradients, gradients) < TOLERANCE
+
+
+def test_without_positions_packed_samples_would_see_one_another(model: Any) -> None:
+    rows = _rows([16, 8])
+    packed, _ = _loss(model, _packed(rows), with_positions=True)
+    blended, _ = _loss(model, _packed(rows), with_positions=False)
+    assert abs(packed - blended) > 100 * TOLERANCE * packed
+
+
+def test_without_targets_all_logits_come_back(model: Any) -> None:
+    module = TokenLoss(model).eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        module(ids, torch.full((1, 20), 7), None)  # a loss before it leaves nothing behind
+        assert torch.equal(module(ids, None, None), expected)
+
+
+def test_a_pass_that_fails_leaves_the_model_as_it_was(model: Any) -> None:
+    module = TokenLoss(model).eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        with pytest.raises(IndexError):
+            module(ids, torch.full((1, 20), 10**6), None)
+        assert module(ids, None, None).shape == (1, 20, 259)
+
+
+def test_bfloat16_logits_are_summed_in_float32(model: Any) -> None:
+    batch = _unpacked(_rows([40, 40]))
+    loss, _ = _loss(model, batch, with_positions=False)
+    low, _ = _loss(model.bfloat16(), batch, with_positions=False)
+    assert low == pytest.approx(loss, rel=5e-3)
