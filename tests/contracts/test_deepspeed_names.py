@@ -187,7 +187,7 @@ def test_stage_3_gives_partitioned_parameters_their_names_and_methods() -> None:
     for name in ("ds_tensor", "ds_numel", "partition", "all_gather"):
         assert f"param.{name} = " in source, _needed(f"param.{name}", SLICES)
     assert "param.ds_tensor.ds_numel = partition_size" in source, _needed("ds_tensor.ds_numel", SLICES)
-    assert re.search(r"start = partition_size \* self\.get_partition_rank\(\)", source), _needed(
+    assert re.search(r"start = partition_size \* self\._partition_rank\(param\)", source), _needed(
         "partition that starts at rank * ds_tensor.ds_numel", SLICES
     )
 

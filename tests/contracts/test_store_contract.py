@@ -142,10 +142,6 @@ def test_a_range_past_the_end_is_a_checkpoint_error(store: Store, start: int, co
         store.read_range("a", start, count)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: store.py read_range trusts one os.pread, which gives 2 GiB at most and may give less",
-)
 def test_a_range_is_whole_although_the_system_reads_less_at_a_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,10 +168,6 @@ def test_lists_hide_what_a_killed_writer_leaves(tmp_path: Path) -> None:
     assert store.list("checkpoints") == ["checkpoints/step-1/manifest.json"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: store.py list hides dot files but not files in dot folders, which delete leaves when killed",
-)
 def test_lists_hide_what_a_killed_delete_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalStore(tmp_path)
     store.create_exclusive("checkpoints/step-1/manifest.json", b"{}")
@@ -224,7 +216,6 @@ def test_names_that_leave_the_root_are_refused(store: Store, tmp_path: Path, ope
     assert (tmp_path / "secret").read_text() == "not yours"
 
 
-@pytest.mark.xfail(strict=True, reason="bug: store.py delete('') and delete('.') rename and remove the root itself")
 @pytest.mark.parametrize("name", ["", ".", "./"])
 def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
     store.create_exclusive("a", b"x")
@@ -233,10 +224,6 @@ def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
     assert store.list("") == ["a"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: store.py takes FileExistsError of link for a loss, also when its own link was made",
-)
 def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

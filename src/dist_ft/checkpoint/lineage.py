@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
-from dist_ft.checkpoint.manifest import Manifest, read_manifests
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest, read_manifests
 from dist_ft.checkpoint.store import Store
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.rundir import FORMAT_VERSION
@@ -42,12 +42,18 @@ def take_attempt(store: Store, start: Manifest | None) -> Attempt:
     Raises:
         UsageError: Somebody else took it at this moment.
     """
-    number = max((attempt.number for attempt in read_attempts(store)), default=0) + 1
+    number = newest_number(store) + 1
     attempt = Attempt(number, start.step if start else 0, start.attempt if start else 0, time.time())
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(attempt)}).encode()
     if not store.create_exclusive(f"attempts/{number:04d}.json", data):
         raise UsageError(f"another driver has just taken attempt {number} of this run; wait for it or stop it")
     return attempt
+
+
+def newest_number(store: Store) -> int:
+    """Returns the highest attempt number taken; 0 before the first. Costs one listing."""
+    names = (PurePosixPath(name).stem for name in store.list("attempts"))
+    return max((int(stem) for stem in names if stem.isdigit()), default=0)
 
 
 def read_attempts(store: Store) -> list[Attempt]:
@@ -58,20 +64,30 @@ def read_attempts(store: Store) -> list[Attempt]:
     """
     attempts = []
     for name in store.list("attempts"):
-        if not PurePosixPath(name).name[:4].isdigit():
+        if not PurePosixPath(name).stem.isdigit():
             continue
         try:
             raw = json.loads(store.read(name))
-            raw.pop("format_version")
+            if raw.pop("format_version") != FORMAT_VERSION:
+                raise CheckpointError(f"{name} is not of format {FORMAT_VERSION}; use the dist-ft that wrote it")
             attempts.append(Attempt(**raw))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{name} is not an attempt file: {error}") from error
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
-def committed(store: Store) -> list[Manifest]:
-    """Returns the checkpoints of a run that count, oldest first."""
-    return follow(read_attempts(store), read_manifests(store))
+def committed(store: Store, problems: list[str] | None = None) -> list[Manifest]:
+    """Returns the checkpoints of a run that count, oldest first; `problems` as in `read_manifests`."""
+    return follow(read_attempts(store), read_manifests(store, problems))
+
+
+def unfinished(store: Store) -> list[str]:
+    """Returns the checkpoint folders that hold files but no manifest: saves that never became checkpoints."""
+    folders: dict[str, bool] = {}
+    for name in store.list("checkpoints"):
+        folder = str(PurePosixPath(name).parent)
+        folders[folder] = folders.get(folder, False) or PurePosixPath(name).name == MANIFEST
+    return [folder for folder, has_manifest in folders.items() if not has_manifest]
 
 
 def follow(attempts: Sequence[Attempt], manifests: Iterable[Manifest]) -> list[Manifest]:
@@ -88,6 +104,8 @@ def follow(attempts: Sequence[Attempt], manifests: Iterable[Manifest]) -> list[M
     current = attempts[-1] if attempts else None
     limit: int | None = None
     while current is not None:
+        if current.start_attempt >= current.number:
+            raise CheckpointError(f"attempt {current.number} names attempt {current.start_attempt} as its start")
         result += [m for m in by_attempt.get(current.number, []) if limit is None or m.step <= limit]
         limit = current.start_step if limit is None else min(limit, current.start_step)
         current = known.get(current.start_attempt)

@@ -111,7 +111,7 @@ class Manifest:
                 files=files,
                 **raw,
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"not a manifest: {error}") from error
 
 
@@ -135,7 +135,10 @@ def map_slices(store: Store, directory: str, names: Sequence[str]) -> SliceMap:
     for name in names:
         path = f"{directory}/{name}"
         for text, entry in read_header(store, path).items():
-            key = SliceKey.decode(text)
+            try:
+                key = SliceKey.decode(text)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {error}") from error
             piece = SlicePiece(key.start, entry.numel, path, entry.offset)
             found.setdefault((key.param, key.kind), []).append(piece)
     for pieces in found.values():
@@ -169,18 +172,35 @@ def verify_files(store: Store, manifest: Manifest) -> None:
     for file in manifest.files:
         path = f"{manifest.directory}/{file.name}"
         try:
+            size = store.size(path)
+            if size != file.num_bytes:
+                raise CheckpointError(f"{path} is damaged: {size} bytes, the manifest says {file.num_bytes}")
             found = hash_file(store, path, file.num_bytes)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         if found != file.xxh3:
             raise CheckpointError(f"{path} is damaged: xxh3 {found}, the manifest says {file.xxh3}")
 
 
-def read_manifests(store: Store) -> Iterator[Manifest]:
-    """Yields every readable manifest of a run, whatever its lineage; an unreadable one is passed over."""
+def read_manifests(store: Store, problems: list[str] | None = None) -> Iterator[Manifest]:
+    """Yields every readable manifest of a run, whatever its lineage.
+
+    Args:
+        store: The run directory.
+        problems: Gets a line for each manifest that cannot be read, or that lies in another's folder.
+    """
     for name in store.list("checkpoints"):
-        if PurePosixPath(name).name == MANIFEST:
-            try:
-                yield Manifest.decode(store.read(name))
-            except (CheckpointError, FileNotFoundError):
-                continue
+        if PurePosixPath(name).name != MANIFEST:
+            continue
+        try:
+            manifest = Manifest.decode(store.read(name))
+            if name != f"{manifest.directory}/{MANIFEST}":
+                raise CheckpointError(f"it belongs to {manifest.directory}")
+            yield manifest
+        except FileNotFoundError:
+            continue  # retention was quicker
+        except (CheckpointError, OSError) as error:
+            if problems is not None:
+                problems.append(f"{name}: {error}")

@@ -47,8 +47,10 @@ class SliceReader:
         parts = []
         position, end = key.start, key.start + count
         for piece in self._slices.get((key.param, key.kind), []):
-            if piece.start + piece.count <= position or piece.start >= end:
+            if piece.start + piece.count <= position:
                 continue
+            if piece.start > position or position == end:
+                break  # a gap, or done
             first = position - piece.start
             length = min(piece.count - first, end - position)
             parts.append(self._store.read_range(piece.file, piece.offset + 4 * first, 4 * length))

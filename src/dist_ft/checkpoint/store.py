@@ -6,11 +6,12 @@ cannot do this is refused. Local (and shared) file systems now; object stores fi
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from dist_ft.errors import CheckpointError
 
@@ -28,6 +29,10 @@ class Store(Protocol):
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
         """Returns `count` bytes from `start`. Raises FileNotFoundError, or CheckpointError when cut short."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Returns the bytes of an object. Raises FileNotFoundError."""
         ...
 
     def list(self, prefix: str) -> list[str]:
@@ -57,7 +62,9 @@ class LocalStore:
                 os.fsync(file.fileno())
             os.link(temporary, path)
         except FileExistsError:
-            return False
+            # NFS may have lost the answer to a link that was made, and asked again.
+            if not path.samefile(temporary):
+                return False
         finally:
             temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
@@ -65,15 +72,23 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         """See `Store`."""
-        return self._path(name).read_bytes()
+        with self._open(name) as file:
+            return file.read()
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
         """See `Store`."""
-        with self._path(name).open("rb") as file:
-            data = os.pread(file.fileno(), count, start)
+        data = bytearray()
+        with self._open(name) as file:
+            # One call reads 2 GiB at most, and may read less.
+            while len(data) < count and (part := os.pread(file.fileno(), count - len(data), start + len(data))):
+                data += part
         if len(data) != count:
             raise CheckpointError(f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}")
-        return data
+        return bytes(data)
+
+    def size(self, name: str) -> int:
+        """See `Store`."""
+        return self._path(name).lstat().st_size
 
     def list(self, prefix: str) -> list[str]:
         """See `Store`."""
@@ -91,10 +106,22 @@ class LocalStore:
     def delete(self, prefix: str) -> None:
         """See `Store`. Renamed first, so that nobody sees a half deleted folder."""
         base = self._path(prefix)
+        if base == self._path(""):
+            raise CheckpointError(f"{prefix!r} is the whole of {self.root}; name a folder in it")
         if base.exists():
             doomed = base.with_name(f".deleted-{base.name}.{uuid.uuid4().hex[:8]}")
             base.rename(doomed)
             shutil.rmtree(doomed)
+
+    def _open(self, name: str) -> BinaryIO:
+        """A link is refused: it could lead anywhere."""
+        path = self._path(name)
+        try:
+            return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CheckpointError(f"{path} is a link, expected a file") from error
+            raise
 
     def _path(self, name: str) -> Path:
         path = self.root / name

@@ -110,7 +110,7 @@ def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
             for key, value in raw.items()
             if key != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
 
 

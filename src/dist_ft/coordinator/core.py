@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dist_ft.checkpoint.lineage import committed, take_attempt
+from dist_ft.checkpoint.lineage import committed, newest_number, take_attempt, unfinished
 from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.checkpoint.retention import surplus
 from dist_ft.checkpoint.store import LocalStore
@@ -21,7 +22,7 @@ from dist_ft.coordinator.ledger import Ledger
 from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import RankView, find_stalled
-from dist_ft.errors import CheckpointError, StaleAttemptError, StalledError
+from dist_ft.errors import CheckpointError, StaleAttemptError, StalledError, from_exception
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -126,6 +127,7 @@ class Coordinator:
         self._evals = JsonlWriter(run_dir.evals)
         self._prepared = prepared
         self._stop = False
+        self._is_superseded = False
         self._group = GroupState.start(0, 0.0)
         self._last_row: dict[str, Any] | None = None
         self._last_eval: dict[str, Any] | None = None
@@ -194,6 +196,8 @@ class Coordinator:
         Args:
             now: Monotonic time in seconds.
         """
+        with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
+            self._check_newest()
         if self._run_dir.stop_request.exists():
             self.request_stop("dist-ft stop")
         waiting = [view for rank, view in self._group.ranks.items() if rank not in self._group.done]
@@ -250,9 +254,40 @@ class Coordinator:
         self._evals.close()
         self._ledger.close()
 
+    def _check_newest(self) -> None:
+        """Gives up the books when a newer attempt exists: another driver has taken over the run.
+
+        Raises:
+            StaleAttemptError: It does.
+        """
+        newest = newest_number(self._store)
+        if self._group.world_size and newest > self._record.attempt:
+            error = StaleAttemptError(
+                f"attempt {newest} of this run has begun elsewhere; attempt {self._record.attempt} writes nothing more"
+            )
+            if not self._is_superseded:
+                self._is_superseded = True
+                self._group.abort = str(error)
+                self._group.failures.append({"rank": 0, "is_death": True, **error.to_dict()})
+            raise error
+
+    def _clean_up(self) -> None:
+        """Deletes surplus checkpoints, and what dead attempts left half written. Never disturbs the run."""
+        try:
+            for old in surplus(committed(self._store), self._config.checkpoint.keep_last):
+                self._store.delete(old.directory)
+            for folder in unfinished(self._store):
+                if not folder.endswith(f"-a{self._record.attempt:04d}"):
+                    self._store.delete(folder)
+        except OSError as error:
+            logger.warning("old checkpoints stay for now: %s", error)
+
     def _newest_whole(self) -> Manifest | None:
-        damages = []
-        for manifest in newest_first(committed(self._store)):
+        damages: list[str] = []
+        found = committed(self._store, damages)
+        for damage in damages:
+            self._ledger.add("checkpoint_damaged", step=None, error=damage)
+        for manifest in newest_first(found):
             try:
                 verify_files(self._store, manifest)
             except CheckpointError as error:
@@ -289,7 +324,10 @@ class Coordinator:
 
     def _on_step(self, rank: int, message: StepDone) -> None:
         row = message.row
-        self._seen(rank, None, row["step"])
+        self._check_newest()
+        # The all-reduce at the end of a step proves that every rank got there.
+        for every in self._group.ranks:
+            self._seen(every, None, row["step"])
         if row["step"] <= self._group.last_step:
             return
         self._group.last_step = row["step"]
@@ -309,16 +347,16 @@ class Coordinator:
         if not staging.is_whole(self._group.world_size):
             return
         del self._group.staging[message.step]
+        self._check_newest()
         try:
             manifest = commit(self._store, self._record.run_id, self._record.attempt, self._record.wandb_id, staging)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             self._group.abort = str(error)
-            self._fail(rank, error.to_dict())
+            self._fail(rank, from_exception(error))
             return
         self._group.committed_step = manifest.step
         self._ledger.add("commit", step=manifest.step, attempt=manifest.attempt)
-        for old in surplus(committed(self._store), self._config.checkpoint.keep_last):
-            self._store.delete(old.directory)
+        self._clean_up()
 
     def _on_done(self, rank: int, message: RankDone) -> None:
         self._group.done[rank] = message.outcome
@@ -332,6 +370,8 @@ class Coordinator:
         self._ledger.add("rank_failed", rank=rank, step=self._record.step, **error)
 
     def _write_record(self) -> None:
+        if self._is_superseded:
+            return
         self._written_at = time.monotonic()
         write_json(self._run_dir.run_json, asdict(self._record))
 

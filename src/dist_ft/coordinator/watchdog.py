@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PHASES = ("start", "load", "first_step", "step", "evaluate", "save", "drain")
+PHASES = ("start", "load", "evaluate", "save", "first_step", "step", "drain")
+"""In the order in which a rank goes through them after the same number of steps."""
 LIMITS_S = {"start": 600.0, "load": 3600.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0,
             "save": 3600.0, "drain": 3600.0}  # fmt: skip
 
@@ -32,8 +33,9 @@ class RankView:
 
 
 def find_stalled(views: Iterable[RankView], now: float) -> RankView | None:
-    """Returns the rank that holds the others up, when any rank is over the limit of its phase."""
-    ranks = list(views)
-    if not any(now - view.since > LIMITS_S[view.phase] for view in ranks):
-        return None
-    return min(ranks, key=lambda view: (view.step, PHASES.index(view.phase), view.since))
+    """Returns the rank that is furthest behind, when it is over the limit of its own phase.
+
+    The others wait for it; how long a wait may last is the limit of what they wait for.
+    """
+    last = min(views, key=lambda view: (view.step, PHASES.index(view.phase), view.since), default=None)
+    return last if last is not None and now - last.since > LIMITS_S[last.phase] else None

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import nn
 
 from dist_ft.config import Config
+from dist_ft.config.schema import MethodConfig
 from dist_ft.errors import ConfigError
 
 ADAPTER = "default"
@@ -40,16 +42,45 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
     torch.manual_seed(config.run.seed)
     try:
         if config.method.init_from is not None:
-            return PeftModel.from_pretrained(
-                model, config.method.init_from, is_trainable=True, autocast_adapter_dtype=False
-            )
+            return _load_start(model, config.method)
+        _check_targets(model, config)
         return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
         key = "init_from" if config.method.init_from is not None else "target_modules"
         value = config.method.init_from or config.method.target_modules
         raise ConfigError(f"method.{key}={value} does not fit {config.model.name}: {error}") from error
     finally:
         torch.random.set_rng_state(state)
+
+
+def _load_start(model: nn.Module, method: MethodConfig) -> Any:
+    assert method.init_from is not None
+    stored = PeftConfig.from_pretrained(method.init_from)
+    for key in ("r", "lora_alpha"):
+        mine, theirs = getattr(method, key), getattr(stored, key, None)
+        if mine != theirs:
+            raise ConfigError(
+                f"method.{key}={mine}, but the adapter in method.init_from={method.init_from} has {key}={theirs}; "
+                f"set method.{key}={theirs}"
+            )
+    return PeftModel.from_pretrained(model, method.init_from, is_trainable=True, autocast_adapter_dtype=False)
+
+
+def _check_targets(model: nn.Module, config: Config) -> None:
+    """PEFT is content when one name of the list matches; a typo in another would train less than asked."""
+    method = config.method
+    if isinstance(method.target_modules, str):
+        return
+    modules = [name for name, _ in model.named_modules()]
+    for target in method.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            leaves = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+            raise ConfigError(
+                f"method.target_modules={method.target_modules}: {target} is no module of {config.model.name}; "
+                f"its linear ones are {', '.join(leaves)}"
+            )
 
 
 def export_names(model: nn.Module) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import xxhash
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dist_ft.config import Config
@@ -58,15 +59,22 @@ def load_model(config: Config) -> torch.nn.Module:
     """
     path = model_dir(config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, config.model.torch_dtype),
             attn_implementation=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model.name={config.model.name}: cannot load {path}: {error}") from error
+    # transformers fills what is missing with random numbers and a warning.
+    if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+        raise ModelError(
+            f"model.name={config.model.name}: {len(lacking)} tensors are missing in {path} or of another shape, "
+            f"the first is {lacking[0]}; restore the model"
+        )
     return model
 
 

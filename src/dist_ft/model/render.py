@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from dist_ft.errors import DataError
 from dist_ft.stream.pack import Sample
 
 Message = dict[str, Any]
+
+_NO_ANSWER = "\u2063"
+"""An invisible separator, with which no answer begins."""
 
 
 class Renderer:
@@ -61,7 +62,7 @@ class Renderer:
             rendered = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it can raise anything
             roles = [message["role"] for message in messages]
             raise DataError(f"the chat template refuses turns {roles}: {error}") from error
         return str(rendered)
@@ -71,9 +72,14 @@ class Renderer:
         until = self.text(messages[: answer + 1])
         if not whole.startswith(until):
             return None
-        before = self.text(messages[:answer], add_generation_prompt=True) if answer else ""
-        # A generation prompt may hold more than the template writes for a finished turn (an empty <think>).
-        start = _common_length(before, until)
+        before = self.text(messages[:answer], add_generation_prompt=True) if answer else None
+        if before is not None and until.startswith(before):
+            start = len(before)
+        else:
+            # The prompt holds more than the template writes for a finished turn (an empty <think>), or nothing
+            # stands before the answer: another answer in its place shows where answers begin.
+            other = [*messages[:answer], {**messages[answer], "content": _NO_ANSWER}]
+            start = _common_length(until, self.text(other))
         # The newline after the end-of-turn token is the template's, not the model's.
         return start, len(until.rstrip())
 

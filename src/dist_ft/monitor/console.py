@@ -15,6 +15,7 @@ from rich.text import Text
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
+_METRIC_NAMES = {"eval_loss": "held-out loss", "exact_match": "exact match"}
 
 
 def format_duration(seconds: float) -> str:
@@ -38,7 +39,7 @@ def describe_event(entry: dict[str, Any]) -> str | None:
     if event == "stop_requested":
         return f"stopping after this step ({entry['reason']})"
     if event == "checkpoint_damaged":
-        return f"checkpoint of step {entry['step']} is damaged and passed over: {entry['error']}"
+        return f"a checkpoint is damaged and passed over: {entry['error']}"
     if event == "rank_failed":
         return f"rank {entry['rank']} failed after step {entry['step']}: {entry['message']}"
     if event == "settings_changed":
@@ -73,7 +74,9 @@ class Console:
         self._num_events = len(status["ledger"])
         if status["eval"] is not None and status["eval"] != self._last_eval:
             self._last_eval = status["eval"]
-            self.say(f"  held-out loss {status['eval']['eval_loss']:.4f} at step {status['eval']['step']}", "cyan")
+            values = {k: v for k, v in status["eval"].items() if k not in ("step", "attempt")}
+            shown = ", ".join(f"{_METRIC_NAMES.get(name, name)} {value:.4f}" for name, value in values.items())
+            self.say(f"  {shown} at step {status['eval']['step']}", "cyan")
         if not self._is_quiet:
             self._show(status)
 

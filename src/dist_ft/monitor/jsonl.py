@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ class JsonlWriter:
         self._file = path.open("ab")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes one row."""
-        self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+        """Writes one row; a number that is not finite becomes null, which is what JSON has for it."""
+        self._file.write(json.dumps(_strict(row), separators=(",", ":"), allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut_torn_line(path: Path) -> None:

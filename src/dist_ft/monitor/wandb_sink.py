@@ -86,9 +86,12 @@ class WandbSink:
         self._queue.put({"train/step": row["step"], **named})
 
     def log_eval(self, row: dict[str, Any]) -> None:
-        """Queues an evaluation."""
+        """Queues an evaluation. One that lies behind, such as the base model's, goes into the summary."""
         values = {f"eval/{key}": value for key, value in row.items() if key not in ("step", "attempt")}
-        self._queue.put({"train/step": row["step"], **values})
+        if row["step"] < self._sent_step:
+            self._queue.put({f"{key}/step-{row['step']}": value for key, value in values.items()})
+        else:
+            self._queue.put({"train/step": row["step"], **values})
 
     def close(self, state: str) -> None:
         """Sends what is queued and finishes the run, within 30 s."""
@@ -120,9 +123,13 @@ class WandbSink:
         while True:
             if isinstance(item, str):
                 run.summary["run/state"] = item
-                run.finish(exit_code=0 if item in ("completed", "stopped") else 1, quiet=True)
+                run.finish(exit_code=0 if item in ("completed", "stopped") else 1)
                 self._write_marker(pending[-1][1] if pending else None)
                 return
+            if "train/step" not in item:
+                run.summary.update(item)
+                item = self._queue.get()
+                continue
             run.log(item)
             pending.append((time.monotonic(), int(item["train/step"])))
             safe = [step for sent, step in pending if time.monotonic() - sent > _SAFE_AGE_S]

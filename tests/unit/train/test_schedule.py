@@ -70,7 +70,6 @@ def test_a_resume_goes_on_with_the_same_rates(kind: str) -> None:
         assert [learning_rate(config, PEAK, step, 40) for step in range(start, 40)] == whole[start:]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: schedule.py, ceil(0.07 * 100) is 8: the product is 7.000000000000001")
 @pytest.mark.parametrize(("ratio", "max_steps", "warmup"), [(0.07, 100, 7), (0.28, 100, 28), (0.14, 50, 7)])
 def test_the_warm_up_is_a_share_of_the_steps(ratio: float, max_steps: int, warmup: int) -> None:
     rates = _rates(max_steps, kind="linear", warmup_ratio=ratio)
