@@ -46,9 +46,14 @@ CULPRITS: dict[str, tuple[list[RankView], int]] = {
         [_view(0, "step", 41, 3000), _view(1, "step", 40, 2000)],
         1,
     ),
-    "a phase behind": ([_view(0, "save", 40, 4000), _view(1, "evaluate", 40, 4000)], 1),
+    "a phase behind": ([_view(0, "save", 40, 8000), _view(1, "evaluate", 40, 8000)], 1),
+    "in a save that the others have behind them": ([_view(0, "step", 40, 4000), _view(1, "save", 40, 4000)], 1),
+    "in an evaluation that the others have behind them": (
+        [_view(0, "step", 40, 8000), _view(1, "evaluate", 40, 8000)],
+        1,
+    ),
     "still loading while the others wait for it": (
-        [_view(0, "first_step", 0, _late("first_step")), _view(1, "load", 0, 2000)],
+        [_view(0, "first_step", 0, _late("first_step")), _view(1, "load", 0, _late("load"))],
         1,
     ),
     "never started": ([_view(0, "load", 0, 10), _view(1, "start", 0, _late("start"))], 1),
@@ -66,3 +71,9 @@ def test_the_one_behind_is_named(case: str) -> None:
         found = find_stalled(order, NOW)
         assert found is not None
         assert found.rank == culprit
+
+
+@pytest.mark.parametrize("phase", ["save", "evaluate", "load"])
+def test_a_wait_may_last_as_long_as_what_is_waited_for(phase: str) -> None:
+    views = [_view(0, "step", 40, LIMITS_S["step"] + 100), _view(1, phase, 40, LIMITS_S[phase] - 100)]
+    assert find_stalled(views, NOW) is None

@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Training speed of dist-ft against a bare PyTorch loop on the embedded 135M model, on this machine.
+
+    python benchmarks/training.py [--rounds 3] [--cases lora,full-1] [--json FILE]
+
+Both sides do the same work: the same rows in the same micro batches, bfloat16 weights, float32 masters and
+gradient accumulation, clipping, AdamW, output layer on trained tokens only, the same number of threads, one
+worker. The bare side is plain torch, transformers and peft. Sides alternate, each round in a process of its
+own; what is compared are medians over all steps but the first of each process.
+
+Cases: `lora` (16 rows, about 1,050 tokens a step), `full-N` (64 rows, about 4,200 tokens a step, ZeRO stage N),
+`reporting` (what a metrics row costs the rank, and the coordinator with W&B offline).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = {"lora": 6, "full": 3}
+MICRO_BATCH = 8
+
+
+def make_config(case: str, directory: str) -> Any:
+    """Returns the run config of a case."""
+    from dist_ft.config import config_from_dict
+
+    kind, _, stage = case.partition("-")
+    return config_from_dict(
+        {
+            "run": {"name": case, "output_dir": directory},
+            "model": {"name": "smollm2-135m-instruct", "dtype": "bfloat16"},
+            "method": {"kind": kind},
+            "data": {"train": [{"source": "embedded:orders/train"}], "seq_len": 128, "packing": False},
+            "train": {
+                "global_batch_size": 16 if kind == "lora" else 64,
+                "micro_batch_size": MICRO_BATCH,
+                "max_steps": STEPS[kind],
+            },
+            "optimizer": {"lr": 1e-4},
+            "schedule": {"kind": "constant", "warmup_ratio": 0.0},  # as the bare loop: the losses must agree
+            "zero": {"stage": int(stage or 2)},
+            "monitor": {"wandb": "disabled"},
+        }
+    )
+
+
+def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
+    """One process of the dist-ft side: the rank's own build and loop, without supervisor."""
+    import torch
+
+    from dist_ft.messages import AttemptSpec, RankSpec
+    from dist_ft.tasks import prepare
+    from dist_ft.train.build import build_rank
+    from dist_ft.train.loop import run_loop
+    from dist_ft.zero.engine import init_process_group, open_store
+
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    config = make_config(case, directory)
+    prepared = prepare.run(config.model_dump(mode="json"))
+    attempt = AttemptSpec(
+        run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config.model_dump(mode="json"),
+        splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
+        max_steps=prepared["max_steps"], num_positions=prepared["num_positions"],
+        start_checkpoint=None, on_gpu=False, wandb_id=None,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)
+    rows: list[dict[str, Any]] = []
+
+    class Collect:
+        def send(self, message: Any) -> None:
+            if message.kind == "step_done":
+                rows.append(message.row)
+
+        def should_stop(self) -> bool:
+            return False
+
+        def wait_committed(self, step: int) -> None:
+            pass
+
+    run_loop(build_rank(RankSpec(attempt, 0, 1, 0, "127.0.0.1", threads)), Collect())
+    return {"step_s": [r["step_s"] for r in rows], "tokens": [r["tokens"] for r in rows], "loss": rows[-1]["loss"]}
+
+
+def run_bare(case: str, directory: str) -> dict[str, Any]:
+    """One process of the bare side. Batches are made first; the loop is plain torch."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn import functional as F
+    from transformers import AutoModelForCausalLM
+
+    from dist_ft.model.embedded import materialise
+    from dist_ft.stream.cache import PreparedSplit
+    from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.tasks import prepare
+
+    config = make_config(case, directory)
+    prepared = prepare.run(config.model_dump(mode="json"))
+    shards = [PreparedSplit.from_dict(split).open() for split in prepared["splits"]]
+    loader = TrainLoader(
+        build_order(shards, None, 0),
+        shards,
+        RankLayout(0, 1, MICRO_BATCH),
+        config.train.global_batch_size,
+        prepared["num_positions"],
+    )
+    batches = [loader.step(step) for step in range(prepared["max_steps"])]
+
+    model = AutoModelForCausalLM.from_pretrained(materialise("smollm2-135m-instruct"), dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    if config.method.kind == "lora":
+        adapter = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+        model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+    model.train()
+    inner = model.get_base_model() if config.method.kind == "lora" else model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    masters = [p.detach().float().clone() for p in trained]
+    optimizer = torch.optim.AdamW(masters, lr=1e-4, weight_decay=0.0)
+    seconds = []
+    loss = 0.0
+    for batch in batches:
+        began = time.perf_counter()
+        total = 0.0
+        for micro in batch.micro_batches:
+            ids, targets = torch.from_numpy(micro.input_ids), torch.from_numpy(micro.targets)
+            keep = targets != -100
+            hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[keep]
+            loss_sum = F.cross_entropy(inner.lm_head(hidden).float(), targets[keep], reduction="sum")
+            (loss_sum / batch.num_trained_tokens).backward()
+            total += loss_sum.item()
+            for master, parameter in zip(masters, trained, strict=True):
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for master, parameter in zip(masters, trained, strict=True):
+                parameter.copy_(master)
+        seconds.append(time.perf_counter() - began)
+        loss = total / batch.num_trained_tokens
+    return {"step_s": seconds, "tokens": [b.num_tokens for b in batches], "loss": loss}
+
+
+def run_reporting(directory: str) -> dict[str, Any]:
+    """What one metrics row costs: the rank's `send`, and the coordinator with a W&B run (offline)."""
+    import queue
+
+    from dist_ft.coordinator.core import Coordinator, Prepared
+    from dist_ft.coordinator.state import RunRecord
+    from dist_ft.messages import Envelope, StepDone
+    from dist_ft.monitor.wandb_sink import WandbSink
+    from dist_ft.rundir import RunDir
+
+    place = RunDir(Path(tempfile.mkdtemp(dir=directory)))
+    config = make_config("lora", directory)
+    sink = WandbSink("bench", "bench", "bench", "offline", place.path, {})
+    prepared = Prepared([], None, {}, 10_000, 10_000)
+    coordinator = Coordinator(config, place, RunRecord("lora", max_steps=10_000), prepared, [sink])
+    attempt = coordinator.open_attempt(1).attempt
+    names = ["epoch", "position", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "step_s", "world_size"]
+    outbox: queue.Queue[Any] = queue.Queue()
+    send_s, handle_s = [], []
+    for step in range(1, 501):
+        row = {"step": step, "attempt": attempt, "digest": "0" * 16, **dict.fromkeys(names, 1.0)}
+        began = time.perf_counter()
+        outbox.put(StepDone(row))  # what SocketLink.send does
+        send_s.append(time.perf_counter() - began)
+        envelope = Envelope("lora", attempt, 0, outbox.get()).to_dict()
+        began = time.perf_counter()
+        coordinator.handle(Envelope.from_dict(envelope))
+        handle_s.append(time.perf_counter() - began)
+    coordinator.finish("failed", {})
+    return {"send_s": statistics.median(send_s), "handle_s": statistics.median(handle_s)}
+
+
+def in_process(side: str, case: str, directory: str) -> dict[str, Any]:
+    """Runs one side in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--cases", case, "--directory", directory]
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(case: str, rounds: int, directory: str) -> dict[str, Any]:
+    """Alternates the sides and returns medians and the ratio of speeds."""
+    seconds: dict[str, list[float]] = {"bare": [], "dist-ft": []}
+    losses = {}
+    tokens: list[int] = []
+    for number in range(rounds):
+        for side in ("bare", "dist-ft") if number % 2 == 0 else ("dist-ft", "bare"):
+            found = in_process(side, case, directory)
+            seconds[side] += found["step_s"][1:]
+            losses[side] = found["loss"]
+            tokens = found["tokens"][1:]
+    per_step = statistics.mean(tokens)
+    speed = {side: per_step / statistics.median(values) for side, values in seconds.items()}
+    return {
+        "case": case,
+        "tokens_per_step": round(per_step),
+        "bare_tokens_per_s": round(speed["bare"], 1),
+        "dist_ft_tokens_per_s": round(speed["dist-ft"], 1),
+        "ratio": round(speed["dist-ft"] / speed["bare"], 3),
+        "last_loss": {side: round(loss, 4) for side, loss in losses.items()},
+    }
+
+
+def main() -> None:
+    """Runs the cases and prints a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", default="reporting,lora,full-1,full-2,full-3")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--side", choices=["bare", "dist-ft"], help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side is not None:
+        side = run_bare if options.side == "bare" else run_dist_ft
+        print(json.dumps(side(options.cases, options.directory)))
+        return
+    results = []
+    with tempfile.TemporaryDirectory(prefix="dist-ft-bench-") as directory:
+        for case in options.cases.split(","):
+            if case == "reporting":
+                result = {"case": case, **run_reporting(directory)}
+            else:
+                result = compare(case, options.rounds, directory)
+            print(json.dumps(result), flush=True)
+            results.append(result)
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
