@@ -62,14 +62,14 @@ class _Direct:
             return reply.to_dict()
 
 
-def run_group(config: Config, starter: str, on_message: Any = None, world_size: int | None = None) -> Group:
-    """Prepares, runs one attempt at `cluster.num_workers` (or `world_size`), and closes the books."""
+def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool = False) -> Group:
+    """Prepares, runs one attempt at `cluster.num_workers`, and closes the books."""
     run_dir = RunDir(Path(config.run.output_dir) / config.run.name)
     prepared = Prepared(**run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
     attempt = read_json(run_dir.run_json)["attempt"] if run_dir.run_json.exists() else 0
     record = RunRecord(config.run.name, attempt=attempt, max_steps=prepared.max_steps)
-    coordinator = Coordinator(config, run_dir, record, prepared)
-    size = world_size or config.cluster.max_workers
+    coordinator = Coordinator(config, run_dir, record, prepared, on_gpu=on_gpu)
+    size = config.cluster.max_workers
     spec = coordinator.open_attempt(size)
     client = _Direct(coordinator, on_message)
     group = Group(run_dir, coordinator)
@@ -77,7 +77,8 @@ def run_group(config: Config, starter: str, on_message: Any = None, world_size: 
     def work(rank: int) -> None:
         try:
             # As many ranks "on the node" as cores, so that each computes on one thread, as in CI.
-            supervise(spec, Seat(rank, size, rank, max(size, 2), "127.0.0.1"), client, starter)
+            gpu_ids = (str(rank),) if on_gpu else ()
+            supervise(spec, Seat(rank, size, rank, max(size, 2), "127.0.0.1", gpu_ids), client, starter)
         except BaseException as error:
             group.errors[rank] = error
 

@@ -65,6 +65,7 @@ def run(
         difference = _check(parsed, manifest, scratch, out_dtype)
         if merge and parsed.method.kind == "lora":
             _merge(parsed, scratch, out_dtype)
+            difference = max(difference, _check(parsed, manifest, scratch, out_dtype))
         _write_sidecars(parsed, RunDir(Path(run_dir)), manifest, scratch, merge)
         scratch.rename(target)
     finally:
@@ -95,7 +96,7 @@ def _write_weights(config: Config, store: LocalStore, manifest: Manifest, direct
 
 
 def _load_export(config: Config, directory: Path, dtype: str) -> Any:
-    if config.method.kind == "lora":
+    if (directory / "adapter_config.json").is_file():
         return load_adapter(load_model(config), directory)
     here = {**config.model.model_dump(), "name": str(directory), "revision": None, "dtype": dtype}
     return load_model(config.model_copy(update={"model": config.model.model_copy(update=here)}))
