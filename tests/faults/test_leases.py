@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.helpers.configs import tiny_config
-from tests.helpers.group import run_group
-
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.orchestrate.processes import Child, ForkServer
+from tests.helpers.configs import tiny_config
+from tests.helpers.group import run_group
 
 
 def is_alive(pid: int) -> bool:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
-from tests.helpers.configs import tiny_config
-from tests.helpers.group import Group, run_group
 
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.rundir import last_rows
+from tests.helpers.configs import tiny_config
+from tests.helpers.group import Group, run_group
 
 
 def final_weights(group: Group, tmp_path: Path) -> dict:
