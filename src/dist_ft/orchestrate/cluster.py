@@ -28,11 +28,13 @@ class ClusterInfo:
     Attributes:
         on_gpu: Whether workers get GPUs.
         resources: Ray resources of one worker.
+        num_workers: Size to start with: as many of `cluster.num_workers` as the cluster could hold.
         warnings: Lines for the user.
     """
 
     on_gpu: bool
     resources: dict[str, float]
+    num_workers: int
     warnings: tuple[str, ...] = ()
 
 
@@ -99,17 +101,19 @@ def _check_capacity(config: Config) -> ClusterInfo:
     on_gpu = total.get("GPU", 0) > 0
     resources = config.cluster.resources_per_worker or ({"GPU": 1.0, "CPU": 1.0} if on_gpu else {"CPU": 1.0})
     wanted = config.cluster.min_workers
+    possible = config.cluster.max_workers
     for name, amount in resources.items():
         if amount * wanted > total.get(name, 0):
             raise CapacityError(
                 f"cluster.num_workers={config.cluster.num_workers} needs {amount * wanted:g} {name}, the cluster has "
                 f"{total.get(name, 0):g}; lower it, or add machines"
             )
+        possible = min(possible, int(total[name] / amount)) if amount else possible
     on_gpu = resources.get("GPU", 0) > 0
     cores = num_cores()
-    crowded = config.cluster.address is None and not on_gpu and config.cluster.max_workers > cores
-    warning = f"{config.cluster.max_workers} workers share {cores} cores; this is for trying out, not for speed"
-    return ClusterInfo(on_gpu, resources, (warning,) if crowded else ())
+    crowded = config.cluster.address is None and not on_gpu and possible > cores
+    warning = f"{possible} workers share {cores} cores; this is for trying out, not for speed"
+    return ClusterInfo(on_gpu, resources, possible, (warning,) if crowded else ())
 
 
 @ray.remote(num_cpus=0)

@@ -32,7 +32,7 @@ from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import DistFtError, StartTimeoutError
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
-from dist_ft.orchestrate.cluster import connect, start_starters
+from dist_ft.orchestrate.cluster import ClusterInfo, connect, start_starters
 from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
@@ -126,9 +126,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         timeline.mark("ray")
         for line in cluster.warnings:
             console.say(f"  {line}", "yellow")
-        return _Driver(config, run_dir, console, timeline, server, cluster.on_gpu).run(
-            preparing, cluster.resources, stack
-        )
+        return _Driver(config, run_dir, console, timeline, server, cluster).run(preparing, stack)
 
 
 def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
@@ -157,22 +155,21 @@ class _Driver:
         console: Console,
         timeline: Timeline,
         server: ForkServer,
-        on_gpu: bool,
+        cluster: ClusterInfo,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._console = console
         self._timeline = timeline
         self._server = server
-        self._on_gpu = on_gpu
+        self._cluster = cluster
+        self._on_gpu = cluster.on_gpu
         self._stop_signal: str | None = None
         self._starters: dict[str, str] = {}
         self._actor: Any = None
         self._has_stopped = False
 
-    def run(
-        self, preparing: Future[dict[str, Any]], resources: dict[str, float], stack: contextlib.ExitStack
-    ) -> RunResult:
+    def run(self, preparing: Future[dict[str, Any]], stack: contextlib.ExitStack) -> RunResult:
         """Starts the group while the preparation is at work, and sees the run through."""
         name = f"coordinator-{uuid.uuid4().hex[:8]}"
         remote_class: Any = CoordinatorActor
@@ -185,7 +182,12 @@ class _Driver:
             "starters": self._starters,
             "on_gpu": self._on_gpu,
         }
-        trainer = make_trainer(self._config, resources=resources, loop_config=loop_config)
+        trainer = make_trainer(
+            self._config,
+            num_workers=self._cluster.num_workers,
+            resources=self._cluster.resources,
+            loop_config=loop_config,
+        )
         group = _in_thread(trainer.fit)
         stack.enter_context(self._signals())
         prepared = preparing.result()
@@ -205,6 +207,9 @@ class _Driver:
             state = "failed"
         except DistFtError as failure:
             error, state = failure.to_dict(), "failed"
+        except ray.exceptions.RayActorError as failure:
+            lost = errors.WorkerCrashError(f"the coordinator died: {failure}; continue with --resume")
+            return RunResult(str(self._run_dir.path), "failed", error=lost.to_dict())
         self._console.close()
         ray.get(self._actor.finish.remote(state, _persistent(result), error), timeout=60)
         record = read_json(self._run_dir.run_json)
@@ -384,7 +389,7 @@ def _not_started(config: Config) -> StartTimeoutError:
     free, total = ray.available_resources(), ray.cluster_resources()
     shown = ", ".join(f"{free.get(k, 0):g} of {total[k]:g} {k}" for k in ("GPU", "CPU") if k in total)
     return StartTimeoutError(
-        f"{config.cluster.max_workers} workers did not start within cluster.start_timeout_s="
+        f"cluster.num_workers={config.cluster.num_workers}: they did not start within cluster.start_timeout_s="
         f"{config.cluster.start_timeout_s:g}; free now: {shown}"
     )
 

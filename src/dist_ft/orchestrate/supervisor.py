@@ -17,6 +17,7 @@ from dist_ft.orchestrate.network import interface_of
 from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit
 
 _HEARTBEAT_S = 0.25
+_HEARTBEATS_PER_S = 1000  # of all workers together, which one actor answers easily
 
 
 class CoordinatorClient(Protocol):
@@ -75,10 +76,11 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
         StaleAttemptError: A newer attempt has begun; the rank is ended.
     """
     child = Child(starter, {"entry": "rank", "spec": make_rank_spec(attempt, seat).to_dict()})
+    heartbeat_s = max(_HEARTBEAT_S, seat.world_size / _HEARTBEATS_PER_S)
     last: Message | None = None
     try:
         while not child.is_closed:
-            messages = child.receive(_HEARTBEAT_S)
+            messages = child.receive(heartbeat_s)
             if not messages and not child.is_closed and isinstance(last, RankDone | RankFailed):
                 continue  # it has said its last word and is on its way out
             for data in messages or [{"kind": Heartbeat.kind, "body": {}}]:

@@ -93,10 +93,12 @@ class ElasticTrainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-def make_trainer(config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]) -> ElasticTrainer:
+def make_trainer(
+    config: Config, *, num_workers: int, resources: dict[str, float], loop_config: dict[str, Any]
+) -> ElasticTrainer:
     """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
     scaling = ray.train.ScalingConfig(
-        num_workers=config.cluster.max_workers,
+        num_workers=num_workers,
         use_gpu=resources.get("GPU", 0) > 0,
         resources_per_worker=resources,
         placement_strategy="PACK",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def _write_weights(config: Config, store: LocalStore, manifest: Manifest, direct
         odd = sorted(expected ^ found)[0]
         raise ExportError(f"the checkpoint's tensors are not the model's: {odd[0]} {list(odd[1])} is on one side only")
     stem = "adapter_model" if is_adapter else "model"
-    consolidate(store, manifest, directory, stem=stem, dtype=dtype, max_shard_bytes=_MAX_SHARD_BYTES)
+    # PEFT reads an adapter from one file.
+    limit = sys.maxsize if is_adapter else _MAX_SHARD_BYTES
+    consolidate(store, manifest, directory, stem=stem, dtype=dtype, max_shard_bytes=limit)
     if is_adapter:
         save_adapter_config(model, config, directory)
     else:
