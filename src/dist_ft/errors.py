@@ -54,6 +54,10 @@ class ExportError(DistFtError):
     """An exported model that failed its checks."""
 
 
+class DivergedError(DistFtError):
+    """A loss or gradient norm that is not finite; the same steps would give it again."""
+
+
 class StaleAttemptError(DistFtError):
     """A message from an attempt that is no longer the current one."""
 

@@ -40,7 +40,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
             "cluster": {"num_workers": 2},
         }
     )
-    return make_trainer(config, resources={"CPU": 1.0}, loop_config={})
+    return make_trainer(config, num_workers=2, resources={"CPU": 1.0}, loop_config={})
 
 
 def _types(callbacks: list[Any]) -> set[type]:

@@ -41,7 +41,7 @@ def test_creating_a_name_twice_says_no_and_changes_nothing(store: Store) -> None
     assert store.create_exclusive("a/b", b"first")
     assert not store.create_exclusive("a/b", b"second, and longer")
     assert store.read("a/b") == b"first"
-    assert store.list("a") == ["a/b"]
+    assert store.names("a") == ["a/b"]
 
 
 def test_of_many_threads_one_creates_a_name(store: Store) -> None:
@@ -55,7 +55,7 @@ def test_of_many_threads_one_creates_a_name(store: Store) -> None:
         won = list(pool.map(create, range(16)))
     assert won.count(True) == 1
     assert store.read("attempts/0001.json") == b"%d" % won.index(True)
-    assert store.list("attempts") == ["attempts/0001.json"]
+    assert store.names("attempts") == ["attempts/0001.json"]
 
 
 _RACER = """
@@ -118,7 +118,7 @@ def test_a_write_that_fails_leaves_nothing(store: Store, monkeypatch: pytest.Mon
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(OSError, match="no space"):
             store.create_exclusive("a/b", b"data")
-    assert store.list("") == []
+    assert store.names("") == []
     assert store.create_exclusive("a/b", b"later")
 
 
@@ -156,16 +156,16 @@ def test_a_range_is_whole_although_the_system_reads_less_at_a_time(
 def test_lists_are_sorted_and_go_below_a_folder(store: Store) -> None:
     for name in ("b/2", "b/10", "a", "b/c/1", "bb/1"):
         store.create_exclusive(name, b"")
-    assert store.list("b") == ["b/10", "b/2", "b/c/1"]
-    assert store.list("none") == []
-    assert store.list("") == ["a", "b/10", "b/2", "b/c/1", "bb/1"]
+    assert store.names("b") == ["b/10", "b/2", "b/c/1"]
+    assert store.names("none") == []
+    assert store.names("") == ["a", "b/10", "b/2", "b/c/1", "bb/1"]
 
 
 def test_lists_hide_what_a_killed_writer_leaves(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.create_exclusive("checkpoints/step-1/manifest.json", b"{}")
     (tmp_path / "checkpoints/step-1/.slices.safetensors.0a1b2c3d").write_bytes(b"half")
-    assert store.list("checkpoints") == ["checkpoints/step-1/manifest.json"]
+    assert store.names("checkpoints") == ["checkpoints/step-1/manifest.json"]
 
 
 def test_lists_hide_what_a_killed_delete_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,14 +179,14 @@ def test_lists_hide_what_a_killed_delete_leaves(tmp_path: Path, monkeypatch: pyt
         patch.setattr("shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             store.delete("checkpoints/step-1")
-    assert store.list("checkpoints") == []
+    assert store.names("checkpoints") == []
 
 
 def test_delete_takes_a_folder_and_nothing_else(store: Store) -> None:
     for name in ("c/1/x", "c/1/y/z", "c/10/x", "d"):
         store.create_exclusive(name, b"")
     store.delete("c/1")
-    assert store.list("") == ["c/10/x", "d"]
+    assert store.names("") == ["c/10/x", "d"]
     store.delete("c/1")  # again: nothing there, no error
     assert store.create_exclusive("c/1/x", b"anew")
 
@@ -202,7 +202,7 @@ OPERATIONS: dict[str, Callable[[Store, str], object]] = {
     "create": lambda store, name: store.create_exclusive(name, b"x"),
     "read": lambda store, name: store.read(name),
     "read_range": lambda store, name: store.read_range(name, 0, 1),
-    "list": lambda store, name: store.list(name),
+    "list": lambda store, name: store.names(name),
     "delete": lambda store, name: store.delete(name),
 }
 
@@ -221,7 +221,7 @@ def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
     store.create_exclusive("a", b"x")
     with pytest.raises(CheckpointError):
         store.delete(name)
-    assert store.list("") == ["a"]
+    assert store.names("") == ["a"]
 
 
 def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(

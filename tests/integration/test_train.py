@@ -136,7 +136,7 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 print(sum(p.numel() for p in model.parameters()), all(torch.isfinite(p).all() for p in model.parameters()))
 """
     done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["106944", "True"]
+    assert done.stdout.split() == ["107200", "True"]
     again = subprocess.run(
         [cli, "export", str(finished.path), "--to", str(target)], capture_output=True, text=True, check=False
     )

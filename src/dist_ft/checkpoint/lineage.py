@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
-from dist_ft.checkpoint.manifest import MANIFEST, Manifest, read_manifests
+from dist_ft.checkpoint.manifest import Manifest, read_manifests
 from dist_ft.checkpoint.store import Store
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.rundir import FORMAT_VERSION
@@ -52,7 +52,7 @@ def take_attempt(store: Store, start: Manifest | None) -> Attempt:
 
 def newest_number(store: Store) -> int:
     """Returns the highest attempt number taken; 0 before the first. Costs one listing."""
-    names = (PurePosixPath(name).stem for name in store.list("attempts"))
+    names = (PurePosixPath(name).stem for name in store.names("attempts"))
     return max((int(stem) for stem in names if stem.isdigit()), default=0)
 
 
@@ -63,7 +63,7 @@ def read_attempts(store: Store) -> list[Attempt]:
         CheckpointError: An attempt file cannot be read; which checkpoints count would be a guess.
     """
     attempts = []
-    for name in store.list("attempts"):
+    for name in store.names("attempts"):
         if not PurePosixPath(name).stem.isdigit():
             continue
         try:
@@ -79,15 +79,6 @@ def read_attempts(store: Store) -> list[Attempt]:
 def committed(store: Store, problems: list[str] | None = None) -> list[Manifest]:
     """Returns the checkpoints of a run that count, oldest first; `problems` as in `read_manifests`."""
     return follow(read_attempts(store), read_manifests(store, problems))
-
-
-def unfinished(store: Store) -> list[str]:
-    """Returns the checkpoint folders that hold files but no manifest: saves that never became checkpoints."""
-    folders: dict[str, bool] = {}
-    for name in store.list("checkpoints"):
-        folder = str(PurePosixPath(name).parent)
-        folders[folder] = folders.get(folder, False) or PurePosixPath(name).name == MANIFEST
-    return [folder for folder, has_manifest in folders.items() if not has_manifest]
 
 
 def follow(attempts: Sequence[Attempt], manifests: Iterable[Manifest]) -> list[Manifest]:

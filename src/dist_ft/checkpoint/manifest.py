@@ -191,7 +191,7 @@ def read_manifests(store: Store, problems: list[str] | None = None) -> Iterator[
         store: The run directory.
         problems: Gets a line for each manifest that cannot be read, or that lies in another's folder.
     """
-    for name in store.list("checkpoints"):
+    for name in store.names("checkpoints"):
         if PurePosixPath(name).name != MANIFEST:
             continue
         try:

@@ -1,13 +1,41 @@
-"""Which checkpoints may go: pure."""
+"""Which checkpoint folders may go: pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
 from dist_ft.checkpoint.manifest import Manifest
 
+_FOLDER = re.compile(r"step-\d+-a(\d+)$")
 
-def surplus(manifests: Sequence[Manifest], keep_last: int, pinned_steps: Sequence[int] = ()) -> list[Manifest]:
-    """Returns the checkpoints beyond the last `keep_last`, oldest first; pinned steps stay."""
+
+def surplus(manifests: Sequence[Manifest], keep_last: int) -> list[Manifest]:
+    """Returns the checkpoints beyond the last `keep_last`, oldest first."""
     ordered = sorted(manifests, key=lambda m: (m.step, m.attempt))
-    return [m for m in ordered[: max(0, len(ordered) - keep_last)] if m.step not in pinned_steps]
+    return ordered[: max(0, len(ordered) - keep_last)]
+
+
+def deletable(folders: Iterable[str], manifests: Sequence[Manifest], keep_last: int, attempt: int) -> list[str]:
+    """Returns the folders below `checkpoints/` that nobody needs any more.
+
+    Surplus checkpoints; what older attempts left half written, or committed beyond a fork; and what a killed
+    deletion left. What this attempt or a newer one is writing stays, and so do folders of other names.
+
+    Args:
+        folders: All of them, as paths in the run directory.
+        manifests: The checkpoints that count.
+        keep_last: How many of those stay.
+        attempt: The current attempt.
+    """
+    gone = {m.directory for m in surplus(manifests, keep_last)}
+    kept = {m.directory for m in manifests} - gone
+    result = []
+    for folder in folders:
+        name = PurePosixPath(folder).name
+        match = _FOLDER.match(name)
+        is_older = match is not None and int(match[1]) < attempt
+        if folder in gone or name.startswith(".deleted-") or (is_older and folder not in kept):
+            result.append(folder)
+    return result

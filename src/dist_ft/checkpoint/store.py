@@ -35,8 +35,12 @@ class Store(Protocol):
         """Returns the bytes of an object. Raises FileNotFoundError."""
         ...
 
-    def list(self, prefix: str) -> list[str]:
+    def names(self, prefix: str) -> list[str]:
         """Returns the names below a folder, sorted; empty when there is none."""
+        ...
+
+    def folders(self, prefix: str) -> list[str]:
+        """Returns the names of the folders in a folder, sorted, hidden and empty ones too."""
         ...
 
     def delete(self, prefix: str) -> None:
@@ -68,6 +72,7 @@ class LocalStore:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
+        _sync_directory(path.parent.parent)  # the folder itself may be new
         return True
 
     def read(self, name: str) -> bytes:
@@ -77,20 +82,20 @@ class LocalStore:
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
         """See `Store`."""
-        data = bytearray()
         with self._open(name) as file:
+            data = os.pread(file.fileno(), count, start)
             # One call reads 2 GiB at most, and may read less.
             while len(data) < count and (part := os.pread(file.fileno(), count - len(data), start + len(data))):
                 data += part
         if len(data) != count:
             raise CheckpointError(f"{self._path(name)} ends at byte {start + len(data)}, expected {start + count}")
-        return bytes(data)
+        return data
 
     def size(self, name: str) -> int:
         """See `Store`."""
         return self._path(name).lstat().st_size
 
-    def list(self, prefix: str) -> list[str]:
+    def names(self, prefix: str) -> list[str]:
         """See `Store`."""
         base = self._path(prefix)
         if not base.is_dir():
@@ -102,6 +107,13 @@ class LocalStore:
             here = Path(folder).relative_to(self.root)
             found += [(here / name).as_posix() for name in files if not name.startswith(".")]
         return sorted(found)
+
+    def folders(self, prefix: str) -> list[str]:
+        """See `Store`."""
+        base = self._path(prefix)
+        if not base.is_dir():
+            return []
+        return sorted(f"{prefix}/{entry.name}" for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False))
 
     def delete(self, prefix: str) -> None:
         """See `Store`. Renamed first, so that nobody sees a half deleted folder."""

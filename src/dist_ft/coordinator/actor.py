@@ -12,7 +12,7 @@ import ray
 from dist_ft.config import config_from_dict
 from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import StaleAttemptError, UsageError
+from dist_ft.errors import DistFtError, StaleAttemptError, UsageError
 from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
@@ -56,7 +56,12 @@ class CoordinatorActor:
         """Opens an attempt and returns its number; None while the preparation is still at work."""
         if self._coordinator is None:
             return None
-        self._attempt = self._books.open_attempt(world_size)
+        try:
+            self._attempt = self._books.open_attempt(world_size)
+        except DistFtError as error:
+            # The driver learns it from the status; the worker only has to end.
+            self._books.record_failure(error)
+            raise
         return self._attempt.attempt
 
     def attempt_spec(self, number: int) -> AttemptSpec:
@@ -73,10 +78,10 @@ class CoordinatorActor:
         """See `Coordinator.request_stop`."""
         self._books.request_stop(reason)
 
-    def poll(self) -> dict[str, Any]:
-        """Ticks, then returns the status; the driver calls it twice a second."""
+    def poll(self, num_known: int) -> dict[str, Any]:
+        """Ticks, then returns the status; the driver calls it a few times a second."""
         self._books.tick(time.monotonic())
-        return self._books.status()
+        return self._books.status(num_known)
 
     def add_event(self, event: str, facts: dict[str, Any]) -> None:
         """See `Coordinator.add_event`."""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dist_ft.checkpoint.lineage import committed, newest_number, take_attempt, unfinished
+from dist_ft.checkpoint.lineage import committed, newest_number, take_attempt
 from dist_ft.checkpoint.manifest import Manifest, verify_files
-from dist_ft.checkpoint.retention import surplus
+from dist_ft.checkpoint.retention import deletable
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.coordinator.commit import Staging, commit
@@ -22,7 +22,7 @@ from dist_ft.coordinator.ledger import Ledger
 from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import RankView, find_stalled
-from dist_ft.errors import CheckpointError, StaleAttemptError, StalledError, from_exception
+from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, from_exception
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -181,6 +181,10 @@ class Coordinator:
             handler(self, envelope.rank, envelope.message)
         return Reply(self._stop, self._group.abort, self._group.committed_step, self._group.rendezvous)
 
+    def record_failure(self, error: DistFtError) -> None:
+        """Notes an error of the coordinator itself, which ends the attempt."""
+        self._fail(0, error.to_dict())
+
     def request_stop(self, reason: str) -> None:
         """Asks all ranks to checkpoint and stop after their current step."""
         if self._stop or self._record.state in FINAL:
@@ -207,14 +211,14 @@ class Coordinator:
             self._group.abort = message
             self._fail(stalled.rank, StalledError(message).to_dict())
 
-    def status(self) -> dict[str, Any]:
-        """Returns run.json's contents, the newest rows, and the ledger of this process."""
+    def status(self, num_known: int = 0) -> dict[str, Any]:
+        """Returns run.json's contents, the newest rows, and the ledger of this process after `num_known` entries."""
         return {
             **asdict(self._record),
             "row": self._last_row,
             "eval": self._last_eval,
             "phases": sorted({view.phase for view in self._group.ranks.values()}),
-            "ledger": self._ledger.entries,
+            "ledger": self._ledger.entries[num_known:],
             "outcome": self.outcome(),
             "failures": self._group.failures,
         }
@@ -239,7 +243,9 @@ class Coordinator:
             sink.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
-        """Ends the run's books; the last call."""
+        """Ends the run's books; the last call. Does nothing when another driver has taken over the run."""
+        if self._is_superseded:
+            return
         self._record.move(state)
         self._record.result = result
         self._record.error = error
@@ -274,11 +280,10 @@ class Coordinator:
     def _clean_up(self) -> None:
         """Deletes surplus checkpoints, and what dead attempts left half written. Never disturbs the run."""
         try:
-            for old in surplus(committed(self._store), self._config.checkpoint.keep_last):
-                self._store.delete(old.directory)
-            for folder in unfinished(self._store):
-                if not folder.endswith(f"-a{self._record.attempt:04d}"):
-                    self._store.delete(folder)
+            folders = self._store.folders("checkpoints")
+            keep_last = self._config.checkpoint.keep_last
+            for folder in deletable(folders, committed(self._store), keep_last, self._record.attempt):
+                self._store.delete(folder)
         except OSError as error:
             logger.warning("old checkpoints stay for now: %s", error)
 
@@ -308,9 +313,13 @@ class Coordinator:
 
     def _on_started(self, rank: int, message: RankStarted) -> None:
         self._seen(rank, "load", None)
-        self._record.workers.append({"rank": rank, "pid": message.pid, "node_ip": message.node_ip})
-        self._record.workers.sort(key=lambda worker: int(worker["rank"]))
-        if len(self._record.workers) == self._group.world_size and not self._stop:
+        others = [worker for worker in self._record.workers if worker["rank"] != rank]
+        worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
+        self._record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
+        if len(self._record.workers) < self._group.world_size:
+            self._write_record_now_and_then()
+            return
+        if not self._stop:
             self._record.move("running")
         self._write_record()
 
@@ -361,6 +370,9 @@ class Coordinator:
     def _on_done(self, rank: int, message: RankDone) -> None:
         self._group.done[rank] = message.outcome
         self._record.step = message.step
+        self._write_record_now_and_then()
+        if len(self._group.done) == self._group.world_size:
+            self._write_record()
 
     def _on_failed(self, rank: int, message: RankFailed) -> None:
         self._fail(rank, message.error, message.is_death)

@@ -59,8 +59,9 @@ def model_card(
 
 
 def _results(step: int, metrics: dict[str, Any], evals: dict[int, dict[str, Any]]) -> list[str]:
+    held_out = sorted((at, row) for at, row in evals.items() if row.get("eval_loss") is not None)
     rows = ["| step | loss | value |", "|---|---|---|"]
-    if "loss" in metrics:
+    if metrics.get("loss") is not None:
         rows.append(f"| {step} | training | {metrics['loss']:.4f} |")
-    rows += [f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in sorted(evals.items()) if at <= step]
+    rows += [f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in held_out if at <= step]
     return rows

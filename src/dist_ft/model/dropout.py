@@ -57,17 +57,19 @@ class SequenceDropout(nn.Module):
 
 
 def check_dropout(model: nn.Module) -> None:
-    """Refuses attention dropout, which happens inside a kernel and follows no key.
+    """Refuses dropout that is not an `nn.Dropout` module: inside an attention kernel, or called as a function.
 
     Raises:
-        ModelError: The model's config has it.
+        ModelError: The model's config asks for such dropout.
     """
     config = getattr(model, "config", None)
-    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
-        value = getattr(config, name, 0.0)
-        if value:
+    replaceable = {module.p for module in model.modules() if type(module) is nn.Dropout}
+    for name, value in (config.to_dict() if config is not None else {}).items():
+        if "drop" not in name or not isinstance(value, float) or value == 0:
+            continue
+        if name.startswith("att") or value not in replaceable:
             raise ModelError(
-                f"the model has {name}={value}; attention dropout cannot be made independent of the batch layout. "
+                f"the model has {name}={value}, and that dropout cannot be made independent of the batch layout. "
                 f"Set {name} to 0 in its config.json"
             )
 

@@ -54,7 +54,6 @@ class Console:
         self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
         self._is_quiet = is_quiet
         self._live: Live | None = None
-        self._num_events = 0
         self._last_eval: dict[str, Any] | None = None
         self._last_plain = 0.0
         self._shown_step = -1
@@ -66,12 +65,11 @@ class Console:
             self._console.print(Text(line, style=style))
 
     def update(self, status: dict[str, Any]) -> None:
-        """Shows what is new."""
-        for entry in status["ledger"][self._num_events :]:
+        """Shows what is new; `status["ledger"]` holds new entries only."""
+        for entry in status["ledger"]:
             line = describe_event(entry)
             if line is not None:
                 self.say(f"  {line}", "red" if "damaged" in line or "failed" in line else "dim")
-        self._num_events = len(status["ledger"])
         if status["eval"] is not None and status["eval"] != self._last_eval:
             self._last_eval = status["eval"]
             values = {k: v for k, v in status["eval"].items() if k not in ("step", "attempt")}
@@ -117,4 +115,4 @@ class Console:
         (began, first), (last, newest) = self._rate[0], self._rate[-1]
         if newest == first:
             return "…"
-        return format_duration((total - step) * (last - began) / (newest - first))
+        return format_duration(max(0.0, (total - step) * (last - began) / (newest - first)))

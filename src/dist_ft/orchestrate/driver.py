@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
+_ACTOR_LIMIT_S = 3600.0  # it hashes the checkpoint that an attempt starts from, however large
 
 
 @dataclass
@@ -168,6 +169,7 @@ class _Driver:
         self._starters: dict[str, str] = {}
         self._actor: Any = None
         self._has_stopped = False
+        self._began_at = time.time() - (time.monotonic() - timeline.began)
 
     def run(self, preparing: Future[dict[str, Any]], stack: contextlib.ExitStack) -> RunResult:
         """Starts the group while the preparation is at work, and sees the run through."""
@@ -211,7 +213,7 @@ class _Driver:
             lost = errors.WorkerCrashError(f"the coordinator died: {failure}; continue with --resume")
             return RunResult(str(self._run_dir.path), "failed", error=lost.to_dict())
         self._console.close()
-        ray.get(self._actor.finish.remote(state, _persistent(result), error), timeout=60)
+        ray.get(self._actor.finish.remote(state, _persistent(result), error), timeout=_ACTOR_LIMIT_S)
         record = read_json(self._run_dir.run_json)
         return RunResult(
             str(self._run_dir.path), state, record["step"], attempts=record["attempt"], error=error, **result
@@ -227,7 +229,9 @@ class _Driver:
         changes = _changed_settings(self._config, self._run_dir)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         self._run_dir.config.write_text(dump_yaml(self._config), encoding="utf-8")
-        self._run_dir.stop_request.unlink(missing_ok=True)
+        request = self._run_dir.stop_request
+        if request.exists() and request.stat().st_mtime < self._began_at:
+            request.unlink()  # meant for an earlier attempt
         wandb_id = previous.get("wandb_id")
         if wandb_id is None and resolve_mode(self._config.monitor.wandb) != "disabled":
             wandb_id = uuid.uuid4().hex[:8]
@@ -259,8 +263,10 @@ class _Driver:
             DistFtError: The group failed, or never started.
         """
         began = time.monotonic()
+        num_events = 0
         while True:
-            status = ray.get(self._actor.poll.remote(), timeout=60)
+            status = ray.get(self._actor.poll.remote(num_events), timeout=_ACTOR_LIMIT_S)
+            num_events += len(status["ledger"])
             self._console.update(status)
             self._note_start(status)
             if self._stop_signal is not None:
@@ -289,7 +295,7 @@ class _Driver:
             self._timeline.mark("group")
         if status["world_size"] and len(status["workers"]) == status["world_size"]:
             self._timeline.mark("ranks")
-        if any(entry["event"] == "loaded" for entry in status["ledger"]):
+        if status["phases"] and not {"start", "load"} & set(status["phases"]):
             self._timeline.mark("loaded")
         if status["row"] is not None:
             self._timeline.mark("first step")
@@ -328,12 +334,12 @@ class _Driver:
         ray.get(self._actor.record_evaluation.remote({**row, **values}))
 
     def _numbers(self) -> dict[str, Any]:
-        rows = last_rows(self._run_dir.metrics)
+        last = int(read_json(self._run_dir.run_json)["step"])
+        rows = {step: row for step, row in last_rows(self._run_dir.metrics).items() if step <= last}
         evals = last_rows(self._run_dir.evals)
-        last = max(rows, default=0)
         return {
-            "final_loss": rows[last]["loss"] if rows else None,
-            "eval_loss": evals[last]["eval_loss"] if last in evals else None,
+            "final_loss": rows[last]["loss"] if last in rows else None,
+            "eval_loss": evals.get(last, {}).get("eval_loss"),
             "train_s": round(sum(row["step_s"] for row in rows.values()), 2),
         }
 

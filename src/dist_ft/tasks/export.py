@@ -68,6 +68,8 @@ def run(
             _merge(parsed, scratch, out_dtype)
             difference = max(difference, _check(parsed, manifest, scratch, out_dtype))
         _write_sidecars(parsed, RunDir(Path(run_dir)), manifest, scratch, merge)
+        for file in scratch.iterdir():
+            file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -7,6 +7,7 @@ every step does anyway, so all ranks leave the loop after the same step.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dist_ft.checkpoint.snapshot import write_slices
+from dist_ft.errors import DivergedError
 from dist_ft.messages import EvalDone, Message, Outcome, PhaseChanged, Staged, StepDone
 from dist_ft.rundir import RunDir, slices_name
 from dist_ft.state import Cursor
@@ -96,6 +98,12 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
     totals[1] = float(link.should_stop())
     dist.all_reduce(totals)
     loss_total, wishes = totals.tolist()
+    if not (math.isfinite(loss_total) and math.isfinite(grad_norm)):
+        # Before anything of this step is saved: a checkpoint of it would push out the last good ones.
+        raise DivergedError(
+            f"step {step + 1}: loss sum {loss_total}, gradient norm {grad_norm}; the last checkpoint is from before. "
+            f"Lower optimizer.lr={config.optimizer.lr}, or look at the rows of this step"
+        )
     if parts.spec.rank == 0:
         timing = {"step_s": time.perf_counter() - began, "data_s": data_s}
         link.send(StepDone(_row(parts, step + 1, batch, loss_total, lr, grad_norm, timing)))

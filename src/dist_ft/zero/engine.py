@@ -18,7 +18,9 @@ from torch import nn
 from dist_ft.config import Config
 from dist_ft.zero.ds_config import build_ds_config
 
-_GROUP_TIMEOUT = timedelta(minutes=10)
+# Longer than any limit of the watchdog, which names the rank that holds the others up; a collective that runs
+# into this timeout would end, and blame, the ones that wait.
+_GROUP_TIMEOUT = timedelta(hours=3)
 
 
 def open_store(host: str, rank: int, world_size: int, port: int = 0) -> dist.TCPStore:

@@ -95,7 +95,7 @@ def test_attempts_are_numbered_from_one_and_name_their_start(store: LocalStore) 
     assert (first.number, first.start_step, first.start_attempt) == (1, 0, 0)
     assert (second.number, second.start_step, second.start_attempt) == (2, 20, 1)
     assert read_attempts(store) == [first, second]
-    assert store.list("attempts") == ["attempts/0001.json", "attempts/0002.json"]
+    assert store.names("attempts") == ["attempts/0001.json", "attempts/0002.json"]
 
 
 def test_the_ten_thousandth_attempt_is_the_newest(store: LocalStore) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
-from dist_ft.checkpoint.retention import surplus
+from dist_ft.checkpoint.retention import deletable, surplus
 from dist_ft.state import Cursor
 
 
@@ -15,23 +15,34 @@ def _manifest(step: int, attempt: int = 1) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("steps", "keep_last", "pinned", "gone"),
+    ("steps", "keep_last", "gone"),
     [
-        ([], 2, [], []),
-        ([10], 2, [], []),
-        ([10, 20], 2, [], []),
-        ([10, 20, 30], 2, [], [10]),
-        ([10, 20, 30, 40], 1, [], [10, 20, 30]),
-        ([30, 10, 20], 1, [], [10, 20]),
-        ([10, 20, 30, 40], 1, [20], [10, 30]),
-        ([10, 20, 30], 2, [30], [10]),
-        ([10, 20, 30], 5, [10], []),
+        ([], 2, []),
+        ([10], 2, []),
+        ([10, 20], 2, []),
+        ([10, 20, 30], 2, [10]),
+        ([10, 20, 30, 40], 1, [10, 20, 30]),
+        ([30, 10, 20], 1, [10, 20]),
+        ([10, 20, 30], 5, []),
     ],
 )
-def test_all_but_the_last_and_the_pinned_may_go(
-    steps: list[int], keep_last: int, pinned: list[int], gone: list[int]
-) -> None:
-    assert [m.step for m in surplus([_manifest(step) for step in steps], keep_last, pinned)] == gone
+def test_all_but_the_last_may_go(steps: list[int], keep_last: int, gone: list[int]) -> None:
+    assert [m.step for m in surplus([_manifest(step) for step in steps], keep_last)] == gone
+
+
+def test_only_what_nobody_needs_is_deletable() -> None:
+    counting = [_manifest(10, 1), _manifest(20, 2), _manifest(30, 2)]
+    folders = {
+        "checkpoints/step-00000010-a0001": True,  # surplus
+        "checkpoints/step-00000020-a0001": True,  # beyond the fork, or half written
+        "checkpoints/step-00000020-a0002": False,
+        "checkpoints/step-00000030-a0002": False,
+        "checkpoints/step-00000040-a0002": False,  # being written
+        "checkpoints/step-00000040-a0003": False,  # a newer attempt's
+        "checkpoints/.deleted-step-00000005-a0001.0a1b": True,
+        "checkpoints/my-backup": False,
+    }
+    assert deletable(folders, counting, 2, attempt=2) == [folder for folder, gone in folders.items() if gone]
 
 
 def test_the_newest_is_never_surplus() -> None:

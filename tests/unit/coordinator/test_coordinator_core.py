@@ -436,9 +436,6 @@ def test_what_a_dead_attempt_left_half_written_goes_too(run: Run) -> None:
     assert run.directories == ["step-00000030-a0002", "step-00000040-a0002"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: lineage.py unfinished sees no dot files, which is all that killed ranks leave"
-)
 def test_what_killed_ranks_were_writing_goes_too(run: Run) -> None:
     run.open()
     run.commit(10)
@@ -451,7 +448,6 @@ def test_what_killed_ranks_were_writing_goes_too(run: Run) -> None:
     assert run.directories == ["step-00000020-a0002", "step-00000030-a0002"]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: core.py _clean_up takes the folders of all other attempts, newer ones too")
 def test_what_a_newer_attempt_is_writing_stays(run: Run) -> None:
     run.open()
     run.commit(10)
@@ -463,9 +459,6 @@ def test_what_a_newer_attempt_is_writing_stays(run: Run) -> None:
     assert newer.exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: what a fork left behind has a manifest but does not count; nothing deletes it"
-)
 def test_a_checkpoint_that_no_longer_counts_goes_too(run: Run) -> None:
     run.open()
     run.commit(10)

@@ -217,9 +217,6 @@ def test_attention_dropout_is_refused(name: str) -> None:
         install_sequence_dropout(model, seed=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: dropout.py sees nn.Dropout only; OPT and Bloom call F.dropout and go unseen"
-)
 @pytest.mark.parametrize(
     "config",
     [

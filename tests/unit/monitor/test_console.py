@@ -106,15 +106,22 @@ def _row(step: int, attempt: int, loss: float = 1.25) -> dict[str, Any]:
 def _show_a_run(console: Console, path: Path) -> None:
     """Shows every status of a run with two attempts, a failure and markup in its messages."""
     coordinator = _coordinator(path)
+    num_known = 0
+
+    def update() -> None:  # as the driver does: each entry is asked for once
+        nonlocal num_known
+        status = coordinator.status(num_known)
+        num_known += len(status["ledger"])
+        console.update(status)
 
     def send(rank: int, message: Any) -> None:
         coordinator.handle(Envelope("run", number, rank, message))
-        console.update(coordinator.status())
+        update()
 
-    console.update(coordinator.status())
+    update()
     for number in (1, 2):
         coordinator.open_attempt(2)
-        console.update(coordinator.status())
+        update()
         for rank in range(2):
             send(rank, RankStarted(1, "10.0.0.1"))
             send(rank, PhaseChanged("first_step", 0))
@@ -127,7 +134,7 @@ def _show_a_run(console: Console, path: Path) -> None:
     for rank in range(2):
         send(rank, RankDone("stopped", 2))
     coordinator.finish("stopped", {})
-    console.update(coordinator.status())
+    update()
     console.close()
     console.close()
 
