@@ -124,7 +124,7 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     inner = model.get_base_model() if config.method.kind == "lora" else model
     trained = [p for p in model.parameters() if p.requires_grad]
     masters = [p.detach().float().clone() for p in trained]
-    optimizer = torch.optim.AdamW(masters, lr=1e-4, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(masters, lr=1e-4, weight_decay=0.0, fused=True)
     seconds = []
     loss = 0.0
     for batch in batches:

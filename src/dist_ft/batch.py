@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+IGNORE = -100
+"""Target of a token whose prediction is not trained."""
+
 
 def num_micro_steps(num_slots: int, micro_batch_size: int, world_size: int) -> int:
     """Returns the passes per step that give every slot a place (the gradient accumulation steps)."""

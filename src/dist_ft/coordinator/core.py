@@ -6,22 +6,20 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from dist_ft.checkpoint.lineage import committed, newest_number, take_attempt
-from dist_ft.checkpoint.manifest import Manifest, verify_files
-from dist_ft.checkpoint.retention import deletable
+from dist_ft.checkpoint.lineage import newest_number, take_attempt
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
+from dist_ft.coordinator.checkpoints import clean_up, newest_whole
 from dist_ft.coordinator.commit import Staging, commit
+from dist_ft.coordinator.group import GroupState
 from dist_ft.coordinator.ledger import Ledger
-from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.coordinator.state import FINAL, RunRecord
-from dist_ft.coordinator.watchdog import RankView, find_stalled
+from dist_ft.coordinator.watchdog import find_stalled
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, from_exception
 from dist_ft.messages import (
     AttemptSpec,
@@ -40,40 +38,6 @@ from dist_ft.messages import (
 from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
 from dist_ft.rundir import RunDir, write_json
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class GroupState:
-    """What is known of the ranks of the current attempt.
-
-    Attributes:
-        world_size: Number of ranks; 0 before the first attempt.
-        ranks: What each rank last reported.
-        rendezvous: Where rank 0 listens, once known.
-        abort: Why all ranks are to be ended, or None.
-        committed_step: Newest checkpoint of this attempt.
-        last_step: Newest row of this attempt.
-        staging: Saves that not all ranks have finished, by step.
-        done: Outcome of each rank that has ended as it should.
-        failures: `{rank, is_death, type, message}`, in the order in which they became known.
-    """
-
-    world_size: int
-    ranks: dict[int, RankView]
-    rendezvous: tuple[str, int] | None = None
-    abort: str | None = None
-    committed_step: int = 0
-    last_step: int = 0
-    staging: dict[int, Staging] = field(default_factory=dict)
-    done: dict[int, str] = field(default_factory=dict)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def start(cls, world_size: int, now: float) -> GroupState:
-        """A group whose ranks have not said anything yet."""
-        return cls(world_size, {rank: RankView(rank, "start", 0, now) for rank in range(world_size)})
 
 
 @dataclass(frozen=True)
@@ -141,7 +105,7 @@ class Coordinator:
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
         prepared = self._prepared
-        start = self._newest_whole()
+        start = newest_whole(self._store, self._ledger)
         attempt = take_attempt(self._store, start)
         self._group = GroupState.start(world_size, time.monotonic())
         self._record.workers = []
@@ -225,11 +189,7 @@ class Coordinator:
 
     def outcome(self) -> str | None:
         """Returns how the group ended: completed, stopped, failed; None while it works."""
-        if self._group.failures:
-            return "failed"
-        if self._group.world_size and len(self._group.done) == self._group.world_size:
-            return next(iter(self._group.done.values()))
-        return None
+        return self._group.outcome()
 
     def add_event(self, event: str, **facts: Any) -> None:
         """Writes a ledger entry for a fact that the driver found."""
@@ -277,42 +237,8 @@ class Coordinator:
                 self._group.failures.append({"rank": 0, "is_death": True, **error.to_dict()})
             raise error
 
-    def _clean_up(self) -> None:
-        """Deletes surplus checkpoints, and what dead attempts left half written. Never disturbs the run."""
-        try:
-            folders = self._store.folders("checkpoints")
-            keep_last = self._config.checkpoint.keep_last
-            for folder in deletable(folders, committed(self._store), keep_last, self._record.attempt):
-                self._store.delete(folder)
-        except OSError as error:
-            logger.warning("old checkpoints stay for now: %s", error)
-
-    def _newest_whole(self) -> Manifest | None:
-        damages: list[str] = []
-        found = committed(self._store, damages)
-        for damage in damages:
-            self._ledger.add("checkpoint_damaged", step=None, error=damage)
-        for manifest in newest_first(found):
-            try:
-                verify_files(self._store, manifest)
-            except CheckpointError as error:
-                damages.append(str(error))
-                self._ledger.add("checkpoint_damaged", step=manifest.step, error=str(error))
-                logger.error("checkpoint step %d is passed over: %s", manifest.step, error)
-                continue
-            return manifest
-        if damages:
-            raise nothing_usable(damages)
-        return None
-
-    def _seen(self, rank: int, phase: str | None, step: int | None) -> None:
-        old = self._group.ranks[rank]
-        self._group.ranks[rank] = RankView(
-            rank, phase or old.phase, old.step if step is None else step, time.monotonic()
-        )
-
     def _on_started(self, rank: int, message: RankStarted) -> None:
-        self._seen(rank, "load", None)
+        self._group.seen(rank, "load", None, time.monotonic())
         others = [worker for worker in self._record.workers if worker["rank"] != rank]
         worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
         self._record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
@@ -329,14 +255,14 @@ class Coordinator:
     def _on_phase(self, rank: int, message: PhaseChanged) -> None:
         if rank == 0 and self._group.ranks[rank].phase == "load" != message.phase:
             self._ledger.add("loaded", step=message.step)
-        self._seen(rank, message.phase, message.step)
+        self._group.seen(rank, message.phase, message.step, time.monotonic())
 
     def _on_step(self, rank: int, message: StepDone) -> None:
         row = message.row
         self._check_newest()
         # The all-reduce at the end of a step proves that every rank got there.
-        for every in self._group.ranks:
-            self._seen(every, None, row["step"])
+        for every in range(self._group.world_size):
+            self._group.seen(every, None, row["step"], time.monotonic())
         if row["step"] <= self._group.last_step:
             return
         self._group.last_step = row["step"]
@@ -365,7 +291,7 @@ class Coordinator:
             return
         self._group.committed_step = manifest.step
         self._ledger.add("commit", step=manifest.step, attempt=manifest.attempt)
-        self._clean_up()
+        clean_up(self._store, self._config.checkpoint.keep_last, self._record.attempt)
 
     def _on_done(self, rank: int, message: RankDone) -> None:
         self._group.done[rank] = message.outcome

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-IGNORE = -100
+from dist_ft.batch import IGNORE
 
 
 class TokenLoss(nn.Module):

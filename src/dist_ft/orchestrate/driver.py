@@ -7,14 +7,13 @@ Ray starts, the fork server imports and the data is prepared all at the same tim
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from dist_ft import errors
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.checkpoint.store import LocalStore
-from dist_ft.config import Config, dump_yaml, load_config
+from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
 from dist_ft.coordinator.policies import check_resume
@@ -34,67 +33,14 @@ from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.cluster import ClusterInfo, connect, start_starters
 from dist_ft.orchestrate.processes import ForkServer, run_task
+from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, first_failure, persistent
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.rundir import RunDir, last_rows, read_json
 
-logger = logging.getLogger(__name__)
-
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
 _ACTOR_LIMIT_S = 3600.0  # it hashes the checkpoint that an attempt starts from, however large
-
-
-@dataclass
-class RunResult:
-    """What `dist-ft train --json` prints.
-
-    Attributes:
-        run_dir: The run directory.
-        state: completed, stopped or failed.
-        steps: Completed steps.
-        final_loss: Training loss of the last step.
-        eval_loss: Held-out loss after the last step, if measured.
-        export_dir: The exported model, if any.
-        attempts: Attempts so far.
-        error: `{type, message}` of a failed run.
-        evaluation: Result of `tasks.evaluate`, if asked for.
-        train_s: Seconds from the first step's start to the end of training in this attempt.
-    """
-
-    run_dir: str
-    state: str
-    steps: int = 0
-    final_loss: float | None = None
-    eval_loss: float | None = None
-    export_dir: str | None = None
-    attempts: int = 0
-    error: dict[str, str] | None = None
-    evaluation: dict[str, Any] | None = None
-    train_s: float | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """Process exit code: 0 completed, 3 stopped, else the error's own."""
-        if self.error is not None:
-            return errors.from_dict(self.error).exit_code
-        return {"completed": 0, "stopped": 3}.get(self.state, 1)
-
-
-@dataclass
-class Timeline:
-    """Seconds since the driver began, by what had happened."""
-
-    began: float
-    marks: dict[str, float] = field(default_factory=dict)
-
-    def mark(self, name: str) -> None:
-        """Notes that something has happened, once."""
-        self.marks.setdefault(name, round(time.monotonic() - self.began, 2))
-
-    def describe(self) -> str:
-        """Returns `ray 3.1 s, prepared 6.0 s, …`."""
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
 
 
 def train(config: Config, *, server: ForkServer, began: float, console: Console) -> RunResult:
@@ -128,22 +74,6 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         for line in cluster.warnings:
             console.say(f"  {line}", "yellow")
         return _Driver(config, run_dir, console, timeline, server, cluster).run(preparing, stack)
-
-
-def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
-    """Returns the result of a run that is complete already, at the length that the config asks for."""
-    if not run_dir.run_json.exists():
-        return None
-    record = read_json(run_dir.run_json)
-    if record["state"] != "completed" or not _asks_for_same_length(config, run_dir):
-        return None
-    return RunResult(
-        run_dir=str(run_dir.path),
-        state="completed",
-        steps=record["step"],
-        attempts=record["attempt"],
-        **record["result"],
-    )
 
 
 class _Driver:
@@ -213,7 +143,7 @@ class _Driver:
             lost = errors.WorkerCrashError(f"the coordinator died: {failure}; continue with --resume")
             return RunResult(str(self._run_dir.path), "failed", error=lost.to_dict())
         self._console.close()
-        ray.get(self._actor.finish.remote(state, _persistent(result), error), timeout=_ACTOR_LIMIT_S)
+        ray.get(self._actor.finish.remote(state, persistent(result), error), timeout=_ACTOR_LIMIT_S)
         record = read_json(self._run_dir.run_json)
         return RunResult(
             str(self._run_dir.path), state, record["step"], attempts=record["attempt"], error=error, **result
@@ -226,7 +156,7 @@ class _Driver:
         checkpoints = committed(store)
         if checkpoints:
             check_resume(checkpoints[-1], Fingerprint(**prepared["fingerprint"]))
-        changes = _changed_settings(self._config, self._run_dir)
+        changes = changed_settings(self._config, self._run_dir)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         self._run_dir.config.write_text(dump_yaml(self._config), encoding="utf-8")
         request = self._run_dir.stop_request
@@ -273,7 +203,7 @@ class _Driver:
                 ray.get(self._actor.request_stop.remote(self._stop_signal))
                 self._stop_signal = None
             if status["outcome"] == "failed":
-                raise _first_failure(status["failures"])
+                raise first_failure(status["failures"])
             if status["outcome"] is not None:
                 return str(status["outcome"])
             if group.done():
@@ -378,46 +308,6 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def _first_failure(failures: list[dict[str, Any]]) -> DistFtError:
-    """Joins the failures of the ranks: the same error on many ranks is shown once, with its ranks.
-
-    When a process died, that is the cause; what its peers say is that their connection broke.
-    """
-    causes = [f for f in failures if f["is_death"]] or failures
-    by_message: dict[tuple[str, str], list[int]] = {}
-    for failure in causes:
-        by_message.setdefault((failure["type"], failure["message"]), []).append(failure["rank"])
-    lines = [f"ranks {ranks}: {message}" for (_, message), ranks in by_message.items()]
-    return errors.from_dict({"type": causes[0]["type"], "message": "\n".join(lines)})
-
-
-def _not_started(config: Config) -> StartTimeoutError:
-    free, total = ray.available_resources(), ray.cluster_resources()
-    shown = ", ".join(f"{free.get(k, 0):g} of {total[k]:g} {k}" for k in ("GPU", "CPU") if k in total)
-    return StartTimeoutError(
-        f"cluster.num_workers={config.cluster.num_workers}: they did not start within cluster.start_timeout_s="
-        f"{config.cluster.start_timeout_s:g}; free now: {shown}"
-    )
-
-
-def _asks_for_same_length(config: Config, run_dir: RunDir) -> bool:
-    stored = load_config(run_dir.config)
-    return (stored.train.max_steps, stored.train.epochs) == (config.train.max_steps, config.train.epochs)
-
-
-def _changed_settings(config: Config, run_dir: RunDir) -> list[str]:
-    """Returns `key: old → new` for what differs from the last attempt's config."""
-    if not run_dir.config.exists():
-        return []
-    old, new = load_config(run_dir.config).model_dump(mode="json"), config.model_dump(mode="json")
-    return [
-        f"{section}.{key}: {old[section].get(key)} → {value}"
-        for section, values in new.items()
-        for key, value in values.items()
-        if old[section].get(key) != value
-    ]
-
-
 def _say_data(console: Console, prepared: dict[str, Any]) -> None:
     splits = prepared["splits"]
     rows, sequences = sum(s["num_rows"] for s in splits), sum(s["num_sequences"] for s in splits)
@@ -433,16 +323,17 @@ def _say_data(console: Console, prepared: dict[str, Any]) -> None:
         console.say(f"  {cut:,} samples are longer than data.seq_len and are cut", "yellow")
 
 
-def _persistent(result: dict[str, Any]) -> dict[str, Any]:
-    """What run.json keeps of a result; samples are for the screen."""
-    kept = dict(result)
-    if kept.get("evaluation"):
-        kept["evaluation"] = {k: v for k, v in kept["evaluation"].items() if k != "samples"}
-    return kept
-
-
 def _link(link: Path, target: Path) -> None:
     """Points a relative link at a sibling, replacing an old one atomically."""
     temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
     temporary.symlink_to(target.name)
     temporary.replace(link)
+
+
+def _not_started(config: Config) -> StartTimeoutError:
+    free, total = ray.available_resources(), ray.cluster_resources()
+    shown = ", ".join(f"{free.get(k, 0):g} of {total[k]:g} {k}" for k in ("GPU", "CPU") if k in total)
+    return StartTimeoutError(
+        f"cluster.num_workers={config.cluster.num_workers}: they did not start within cluster.start_timeout_s="
+        f"{config.cluster.start_timeout_s:g}; free now: {shown}"
+    )

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dist_ft.batch import layout_slots, round_up
+from dist_ft.batch import IGNORE, layout_slots, round_up
 from dist_ft.stream.order import Order, SequenceId, SourceSpec, digest, shares, step_positions
 from dist_ft.stream.shards import TokenShards
 
-IGNORE = -100
-"""Target of a token whose prediction is not trained."""
 _MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices
 
 Ints = npt.NDArray[np.int64]

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
 from dist_ft.stream.embedded import embedded_rows
 
-EMBEDDED_PREFIX = "embedded:"
 ROLES = ("system", "user", "assistant", "tool")
 
 Message = dict[str, Any]

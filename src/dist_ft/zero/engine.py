@@ -73,7 +73,8 @@ def build_engine(
         lr=optimizer_config.lr,
         betas=optimizer_config.betas,
         eps=optimizer_config.eps,
-        fused=on_gpu and not config.zero.offload,
+        # One pass over a flat partition instead of eight: on CPU too, where it is bound by memory.
+        fused=True,
     )
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine, ds_config

@@ -1,0 +1,119 @@
+"""What a run of the driver comes to: its result, where its start-up went, and what an earlier one left. Ray-free."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dist_ft import errors
+from dist_ft.config import Config, load_config
+from dist_ft.errors import DistFtError
+from dist_ft.rundir import RunDir, read_json
+
+
+@dataclass
+class RunResult:
+    """What `dist-ft train --json` prints.
+
+    Attributes:
+        run_dir: The run directory.
+        state: completed, stopped or failed.
+        steps: Completed steps.
+        final_loss: Training loss of the last step.
+        eval_loss: Held-out loss after the last step, if measured.
+        export_dir: The exported model, if any.
+        attempts: Attempts so far.
+        error: `{type, message}` of a failed run.
+        evaluation: Result of `tasks.evaluate`, if asked for.
+        train_s: Seconds from the first step's start to the end of training in this attempt.
+    """
+
+    run_dir: str
+    state: str
+    steps: int = 0
+    final_loss: float | None = None
+    eval_loss: float | None = None
+    export_dir: str | None = None
+    attempts: int = 0
+    error: dict[str, str] | None = None
+    evaluation: dict[str, Any] | None = None
+    train_s: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Process exit code: 0 completed, 3 stopped, else the error's own."""
+        if self.error is not None:
+            return errors.from_dict(self.error).exit_code
+        return {"completed": 0, "stopped": 3}.get(self.state, 1)
+
+
+@dataclass
+class Timeline:
+    """Seconds since the driver began, by what had happened."""
+
+    began: float
+    marks: dict[str, float] = field(default_factory=dict)
+
+    def mark(self, name: str) -> None:
+        """Notes that something has happened, once."""
+        self.marks.setdefault(name, round(time.monotonic() - self.began, 2))
+
+    def describe(self) -> str:
+        """Returns `ray 3.1 s, prepared 6.0 s, …`."""
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
+
+
+def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
+    """Returns the result of a run that is complete already, at the length that the config asks for."""
+    if not run_dir.run_json.exists():
+        return None
+    record = read_json(run_dir.run_json)
+    if record["state"] != "completed" or not _asks_for_same_length(config, run_dir):
+        return None
+    return RunResult(
+        run_dir=str(run_dir.path),
+        state="completed",
+        steps=record["step"],
+        attempts=record["attempt"],
+        **record["result"],
+    )
+
+
+def first_failure(failures: list[dict[str, Any]]) -> DistFtError:
+    """Joins the failures of the ranks: the same error on many ranks is shown once, with its ranks.
+
+    When a process died, that is the cause; what its peers say is that their connection broke.
+    """
+    causes = [f for f in failures if f["is_death"]] or failures
+    by_message: dict[tuple[str, str], list[int]] = {}
+    for failure in causes:
+        by_message.setdefault((failure["type"], failure["message"]), []).append(failure["rank"])
+    lines = [f"ranks {ranks}: {message}" for (_, message), ranks in by_message.items()]
+    return errors.from_dict({"type": causes[0]["type"], "message": "\n".join(lines)})
+
+
+def changed_settings(config: Config, run_dir: RunDir) -> list[str]:
+    """Returns `key: old → new` for what differs from the last attempt's config."""
+    if not run_dir.config.exists():
+        return []
+    old, new = load_config(run_dir.config).model_dump(mode="json"), config.model_dump(mode="json")
+    return [
+        f"{section}.{key}: {old[section].get(key)} → {value}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if old[section].get(key) != value
+    ]
+
+
+def persistent(result: dict[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of a result; samples are for the screen."""
+    kept = dict(result)
+    if kept.get("evaluation"):
+        kept["evaluation"] = {k: v for k, v in kept["evaluation"].items() if k != "samples"}
+    return kept
+
+
+def _asks_for_same_length(config: Config, run_dir: RunDir) -> bool:
+    stored = load_config(run_dir.config)
+    return (stored.train.max_steps, stored.train.epochs) == (config.train.max_steps, config.train.epochs)
