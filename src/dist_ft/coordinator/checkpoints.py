@@ -23,23 +23,24 @@ def newest_whole(store: Store, ledger: Ledger) -> Manifest | None:
     Raises:
         CheckpointError: There are checkpoints, and all of them are damaged.
     """
-    damages: list[str] = []
-    found = committed(store, damages)
+    unreadable: list[str] = []
+    found = committed(store, unreadable)
+    damages: list[tuple[int | None, str]] = [(None, problem) for problem in unreadable]
+    whole = None
     for manifest in newest_first(found):
         try:
             verify_files(store, manifest)
         except CheckpointError as error:
-            damages.append(f"step {manifest.step}: {error}")
+            damages.append((manifest.step, str(error)))
             continue
+        whole = manifest
         break
-    else:
-        manifest = None
-    for damage in damages:
-        ledger.add("checkpoint_damaged", error=damage)
+    for step, damage in damages:
+        ledger.add("checkpoint_damaged", step=step, error=damage)
         logger.error("a checkpoint is passed over: %s", damage)
-    if manifest is None and damages:
-        raise nothing_usable(damages)
-    return manifest
+    if whole is None and damages:
+        raise nothing_usable([damage for _, damage in damages])
+    return whole
 
 
 def clean_up(store: Store, keep_last: int, attempt: int) -> None:
