@@ -93,13 +93,17 @@ def user_cache_dir() -> Path:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replaces a JSON file: readers see the old or the new one, also after a power cut."""
+    """Replaces a JSON file, as `write_whole` does."""
+    write_whole(path, json.dumps({"format_version": FORMAT_VERSION, **data}, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file: readers see the old or the new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"format_version": FORMAT_VERSION, **data}, file, indent=1)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

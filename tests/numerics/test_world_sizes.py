@@ -127,3 +127,26 @@ def _rows(group: Group) -> list[dict]:
 
 def _first_norm(group: Group) -> float:
     return _rows(group)[0]["grad_norm"]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_gradient_checkpointing_changes_nothing(kind: str, references: dict, tmp_path: Path, starter: str) -> None:
+    reference, weights = references[kind]
+    config = tiny_config(
+        tmp_path, method__kind=kind, method__lora_dropout=0.1, zero__stage=3, train__gradient_checkpointing=True
+    )
+    group = run_group(config, starter)
+    assert group.outcome == "completed"
+    assert group.losses == pytest.approx(reference.losses, rel=1e-5)
+    assert relative_l2(final_weights(group, tmp_path), weights) < 1e-5
+
+
+def test_a_step_that_is_not_finite_ends_the_attempt_and_is_not_saved(tmp_path: Path, starter: str) -> None:
+    config = tiny_config(
+        tmp_path, optimizer__lr=1e30, optimizer__max_grad_norm=0.0, checkpoint__every_steps=1, train__max_steps=30
+    )
+    group = run_group(config, starter)
+    assert group.outcome == "failed"
+    assert {f["type"] for f in group.coordinator.status()["failures"]} == {"DivergedError"}
+    rows = _rows(group)
+    assert committed(LocalStore(group.run_dir.path))[-1].step == len(rows) > 0

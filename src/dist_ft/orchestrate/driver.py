@@ -36,7 +36,7 @@ from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, first_failure, persistent
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import RunDir, last_rows, read_json
+from dist_ft.rundir import RunDir, last_rows, read_json, write_whole
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
@@ -65,6 +65,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         console.say(
             f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}"
         )
+        console.say("  starting Ray, checking model and data (an embedded model is made on first use, half a minute)")
         preparing = _in_thread(
             lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})
         )
@@ -121,9 +122,9 @@ class _Driver:
             loop_config=loop_config,
         )
         group = _in_thread(trainer.fit)
-        stack.enter_context(self._signals())
-        prepared = preparing.result()
+        prepared = preparing.result()  # until here Ctrl-C simply ends the command
         self._timeline.mark("prepared")
+        stack.enter_context(self._signals())
         self._begin(prepared)
         state, error = "failed", None
         result: dict[str, Any] = {}
@@ -132,13 +133,10 @@ class _Driver:
             state = "stopped" if outcome == "stopped" else "completed"
             result = self._after_training(group) if outcome == "completed" else self._numbers()
         except KeyboardInterrupt:
-            error = {
-                "type": "DistFtError",
-                "message": "aborted by a second signal; the last checkpoint is kept",
-            }
-            state = "failed"
+            interrupted = DistFtError("interrupted at once; --resume goes on after the last checkpoint")
+            result, error, state = self._numbers(), interrupted.to_dict(), "failed"
         except DistFtError as failure:
-            error, state = failure.to_dict(), "failed"
+            result, error, state = self._numbers(), failure.to_dict(), "failed"
         except ray.exceptions.RayActorError as failure:
             lost = errors.WorkerCrashError(f"the coordinator died: {failure}; continue with --resume")
             return RunResult(str(self._run_dir.path), "failed", error=lost.to_dict())
@@ -158,7 +156,7 @@ class _Driver:
             check_resume(checkpoints[-1], Fingerprint(**prepared["fingerprint"]))
         changes = changed_settings(self._config, self._run_dir)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
-        self._run_dir.config.write_text(dump_yaml(self._config), encoding="utf-8")
+        write_whole(self._run_dir.config, dump_yaml(self._config))
         request = self._run_dir.stop_request
         if request.exists() and request.stat().st_mtime < self._began_at:
             request.unlink()  # meant for an earlier attempt
