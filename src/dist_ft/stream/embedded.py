@@ -84,7 +84,7 @@ _PRIORITY_NOTES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "high": ("It's urgent.", "Please hurry.", "We need it today.", "As soon as possible."),
         "normal": ("",),
-        "low": ("No rush.", "Take your time.", "Any time is fine.", "Whenever you can."),
+        "low": ("No rush.", "Take your time.", "No need to rush.", "Whenever you can."),
     }
 )
 _PHRASINGS: Final = (

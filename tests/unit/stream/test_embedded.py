@@ -48,8 +48,8 @@ def test_every_embedded_name_is_covered_here() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("orders/train", "113b801f75fe764326a38d7c592ed5745ea1ff5976e3323c2bedfbe9dc0b3ffc"),
-        ("orders/eval", "b02fe99d8f6077b044434f1f9a1e622f4e26e5c80ab79a7675e04864a6bcc358"),
+        ("orders/train", "884e0fcd1aefdc40e515c03e54dccad91cd48456970b46839b62b510cad3fdc0"),
+        ("orders/eval", "749403afd81590383b63934d85abab6e07fc5562621defb82f4ca7dbe67d1eb3"),
     ],
 )
 def test_rows_are_the_same_on_every_machine_and_call(name: str, digest: str) -> None:
