@@ -6,6 +6,7 @@ Verbs import what they need when they are called: `dist-ft --help` and a config 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,9 @@ def plan(
     if config is None:
         raise UsageError("plan needs a CONFIG, or --schema")
     parsed = _load(config, overrides or [])
+    from dist_ft.orchestrate.processes import QUIET_ENV
+
+    os.environ.update(QUIET_ENV)
     from dist_ft.plan.plan import make_plan, render_plan
 
     result = make_plan(parsed)
@@ -134,9 +138,17 @@ def export(
     if to.exists():
         raise UsageError(f"--to {to} exists; choose another directory")
     config, checkpoint = find_checkpoint(run, step)
-    from dist_ft.tasks.export import run as run_export
+    from dist_ft.orchestrate.processes import ForkServer, run_task
 
-    result = run_export(config, str(run.absolute()), checkpoint, str(to), merge, dtype)
+    arguments = {
+        "config": config, "run_dir": str(run.absolute()), "checkpoint": checkpoint, "to": str(to.absolute()),
+        "merge": merge, "dtype": dtype,
+    }  # fmt: skip
+    server = ForkServer()
+    try:
+        result = run_task(server.socket_path, "export", arguments)
+    finally:
+        server.close()
     typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")
 
 

@@ -19,12 +19,13 @@ from dist_ft import errors
 from dist_ft.errors import StalledError, WorkerCrashError
 from dist_ft.messages import encode_line
 
-_CHILD_ENV = {
+QUIET_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads would not survive the fork
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
+"""For processes that import transformers: results on the screen, not progress bars of libraries."""
 
 
 class ForkServer:
@@ -33,7 +34,7 @@ class ForkServer:
     def __init__(self, on_gpu: bool = False, log_path: Path | None = None) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
         self.socket_path = str(self._directory / "fork.sock")
-        env = {**os.environ, **_CHILD_ENV}
+        env = {**os.environ, **QUIET_ENV}
         if not on_gpu:
             env["DS_ACCELERATOR"] = "cpu"
         with contextlib.ExitStack() as stack:
