@@ -34,9 +34,10 @@ class ForkServer:
     def __init__(self, on_gpu: bool = False, log_path: Path | None = None) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
         self.socket_path = str(self._directory / "fork.sock")
-        env = {**os.environ, **QUIET_ENV}
-        if not on_gpu:
-            env["DS_ACCELERATOR"] = "cpu"
+        # Named, because looking for a device would initialise CUDA here, and no child could use it after that;
+        # asked through NVML, torch looks without doing so.
+        device = {"DS_ACCELERATOR": "cuda" if on_gpu else "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        env = {**os.environ, **QUIET_ENV, **device}
         with contextlib.ExitStack() as stack:
             log: Any = stack.enter_context(log_path.open("ab")) if log_path else subprocess.DEVNULL
             self._process = subprocess.Popen(

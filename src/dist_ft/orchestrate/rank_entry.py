@@ -99,13 +99,15 @@ class SocketLink:
                 self._changed.wait(1.0)
 
     def _receive(self) -> None:
-        for line in self._reader:
-            reply = Reply.from_dict(json.loads(line))
-            with self._changed:
-                self._reply = reply
-                self._changed.notify_all()
-        # The supervisor is gone, and with it the right to the device and to write.
-        os._exit(_LEASE_LOST)
+        try:
+            for line in self._reader:
+                reply = Reply.from_dict(json.loads(line))
+                with self._changed:
+                    self._reply = reply
+                    self._changed.notify_all()
+        finally:
+            # The supervisor is gone, and with it the right to the device and to write.
+            os._exit(_LEASE_LOST)
 
     def _send(self) -> None:
         while (message := self._outbox.get()) is not None:
