@@ -8,7 +8,7 @@ keys `name, item, count, color, city, priority`. Most values are copied; four ne
 singular, `count` a number ("a pair of" is 2), `color` is null when any will do, and `priority` follows from
 the wording (`normal` when nothing is said):
 
-    Could you ship a pair of red mugs to Oslo for Anna? No rush.
+    Could you ship a pair of red mugs to Oslo for Anna? It can wait, low priority.
     {"name":"Anna","item":"mug","count":2,"color":"red","city":"Oslo","priority":"low"}
 
 Why train and eval cannot overlap: every answer belongs to one split, decided by a residue of its values alone
@@ -82,9 +82,9 @@ _COUNT_WORDS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType(
 )
 _PRIORITY_NOTES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "high": ("It's urgent.", "Please hurry.", "We need it today.", "As soon as possible."),
+        "high": ("It's urgent.", "Please hurry.", "High priority.", "As soon as possible."),
         "normal": ("",),
-        "low": ("No rush.", "Take your time.", "No need to rush.", "Whenever you can."),
+        "low": ("Low priority.", "No rush, low priority.", "This has low priority.", "It can wait, low priority."),
     }
 )
 _PHRASINGS: Final = (

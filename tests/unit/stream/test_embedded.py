@@ -48,8 +48,8 @@ def test_every_embedded_name_is_covered_here() -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("orders/train", "884e0fcd1aefdc40e515c03e54dccad91cd48456970b46839b62b510cad3fdc0"),
-        ("orders/eval", "749403afd81590383b63934d85abab6e07fc5562621defb82f4ca7dbe67d1eb3"),
+        ("orders/train", "3e9bfa4c81f5408709feef0b0d2e6d95a95e015f64c01806c2142144c198ac60"),
+        ("orders/eval", "b4da57b970911c1498f10ea4022f96fa25a267e6a98455800cd0d35c170e85fa"),
     ],
 )
 def test_rows_are_the_same_on_every_machine_and_call(name: str, digest: str) -> None:
