@@ -58,6 +58,22 @@ def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(
     assert [f.xxh3 for f in last[0].files] == [f.xxh3 for f in last[1].files]
 
 
+def test_a_supervisor_whose_rank_dies_ends_within_two_seconds(tmp_path: Path, starter: str) -> None:
+    killed_at: list[float] = []
+    kill = kill_rank_at(1, 3)
+
+    def on_message(coordinator, envelope) -> None:
+        if not killed_at:
+            before = time.monotonic()
+            kill(coordinator, envelope)
+            if envelope["kind"] == "step_done" and envelope["body"]["row"]["step"] == 3:
+                killed_at.append(before)
+
+    group = run_group(tiny_config(tmp_path, train__max_steps=500), starter, on_message=on_message)
+    assert group.outcome == "failed"
+    assert group.ended_at[1] - killed_at[0] < 2.0
+
+
 def test_a_rank_whose_supervisor_dies_ends_within_two_seconds(tmp_path: Path, starter: str) -> None:
     # The supervisor is a process of its own here, holding the lease of a rank that waits for its peer.
     code = f"""

@@ -6,6 +6,7 @@ What differs from production is only who calls `supervise`: a thread here, a Ray
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ class Group:
         coordinator: Its coordinator, finished.
         outcome: completed, stopped or failed.
         errors: What each supervisor raised.
+        ended_at: When each supervisor ended, in monotonic seconds.
     """
 
     run_dir: RunDir
     coordinator: Coordinator
     outcome: str = ""
     errors: dict[int, BaseException] = field(default_factory=dict)
+    ended_at: dict[int, float] = field(default_factory=dict)
 
     @property
     def losses(self) -> dict[int, float]:
@@ -81,6 +84,7 @@ def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool
             supervise(spec, Seat(rank, size, rank, max(size, 2), "127.0.0.1", gpu_ids), client, starter)
         except BaseException as error:
             group.errors[rank] = error
+        group.ended_at[rank] = time.monotonic()
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     for thread in threads:

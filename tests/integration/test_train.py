@@ -214,6 +214,8 @@ def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, ray_
     rank = record["workers"][0]["pid"]
     supervisors = _children_named(b"RayTrainWorker")
     assert len(supervisors) == 2
+    for pid in (process.pid, *supervisors):
+        assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text(), "a process with ray must not hold torch"
     os.kill(supervisors[0], signal.SIGKILL)
     os.kill(supervisors[1], signal.SIGKILL)
     deadline = time.monotonic() + 2
