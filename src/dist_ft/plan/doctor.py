@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config.rules import num_cores
 
 _PACKAGE = "dist-ft"
 _SHOWN_PACKAGES = ("torch", "deepspeed", "ray", "transformers", "peft")
@@ -122,7 +123,7 @@ def check_processor() -> Check:
     shown = f"{format_bytes(memory)} memory available" if memory is not None else "memory unknown"
     is_ok = memory is None or memory >= _MIN_MEMORY_BYTES
     hint = "" if is_ok else f"free memory: a run wants {format_bytes(_MIN_MEMORY_BYTES)} at least"
-    return Check("processor", is_ok, f"{_num_cores()} cores, {shown}", hint)
+    return Check("processor", is_ok, f"{num_cores()} cores, {shown}", hint)
 
 
 def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
@@ -233,10 +234,6 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:

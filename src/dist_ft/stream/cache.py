@@ -20,7 +20,7 @@ from dist_ft.errors import DataError
 from dist_ft.rundir import read_json, write_json
 from dist_ft.stream.pack import Sample, pack
 from dist_ft.stream.shards import TokenShards, write_shard
-from dist_ft.stream.sources import Message, Row, content_hash, read_rows
+from dist_ft.stream.sources import Message, Row, content_hash, is_held_out, read_rows
 
 PREPARATION_VERSION = 1
 """Part of every cache key; raised when the same input would give other tokens."""
@@ -151,9 +151,10 @@ def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> 
 
 
 def _select(rows: Iterator[Row], request: SplitRequest) -> Iterator[Row]:
-    """Splits by content, so that copies of a row fall on the same side."""
-    limit = int(request.held_out * 2**64)
-    return (row for row in rows if (row.key < limit) == request.take_held_out or limit == 0)
+    """Keeps the rows of one side; without a held-out fraction, all of them."""
+    if request.held_out == 0:
+        return rows
+    return (row for row in rows if is_held_out(row, request.held_out) == request.take_held_out)
 
 
 def _render_window(rows: Sequence[Row], render: Render, seq_len: int, counts: dict[str, int]) -> Iterator[Sample]:

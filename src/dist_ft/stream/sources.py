@@ -56,6 +56,11 @@ def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
         raise DataError(f"{source} holds no rows; expected one JSON object with `messages` a line")
 
 
+def is_held_out(row: Row, fraction: float) -> bool:
+    """Whether a row falls on the held-out side; by content, so that copies of a row fall on the same side."""
+    return row.key < int(fraction * 2**64)
+
+
 def content_hash(source: str) -> str:
     """Returns the hash of a source's bytes (xxh3-128), the base of its cache key."""
     hasher = xxhash.xxh3_128()

@@ -14,7 +14,7 @@ from dist_ft.config import Config, config_from_dict
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.stream.sources import Message, Row, read_rows
+from dist_ft.stream.sources import Message, Row, is_held_out, read_rows
 
 _BATCH_ROWS = 32
 
@@ -95,8 +95,7 @@ def _held_out(config: Config) -> list[list[Message]]:
         rows: Any = read_rows(held_out)
     else:
         assert held_out is not None
-        limit = int(held_out * 2**64)
-        rows = (row for row in read_rows(config.data.train[0].source) if row.key < limit)
+        rows = (row for row in read_rows(config.data.train[0].source) if is_held_out(row, held_out))
     return [_until_answer(row) for row in islice(rows, config.eval.max_rows)]
 
 
