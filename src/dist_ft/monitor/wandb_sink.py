@@ -114,18 +114,22 @@ class WandbSink:
             )
             run.define_metric("train/step")
             run.define_metric("*", step_metric="train/step")
-            self._send_rows(run, first)
+            last_step = self._send_rows(run, first)
+            # finish() only asks W&B's process to close its file: without this wait the last block, which may be
+            # all there is, is lost when that process ends soon after.
+            wandb.teardown()
+            self._write_marker(last_step)
         except Exception:  # a sink must never end a run, whatever its library raises
             logger.exception("W&B failed; metrics.jsonl has every row")
 
-    def _send_rows(self, run: Any, item: dict[str, Any] | str) -> None:
+    def _send_rows(self, run: Any, item: dict[str, Any] | str) -> int | None:
+        """Sends until the state arrives, and finishes the run. Returns the last step that is not marked yet."""
         pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
         while True:
             if isinstance(item, str):
                 run.summary["run/state"] = item
                 run.finish(exit_code=0 if item in ("completed", "stopped") else 1)
-                self._write_marker(pending[-1][1] if pending else None)
-                return
+                return pending[-1][1] if pending else None
             if "train/step" not in item:
                 run.summary.update(item)
                 item = self._queue.get()
