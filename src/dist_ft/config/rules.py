@@ -80,6 +80,10 @@ def _section_problems(config: Config) -> list[str]:
         problems.append("zero.offload=true needs zero.stage >= 1")
     if config.method.kind == "full" and config.method.init_from is not None:
         problems.append("method.init_from names an adapter, but method.kind=full; set method.kind=lora")
+    if config.method.kind == "full" and config.method.modules_to_save:
+        problems.append("method.modules_to_save is for method.kind=lora; method.kind=full trains every module")
+    if config.method.kind == "lora" and config.method.freeze:
+        problems.append("method.freeze is for method.kind=full; with method.kind=lora the base is frozen anyway")
     if isinstance(data.eval, float) and len(data.train) > 1:
         problems.append(
             f"data.eval={data.eval} is a fraction, but data.train has {len(data.train)} sources; "

@@ -6,11 +6,22 @@ change a value; whatever is derived is a property.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _compiled(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
 
 DType = Literal["float32", "bfloat16", "fp32", "bf16"]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiled)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -67,6 +78,10 @@ class MethodConfig(Section):
     """Dropout on the adapter's input, one mask a sequence."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Module names to adapt, or all linear layers but the output layer."""
+    modules_to_save: list[str] = []
+    """LoRA only: modules that are trained whole beside the adapter, such as `lm_head`."""
+    freeze: list[Pattern] = []
+    """Full only: parameters that stay as they are, as regular expressions searched in their names."""
     init_from: str | None = None
     """Directory of a PEFT adapter to start from instead of fresh matrices."""
 
@@ -131,19 +146,32 @@ class EvalConfig(Section):
     """Held-out rows used for generated answers; null uses all."""
 
 
+class GroupConfig(Section):
+    """Settings of the parameters whose names match."""
+
+    pattern: Pattern
+    """Regular expression, searched in the name of a trained parameter."""
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Peak learning rate; null is `optimizer.lr`. The schedule scales it like the other."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Decoupled decay, also of norms and biases; null keeps the rule of `optimizer.weight_decay`."""
+
+
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2017)."""
 
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled decay of matrices; norms and biases are never decayed."""
+    """Decoupled decay of matrices; norms and biases are not decayed unless `groups` says so."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the two moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the denominator."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the global gradient norm to this; 0 does not clip."""
+    groups: list[GroupConfig] = []
+    """Parameters with settings of their own; the first pattern that matches a name decides."""
 
 
 class ScheduleConfig(Section):

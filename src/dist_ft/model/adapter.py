@@ -26,6 +26,7 @@ def lora_config(config: Config) -> LoraConfig:
         lora_alpha=method.lora_alpha,
         lora_dropout=method.lora_dropout,
         target_modules=method.target_modules,
+        modules_to_save=list(method.modules_to_save) or None,
         base_model_name_or_path=config.model.name,
     )
 
@@ -71,16 +72,18 @@ def _load_start(model: nn.Module, method: MethodConfig) -> Any:
 def _check_targets(model: nn.Module, config: Config) -> None:
     """PEFT is content when one name of the list matches; a typo in another would train less than asked."""
     method = config.method
-    if isinstance(method.target_modules, str):
-        return
     modules = [name for name, _ in model.named_modules()]
-    for target in method.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in modules):
-            leaves = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-            raise ConfigError(
-                f"method.target_modules={method.target_modules}: {target} is no module of {config.model.name}; "
-                f"its linear ones are {', '.join(leaves)}"
-            )
+    listed = {"modules_to_save": method.modules_to_save}
+    if not isinstance(method.target_modules, str):
+        listed["target_modules"] = method.target_modules
+    for key, names in listed.items():
+        for target in names:
+            if not any(name == target or name.endswith(f".{target}") for name in modules):
+                leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+                raise ConfigError(
+                    f"method.{key}={names}: {target} is no module of {config.model.name}; "
+                    f"its linear ones are {', '.join(leaves)}"
+                )
 
 
 def export_names(model: nn.Module) -> dict[str, str]:
@@ -92,7 +95,8 @@ def export_names(model: nn.Module) -> dict[str, str]:
     if not isinstance(model, PeftModel):
         return {name: name for name in names}
     markers = {name: torch.tensor(index) for index, name in enumerate(names)}
-    renamed = get_peft_model_state_dict(model, state_dict=markers, adapter_name=ADAPTER)
+    # "auto" would ask the hub whether the base's embedding has been resized.
+    renamed = get_peft_model_state_dict(model, state_dict=markers, adapter_name=ADAPTER, save_embedding_layers=False)
     return {names[int(marker)]: key for key, marker in renamed.items()}
 
 

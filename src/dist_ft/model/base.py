@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import xxhash
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -79,15 +80,15 @@ def load_model(config: Config) -> torch.nn.Module:
 
 
 def skeleton(config: Config) -> Any:
-    """Builds the base model without memory for its weights (device `meta`): names, shapes, structure.
+    """Builds the base model without memory for its weights (device `meta`); buffers are real.
 
     Raises:
         ModelError: It is no causal language model, or `model.attention` is not to be had here.
     """
     model_config = load_model_config(config)
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
                 model_config,
                 dtype=getattr(torch, config.model.torch_dtype),
                 attn_implementation=config.model.attention,
@@ -97,6 +98,8 @@ def skeleton(config: Config) -> Any:
         raise ModelError(
             f"model.name={config.model.name} with model.attention={config.model.attention}: {error}"
         ) from error
+    model.tie_weights()  # emptying has cut the ties
+    return model
 
 
 def load_tokenizer(config: Config) -> Any:

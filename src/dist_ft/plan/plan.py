@@ -17,8 +17,8 @@ import numpy as np
 
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
-from dist_ft.model.adapter import attach_adapter
 from dist_ft.model.base import load_model_config, skeleton
+from dist_ft.model.trained import select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.plan.memory import DTYPE_BYTES, STAGES, BatchShape, ModelShape, estimate
 from dist_ft.stream.cache import PreparedSplit
@@ -87,9 +87,7 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 
 
 def _model_shape(config: Config) -> ModelShape:
-    model: Any = skeleton(config)
-    if config.method.kind == "lora":
-        model = attach_adapter(model, config)
+    model: Any = select_trained(skeleton(config), config)
     text = load_model_config(config).get_text_config()
     return ModelShape(
         num_params=sum(p.numel() for p in model.parameters()),

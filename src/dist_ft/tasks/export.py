@@ -15,9 +15,10 @@ from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ExportError
-from dist_ft.model.adapter import attach_adapter, export_names, load_adapter, save_adapter_config
+from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import load_generation_config, load_model, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.card import model_card
+from dist_ft.model.trained import select_trained
 from dist_ft.rundir import RunDir, last_rows
 
 _MAX_SHARD_BYTES = 5 << 30
@@ -78,10 +79,8 @@ def run(
 
 def _write_weights(config: Config, store: LocalStore, manifest: Manifest, directory: Path, dtype: str) -> None:
     """Writes weights and the config that names them. The names are checked against the model's structure."""
-    model = skeleton(config)
+    model = select_trained(skeleton(config), config)
     is_adapter = config.method.kind == "lora"
-    if is_adapter:
-        model = attach_adapter(model, config)
     expected = {(key, tuple(model.get_parameter(name).shape)) for name, key in export_names(model).items()}
     found = {(param.export_name, param.shape) for param in manifest.params}
     if expected != found:

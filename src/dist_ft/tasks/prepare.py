@@ -11,10 +11,10 @@ import xxhash
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ConfigError
-from dist_ft.model.adapter import attach_adapter
 from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import Renderer
+from dist_ft.model.trained import select_trained
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
 from dist_ft.stream.order import run_length, shares
 
@@ -94,5 +94,4 @@ def check_model(config: Config) -> None:
         )
     model = skeleton(config)
     check_dropout(model)
-    if config.method.kind == "lora":
-        attach_adapter(model, config)
+    select_trained(model, config)

@@ -18,14 +18,17 @@ from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, config_from_dict
 from dist_ft.messages import AttemptSpec, RankSpec
-from dist_ft.model.adapter import attach_adapter, export_names
-from dist_ft.model.base import load_model
+from dist_ft.model.adapter import export_names
+from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
 from dist_ft.model.loss import TokenLoss
+from dist_ft.model.trained import select_trained
+from dist_ft.model.weights import WeightFiles
 from dist_ft.state import ParamInfo
 from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.zero.engine import build_engine
+from dist_ft.zero.sharding import full_shape, shard_model
 from dist_ft.zero.slices import restore_slices
 
 logger = logging.getLogger(__name__)
@@ -73,23 +76,22 @@ def build_rank(spec: RankSpec) -> RankParts:
     """
     attempt = spec.attempt
     config = config_from_dict(attempt.config)
-    model: Any = load_model(config)
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    model = _load_base(config, attempt.on_gpu)
+    vocab_size = full_shape(model.get_input_embeddings().weight)[0]
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.method.kind == "lora":
-        model = attach_adapter(model, config)
-        if config.train.gradient_checkpointing:
-            model.enable_input_require_grads()
+    model = select_trained(model, config)
+    if config.method.kind == "lora" and config.train.gradient_checkpointing:
+        model.enable_input_require_grads()
     dropout_keys = install_sequence_dropout(model, config.run.seed)
-    # Names and shapes are taken here: stage 3 leaves empty parameters behind.
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     exported = export_names(model)
-    params = [ParamInfo(name, tuple(p.shape), exported[name]) for p, name in names.items()]
+    params = [ParamInfo(name, full_shape(p), exported[name]) for p, name in names.items()]
 
     micro_steps = num_micro_steps(config.train.global_batch_size, config.train.micro_batch_size, spec.world_size)
     engine, ds_config = build_engine(
         TokenLoss(model),
+        names,
         config,
         world_size=spec.world_size,
         num_micro_steps=micro_steps,
@@ -111,6 +113,19 @@ def build_rank(spec: RankSpec) -> RankParts:
         start_step=_restore(engine, names, attempt),
         fingerprint=Fingerprint(**attempt.fingerprint),
     )
+
+
+def _load_base(config: Config, on_gpu: bool) -> Any:
+    """Loads the base model: whole, or at stage 3 this rank's part of it."""
+    if config.zero_stage < 3:
+        return load_model(config)
+    model = skeleton(config)
+    weights = WeightFiles(model_dir(config), model)
+    if not weights.has_all:
+        logger.warning("this family's weights are converted on loading: every rank holds the whole model meanwhile")
+        return load_model(config)
+    shard_model(model, config, weights.read, list(config.method.modules_to_save), on_gpu)
+    return model
 
 
 def environment(num_threads: int) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     config, max_steps = parts.config, parts.spec.attempt.max_steps
     step = parts.start_step
     saved_step = step if parts.spec.attempt.start_checkpoint else -1
+    parts.engine.train()  # transformers loads models for inference
     if step == 0:
         _evaluate(parts, link, step)
     link.send(PhaseChanged("first_step", step))
@@ -82,7 +83,7 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
     engine, config = parts.engine, parts.config
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss sum, wishes to stop
     scale = parts.spec.world_size / batch.num_trained_tokens
-    lr = learning_rate(config.schedule, config.optimizer.lr, step, parts.spec.attempt.max_steps)
+    lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.max_steps)
     grad_norm = 0.0
     for index, micro in enumerate(batch.micro_batches):
         parts.dropout_keys.step = step
@@ -94,7 +95,7 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
         if index + 1 < len(batch.micro_batches):
             engine.step()
         else:
-            grad_norm = apply_step(engine, lr)
+            grad_norm = apply_step(engine, lr_scale)
     totals[1] = float(link.should_stop())
     dist.all_reduce(totals)
     loss_total, wishes = totals.tolist()
@@ -106,6 +107,7 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
         )
     if parts.spec.rank == 0:
         timing = {"step_s": time.perf_counter() - began, "data_s": data_s}
+        lr = config.optimizer.lr * lr_scale
         link.send(StepDone(_row(parts, step + 1, batch, loss_total, lr, grad_norm, timing)))
     return bool(wishes)
 

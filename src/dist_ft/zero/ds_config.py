@@ -44,6 +44,16 @@ def build_ds_config(
     return ds
 
 
+def build_init_config(config: Config, on_gpu: bool) -> dict[str, Any]:
+    """Returns the dict for `deepspeed.zero.Init`, which looks at dtype and places only."""
+    ds: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    if config.model.torch_dtype == "bfloat16":
+        ds["bf16"] = {"enabled": True}
+    if config.zero.offload:
+        ds["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+    return ds
+
+
 def _zero_section(config: Config, num_params: int, num_trained: int, on_gpu: bool) -> dict[str, Any]:
     stage = config.zero_stage
     section: dict[str, Any] = {"stage": stage}

@@ -6,8 +6,10 @@ Collective: every function here is called by every rank at the same point.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from math import prod
 from typing import Any
 
 import deepspeed
@@ -16,7 +18,9 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_ft.config import Config
+from dist_ft.config.schema import OptimizerConfig
 from dist_ft.zero.ds_config import build_ds_config
+from dist_ft.zero.sharding import full_shape
 
 # Longer than any limit of the watchdog, which names the rank that holds the others up; a collective that runs
 # into this timeout would end, and blame, the ones that wait.
@@ -44,32 +48,48 @@ def init_process_group(store: dist.TCPStore, rank: int, world_size: int, on_gpu:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns the optimizer's groups: matrices are decayed, vectors (norms, biases) are not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+def parameter_groups(names: Mapping[nn.Parameter, str], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups, one for each pair of learning rate and weight decay.
+
+    By default matrices are decayed and vectors (norms, biases) are not. `initial_lr` is the peak, as in torch's
+    schedulers.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter, name in names.items():
+        own = next((group for group in config.groups if re.search(group.pattern, name)), None)
+        lr, decay = config.lr, config.weight_decay if len(full_shape(parameter)) > 1 else 0.0
+        if own is not None:
+            lr = lr if own.lr is None else own.lr
+            decay = decay if own.weight_decay is None else own.weight_decay
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_engine(
-    module: nn.Module, config: Config, *, world_size: int, num_micro_steps: int, on_gpu: bool
+    module: nn.Module,
+    names: Mapping[nn.Parameter, str],
+    config: Config,
+    *,
+    world_size: int,
+    num_micro_steps: int,
+    on_gpu: bool,
 ) -> tuple[Any, dict[str, Any]]:
     """Wraps the module in a DeepSpeed engine; returns it with the DeepSpeed config used."""
     optimizer_config = config.optimizer
-    parameters = list(module.parameters())
+    parameters = {p: prod(full_shape(p)) for p in module.parameters()}
     ds_config = build_ds_config(
         config,
         world_size=world_size,
         num_micro_steps=num_micro_steps,
-        num_params=sum(p.numel() for p in parameters),
-        num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+        num_params=sum(parameters.values()),
+        num_trained=sum(count for p, count in parameters.items() if p.requires_grad),
         on_gpu=on_gpu,
     )
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, optimizer_config.weight_decay),
+        parameter_groups(names, optimizer_config),
         lr=optimizer_config.lr,
         betas=optimizer_config.betas,
         eps=optimizer_config.eps,
@@ -80,13 +100,17 @@ def build_engine(
     return engine, ds_config
 
 
-def apply_step(engine: Any, lr: float) -> float:
+def apply_step(engine: Any, lr_scale: float) -> float:
     """Takes the optimizer step that ends an accumulation and returns the gradient norm before clipping.
 
     Called after the backward pass of the last micro step, when gradients are reduced but not yet applied.
+
+    Args:
+        engine: DeepSpeed engine.
+        lr_scale: What the schedule makes of each group's peak learning rate.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["initial_lr"] * lr_scale
     norm = _plain_norm(engine.module.parameters()) if engine.zero_optimization_stage() == 0 else None
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)

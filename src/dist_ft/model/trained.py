@@ -1,0 +1,47 @@
+"""Which parameters of a model are trained, and under which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dist_ft.config import Config
+from dist_ft.errors import ConfigError
+from dist_ft.model.adapter import attach_adapter
+
+
+def select_trained(model: Any, config: Config) -> Any:
+    """Attaches the adapter, or freezes what `method.freeze` names; returns the model to train.
+
+    Raises:
+        ConfigError: A name or pattern fits no part of the model, or nothing is left to train.
+    """
+    if config.method.kind == "lora":
+        model = attach_adapter(model, config)
+    else:
+        _freeze(model, config.method.freeze)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    patterns = [group.pattern for group in config.optimizer.groups]
+    for index, pattern in _unmatched(patterns, trained):
+        raise ConfigError(
+            f"optimizer.groups.{index}.pattern={pattern} matches no trained parameter of {config.model.name}; "
+            f"they are called like {trained[0]}"
+        )
+    return model
+
+
+def _freeze(model: Any, patterns: list[str]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for index, pattern in _unmatched(patterns, names):
+        raise ConfigError(f"method.freeze.{index}={pattern} matches no parameter; they are called like {names[0]}")
+    for name, parameter in model.named_parameters():
+        if any(re.search(pattern, name) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"method.freeze={patterns} matches every parameter; leave some to train")
+
+
+def _unmatched(patterns: list[str], names: Iterable[str]) -> list[tuple[int, str]]:
+    names = list(names)
+    return [(i, p) for i, p in enumerate(patterns) if not any(re.search(p, name) for name in names)]
