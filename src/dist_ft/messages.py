@@ -48,6 +48,22 @@ class PhaseChanged(Message):
 
 
 @dataclass(frozen=True)
+class Loaded(Message):
+    """The rank is built and has its part of the checkpoint, if any.
+
+    Attributes:
+        step: Completed steps.
+        num_bytes: Bytes of slices that it read.
+        notes: What a person should know of how it goes on; rank 0 only.
+    """
+
+    kind: ClassVar[str] = "loaded"
+    step: int
+    num_bytes: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class StepDone(Message):
     """A row of metrics.jsonl; rank 0 only."""
 
@@ -104,7 +120,8 @@ class Heartbeat(Message):
 _KINDS: dict[str, type[Message]] = {
     cls.kind: cls
     for cls in (
-        RankStarted, RendezvousOpen, PhaseChanged, StepDone, EvalDone, Staged, RankDone, RankFailed, Heartbeat
+        RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, RankDone, RankFailed,
+        Heartbeat,
     )
 }  # fmt: skip
 

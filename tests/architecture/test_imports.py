@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "dist_ft"
 
 ROWS = (
     ("__init__", "errors", "messages", "rundir", "state"),
-    ("config", "batch"),
+    ("config", "batch", "memory"),
     ("stream", "model", "zero", "checkpoint", "monitor"),
     ("train", "tasks", "plan"),
     ("coordinator",),
@@ -60,7 +60,7 @@ LATE = {
 """Modules that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.messages", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch",
+    "dist_ft.errors", "dist_ft.messages", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch", "dist_ft.memory",
     "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip

@@ -224,7 +224,7 @@ def test_every_key_of_our_config_is_one_of_deepspeeds(stage: int, dtype: str, of
     ds_config = build_ds_config(
         _config(stage, dtype, offload),
         world_size=2,
-        num_micro_steps=3,
+        micro_batch_size=3,
         num_params=10_000_000,
         num_trained=1_000_000,
         on_gpu=on_gpu,
@@ -248,3 +248,19 @@ def test_bfloat16_with_float32_accumulation_at_stage_1_is_the_bf16_optimizer() -
         source,
     )
     assert rule, _needed("rule that picks BF16_Optimizer", f"{SLICES} and Config.zero_stage")
+
+
+def test_a_parameter_can_be_cut_while_it_is_empty() -> None:
+    sharding = "src/dist_ft/zero/sharding.py"
+    for name in ("config_dict_or_path", "module"):
+        assert name in inspect.signature(partition_parameters.Init.__init__).parameters, _needed(name, sharding)
+    cut = inspect.signature(partition_parameters.Init._convert_to_deepspeed_param)
+    assert list(cut.parameters) == ["self", "param"], _needed("Init._convert_to_deepspeed_param(param)", sharding)
+    source = _source(partition_parameters)
+    for name in ("param.ds_shape = ", "self.local_device = "):
+        assert name in source, _needed(name, sharding)
+    # A model that is cut already keeps its parts; what is added to it, such as an adapter, is cut later.
+    offload = importlib.import_module("deepspeed.runtime.zero.parameter_offload")
+    assert "if not is_zero_param(p)" in _source(offload.DeepSpeedZeRoOffload._convert_to_zero_parameters), _needed(
+        "rule that leaves cut parameters alone", sharding
+    )

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import xxhash
+
 from dist_ft.checkpoint.store import Store
 from dist_ft.checkpoint.tensorfile import WrittenFile, hash_file, read_header
 from dist_ft.errors import CheckpointError
@@ -57,7 +59,9 @@ class Manifest:
         params: Every trained parameter.
         files: The slice files, in rank order.
         probe: Logits of a fixed prompt (see `train/probe.py`), by which an export is checked.
-        environment: Versions, threads and processor; a resume says which of them differ.
+        groups: Settings of each optimizer group at this step.
+        schedule: The learning rate's schedule, with `max_steps`.
+        environment: What bitwise equality depends on; a resume says what differs.
         wandb_id: The run's W&B id, if any.
     """
 
@@ -70,6 +74,8 @@ class Manifest:
     optimizer_step: int
     fingerprint: Fingerprint
     params: tuple[ParamInfo, ...]
+    groups: list[dict[str, Any]]
+    schedule: dict[str, Any]
     files: tuple[WrittenFile, ...]
     probe: dict[str, Any]
     environment: dict[str, Any]
@@ -80,6 +86,12 @@ class Manifest:
         """Folder of the checkpoint, relative to the run directory."""
         return f"checkpoints/{checkpoint_name(self.step, self.attempt)}"
 
+    def changed_conditions(self, world_size: int, zero_stage: int, environment: dict[str, Any]) -> list[str]:
+        """Returns `what: then → now` for what bitwise equality needs and is not as it was."""
+        then = {"workers": self.world_size, "ZeRO stage": self.zero_stage, **_flat(self.environment)}
+        now = {"workers": world_size, "ZeRO stage": zero_stage, **_flat(environment)}
+        return [f"{key}: {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
+
     def encode(self) -> bytes:
         """Returns the file's bytes."""
         data = {
@@ -87,7 +99,7 @@ class Manifest:
             **asdict(self),
             "params": [p.to_dict() for p in self.params],
         }
-        return (json.dumps(data, indent=1) + "\n").encode()
+        return (json.dumps({**data, "xxh3": seal(data)}, indent=1) + "\n").encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
@@ -98,8 +110,12 @@ class Manifest:
         """
         try:
             raw = json.loads(data)
-            if raw.pop("format_version") != FORMAT_VERSION:
+            if raw["format_version"] != FORMAT_VERSION:
                 raise CheckpointError(f"the manifest is not of format {FORMAT_VERSION}; use the dist-ft that wrote it")
+            said = raw.pop("xxh3")
+            if said != (found := seal(raw)):
+                raise CheckpointError(f"the manifest is damaged: xxh3 {found}, it says {said}")
+            del raw["format_version"]
             files = tuple(WrittenFile(**f) for f in raw.pop("files"))
             for file in files:
                 if PurePosixPath(file.name).name != file.name or file.name in ("", ".", ".."):
@@ -113,6 +129,16 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"not a manifest: {error}") from error
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, Any]:
+    others = {key: value for key, value in environment.items() if key != "versions"}
+    return {**others, **environment.get("versions", {})}
+
+
+def seal(data: dict[str, Any]) -> str:
+    """Returns the xxh3-128 of a manifest's other fields, as canonical JSON."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 @dataclass(frozen=True)

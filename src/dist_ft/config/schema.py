@@ -124,7 +124,8 @@ class TrainConfig(Section):
     global_batch_size: Annotated[int, Field(ge=1)] = 32
     """Sequences per optimizer step over all workers; constant over a run."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Sequences per worker and pass; changes memory and speed, never the result."""
+    """Sequences per worker and pass; changes memory and speed, never the result. A worker whose memory is known
+    (a GPU, or `cluster.memory_per_worker`) takes fewer where so many are estimated not to fit."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; wins over `epochs`."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -203,6 +204,8 @@ class ClusterConfig(Section):
     """Workers, or `[min, max]`."""
     resources_per_worker: dict[str, float] | None = None
     """Ray resources of a worker. Null: one GPU where the cluster has any, else one CPU."""
+    memory_per_worker: Annotated[float, Field(gt=0)] | None = None
+    """Memory a worker may use, in GiB. Null: all of its GPU; on CPUs it is not looked at."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """How long to wait for resources that exist but are busy."""
 

@@ -49,6 +49,8 @@ def commit(store: Store, run_id: str, attempt: int, wandb_id: str | None, stagin
         optimizer_step=details["optimizer_step"],
         fingerprint=Fingerprint(**details["fingerprint"]),
         params=tuple(ParamInfo.from_dict(p) for p in details["params"]),
+        groups=details["groups"],
+        schedule=details["schedule"],
         files=tuple(staging.files[rank] for rank in sorted(staging.files)),
         probe=details["probe"],
         environment=details["environment"],

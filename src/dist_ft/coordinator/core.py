@@ -25,6 +25,7 @@ from dist_ft.messages import (
     AttemptSpec,
     Envelope,
     EvalDone,
+    Loaded,
     Message,
     PhaseChanged,
     RankDone,
@@ -253,9 +254,14 @@ class Coordinator:
         self._group.rendezvous = (message.host, message.port)
 
     def _on_phase(self, rank: int, message: PhaseChanged) -> None:
-        if rank == 0 and self._group.ranks[rank].phase == "load" != message.phase:
-            self._ledger.add("loaded", step=message.step)
         self._group.seen(rank, message.phase, message.step, time.monotonic())
+
+    def _on_loaded(self, rank: int, message: Loaded) -> None:
+        self._group.loaded[rank] = message.num_bytes
+        self._group.notes += message.notes
+        if len(self._group.loaded) == self._group.world_size:
+            num_bytes = sum(self._group.loaded.values())
+            self._ledger.add("loaded", step=message.step, num_bytes=num_bytes, notes=self._group.notes)
 
     def _on_step(self, rank: int, message: StepDone) -> None:
         row = message.row
@@ -322,6 +328,7 @@ class Coordinator:
         RankStarted: _on_started,
         RendezvousOpen: _on_rendezvous,
         PhaseChanged: _on_phase,
+        Loaded: _on_loaded,
         StepDone: _on_step,
         EvalDone: _on_eval,
         Staged: _on_staged,

@@ -21,6 +21,8 @@ class GroupState:
         committed_step: Newest checkpoint of this attempt.
         last_step: Newest row of this attempt.
         staging: Saves that not all ranks have finished, by step.
+        loaded: Bytes read by each rank that has loaded.
+        notes: What rank 0 said about how it loaded.
         done: Outcome of each rank that has ended as it should.
         failures: `{rank, is_death, type, message}`, in the order in which they became known.
     """
@@ -32,6 +34,8 @@ class GroupState:
     committed_step: int = 0
     last_step: int = 0
     staging: dict[int, Staging] = field(default_factory=dict)
+    loaded: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     done: dict[int, str] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
 

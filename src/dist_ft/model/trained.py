@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError
+from dist_ft.memory import DTYPE_BYTES, ModelShape
 from dist_ft.model.adapter import attach_adapter
 
 
@@ -29,6 +30,20 @@ def select_trained(model: Any, config: Config) -> Any:
             f"they are called like {trained[0]}"
         )
     return model
+
+
+def model_shape(model: Any, config: Config) -> ModelShape:
+    """Returns what the memory formulas must know of a model on `meta`, adapter attached."""
+    text = model.config.get_text_config()
+    return ModelShape(
+        num_params=sum(p.numel() for p in model.parameters()),
+        num_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        num_heads=text.num_attention_heads,
+        vocab_size=text.vocab_size,
+        dtype_bytes=DTYPE_BYTES[config.model.torch_dtype],
+    )
 
 
 def _freeze(model: Any, patterns: list[str]) -> None:

@@ -20,8 +20,8 @@ class WeightFiles:
     """
 
     def __init__(self, directory: Path, model: Any) -> None:
-        opened = [safe_open(str(file), framework="pt") for file in sorted(directory.glob("*.safetensors"))]
-        stored = {key: file for file in opened for key in file.keys()}  # noqa: SIM118, it is no dict
+        opened: list[Any] = [safe_open(str(file), framework="pt") for file in sorted(directory.glob("*.safetensors"))]
+        stored: dict[str, Any] = {key: file for file in opened for key in file.keys()}  # noqa: SIM118, it is no dict
         self._found: dict[str, tuple[Any, str]] = {}
         self.has_all = True
         for names, shape in _tensors(model):

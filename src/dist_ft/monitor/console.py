@@ -34,6 +34,8 @@ def describe_event(entry: dict[str, Any]) -> str | None:
     if event == "attempt":
         resumed = f", going on after step {entry['start_step']}" if entry["start_step"] else ""
         return f"attempt {entry['attempt']} on {entry['world_size']} workers{resumed}"
+    if event == "loaded":
+        return "; ".join(entry["notes"]) or None
     if event == "commit":
         return f"checkpoint at step {entry['step']}"
     if event == "stop_requested":

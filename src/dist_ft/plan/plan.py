@@ -13,18 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
-from dist_ft.model.base import load_model_config, skeleton
-from dist_ft.model.trained import select_trained
+from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate
+from dist_ft.model.base import skeleton
+from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
-from dist_ft.plan.memory import DTYPE_BYTES, STAGES, BatchShape, ModelShape, estimate
 from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.loader import build_order
+from dist_ft.stream.loader import build_order, largest_batch
 from dist_ft.stream.order import step_positions
-from dist_ft.stream.shards import index_path
 from dist_ft.tasks import prepare
 
 _MAX_SIZES = 8
@@ -47,10 +44,10 @@ def make_plan(config: Config) -> dict[str, Any]:
     """
     with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
         prepared = prepare.run(config.model_dump(mode="json"))
-        shape = _model_shape(config)
+        shape = model_shape(select_trained(skeleton(config), config), config)
     splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
     steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
-    batch = _largest_batch(config, splits)
+    batch = largest_batch(config, splits)
     sizes = world_sizes(config.cluster.min_workers, config.cluster.max_workers)
     plan = {
         "run": config.run.name,
@@ -86,20 +83,6 @@ def world_sizes(fewest: int, most: int) -> list[int]:
     return sorted({fewest, most, *(power for power in powers if fewest < power < most)})
 
 
-def _model_shape(config: Config) -> ModelShape:
-    model: Any = select_trained(skeleton(config), config)
-    text = load_model_config(config).get_text_config()
-    return ModelShape(
-        num_params=sum(p.numel() for p in model.parameters()),
-        num_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        num_heads=text.num_attention_heads,
-        vocab_size=text.vocab_size,
-        dtype_bytes=DTYPE_BYTES[config.model.torch_dtype],
-    )
-
-
 def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Lengths]:
     """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
     shards = [split.open() for split in splits]
@@ -109,22 +92,6 @@ def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, p
     for index in range(count):
         ids = [order.locate(p) for p in step_positions(index * steps // count, global_batch, positions)]
         yield [shards[i.source].sizes(i.row)[0] for i in ids]
-
-
-def _largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape:
-    most_tokens = most_trained = 1
-    for split in splits:
-        for shard in range(split.num_shards):
-            index = np.load(index_path(Path(split.directory), shard), mmap_mode="r")
-            most_tokens = max(most_tokens, int(index[:, 0].max()))
-            most_trained = max(most_trained, int(index[:, 1].max()))
-    return BatchShape(
-        num_sequences=config.train.micro_batch_size,
-        num_tokens=round_up(most_tokens, _MULTIPLE),
-        num_trained_tokens=most_trained,
-        gradient_checkpointing=config.train.gradient_checkpointing,
-        has_eager_attention=config.model.attention == "eager",
-    )
 
 
 def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int]:

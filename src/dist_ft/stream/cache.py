@@ -22,7 +22,7 @@ from dist_ft.stream.pack import Sample, pack
 from dist_ft.stream.shards import TokenShards, write_shard
 from dist_ft.stream.sources import Message, Row, content_hash, is_held_out, read_rows
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Part of every cache key; raised when the same input would give other tokens."""
 WINDOW_ROWS = 8192
 """Rows of a source that become one token shard; packing never looks beyond."""
@@ -75,6 +75,8 @@ class PreparedSplit:
         num_trained_tokens: Tokens whose prediction is trained.
         num_untrained_rows: Conversations left out because no token of theirs would be trained.
         num_cut_samples: Samples longer than `seq_len`, cut at the end.
+        max_tokens: Tokens of the longest sequence.
+        max_trained_tokens: Most trained tokens of one sequence.
     """
 
     directory: str
@@ -86,6 +88,8 @@ class PreparedSplit:
     num_trained_tokens: int
     num_untrained_rows: int
     num_cut_samples: int
+    max_tokens: int
+    max_trained_tokens: int
 
     def open(self) -> TokenShards:
         """Opens the shards for reading."""
@@ -128,7 +132,7 @@ def _put_in_place(scratch: Path, directory: Path) -> None:
 
 
 def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> PreparedSplit:
-    counts = dict.fromkeys(("rows", "sequences", "tokens", "trained", "untrained", "cut"), 0)
+    counts = dict.fromkeys(("rows", "sequences", "tokens", "trained", "untrained", "cut", "longest", "most"), 0)
     rows = _select(read_rows(request.source, request.row_format), request)
     num_shards = 0
     while window := list(islice(rows, WINDOW_ROWS)):
@@ -140,13 +144,17 @@ def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> 
         num_shards += 1
         counts["sequences"] += len(sequences)
         counts["tokens"] += sum(len(s.input_ids) for s in sequences)
-        counts["trained"] += sum(sum(s.trained) for s in sequences)
+        trained = [sum(s.trained) for s in sequences]
+        counts["trained"] += sum(trained)
+        counts["longest"] = max(counts["longest"], *(len(s.input_ids) for s in sequences))
+        counts["most"] = max(counts["most"], *trained)
     if counts["trained"] == 0:
         raise DataError(_explain_untrained(request, counts))
     return PreparedSplit(
         directory=str(directory), key=key, num_shards=num_shards, num_rows=counts["rows"],
         num_sequences=counts["sequences"], num_tokens=counts["tokens"], num_trained_tokens=counts["trained"],
         num_untrained_rows=counts["untrained"], num_cut_samples=counts["cut"],
+        max_tokens=counts["longest"], max_trained_tokens=counts["most"],
     )  # fmt: skip
 
 

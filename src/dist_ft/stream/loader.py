@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.batch import IGNORE, layout_slots, round_up
+from dist_ft.config import Config
+from dist_ft.memory import BatchShape
+from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.order import Order, SequenceId, SourceSpec, digest, shares, step_positions
 from dist_ft.stream.shards import TokenShards
 
@@ -70,6 +73,17 @@ def build_order(shards: Sequence[TokenShards], weights: Sequence[float] | None, 
     sizes = [opened.shard_sizes for opened in shards]
     taken = shares([sum(size) for size in sizes], weights)
     return Order(tuple(SourceSpec(size, share) for size, share in zip(sizes, taken, strict=True)), seed)
+
+
+def largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape:
+    """Returns the largest micro batch that these splits can give."""
+    return BatchShape(
+        num_sequences=config.train.micro_batch_size,
+        num_tokens=round_up(max(split.max_tokens for split in splits), _MULTIPLE),
+        num_trained_tokens=max(split.max_trained_tokens for split in splits),
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        has_eager_attention=config.model.attention == "eager",
+    )
 
 
 class TrainLoader:

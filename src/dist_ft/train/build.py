@@ -12,21 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_ft.batch import num_micro_steps
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, config_from_dict
+from dist_ft.memory import fitting_micro_batch
 from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.model.adapter import export_names
 from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
 from dist_ft.model.loss import TokenLoss
-from dist_ft.model.trained import select_trained
+from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.state import ParamInfo
 from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
+from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
 from dist_ft.zero.sharding import full_shape, shard_model
 from dist_ft.zero.slices import restore_slices
@@ -53,6 +54,9 @@ class RankParts:
         vocab_size: Rows of the embedding.
         start_step: Completed steps at the start of this attempt.
         fingerprint: What checkpoints belong to.
+        environment: What bitwise equality depends on besides world size and stage.
+        bytes_read: Bytes of the checkpoint that this rank has read.
+        notes: What a person should know about how this attempt goes on.
     """
 
     config: Config
@@ -67,6 +71,9 @@ class RankParts:
     vocab_size: int
     start_step: int
     fingerprint: Fingerprint
+    environment: dict[str, Any]
+    bytes_read: int
+    notes: list[str]
 
 
 def build_rank(spec: RankSpec) -> RankParts:
@@ -88,17 +95,26 @@ def build_rank(spec: RankSpec) -> RankParts:
     exported = export_names(model)
     params = [ParamInfo(name, full_shape(p), exported[name]) for p, name in names.items()]
 
-    micro_steps = num_micro_steps(config.train.global_batch_size, config.train.micro_batch_size, spec.world_size)
+    splits = [PreparedSplit.from_dict(split) for split in attempt.splits]
+    eval_split = PreparedSplit.from_dict(attempt.eval_split) if attempt.eval_split else None
+    micro = _micro_batch_size(config, spec, [*splits, *([eval_split] if eval_split else [])])
     engine, ds_config = build_engine(
         TokenLoss(model),
         names,
         config,
         world_size=spec.world_size,
-        num_micro_steps=micro_steps,
+        micro_batch_size=micro,
         on_gpu=attempt.on_gpu,
     )
     logger.info("DeepSpeed config: %s", ds_config)
-    layout = RankLayout(spec.rank, spec.world_size, config.train.micro_batch_size)
+    layout = RankLayout(spec.rank, spec.world_size, micro)
+    here = environment(spec.num_threads, micro)
+    restored = _restore(engine, names, attempt)
+    notes = []
+    if micro < config.train.micro_batch_size:
+        notes.append(f"passes of {micro} sequences, not {config.train.micro_batch_size}: more do not fit a worker")
+    if changed := restored.manifest.changed_conditions(spec.world_size, config.zero_stage, here) if restored else []:
+        notes.append("equal within tolerance from here on, not bitwise: " + ", ".join(changed))
     return RankParts(
         config=config,
         spec=spec,
@@ -106,12 +122,15 @@ def build_rank(spec: RankSpec) -> RankParts:
         names=names,
         params=params,
         dropout_keys=dropout_keys,
-        loader=_build_loader(config, attempt, layout),
+        loader=_build_loader(config, splits, attempt.num_positions, layout),
         layout=layout,
-        eval_split=PreparedSplit.from_dict(attempt.eval_split) if attempt.eval_split else None,
+        eval_split=eval_split,
         vocab_size=vocab_size,
-        start_step=_restore(engine, names, attempt),
+        start_step=restored.manifest.step if restored else 0,
         fingerprint=Fingerprint(**attempt.fingerprint),
+        environment=here,
+        bytes_read=restored.bytes_read if restored else 0,
+        notes=notes,
     )
 
 
@@ -128,33 +147,57 @@ def _load_base(config: Config, on_gpu: bool) -> Any:
     return model
 
 
-def environment(num_threads: int) -> dict[str, Any]:
-    """Returns what bitwise equality depends on besides the shape of the group."""
+def _micro_batch_size(config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
+    """Returns the sequences of a pass: as configured, or fewer where this world size leaves too little memory."""
+    limit = device_memory_bytes(config, spec.attempt.on_gpu)
+    if limit is None:
+        return config.train.micro_batch_size
+    shape = model_shape(select_trained(skeleton(config), config), config)
+    fitting = fitting_micro_batch(
+        shape,
+        largest_batch(config, splits),
+        stage=config.zero_stage,
+        world_size=spec.world_size,
+        limit_bytes=limit,
+        offload=config.zero.offload,
+    )
+    return all_agree_on_least(fitting)
+
+
+def environment(num_threads: int, micro_batch_size: int) -> dict[str, Any]:
+    """Returns what bitwise equality depends on besides world size and ZeRO stage."""
     return {
         "versions": {package: version(package) for package in _PACKAGES},
+        "micro_batch_size": micro_batch_size,
         "num_threads": num_threads,
         "processor": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 
-def _build_loader(config: Config, attempt: AttemptSpec, layout: RankLayout) -> TrainLoader:
-    opened = [PreparedSplit.from_dict(split).open() for split in attempt.splits]
+def _build_loader(config: Config, splits: list[PreparedSplit], num_positions: int, layout: RankLayout) -> TrainLoader:
+    opened = [split.open() for split in splits]
     return TrainLoader(
         build_order(opened, config.data.weights, config.run.seed),
         opened,
         layout,
         config.train.global_batch_size,
-        attempt.num_positions,
+        num_positions,
     )
 
 
-def _restore(engine: Any, names: dict[nn.Parameter, str], attempt: AttemptSpec) -> int:
+@dataclass(frozen=True)
+class _Restored:
+    manifest: Manifest
+    bytes_read: int
+
+
+def _restore(engine: Any, names: dict[nn.Parameter, str], attempt: AttemptSpec) -> _Restored | None:
     if attempt.start_checkpoint is None:
-        return 0
+        return None
     store = LocalStore(Path(attempt.run_dir))
     manifest = Manifest.decode(store.read(attempt.start_checkpoint))
     reader = SliceReader(store, manifest)
     restore_slices(engine, names, reader, manifest.optimizer_step)
     logger.info("restored step %d, %d bytes of slices read", manifest.step, reader.bytes_read)
-    return manifest.step
+    return _Restored(manifest, reader.bytes_read)

@@ -18,16 +18,16 @@ import torch.distributed as dist
 
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.errors import DivergedError
-from dist_ft.messages import EvalDone, Message, Outcome, PhaseChanged, Staged, StepDone
+from dist_ft.messages import EvalDone, Loaded, Message, Outcome, PhaseChanged, Staged, StepDone
 from dist_ft.rundir import RunDir, slices_name
 from dist_ft.state import Cursor
 from dist_ft.stream.loader import StepBatch
-from dist_ft.train.build import RankParts, environment
+from dist_ft.train.build import RankParts
 from dist_ft.train.evaluate import evaluate_loss, probe_logits
 from dist_ft.train.schedule import learning_rate
 from dist_ft.train.tensors import to_device
 from dist_ft.zero.engine import apply_step
-from dist_ft.zero.slices import collect_slices, optimizer_step
+from dist_ft.zero.slices import collect_slices, group_settings, optimizer_step
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     step = parts.start_step
     saved_step = step if parts.spec.attempt.start_checkpoint else -1
     parts.engine.train()  # transformers loads models for inference
+    link.send(Loaded(step, parts.bytes_read, parts.notes if parts.spec.rank == 0 else []))
     if step == 0:
         _evaluate(parts, link, step)
     link.send(PhaseChanged("first_step", step))
@@ -170,9 +171,11 @@ def _manifest_details(parts: RankParts, step: int, probe: dict[str, Any]) -> dic
         "zero_stage": parts.config.zero_stage,
         "optimizer_step": optimizer_step(parts.engine),
         "fingerprint": asdict(parts.fingerprint),
+        "groups": group_settings(parts.engine),
+        "schedule": {**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.max_steps},
         "params": [param.to_dict() for param in parts.params],
         "probe": probe,
-        "environment": environment(parts.spec.num_threads),
+        "environment": parts.environment,
     }
 
 

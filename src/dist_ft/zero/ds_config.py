@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dist_ft.batch import num_micro_steps
 from dist_ft.config import Config
 
 _BUCKET_LIMIT = 200_000_000  # elements; more only costs memory
@@ -11,24 +12,24 @@ _NEVER = 10**9
 
 
 def build_ds_config(
-    config: Config, *, world_size: int, num_micro_steps: int, num_params: int, num_trained: int, on_gpu: bool
+    config: Config, *, world_size: int, micro_batch_size: int, num_params: int, num_trained: int, on_gpu: bool
 ) -> dict[str, Any]:
     """Returns the dict for `deepspeed.initialize`.
 
     Args:
         config: The run config.
         world_size: Ranks of this attempt.
-        num_micro_steps: Passes per step.
+        micro_batch_size: Sequences per rank and pass.
         num_params: Elements of the whole model.
         num_trained: Elements that are trained.
         on_gpu: Whether ranks run on CUDA devices.
     """
-    micro = config.train.micro_batch_size
+    passes = num_micro_steps(config.train.global_batch_size, micro_batch_size, world_size)
     ds: dict[str, Any] = {
         # DeepSpeed insists on the product; the slots beyond train.global_batch_size are zero-weight padding.
-        "train_batch_size": micro * num_micro_steps * world_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": num_micro_steps,
+        "train_batch_size": micro_batch_size * passes * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": passes,
         "gradient_clipping": config.optimizer.max_grad_norm,
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,

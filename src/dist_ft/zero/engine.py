@@ -74,7 +74,7 @@ def build_engine(
     config: Config,
     *,
     world_size: int,
-    num_micro_steps: int,
+    micro_batch_size: int,
     on_gpu: bool,
 ) -> tuple[Any, dict[str, Any]]:
     """Wraps the module in a DeepSpeed engine; returns it with the DeepSpeed config used."""
@@ -83,7 +83,7 @@ def build_engine(
     ds_config = build_ds_config(
         config,
         world_size=world_size,
-        num_micro_steps=num_micro_steps,
+        micro_batch_size=micro_batch_size,
         num_params=sum(parameters.values()),
         num_trained=sum(count for p, count in parameters.items() if p.requires_grad),
         on_gpu=on_gpu,

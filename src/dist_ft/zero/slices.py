@@ -74,16 +74,17 @@ def collect_slices(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[t
 
 
 def restore_slices(engine: Any, names: Mapping[nn.Parameter, str], read: ReadRange, optimizer_step: int) -> None:
-    """Loads this rank's part of a checkpoint, reading just the elements that it holds. Collective."""
+    """Loads this rank's part of a checkpoint. Collective; over the group each element is read once."""
     state = _optimizer_state(engine)
-    found = list(fragments(engine, names, owned=False))
-    for flat in {id(f.flat): f.flat for f in found}.values():
+    for flat in {id(f.flat): f.flat for f in fragments(engine, names, owned=False)}.values():
         state[flat] = _adam_state(flat, optimizer_step, fused=bool(_inner(engine).defaults.get("fused")))
     with torch.no_grad():
-        for fragment in found:
+        for fragment in fragments(engine, names, owned=True):
             for kind in STATE_KINDS:
                 target = fragment.view(kind, state)
                 target.copy_(read(SliceKey(fragment.param, fragment.start, kind), target.numel()))
+        if engine.zero_optimization_stage() == 0:
+            _exchange(names, state)
     _refresh_weights(engine)
 
 
@@ -92,6 +93,13 @@ def optimizer_step(engine: Any) -> int:
     for entry in _optimizer_state(engine).values():
         return int(entry["step"])
     return 0
+
+
+def group_settings(engine: Any) -> list[dict[str, Any]]:
+    """Returns learning rate, decay, betas and eps of each optimizer group as they are now."""
+    keys = ("lr", "initial_lr", "weight_decay", "eps")
+    groups = engine.optimizer.param_groups
+    return [{**{key: group[key] for key in keys}, "betas": list(group["betas"])} for group in groups]
 
 
 def _inner(engine: Any) -> Any:
@@ -113,12 +121,27 @@ def _adam_state(flat: torch.Tensor, step: int, fused: bool) -> dict[str, torch.T
 
 
 def _plain(names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]:
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if owned else (0, 1)
     for parameter, name in names.items():
         count = parameter.numel()
-        start, end = count * rank // world_size, count * (rank + 1) // world_size
+        start, end = _share(count, dist.get_rank()) if owned else (0, count)
         if start < end:
             yield Fragment(name, start, parameter.detach().view(-1)[start:end], parameter, start)
+
+
+def _exchange(names: Mapping[nn.Parameter, str], state: Mapping[Any, Any]) -> None:
+    """Gives every rank all of what each has read: at stage 0 everybody holds everything."""
+    for fragment in _plain(names, owned=False):
+        for kind in STATE_KINDS:
+            whole = fragment.view(kind, state)
+            for rank in range(dist.get_world_size()):
+                start, end = _share(whole.numel(), rank)
+                if start < end:
+                    dist.broadcast(whole[start:end], src=rank)
+
+
+def _share(count: int, rank: int) -> tuple[int, int]:
+    world_size = dist.get_world_size()
+    return count * rank // world_size, count * (rank + 1) // world_size
 
 
 def _stage12(optimizer: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Fragment]:

@@ -51,7 +51,7 @@ def _write(run_dir: Path, weights: dict[str, torch.Tensor], world_size: int, ski
     directory = run_dir / "checkpoints/step-00000010-a0001"
     files = tuple(write_slices(directory / f"slices-{rank}", found) for rank, found in enumerate(slices))
     mark = Fingerprint("m", "d", 0, "full", 8)
-    return Manifest("run", 1, 10, Cursor(0, 80), world_size, 2, 10, mark, PARAMS, files, {}, {}, None)
+    return Manifest("run", 1, 10, Cursor(0, 80), world_size, 2, 10, mark, PARAMS, [], {}, files, {}, {}, None)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

@@ -23,7 +23,7 @@ Ref = tuple[int, int]
 def _manifest(ref: Ref) -> Manifest:
     step, attempt = ref
     mark = Fingerprint("m", "d", 0, "full", 8)
-    return Manifest("run", attempt, step, Cursor(0, 8 * step), 2, 2, step, mark, (), (), {}, {}, None)
+    return Manifest("run", attempt, step, Cursor(0, 8 * step), 2, 2, step, mark, (), [], {}, (), {}, {}, None)
 
 
 def _attempts(starts: Sequence[Ref]) -> list[Attempt]:

@@ -19,6 +19,7 @@ from dist_ft.checkpoint.manifest import (
     check_coverage,
     map_slices,
     read_manifests,
+    seal,
     verify_files,
 )
 from dist_ft.checkpoint.snapshot import write_slices
@@ -39,6 +40,8 @@ def _manifest(**changes: Any) -> Manifest:
         optimizer_step=40,
         fingerprint=Fingerprint("m", "d", 7, "kind=full", 8),
         params=(ParamInfo("model.w", (3, 5), "w"), ParamInfo("model.β", (), "β")),
+        groups=[{"lr": 1e-4, "initial_lr": 2e-4, "weight_decay": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}],
+        schedule={"kind": "cosine", "max_steps": 60},
         files=(WrittenFile("slices-00000-of-00001.safetensors", 123, "0" * 32),),
         probe={"tokens": [1], "columns": [0], "logits": [[0.1]]},
         environment={"versions": {"torch": "2"}, "num_threads": 1},
@@ -50,7 +53,8 @@ def _manifest(**changes: Any) -> Manifest:
 def _edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
     raw = json.loads(_manifest().encode())
     edit(raw)
-    return json.dumps(raw).encode()
+    raw.pop("xxh3")
+    return json.dumps({**raw, "xxh3": seal(raw)}).encode()
 
 
 def test_a_manifest_survives_its_bytes() -> None:
@@ -105,6 +109,23 @@ def test_fingermarkdifferences_name_the_field_and_both_values() -> None:
     one = _manifest().fingerprint
     assert one.differences(one) == []
     assert one.differences(replace(one, seed=8)) == ["seed: checkpoint 7, config 8"]
+
+
+@pytest.mark.parametrize("key", ["step", "optimizer_step", "world_size", "attempt"])
+def test_a_changed_number_is_damage(key: str) -> None:
+    raw = json.loads(_manifest().encode())
+    raw[key] += 1
+    with pytest.raises(CheckpointError, match="damaged"):
+        Manifest.decode(json.dumps(raw).encode())
+
+
+def test_changed_conditions_are_named_with_both_values() -> None:
+    one = _manifest()
+    assert one.changed_conditions(2, 2, one.environment) == []
+    assert one.changed_conditions(3, 2, {"versions": {"torch": "3"}, "num_threads": 1}) == [
+        "workers: 2 → 3",
+        "torch: 2 → 3",
+    ]
 
 
 PARAMS = (ParamInfo("w", (2, 5), "w"), ParamInfo("b", (3,), "b"))

@@ -11,7 +11,7 @@ from dist_ft.state import Cursor
 
 def _manifest(step: int, attempt: int = 1) -> Manifest:
     mark = Fingerprint("m", "d", 0, "full", 8)
-    return Manifest("run", attempt, step, Cursor(0, step), 1, 2, step, mark, (), (), {}, {}, None)
+    return Manifest("run", attempt, step, Cursor(0, step), 1, 2, step, mark, (), [], {}, (), {}, {}, None)
 
 
 @pytest.mark.parametrize(

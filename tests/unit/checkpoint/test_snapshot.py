@@ -31,7 +31,7 @@ def _write(run_dir: Path, ranges: list[list[tuple[int, int]]]) -> tuple[SliceRea
     )
     mark = Fingerprint("m", "d", 0, "full", 8)
     params = (ParamInfo("w", (NUMEL,), "w"),)
-    manifest = Manifest("run", 1, 10, Cursor(0, 80), 2, 2, 10, mark, params, files, {}, {}, None)
+    manifest = Manifest("run", 1, 10, Cursor(0, 80), 2, 2, 10, mark, params, [], {}, files, {}, {}, None)
     return SliceReader(LocalStore(run_dir), manifest), whole
 
 

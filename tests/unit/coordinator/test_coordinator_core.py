@@ -143,6 +143,8 @@ class Run:
             "optimizer_step": step,
             "fingerprint": asdict(MARK),
             "params": [param.to_dict() for param in PARAMS],
+            "groups": [],
+            "schedule": {"kind": "cosine", "max_steps": 60},
             "probe": {"tokens": [1], "columns": [0], "logits": [[0.5]]},
             "environment": {"versions": {}, "num_threads": 1},
         }

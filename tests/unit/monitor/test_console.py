@@ -54,7 +54,8 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
         "rank 1 failed after step 7: died",
     ),
     ({"event": "settings_changed", "changes": ["a.b: 1 → 2"]}, "changed since the last attempt: a.b: 1 → 2"),
-    ({"event": "loaded", "step": 0}, None),
+    ({"event": "loaded", "step": 0, "num_bytes": 0, "notes": []}, None),
+    ({"event": "loaded", "step": 4, "num_bytes": 96, "notes": ["workers: 2 → 3", "b"]}, "workers: 2 → 3; b"),
     ({"event": "completed", "step": 60}, None),
     ({"event": "from a later version"}, None),
 ]

@@ -43,7 +43,7 @@ def _commit(run: Path, step: int) -> None:
     manifest = Manifest(
         run_id="demo", attempt=1, step=step, cursor=Cursor(0, step * 8), world_size=2, zero_stage=2,
         optimizer_step=step, fingerprint=Fingerprint("m", "d", 0, "full", 8), params=(), files=(), probe={},
-        environment={}, wandb_id=None,
+        environment={}, groups=[], schedule={}, wandb_id=None,
     )  # fmt: skip
     LocalStore(run).create_exclusive(f"{manifest.directory}/manifest.json", manifest.encode())
 

@@ -76,7 +76,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     assert asdict(split) == {
         "directory": str(cache_dir / split.key), "key": split.key, "num_shards": 1, "num_rows": 3,
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-        "num_cut_samples": 0,
+        "num_cut_samples": 0, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
     assert split.open().sizes(2) == (6, 5)
 

@@ -27,7 +27,7 @@ quarter more than the paper's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 STAGES = (0, 1, 2, 3)
@@ -163,6 +163,30 @@ def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: in
         activations_bytes=activations_bytes(model, batch),
         host_bytes=host,
     )
+
+
+def fitting_micro_batch(
+    model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, limit_bytes: int, offload: bool = False
+) -> int:
+    """Returns the most sequences a pass, at most `batch.num_sequences`, that are estimated to fit; at least 1.
+
+    A group that shrinks holds more state per worker, and what is left may be too little for the passes it had.
+    The result of a run does not depend on it.
+
+    Args:
+        model: The model.
+        batch: The largest micro batch, as configured.
+        stage: ZeRO stage that is run.
+        world_size: Workers.
+        limit_bytes: Memory of a worker's device; a tenth of it is left alone, as the estimate may err by that.
+        offload: As in `estimate`.
+    """
+    for count in range(batch.num_sequences, 1, -1):
+        smaller = replace(batch, num_sequences=count)
+        memory = estimate(model, smaller, stage=stage, world_size=world_size, offload=offload)
+        if memory.total_bytes <= 0.9 * limit_bytes:
+            return count
+    return 1
 
 
 def _share(elements: int, world_size: int) -> int:

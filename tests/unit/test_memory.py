@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dist_ft.plan.memory import (
+from dist_ft.memory import (
     STAGES,
     BatchShape,
     ModelShape,

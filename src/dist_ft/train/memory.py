@@ -1,0 +1,27 @@
+"""What memory the ranks of a group have."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from dist_ft.config import Config
+
+_RUNTIME_BYTES = 1 << 30  # CUDA context and libraries
+
+
+def device_memory_bytes(config: Config, on_gpu: bool) -> int | None:
+    """Returns the memory this rank may use; None where it is not known.
+
+    What happens to be free is not asked: the same shape must take the same passes every time.
+    """
+    if config.cluster.memory_per_worker is not None:
+        return int(config.cluster.memory_per_worker * (1 << 30))
+    return torch.cuda.get_device_properties().total_memory - _RUNTIME_BYTES if on_gpu else None
+
+
+def all_agree_on_least(value: int) -> int:
+    """Returns the smallest value of all ranks. Collective."""
+    tensor = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor)
