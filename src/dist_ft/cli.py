@@ -122,6 +122,49 @@ def stop(
     typer.echo(request_stop(run, timeout_s))
 
 
+checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)
+app.add_typer(checkpoint, name="checkpoint")
+Steps = Annotated[list[int] | None, typer.Option("--step", help="Step of a checkpoint; may be given several times.")]
+
+
+@checkpoint.command("ls")
+def checkpoint_ls(run: RunPath, as_json: AsJson = False) -> None:
+    """List the checkpoints of a run."""
+    from dist_ft.plan.checkpoints import list_checkpoints, render_checkpoints
+
+    entries, problems = list_checkpoints(run)
+    found = {"checkpoints": [vars(entry) for entry in entries], "problems": problems}
+    typer.echo(json.dumps(found) if as_json else render_checkpoints(entries, problems))
+
+
+@checkpoint.command("verify")
+def checkpoint_verify(run: RunPath, step: Steps = None) -> None:
+    """Read every byte of a run's checkpoints and compare hashes and coverage; exit code 1 when one is damaged."""
+    from dist_ft.plan.checkpoints import verify_checkpoints
+
+    is_whole = True
+    for name, damage in verify_checkpoints(run, step or []):
+        is_whole = is_whole and damage is None
+        typer.echo(f"{name}: {damage or 'whole'}")
+    if not is_whole:
+        raise typer.Exit(1)
+
+
+@checkpoint.command("rm")
+def checkpoint_rm(
+    run: RunPath,
+    step: Steps = None,
+    force: Annotated[bool, typer.Option("--force", help="Even the newest one, or of a run that seems alive.")] = False,
+) -> None:
+    """Delete checkpoints."""
+    from dist_ft.plan.checkpoints import remove_checkpoints
+
+    if not step:
+        raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
+    for name in remove_checkpoints(run, step, force):
+        typer.echo(f"deleted {name}")
+
+
 @app.command()
 def export(
     run: RunPath,

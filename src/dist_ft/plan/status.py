@@ -34,7 +34,7 @@ def read_status(run: Path) -> dict[str, Any]:
     Raises:
         UsageError: There is no run at that path, or its run.json cannot be read.
     """
-    record = _read_record(run)
+    record = read_record(run)
     directory = RunDir(run.absolute())
     status = {
         **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
@@ -82,13 +82,13 @@ def request_stop(run: Path, timeout_s: float) -> str:
         UsageError: There is no run, or it has ended already.
         DistFtError: It did not end in time, or it failed.
     """
-    record = _read_record(run)
+    record = read_record(run)
     if record["state"] in FINAL_STATES:
         raise UsageError(f"run {run} is not running: it {_ended(record)}; there is nothing to stop")
     request = RunDir(run).stop_request
     write_json(request, {"time": time.time(), "pid": os.getpid(), "user": _user()})
     deadline = time.monotonic() + timeout_s
-    while (record := _read_record(run))["state"] not in FINAL_STATES:
+    while (record := read_record(run))["state"] not in FINAL_STATES:
         if time.monotonic() >= deadline:
             raise DistFtError(_no_answer(run, record, timeout_s))
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
@@ -110,7 +110,7 @@ def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
         UsageError: There is no run at that path, or no such checkpoint.
         ConfigError: The run's config.yaml cannot be read.
     """
-    _read_record(run)
+    read_record(run)
     manifests = {manifest.step: manifest for manifest in _committed(run)}
     if not manifests:
         raise UsageError(f"run {run} has no committed checkpoint; let it reach its first one")
@@ -125,7 +125,12 @@ def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
 _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
-def _read_record(run: Path) -> dict[str, Any]:
+def read_record(run: Path) -> dict[str, Any]:
+    """Returns run.json of a run directory.
+
+    Raises:
+        UsageError: It is none, or it cannot be read.
+    """
     directory = RunDir(run)
     if not run.is_dir():
         raise UsageError(f"{run} is not a directory; pass a run directory, <run.output_dir>/<run.name>")

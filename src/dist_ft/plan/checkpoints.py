@@ -1,0 +1,144 @@
+"""What `dist-ft checkpoint` shows and does, from a run's files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_ft.checkpoint.lineage import follow, read_attempts
+from dist_ft.checkpoint.manifest import Manifest, check_coverage, map_slices, read_manifests, verify_files
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.errors import CheckpointError, UsageError
+from dist_ft.plan.doctor import format_bytes
+from dist_ft.plan.status import FINAL_STATES, read_record
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint on disk.
+
+    Attributes:
+        step: Completed steps.
+        attempt: The attempt that wrote it.
+        world_size: Ranks that wrote it.
+        zero_stage: Stage it was written at.
+        num_bytes: Size of its slice files.
+        path: Its directory.
+        counts: Whether readers use it; not so what an attempt wrote after a newer one forked off.
+    """
+
+    step: int
+    attempt: int
+    world_size: int
+    zero_stage: int
+    num_bytes: int
+    path: str
+    counts: bool
+
+
+def list_checkpoints(run: Path) -> tuple[list[Entry], list[str]]:
+    """Returns the checkpoints of a run, oldest first, and what cannot be read.
+
+    Raises:
+        UsageError: There is no run at that path.
+    """
+    manifests, counting, problems = _read(run)
+    root = run.absolute()
+    entries = [
+        Entry(
+            manifest.step,
+            manifest.attempt,
+            manifest.world_size,
+            manifest.zero_stage,
+            sum(file.num_bytes for file in manifest.files),
+            str(root / manifest.directory),
+            manifest.directory in counting,
+        )
+        for manifest in sorted(manifests, key=lambda m: (m.step, m.attempt))
+    ]
+    return entries, problems
+
+
+def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str:
+    """Returns the list as a table."""
+    lines = [f"{'step':>9}  attempt  workers  ZeRO  {'size':>9}  directory"] if entries else ["no checkpoints"]
+    for entry in entries:
+        mark = "" if entry.counts else "  (superseded: not used)"
+        lines.append(
+            f"{entry.step:>9}  {entry.attempt:>7}  {entry.world_size:>7}  {entry.zero_stage:>4}  "
+            f"{format_bytes(entry.num_bytes):>9}  checkpoints/{Path(entry.path).name}{mark}"
+        )
+    return "\n".join([*lines, *(f"unreadable: {problem}" for problem in problems)])
+
+
+def verify_checkpoints(run: Path, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
+    """Reads every byte of the checkpoints that count, and yields (directory, what is wrong or None).
+
+    Args:
+        run: Run directory.
+        steps: Steps to look at; none looks at all.
+
+    Raises:
+        UsageError: There is no run, or no checkpoint of such a step.
+    """
+    manifests, counting, problems = _read(run)
+    for problem in problems:
+        name, _, what = problem.partition(": ")
+        yield name, what
+    store = LocalStore(run)
+    used = [manifest for manifest in manifests if manifest.directory in counting]
+    for manifest in _choose(run, used, steps):
+        try:
+            verify_files(store, manifest)
+            slices = map_slices(store, manifest.directory, [file.name for file in manifest.files])
+            check_coverage(manifest.params, slices)
+        except CheckpointError as error:
+            yield manifest.directory, str(error)
+        else:
+            yield manifest.directory, None
+
+
+def remove_checkpoints(run: Path, steps: Sequence[int], force: bool) -> list[str]:
+    """Deletes checkpoints and returns their directories.
+
+    Args:
+        run: Run directory.
+        steps: Steps whose checkpoints go, superseded ones of these steps included.
+        force: Also while the run's record says that it is at work, and also the newest.
+
+    Raises:
+        UsageError: There is no such run or checkpoint, or it is needed and `force` is not given.
+    """
+    record = read_record(run)
+    if record["state"] not in FINAL_STATES and not force:
+        raise UsageError(
+            f"run {run} is {record['state']} and may start from a checkpoint at any moment; stop it first, "
+            "or pass --force if its driver is dead"
+        )
+    manifests, counting, _ = _read(run)
+    chosen = _choose(run, manifests, steps)
+    newest = max((m.step for m in manifests if m.directory in counting), default=None)
+    if newest in steps and not force:
+        raise UsageError(f"step {newest} is the newest checkpoint of run {run}: without it work is lost; pass --force")
+    store = LocalStore(run)
+    for manifest in chosen:
+        store.delete(manifest.directory)
+    return [manifest.directory for manifest in chosen]
+
+
+def _read(run: Path) -> tuple[list[Manifest], set[str], list[str]]:
+    read_record(run)
+    store = LocalStore(run)
+    problems: list[str] = []
+    manifests = list(read_manifests(store, problems))
+    return manifests, {manifest.directory for manifest in follow(read_attempts(store), manifests)}, problems
+
+
+def _choose(run: Path, manifests: Sequence[Manifest], steps: Sequence[int]) -> list[Manifest]:
+    known = sorted({manifest.step for manifest in manifests})
+    for step in steps:
+        if step not in known:
+            shown = ", ".join(map(str, known)) or "none"
+            raise UsageError(f"run {run} has no checkpoint at step {step}; there are: {shown}")
+    return [manifest for manifest in manifests if not steps or manifest.step in steps]
