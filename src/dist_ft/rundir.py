@@ -138,5 +138,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def last_rows(path: Path) -> dict[int, dict[str, Any]]:
-    """Returns the last row of each step, which is the one that counts after a rollback."""
-    return {int(row["step"]): row for row in read_rows(path)}
+    """Returns the row of each step that counts: the newest attempt's, and of these the last."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in read_rows(path):
+        known = found.get(int(row["step"]))
+        if known is None or row["attempt"] >= known["attempt"]:
+            found[int(row["step"])] = row
+    return found

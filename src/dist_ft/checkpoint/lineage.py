@@ -76,9 +76,16 @@ def read_attempts(store: Store) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.number)
 
 
-def committed(store: Store, problems: list[str] | None = None) -> list[Manifest]:
-    """Returns the checkpoints of a run that count, oldest first; `problems` as in `read_manifests`."""
-    return follow(read_attempts(store), read_manifests(store, problems))
+def committed(store: Store, problems: list[str] | None = None, before: int | None = None) -> list[Manifest]:
+    """Returns the checkpoints of a run that count, oldest first.
+
+    Args:
+        store: The run directory.
+        problems: As in `read_manifests`.
+        before: Apply the rule as if attempts from this number on did not exist.
+    """
+    attempts = [attempt for attempt in read_attempts(store) if before is None or attempt.number < before]
+    return follow(attempts, read_manifests(store, problems))
 
 
 def follow(attempts: Sequence[Attempt], manifests: Iterable[Manifest]) -> list[Manifest]:

@@ -120,13 +120,16 @@ class Manifest:
             for file in files:
                 if PurePosixPath(file.name).name != file.name or file.name in ("", ".", ".."):
                     raise CheckpointError(f"the manifest names {file.name!r}, which is not a plain file name")
-            return cls(
+            manifest = cls(
                 cursor=Cursor(**raw.pop("cursor")),
                 fingerprint=Fingerprint(**raw.pop("fingerprint")),
                 params=tuple(ParamInfo.from_dict(p) for p in raw.pop("params")),
                 files=files,
                 **raw,
             )
+            if manifest.encode() != data:
+                raise CheckpointError("the manifest is damaged: it is not written as it was")
+            return manifest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"not a manifest: {error}") from error
 

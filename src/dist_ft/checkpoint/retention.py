@@ -29,7 +29,8 @@ def deletable(folders: Iterable[str], manifests: Sequence[Manifest], keep_last: 
         keep_last: How many of those stay.
         attempt: The current attempt.
     """
-    gone = {m.directory for m in surplus(manifests, keep_last)}
+    # What a newer attempt wrote is not ours to judge.
+    gone = {m.directory for m in surplus(manifests, keep_last) if m.attempt <= attempt}
     kept = {m.directory for m in manifests} - gone
     result = []
     for folder in folders:

@@ -207,7 +207,8 @@ def _explain(item: Any, path: Path, raw: Any) -> str:
     if kind == "missing":
         return f"{key}: missing in {path}; {_doc(location)}"
     if kind == "value_error":
-        return str(item["msg"]).removeprefix("Value error, ")
+        text = str(item["msg"]).removeprefix("Value error, ")
+        return f"{key}: {text}" if key and key not in text else text
     message = str(item["msg"])[0].lower() + str(item["msg"])[1:]
     return f"{key}={_short(value)} ({type(value).__name__}): {message}; {_doc(location)}".rstrip("; ")
 

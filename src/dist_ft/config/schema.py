@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 def _compiled(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
     return pattern
 
@@ -54,6 +54,8 @@ class ModelConfig(Section):
     """Hub revision; null is the default branch."""
     dtype: DType = "bfloat16"
     """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
+    config_overrides: dict[str, bool | int | float | str | None] = {}
+    """Values in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     trust_remote_code: bool = False

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import logging
 
-from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.manifest import Manifest, verify_files
+from dist_ft.checkpoint.lineage import committed, read_attempts
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
 from dist_ft.checkpoint.retention import deletable
 from dist_ft.checkpoint.store import Store
-from dist_ft.coordinator.ledger import Ledger
+from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 
-def newest_whole(store: Store, ledger: Ledger) -> Manifest | None:
+def newest_whole(store: Store, books: Books, before: int | None = None) -> Manifest | None:
     """Returns the newest checkpoint whose files have their hashes; None when the run has no checkpoint.
 
     Reads all of it, at the speed of the disk. Damaged ones are passed over and noted in the ledger.
 
+    Args:
+        store: The run directory.
+        books: Gets a note of each damage, and knows what was committed.
+        before: Look at attempts below this number only.
+
     Raises:
-        CheckpointError: There are checkpoints, and all of them are damaged.
+        CheckpointError: There are checkpoints, or were, and none of them is whole.
     """
     unreadable: list[str] = []
-    found = committed(store, unreadable)
+    found = committed(store, unreadable, before)
     damages: list[tuple[int | None, str]] = [(None, problem) for problem in unreadable]
+    damages += [(None, f"{folder}/{MANIFEST} is missing") for folder in _without_manifest(store, books)]
     whole = None
     for manifest in newest_first(found):
         try:
@@ -36,11 +42,21 @@ def newest_whole(store: Store, ledger: Ledger) -> Manifest | None:
         whole = manifest
         break
     for step, damage in damages:
-        ledger.add("checkpoint_damaged", step=step, error=damage)
+        books.note("checkpoint_damaged", step=step, error=damage)
         logger.error("a checkpoint is passed over: %s", damage)
-    if whole is None and damages:
-        raise nothing_usable([damage for _, damage in damages])
+    if whole is None:
+        steps = [attempt.start_step for attempt in read_attempts(store) if attempt.start_step]
+        gone = [f"the checkpoint of step {max(steps)}, from which an attempt started, is gone"] if steps else []
+        if lost := [damage for _, damage in damages] or gone:
+            raise nothing_usable(lost)
     return whole
+
+
+def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
+    """Whether a start, chosen before the attempt number was taken, is still there to be read."""
+    if start is None:
+        return not committed(store, before=before)
+    return f"{start.directory}/{MANIFEST}" in store.names("checkpoints")
 
 
 def clean_up(store: Store, keep_last: int, attempt: int) -> None:
@@ -50,3 +66,10 @@ def clean_up(store: Store, keep_last: int, attempt: int) -> None:
             store.delete(folder)
     except OSError as error:
         logger.warning("old checkpoints stay for now: %s", error)
+
+
+def _without_manifest(store: Store, books: Books) -> list[str]:
+    """Folders that were committed, as the ledger says, and have lost their manifest."""
+    names = store.names("checkpoints")
+    folders = {name.rsplit("/", 1)[0] for name in names}
+    return sorted(folder for folder in folders & books.commits() if f"{folder}/{MANIFEST}" not in names)

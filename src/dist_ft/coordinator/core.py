@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dist_ft.checkpoint.lineage import newest_number, take_attempt
+from dist_ft.checkpoint.lineage import Attempt, take_attempt
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
-from dist_ft.coordinator.checkpoints import clean_up, newest_whole
+from dist_ft.coordinator.books import Books
+from dist_ft.coordinator.checkpoints import clean_up, newest_whole, still_stands
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.coordinator.group import GroupState
-from dist_ft.coordinator.ledger import Ledger
 from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import find_stalled
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, from_exception
@@ -36,9 +37,8 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
-from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
-from dist_ft.rundir import RunDir, write_json
+from dist_ft.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,13 @@ class Coordinator:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._record = record
-        self._sinks = list(sinks)
+        self._books = Books(run_dir, record, sinks)
+        self._record = self._books.record
         self._on_gpu = on_gpu
         self._store = LocalStore(run_dir.path)
-        self._ledger = Ledger(run_dir.ledger)
-        self._metrics = JsonlWriter(run_dir.metrics)
-        self._evals = JsonlWriter(run_dir.evals)
         self._prepared = prepared
         self._stop = False
-        self._is_superseded = False
         self._group = GroupState.start(0, 0.0)
-        self._last_row: dict[str, Any] | None = None
-        self._last_eval: dict[str, Any] | None = None
-        self._write_record()
 
     def open_attempt(self, world_size: int) -> AttemptSpec:
         """Takes the next attempt number and names the checkpoint that it starts from.
@@ -106,15 +99,9 @@ class Coordinator:
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
         prepared = self._prepared
-        start = newest_whole(self._store, self._ledger)
-        attempt = take_attempt(self._store, start)
+        start, attempt = self._take_attempt()
         self._group = GroupState.start(world_size, time.monotonic())
-        self._record.workers = []
-        self._record.attempt = attempt.number
-        self._record.step = attempt.start_step
-        self._record.world_size = world_size
-        self._ledger.add("attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step)
-        self._write_record()
+        self._books.begin_attempt(attempt, world_size)
         return AttemptSpec(
             run_id=self._record.run_id,
             attempt=attempt.number,
@@ -156,8 +143,8 @@ class Coordinator:
             return
         self._stop = True
         self._record.move("stopping")
-        self._ledger.add("stop_requested", reason=reason)
-        self._write_record()
+        self._books.note("stop_requested", reason=reason)
+        self._books.write_record()
 
     def tick(self, now: float) -> None:
         """Looks at what nobody reports: the stop request file, ranks without progress.
@@ -180,10 +167,10 @@ class Coordinator:
         """Returns run.json's contents, the newest rows, and the ledger of this process after `num_known` entries."""
         return {
             **asdict(self._record),
-            "row": self._last_row,
-            "eval": self._last_eval,
+            "row": self._books.last_row,
+            "eval": self._books.last_eval,
             "phases": sorted({view.phase for view in self._group.ranks.values()}),
-            "ledger": self._ledger.entries[num_known:],
+            "ledger": self._books.entries[num_known:],
             "outcome": self.outcome(),
             "failures": self._group.failures,
         }
@@ -194,32 +181,29 @@ class Coordinator:
 
     def add_event(self, event: str, **facts: Any) -> None:
         """Writes a ledger entry for a fact that the driver found."""
-        self._ledger.add(event, **facts)
+        self._books.note(event, **facts)
 
     def record_evaluation(self, row: dict[str, Any]) -> None:
         """Writes an evaluation that a task made."""
-        self._evals.append(row)
-        self._last_eval = row
-        for sink in self._sinks:
-            sink.log_eval(row)
+        self._books.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """Ends the run's books; the last call. Does nothing when another driver has taken over the run."""
-        if self._is_superseded:
-            return
-        self._record.move(state)
-        self._record.result = result
-        self._record.error = error
-        self._record.workers = []
-        facts: dict[str, Any] = {"step": self._record.step}
-        self._ledger.add(state, **facts, **({"error": error} if error else {}))
-        self._write_record()
-        self._run_dir.stop_request.unlink(missing_ok=True)
-        for sink in self._sinks:
-            sink.close(state)
-        self._metrics.close()
-        self._evals.close()
-        self._ledger.close()
+        self._books.finish(state, result, error)
+
+    def _take_attempt(self) -> tuple[Manifest | None, Attempt]:
+        """Takes the next attempt number, starting from the newest whole checkpoint.
+
+        Until the number is taken an older driver may still commit, and delete what it then holds for surplus.
+        So the choice is looked at again afterwards, and made anew when it no longer stands.
+        """
+        before: int | None = None
+        while True:
+            start = newest_whole(self._store, self._books, before)
+            attempt = take_attempt(self._store, start)
+            before = before or attempt.number
+            if still_stands(self._store, start, before):
+                return start, attempt
 
     def _check_newest(self) -> None:
         """Gives up the books when a newer attempt exists: another driver has taken over the run.
@@ -227,16 +211,13 @@ class Coordinator:
         Raises:
             StaleAttemptError: It does.
         """
-        newest = newest_number(self._store)
-        if self._group.world_size and newest > self._record.attempt:
-            error = StaleAttemptError(
-                f"attempt {newest} of this run has begun elsewhere; attempt {self._record.attempt} writes nothing more"
-            )
-            if not self._is_superseded:
-                self._is_superseded = True
+        try:
+            self._books.check_mine()
+        except StaleAttemptError as error:
+            if self._group.abort is None:
                 self._group.abort = str(error)
                 self._group.failures.append({"rank": 0, "is_death": True, **error.to_dict()})
-            raise error
+            raise
 
     def _on_started(self, rank: int, message: RankStarted) -> None:
         self._group.seen(rank, "load", None, time.monotonic())
@@ -244,11 +225,11 @@ class Coordinator:
         worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
         self._record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
         if len(self._record.workers) < self._group.world_size:
-            self._write_record_now_and_then()
+            self._books.write_record_now_and_then()
             return
         if not self._stop:
             self._record.move("running")
-        self._write_record()
+        self._books.write_record()
 
     def _on_rendezvous(self, rank: int, message: RendezvousOpen) -> None:
         self._group.rendezvous = (message.host, message.port)
@@ -261,7 +242,7 @@ class Coordinator:
         self._group.notes += message.notes
         if len(self._group.loaded) == self._group.world_size:
             num_bytes = sum(self._group.loaded.values())
-            self._ledger.add("loaded", step=message.step, num_bytes=num_bytes, notes=self._group.notes)
+            self._books.note("loaded", step=message.step, num_bytes=num_bytes, notes=self._group.notes)
 
     def _on_step(self, rank: int, message: StepDone) -> None:
         row = message.row
@@ -272,12 +253,7 @@ class Coordinator:
         if row["step"] <= self._group.last_step:
             return
         self._group.last_step = row["step"]
-        self._metrics.append(row)
-        self._last_row = row
-        self._record.step = row["step"]
-        self._write_record_now_and_then()
-        for sink in self._sinks:
-            sink.log_step(row)
+        self._books.log_step(row)
 
     def _on_eval(self, rank: int, message: EvalDone) -> None:
         self.record_evaluation(message.row)
@@ -296,33 +272,23 @@ class Coordinator:
             self._fail(rank, from_exception(error))
             return
         self._group.committed_step = manifest.step
-        self._ledger.add("commit", step=manifest.step, attempt=manifest.attempt)
-        clean_up(self._store, self._config.checkpoint.keep_last, self._record.attempt)
+        self._books.note("commit", step=manifest.step)
+        if self._books.is_mine:
+            clean_up(self._store, self._config.checkpoint.keep_last, self._record.attempt)
 
     def _on_done(self, rank: int, message: RankDone) -> None:
         self._group.done[rank] = message.outcome
         self._record.step = message.step
-        self._write_record_now_and_then()
+        self._books.write_record_now_and_then()
         if len(self._group.done) == self._group.world_size:
-            self._write_record()
+            self._books.write_record()
 
     def _on_failed(self, rank: int, message: RankFailed) -> None:
         self._fail(rank, message.error, message.is_death)
 
     def _fail(self, rank: int, error: dict[str, str], is_death: bool = False) -> None:
         self._group.failures.append({"rank": rank, "is_death": is_death, **error})
-        self._ledger.add("rank_failed", rank=rank, step=self._record.step, **error)
-
-    def _write_record(self) -> None:
-        if self._is_superseded:
-            return
-        self._written_at = time.monotonic()
-        write_json(self._run_dir.run_json, asdict(self._record))
-
-    def _write_record_now_and_then(self) -> None:
-        # An fsync a step would cost more than the step of a small model.
-        if time.monotonic() - self._written_at > 1.0:
-            self._write_record()
+        self._books.note("rank_failed", rank=rank, step=self._record.step, **error)
 
     _HANDLERS: dict[type[Message], Any] = {  # noqa: RUF012
         RankStarted: _on_started,

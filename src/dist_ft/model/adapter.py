@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from dist_ft.config import Config
 from dist_ft.config.schema import MethodConfig
@@ -66,6 +67,12 @@ def _load_start(model: nn.Module, method: MethodConfig) -> Any:
                 f"method.{key}={mine}, but the adapter in method.init_from={method.init_from} has {key}={theirs}; "
                 f"set method.{key}={theirs}"
             )
+    beside = sorted(stored.modules_to_save or [])
+    if beside != sorted(method.modules_to_save):
+        raise ConfigError(
+            f"method.modules_to_save={method.modules_to_save}, but the adapter in method.init_from={method.init_from} "
+            f"has {beside}; set method.modules_to_save={beside}"
+        )
     return PeftModel.from_pretrained(model, method.init_from, is_trainable=True, autocast_adapter_dtype=False)
 
 
@@ -79,7 +86,9 @@ def _check_targets(model: nn.Module, config: Config) -> None:
     for key, names in listed.items():
         for target in names:
             if not any(name == target or name.endswith(f".{target}") for name in modules):
-                leaves = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+                leaves = sorted(
+                    {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+                )
                 raise ConfigError(
                     f"method.{key}={names}: {target} is no module of {config.model.name}; "
                     f"its linear ones are {', '.join(leaves)}"

@@ -47,9 +47,17 @@ def load_model_config(config: Config) -> Any:
         ModelError: It cannot be read, or is not a causal language model's.
     """
     try:
-        return AutoConfig.from_pretrained(model_dir(config), trust_remote_code=config.model.trust_remote_code)
+        found = AutoConfig.from_pretrained(model_dir(config), trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
+    for name, value in config.model.config_overrides.items():
+        if not hasattr(found, name):
+            raise ModelError(
+                f"model.config_overrides.{name}={value}: the config of {config.model.name} has no {name}; it has "
+                + ", ".join(sorted(key for key in found.to_dict() if not key.startswith("_")))
+            )
+        setattr(found, name, value)
+    return found
 
 
 def load_model(config: Config) -> torch.nn.Module:
@@ -62,6 +70,7 @@ def load_model(config: Config) -> torch.nn.Module:
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
+            config=load_model_config(config),
             dtype=getattr(torch, config.model.torch_dtype),
             attn_implementation=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
@@ -139,6 +148,8 @@ def fingerprint(config: Config) -> str:
     """
     path = model_dir(config)
     hasher = xxhash.xxh3_128((path / "config.json").read_bytes())
+    if config.model.config_overrides:
+        hasher.update(repr(sorted(config.model.config_overrides.items())).encode())
     for file in sorted(path.glob("*.safetensors")):
         size = file.stat().st_size
         hasher.update(f"{file.name} {size}".encode())

@@ -16,6 +16,8 @@ from torch import nn
 
 from dist_ft.errors import ModelError
 
+_OTHER_HEADS = ("classifier_", "summary_")  # settings of heads that a causal language model does not build
+
 
 @dataclass
 class DropoutKeys:
@@ -67,10 +69,12 @@ def check_dropout(model: nn.Module) -> None:
     for name, value in (config.to_dict() if config is not None else {}).items():
         if "drop" not in name or not isinstance(value, float) or value == 0:
             continue
+        if name.startswith(_OTHER_HEADS):
+            continue
         if name.startswith("att") or value not in replaceable:
             raise ModelError(
                 f"the model has {name}={value}, and that dropout cannot be made independent of the batch layout. "
-                f"Set {name} to 0 in its config.json"
+                f"Set model.config_overrides={{{name}: 0.0}}"
             )
 
 

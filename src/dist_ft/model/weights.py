@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -20,13 +21,16 @@ class WeightFiles:
     """
 
     def __init__(self, directory: Path, model: Any) -> None:
-        opened: list[Any] = [safe_open(str(file), framework="pt") for file in sorted(directory.glob("*.safetensors"))]
+        opened: list[Any] = [
+            safe_open(str(directory / name), framework="pt") for name in _read_by_transformers(directory)
+        ]
         stored: dict[str, Any] = {key: file for file in opened for key in file.keys()}  # noqa: SIM118, it is no dict
         self._found: dict[str, tuple[Any, str]] = {}
         self.has_all = True
         for names, shape in _tensors(model):
-            key = next((k for name in names for k in _spellings(name, model.base_model_prefix) if k in stored), None)
-            if key is None or tuple(stored[key].get_slice(key).get_shape()) != shape:
+            keys = {k for name in names for k in _spellings(name, model.base_model_prefix) if k in stored}
+            # Of tied names that are all stored, transformers decides by their values whether they are tied.
+            if len(keys) != 1 or tuple(stored[key := keys.pop()].get_slice(key).get_shape()) != shape:
                 self.has_all = False
                 return
             self._found |= dict.fromkeys(names, (stored[key], key))
@@ -40,6 +44,14 @@ class WeightFiles:
         first, last = start // row, -(-(start + count) // row)
         found: torch.Tensor = part[first:last].reshape(-1)[start - first * row :][:count]
         return found
+
+
+def _read_by_transformers(directory: Path) -> list[str]:
+    """One whole file, or those that the index names; whatever else lies there is not the model."""
+    if (directory / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    index = directory / "model.safetensors.index.json"
+    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
 
 
 def _tensors(model: Any) -> Iterator[tuple[list[str], tuple[int, ...]]]:

@@ -28,7 +28,7 @@ from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
 from dist_ft.coordinator.policies import check_resume
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import DistFtError, StartTimeoutError
+from dist_ft.errors import DistFtError, StaleAttemptError, StartTimeoutError
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.cluster import ClusterInfo, connect, start_starters
@@ -132,6 +132,11 @@ class _Driver:
             outcome = self._follow(group)
             state = "stopped" if outcome == "stopped" else "completed"
             result = self._after_training(group) if outcome == "completed" else self._numbers()
+        except StaleAttemptError as failure:
+            # The run is another driver's now, and so are its numbers.
+            self._console.close()
+            ray.get(self._actor.finish.remote("failed", {}), timeout=_ACTOR_LIMIT_S)
+            return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
         except KeyboardInterrupt:
             interrupted = DistFtError("interrupted at once; --resume goes on after the last checkpoint")
             result, error, state = self._numbers(), interrupted.to_dict(), "failed"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_ft.checkpoint.lineage import follow, read_attempts
-from dist_ft.checkpoint.manifest import Manifest, check_coverage, map_slices, read_manifests, verify_files
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices, read_manifests, verify_files
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.plan.doctor import format_bytes
@@ -94,7 +94,10 @@ def verify_checkpoints(run: Path, steps: Sequence[int]) -> Iterator[tuple[str, s
             slices = map_slices(store, manifest.directory, [file.name for file in manifest.files])
             check_coverage(manifest.params, slices)
         except CheckpointError as error:
-            yield manifest.directory, str(error)
+            if f"{manifest.directory}/{MANIFEST}" in store.names(
+                "checkpoints"
+            ):  # else the run has deleted it meanwhile
+                yield manifest.directory, str(error)
         else:
             yield manifest.directory, None
 

@@ -63,9 +63,12 @@ def run(
     scratch.mkdir()
     try:
         out_dtype = dtype or parsed.model.torch_dtype
-        _write_weights(parsed, store, manifest, scratch, out_dtype)
-        difference = _check(parsed, manifest, scratch, out_dtype)
-        if merge and parsed.method.kind == "lora":
+        is_merged = merge and parsed.method.kind == "lora"
+        # An adapter that is merged keeps all its digits until the sum is rounded.
+        first_dtype = "float32" if is_merged else out_dtype
+        _write_weights(parsed, store, manifest, scratch, first_dtype)
+        difference = _check(parsed, manifest, scratch, first_dtype)
+        if is_merged:
             _merge(parsed, scratch, out_dtype)
             difference = max(difference, _check(parsed, manifest, scratch, out_dtype))
         _write_sidecars(parsed, RunDir(Path(run_dir)), manifest, scratch, merge)

@@ -86,8 +86,9 @@ def check_model(config: Config) -> None:
     Raises:
         ConfigError: With both values.
     """
-    limit = load_model_config(config).get_text_config().to_dict().get("max_position_embeddings")
-    if limit is not None and config.data.seq_len > limit:
+    # As an attribute: families spell the key differently and map it. Some say -1 for no limit.
+    limit = getattr(load_model_config(config).get_text_config(), "max_position_embeddings", None)
+    if limit is not None and 0 < limit < config.data.seq_len:
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} is longer than the model allows "
             f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"

@@ -1,0 +1,133 @@
+"""What a run writes down: run.json, ledger, metrics, evaluations. Written only by whoever has the newest attempt.
+
+A driver that was suspended, or cut off and healed, may go on at any line of its program. So each write first
+looks whether a newer attempt has been taken; what slips through between look and write is harmless, because
+readers prefer the rows of the newest attempt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dist_ft.checkpoint.lineage import Attempt, newest_number
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.coordinator.ledger import Ledger
+from dist_ft.coordinator.state import RunRecord
+from dist_ft.errors import StaleAttemptError
+from dist_ft.monitor.jsonl import JsonlWriter
+from dist_ft.monitor.sinks import Sink
+from dist_ft.rundir import RunDir, checkpoint_name, read_rows, write_json
+
+
+class Books:
+    """The records of one run, as far as this driver may write them.
+
+    Attributes:
+        record: What run.json says.
+        attempt: The attempt this driver has taken; 0 before the first.
+        last_row: Newest row of metrics.jsonl.
+        last_eval: Newest row of eval.jsonl.
+    """
+
+    def __init__(self, run_dir: RunDir, record: RunRecord, sinks: Sequence[Sink]) -> None:
+        self.record = record
+        self.attempt = 0
+        self.last_row: dict[str, Any] | None = None
+        self.last_eval: dict[str, Any] | None = None
+        self._run_dir = run_dir
+        self._store = LocalStore(run_dir.path)
+        self._ledger = Ledger(run_dir.ledger)
+        self._metrics = JsonlWriter(run_dir.metrics)
+        self._evals = JsonlWriter(run_dir.evals)
+        self._sinks = list(sinks)
+        self._written_at = 0.0
+        # The record of a run that is there says how its last attempt stands until this driver has one.
+        self.write_record()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether nobody has taken an attempt after this driver's, or before it has one."""
+        return newest_number(self._store) == self.attempt
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """Ledger entries of this process."""
+        return self._ledger.entries
+
+    def commits(self) -> set[str]:
+        """Returns the folders of all checkpoints that the ledger says were committed."""
+        rows = read_rows(self._run_dir.ledger)
+        return {f"checkpoints/{checkpoint_name(r['step'], r['attempt'])}" for r in rows if r["event"] == "commit"}
+
+    def check_mine(self) -> None:
+        """Raises StaleAttemptError when another driver has taken over the run."""
+        newest = newest_number(self._store)
+        if self.attempt and newest > self.attempt:
+            raise StaleAttemptError(
+                f"attempt {newest} of this run has begun elsewhere; attempt {self.attempt} writes nothing more"
+            )
+
+    def begin_attempt(self, attempt: Attempt, world_size: int) -> None:
+        """Opens the books for an attempt that this driver has taken."""
+        self.attempt = attempt.number
+        self.record.workers = []
+        self.record.attempt = attempt.number
+        self.record.step = attempt.start_step
+        self.record.world_size = world_size
+        # Even if it is overtaken at this moment: the ledger holds every attempt.
+        self._ledger.add("attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step)
+        self.write_record()
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Writes a ledger entry."""
+        if not self.attempt or self.is_mine:
+            self._ledger.add(event, **{"attempt": self.attempt, **facts})
+
+    def write_record(self) -> None:
+        """Replaces run.json."""
+        self._written_at = time.monotonic()
+        if self.is_mine:
+            write_json(self._run_dir.run_json, asdict(self.record))
+
+    def write_record_now_and_then(self) -> None:
+        """Replaces run.json if that was not done a moment ago."""
+        # An fsync a step would cost more than the step of a small model.
+        if time.monotonic() - self._written_at > 1.0:
+            self.write_record()
+
+    def log_step(self, row: dict[str, Any]) -> None:
+        """Takes a row of metrics.jsonl."""
+        self._metrics.append(row)
+        self.last_row = row
+        self.record.step = row["step"]
+        self.write_record_now_and_then()
+        for sink in self._sinks:
+            sink.log_step(row)
+
+    def log_eval(self, row: dict[str, Any]) -> None:
+        """Takes a row of eval.jsonl."""
+        if not self.is_mine:
+            return
+        self._evals.append(row)
+        self.last_eval = row
+        for sink in self._sinks:
+            sink.log_eval(row)
+
+    def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
+        """Closes the run; the last call. One that is another driver's is left as it is."""
+        if self.is_mine:
+            self.record.move(state)
+            self.record.result = result
+            self.record.error = error
+            self.record.workers = []
+            self.note(state, step=self.record.step, **({"error": error} if error else {}))
+            self.write_record()
+            self._run_dir.stop_request.unlink(missing_ok=True)
+        for sink in self._sinks:
+            sink.close(state)
+        self._metrics.close()
+        self._evals.close()
+        self._ledger.close()
