@@ -104,12 +104,15 @@ class Memory:
         return parts - self.host_bytes
 
 
-def weights_bytes(model: ModelShape, stage: int, world_size: int) -> int:
-    """Returns the bytes of the weights, at stage 3 with those gathered for the layers at work."""
+def weights_bytes(model: ModelShape, stage: int, world_size: int, offload: bool = False) -> int:
+    """Returns the bytes of the weights, at stage 3 with those gathered for the layers at work.
+
+    With `offload` a worker's own part is in host memory and is gathered like the others'.
+    """
     elements = model.num_params
     if stage == 3:
         own = _share(elements, world_size)
-        elements = own + min(elements - own, elements // _GATHERED_PARTS)
+        elements = own + min(elements - (0 if offload else own), elements // _GATHERED_PARTS)
     return elements * model.dtype_bytes
 
 
@@ -149,7 +152,7 @@ def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: in
         world_size: Workers.
         offload: Whether optimizer state, and at stage 3 weights, lie in host memory.
     """
-    weights = weights_bytes(model, stage, world_size)
+    weights = weights_bytes(model, stage, world_size, offload)
     optimizer = optimizer_bytes(model, stage, world_size)
     host = 0
     if offload and stage >= 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dist_ft.memory import (
     STAGES,
@@ -12,6 +14,7 @@ from dist_ft.memory import (
     ModelShape,
     activations_bytes,
     estimate,
+    fitting_micro_batch,
     gradients_bytes,
     optimizer_bytes,
     weights_bytes,
@@ -106,3 +109,137 @@ def test_more_workers_and_higher_stages_never_need_more() -> None:
         assert row == sorted(row, reverse=True)
     for column in zip(*totals, strict=True):
         assert list(column) == sorted(column, reverse=True)
+
+
+# The micro batch that fits ---------------------------------------------------------------------------------
+
+SHAPES = st.builds(
+    ModelShape,
+    num_params=st.integers(1_000, 10**9),
+    num_trained=st.integers(1, 1_000),
+    num_layers=st.integers(1, 4),
+    hidden_size=st.integers(8, 64),
+    num_heads=st.sampled_from([1, 2, 4]),
+    vocab_size=st.integers(10, 1_000),
+    dtype_bytes=st.sampled_from([2, 4]),
+).flatmap(
+    lambda shape: st.sampled_from([shape, replace(shape, num_trained=shape.num_params)])  # adapter or full
+)
+BATCHES = st.builds(
+    BatchShape,
+    num_sequences=st.integers(1, 12),
+    num_tokens=st.integers(8, 128),
+    num_trained_tokens=st.integers(1, 8),
+    gradient_checkpointing=st.booleans(),
+    has_eager_attention=st.booleans(),
+)
+PLACES = st.sampled_from([(stage, offload) for stage in STAGES for offload in (False, True)])
+WORLD_SIZES = st.integers(1, 16)
+# Of what the state alone takes, and of what is needed for one sequence more, so that every answer comes up.
+FRACTIONS = st.tuples(st.floats(0, 2), st.integers(0, 14), st.floats(-0.5, 1.5))
+
+
+def _limit(
+    model: ModelShape, batch: BatchShape, stage: int, offload: bool, world_size: int, share: tuple[float, int, float]
+) -> int:
+    """A limit that lies near what some number of sequences takes, or anywhere."""
+    factor, count, offset = share
+
+    def total(num_sequences: int) -> int:
+        some = replace(batch, num_sequences=num_sequences)
+        return estimate(model, some, stage=stage, world_size=world_size, offload=offload).total_bytes
+
+    near = total(count) + offset * (total(1) - total(0))
+    return max(0, round((near if count else factor * total(12)) / 0.9))
+
+
+@given(model=SHAPES, batch=BATCHES, place=PLACES, world_size=WORLD_SIZES, share=FRACTIONS)
+@settings(deadline=None)
+def test_the_micro_batch_is_the_largest_that_fits(
+    model: ModelShape, batch: BatchShape, place: tuple[int, bool], world_size: int, share: tuple[float, int, float]
+) -> None:
+    stage, offload = place
+    limit = _limit(model, batch, stage, offload, world_size, share)
+
+    def fits(count: int) -> bool:
+        """By the sum of the formulas, a tenth left alone."""
+        memory = estimate(
+            model, replace(batch, num_sequences=count), stage=stage, world_size=world_size, offload=offload
+        )
+        return memory.total_bytes <= 0.9 * limit
+
+    count = fitting_micro_batch(model, batch, stage=stage, world_size=world_size, limit_bytes=limit, offload=offload)
+    assert 1 <= count <= batch.num_sequences
+    assert count == 1 or fits(count)
+    assert count == batch.num_sequences or not fits(count + 1)
+
+
+@given(model=SHAPES, batch=BATCHES, place=PLACES, world_size=WORLD_SIZES, shares=st.tuples(FRACTIONS, FRACTIONS))
+@settings(deadline=None)
+def test_more_memory_never_gives_a_smaller_micro_batch(
+    model: ModelShape,
+    batch: BatchShape,
+    place: tuple[int, bool],
+    world_size: int,
+    shares: tuple[tuple[float, int, float], tuple[float, int, float]],
+) -> None:
+    stage, offload = place
+    limits = sorted(_limit(model, batch, stage, offload, world_size, share) for share in shares)
+    less, more = (
+        fitting_micro_batch(model, batch, stage=stage, world_size=world_size, limit_bytes=limit, offload=offload)
+        for limit in limits
+    )
+    assert less <= more
+
+
+@given(
+    model=SHAPES,
+    batch=BATCHES,
+    place=PLACES.filter(lambda place: place != (3, True)),
+    sizes=st.tuples(WORLD_SIZES, WORLD_SIZES).map(sorted),
+    share=FRACTIONS,
+)
+@settings(deadline=None)
+def test_more_workers_never_give_a_smaller_micro_batch(
+    model: ModelShape, batch: BatchShape, place: tuple[int, bool], sizes: list[int], share: tuple[float, int, float]
+) -> None:
+    stage, offload = place
+    limit = _limit(model, batch, stage, offload, sizes[0], share)
+    few, many = (
+        fitting_micro_batch(model, batch, stage=stage, world_size=size, limit_bytes=limit, offload=offload)
+        for size in sizes
+    )
+    assert few == many if stage == 0 else few <= many
+
+
+def test_offloaded_weights_are_gathered_on_the_device_whatever_the_world_size() -> None:
+    on_device = []
+    for size in (1, 2, 4, 8):
+        memory = estimate(LORA, BATCH, stage=3, world_size=size, offload=True)
+        on_device.append(memory.total_bytes - memory.gradients_bytes - memory.activations_bytes)
+    assert on_device == [200] * 4  # an eighth of 800 elements of two bytes
+
+
+def test_a_group_that_shrinks_takes_smaller_passes() -> None:
+    """By hand: 800 parameters with Adam at stage 2 are 1600 + 12800 / N bytes; a sequence is 15776."""
+    batch = replace(BATCH, num_sequences=4)
+    layers, logits = 2 * 34 * 16 * 8, 5 * 10 * (8 + 2)
+    sequence = layers + logits
+    assert activations_bytes(FULL, replace(BATCH, num_sequences=1)) == sequence
+    limit = (1600 + 12800 // 8 + 4 * sequence) / 0.9
+    found = [
+        fitting_micro_batch(FULL, batch, stage=2, world_size=size, limit_bytes=round(limit) + 1)
+        for size in (8, 4, 2, 1)
+    ]
+    missing = [12800 // size - 1600 for size in (8, 4, 2, 1)]  # what is lacking, against eight workers
+    assert found == [4 + -(lacking // sequence + (lacking % sequence > 0)) for lacking in missing] == [4, 3, 3, 2]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1000])
+def test_one_sequence_is_tried_whatever_the_limit(limit: int) -> None:
+    assert fitting_micro_batch(FULL, BATCH, stage=2, world_size=4, limit_bytes=limit) == 1
+
+
+def test_with_room_the_configured_micro_batch_is_kept() -> None:
+    for size in (1, 3, 8):
+        assert fitting_micro_batch(FULL, BATCH, stage=2, world_size=size, limit_bytes=10**12) == 3

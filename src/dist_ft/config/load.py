@@ -44,6 +44,15 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Line breaks of YAML 1.1 that 1.2 does not know: only double quotes keep them.
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
@@ -262,4 +271,4 @@ def _doc(location: Sequence[Any]) -> str:
     parents = [part for part in location if not isinstance(part, int)]
     model = _model_at(parents[:-1]) if parents else None
     field = model.model_fields.get(str(parents[-1])) if model else None
-    return f"{parents[-1]}: {field.description}" if field and field.description else ""
+    return f"{parents[-1]}: {' '.join(field.description.split())}" if field and field.description else ""

@@ -80,8 +80,9 @@ class MethodConfig(Section):
     """Dropout on the adapter's input, one mask a sequence."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Module names to adapt, or all linear layers but the output layer."""
-    modules_to_save: list[str] = []
-    """LoRA only: modules that are trained whole beside the adapter, such as `lm_head`."""
+    modules_to_save: list[Annotated[str, Field(min_length=1)]] = []
+    """LoRA only: modules that are trained whole beside the adapter, such as `lm_head`. As in PEFT every module
+    whose name ends so is meant."""
     freeze: list[Pattern] = []
     """Full only: parameters that stay as they are, as regular expressions searched in their names."""
     init_from: str | None = None

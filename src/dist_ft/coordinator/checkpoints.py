@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
@@ -15,7 +16,9 @@ from dist_ft.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
-def newest_whole(store: Store, books: Books, before: int | None = None) -> Manifest | None:
+def newest_whole(
+    store: Store, books: Books, can_start: Callable[[Manifest], bool], before: int | None = None
+) -> Manifest | None:
     """Returns the newest checkpoint whose files have their hashes; None when the run has no checkpoint.
 
     Reads all of it, at the speed of the disk. Damaged ones are passed over and noted in the ledger.
@@ -23,6 +26,7 @@ def newest_whole(store: Store, books: Books, before: int | None = None) -> Manif
     Args:
         store: The run directory.
         books: Gets a note of each damage, and knows what was committed.
+        can_start: Whether the run may go on from a checkpoint.
         before: Look at attempts below this number only.
 
     Raises:
@@ -33,7 +37,7 @@ def newest_whole(store: Store, books: Books, before: int | None = None) -> Manif
     damages: list[tuple[int | None, str]] = [(None, problem) for problem in unreadable]
     damages += [(None, f"{folder}/{MANIFEST} is missing") for folder in _without_manifest(store, books)]
     whole = None
-    for manifest in newest_first(found):
+    for manifest in filter(can_start, newest_first(found)):
         try:
             verify_files(store, manifest)
         except CheckpointError as error:

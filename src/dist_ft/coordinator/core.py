@@ -19,6 +19,7 @@ from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.checkpoints import clean_up, newest_whole, still_stands
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.coordinator.group import GroupState
+from dist_ft.coordinator.policies import can_go_on
 from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import find_stalled
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, from_exception
@@ -199,11 +200,14 @@ class Coordinator:
         """
         before: int | None = None
         while True:
-            start = newest_whole(self._store, self._books, before)
+            start = newest_whole(self._store, self._books, self._can_start, before)
             attempt = take_attempt(self._store, start)
             before = before or attempt.number
             if still_stands(self._store, start, before):
                 return start, attempt
+
+    def _can_start(self, manifest: Manifest) -> bool:
+        return can_go_on(manifest, self._prepared.max_steps, self._config.train.global_batch_size)
 
     def _check_newest(self) -> None:
         """Gives up the books when a newer attempt exists: another driver has taken over the run.

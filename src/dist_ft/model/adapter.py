@@ -49,9 +49,10 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
         return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
     except ConfigError:
         raise
-    except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
-        key = "init_from" if config.method.init_from is not None else "target_modules"
-        value = config.method.init_from or config.method.target_modules
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
+        method = config.method
+        used = {"init_from": method.init_from, "modules_to_save": method.modules_to_save}
+        key, value = next(((k, v) for k, v in used.items() if v), ("target_modules", method.target_modules))
         raise ConfigError(f"method.{key}={value} does not fit {config.model.name}: {error}") from error
     finally:
         torch.random.set_rng_state(state)

@@ -51,7 +51,8 @@ def _read_by_transformers(directory: Path) -> list[str]:
     if (directory / "model.safetensors").is_file():
         return ["model.safetensors"]
     index = directory / "model.safetensors.index.json"
-    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    return [name for name in names if (directory / name).is_file()]
 
 
 def _tensors(model: Any) -> Iterator[tuple[list[str], tuple[int, ...]]]:

@@ -26,7 +26,7 @@ from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
-from dist_ft.coordinator.policies import check_resume
+from dist_ft.coordinator.policies import check_longer, check_resume
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import DistFtError, StaleAttemptError, StartTimeoutError
 from dist_ft.monitor.console import Console
@@ -159,6 +159,7 @@ class _Driver:
         checkpoints = committed(store)
         if checkpoints:
             check_resume(checkpoints[-1], Fingerprint(**prepared["fingerprint"]))
+            check_longer(checkpoints, prepared["max_steps"], self._config.train.global_batch_size)
         changes = changed_settings(self._config, self._run_dir)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._run_dir.config, dump_yaml(self._config))

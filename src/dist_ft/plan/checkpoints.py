@@ -93,7 +93,7 @@ def verify_checkpoints(run: Path, steps: Sequence[int]) -> Iterator[tuple[str, s
             verify_files(store, manifest)
             slices = map_slices(store, manifest.directory, [file.name for file in manifest.files])
             check_coverage(manifest.params, slices)
-        except CheckpointError as error:
+        except (CheckpointError, FileNotFoundError) as error:
             if f"{manifest.directory}/{MANIFEST}" in store.names(
                 "checkpoints"
             ):  # else the run has deleted it meanwhile

@@ -8,6 +8,7 @@ cut while it is still empty, and each rank fills its own part.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ def shard_model(module: nn.Module, config: Config, read: ReadWeights, whole: lis
     cutter = Init(config_dict_or_path=build_init_config(config, on_gpu))
     made: dict[int, nn.Parameter] = {}
     for prefix, owner in module.named_modules():
-        keep_whole = any(prefix == name or prefix.endswith(f".{name}") for name in whole)
+        # As PEFT finds them: by the end of a name, with everything below it.
+        parents = list(accumulate(prefix.split("."), "{}.{}".format))
+        keep_whole = any(parent.endswith(name) for parent in parents for name in whole)
         for leaf, old in owner.named_parameters(recurse=False):
             if id(old) not in made:
                 name = f"{prefix}.{leaf}" if prefix else leaf

@@ -541,3 +541,117 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path: Path, monke
 
 def test_there_are_shipped_configs() -> None:
     assert SHIPPED
+
+
+# What is trained, and with how much memory
+
+
+def test_patterns_groups_and_memory_are_read_as_written(load: Load) -> None:
+    config = load(
+        "method={kind: full, freeze: ['layers\\.[0-3]\\.', embed]}",
+        "optimizer.groups=[{pattern: norm, lr: 0}, {pattern: 'bias$', lr: 1e-5, weight_decay: 0.1}]",
+        "cluster.memory_per_worker=80",
+    )
+    assert config.method.freeze == ["layers\\.[0-3]\\.", "embed"]
+    assert [group.model_dump() for group in config.optimizer.groups] == [
+        {"pattern": "norm", "lr": 0.0, "weight_decay": None},
+        {"pattern": "bias$", "lr": 1e-5, "weight_decay": 0.1},
+    ]
+    assert config.cluster.memory_per_worker == 80.0
+    assert load("method.modules_to_save=[lm_head, embed_tokens]").method.modules_to_save == ["lm_head", "embed_tokens"]
+
+
+def test_by_default_nothing_is_frozen_grouped_or_bounded(load: Load) -> None:
+    config = load()
+    assert (config.method.freeze, config.method.modules_to_save, config.optimizer.groups) == ([], [], [])
+    assert config.cluster.memory_per_worker is None
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("method.freeze=['']", "method.freeze.0=''"),
+        ("method.freeze=[norm, '']", "method.freeze.1=''"),
+        ("method.freeze=norm", "method.freeze='norm'"),
+        ("method.freeze=[1]", "method.freeze.0=1"),
+        ("method.modules_to_save=lm_head", "method.modules_to_save='lm_head'"),
+        ("method.modules_to_save=[lm_head, 1]", "method.modules_to_save.1=1"),
+        ("optimizer.groups=[{pattern: ''}]", "optimizer.groups.0.pattern=''"),
+        ("optimizer.groups=[{pattern: a}, {lr: 1}]", "optimizer.groups.1.pattern: missing"),
+        ("optimizer.groups=[{pattern: a, lr: -1}]", "optimizer.groups.0.lr=-1"),
+        ("optimizer.groups=[{pattern: a, lr: .nan}]", "optimizer.groups.0.lr=nan"),
+        ("optimizer.groups=[{pattern: a, lr: .inf}]", "optimizer.groups.0.lr=inf"),
+        ("optimizer.groups=[{pattern: a, lr: '1'}]", "optimizer.groups.0.lr='1'"),
+        ("optimizer.groups=[{pattern: a, weight_decay: -0.1}]", "optimizer.groups.0.weight_decay=-0.1"),
+        ("optimizer.groups=[{pattern: a, lrr: 1}]", "optimizer.groups.0.lrr: unknown key"),
+        ("optimizer.groups=[a]", "optimizer.groups.0='a'"),
+        ("optimizer.groups={pattern: a}", "optimizer.groups={'pattern': 'a'}"),
+        ("cluster.memory_per_worker=0", "cluster.memory_per_worker=0"),
+        ("cluster.memory_per_worker=-16", "cluster.memory_per_worker=-16"),
+        ("cluster.memory_per_worker=.inf", "cluster.memory_per_worker=inf"),
+        ("cluster.memory_per_worker=16GiB", "cluster.memory_per_worker='16GiB'"),
+        ("cluster.memory_per_worker=true", "cluster.memory_per_worker=True"),
+    ],
+)
+def test_a_wrong_choice_of_weights_or_memory_is_shown_with_its_key(
+    problems: Problems, override: str, says: str
+) -> None:
+    (line,) = problems(override)
+    assert line.startswith(says)
+
+
+PATTERN_KEYS = [
+    ("method.freeze=[{}]", "method.freeze.0"),
+    ("method.freeze=[norm, {}]", "method.freeze.1"),
+    ("optimizer.groups=[{{pattern: norm}}, {{pattern: {}}}]", "optimizer.groups.1.pattern"),
+]
+BAD_PATTERNS = ["(", "[a", "*", "a{2,1}", "(?P<x", "\\"]
+
+
+@pytest.mark.parametrize("pattern", BAD_PATTERNS)
+@pytest.mark.parametrize(("override", "key"), PATTERN_KEYS)
+def test_what_is_no_regular_expression_is_quoted(problems: Problems, override: str, key: str, pattern: str) -> None:
+    (line,) = problems(override.format(f"'{pattern}'"))
+    assert f"{pattern!r} is not a regular expression: " in line
+
+
+@pytest.mark.parametrize(("override", "key"), PATTERN_KEYS)
+def test_what_is_no_regular_expression_is_shown_with_its_key(problems: Problems, override: str, key: str) -> None:
+    (line,) = problems(override.format("'('"))
+    assert line.startswith(key)
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 5000 + ")" * 5000], ids=["repetition", "depth"])
+def test_a_pattern_beyond_the_limits_of_re_is_a_config_error(problems: Problems, pattern: str) -> None:
+    assert problems(f"method.freeze=['{pattern}']")
+
+
+@pytest.mark.parametrize("override", ["method.freeze=['(']", "cluster.memory_per_worker=0", "optimizer.groups=[{}]"])
+def test_a_wrong_choice_is_for_the_user_to_mend(load: Load, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert (caught.value.exit_code, caught.value.retryable) == (2, False)
+
+
+@given(patterns=st.lists(st.text(min_size=1), max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_a_pattern_passes_exactly_when_it_compiles(patterns: list[str]) -> None:
+    def compiles(pattern: str) -> bool:
+        try:
+            re.compile(pattern)
+        except re.error:
+            return False
+        return True
+
+    raw = {
+        "run": {"name": "r"}, "model": {"name": "tiny-random"}, "data": {"train": [{"source": "a"}]},
+        "method": {"kind": "full", "freeze": patterns}, "optimizer": {"groups": [{"pattern": p} for p in patterns]},
+    }  # fmt: skip
+    if all(map(compiles, patterns)):
+        config = config_from_dict(raw)
+        assert config.method.freeze == [group.pattern for group in config.optimizer.groups] == patterns
+        with tempfile.TemporaryDirectory() as directory:
+            assert load_text(Path(directory), dump_yaml(config)) == config
+    else:
+        with pytest.raises(ConfigError):
+            config_from_dict(raw)

@@ -162,3 +162,37 @@ def test_check_config_takes_any_config() -> None:
         }
     )
     check_config(config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method={kind: full, freeze: [embed_tokens, '^model.layers.[01].']}"],
+        ["method={kind: lora, modules_to_save: [lm_head]}"],
+        ["method={kind: full, freeze: [], modules_to_save: []}"],
+        ["method={kind: lora, freeze: [], modules_to_save: []}"],
+        ["optimizer.groups=[{pattern: lora_B, lr: 1e-3}, {pattern: norm, lr: 0, weight_decay: 0.1}, {pattern: a}]"],
+        ["method.kind=full", "optimizer.groups=[{pattern: embed, weight_decay: 0}]"],
+        ["cluster.memory_per_worker=16"],
+        ["cluster.memory_per_worker=0.5"],
+        ["cluster.memory_per_worker=null"],
+    ],
+)
+def test_what_is_trained_and_with_how_much_can_be_said(check: Check, overrides: list[str]) -> None:
+    assert check(*overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["method={kind: full, modules_to_save: [lm_head]}"],
+            "method.modules_to_save is for method.kind=lora; method.kind=full trains every module",
+        ),
+        (["method={kind: lora, freeze: [norm]}"], "method.freeze is for method.kind=full;"),
+        (["method.freeze=[norm]"], "method.freeze is for method.kind=full;"),  # lora is the default
+    ],
+)
+def test_a_key_of_the_other_method_is_one_problem(check: Check, overrides: list[str], problem: str) -> None:
+    (found,) = check(*overrides)
+    assert found.startswith(problem)
