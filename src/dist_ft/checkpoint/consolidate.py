@@ -7,16 +7,22 @@ one chunk, whatever the model's size. For an adapter only adapter bytes move.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, map_slices
 from dist_ft.checkpoint.store import Store
 from dist_ft.checkpoint.tensorfile import ITEM_BYTES, to_bfloat16, write_tensors
 from dist_ft.errors import ExportError
 from dist_ft.state import ParamInfo
+
+Floats = npt.NDArray[np.float32]
+Chunk = tuple[str, Floats]
+ReadFrozen = Callable[[str, int, int], Floats]
+"""(parameter, first element, count) → float32 elements."""
 
 _CHUNK_ELEMENTS = 1 << 22
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
@@ -30,8 +36,10 @@ def consolidate(
     stem: str,
     dtype: str,
     max_shard_bytes: int = 5 << 30,
+    frozen: Sequence[ParamInfo] = (),
+    read_frozen: ReadFrozen | None = None,
 ) -> list[Path]:
-    """Writes the trained weights of a checkpoint as `<stem>.safetensors`, in shards with an index if large.
+    """Writes the weights of a checkpoint as `<stem>.safetensors`, in shards with an index if large.
 
     Args:
         store: The run directory.
@@ -40,6 +48,8 @@ def consolidate(
         stem: `model` or `adapter_model`.
         dtype: `float32` or `bfloat16`.
         max_shard_bytes: Largest file, unless one tensor is larger.
+        frozen: Parameters that no checkpoint holds, because they are the base model's.
+        read_frozen: Where those come from.
 
     Raises:
         CheckpointError: The slices do not cover a parameter.
@@ -48,11 +58,17 @@ def consolidate(
     code = _DTYPES[dtype]
     slices = map_slices(store, manifest.directory, [file.name for file in manifest.files])
     check_coverage(manifest.params, slices)
-    shards = plan_shards(manifest.params, ITEM_BYTES[code], max_shard_bytes)
+    shards = plan_shards([*manifest.params, *frozen], ITEM_BYTES[code], max_shard_bytes)
+    kept = {param.name for param in frozen}
     names = _shard_names(stem, len(shards))
     for name, params in zip(names, shards, strict=True):
         layout = [(param.export_name, code, param.shape) for param in params]
-        write_tensors(directory / name, layout, _stream(store, slices, params, code), {"format": "pt"})
+        values = (
+            chunk
+            for param in params
+            for chunk in (_read_base(param, read_frozen) if param.name in kept else _read_slices(store, slices, param))
+        )
+        write_tensors(directory / name, layout, _cast(values, code), {"format": "pt"})
     if len(names) > 1:
         _write_index(directory / f"{stem}.safetensors.index.json", names, shards, ITEM_BYTES[code])
     return [directory / name for name in names]
@@ -72,18 +88,27 @@ def plan_shards(params: Sequence[ParamInfo], item_bytes: int, max_bytes: int) ->
     return shards
 
 
-def _stream(store: Store, slices: SliceMap, params: Sequence[ParamInfo], code: str) -> Iterator[bytes]:
-    for param in params:
-        for piece in slices[(param.name, "fp32")]:
-            for start in range(0, piece.count, _CHUNK_ELEMENTS):
-                count = min(_CHUNK_ELEMENTS, piece.count - start)
-                data = store.read_range(piece.file, piece.offset + 4 * start, 4 * count)
-                values = np.frombuffer(data, dtype="<f4")
-                bits = to_bfloat16(values)
-                # Exponent all ones: NaN, infinite, or beyond what bfloat16 holds.
-                if (bits & 0x7F80 == 0x7F80).any() if code == "BF16" else not np.isfinite(values).all():
-                    raise ExportError(f"{param.name} has values that are not finite; export an earlier step")
-                yield bits.tobytes() if code == "BF16" else data
+def _read_slices(store: Store, slices: SliceMap, param: ParamInfo) -> Iterator[Chunk]:
+    for piece in slices[(param.name, "fp32")]:
+        for start in range(0, piece.count, _CHUNK_ELEMENTS):
+            count = min(_CHUNK_ELEMENTS, piece.count - start)
+            data = store.read_range(piece.file, piece.offset + 4 * start, 4 * count)
+            yield param.name, np.frombuffer(data, dtype="<f4")
+
+
+def _read_base(param: ParamInfo, read: ReadFrozen | None) -> Iterator[Chunk]:
+    assert read is not None
+    for start in range(0, param.numel, _CHUNK_ELEMENTS):
+        yield param.name, read(param.name, start, min(_CHUNK_ELEMENTS, param.numel - start))
+
+
+def _cast(chunks: Iterable[Chunk], code: str) -> Iterator[bytes]:
+    for name, values in chunks:
+        bits = to_bfloat16(values)
+        # Exponent all ones: NaN, infinite, or beyond what bfloat16 holds.
+        if (bits & 0x7F80 == 0x7F80).any() if code == "BF16" else not np.isfinite(values).all():
+            raise ExportError(f"{name} has values that are not finite; export an earlier step")
+        yield bits.tobytes() if code == "BF16" else values.tobytes()
 
 
 def _shard_names(stem: str, count: int) -> list[str]:

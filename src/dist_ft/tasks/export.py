@@ -8,18 +8,29 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from dist_ft.checkpoint.consolidate import consolidate
+from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ExportError
 from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
-from dist_ft.model.base import load_generation_config, load_model, load_model_config, load_tokenizer, skeleton
+from dist_ft.model.base import (
+    load_generation_config,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    model_dir,
+    skeleton,
+)
 from dist_ft.model.card import model_card
 from dist_ft.model.trained import select_trained
+from dist_ft.model.weights import WeightFiles
 from dist_ft.rundir import RunDir, last_rows
+from dist_ft.state import ParamInfo
 
 _MAX_SHARD_BYTES = 5 << 30
 _RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -92,7 +103,17 @@ def _write_weights(config: Config, store: LocalStore, manifest: Manifest, direct
     stem = "adapter_model" if is_adapter else "model"
     # PEFT reads an adapter from one file.
     limit = sys.maxsize if is_adapter else _MAX_SHARD_BYTES
-    consolidate(store, manifest, directory, stem=stem, dtype=dtype, max_shard_bytes=limit)
+    frozen, read_frozen = ([], None) if is_adapter else _frozen(config, model)
+    consolidate(
+        store,
+        manifest,
+        directory,
+        stem=stem,
+        dtype=dtype,
+        max_shard_bytes=limit,
+        frozen=frozen,
+        read_frozen=read_frozen,
+    )
     if is_adapter:
         save_adapter_config(model, config, directory)
     else:
@@ -100,6 +121,20 @@ def _write_weights(config: Config, store: LocalStore, manifest: Manifest, direct
         model_config.dtype = getattr(torch, dtype)
         model_config.architectures = [type(model).__name__]
         model_config.save_pretrained(directory)
+
+
+def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
+    """Returns the parameters that `method.freeze` left alone, and their source."""
+    names = {name: tuple(p.shape) for name, p in model.named_parameters() if not p.requires_grad}
+    files = WeightFiles(model_dir(config), model)
+    loaded = {} if files.has_all or not names else dict(load_model(config).named_parameters())
+
+    def read(name: str, start: int, count: int) -> npt.NDArray[np.float32]:
+        part = loaded[name].detach().view(-1)[start : start + count] if loaded else files.read(name, start, count)
+        values: npt.NDArray[np.float32] = part.float().numpy()
+        return values
+
+    return [ParamInfo(name, shape, name) for name, shape in names.items()], read
 
 
 def _load_export(config: Config, directory: Path, dtype: str) -> Any:

@@ -70,7 +70,7 @@ def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
 def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint:
     """Returns what checkpoints of this config belong to."""
     method = config.method.model_dump(mode="json")
-    trained = method if config.method.kind == "lora" else {"kind": "full"}
+    trained = method if config.method.kind == "lora" else {key: method[key] for key in ("kind", "freeze")}
     return Fingerprint(
         model=fingerprint(config),
         data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),
