@@ -96,7 +96,8 @@ def plan(
     from dist_ft.orchestrate.processes import QUIET_ENV
 
     os.environ.update(QUIET_ENV)
-    from dist_ft.plan.plan import make_plan, render_plan
+    from dist_ft.plan.plan import make_plan
+    from dist_ft.plan.render import render_plan
 
     result = make_plan(parsed)
     typer.echo(json.dumps(result) if as_json else render_plan(result))

@@ -84,7 +84,8 @@ class Books:
     def note(self, event: str, **facts: Any) -> None:
         """Writes a ledger entry."""
         if not self.attempt or self.is_mine:
-            self._ledger.add(event, **{"attempt": self.attempt, **facts})
+            own = {"attempt": self.attempt} if self.attempt else {}
+            self._ledger.add(event, **{**own, **facts})
 
     def write_record(self) -> None:
         """Replaces run.json."""

@@ -6,16 +6,15 @@ model's limits are checked by `tasks/prepare.py`, exactly as a run does it.
 
 from __future__ import annotations
 
-import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
-from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate
+from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
@@ -49,6 +48,7 @@ def make_plan(config: Config) -> dict[str, Any]:
     steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
     batch = largest_batch(config, splits)
     sizes = world_sizes(config.cluster.min_workers, config.cluster.max_workers)
+    micro = {size: _micro_batch_size(config, shape, batch, size) for size in sizes}
     plan = {
         "run": config.run.name,
         "run_dir": str(Path(config.run.output_dir).absolute() / config.run.name),
@@ -69,8 +69,12 @@ def make_plan(config: Config) -> dict[str, Any]:
         "tokens_per_step": round(sum(map(sum, steps)) / len(steps)),
         "zero_stage": config.zero_stage,
         "zero_note": _zero_note(config),
-        "memory": [row for size in sizes for row in _memory_rows(config, shape, batch, size)],
-        "world_sizes": [_size_row(config, steps, size) for size in sizes],
+        "memory": [
+            row
+            for size in sizes
+            for row in _memory_rows(config, shape, replace(batch, num_sequences=micro[size]), size)
+        ],
+        "world_sizes": [_size_row(config, steps, size, micro[size]) for size in sizes],
     }
     return {**plan, "warnings": _warnings(config, plan)}
 
@@ -114,13 +118,29 @@ def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int
         yield {"world_size": size, "stage": stage, **asdict(memory), "total_bytes": memory.total_bytes}
 
 
-def _size_row(config: Config, steps: Sequence[Lengths], size: int) -> dict[str, Any]:
-    global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+def _micro_batch_size(config: Config, model: ModelShape, batch: BatchShape, size: int) -> int:
+    """As a run chooses it (`train/build.py`) where memory is known without its GPUs."""
+    limit = config.cluster.memory_per_worker
+    if limit is None:
+        return batch.num_sequences
+    return fitting_micro_batch(
+        model,
+        batch,
+        stage=config.zero_stage,
+        world_size=size,
+        limit_bytes=int(limit * (1 << 30)),
+        offload=config.zero.offload,
+    )
+
+
+def _size_row(config: Config, steps: Sequence[Lengths], size: int, micro: int) -> dict[str, Any]:
+    global_batch = config.train.global_batch_size
     micro_steps = num_micro_steps(global_batch, micro, size)
     used = sum(map(sum, steps))
     computed = sum(_computed_tokens(lengths, micro, size, global_batch) for lengths in steps)
     return {
         "world_size": size,
+        "micro_batch_size": micro,
         "micro_steps": micro_steps,
         "padding_share": round(1 - used / computed, 4),
         "surplus_slots": micro_steps * micro * size - global_batch,
@@ -160,6 +180,12 @@ def _warnings(config: Config, plan: dict[str, Any]) -> list[str]:
             f"train.micro_batch_size={micro} x workers does not fit train.global_batch_size={global_batch}; "
             "lower the micro batch or raise the global one"
         )
+    for row in plan["world_sizes"]:
+        if row["micro_batch_size"] < micro:
+            lines.append(
+                f"{row['world_size']} workers take passes of {row['micro_batch_size']} sequences: {micro} are "
+                f"estimated not to fit cluster.memory_per_worker={config.cluster.memory_per_worker:g} GiB"
+            )
     return lines + _local_warnings(config, plan)
 
 
@@ -176,69 +202,3 @@ def _local_warnings(config: Config, plan: dict[str, Any]) -> list[str]:
         f"the workers need about {format_bytes(needed)} on this machine, {format_bytes(available)} are free; "
         "lower train.micro_batch_size or cluster.num_workers, or set train.gradient_checkpointing=true"
     ]
-
-
-def render_plan(plan: dict[str, Any]) -> str:
-    """Returns the plan as a page of text."""
-    model, data = plan["model"], plan["data"]
-    method = {"full": "full fine-tuning", "lora": "LoRA"}[plan["method"]]
-    trained = "all trained"
-    if plan["method"] == "lora":
-        trained = f"{model['num_trained']:,} trained ({model['num_trained'] / model['num_params']:.1%})"
-    held_out = f"{data['eval_sequences']:,}" if data["eval_sequences"] else "none"
-    epochs = plan["positions"] / data["sequences"]
-    lines = [
-        f"{plan['run']}: {method} of {model['name']}",
-        f"  model   {model['num_params']:,} parameters, {trained}, {model['dtype']}; "
-        f"{model['layers']} layers of width {model['hidden']}",
-        f"  data    {data['rows']:,} rows in {data['sequences']:,} sequences, {held_out} held out; "
-        f"{data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} trained",
-        f"  steps   {plan['steps']:,} of {plan['global_batch_size']:,} sequences, about "
-        f"{plan['tokens_per_step']:,} tokens each; {epochs:.2f} epochs",
-        f"  output  {plan['run_dir']}",
-        "",
-        *_render_sizes(plan),
-        "",
-        *_render_memory(plan),
-    ]
-    if plan["zero_note"]:
-        lines.append(f"  {plan['zero_note']}")
-    if plan["warnings"]:
-        lines += [
-            "",
-            *(textwrap.fill(f"warning: {w}", 100, subsequent_indent="  ") for w in plan["warnings"]),
-        ]
-    return "\n".join(lines)
-
-
-def _render_sizes(plan: dict[str, Any]) -> list[str]:
-    lines = [f"  workers  passes a step  padding  memory of a worker (ZeRO {plan['zero_stage']})"]
-    for row in plan["world_sizes"]:
-        memory = _memory_at(plan, row["world_size"])[plan["zero_stage"]]
-        lines.append(
-            f"  {row['world_size']:>7}  {row['micro_steps']:>13}  {row['padding_share']:>7.1%}"
-            f"  {format_bytes(memory['total_bytes'])}"
-        )
-    return lines
-
-
-def _render_memory(plan: dict[str, Any]) -> list[str]:
-    size = plan["world_sizes"][0]["world_size"]
-    workers = f"{size} worker{'s' if size > 1 else ''}"
-    lines = [f"  ZeRO    weights  gradients  optimizer  activations      total  (estimate, {workers})"]
-    for row in _memory_at(plan, size):
-        cells = [f"{format_bytes(row[key]):>{width}}" for key, width in _COLUMNS]
-        chosen = "  <- this run" if row["stage"] == plan["zero_stage"] else ""
-        offloaded = f"  + {format_bytes(row['host_bytes'])} of host" if row["host_bytes"] else ""
-        lines.append(f"  {row['stage']:>4}  {'  '.join(cells)}{offloaded}{chosen}")
-    return lines
-
-
-_COLUMNS = (
-    ("weights_bytes", 9), ("gradients_bytes", 9), ("optimizer_bytes", 9), ("activations_bytes", 11),
-    ("total_bytes", 9),
-)  # fmt: skip
-
-
-def _memory_at(plan: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
-    return [row for row in plan["memory"] if row["world_size"] == world_size]

@@ -11,7 +11,8 @@ import pytest
 from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError
 from dist_ft.model.base import load_model
-from dist_ft.plan.plan import make_plan, render_plan, world_sizes
+from dist_ft.plan.plan import make_plan, world_sizes
+from dist_ft.plan.render import render_plan
 from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.loader import RankLayout, TrainLoader
 from dist_ft.stream.order import Order, SourceSpec
