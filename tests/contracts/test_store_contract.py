@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,3 +238,31 @@ def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(
         patch.setattr(os, "link", retransmitted)
         assert store.create_exclusive("attempts/0001.json", b"mine")
     assert store.read("attempts/0001.json") == b"mine"
+
+
+def test_what_is_put_in_parts_reads_back_and_may_be_replaced(store: Store) -> None:
+    store.put("c/f", (part for part in (b"one", memoryview(b" two"), b"")))
+    assert store.read("c/f") == b"one two"
+    store.put("c/f", [b"three"])
+    assert store.read("c/f") == b"three"
+    assert store.names("c") == ["c/f"]
+
+
+def test_parts_that_end_in_an_error_leave_what_was_there(store: Store) -> None:
+    store.put("c/f", [b"before"])
+
+    def parts() -> Iterator[bytes]:
+        yield b"half"
+        raise CheckpointError("the rank is gone")
+
+    for name in ("c/f", "c/new"):
+        with pytest.raises(CheckpointError, match="the rank is gone"):
+            store.put(name, parts())
+    assert store.read("c/f") == b"before"
+    assert store.names("c") == ["c/f"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])
+def test_nothing_is_put_outside_the_root(store: Store, name: str) -> None:
+    with pytest.raises(CheckpointError):
+        store.put(name, [b"x"])

@@ -91,7 +91,7 @@ class Driver:
         """Writes the rank's slices into the attempt's own folder; returns what the rank then says."""
         layout = [(SliceKey(p.name, 0, kind).encode(), "F32", (p.numel,)) for p in PARAMS for kind in STATE_KINDS]
         data = [np.full(p.numel, step, "<f4").tobytes() for p in PARAMS for _ in STATE_KINDS]
-        file = write_tensors(self.dir.checkpoint(step, self.spec.attempt) / slices_name(0, 1), layout, data)
+        file = write_tensors(LocalStore(self.dir.checkpoint(step, self.spec.attempt)), slices_name(0, 1), layout, data)
         details = {
             "step": step, "cursor": {"epoch": 0, "position": 8 * step}, "zero_stage": 2, "optimizer_step": step,
             "fingerprint": asdict(MARK), "params": [p.to_dict() for p in PARAMS], "groups": [], "schedule": {},

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, map_slices
-from dist_ft.checkpoint.store import Store
+from dist_ft.checkpoint.store import LocalStore, Store
 from dist_ft.checkpoint.tensorfile import ITEM_BYTES, to_bfloat16, write_tensors
 from dist_ft.errors import ExportError
 from dist_ft.state import ParamInfo
@@ -68,7 +68,7 @@ def consolidate(
             for param in params
             for chunk in (_read_base(param, read_frozen) if param.name in kept else _read_slices(store, slices, param))
         )
-        write_tensors(directory / name, layout, _cast(values, code), {"format": "pt"})
+        write_tensors(LocalStore(directory), name, layout, _cast(values, code), {"format": "pt"})
     if len(names) > 1:
         _write_index(directory / f"{stem}.safetensors.index.json", names, shards, ITEM_BYTES[code])
     return [directory / name for name in names]

@@ -6,7 +6,6 @@ The save blocks: views are streamed to disk as they are. Only the coordinator ma
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from dist_ft.errors import CheckpointError
 from dist_ft.state import SliceKey
 
 
-def write_slices(path: Path, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:
+def write_slices(store: Store, name: str, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:
     """Writes a rank's slices as float32; the file appears under its name when whole."""
     found = [(key.encode(), tensor) for key, tensor in slices]
     layout = [(name, "F32", (tensor.numel(),)) for name, tensor in found]
     # One tensor at a time goes to the host, so a GPU's state is never held twice.
     chunks = (memoryview(tensor.detach().float().cpu().contiguous().numpy()).cast("B") for _, tensor in found)
-    return write_tensors(path, layout, chunks)
+    return write_tensors(store, name, layout, chunks)
 
 
 class SliceReader:

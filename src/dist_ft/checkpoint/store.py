@@ -1,4 +1,4 @@
-"""Where checkpoints lie: five operations, one of them exclusive creation.
+"""Where checkpoints lie: a handful of operations, one of them exclusive creation.
 
 Fencing rests on `create_exclusive`: of two writers of one name, one wins and the other is told. A store that
 cannot do this is refused. Local (and shared) file systems now; object stores fit behind the same protocol.
@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -21,6 +22,10 @@ class Store(Protocol):
 
     def create_exclusive(self, name: str, data: bytes) -> bool:
         """Creates a whole object durably; returns False, changing nothing, when the name exists."""
+        ...
+
+    def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Writes an object durably from parts, replacing an old one; it appears under its name when whole."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -74,6 +79,22 @@ class LocalStore:
         _sync_directory(path.parent)
         _sync_directory(path.parent.parent)  # the folder itself may be new
         return True
+
+    def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        """See `Store`."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with temporary.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
 
     def read(self, name: str) -> bytes:
         """See `Store`."""

@@ -8,13 +8,12 @@ format is eight bytes of header length, a JSON header, then the data (github.com
 from __future__ import annotations
 
 import json
-import os
 import struct
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +56,8 @@ class WrittenFile:
 
 
 def write_tensors(
-    path: Path,
+    store: Store,
+    name: str,
     layout: Sequence[tuple[str, str, tuple[int, ...]]],
     chunks: Iterable[bytes | memoryview],
     metadata: dict[str, str] | None = None,
@@ -65,7 +65,8 @@ def write_tensors(
     """Writes a safetensors file durably; it appears under its name when whole.
 
     Args:
-        path: Final path.
+        store: Where it goes.
+        name: Its name there.
         layout: (name, dtype, shape) of each tensor, in data order.
         chunks: The data of all tensors, in that order, cut anywhere.
         metadata: Strings for the header, such as `{"format": "pt"}`.
@@ -74,24 +75,20 @@ def write_tensors(
         CheckpointError: The chunks do not add up to the layout.
     """
     header, data_bytes = _build_header(layout, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     hasher = xxhash.xxh3_128()
     written = 0
-    try:
-        with temporary.open("wb") as file:
-            for part in _chain(header, chunks):
-                file.write(part)
-                hasher.update(part)
-                written += len(part)
-            if written != len(header) + data_bytes:
-                raise CheckpointError(f"{path}: {written - len(header)} bytes of data for a layout of {data_bytes}")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return WrittenFile(path.name, written, hasher.hexdigest())
+
+    def parts() -> Iterator[bytes | memoryview]:
+        nonlocal written
+        for part in chain([header], chunks):
+            yield part
+            hasher.update(part)
+            written += len(part)
+        if written != len(header) + data_bytes:
+            raise CheckpointError(f"{name}: {written - len(header)} bytes of data for a layout of {data_bytes}")
+
+    store.put(name, parts())
+    return WrittenFile(PurePosixPath(name).name, written, hasher.hexdigest())
 
 
 def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
@@ -112,12 +109,6 @@ def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
-
-
-def read_floats(store: Store, name: str, entry: TensorEntry, start: int, count: int) -> npt.NDArray[np.float32]:
-    """Reads `count` float32 elements of a flattened tensor."""
-    data = store.read_range(name, entry.offset + 4 * start, 4 * count)
-    return np.frombuffer(data, dtype="<f4")
 
 
 def hash_file(store: Store, name: str, num_bytes: int, chunk_bytes: int = 1 << 24) -> str:
@@ -147,8 +138,3 @@ def _build_header(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned
     return struct.pack("<Q", len(text)) + text, offset
-
-
-def _chain(header: bytes, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    yield header
-    yield from chunks

@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from dist_ft.checkpoint.snapshot import write_slices
+from dist_ft.checkpoint.store import LocalStore
 from dist_ft.errors import DivergedError
 from dist_ft.messages import EvalDone, Loaded, Message, Outcome, PhaseChanged, Staged, StepDone
-from dist_ft.rundir import RunDir, slices_name
+from dist_ft.rundir import checkpoint_name, slices_name
 from dist_ft.state import Cursor
 from dist_ft.stream.loader import StepBatch
 from dist_ft.train.build import RankParts
@@ -155,8 +156,8 @@ def _save(parts: RankParts, link: Link, step: int) -> None:
     """Writes this rank's slices. The checkpoint exists once the coordinator has all of them."""
     link.send(PhaseChanged("save", step))
     spec, engine = parts.spec, parts.engine
-    directory = RunDir(Path(spec.attempt.run_dir)).checkpoint(step, spec.attempt.attempt)
-    file = write_slices(directory / slices_name(spec.rank, spec.world_size), collect_slices(engine, parts.names))
+    name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
+    file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, collect_slices(engine, parts.names))
     probe = probe_logits(engine, parts.vocab_size)  # collective at stage 3
     details = _manifest_details(parts, step, probe) if spec.rank == 0 else None
     link.send(Staged(step, asdict(file), details))

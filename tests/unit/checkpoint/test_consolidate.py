@@ -49,7 +49,7 @@ def _write(run_dir: Path, weights: dict[str, torch.Tensor], world_size: int, ski
         key, tensor = slices[skip][0]
         slices[skip][0] = (key, tensor[:-1])
     directory = run_dir / "checkpoints/step-00000010-a0001"
-    files = tuple(write_slices(directory / f"slices-{rank}", found) for rank, found in enumerate(slices))
+    files = tuple(write_slices(LocalStore(directory), f"slices-{rank}", found) for rank, found in enumerate(slices))
     mark = Fingerprint("m", "d", 0, "full", 8)
     return Manifest("run", 1, 10, Cursor(0, 80), world_size, 2, 10, mark, PARAMS, [], {}, files, {}, {}, None)
 

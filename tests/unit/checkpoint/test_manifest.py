@@ -173,7 +173,7 @@ def test_elements_missing_doubled_or_unknown_are_named(what: str) -> None:
 
 def test_slices_are_found_through_the_headers_of_all_files(tmp_path: Path) -> None:
     for rank, (start, count) in enumerate([(3, 2), (0, 3)]):
-        write_slices(tmp_path / f"c/f{rank}", [(SliceKey("a|b", start, "fp32"), torch.ones(count))])
+        write_slices(LocalStore(tmp_path), f"c/f{rank}", [(SliceKey("a|b", start, "fp32"), torch.ones(count))])
     found = map_slices(LocalStore(tmp_path), "c", ["f0", "f1"])
     pieces = [(piece.start, piece.count, piece.file) for piece in found["a|b", "fp32"]]
     assert pieces == [(0, 3, "c/f1"), (3, 2, "c/f0")]
@@ -181,7 +181,7 @@ def test_slices_are_found_through_the_headers_of_all_files(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["weight", "w|x|fp32", "w|0|other"])
 def test_a_tensor_that_is_no_slice_is_a_checkpoint_error(tmp_path: Path, name: str) -> None:
-    write_tensors(tmp_path / "c/f", [(name, "F32", (1,))], [bytes(4)])
+    write_tensors(LocalStore(tmp_path), "c/f", [(name, "F32", (1,))], [bytes(4)])
     with pytest.raises(CheckpointError):
         map_slices(LocalStore(tmp_path), "c", ["f"])
 
@@ -192,7 +192,7 @@ def stored(tmp_path: Path) -> tuple[LocalStore, Manifest, Path]:
     manifest = _manifest()
     directory = tmp_path / manifest.directory
     files = [
-        write_slices(directory / f"slices-{rank}", [(SliceKey("w", rank, "fp32"), torch.randn(1000))])
+        write_slices(LocalStore(directory), f"slices-{rank}", [(SliceKey("w", rank, "fp32"), torch.randn(1000))])
         for rank in range(2)
     ]
     manifest = replace(manifest, files=tuple(files))

@@ -36,7 +36,7 @@ def _write(run_dir: Path, ranges: list[list[tuple[int, int]]]) -> tuple[SliceRea
 
 
 def test_a_slice_file_is_plain_safetensors(tmp_path: Path) -> None:
-    write_slices(tmp_path / "a", [(SliceKey("m.w", 5, "exp_avg"), torch.ones(3))])
+    write_slices(LocalStore(tmp_path), "a", [(SliceKey("m.w", 5, "exp_avg"), torch.ones(3))])
     assert torch.equal(load_file(tmp_path / "a")["m.w|5|exp_avg"], torch.ones(3))
 
 
@@ -57,7 +57,8 @@ def test_views_are_written_as_they_look(tmp_path: Path) -> None:
     square = torch.arange(16.0).reshape(4, 4)
     half = torch.tensor([1.0, 2.5], dtype=torch.bfloat16)
     write_slices(
-        tmp_path / "a",
+        LocalStore(tmp_path),
+        "a",
         [(SliceKey("t", 0, "fp32"), square.t().reshape(-1)[3:9]), (SliceKey("h", 0, "fp32"), half)],
     )
     found = load_file(tmp_path / "a")
@@ -67,7 +68,7 @@ def test_views_are_written_as_they_look(tmp_path: Path) -> None:
 
 def test_a_parameter_of_a_trained_model_can_be_written(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(4))
-    write_slices(tmp_path / "a", [(SliceKey("p", 0, "fp32"), parameter)])
+    write_slices(LocalStore(tmp_path), "a", [(SliceKey("p", 0, "fp32"), parameter)])
     assert torch.equal(load_file(tmp_path / "a")["p|0|fp32"], torch.ones(4))
 
 

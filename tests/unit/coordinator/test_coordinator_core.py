@@ -132,7 +132,7 @@ class Run:
             for kind in STATE_KINDS:
                 slices.append((SliceKey(param.name, first, kind), torch.full((last - first,), float(step))))
         directory = self.dir.checkpoint(step, self.spec.attempt)
-        file = write_slices(directory / slices_name(rank, self.world_size), slices)
+        file = write_slices(LocalStore(directory), slices_name(rank, self.world_size), slices)
         return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None))
 
     def details(self, step: int) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Run:
             for kind in STATE_KINDS:
                 slices.append((SliceKey(param.name, start, kind), torch.full((end - start,), float(step))))
         directory = RunDir(self.path).checkpoint(step, self.attempt)
-        return write_slices(directory / slices_name(rank, world_size), slices)
+        return write_slices(LocalStore(directory), slices_name(rank, world_size), slices)
 
     def rewrite(self, manifest: Manifest) -> None:
         """Puts a manifest in the place of a committed one, as only a bug of ours could."""
