@@ -23,7 +23,8 @@ def _write(run_dir: Path, ranges: list[list[tuple[int, int]]]) -> tuple[SliceRea
     whole = torch.arange(NUMEL, dtype=torch.float32)
     files = tuple(
         write_slices(
-            run_dir / DIRECTORY / f"slices-{rank}",
+            LocalStore(run_dir),
+            f"{DIRECTORY}/slices-{rank}",
             [(SliceKey("other", rank, "fp32"), torch.full((9,), -1.0))]
             + [(SliceKey("w", start, "fp32"), whole[start:end]) for start, end in found],
         )
