@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test test-unit lint format bench clean help
+.PHONY: setup smoke test exactness test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ format: setup  ## format and fix what can be fixed
 
 test: lint  ## lint, types and every test that fits into half an hour on two cores
 	$(BIN)/pytest
+
+exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
+	$(BIN)/pytest tests/exactness
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit

@@ -1,4 +1,4 @@
-"""Estimates the memory of one worker. Pure arithmetic; where its inputs come from is `plan.py`'s business.
+"""Estimates the memory of one worker. Pure arithmetic.
 
 Model state follows the ZeRO paper (Rajbhandari et al. 2019, section 3 and figure 1) with what runs here:
 gradients are summed in float32, masters and both Adam moments are float32. With P parameters of `b` bytes, T

@@ -15,9 +15,12 @@ import ray.train.constants
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision, ScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_ft.config import Config
+from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
 from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer
 
 TRAINER = "src/dist_ft/orchestrate/trainer.py"
@@ -40,7 +43,9 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
             "cluster": {"num_workers": 2},
         }
     )
-    return make_trainer(config, num_workers=2, resources={"CPU": 1.0}, loop_config={})
+    return make_trainer(
+        config, num_workers=2, resources={"CPU": 1.0}, loop_config={"coordinator": "c", "namespace": "n"}
+    )
 
 
 def _types(callbacks: list[Any]) -> set[type]:
@@ -139,10 +144,37 @@ def test_a_worker_can_ask_for_its_node_and_devices(name: str) -> None:
     ("cls", "names"),
     [
         (ray.train.ScalingConfig, ["num_workers", "use_gpu", "resources_per_worker", "placement_strategy"]),
-        (ray.train.RunConfig, ["name", "storage_path", "failure_config"]),
-        (ray.train.FailureConfig, ["max_failures"]),
+        (ray.train.RunConfig, ["name", "storage_path"]),
     ],
 )
 def test_configs_take_the_arguments_we_give(cls: type, names: list[str]) -> None:
     for name in names:
         assert name in inspect.signature(cls).parameters, _needed(f"{cls.__name__}({name}=)", TRAINER)
+
+
+POLICIES = "src/dist_ft/orchestrate/policies.py"
+
+
+def test_the_trainer_gives_its_policies_to_the_controller_by_name() -> None:
+    source = inspect.getsource(DataParallelTrainer)
+    assert "def _initialize_and_run_controller(self, **controller_init_kwargs)" in source, _needed(
+        "DataParallelTrainer._initialize_and_run_controller(**kwargs)", TRAINER
+    )
+    for name in ("scaling_policy=", "failure_policy="):
+        assert name in source, _needed(f"argument {name}", TRAINER)
+
+
+def test_our_policies_answer_every_question() -> None:
+    for cls in (ElasticPolicy, AskCoordinator):
+        assert not cls.__abstractmethods__, _needed(f"set of questions without {cls.__abstractmethods__}", POLICIES)
+    assert {d.name for d in FailureDecision} >= {"RETRY", "RAISE"}, _needed("FailureDecision", POLICIES)
+    assert list(inspect.signature(ResizeDecision).parameters) == ["num_workers", "resources_per_worker"], _needed(
+        "ResizeDecision(num_workers, resources_per_worker)", POLICIES
+    )
+    assert hasattr(ScalingPolicy, "_maybe_send_resource_request"), _needed("_maybe_send_resource_request", POLICIES)
+    assert hasattr(ray.train.ScalingConfig, "_resources_per_worker_not_none"), _needed("ScalingConfig", POLICIES)
+
+
+def test_the_trainer_hands_out_our_policies(trainer: ElasticTrainer) -> None:
+    assert trainer.sizes == (2, 2)
+    assert trainer.coordinator == ("c", "n")

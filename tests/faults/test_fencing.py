@@ -85,7 +85,9 @@ class Driver:
         return self.coordinator.handle(Envelope(self.spec.run_id, self.spec.attempt, 0, message))
 
     def step(self, step: int) -> Reply:
-        return self.send(StepDone({"step": step, "attempt": self.spec.attempt, "loss": float(self.spec.attempt)}))
+        return self.send(
+            StepDone({"step": step, "attempt": self.spec.attempt, "loss": float(self.spec.attempt), "step_s": 0.2})
+        )
 
     def write(self, step: int) -> Staged:
         """Writes the rank's slices into the attempt's own folder; returns what the rank then says."""
@@ -179,7 +181,10 @@ def test_of_two_drivers_at_the_same_moment_one_wins_each_number(run_dir: RunDir)
                 assert f"another driver has just taken attempt {taken[-1]} of this run" in str(error)
             newest = winners[-1]
             for older in winners[:-1]:
-                for message in (StepDone({"step": 1, "attempt": older.spec.attempt, "loss": 9.0}), older.write(1)):
+                for message in (
+                    StepDone({"step": 1, "attempt": older.spec.attempt, "loss": 9.0, "step_s": 0.2}),
+                    older.write(1),
+                ):
                     with pytest.raises(StaleAttemptError, match=f"attempt {newest.spec.attempt} of this run"):
                         older.send(message)
                 older.coordinator.finish("failed", {})
@@ -279,7 +284,7 @@ def test_a_run_whose_start_is_gone_does_not_silently_start_anew(pair: Pair) -> N
 
 # What a zombie still says ---------------------------------------------------
 
-ROW = {"step": 5, "attempt": 1, "loss": -1.0}
+ROW = {"step": 5, "attempt": 1, "loss": -1.0, "step_s": 0.2}
 SAID: dict[str, Message] = {
     "step_done": StepDone(ROW),
     "staged": Staged(6, {"name": slices_name(0, 1), "num_bytes": 0, "xxh3": ""}, None),

@@ -205,7 +205,7 @@ def test_a_stopped_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
 
 def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, ray_address: str) -> None:
     process = subprocess.Popen(
-        command(cli, tmp_path, ray_address, "train.max_steps=2000"),
+        command(cli, tmp_path, ray_address, "train.max_steps=2000", "failure.max_restarts=0"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

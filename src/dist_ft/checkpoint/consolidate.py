@@ -104,11 +104,12 @@ def _read_base(param: ParamInfo, read: ReadFrozen | None) -> Iterator[Chunk]:
 
 def _cast(chunks: Iterable[Chunk], code: str) -> Iterator[bytes]:
     for name, values in chunks:
-        bits = to_bfloat16(values)
+        bits = to_bfloat16(values) if code == "BF16" else None
         # Exponent all ones: NaN, infinite, or beyond what bfloat16 holds.
-        if (bits & 0x7F80 == 0x7F80).any() if code == "BF16" else not np.isfinite(values).all():
+        is_finite = np.isfinite(values).all() if bits is None else (bits & 0x7F80 != 0x7F80).all()
+        if not is_finite:
             raise ExportError(f"{name} has values that are not finite; export an earlier step")
-        yield bits.tobytes() if code == "BF16" else values.tobytes()
+        yield (values if bits is None else bits).tobytes()
 
 
 def _shard_names(stem: str, count: int) -> list[str]:

@@ -119,11 +119,9 @@ class LocalStore:
     def names(self, prefix: str) -> list[str]:
         """See `Store`."""
         base = self._path(prefix)
-        if not base.is_dir():
-            return []
         found = []
         # os.walk, unlike rglob, does not mind folders that retention deletes meanwhile.
-        for folder, folders, files in os.walk(base):
+        for folder, folders, files in os.walk(base, onerror=_raise_unless_gone):
             folders[:] = [name for name in folders if not name.startswith(".")]
             here = Path(folder).relative_to(self.root)
             found += [(here / name).as_posix() for name in files if not name.startswith(".")]
@@ -141,7 +139,9 @@ class LocalStore:
         base = self._path(prefix)
         if base == self._path(""):
             raise CheckpointError(f"{prefix!r} is the whole of {self.root}; name a folder in it")
-        if base.exists():
+        if base.name.startswith(".deleted-"):
+            shutil.rmtree(base)
+        elif base.exists():
             doomed = base.with_name(f".deleted-{base.name}.{uuid.uuid4().hex[:8]}")
             base.rename(doomed)
             shutil.rmtree(doomed)
@@ -161,6 +161,12 @@ class LocalStore:
         if name.startswith("/") or ".." in Path(name).parts:
             raise CheckpointError(f"{name!r} is not a name inside {self.root}")
         return path
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A listing that fails must not look like an empty one: attempts and checkpoints would seem lost."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _sync_directory(path: Path) -> None:

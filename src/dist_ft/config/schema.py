@@ -55,7 +55,8 @@ class ModelConfig(Section):
     dtype: DType = "bfloat16"
     """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
     config_overrides: dict[str, bool | int | float | str | None] = {}
-    """Values in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`."""
+    """Numbers, words and flags in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`. An export
+    of all weights holds them; whoever uses an adapter must set what changes the computation, too."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     trust_remote_code: bool = False
@@ -86,7 +87,7 @@ class MethodConfig(Section):
     freeze: list[Pattern] = []
     """Full only: parameters that stay as they are, as regular expressions searched in their names."""
     init_from: str | None = None
-    """Directory of a PEFT adapter to start from instead of fresh matrices."""
+    """Directory of a PEFT adapter to start from instead of fresh matrices; its target modules are kept."""
 
 
 class SourceConfig(Section):
@@ -223,6 +224,20 @@ class ClusterConfig(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
+class FailureConfig(Section):
+    """What happens after a failure."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 20
+    """Restarts of the group before the run gives up. Errors of the user, of the data or of the numbers are never
+    retried."""
+    max_same_step: Annotated[int, Field(ge=1)] = 3
+    """Failures in a row without a new step after which the run gives up."""
+    backoff_s: Annotated[float, Field(ge=0)] = 2.0
+    """Wait before a second restart at the same step; doubles up to a minute. The first restart does not wait."""
+    step_limit_s: Annotated[float, Field(gt=0)] | None = None
+    """A step without progress for so long is a hang. Null: three median steps and ten seconds."""
+
+
 class CheckpointConfig(Section):
     """When state is kept."""
 
@@ -264,6 +279,8 @@ class Config(Section):
     """Sharding."""
     cluster: ClusterConfig = ClusterConfig()
     """Machines and workers."""
+    failure: FailureConfig = FailureConfig()
+    """After a failure."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When state is kept."""
     monitor: MonitorConfig = MonitorConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class CoordinatorActor:
         self._coordinator = Coordinator(parsed, place, state, Prepared(**prepared), sinks, on_gpu)
 
     def open_attempt(self, world_size: int) -> int | None:
-        """Opens an attempt and returns its number; None while the preparation is still at work."""
-        if self._coordinator is None:
+        """Opens an attempt and returns its number; None while the preparation is still at work, or a wait."""
+        if self._coordinator is None or not self._coordinator.recovery.may_open(time.monotonic()):
             return None
         try:
             self._attempt = self._books.open_attempt(world_size)
@@ -82,6 +83,10 @@ class CoordinatorActor:
         """Ticks, then returns the status; the driver calls it a few times a second."""
         self._books.tick(time.monotonic())
         return self._books.status(num_known)
+
+    def decide(self, message: str) -> dict[str, Any]:
+        """See `Coordinator.decide`."""
+        return asdict(self._books.decide(message, time.monotonic()))
 
     def add_event(self, event: str, facts: dict[str, Any]) -> None:
         """See `Coordinator.add_event`."""

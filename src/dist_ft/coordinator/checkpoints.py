@@ -50,8 +50,11 @@ def newest_whole(
         logger.error("a checkpoint is passed over: %s", damage)
     if whole is None:
         steps = [attempt.start_step for attempt in read_attempts(store) if attempt.start_step]
-        gone = [f"the checkpoint of step {max(steps)}, from which an attempt started, is gone"] if steps else []
-        if lost := [damage for _, damage in damages] or gone:
+        lost = [damage for _, damage in damages]
+        lost = lost or [f"the checkpoint of step {step}, from which an attempt started, is gone" for step in steps[-1:]]
+        lost = lost or [f"{folder}, which was committed, is gone" for folder in sorted(books.commits())[-1:]]
+        lost = lost or [f"{manifest.directory} does not fit the length of this run" for manifest in found[-1:]]
+        if lost:
             raise nothing_usable(lost)
     return whole
 
@@ -65,11 +68,19 @@ def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
 
 def clean_up(store: Store, keep_last: int, attempt: int) -> None:
     """Deletes the folders that nobody needs any more. A deletion that fails never disturbs the run."""
+    unreadable: list[str] = []
     try:
-        for folder in deletable(store.folders("checkpoints"), committed(store), keep_last, attempt):
+        folders = deletable(store.folders("checkpoints"), committed(store, unreadable), keep_last, attempt)
+    except (OSError, CheckpointError) as error:
+        unreadable.append(str(error))
+    if unreadable:  # what it says might be needed
+        logger.warning("old checkpoints stay for now: %s", unreadable[0])
+        return
+    for folder in folders:
+        try:
             store.delete(folder)
-    except OSError as error:
-        logger.warning("old checkpoints stay for now: %s", error)
+        except OSError as error:
+            logger.warning("%s stays for now: %s", folder, error)
 
 
 def _without_manifest(store: Store, books: Books) -> list[str]:

@@ -20,9 +20,18 @@ from dist_ft.coordinator.checkpoints import clean_up, newest_whole, still_stands
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.coordinator.group import GroupState
 from dist_ft.coordinator.policies import can_go_on
+from dist_ft.coordinator.restarts import Decision, Failure, Recovery, find_cause
 from dist_ft.coordinator.state import FINAL, RunRecord
-from dist_ft.coordinator.watchdog import find_stalled
-from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, from_exception
+from dist_ft.coordinator.watchdog import find_stalled, step_limit
+from dist_ft.errors import (
+    CheckpointError,
+    DistFtError,
+    StaleAttemptError,
+    StalledError,
+    WorkerCrashError,
+    from_dict,
+    from_exception,
+)
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -91,6 +100,7 @@ class Coordinator:
         self._prepared = prepared
         self._stop = False
         self._group = GroupState.start(0, 0.0)
+        self.recovery = Recovery(config.failure)
 
     def open_attempt(self, world_size: int) -> AttemptSpec:
         """Takes the next attempt number and names the checkpoint that it starts from.
@@ -101,6 +111,7 @@ class Coordinator:
         """
         prepared = self._prepared
         start, attempt = self._take_attempt()
+        self.recovery.decision = None
         self._group = GroupState.start(world_size, time.monotonic())
         self._books.begin_attempt(attempt, world_size)
         return AttemptSpec(
@@ -158,7 +169,8 @@ class Coordinator:
         if self._run_dir.stop_request.exists():
             self.request_stop("dist-ft stop")
         waiting = [view for rank, view in self._group.ranks.items() if rank not in self._group.done]
-        stalled = find_stalled(waiting, now)
+        limit_s = step_limit(self._group.step_s, self._config.failure.step_limit_s)
+        stalled = find_stalled(waiting, now, limit_s)
         if stalled is not None and self._group.abort is None:
             message = f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
             self._group.abort = message
@@ -174,11 +186,33 @@ class Coordinator:
             "ledger": self._books.entries[num_known:],
             "outcome": self.outcome(),
             "failures": self._group.failures,
+            "decision": asdict(self.recovery.decision) if self.recovery.decision else None,
         }
 
     def outcome(self) -> str | None:
         """Returns how the group ended: completed, stopped, failed; None while it works."""
         return self._group.outcome()
+
+    def decide(self, message: str, now: float) -> Decision:
+        """Decides what follows the failure of the group; asked again, says the same.
+
+        Args:
+            message: What Ray Train says, for a worker that was lost without a word.
+            now: Monotonic time in seconds.
+        """
+        if self.recovery.decision is not None:
+            return self.recovery.decision
+        if not self._group.failures:
+            self._fail(0, WorkerCrashError(f"a worker was lost: {message}").to_dict(), is_death=True)
+        cause = from_dict(find_cause(self._group.failures))
+        decision = self.recovery.decide(Failure(self._record.step, cause), self._stop, now)
+        if decision.is_restart:
+            self._record.move("recovering")
+        event = "recovering" if decision.is_restart else "giving_up"
+        facts = {"step": self._record.step, "wait_s": decision.wait_s, "reason": decision.reason}
+        self._books.note(event, **facts, cause=cause.to_dict())
+        self._books.write_record()
+        return decision
 
     def add_event(self, event: str, **facts: Any) -> None:
         """Writes a ledger entry for a fact that the driver found."""
@@ -207,7 +241,8 @@ class Coordinator:
                 return start, attempt
 
     def _can_start(self, manifest: Manifest) -> bool:
-        return can_go_on(manifest, self._prepared.max_steps, self._config.train.global_batch_size)
+        prepared = self._prepared
+        return can_go_on(manifest, self._config.train.global_batch_size, prepared.max_steps, prepared.num_positions)
 
     def _check_newest(self) -> None:
         """Gives up the books when a newer attempt exists: another driver has taken over the run.
@@ -257,6 +292,7 @@ class Coordinator:
         if row["step"] <= self._group.last_step:
             return
         self._group.last_step = row["step"]
+        self._group.step_s.append(row["step_s"])
         self._books.log_step(row)
 
     def _on_eval(self, rank: int, message: EvalDone) -> None:

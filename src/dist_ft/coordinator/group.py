@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class GroupState:
         abort: Why all ranks are to be ended, or None.
         committed_step: Newest checkpoint of this attempt.
         last_step: Newest row of this attempt.
+        step_s: Seconds of the last steps.
         staging: Saves that not all ranks have finished, by step.
         loaded: Bytes read by each rank that has loaded.
         notes: What rank 0 said about how it loaded.
@@ -33,6 +35,7 @@ class GroupState:
     abort: str | None = None
     committed_step: int = 0
     last_step: int = 0
+    step_s: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     staging: dict[int, Staging] = field(default_factory=dict)
     loaded: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

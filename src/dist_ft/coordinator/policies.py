@@ -22,25 +22,28 @@ def check_resume(manifest: Manifest, wanted: Fingerprint) -> None:
         )
 
 
-def can_go_on(manifest: Manifest, max_steps: int, global_batch_size: int) -> bool:
-    """Whether a run of `max_steps` may start from a checkpoint.
+def can_go_on(manifest: Manifest, global_batch_size: int, max_steps: int, num_positions: int) -> bool:
+    """Whether a run of this length may start from a checkpoint: the run itself would pass through it.
 
     The last step of a run takes what is left, which may be less than a global batch. A longer run takes a whole
     one there; started behind the short step it would leave sequences out.
     """
-    return manifest.step >= max_steps or manifest.cursor.position == manifest.step * global_batch_size
+    here = min(manifest.step * global_batch_size, num_positions)
+    return manifest.step <= max_steps and manifest.cursor.position == here
 
 
-def check_longer(manifests: Sequence[Manifest], max_steps: int, global_batch_size: int) -> None:
-    """Refuses to go on with a longer run when the checkpoint before its short last step is gone.
+def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_steps: int, num_positions: int) -> None:
+    """Refuses a resume when no checkpoint lies on the way of a run of this length.
 
     Raises:
-        UsageError: With the way out.
+        UsageError: With both lengths and the way out.
     """
-    if manifests and not any(can_go_on(manifest, max_steps, global_batch_size) for manifest in manifests):
+    if manifests and not any(can_go_on(m, global_batch_size, max_steps, num_positions) for m in manifests):
+        last = manifests[-1]
         raise UsageError(
-            f"--resume: the run ended with step {manifests[-1].step}, which took fewer sequences than a global batch. "
-            f"A run of {max_steps} steps must start before it, and no earlier checkpoint is kept; choose another "
+            f"--resume: with this train.max_steps and train.epochs the run has {max_steps} steps and {num_positions} "
+            f"sequences; its checkpoints (the last: step {last.step} after {last.cursor.position} sequences, "
+            f"{global_batch_size} a step) do not lie on that way. Resume with the old length, or choose another "
             "run.name"
         )
 

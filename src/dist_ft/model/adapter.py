@@ -74,7 +74,17 @@ def _load_start(model: nn.Module, method: MethodConfig) -> Any:
             f"method.modules_to_save={method.modules_to_save}, but the adapter in method.init_from={method.init_from} "
             f"has {beside}; set method.modules_to_save={beside}"
         )
-    return PeftModel.from_pretrained(model, method.init_from, is_trainable=True, autocast_adapter_dtype=False)
+    wanted = method.target_modules
+    if not isinstance(wanted, str) and set(wanted) != set(stored.target_modules):
+        raise ConfigError(
+            f"method.target_modules={wanted}, but the adapter in method.init_from={method.init_from} has "
+            f"{sorted(stored.target_modules)}; leave method.target_modules out"
+        )
+    stored.lora_dropout = method.lora_dropout
+    stored.inference_mode = False
+    return PeftModel.from_pretrained(
+        model, method.init_from, config=stored, is_trainable=True, autocast_adapter_dtype=False
+    )
 
 
 def _check_targets(model: nn.Module, config: Config) -> None:

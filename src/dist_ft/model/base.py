@@ -51,7 +51,7 @@ def load_model_config(config: Config) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
     for name, value in config.model.config_overrides.items():
-        if not hasattr(found, name):
+        if name not in found.to_dict() and name not in found.attribute_map:
             raise ModelError(
                 f"model.config_overrides.{name}={value}: the config of {config.model.name} has no {name}; it has "
                 + ", ".join(sorted(key for key in found.to_dict() if not key.startswith("_")))

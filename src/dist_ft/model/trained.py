@@ -40,7 +40,7 @@ def model_shape(model: Any, config: Config) -> ModelShape:
         num_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
-        num_heads=text.num_attention_heads,
+        num_heads=getattr(text, "num_attention_heads", 1),  # state-space models have none
         vocab_size=text.vocab_size,
         dtype_bytes=DTYPE_BYTES[config.model.torch_dtype],
     )

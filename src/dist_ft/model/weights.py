@@ -26,11 +26,11 @@ class WeightFiles:
         ]
         stored: dict[str, Any] = {key: file for file in opened for key in file.keys()}  # noqa: SIM118, it is no dict
         self._found: dict[str, tuple[Any, str]] = {}
-        self.has_all = True
+        self.has_all = not hasattr(model.config, "quantization_config")
         for names, shape in _tensors(model):
             keys = {k for name in names for k in _spellings(name, model.base_model_prefix) if k in stored}
             # Of tied names that are all stored, transformers decides by their values whether they are tied.
-            if len(keys) != 1 or tuple(stored[key := keys.pop()].get_slice(key).get_shape()) != shape:
+            if len(keys) != 1 or not _is_plain(stored[key := keys.pop()].get_slice(key), shape):
                 self.has_all = False
                 return
             self._found |= dict.fromkeys(names, (stored[key], key))
@@ -40,6 +40,9 @@ class WeightFiles:
         file, key = self._found[name]
         part = file.get_slice(key)
         shape = part.get_shape()
+        if not shape:
+            whole: torch.Tensor = file.get_tensor(key).reshape(1)
+            return whole[start : start + count]
         row = prod(shape[1:])
         first, last = start // row, -(-(start + count) // row)
         found: torch.Tensor = part[first:last].reshape(-1)[start - first * row :][:count]
@@ -53,6 +56,10 @@ def _read_by_transformers(directory: Path) -> list[str]:
     index = directory / "model.safetensors.index.json"
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
     return [name for name in names if (directory / name).is_file()]
+
+
+def _is_plain(stored: Any, shape: tuple[int, ...]) -> bool:
+    return tuple(stored.get_shape()) == shape and stored.get_dtype() in ("F32", "BF16", "F16") and 0 not in shape
 
 
 def _tensors(model: Any) -> Iterator[tuple[list[str], tuple[int, ...]]]:

@@ -44,6 +44,11 @@ def describe_event(entry: dict[str, Any]) -> str | None:
         return f"a checkpoint is damaged and passed over: {entry['error']}"
     if event == "rank_failed":
         return f"rank {entry['rank']} failed after step {entry['step']}: {entry['message']}"
+    if event == "recovering":
+        wait = f" in {entry['wait_s']:.0f} s" if entry["wait_s"] else ""
+        return f"recovering after step {entry['step']}{wait}: {entry['reason']}"
+    if event == "giving_up":
+        return f"giving up after step {entry['step']}: {entry['reason']}"
     if event == "settings_changed":
         return "changed since the last attempt: " + ", ".join(entry["changes"])
     return None

@@ -7,6 +7,7 @@ Ray starts, the fork server imports and the data is prepared all at the same tim
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
-from dist_ft.coordinator.policies import check_longer, check_resume
+from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import DistFtError, StaleAttemptError, StartTimeoutError
 from dist_ft.monitor.console import Console
@@ -36,11 +37,11 @@ from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, first_failure, persistent
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import RunDir, last_rows, read_json, write_whole
+from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, write_whole
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
-_ACTOR_LIMIT_S = 3600.0  # it hashes the checkpoint that an attempt starts from, however large
+_ACTOR_LIMIT_S = 12 * 3600.0  # it hashes the checkpoint that an attempt starts from, at the speed of the disk
 
 
 def train(config: Config, *, server: ForkServer, began: float, console: Console) -> RunResult:
@@ -159,7 +160,8 @@ class _Driver:
         checkpoints = committed(store)
         if checkpoints:
             check_resume(checkpoints[-1], Fingerprint(**prepared["fingerprint"]))
-            check_longer(checkpoints, prepared["max_steps"], self._config.train.global_batch_size)
+            batch = self._config.train.global_batch_size
+            check_length(checkpoints, batch, prepared["max_steps"], prepared["num_positions"])
         changes = changed_settings(self._config, self._run_dir)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._run_dir.config, dump_yaml(self._config))
@@ -206,12 +208,15 @@ class _Driver:
             if self._stop_signal is not None:
                 ray.get(self._actor.request_stop.remote(self._stop_signal))
                 self._stop_signal = None
-            if status["outcome"] == "failed":
+            decision = status["decision"]
+            if decision is not None and not decision["is_restart"]:
                 raise first_failure(status["failures"])
-            if status["outcome"] is not None:
+            if status["outcome"] in ("completed", "stopped"):
                 return str(status["outcome"])
             if group.done():
                 # The last words of the ranks arrive before the group's end; a failure without any is Ray's.
+                if status["failures"]:
+                    raise first_failure(status["failures"])
                 raise errors.WorkerCrashError(f"the worker group ended: {group.exception()}")
             if not status["world_size"]:
                 if status["state"] == "stopping":
@@ -242,9 +247,13 @@ class _Driver:
             group.result(_GROUP_END_LIMIT_S)
         manifest = committed(LocalStore(self._run_dir.path))[-1]
         target = self._run_dir.export(manifest.step)
+        exported = {"step": manifest.step, "checkpoint": manifest.directory}
+        if target.exists() and not _was_exported(self._run_dir, exported):
+            shutil.rmtree(target)  # of this step, but from before a fork
         if not target.exists():
             self._console.say("  exporting")
             self._run_task(export_task(self._config, self._run_dir, manifest))
+            ray.get(self._actor.add_event.remote("exported", exported))
         _link(self._run_dir.exports / "final", target)
         result = {**self._numbers(), "export_dir": str(target)}
         spec = evaluate_task(self._config, self._run_dir, manifest.step)
@@ -325,6 +334,11 @@ def _say_data(console: Console, prepared: dict[str, Any]) -> None:
         console.say(f"  {untrained:,} rows have no trained token and are left out", "yellow")
     if cut:
         console.say(f"  {cut:,} samples are longer than data.seq_len and are cut", "yellow")
+
+
+def _was_exported(run_dir: RunDir, exported: dict[str, Any]) -> bool:
+    rows = [row for row in read_rows(run_dir.ledger) if row["event"] == "exported" and row["step"] == exported["step"]]
+    return bool(rows) and rows[-1]["checkpoint"] == exported["checkpoint"]
 
 
 def _link(link: Path, target: Path) -> None:

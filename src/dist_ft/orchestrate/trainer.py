@@ -16,6 +16,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_ft.config import Config
 from dist_ft.messages import AttemptSpec
+from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
 from dist_ft.orchestrate.supervisor import Seat, starter_on_node, supervise, wait_for_spec
 
 _PREPARE_LIMIT_S = 6 * 3600.0
@@ -85,6 +86,15 @@ class ElasticTrainer(DataParallelTrainer):
 
     owns_cluster = False
     """Whether the Ray cluster ends with this driver."""
+    sizes = (1, 1)
+    """Fewest and most workers."""
+    coordinator = ("", "")
+    """Name and namespace of the coordinator actor."""
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+        kwargs["scaling_policy"] = ElasticPolicy(self.scaling_config, *self.sizes)
+        kwargs["failure_policy"] = AskCoordinator(self.run_config.failure_config, *self.coordinator)
+        return super()._initialize_and_run_controller(**kwargs)
 
     def _create_default_callbacks(self) -> list[Any]:
         unused: tuple[type, ...] = (DatasetsCallback,)
@@ -106,8 +116,9 @@ def make_trainer(
     run = ray.train.RunConfig(
         name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
         storage_path=str(Path(tempfile.gettempdir()) / "dist-ft-ray-train"),
-        failure_config=ray.train.FailureConfig(max_failures=0),
     )
     trainer = ElasticTrainer(train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run)
     trainer.owns_cluster = config.cluster.address is None
+    trainer.sizes = (config.cluster.min_workers, num_workers)
+    trainer.coordinator = (loop_config["coordinator"], loop_config["namespace"])
     return trainer

@@ -19,14 +19,13 @@ from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.loader import build_order, largest_batch
+from dist_ft.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
 from dist_ft.stream.order import step_positions
 from dist_ft.tasks import prepare
 
 _MAX_SIZES = 8
 _MAX_SAMPLED_STEPS = 50
 _MAX_SAMPLED_SEQUENCES = 50_000
-_MULTIPLE = 8  # the loader rounds the length of a micro batch up to this
 _WASTEFUL_SHARE = 0.25
 
 Lengths = list[int]
@@ -46,7 +45,8 @@ def make_plan(config: Config) -> dict[str, Any]:
         shape = model_shape(select_trained(skeleton(config), config), config)
     splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
     steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
-    batch = largest_batch(config, splits)
+    held_out = [PreparedSplit.from_dict(prepared["eval_split"])] if prepared["eval_split"] else []
+    batch = largest_batch(config, [*splits, *held_out])
     sizes = world_sizes(config.cluster.min_workers, config.cluster.max_workers)
     micro = {size: _micro_batch_size(config, shape, batch, size) for size in sizes}
     plan = {
@@ -151,7 +151,7 @@ def _computed_tokens(lengths: Sequence[int], micro_batch_size: int, world_size: 
     """Returns the token places that all ranks compute in one step, padding rows included."""
     layout = layout_slots(lengths, micro_batch_size, world_size, num_slots)
     longest = (max((lengths[slot] for slot in slots), default=1) for ranks in layout for slots in ranks)
-    return sum(micro_batch_size * round_up(length, _MULTIPLE) for length in longest)
+    return sum(micro_batch_size * round_up(length, LENGTH_MULTIPLE) for length in longest)
 
 
 def _zero_note(config: Config) -> str | None:

@@ -23,7 +23,7 @@ from dist_ft.stream.shards import TokenShards, write_shard
 from dist_ft.stream.sources import Message, Row, content_hash, is_held_out, read_rows
 
 PREPARATION_VERSION = 2
-"""Part of every cache key; raised when the same input would give other tokens."""
+"""Part of every cache key; raised when the same input would give other tokens or another `prepared.json`."""
 WINDOW_ROWS = 8192
 """Rows of a source that become one token shard; packing never looks beyond."""
 

@@ -18,7 +18,7 @@ from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.order import Order, SequenceId, SourceSpec, digest, shares, step_positions
 from dist_ft.stream.shards import TokenShards
 
-_MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices
+LENGTH_MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices
 
 Ints = npt.NDArray[np.int64]
 
@@ -79,7 +79,7 @@ def largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape
     """Returns the largest micro batch that these splits can give."""
     return BatchShape(
         num_sequences=config.train.micro_batch_size,
-        num_tokens=round_up(max(split.max_tokens for split in splits), _MULTIPLE),
+        num_tokens=round_up(max(split.max_tokens for split in splits), LENGTH_MULTIPLE),
         num_trained_tokens=max(split.max_trained_tokens for split in splits),
         gradient_checkpointing=config.train.gradient_checkpointing,
         has_eager_attention=config.model.attention == "eager",
@@ -146,7 +146,7 @@ def collate(
     num_rows: int,
 ) -> MicroBatch:
     """Pads rows to one length and fills up with padding rows."""
-    length = round_up(max((len(ids) for ids, _, _ in rows), default=1), _MULTIPLE)
+    length = round_up(max((len(ids) for ids, _, _ in rows), default=1), LENGTH_MULTIPLE)
     input_ids = np.zeros((num_rows, length), dtype=np.int64)
     targets = np.full((num_rows, length), IGNORE, dtype=np.int64)
     position_ids = np.tile(np.arange(length, dtype=np.int64), (num_rows, 1))

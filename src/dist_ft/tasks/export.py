@@ -124,14 +124,18 @@ def _write_weights(config: Config, store: LocalStore, manifest: Manifest, direct
 
 
 def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
-    """Returns the parameters that `method.freeze` left alone, and their source."""
+    """Returns what is not trained (`method.freeze`, persistent buffers), and its source."""
     names = {name: tuple(p.shape) for name, p in model.named_parameters() if not p.requires_grad}
+    persistent = model.state_dict(keep_vars=True)
+    names |= {name: tuple(b.shape) for name, b in model.named_buffers() if name in persistent and b.is_floating_point()}
     files = WeightFiles(model_dir(config), model)
-    loaded = {} if files.has_all or not names else dict(load_model(config).named_parameters())
+    loaded = {} if files.has_all or not names else dict(load_model(config).state_dict())
+    trained_in = getattr(torch, config.model.torch_dtype)
 
     def read(name: str, start: int, count: int) -> npt.NDArray[np.float32]:
-        part = loaded[name].detach().view(-1)[start : start + count] if loaded else files.read(name, start, count)
-        values: npt.NDArray[np.float32] = part.float().numpy()
+        part = loaded[name].detach().reshape(-1)[start : start + count] if loaded else files.read(name, start, count)
+        # As training saw it: a bfloat16 run of float32 files has rounded it.
+        values: npt.NDArray[np.float32] = part.to(trained_in).float().numpy()
         return values
 
     return [ParamInfo(name, shape, name) for name, shape in names.items()], read

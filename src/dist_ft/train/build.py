@@ -79,7 +79,7 @@ class RankParts:
 def build_rank(spec: RankSpec) -> RankParts:
     """Builds a rank and loads its checkpoint, if the attempt starts from one. Collective.
 
-    The process group must exist. Every rank builds the same weights; DeepSpeed broadcasts rank 0's anyway.
+    The process group must exist. At stage 3 each rank reads its part of the weights, else all of them.
     """
     attempt = spec.attempt
     config = config_from_dict(attempt.config)

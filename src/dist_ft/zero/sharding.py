@@ -55,7 +55,7 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def _make(cutter: Any, name: str, old: nn.Parameter, read: ReadWeights, keep_whole: bool) -> nn.Parameter:
-    # Untouched memory costs nothing: of the empty whole only this rank's part is ever written or read.
+    # On CPU untouched memory costs nothing: of the empty whole only this rank's part is ever written or read.
     empty = torch.empty(old.shape, dtype=old.dtype, device=cutter.local_device)
     parameter = nn.Parameter(empty, requires_grad=old.requires_grad)
     with torch.no_grad():

@@ -129,14 +129,14 @@ def _plain(names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]
 
 
 def _exchange(names: Mapping[nn.Parameter, str], state: Mapping[Any, Any]) -> None:
-    """Gives every rank all of what each has read: at stage 0 everybody holds everything."""
-    for fragment in _plain(names, owned=False):
-        for kind in STATE_KINDS:
-            whole = fragment.view(kind, state)
-            for rank in range(dist.get_world_size()):
-                start, end = _share(whole.numel(), rank)
-                if start < end:
-                    dist.broadcast(whole[start:end], src=rank)
+    """Gives every rank all of what each has read, one broadcast a rank: at stage 0 everybody holds everything."""
+    wholes = [fragment.view(kind, state) for fragment in _plain(names, owned=False) for kind in STATE_KINDS]
+    for rank in range(dist.get_world_size()):
+        parts = [whole[slice(*_share(whole.numel(), rank))] for whole in wholes]
+        joined = torch.cat(parts)
+        dist.broadcast(joined, src=rank)
+        for part, values in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+            part.copy_(values)
 
 
 def _share(count: int, rank: int) -> tuple[int, int]:

@@ -120,6 +120,7 @@ class Run:
             "attempt": self.spec.attempt,
             "loss": loss,
             "tokens_per_s": 5.0,
+            "step_s": 0.2,
             "world_size": 2,
         }
 

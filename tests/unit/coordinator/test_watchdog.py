@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.coordinator.watchdog import LIMITS_S, PHASES, RankView, find_stalled
+from dist_ft.coordinator.watchdog import LIMITS_S, PHASES, RankView, find_stalled, step_limit
 
 NOW = 100_000.0
 
@@ -22,17 +22,17 @@ def test_every_phase_has_a_limit() -> None:
 
 
 def test_without_ranks_nobody_is_late() -> None:
-    assert find_stalled([], NOW) is None
+    assert find_stalled([], NOW, LIMITS_S["step"]) is None
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_within_the_limit_nobody_is_late(phase: str) -> None:
-    assert find_stalled([_view(r, phase, 5, LIMITS_S[phase] - 1) for r in range(3)], NOW) is None
+    assert find_stalled([_view(r, phase, 5, LIMITS_S[phase] - 1) for r in range(3)], NOW, LIMITS_S["step"]) is None
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_rank_over_the_limit_of_its_phase_is_named(phase: str) -> None:
-    found = find_stalled([_view(0, phase, 5, _late(phase))], NOW)
+    found = find_stalled([_view(0, phase, 5, _late(phase))], NOW, LIMITS_S["step"])
     assert found is not None
     assert (found.rank, found.phase) == (0, phase)
 
@@ -68,7 +68,7 @@ CULPRITS: dict[str, tuple[list[RankView], int]] = {
 def test_the_one_behind_is_named(case: str) -> None:
     views, culprit = CULPRITS[case]
     for order in (views, views[::-1]):
-        found = find_stalled(order, NOW)
+        found = find_stalled(order, NOW, LIMITS_S["step"])
         assert found is not None
         assert found.rank == culprit
 
@@ -76,4 +76,19 @@ def test_the_one_behind_is_named(case: str) -> None:
 @pytest.mark.parametrize("phase", ["save", "evaluate", "load"])
 def test_a_wait_may_last_as_long_as_what_is_waited_for(phase: str) -> None:
     views = [_view(0, "step", 40, LIMITS_S["step"] + 100), _view(1, phase, 40, LIMITS_S[phase] - 100)]
-    assert find_stalled(views, NOW) is None
+    assert find_stalled(views, NOW, LIMITS_S["step"]) is None
+
+
+def test_a_step_is_judged_by_the_steps_before_it() -> None:
+    views = [_view(0, "step", 41, 11.0), _view(1, "step", 40, 16.5)]
+    limit = step_limit([2.0, 2.1, 1.9, 2.0, 30.0, 2.0], None)
+    assert limit == pytest.approx(16.0)
+    found = find_stalled(views, NOW, limit)
+    assert found is not None
+    assert found.rank == 1
+    assert find_stalled([_view(0, "evaluate", 41, 300.0)], NOW, limit) is None
+
+
+def test_a_few_steps_are_no_measure() -> None:
+    assert step_limit([0.1] * 4, None) == LIMITS_S["step"]
+    assert step_limit([], 7.0) == step_limit([0.1] * 50, 7.0) == 7.0

@@ -101,7 +101,7 @@ def _coordinator(path: Path) -> Coordinator:
 
 
 def _row(step: int, attempt: int, loss: float = 1.25) -> dict[str, Any]:
-    return {"step": step, "attempt": attempt, "loss": loss, "tokens_per_s": 99.5, "world_size": 2}
+    return {"step": step, "attempt": attempt, "loss": loss, "tokens_per_s": 99.5, "step_s": 0.2, "world_size": 2}
 
 
 def _show_a_run(console: Console, path: Path) -> None:

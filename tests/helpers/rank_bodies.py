@@ -1,0 +1,229 @@
+"""What ranks do in tests; run by `tests.helpers.ranks`. Arguments and results are JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from safetensors.torch import save_file
+
+from dist_ft.checkpoint.manifest import Manifest
+from dist_ft.checkpoint.snapshot import SliceReader, write_slices
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, Staged, StepDone
+from dist_ft.model.base import load_model
+from dist_ft.rundir import RunDir, slices_name
+from dist_ft.state import STATE_KINDS, SliceKey
+from dist_ft.tasks import prepare as prepare_task
+from dist_ft.train import build
+from dist_ft.train.build import RankParts, build_rank
+from dist_ft.train.evaluate import evaluate_loss
+from dist_ft.train.loop import run_loop
+from dist_ft.zero.slices import collect_slices, fragments, group_settings, optimizer_step, restore_slices
+
+
+class Notes:
+    """A link that keeps what the rank says; whoever started the ranks commits.
+
+    Args:
+        stop_after: Ask for a stop after this many steps.
+    """
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self._stop_after = stop_after
+        self._num_asked = 0
+        self.rows: list[dict[str, Any]] = []
+        self.evals: list[dict[str, Any]] = []
+        self.staged: list[dict[str, Any]] = []
+
+    def send(self, message: Message) -> None:
+        """See `train.loop.Link`."""
+        if isinstance(message, StepDone):
+            self.rows.append(message.row)
+        elif isinstance(message, EvalDone):
+            self.evals.append(message.row)
+        elif isinstance(message, Staged):
+            self.staged.append(asdict(message))
+
+    def should_stop(self) -> bool:
+        """See `train.loop.Link`; asked once a step."""
+        self._num_asked += 1
+        return self._stop_after is not None and self._num_asked >= self._stop_after
+
+    def wait_committed(self, step: int) -> None:
+        """See `train.loop.Link`."""
+
+
+def prepare(rank: int, world_size: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Runs the preparation; needs no group."""
+    return prepare_task.run(config)
+
+
+def train(rank: int, world_size: int, attempt: dict[str, Any], stop_after: int | None = None) -> dict[str, Any]:
+    """Trains to the end or to a stop."""
+    return _train(build_rank(_spec(rank, world_size, attempt)), stop_after)
+
+
+def train_and_look(rank: int, world_size: int, attempt: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end and says which frozen parameters are not the base's any more."""
+    parts = build_rank(_spec(rank, world_size, attempt))
+    return {**_train(parts, None), **_compare_frozen(parts)}
+
+
+def train_and_gather(rank: int, world_size: int, attempt: dict[str, Any], to: str) -> dict[str, Any]:
+    """Trains to the end; rank 0 writes the weights as gathered, and as DeepSpeed's own tools give them."""
+    parts = build_rank(_spec(rank, world_size, attempt))
+    result = _train(parts, None)
+    stage = parts.config.zero_stage
+    with _whole(parts, list(parts.names)):
+        gathered = {name: p.detach().float().clone() for p, name in parts.names.items()}
+    found = {"gathered": gathered}
+    if stage > 0:
+        found["masters"] = {name: safe_get_full_fp32_param(p).clone() for p, name in parts.names.items()}
+    if stage > 0 and parts.config.model.torch_dtype == "float32":  # its tools do not read BF16_Optimizer's files
+        parts.engine.save_checkpoint(f"{to}/native", tag="end")
+        dist.barrier()
+        if rank == 0:
+            native = get_fp32_state_dict_from_zero_checkpoint(f"{to}/native", tag="end")
+            # The engine's module is TokenLoss, which holds the model as `model`.
+            found["native"] = {k.removeprefix("model."): v.clone().contiguous() for k, v in native.items()}
+    if rank == 0:
+        for kind, tensors in found.items():
+            save_file(tensors, f"{to}/{kind}.safetensors")
+    return result
+
+
+def restore(rank: int, world_size: int, attempt: dict[str, Any], write_as: int) -> dict[str, Any]:
+    """Builds a rank from a checkpoint, looks at what it holds, and writes it as attempt `write_as`."""
+    readers: list[SliceReader] = []
+    with mock.patch.object(build, "SliceReader", _recorder(readers)):
+        parts = build_rank(_spec(rank, world_size, attempt))
+    return {
+        "step": parts.start_step,
+        "optimizer_step": optimizer_step(parts.engine),
+        "groups": group_settings(parts.engine),
+        "bytes_read": sum(reader.bytes_read for reader in readers),
+        "stale_weights": _stale_weights(parts),
+        "eval_loss": _eval_loss(parts),
+        "file": _write(parts, parts.start_step, write_as),
+    }
+
+
+def go_on_from_each(
+    rank: int, world_size: int, attempt: dict[str, Any], checkpoints: list[str], write_as: int
+) -> list[dict[str, Any]]:
+    """Restores one checkpoint after the other, and from each trains one step.
+
+    The first goes into a fresh engine; the state is made unusable before each of the others. What was restored
+    is written as attempt `write_as`, what the step made of it as `write_as + 1`, and so on.
+    """
+    parts = build_rank(_spec(rank, world_size, {**attempt, "start_checkpoint": checkpoints[0]}))
+    results = []
+    for index, path in enumerate(checkpoints):
+        if index > 0:
+            _spoil(parts)
+            reader, manifest = _open(parts, path)
+            restore_slices(parts.engine, parts.names, reader, manifest.optimizer_step)
+        number = write_as + 2 * index
+        file = _write(parts, parts.start_step, number)
+        spec = parts.spec
+        parts.spec = replace(spec, attempt=replace(spec.attempt, attempt=number + 1))
+        results.append({"file": file, **_train(parts, stop_after=1)})
+    return results
+
+
+def _spec(rank: int, world_size: int, attempt: dict[str, Any]) -> RankSpec:
+    return RankSpec(AttemptSpec(**attempt), rank, world_size, rank, "127.0.0.1", num_threads=1)
+
+
+def _train(parts: RankParts, stop_after: int | None) -> dict[str, Any]:
+    notes = Notes(stop_after)
+    outcome, step = run_loop(parts, notes)
+    return {"outcome": outcome, "step": step, "rows": notes.rows, "evals": notes.evals, "staged": notes.staged}
+
+
+def _write(parts: RankParts, step: int, attempt: int) -> dict[str, Any]:
+    spec = parts.spec
+    directory = RunDir(Path(spec.attempt.run_dir)).checkpoint(step, attempt)
+    slices = collect_slices(parts.engine, parts.names)
+    return asdict(write_slices(LocalStore(directory), slices_name(spec.rank, spec.world_size), slices))
+
+
+def _open(parts: RankParts, path: str) -> tuple[SliceReader, Manifest]:
+    store = LocalStore(Path(parts.spec.attempt.run_dir))
+    manifest = Manifest.decode(store.read(path))
+    return SliceReader(store, manifest), manifest
+
+
+def _recorder(readers: list[SliceReader]) -> type[SliceReader]:
+    class Recorder(SliceReader):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            readers.append(self)
+
+    return Recorder
+
+
+def _spoil(parts: RankParts) -> None:
+    """Fills masters and moments with what a restore must replace."""
+    engine = parts.engine
+    state = (engine.optimizer if parts.config.zero_stage == 0 else engine.optimizer.optimizer).state
+    with torch.no_grad():
+        for fragment in fragments(engine, parts.names, owned=False):
+            for kind in STATE_KINDS:
+                fragment.view(kind, state).fill_(float("nan"))
+
+
+@contextmanager
+def _whole(parts: RankParts, parameters: list[Any]) -> Iterator[None]:
+    """Makes parameters whole on every rank; at stage 3 they are cut."""
+    if parts.config.zero_stage < 3:
+        yield
+        return
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
+
+
+def _stale_weights(parts: RankParts) -> list[str]:
+    """Names of parameters that compute with something else than the checkpoint's rounded masters."""
+    path = parts.spec.attempt.start_checkpoint
+    assert path is not None
+    reader, _ = _open(parts, path)
+    stale = []
+    with _whole(parts, list(parts.names)):
+        for parameter, name in parts.names.items():
+            wanted = reader(SliceKey(name, 0, "fp32"), parameter.numel()).to(parameter.dtype)
+            if not torch.equal(parameter.detach().view(-1), wanted):
+                stale.append(name)
+    return stale
+
+
+def _eval_loss(parts: RankParts) -> float | None:
+    split = parts.eval_split
+    if split is None:
+        return None
+    return evaluate_loss(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+
+
+def _compare_frozen(parts: RankParts) -> dict[str, Any]:
+    base = dict(load_model(parts.config).named_parameters())
+    model = parts.engine.module.model
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    changed = []
+    with _whole(parts, list(frozen.values())):
+        for name, parameter in frozen.items():
+            plain = name.removeprefix("base_model.model.")
+            for part in (".base_layer", ".original_module"):
+                plain = plain.replace(part, "")
+            if not torch.equal(parameter.detach(), base[plain]):
+                changed.append(name)
+    return {"frozen": sorted(frozen), "changed": changed}

@@ -1,0 +1,57 @@
+"""Runs of the real command on a Ray, to be disturbed and compared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dist_ft.checkpoint.lineage import committed
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.rundir import RunDir, last_rows, read_json, read_rows
+
+CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
+
+
+class Run:
+    """One `dist-ft train` in the background."""
+
+    def __init__(self, cli: str, output_dir: Path, address: str, name: str, *overrides: str) -> None:
+        self.dir = RunDir(output_dir / name)
+        settings = [f"run.output_dir={output_dir}", f"run.name={name}", f"cluster.address={address}", "data.eval=null",
+                    "eval.metrics=[]", "monitor.wandb=disabled", *overrides]  # fmt: skip
+        self.process = subprocess.Popen(
+            [cli, "train", str(CONFIG), "--json", *settings],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 120.0) -> dict[str, Any]:
+        """Waits until run.json fulfils a condition, and returns it."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.process.communicate()
+            if self.dir.run_json.exists() and condition(record := read_json(self.dir.run_json)):
+                return record
+            time.sleep(0.05)
+        raise AssertionError(f"{self.dir.run_json} did not get there within {limit_s:.0f} s")
+
+    def finish(self, limit_s: float = 200.0) -> tuple[int, dict[str, Any], str]:
+        """Returns exit code, result and standard error."""
+        out, err = self.process.communicate(timeout=limit_s)
+        assert out, err
+        return self.process.returncode, json.loads(out.splitlines()[-1]), err
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The row of each step that counts."""
+        return last_rows(self.dir.metrics)
+
+    def state(self) -> list[str]:
+        """Hashes of the slice files of the last checkpoint."""
+        return [file.xxh3 for file in committed(LocalStore(self.dir.path))[-1].files]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Ledger entries of one kind."""
+        return [entry for entry in read_rows(self.dir.ledger) if entry["event"] == name]

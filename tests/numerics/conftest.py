@@ -1,0 +1,5 @@
+"""The rank server of the session."""
+
+from tests.helpers.ranks import ranks
+
+__all__ = ["ranks"]

@@ -1,0 +1,103 @@
+"""What follows a failure: the cause that is named, the budget, the wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_ft.config.schema import FailureConfig
+from dist_ft.coordinator.restarts import Failure, Recovery, decide_restart, find_cause
+from dist_ft.errors import ConfigError, DataError, DistFtError, DivergedError, StalledError, WorkerCrashError
+
+
+def _said(rank: int, kind: str, is_death: bool = False) -> dict[str, Any]:
+    return {"rank": rank, "is_death": is_death, "type": kind, "message": f"rank {rank}"}
+
+
+@pytest.mark.parametrize(
+    ("failures", "cause"),
+    [
+        ([_said(0, "WorkerCrashError"), _said(1, "WorkerCrashError", is_death=True)], 1),
+        ([_said(1, "WorkerCrashError"), _said(0, "DivergedError")], 0),
+        ([_said(2, "WorkerCrashError", is_death=True), _said(1, "DataError")], 1),
+        ([_said(2, "WorkerCrashError"), _said(1, "WorkerCrashError")], 2),
+    ],
+    ids=["a death explains broken connections", "own words before", "own words before a death", "who spoke first"],
+)
+def test_the_failure_that_explains_the_others_is_the_cause(failures: list[dict[str, Any]], cause: int) -> None:
+    assert find_cause(failures)["rank"] == cause
+
+
+CRASH = WorkerCrashError("killed by signal 9")
+
+
+@pytest.mark.parametrize("error", [ConfigError("x"), DataError("x"), DivergedError("x")])
+def test_what_the_same_input_would_give_again_is_not_retried(error: DistFtError) -> None:
+    decision = decide_restart([Failure(7, error)], FailureConfig())
+    assert not decision.is_restart
+    assert type(error).__name__ in decision.reason
+
+
+@pytest.mark.parametrize("error", [CRASH, StalledError("x")])
+def test_a_first_crash_or_hang_is_followed_by_a_restart_at_once(error: DistFtError) -> None:
+    decision = decide_restart([Failure(7, error)], FailureConfig())
+    assert (decision.is_restart, decision.wait_s) == (True, 0.0)
+
+
+def test_failures_at_the_same_step_wait_longer_and_then_give_up() -> None:
+    config = FailureConfig(max_same_step=4, backoff_s=2.0)
+    decisions = [decide_restart([Failure(7, CRASH)] * count, config) for count in range(1, 5)]
+    assert [d.is_restart for d in decisions] == [True, True, True, False]
+    assert [d.wait_s for d in decisions[:3]] == [0.0, 2.0, 4.0]
+    assert "4 failures in a row after step 7" in decisions[3].reason
+
+
+def test_a_new_step_starts_the_count_again() -> None:
+    config = FailureConfig(max_same_step=2)
+    assert decide_restart([Failure(7, CRASH), Failure(8, CRASH)], config).is_restart
+    assert not decide_restart([Failure(8, CRASH), Failure(8, CRASH)], config).is_restart
+
+
+@pytest.mark.parametrize("most", [0, 1, 5])
+def test_the_budget_ends(most: int) -> None:
+    config = FailureConfig(max_restarts=most)
+    failures = [Failure(step, CRASH) for step in range(most + 1)]
+    assert all(decide_restart(failures[:count], config).is_restart for count in range(1, most + 1))
+    last = decide_restart(failures, config)
+    assert not last.is_restart
+    assert f"failure.max_restarts={most}" in last.reason
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(0, 30), st.integers(1, 6), st.floats(0, 100))
+def test_no_sequence_of_failures_restarts_for_ever_or_waits_over_a_minute(
+    steps: list[int], most: int, same: int, backoff_s: float
+) -> None:
+    config = FailureConfig(max_restarts=most, max_same_step=same, backoff_s=backoff_s)
+    restarts = 0
+    for count in range(1, len(steps) + 1):
+        decision = decide_restart([Failure(step, CRASH) for step in steps[:count]], config)
+        assert 0 <= decision.wait_s <= 60
+        if not decision.is_restart:
+            break
+        restarts += 1
+    assert restarts <= most
+
+
+def test_a_run_that_is_stopping_is_not_restarted() -> None:
+    recovery = Recovery(FailureConfig())
+    decision = recovery.decide(Failure(7, CRASH), True, 100.0)
+    assert not decision.is_restart
+    assert "--resume" in decision.reason
+
+
+def test_the_next_attempt_waits_for_the_end_of_the_wait() -> None:
+    recovery = Recovery(FailureConfig(backoff_s=3.0))
+    assert recovery.may_open(0.0)
+    recovery.decide(Failure(7, CRASH), False, 100.0)
+    assert recovery.may_open(100.0)
+    recovery.decide(Failure(7, CRASH), False, 101.0)
+    assert not recovery.may_open(103.9)
+    assert recovery.may_open(104.0)
