@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_fewer_workers_when_a_node_is_lost(
     run.wait_for(lambda record: record["step"] >= 8)
     _power_off(raylet)
     code, result, err = run.finish()
-    assert (code, result["state"]) == (0, "completed"), err
+    assert (code, result["state"]) == (0, "completed"), (result["error"], err)
     rows, whole = run.rows(), undisturbed.rows()
     assert (rows[1]["world_size"], rows[STEPS]["world_size"]) == (2, 1)
     assert {s: r["digest"] for s, r in rows.items()} == {s: r["digest"] for s, r in whole.items()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft import errors
 from dist_ft.checkpoint.lineage import committed
@@ -107,7 +108,9 @@ class _Driver:
         """Starts the group while the preparation is at work, and sees the run through."""
         name = f"coordinator-{uuid.uuid4().hex[:8]}"
         remote_class: Any = CoordinatorActor
-        self._actor = remote_class.options(name=name).remote()
+        # On this node: it must not die with a node that only lends workers.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor = remote_class.options(name=name, scheduling_strategy=here).remote()
         self._starters, keep = start_starters(self._server, self._on_gpu)
         stack.callback(keep.clear)
         loop_config = {
