@@ -171,7 +171,7 @@ class Coordinator:
         waiting = [view for rank, view in self._group.ranks.items() if rank not in self._group.done]
         limit_s = step_limit(self._group.step_s, self._config.failure.step_limit_s)
         stalled = find_stalled(waiting, now, limit_s)
-        if stalled is not None and self._group.abort is None:
+        if stalled is not None and self._group.abort is None and not self._group.failures:
             message = f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
             self._group.abort = message
             self._fail(stalled.rank, StalledError(message).to_dict())

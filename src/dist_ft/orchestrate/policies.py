@@ -6,8 +6,10 @@ Both run in Ray Train's controller, a process without torch. What they decide by
 
 from __future__ import annotations
 
-import logging
+import socket
+import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -15,7 +17,9 @@ import ray.train
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 
-logger = logging.getLogger(__name__)
+_PROBES_AT_ONCE = 64
+_PROBE_LIMIT_S = 2.0
+_LONGEST_WAIT_S = 90.0
 
 
 def workers_that_fit(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float], most: int) -> int:
@@ -40,16 +44,17 @@ class ElasticPolicy(ScalingPolicy):
         super().__init__(scaling_config)
         self._fewest = fewest
         self._most = most
+        self._silent_since: float | None = None
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """See the base class; waits while there are fewer than `fewest`."""
         self._maybe_send_resource_request()
         resources = self.scaling_config._resources_per_worker_not_none
-        # Asked anew each time: a view that still holds a dead node costs a start that cannot succeed.
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        count = workers_that_fit(nodes, resources, self._most)
-        if count < self._fewest:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        count = workers_that_fit((node["Resources"] for node in nodes), resources, self._most)
+        if count < self._fewest or self._awaits_the_end_of_a_node(nodes):
             return NoopDecision()
+        self._silent_since = None
         return ResizeDecision(num_workers=count, resources_per_worker=resources)
 
     def make_decision_for_running_worker_group(
@@ -59,8 +64,29 @@ class ElasticPolicy(ScalingPolicy):
         self._maybe_send_resource_request()
         return NoopDecision()
 
+    def _awaits_the_end_of_a_node(self, nodes: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether Ray still counts a node whose raylet does not answer.
+
+        Ray declares it dead after 10 to 60 s. A group formed before would wait for it, for a minute in vain.
+        """
+        with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+            is_silent = not all(pool.map(_answers, nodes))
+        if not is_silent:
+            return False
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        return now - self._silent_since < _LONGEST_WAIT_S  # a firewall may be all that is wrong
+
     def _get_num_workers_for_resource_request(self) -> int:
         return self._most
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_LIMIT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 class AskCoordinator(FailurePolicy):
