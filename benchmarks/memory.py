@@ -1,6 +1,6 @@
 """Peak memory of a rank while it builds its model, resumes and trains, by ZeRO stage and world size.
 
-    .venv/bin/python benchmarks/memory.py [--layers 4] [--hidden 1024]
+    .venv/bin/python benchmarks/memory.py [--layers 4] [--hidden 1024] [--case lora-3-2]
 
 A random Llama is written to a scratch directory; each case runs its ranks as fresh processes on CPU with gloo.
 Two peaks are shown, both above what the imports alone take and as multiples of the weights: `anon` is memory of
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--case", help="one case only, such as lora-3-2 (method, ZeRO stage, ranks)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -36,6 +37,8 @@ def main() -> None:
         print(f"weights {weights / 2**20:.0f} MiB in float32; peaks of the largest rank as multiples of them")
         print("  method  ZeRO  ranks  load anon  load rss  resume anon  resume rss  train anon", flush=True)
         for case in CASES:
+            if arguments.case not in (None, "-".join(map(str, case))):
+                continue
             row = run_case(scratch, weights, *case)
             shown = [row[key] for key in ("load_anon", "load_rss", "resume_anon", "resume_rss", "train_anon")]
             widths = zip(shown, (9, 8, 11, 10, 10), strict=True)
