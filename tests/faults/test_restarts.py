@@ -138,6 +138,20 @@ def test_a_run_goes_on_with_fewer_workers_when_a_node_is_lost(
     assert {s: r["loss"] for s, r in rows.items()} == pytest.approx({s: r["loss"] for s, r in whole.items()}, rel=1e-5)
 
 
+def test_a_run_that_stays_below_its_minimum_ends_in_time_and_can_be_resumed(
+    cli: str, tmp_path: Path, two_nodes: tuple[str, int]
+) -> None:
+    address, raylet = two_nodes
+    run = Run(cli, tmp_path, address, "short", *SETTINGS, "cluster.start_timeout_s=5")
+    run.wait_for(lambda record: record["step"] >= 8)
+    _power_off(raylet)
+    code, result, err = run.finish()
+    assert (code, result["state"], result["error"]["type"]) == (1, "failed", "StartTimeoutError"), err
+    resumed = Run(cli, tmp_path, address, "short", *SETTINGS, "cluster.num_workers=1", "--resume")
+    code, result, err = resumed.finish()
+    assert (code, result["state"], result["steps"]) == (0, "completed", STEPS), (result["error"], err)
+
+
 def _check_equal(run: Run, whole: Run) -> None:
     rows, wanted = run.rows(), whole.rows()
     assert sorted(rows) == list(range(1, STEPS + 1))

@@ -201,7 +201,7 @@ class _Driver:
         Raises:
             DistFtError: The group failed, or never started.
         """
-        began = time.monotonic()
+        waiting_since = time.monotonic()  # for workers; not while there is a group
         num_events = 0
         while True:
             status = ray.get(self._actor.poll.remote(num_events), timeout=_ACTOR_LIMIT_S)
@@ -221,11 +221,12 @@ class _Driver:
                 if status["failures"]:
                     raise first_failure(status["failures"])
                 raise errors.WorkerCrashError(f"the worker group ended: {group.exception()}")
-            if not status["world_size"]:
-                if status["state"] == "stopping":
-                    return "stopped"
-                if time.monotonic() - began > self._config.cluster.start_timeout_s:
-                    raise _not_started(self._config)
+            if status["world_size"] and decision is None:
+                waiting_since = time.monotonic()
+            elif status["state"] == "stopping":
+                return "stopped"
+            elif time.monotonic() - waiting_since > self._config.cluster.start_timeout_s:
+                raise _not_started(self._config)
             time.sleep(_POLL_S)
 
     def _note_start(self, status: dict[str, Any]) -> None:
