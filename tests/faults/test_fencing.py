@@ -353,6 +353,15 @@ def test_a_zombie_that_knows_writes_nothing(kind: str, pair: Pair) -> None:
     assert pair.zombie.contents() == before
 
 
+def test_an_overtaken_driver_does_not_fight_back(pair: Pair) -> None:
+    pair.zombie.send(SAID["rank_failed"])
+    decision = pair.zombie.coordinator.decide("a worker was lost", time.monotonic())
+    assert not decision.is_restart
+    with pytest.raises(StaleAttemptError, match="attempt 2 of this run has begun elsewhere"):
+        pair.zombie.coordinator.open_attempt(1)
+    assert [attempt.number for attempt in read_attempts(pair.newer.store)] == [1, 2]
+
+
 def test_a_look_tells_all_ranks_of_a_zombie_to_end(pair: Pair) -> None:
     pair.zombie.coordinator.tick(time.monotonic())
     reply = pair.zombie.send(Heartbeat())

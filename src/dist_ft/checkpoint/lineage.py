@@ -36,13 +36,18 @@ class Attempt:
     started_at: float
 
 
-def take_attempt(store: Store, start: Manifest | None) -> Attempt:
+def take_attempt(store: Store, start: Manifest | None, after: int | None = None) -> Attempt:
     """Takes the next attempt number, starting from a checkpoint.
+
+    Args:
+        store: The run directory.
+        start: The checkpoint; None starts anew.
+        after: The attempt that this driver has; a driver without one goes on after whichever is the newest.
 
     Raises:
         UsageError: Somebody else took it at this moment.
     """
-    number = newest_number(store) + 1
+    number = (newest_number(store) if after is None else after) + 1
     attempt = Attempt(number, start.step if start else 0, start.attempt if start else 0, time.time())
     data = json.dumps({"format_version": FORMAT_VERSION, **asdict(attempt)}).encode()
     if not store.create_exclusive(f"attempts/{number:04d}.json", data):

@@ -107,9 +107,11 @@ class Coordinator:
 
         Raises:
             UsageError: Another driver took the number.
+            StaleAttemptError: Another driver has taken over the run since.
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
         prepared = self._prepared
+        self._books.check_mine()  # a driver that was overtaken does not fight back
         start, attempt = self._take_attempt()
         self.recovery.decision = None
         self._group = GroupState.start(world_size, time.monotonic())
@@ -146,7 +148,9 @@ class Coordinator:
         return Reply(self._stop, self._group.abort, self._group.committed_step, self._group.rendezvous)
 
     def record_failure(self, error: DistFtError) -> None:
-        """Notes an error of the coordinator itself, which ends the attempt."""
+        """Notes an error of the coordinator itself, after which the next decision is made anew."""
+        self.recovery.decision = None
+        self._group.failures.clear()
         self._fail(0, error.to_dict())
 
     def request_stop(self, reason: str) -> None:
@@ -202,6 +206,8 @@ class Coordinator:
         """
         if self.recovery.decision is not None:
             return self.recovery.decision
+        with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
+            self._check_newest()
         if not self._group.failures:
             self._fail(0, WorkerCrashError(f"a worker was lost: {message}").to_dict(), is_death=True)
         cause = from_dict(find_cause(self._group.failures))
@@ -233,9 +239,11 @@ class Coordinator:
         So the choice is looked at again afterwards, and made anew when it no longer stands.
         """
         before: int | None = None
+        own = self._books.attempt
         while True:
             start = newest_whole(self._store, self._books, self._can_start, before)
-            attempt = take_attempt(self._store, start)
+            attempt = take_attempt(self._store, start, own or None)
+            own = attempt.number
             before = before or attempt.number
             if still_stands(self._store, start, before):
                 return start, attempt
@@ -253,7 +261,7 @@ class Coordinator:
         try:
             self._books.check_mine()
         except StaleAttemptError as error:
-            if self._group.abort is None:
+            if not any(failure["type"] == "StaleAttemptError" for failure in self._group.failures):
                 self._group.abort = str(error)
                 self._group.failures.append({"rank": 0, "is_death": True, **error.to_dict()})
             raise

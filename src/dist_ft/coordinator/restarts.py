@@ -44,12 +44,13 @@ class Decision:
 def find_cause(failures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the failure that explains the others.
 
-    What a rank says of its own input comes first; then a death, because its peers only say that their
-    connection broke; then whoever spoke first.
+    That another driver has taken over comes first; then what a rank says of its own input; then a death, because
+    its peers only say that their connection broke; then whoever spoke first.
     """
+    overtaken = [f for f in failures if f["type"] == "StaleAttemptError"]
     own = [f for f in failures if f["type"] != "WorkerCrashError"]
     deaths = [f for f in failures if f["is_death"]]
-    return (own or deaths or list(failures))[0]
+    return (overtaken or own or deaths or list(failures))[0]
 
 
 def decide_restart(failures: Sequence[Failure], config: FailureConfig) -> Decision:

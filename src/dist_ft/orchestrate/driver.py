@@ -213,13 +213,13 @@ class _Driver:
                 self._stop_signal = None
             decision = status["decision"]
             if decision is not None and not decision["is_restart"]:
-                raise first_failure(status["failures"])
+                raise _failure(status)
             if status["outcome"] in ("completed", "stopped"):
                 return str(status["outcome"])
             if group.done():
                 # The last words of the ranks arrive before the group's end; a failure without any is Ray's.
                 if status["failures"]:
-                    raise first_failure(status["failures"])
+                    raise _failure(status)
                 raise errors.WorkerCrashError(f"the worker group ended: {group.exception()}")
             if status["world_size"] and decision is None:
                 waiting_since = time.monotonic()
@@ -338,6 +338,12 @@ def _say_data(console: Console, prepared: dict[str, Any]) -> None:
         console.say(f"  {untrained:,} rows have no trained token and are left out", "yellow")
     if cut:
         console.say(f"  {cut:,} samples are longer than data.seq_len and are cut", "yellow")
+
+
+def _failure(status: dict[str, Any]) -> DistFtError:
+    """What ended the run: that another driver has taken it over explains everything else."""
+    overtaken = [failure for failure in status["failures"] if failure["type"] == "StaleAttemptError"]
+    return first_failure(overtaken or status["failures"])
 
 
 def _was_exported(run_dir: RunDir, exported: dict[str, Any]) -> bool:

@@ -24,8 +24,15 @@ def _said(rank: int, kind: str, is_death: bool = False) -> dict[str, Any]:
         ([_said(1, "WorkerCrashError"), _said(0, "DivergedError")], 0),
         ([_said(2, "WorkerCrashError", is_death=True), _said(1, "DataError")], 1),
         ([_said(2, "WorkerCrashError"), _said(1, "WorkerCrashError")], 2),
+        ([_said(1, "StalledError"), _said(0, "StaleAttemptError", is_death=True)], 0),
     ],
-    ids=["a death explains broken connections", "own words before", "own words before a death", "who spoke first"],
+    ids=[
+        "a death explains broken connections",
+        "own words before",
+        "own words before a death",
+        "who spoke first",
+        "overtaken",
+    ],
 )
 def test_the_failure_that_explains_the_others_is_the_cause(failures: list[dict[str, Any]], cause: int) -> None:
     assert find_cause(failures)["rank"] == cause
