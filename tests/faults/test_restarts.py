@@ -142,7 +142,7 @@ def test_a_run_that_stays_below_its_minimum_ends_in_time_and_can_be_resumed(
     cli: str, tmp_path: Path, two_nodes: tuple[str, int]
 ) -> None:
     address, raylet = two_nodes
-    run = Run(cli, tmp_path, address, "short", *SETTINGS, "cluster.start_timeout_s=5")
+    run = Run(cli, tmp_path, address, "short", *SETTINGS, "cluster.start_timeout_s=40")
     run.wait_for(lambda record: record["step"] >= 8)
     _power_off(raylet)
     code, result, err = run.finish()

@@ -218,13 +218,13 @@ def test_a_finished_run_goes_on_with_more_steps_at_another_shape(
 
 def test_a_longer_run_starts_before_a_short_last_step(data: Path, starter: str) -> None:
     """One epoch is 22 sequences, so its third step takes 6; of two epochs the third step takes 8."""
-    first = run_group(epochs_config(data, "longer", 2, 2, train__epochs=1.0), starter)
+    first = run_group(epochs_config(data, "stretched", 2, 2, train__epochs=1.0), starter)
     assert [row["position"] for row in last_rows(first.run_dir.metrics).values()] == [8, 16, 22]
-    config = epochs_config(data, "longer", 3, 1, train__epochs=2.0)
+    config = epochs_config(data, "stretched", 3, 1, train__epochs=2.0)
     second = run_group(config, starter)
     assert second.outcome == "completed"
     rows = last_rows(second.run_dir.metrics)
     assert [row["position"] for row in rows.values()] == [8, 16, 24, 32, 40, 44]
     assert [row["attempt"] for row in rows.values()] == [1, 1, 2, 2, 2, 2]
-    whole = run_group(epochs_config(data, "straight", 2, 2, train__epochs=2.0), starter)
+    whole = run_group(epochs_config(data, "stretched-whole", 2, 2, train__epochs=2.0), starter)
     assert second.digests == whole.digests

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dist_ft.config import Config
 from dist_ft.config.rules import local_slots, num_cores
 from dist_ft.errors import CapacityError, UsageError
+from dist_ft.orchestrate.policies import answers
 from dist_ft.orchestrate.processes import ForkServer
 from dist_ft.orchestrate.trainer import TRAIN_ENV
 
+logger = logging.getLogger(__name__)
+
 _CONNECT_LIMIT_S = 5.0
+_STARTER_LIMIT_S = 120.0
 _OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go through it
 
 
@@ -116,6 +121,13 @@ def _check_capacity(config: Config) -> ClusterInfo:
     return ClusterInfo(on_gpu, resources, possible, (warning,) if crowded else ())
 
 
+def living_nodes() -> list[dict[str, Any]]:
+    """Returns the nodes that Ray counts and that answer; Ray takes 10 to 60 s to declare one dead."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(64) as pool:
+        return [node for node, is_there in zip(nodes, pool.map(answers, nodes), strict=True) if is_there]
+
+
 @ray.remote(num_cpus=0)
 class StarterActor:
     """Keeps a fork server on its node, for as long as the driver lives."""
@@ -129,13 +141,21 @@ class StarterActor:
 
 
 def start_starters(own: ForkServer, on_gpu: bool) -> tuple[dict[str, str], list[ray.actor.ActorHandle]]:
-    """Returns node id → socket, and the actors that must be kept. This node uses the driver's own server."""
+    """Returns node id → socket, and the actors that must be kept. This node uses the driver's own server.
+
+    A node that is lost meanwhile has none; so has one that joins later. Their ranks start without, slower.
+    """
     here = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    others = [node["NodeID"] for node in living_nodes() if node["NodeID"] != here]
     remote_class: Any = StarterActor
     actors = [
         remote_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(on_gpu)
         for node in others
     ]
-    paths = ray.get([actor.socket_path.remote() for actor in actors])
-    return {here: own.socket_path, **dict(zip(others, paths, strict=True))}, actors
+    paths = {here: own.socket_path}
+    for node, actor in zip(others, actors, strict=True):
+        try:
+            paths[node] = ray.get(actor.socket_path.remote(), timeout=_STARTER_LIMIT_S)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            logger.warning("node %s has no fork server, its ranks start slowly: %s", node, error)
+    return paths, actors

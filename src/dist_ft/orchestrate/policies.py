@@ -70,7 +70,7 @@ class ElasticPolicy(ScalingPolicy):
         Ray declares it dead after 10 to 60 s. A group formed before would wait for it, for a minute in vain.
         """
         with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-            is_silent = not all(pool.map(_answers, nodes))
+            is_silent = not all(pool.map(answers, nodes))
         if not is_silent:
             return False
         now = time.monotonic()
@@ -81,7 +81,8 @@ class ElasticPolicy(ScalingPolicy):
         return self._most
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
+def answers(node: Mapping[str, Any]) -> bool:
+    """Whether the raylet of a node of `ray.nodes()` accepts connections."""
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_LIMIT_S).close()
     except OSError:
