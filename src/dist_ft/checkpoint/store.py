@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -62,20 +63,13 @@ class LocalStore:
     def create_exclusive(self, name: str, data: bytes) -> bool:
         """See `Store`. A hard link publishes the finished file, so a reader never sees half of it."""
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        except FileExistsError:
-            # NFS may have lost the answer to a link that was made, and asked again.
-            if not path.samefile(temporary):
-                return False
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _written(path, [data]) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                # NFS may have lost the answer to a link that was made, and asked again.
+                if not path.samefile(temporary):
+                    return False
         _sync_directory(path.parent)
         _sync_directory(path.parent.parent)  # the folder itself may be new
         return True
@@ -83,17 +77,8 @@ class LocalStore:
     def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
         """See `Store`."""
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
+        with _written(path, parts) as temporary:
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
 
     def read(self, name: str) -> bytes:
@@ -161,6 +146,22 @@ class LocalStore:
         if name.startswith("/") or ".." in Path(name).parts:
             raise CheckpointError(f"{name!r} is not a name inside {self.root}")
         return path
+
+
+@contextmanager
+def _written(path: Path, parts: Iterable[bytes | memoryview]) -> Iterator[Path]:
+    """Gives a durable file beside `path` with these bytes, to be put in its place; what is left of it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _raise_unless_gone(error: OSError) -> None:

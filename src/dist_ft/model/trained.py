@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import torch
 
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError
@@ -32,12 +34,12 @@ def select_trained(model: Any, config: Config) -> Any:
     return model
 
 
-def model_shape(model: Any, config: Config) -> ModelShape:
-    """Returns what the memory formulas must know of a model on `meta`, adapter attached."""
+def model_shape(model: Any, config: Config, count: Callable[[Any], int] = torch.numel) -> ModelShape:
+    """Returns what the memory formulas must know of a model, adapter attached; `count` gives a parameter's elements."""
     text = model.config.get_text_config()
     return ModelShape(
-        num_params=sum(p.numel() for p in model.parameters()),
-        num_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_params=sum(count(p) for p in model.parameters()),
+        num_trained=sum(count(p) for p in model.parameters() if p.requires_grad),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         num_heads=getattr(text, "num_attention_heads", 1),  # state-space models have none

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dist_ft.config import Config
 from dist_ft.config.rules import local_slots, num_cores
 from dist_ft.errors import CapacityError, UsageError
-from dist_ft.orchestrate.policies import answers
+from dist_ft.orchestrate.policies import answering
 from dist_ft.orchestrate.processes import ForkServer
 from dist_ft.orchestrate.trainer import TRAIN_ENV
 
@@ -123,9 +122,7 @@ def _check_capacity(config: Config) -> ClusterInfo:
 
 def living_nodes() -> list[dict[str, Any]]:
     """Returns the nodes that Ray counts and that answer; Ray takes 10 to 60 s to declare one dead."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    with ThreadPoolExecutor(64) as pool:
-        return [node for node, is_there in zip(nodes, pool.map(answers, nodes), strict=True) if is_there]
+    return answering([node for node in ray.nodes() if node["Alive"]])
 
 
 @ray.remote(num_cpus=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,14 +64,12 @@ class ElasticPolicy(ScalingPolicy):
         self._maybe_send_resource_request()
         return NoopDecision()
 
-    def _awaits_the_end_of_a_node(self, nodes: Iterable[Mapping[str, Any]]) -> bool:
+    def _awaits_the_end_of_a_node(self, nodes: Sequence[dict[str, Any]]) -> bool:
         """Whether Ray still counts a node whose raylet does not answer.
 
         Ray declares it dead after 10 to 60 s. A group formed before would wait for it, for a minute in vain.
         """
-        with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-            is_silent = not all(pool.map(answers, nodes))
-        if not is_silent:
+        if len(answering(nodes)) == len(nodes):
             return False
         now = time.monotonic()
         self._silent_since = self._silent_since or now
@@ -81,8 +79,13 @@ class ElasticPolicy(ScalingPolicy):
         return self._most
 
 
-def answers(node: Mapping[str, Any]) -> bool:
-    """Whether the raylet of a node of `ray.nodes()` accepts connections."""
+def answering(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns those of `ray.nodes()` whose raylet accepts connections."""
+    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+        return [node for node, is_there in zip(nodes, pool.map(_answers, nodes), strict=True) if is_there]
+
+
+def _answers(node: dict[str, Any]) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_LIMIT_S).close()
     except OSError:

@@ -6,6 +6,7 @@ import logging
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def build_rank(spec: RankSpec) -> RankParts:
 
     splits = [PreparedSplit.from_dict(split) for split in attempt.splits]
     eval_split = PreparedSplit.from_dict(attempt.eval_split) if attempt.eval_split else None
-    micro = _micro_batch_size(config, spec, [*splits, *([eval_split] if eval_split else [])])
+    micro = _micro_batch_size(model, config, spec, [*splits, *([eval_split] if eval_split else [])])
     engine, ds_config = build_engine(
         TokenLoss(model),
         names,
@@ -147,14 +148,13 @@ def _load_base(config: Config, on_gpu: bool) -> Any:
     return model
 
 
-def _micro_batch_size(config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
+def _micro_batch_size(model: Any, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
     """Returns the sequences of a pass: as configured, or fewer where this world size leaves too little memory."""
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
     if limit is None:
         return config.train.micro_batch_size
-    shape = model_shape(select_trained(skeleton(config), config), config)
     fitting = fitting_micro_batch(
-        shape,
+        model_shape(model, config, lambda parameter: prod(full_shape(parameter))),
         largest_batch(config, splits),
         stage=config.zero_stage,
         world_size=spec.world_size,
