@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness test-unit lint format bench clean help
+.PHONY: setup smoke test exactness faults netns soak test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,15 @@ test: lint  ## lint, types and every test but the long ones (about 25 minutes on
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
 	$(BIN)/pytest tests/exactness
+
+faults: setup  ## every kind of fault, each compared with an undisturbed run (about 30 minutes), result in docs/elasticity.md
+	$(BIN)/pytest -v tests/faults/table
+
+netns: setup  ## three hosts in network namespaces that are cut off and switched off (needs root, about 10 minutes)
+	$(BIN)/pytest -v tests/netns
+
+soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
+	$(BIN)/pytest -v tests/faults/soak
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit

@@ -70,7 +70,8 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
         run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config.model_dump(mode="json"),
         splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
         max_steps=prepared["max_steps"], num_positions=prepared["num_positions"],
-        start_checkpoint=None, on_gpu=False, wandb_id=None,
+        start_checkpoint=None, skipped_steps=[], recent_losses=[],
+        on_gpu=False, wandb_id=None,
     )  # fmt: skip
     threads = torch.get_num_threads()
     init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)
@@ -174,7 +175,7 @@ def run_reporting(directory: str) -> dict[str, Any]:
     for step in range(1, 501):
         row = {"step": step, "attempt": attempt, "digest": "0" * 16, **dict.fromkeys(names, 1.0)}
         began = time.perf_counter()
-        outbox.put(StepDone(row))  # what SocketLink.send does
+        outbox.put(StepDone(row, []))  # what SocketLink.send does
         send_s.append(time.perf_counter() - began)
         envelope = Envelope("lora", attempt, 0, outbox.get()).to_dict()
         began = time.perf_counter()

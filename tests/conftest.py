@@ -32,8 +32,8 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """Address of a Ray that lives as long as the session, in a process of its own.
+def session_ray() -> Iterator[tuple[str, int]]:
+    """Address of a Ray that lives as long as the session, and the pid of the process whose children it is.
 
     Ray gives a cluster started by `ray.init` a token of its own; this one is set, so that others may join.
     """
@@ -44,9 +44,15 @@ def ray_address() -> Iterator[str]:
     assert process.stdout is not None and process.stdin is not None
     address = process.stdout.readline().strip()
     assert address, "Ray did not start"
-    yield address
+    yield address, process.pid
     process.stdin.close()
     process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def ray_address(session_ray: tuple[str, int]) -> str:
+    """Address of the session's Ray."""
+    return session_ray[0]
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,15 @@ class ExportError(DistFtError):
 
 
 class DivergedError(DistFtError):
-    """A loss or gradient norm that is not finite; the same steps would give it again."""
+    """A loss or gradient norm that is not finite, or a spike; `failure.bad_numbers` says what follows.
+
+    Attributes:
+        step: The step that gave it, if known.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class StaleAttemptError(DistFtError):
@@ -64,6 +72,28 @@ class StaleAttemptError(DistFtError):
 
 class WorkerCrashError(DistFtError):
     """A rank process died or raised something unforeseen."""
+
+    retryable = True
+
+
+class NodeLostError(DistFtError):
+    """A machine of the cluster that went away, with its workers."""
+
+    retryable = True
+
+
+class OutOfMemoryError(DistFtError):
+    """A rank that asked for more memory than there is, or that the system ended for it."""
+
+    retryable = True
+
+
+class StorageError(DistFtError):
+    """Checkpoints that cannot be written: a full disk, a store that does not answer."""
+
+
+class CoordinatorLostError(DistFtError):
+    """The coordinator has died, or was started again and knows nothing of the run."""
 
     retryable = True
 
@@ -94,7 +124,11 @@ def from_exception(error: BaseException) -> dict[str, str]:
     """Returns the wire form of any exception; foreign ones become a `WorkerCrashError`."""
     if isinstance(error, DistFtError):
         return error.to_dict()
-    return {"type": "WorkerCrashError", "message": f"{type(error).__name__}: {error}"}
+    name = type(error).__name__
+    # By name: this module imports no torch. The last is what its CPU allocator says.
+    no_memory = name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in str(error)
+    kind = OutOfMemoryError if no_memory else WorkerCrashError
+    return {"type": kind.__name__, "message": f"{name}: {error}"}
 
 
 def from_dict(data: dict[str, Any]) -> DistFtError:

@@ -65,10 +65,16 @@ class Loaded(Message):
 
 @dataclass(frozen=True)
 class StepDone(Message):
-    """A row of metrics.jsonl; rank 0 only."""
+    """A row of metrics.jsonl; rank 0 only.
+
+    Attributes:
+        row: The row.
+        local_s: Seconds that each rank spent on its own part before the first word with the others.
+    """
 
     kind: ClassVar[str] = "step_done"
     row: dict[str, Any]
+    local_s: list[float]
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,30 @@ class Staged(Message):
 
 
 @dataclass(frozen=True)
+class SaveFailed(Message):
+    """A rank could not write its slices of a step.
+
+    Attributes:
+        step: Completed steps.
+        reason: What the system said.
+        is_last: The run ends here; otherwise it goes on without this checkpoint.
+    """
+
+    kind: ClassVar[str] = "save_failed"
+    step: int
+    reason: str
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Leaving(Message):
+    """The rank was told to end (SIGTERM) and would like to do so behind a checkpoint."""
+
+    kind: ClassVar[str] = "leaving"
+    reason: str
+
+
+@dataclass(frozen=True)
 class RankDone(Message):
     """The rank has ended as it should."""
 
@@ -102,12 +132,16 @@ class RankDone(Message):
 class RankFailed(Message):
     """The rank has ended with an error (`errors.from_exception`).
 
-    `is_death`: it said nothing itself; its supervisor found it dead.
+    Attributes:
+        error: Its wire form.
+        is_death: It said nothing itself; its supervisor found it dead.
+        step: The step whose numbers were bad.
     """
 
     kind: ClassVar[str] = "rank_failed"
     error: dict[str, str]
     is_death: bool = False
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +154,8 @@ class Heartbeat(Message):
 _KINDS: dict[str, type[Message]] = {
     cls.kind: cls
     for cls in (
-        RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, RankDone, RankFailed,
-        Heartbeat,
+        RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, SaveFailed, Leaving,
+        RankDone, RankFailed, Heartbeat,
     )
 }  # fmt: skip
 
@@ -163,14 +197,18 @@ class Reply:
     """What the coordinator answers.
 
     Attributes:
-        stop: Somebody asked the run to checkpoint and stop.
+        stop: Checkpoint after this step and end.
+        hold: The worker is to keep its place after its rank has ended: the group is formed anew from outside.
         abort: Why the rank is to be ended at once, or None.
+        dump: Write down first where the rank is.
         committed_step: Newest checkpoint of this attempt; 0 before the first.
         rendezvous: `[host, port]` of rank 0, once known.
     """
 
     stop: bool = False
+    hold: bool = False
     abort: str | None = None
+    dump: bool = False
     committed_step: int = 0
     rendezvous: tuple[str, int] | None = None
 
@@ -182,7 +220,7 @@ class Reply:
     def from_dict(cls, data: dict[str, Any]) -> Reply:
         """Inverse of `to_dict`, also after JSON."""
         place = data["rendezvous"]
-        return cls(data["stop"], data["abort"], data["committed_step"], (place[0], place[1]) if place else None)
+        return cls(**{**data, "rendezvous": (place[0], place[1]) if place else None})
 
 
 @dataclass(frozen=True)
@@ -200,6 +238,8 @@ class AttemptSpec:
         max_steps: Steps of the run.
         num_positions: Sequences that the run uses.
         start_checkpoint: Manifest path relative to the run directory, or None to start anew.
+        skipped_steps: Steps that are passed over without an update (`failure.bad_numbers: skip_batch`).
+        recent_losses: Losses of the last steps before the start, to tell a spike by.
         on_gpu: Whether ranks use CUDA devices.
         wandb_id: W&B id, if any.
     """
@@ -214,6 +254,8 @@ class AttemptSpec:
     max_steps: int
     num_positions: int
     start_checkpoint: str | None
+    skipped_steps: list[int]
+    recent_losses: list[float]
     on_gpu: bool
     wandb_id: str | None
 

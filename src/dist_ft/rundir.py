@@ -87,6 +87,16 @@ def slices_name(rank: int, world_size: int) -> str:
     return f"slices-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
+def rank_log_name(rank: int) -> str:
+    """Returns `rank-00000.log`."""
+    return f"rank-{rank:05d}.log"
+
+
+def stacks_name(rank: int) -> str:
+    """Returns `rank-00000.txt`."""
+    return f"rank-{rank:05d}.txt"
+
+
 def user_cache_dir() -> Path:
     """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-ft"

@@ -43,9 +43,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
             "cluster": {"num_workers": 2},
         }
     )
-    return make_trainer(
-        config, num_workers=2, resources={"CPU": 1.0}, loop_config={"coordinator": "c", "namespace": "n"}
-    )
+    return make_trainer(config, resources={"CPU": 1.0}, loop_config={"coordinator": "c", "namespace": "n"})
 
 
 def _types(callbacks: list[Any]) -> set[type]:
@@ -176,5 +174,5 @@ def test_our_policies_answer_every_question() -> None:
 
 
 def test_the_trainer_hands_out_our_policies(trainer: ElasticTrainer) -> None:
-    assert trainer.sizes == (2, 2)
+    assert trainer.cluster.max_workers == 2
     assert trainer.coordinator == ("c", "n")

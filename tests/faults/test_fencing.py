@@ -86,7 +86,7 @@ class Driver:
 
     def step(self, step: int) -> Reply:
         return self.send(
-            StepDone({"step": step, "attempt": self.spec.attempt, "loss": float(self.spec.attempt), "step_s": 0.2})
+            StepDone({"step": step, "attempt": self.spec.attempt, "loss": float(self.spec.attempt), "step_s": 0.2}, [])
         )
 
     def write(self, step: int) -> Staged:
@@ -182,7 +182,7 @@ def test_of_two_drivers_at_the_same_moment_one_wins_each_number(run_dir: RunDir)
             newest = winners[-1]
             for older in winners[:-1]:
                 for message in (
-                    StepDone({"step": 1, "attempt": older.spec.attempt, "loss": 9.0, "step_s": 0.2}),
+                    StepDone({"step": 1, "attempt": older.spec.attempt, "loss": 9.0, "step_s": 0.2}, []),
                     older.write(1),
                 ):
                     with pytest.raises(StaleAttemptError, match=f"attempt {newest.spec.attempt} of this run"):
@@ -286,7 +286,7 @@ def test_a_run_whose_start_is_gone_does_not_silently_start_anew(pair: Pair) -> N
 
 ROW = {"step": 5, "attempt": 1, "loss": -1.0, "step_s": 0.2}
 SAID: dict[str, Message] = {
-    "step_done": StepDone(ROW),
+    "step_done": StepDone(ROW, []),
     "staged": Staged(6, {"name": slices_name(0, 1), "num_bytes": 0, "xxh3": ""}, None),
     "eval_done": EvalDone({"step": 4, "attempt": 1, "eval_loss": -1.0}),
     "rank_started": RankStarted(77, "10.0.0.9"),
@@ -355,7 +355,7 @@ def test_a_zombie_that_knows_writes_nothing(kind: str, pair: Pair) -> None:
 
 def test_an_overtaken_driver_does_not_fight_back(pair: Pair) -> None:
     pair.zombie.send(SAID["rank_failed"])
-    decision = pair.zombie.coordinator.decide("a worker was lost", time.monotonic())
+    decision = pair.zombie.coordinator.decide("a worker was lost", [], time.monotonic())
     assert not decision.is_restart
     with pytest.raises(StaleAttemptError, match="attempt 2 of this run has begun elsewhere"):
         pair.zombie.coordinator.open_attempt(1)
@@ -423,7 +423,7 @@ def test_the_newer_goes_on_undisturbed_whatever_the_zombie_does(pair: Pair) -> N
 
 def past_the_check(zombie: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looked just before the takeover, and was suspended until now."""
-    monkeypatch.setattr(zombie.coordinator, "_check_newest", lambda: None)
+    monkeypatch.setattr(zombie.coordinator._group, "check_newest", lambda: None)
 
 
 def test_beyond_the_fork_a_late_commit_does_not_count_at_or_below_it_does(

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.cluster import AddedNode, LoopbackCluster, command_line, descendants
 from tests.helpers.runs import Run
 
 STEPS = 60
-SETTINGS = ("train.max_steps=60", "checkpoint.every_steps=5", "cluster.num_workers=2", "failure.backoff_s=0.1")
+SETTINGS = (
+    "train.max_steps=60",
+    "optimizer.lr=1e-3",
+    "checkpoint.every_steps=5",
+    "cluster.num_workers=2",
+    "failure.backoff_s=0.1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,43 +34,29 @@ def undisturbed(cli: str, tmp_path_factory: pytest.TempPathFactory, ray_address:
     return run
 
 
-def _supervisors() -> list[int]:
-    """Pids of the Ray workers that supervise ranks."""
-    return [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"RayTrainWorker" in _read(p)]
+def _kill(rank: int, signal_number: int = signal.SIGKILL) -> Callable[[dict[str, Any], int], None]:
+    return lambda record, ray_pid: os.kill(record["workers"][rank]["pid"], signal_number)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+def _kill_supervisor(record: dict[str, Any], ray_pid: int) -> None:
+    os.kill(next(pid for pid in descendants(ray_pid) if b"RayTrainWorker" in command_line(pid)), signal.SIGKILL)
 
 
-def _power_off(raylet: int) -> None:
-    """Kills a raylet and everything that it started, at once."""
-    stats = [(int(p.parent.name), _read(p)) for p in Path("/proc").glob("[0-9]*/stat")]
-    parent = {pid: int(stat.rsplit(b")", 1)[1].split()[1]) for pid, stat in stats if stat}
-    doomed = [raylet]
-    for pid in doomed:
-        doomed += [child for child, its_parent in parent.items() if its_parent == pid]
-    for pid in doomed:
-        os.kill(pid, signal.SIGKILL)
-
-
-FAULTS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "SIGKILL of rank 0": lambda record: os.kill(record["workers"][0]["pid"], signal.SIGKILL),
-    "SIGKILL of rank 1": lambda record: os.kill(record["workers"][1]["pid"], signal.SIGKILL),
-    "SIGKILL of a supervisor": lambda record: os.kill(_supervisors()[0], signal.SIGKILL),
-    "SIGSTOP of rank 1": lambda record: os.kill(record["workers"][1]["pid"], signal.SIGSTOP),
+FAULTS: dict[str, Callable[[dict[str, Any], int], None]] = {
+    "SIGKILL of rank 0": _kill(0),
+    "SIGKILL of rank 1": _kill(1),
+    "SIGKILL of a supervisor": _kill_supervisor,
+    "SIGSTOP of rank 1": _kill(1, signal.SIGSTOP),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_leaves_no_trace_in_the_result(
-    fault: str, cli: str, tmp_path: Path, ray_address: str, undisturbed: Run
+    fault: str, cli: str, tmp_path: Path, session_ray: tuple[str, int], undisturbed: Run
 ) -> None:
-    run = Run(cli, tmp_path, ray_address, "hurt", *SETTINGS, "failure.step_limit_s=4")
-    FAULTS[fault](run.wait_for(lambda record: record["step"] >= 8))
+    address, ray_pid = session_ray
+    run = Run(cli, tmp_path, address, "hurt", *SETTINGS, "failure.limits.step_s=4")
+    FAULTS[fault](run.wait_for(lambda record: record["step"] >= 8), ray_pid)
     code, result, err = run.finish()
     assert (code, result["state"], result["attempts"]) == (0, "completed", 2), err
     assert "recovering after step" in err
@@ -93,43 +84,24 @@ def test_numbers_that_are_not_finite_are_not_tried_again(cli: str, tmp_path: Pat
     assert (code, result["state"], result["attempts"]) == (1, "failed", 1)
     assert result["error"]["type"] == "DivergedError"
     assert "giving up" in err
-    assert "not retried" in err
-
-
-_TWO_NODES = """
-import os, sys
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
-                                                        "object_store_memory": 80_000_000})
-node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-cluster.wait_for_nodes()
-print(cluster.address, node.all_processes["raylet"][0].process.pid, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
+    assert "failure.bad_numbers" in err
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[tuple[str, int]]:
-    """Address of a Ray of two nodes on loopback, and the pid of the second one's raylet."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _TWO_NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdin is not None
-    address, pid = process.stdout.readline().split()
-    yield address, int(pid)
-    process.stdin.close()
-    process.wait(60)
+def two_nodes() -> Iterator[tuple[LoopbackCluster, AddedNode]]:
+    """A Ray of two nodes on loopback, and the second one."""
+    cluster = LoopbackCluster()
+    yield cluster, cluster.add()
+    cluster.close()
 
 
 def test_a_run_goes_on_with_fewer_workers_when_a_node_is_lost(
-    cli: str, tmp_path: Path, two_nodes: tuple[str, int], undisturbed: Run
+    cli: str, tmp_path: Path, two_nodes: tuple[LoopbackCluster, AddedNode], undisturbed: Run
 ) -> None:
-    address, raylet = two_nodes
-    run = Run(cli, tmp_path, address, "shrunk", *SETTINGS, "cluster.num_workers=[1,2]")
+    cluster, node = two_nodes
+    run = Run(cli, tmp_path, cluster.address, "shrunk", *SETTINGS, "cluster.num_workers=[1,2]")
     run.wait_for(lambda record: record["step"] >= 8)
-    _power_off(raylet)
+    cluster.power_off(node)
     code, result, err = run.finish()
     assert (code, result["state"]) == (0, "completed"), (result["error"], err)
     rows, whole = run.rows(), undisturbed.rows()
@@ -139,15 +111,15 @@ def test_a_run_goes_on_with_fewer_workers_when_a_node_is_lost(
 
 
 def test_a_run_that_stays_below_its_minimum_ends_in_time_and_can_be_resumed(
-    cli: str, tmp_path: Path, two_nodes: tuple[str, int]
+    cli: str, tmp_path: Path, two_nodes: tuple[LoopbackCluster, AddedNode]
 ) -> None:
-    address, raylet = two_nodes
-    run = Run(cli, tmp_path, address, "short", *SETTINGS, "cluster.start_timeout_s=40")
+    cluster, node = two_nodes
+    run = Run(cli, tmp_path, cluster.address, "short", *SETTINGS, "cluster.start_timeout_s=40")
     run.wait_for(lambda record: record["step"] >= 8)
-    _power_off(raylet)
+    cluster.power_off(node)
     code, result, err = run.finish()
     assert (code, result["state"], result["error"]["type"]) == (1, "failed", "StartTimeoutError"), err
-    resumed = Run(cli, tmp_path, address, "short", *SETTINGS, "cluster.num_workers=1", "--resume")
+    resumed = Run(cli, tmp_path, cluster.address, "short", *SETTINGS, "cluster.num_workers=1", "--resume")
     code, result, err = resumed.finish()
     assert (code, result["state"], result["steps"]) == (0, "completed", STEPS), (result["error"], err)
 

@@ -85,6 +85,8 @@ def attempt_spec(config: Config, prepared: dict[str, Any], number: int, start: M
             run_dir=str(run_path(config)),
             config=config.model_dump(mode="json"),
             start_checkpoint=f"{start.directory}/{MANIFEST}" if start else None,
+            skipped_steps=[],
+            recent_losses=[],
             on_gpu=False,
             wandb_id=None,
             **prepared,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,15 +18,18 @@ CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 
 
 class Run:
-    """One `dist-ft train` in the background."""
+    """One `dist-ft train` in the background; `env` is added to this process's environment."""
 
-    def __init__(self, cli: str, output_dir: Path, address: str, name: str, *overrides: str) -> None:
+    def __init__(
+        self, cli: str, output_dir: Path, address: str, name: str, *overrides: str, env: dict[str, str] | None = None
+    ) -> None:
         self.dir = RunDir(output_dir / name)
         settings = [f"run.output_dir={output_dir}", f"run.name={name}", f"cluster.address={address}", "data.eval=null",
                     "eval.metrics=[]", "monitor.wandb=disabled", *overrides]  # fmt: skip
         self.process = subprocess.Popen(
             [cli, "train", str(CONFIG), "--json", *settings],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **(env or {})},
         )  # fmt: skip
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 120.0) -> dict[str, Any]:
@@ -47,6 +51,10 @@ class Run:
     def rows(self) -> dict[int, dict[str, Any]]:
         """The row of each step that counts."""
         return last_rows(self.dir.metrics)
+
+    def all_rows(self) -> list[dict[str, Any]]:
+        """Every row, also those of steps that were made again."""
+        return list(read_rows(self.dir.metrics))
 
     def state(self) -> list[str]:
         """Hashes of the slice files of the last checkpoint."""

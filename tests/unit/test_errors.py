@@ -38,9 +38,7 @@ def test_an_error_survives_the_wire(cls: type[DistFtError]) -> None:
     assert (back.retryable, back.exit_code) == (cls.retryable, cls.exit_code)
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), RuntimeError("boom"), MemoryError(), SystemExit(3), ValueError("bad\nvalue")]
-)
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("boom"), SystemExit(3), ValueError("bad\nvalue")])
 def test_a_foreign_error_is_a_crash_that_names_its_type(error: BaseException) -> None:
     back = from_dict(from_exception(error))
     assert type(back) is errors.WorkerCrashError
@@ -63,9 +61,19 @@ def test_what_a_user_can_fix_exits_2_and_is_never_retried(cls: type[DistFtError]
     assert not (is_users and cls.retryable)
 
 
-def test_only_lost_or_late_workers_are_retried() -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")]
+)
+def test_want_of_memory_is_told_apart(error: BaseException) -> None:
+    assert type(from_dict(from_exception(error))) is errors.OutOfMemoryError
+
+
+def test_only_what_may_pass_is_retried() -> None:
     assert {cls.__name__ for cls in ALL if cls.retryable} == {
-        "WorkerCrashError",
+        "CoordinatorLostError",
+        "NodeLostError",
+        "OutOfMemoryError",
         "StalledError",
         "StartTimeoutError",
+        "WorkerCrashError",
     }

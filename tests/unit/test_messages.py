@@ -13,6 +13,7 @@ from dist_ft.messages import (
     Envelope,
     EvalDone,
     Heartbeat,
+    Leaving,
     Loaded,
     Message,
     PhaseChanged,
@@ -22,6 +23,7 @@ from dist_ft.messages import (
     RankStarted,
     RendezvousOpen,
     Reply,
+    SaveFailed,
     Staged,
     StepDone,
     encode_line,
@@ -32,20 +34,24 @@ MESSAGES: list[Message] = [
     RendezvousOpen("::1", 29500),
     PhaseChanged("first_step", 3),
     Loaded(40, 2**40, ["workers: 2 → 3"]),
-    StepDone({"step": 3, "loss": 1.25, "digest": "00ff", "note": "zeile\nzwei \u2028 ü"}),
+    StepDone({"step": 3, "loss": 1.25, "digest": "00ff", "note": "zeile\nzwei \u2028 ü"}, [0.25, 0.5]),
     EvalDone({"step": 0, "attempt": 1, "eval_loss": 2.5}),
     Staged(40, {"name": "slices-00000-of-00002.safetensors", "num_bytes": 2**40}, None),
     Staged(40, {"name": "x"}, {"params": [{"name": "a", "shape": [2, 3]}], "probe": [0.1]}),
+    SaveFailed(40, "OSError: no space left", is_last=True),
+    Leaving("SIGTERM"),
     RankDone("completed", 60),
     RankDone("stopped", 41),
     RankFailed({"type": "DataError", "message": "a.jsonl:3: broken"}),
+    RankFailed({"type": "DivergedError", "message": "nan"}, step=41),
     Heartbeat(),
 ]
 
 ATTEMPT = AttemptSpec(
     run_id="run-1", attempt=3, run_dir="/runs/run-1", config={"run": {"seed": 2**62}}, splits=[{"key": "a"}],
     eval_split=None, fingerprint={"seed": 1}, max_steps=60, num_positions=480,
-    start_checkpoint="checkpoints/step-00000040-a0002/manifest.json", on_gpu=False, wandb_id=None,
+    start_checkpoint="checkpoints/step-00000040-a0002/manifest.json", skipped_steps=[7],
+    recent_losses=[1.5, 1.25], on_gpu=False, wandb_id=None,
 )  # fmt: skip
 
 
@@ -85,7 +91,8 @@ def test_a_kind_that_is_no_kind_is_refused(kind: object) -> None:
     [
         Reply(),
         Reply(stop=True),
-        Reply(abort="rank 3 is gone"),
+        Reply(stop=True, hold=True),
+        Reply(abort="rank 3 is late", dump=True),
         Reply(committed_step=40, rendezvous=("10.0.0.1", 29500)),
     ],
 )
@@ -103,6 +110,6 @@ def test_a_rank_spec_survives_the_wire(attempt: AttemptSpec) -> None:
 
 def test_making_the_wire_form_shares_nothing_with_the_message() -> None:
     row = {"step": 1, "nested": {"a": 1}}
-    wire = Envelope("run-1", 1, 0, StepDone(row)).to_dict()
+    wire = Envelope("run-1", 1, 0, StepDone(row, [])).to_dict()
     row["nested"] = {"a": 2}
     assert wire["body"]["row"]["nested"] == {"a": 1}

@@ -50,6 +50,16 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
+def has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU has instructions that oneDNN computes bfloat16 with; yes where that cannot be found out."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return True
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+    return not flags or bool(flags & {"avx512bw", "avx_ne_convert", "amx_bf16", "bf16"})
+
+
 def _capacity_problem(config: Config) -> list[str]:
     """More workers than a Ray of ours on this machine would ever take; a given cluster is asked later."""
     resources = config.cluster.resources_per_worker or {}
@@ -70,6 +80,12 @@ def _section_problems(config: Config) -> list[str]:
         problems.append(
             f"train.micro_batch_size={train.micro_batch_size} is larger than "
             f"train.global_batch_size={train.global_batch_size}; lower the micro batch"
+        )
+    sizes, workers = config.cluster.allowed_sizes, config.cluster
+    if sizes is not None and not any(workers.min_workers <= size <= workers.max_workers for size in sizes):
+        problems.append(
+            f"cluster.allowed_sizes={sizes}: none of them is within cluster.num_workers={workers.num_workers}; "
+            "change one of the two"
         )
     weights = [source.weight for source in data.train]
     if any(w is None for w in weights) and any(w is not None for w in weights):

@@ -12,8 +12,9 @@ import ray
 
 from dist_ft.config import config_from_dict
 from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import DistFtError, StaleAttemptError, UsageError
+from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError
 from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
@@ -31,6 +32,7 @@ class CoordinatorActor:
         logging.basicConfig(level=logging.INFO)
         self._coordinator: Coordinator | None = None
         self._attempt: AttemptSpec | None = None
+        self._starters: dict[str, str] = {}
 
     def begin(
         self,
@@ -65,6 +67,14 @@ class CoordinatorActor:
             raise
         return self._attempt.attempt
 
+    def set_starters(self, paths: dict[str, str]) -> None:
+        """Learns the sockets of the fork servers, by node id."""
+        self._starters = paths
+
+    def starter(self, node_id: str) -> str | None:
+        """Returns the socket of a node's fork server, if it has one."""
+        return self._starters.get(node_id)
+
     def attempt_spec(self, number: int) -> AttemptSpec:
         """Returns what all ranks of the current attempt share."""
         if self._attempt is None or self._attempt.attempt != number:
@@ -79,14 +89,22 @@ class CoordinatorActor:
         """See `Coordinator.request_stop`."""
         self._books.request_stop(reason)
 
+    def choose_size(self, view: dict[str, Any]) -> int | None:
+        """See `Coordinator.choose_size`; None before the run has begun."""
+        if self._coordinator is None:
+            return None
+        return self._coordinator.choose_size(ClusterView.from_dict(view), time.monotonic())
+
     def poll(self, num_known: int) -> dict[str, Any]:
         """Ticks, then returns the status; the driver calls it a few times a second."""
         self._books.tick(time.monotonic())
         return self._books.status(num_known)
 
-    def decide(self, message: str) -> dict[str, Any]:
-        """See `Coordinator.decide`."""
-        return asdict(self._books.decide(message, time.monotonic()))
+    def decide(self, message: str, lost_nodes: list[str]) -> dict[str, Any] | None:
+        """See `Coordinator.decide`; None while a restarted actor has not been told of the run again."""
+        if self._coordinator is None:
+            return None
+        return asdict(self._books.decide(message, lost_nodes, time.monotonic()))
 
     def add_event(self, event: str, facts: dict[str, Any]) -> None:
         """See `Coordinator.add_event`."""
@@ -103,5 +121,5 @@ class CoordinatorActor:
     @property
     def _books(self) -> Coordinator:
         if self._coordinator is None:
-            raise UsageError("the run has not begun")
+            raise CoordinatorLostError("the coordinator knows of no run")
         return self._coordinator

@@ -14,12 +14,13 @@ from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, newest_number
 from dist_ft.checkpoint.store import LocalStore
+from dist_ft.coordinator.goodput import Goodput
 from dist_ft.coordinator.ledger import Ledger
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import StaleAttemptError
 from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
-from dist_ft.rundir import RunDir, checkpoint_name, read_rows, write_json
+from dist_ft.rundir import RunDir, checkpoint_name, last_rows, read_rows, write_json
 
 
 class Books:
@@ -43,6 +44,7 @@ class Books:
         self._metrics = JsonlWriter(run_dir.metrics)
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
+        self._goodput = Goodput(last_rows(run_dir.metrics), record.active_s, time.monotonic())
         self._written_at = 0.0
         # The record of a run that is there says how its last attempt stands until this driver has one.
         self.write_record()
@@ -61,6 +63,10 @@ class Books:
         """Returns the folders of all checkpoints that the ledger says were committed."""
         rows = read_rows(self._run_dir.ledger)
         return {f"checkpoints/{checkpoint_name(r['step'], r['attempt'])}" for r in rows if r["event"] == "commit"}
+
+    def skipped_steps(self) -> list[int]:
+        """Returns the steps whose update is left out, as the ledger says."""
+        return sorted({row["step"] for row in read_rows(self._run_dir.ledger) if row["event"] == "skip_batch"})
 
     def check_mine(self) -> None:
         """Raises StaleAttemptError when another driver has taken over the run."""
@@ -89,8 +95,11 @@ class Books:
 
     def write_record(self) -> None:
         """Replaces run.json."""
-        self._written_at = time.monotonic()
+        self._written_at = now = time.monotonic()
         if self.is_mine:
+            self.record.active_s = round(self._goodput.active_s(now), 2)
+            self.record.useful_s = round(self._goodput.useful_s(self.record.step), 2)
+            self.record.goodput = round(self._goodput.value(self.record.step, now), 4)
             write_json(self._run_dir.run_json, asdict(self.record))
 
     def write_record_now_and_then(self) -> None:
@@ -101,6 +110,8 @@ class Books:
 
     def log_step(self, row: dict[str, Any]) -> None:
         """Takes a row of metrics.jsonl."""
+        self._goodput.add(row["step"], row["step_s"])
+        row = {**row, "goodput": round(self._goodput.value(row["step"], time.monotonic()), 4)}
         self._metrics.append(row)
         self.last_row = row
         self.record.step = row["step"]

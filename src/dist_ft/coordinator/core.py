@@ -1,6 +1,7 @@
 """The coordinator: the one place that commits checkpoints and writes a run's records. Torch-free, Ray-free.
 
 `actor.py` puts it into a Ray actor, tests call it directly. All its state can be rebuilt from the run directory.
+What belongs to one attempt is in `group.py`.
 """
 
 from __future__ import annotations
@@ -16,39 +17,20 @@ from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.coordinator.books import Books
-from dist_ft.coordinator.checkpoints import clean_up, newest_whole, still_stands
-from dist_ft.coordinator.commit import Staging, commit
-from dist_ft.coordinator.group import GroupState
+from dist_ft.coordinator.causes import explain, find_causes
+from dist_ft.coordinator.checkpoints import newest_whole, still_stands
+from dist_ft.coordinator.group import Group
 from dist_ft.coordinator.policies import can_go_on
-from dist_ft.coordinator.restarts import Decision, Failure, Recovery, find_cause
+from dist_ft.coordinator.restarts import Decision, Failure, Recovery
+from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
 from dist_ft.coordinator.state import FINAL, RunRecord
-from dist_ft.coordinator.watchdog import find_stalled, step_limit
-from dist_ft.errors import (
-    CheckpointError,
-    DistFtError,
-    StaleAttemptError,
-    StalledError,
-    WorkerCrashError,
-    from_dict,
-    from_exception,
-)
-from dist_ft.messages import (
-    AttemptSpec,
-    Envelope,
-    EvalDone,
-    Loaded,
-    Message,
-    PhaseChanged,
-    RankDone,
-    RankFailed,
-    RankStarted,
-    RendezvousOpen,
-    Reply,
-    Staged,
-    StepDone,
-)
+from dist_ft.coordinator.watchdog import History
+from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
+from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.monitor.sinks import Sink
-from dist_ft.rundir import RunDir
+from dist_ft.rundir import RunDir, last_rows
+
+_LOSSES_TO_JUDGE = 50
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,9 @@ class Coordinator:
         self._store = LocalStore(run_dir.path)
         self._prepared = prepared
         self._stop = False
-        self._group = GroupState.start(0, 0.0)
+        self._history = History()
+        self._sizing = Sizing(config.cluster)
+        self._group = self._new_group(0)
         self.recovery = Recovery(config.failure)
 
     def open_attempt(self, world_size: int) -> AttemptSpec:
@@ -114,8 +98,8 @@ class Coordinator:
         self._books.check_mine()  # a driver that was overtaken does not fight back
         start, attempt = self._take_attempt()
         self.recovery.decision = None
-        self._group = GroupState.start(world_size, time.monotonic())
         self._books.begin_attempt(attempt, world_size)
+        self._group = self._new_group(world_size)
         return AttemptSpec(
             run_id=self._record.run_id,
             attempt=attempt.number,
@@ -127,6 +111,8 @@ class Coordinator:
             max_steps=prepared.max_steps,
             num_positions=prepared.num_positions,
             start_checkpoint=f"{start.directory}/manifest.json" if start else None,
+            skipped_steps=self._books.skipped_steps(),
+            recent_losses=self._losses_before(attempt.start_step),
             on_gpu=self._on_gpu,
             wandb_id=self._record.wandb_id,
         )
@@ -137,21 +123,31 @@ class Coordinator:
         Raises:
             StaleAttemptError: The sender belongs to another run or attempt.
         """
-        if (envelope.run_id, envelope.attempt) != (self._record.run_id, self._record.attempt):
+        if (envelope.run_id, envelope.attempt) != (self._record.run_id, self._books.attempt):
             raise StaleAttemptError(
                 f"rank {envelope.rank} of run {envelope.run_id}, attempt {envelope.attempt}: the current attempt "
-                f"of {self._record.run_id} is {self._record.attempt}"
+                f"of {self._record.run_id} is {self._books.attempt}"
             )
-        handler = self._HANDLERS.get(type(envelope.message))
-        if handler is not None:
-            handler(self, envelope.rank, envelope.message)
-        return Reply(self._stop, self._group.abort, self._group.committed_step, self._group.rendezvous)
+        group, now = self._group, time.monotonic()
+        group.handle(envelope.rank, envelope.message, now)
+        if isinstance(envelope.message, StepDone):
+            self._sizing.stepped(now)
+        if isinstance(envelope.message, Leaving) and not self._stop and group.leaving is None:
+            self._drain(f"rank {envelope.rank} was told to end ({envelope.message.reason})", now)
+        return Reply(
+            stop=self._stop or group.leaving is not None,
+            hold=group.leaving is not None and not self._stop and group.done.get(envelope.rank) == "stopped",
+            abort=group.abort,
+            dump=group.is_late,
+            committed_step=group.committed_step,
+            rendezvous=group.rendezvous,
+        )
 
     def record_failure(self, error: DistFtError) -> None:
         """Notes an error of the coordinator itself, after which the next decision is made anew."""
         self.recovery.decision = None
         self._group.failures.clear()
-        self._fail(0, error.to_dict())
+        self._group.fail(0, error.to_dict())
 
     def request_stop(self, reason: str) -> None:
         """Asks all ranks to checkpoint and stop after their current step."""
@@ -169,51 +165,88 @@ class Coordinator:
             now: Monotonic time in seconds.
         """
         with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
-            self._check_newest()
+            self._group.check_newest()
         if self._run_dir.stop_request.exists():
             self.request_stop("dist-ft stop")
-        waiting = [view for rank, view in self._group.ranks.items() if rank not in self._group.done]
-        limit_s = step_limit(self._group.step_s, self._config.failure.step_limit_s)
-        stalled = find_stalled(waiting, now, limit_s)
-        if stalled is not None and self._group.abort is None and not self._group.failures:
-            message = f"rank {stalled.rank} makes no progress in phase {stalled.phase} after step {stalled.step}"
-            self._group.abort = message
-            self._fail(stalled.rank, StalledError(message).to_dict())
+        self._group.check_late(now)
+
+    def choose_size(self, view: ClusterView, now: float) -> int | None:
+        """Looks whether the group at work should have another size; asked a few times a second.
+
+        The group first checkpoints and ends, so that no step is lost.
+
+        Args:
+            view: What the cluster holds.
+            now: Monotonic time in seconds.
+
+        Returns:
+            The size to form the group anew with, now that it has ended; None while there is nothing to do.
+        """
+        group = self._group
+        if self._stop or not group.world_size or group.failures:
+            return None
+        if group.formed_at is None:
+            group.formed_at = view.formed_at
+        if group.is_drained:
+            # Workers formed since are about to open the next attempt; they are not to be formed anew once more.
+            is_ended = view.formed_at == group.formed_at and self.recovery.decision is None
+            return largest_allowed(view.fits, self._config.cluster) if is_ended else None
+        if group.leaving is None and group.outcome() is None:
+            batch = self._config.train.global_batch_size
+            steps_left = self._record.max_steps - self._record.step
+            progress = Progress(group.world_size, steps_left, batch, self._sizing.resize_s)
+            reason = self._sizing.reason_to_drain(view, progress, self._history, now)
+            if reason is not None:
+                self._drain(reason, now)
+        return None
 
     def status(self, num_known: int = 0) -> dict[str, Any]:
         """Returns run.json's contents, the newest rows, and the ledger of this process after `num_known` entries."""
+        group, decision = self._group, self.recovery.decision
         return {
             **asdict(self._record),
             "row": self._books.last_row,
             "eval": self._books.last_eval,
-            "phases": sorted({view.phase for view in self._group.ranks.values()}),
+            "phases": group.phases,
             "ledger": self._books.entries[num_known:],
             "outcome": self.outcome(),
-            "failures": self._group.failures,
-            "decision": asdict(self.recovery.decision) if self.recovery.decision else None,
+            "failures": group.failures,
+            "decision": asdict(decision) if decision else None,
+            "is_waiting": not group.world_size or decision is not None or group.is_drained,
         }
 
     def outcome(self) -> str | None:
-        """Returns how the group ended: completed, stopped, failed; None while it works."""
-        return self._group.outcome()
+        """Returns how the group ended: completed, stopped, failed; None while it works, or is to be formed anew."""
+        return None if self._group.is_drained and not self._stop else self._group.outcome()
 
-    def decide(self, message: str, now: float) -> Decision:
+    def decide(self, message: str, lost_nodes: Sequence[str], now: float) -> Decision:
         """Decides what follows the failure of the group; asked again, says the same.
 
         Args:
             message: What Ray Train says, for a worker that was lost without a word.
+            lost_nodes: Addresses of machines that held workers of the group and do not answer any more.
             now: Monotonic time in seconds.
         """
         if self.recovery.decision is not None:
             return self.recovery.decision
+        group = self._group
         with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
-            self._check_newest()
-        if not self._group.failures:
-            self._fail(0, WorkerCrashError(f"a worker was lost: {message}").to_dict(), is_death=True)
-        cause = from_dict(find_cause(self._group.failures))
-        decision = self.recovery.decide(Failure(self._record.step, cause), self._stop, now)
+            group.check_newest()
+        if group.is_drained and not self._stop and not group.failures:
+            return self.recovery.go_on("the group had checkpointed and ended before it lost a worker")
+        if lost_nodes:
+            error: DistFtError = NodeLostError(f"{', '.join(lost_nodes)} is gone, with the workers there")
+            group.fail(0, error.to_dict(), is_death=True)
+        elif not group.failures:
+            group.fail(0, WorkerCrashError(f"a worker was lost: {message}").to_dict(), is_death=True)
+        cause = explain(group.failures)
+        failure = Failure(self._record.step, cause, find_causes(group.failures)[0]["step"])
+        decision = self.recovery.decide(failure, self._stop, now)
         if decision.is_restart:
             self._record.move("recovering")
+            self._sizing.interrupted(now)
+        if decision.skip_step is not None:
+            self._books.note("skip_batch", step=decision.skip_step)
         event = "recovering" if decision.is_restart else "giving_up"
         facts = {"step": self._record.step, "wait_s": decision.wait_s, "reason": decision.reason}
         self._books.note(event, **facts, cause=cause.to_dict())
@@ -231,6 +264,25 @@ class Coordinator:
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """Ends the run's books; the last call. Does nothing when another driver has taken over the run."""
         self._books.finish(state, result, error)
+
+    def _new_group(self, world_size: int) -> Group:
+        now = time.monotonic()
+        return Group(self._config, self._run_dir, self._books, self._history, world_size, now)
+
+    def _drain(self, reason: str, now: float) -> None:
+        """Has the group checkpoint and end, to be formed anew."""
+        self._group.leaving = reason
+        self._record.move("resizing")
+        self._sizing.interrupted(now)
+        self._books.note("resizing", step=self._record.step, reason=reason)
+        self._books.write_record()
+
+    def _losses_before(self, step: int) -> list[float]:
+        if self._config.failure.spike_factor is None:
+            return []
+        rows = last_rows(self._run_dir.metrics)
+        losses = (rows[s]["loss"] for s in range(step - _LOSSES_TO_JUDGE + 1, step + 1) if s in rows)
+        return [loss for loss in losses if loss is not None]
 
     def _take_attempt(self) -> tuple[Manifest | None, Attempt]:
         """Takes the next attempt number, starting from the newest whole checkpoint.
@@ -251,101 +303,3 @@ class Coordinator:
     def _can_start(self, manifest: Manifest) -> bool:
         prepared = self._prepared
         return can_go_on(manifest, self._config.train.global_batch_size, prepared.max_steps, prepared.num_positions)
-
-    def _check_newest(self) -> None:
-        """Gives up the books when a newer attempt exists: another driver has taken over the run.
-
-        Raises:
-            StaleAttemptError: It does.
-        """
-        try:
-            self._books.check_mine()
-        except StaleAttemptError as error:
-            if not any(failure["type"] == "StaleAttemptError" for failure in self._group.failures):
-                self._group.abort = str(error)
-                self._group.failures.append({"rank": 0, "is_death": True, **error.to_dict()})
-            raise
-
-    def _on_started(self, rank: int, message: RankStarted) -> None:
-        self._group.seen(rank, "load", None, time.monotonic())
-        others = [worker for worker in self._record.workers if worker["rank"] != rank]
-        worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
-        self._record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
-        if len(self._record.workers) < self._group.world_size:
-            self._books.write_record_now_and_then()
-            return
-        if not self._stop:
-            self._record.move("running")
-        self._books.write_record()
-
-    def _on_rendezvous(self, rank: int, message: RendezvousOpen) -> None:
-        self._group.rendezvous = (message.host, message.port)
-
-    def _on_phase(self, rank: int, message: PhaseChanged) -> None:
-        self._group.seen(rank, message.phase, message.step, time.monotonic())
-
-    def _on_loaded(self, rank: int, message: Loaded) -> None:
-        self._group.loaded[rank] = message.num_bytes
-        self._group.notes += message.notes
-        if len(self._group.loaded) == self._group.world_size:
-            num_bytes = sum(self._group.loaded.values())
-            self._books.note("loaded", step=message.step, num_bytes=num_bytes, notes=self._group.notes)
-
-    def _on_step(self, rank: int, message: StepDone) -> None:
-        row = message.row
-        self._check_newest()
-        # The all-reduce at the end of a step proves that every rank got there.
-        for every in range(self._group.world_size):
-            self._group.seen(every, None, row["step"], time.monotonic())
-        if row["step"] <= self._group.last_step:
-            return
-        self._group.last_step = row["step"]
-        self._group.step_s.append(row["step_s"])
-        self._books.log_step(row)
-
-    def _on_eval(self, rank: int, message: EvalDone) -> None:
-        self.record_evaluation(message.row)
-
-    def _on_staged(self, rank: int, message: Staged) -> None:
-        staging = self._group.staging.setdefault(message.step, Staging())
-        staging.add(rank, message)
-        if not staging.is_whole(self._group.world_size):
-            return
-        del self._group.staging[message.step]
-        self._check_newest()
-        try:
-            manifest = commit(self._store, self._record.run_id, self._record.attempt, self._record.wandb_id, staging)
-        except (CheckpointError, OSError) as error:
-            self._group.abort = str(error)
-            self._fail(rank, from_exception(error))
-            return
-        self._group.committed_step = manifest.step
-        self._books.note("commit", step=manifest.step)
-        if self._books.is_mine:
-            clean_up(self._store, self._config.checkpoint.keep_last, self._record.attempt)
-
-    def _on_done(self, rank: int, message: RankDone) -> None:
-        self._group.done[rank] = message.outcome
-        self._record.step = message.step
-        self._books.write_record_now_and_then()
-        if len(self._group.done) == self._group.world_size:
-            self._books.write_record()
-
-    def _on_failed(self, rank: int, message: RankFailed) -> None:
-        self._fail(rank, message.error, message.is_death)
-
-    def _fail(self, rank: int, error: dict[str, str], is_death: bool = False) -> None:
-        self._group.failures.append({"rank": rank, "is_death": is_death, **error})
-        self._books.note("rank_failed", rank=rank, step=self._record.step, **error)
-
-    _HANDLERS: dict[type[Message], Any] = {  # noqa: RUF012
-        RankStarted: _on_started,
-        RendezvousOpen: _on_rendezvous,
-        PhaseChanged: _on_phase,
-        Loaded: _on_loaded,
-        StepDone: _on_step,
-        EvalDone: _on_eval,
-        Staged: _on_staged,
-        RankDone: _on_done,
-        RankFailed: _on_failed,
-    }

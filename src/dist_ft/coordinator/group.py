@@ -1,56 +1,100 @@
-"""What the coordinator knows of the ranks of the current attempt."""
+"""The ranks of one attempt: takes their messages, commits what they save, sees who is late."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
-from dist_ft.coordinator.commit import Staging
-from dist_ft.coordinator.watchdog import RankView
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config import Config
+from dist_ft.coordinator.books import Books
+from dist_ft.coordinator.checkpoints import clean_up
+from dist_ft.coordinator.commit import Staging, commit
+from dist_ft.coordinator.watchdog import STEPS_TO_COMPARE, History, RankView, find_stalled, find_straggler, phase_limit
+from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, StorageError, from_exception
+from dist_ft.messages import (
+    EvalDone,
+    Loaded,
+    Message,
+    PhaseChanged,
+    RankDone,
+    RankFailed,
+    RankStarted,
+    RendezvousOpen,
+    SaveFailed,
+    Staged,
+    StepDone,
+)
+from dist_ft.rundir import RunDir, stacks_name
+
+_LOOKS_APART_S = 5.0
+"""From which on this process itself was held up, and nobody's silence can be judged."""
+_FAILED_SAVES = 3
+"""Saves in a row that may fail before the run ends: a longer run without any would lose too much."""
 
 
-@dataclass
-class GroupState:
+class Group:
     """What is known of the ranks of the current attempt.
 
-    Attributes:
+    Args:
+        config: The run config.
+        run_dir: The run directory.
+        books: The records of the run, opened for this attempt.
+        history: How long things take, noted here and judged by.
         world_size: Number of ranks; 0 before the first attempt.
-        ranks: What each rank last reported.
+        now: Monotonic time in seconds.
+
+    Attributes:
+        world_size: Number of ranks.
+        formed_at: `ClusterView.formed_at` of its workers, once known.
+        leaving: Why the group checkpoints and ends, to be formed anew; None while it is to go on.
+        abort: Why all ranks are to be ended at once, or None.
+        is_late: Whether that is because a rank makes no progress.
         rendezvous: Where rank 0 listens, once known.
-        abort: Why all ranks are to be ended, or None.
         committed_step: Newest checkpoint of this attempt.
         last_step: Newest row of this attempt.
-        step_s: Seconds of the last steps.
-        staging: Saves that not all ranks have finished, by step.
-        loaded: Bytes read by each rank that has loaded.
-        notes: What rank 0 said about how it loaded.
+        failures: `{rank, is_death, step, type, message}`, in the order in which they became known.
         done: Outcome of each rank that has ended as it should.
-        failures: `{rank, is_death, type, message}`, in the order in which they became known.
     """
 
-    world_size: int
-    ranks: dict[int, RankView]
-    rendezvous: tuple[str, int] | None = None
-    abort: str | None = None
-    committed_step: int = 0
-    last_step: int = 0
-    step_s: deque[float] = field(default_factory=lambda: deque(maxlen=50))
-    staging: dict[int, Staging] = field(default_factory=dict)
-    loaded: dict[int, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    done: dict[int, str] = field(default_factory=dict)
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(
+        self, config: Config, run_dir: RunDir, books: Books, history: History, world_size: int, now: float
+    ) -> None:
+        self.world_size = world_size
+        self.formed_at: float | None = None
+        self.leaving: str | None = None
+        self.abort: str | None = None
+        self.is_late = False
+        self.rendezvous: tuple[str, int] | None = None
+        self.committed_step = 0
+        self.last_step = 0
+        self.failures: list[dict[str, Any]] = []
+        self.done: dict[int, str] = {}
+        self._config = config
+        self._run_dir = run_dir
+        self._store = LocalStore(run_dir.path)
+        self._books = books
+        self._history = history
+        self._ranks = {rank: RankView(rank, "start", 0, now) for rank in range(world_size)}
+        self._entered = dict.fromkeys(self._ranks, now)  # when each rank entered its phase
+        self._heard: dict[int, float] = {}  # when each rank's supervisor last said anything
+        self._looked_at = now
+        self._staging: dict[int, Staging] = {}
+        self._unsaved: list[int] = []  # steps of the last saves in a row that failed
+        self._loaded: dict[int, int] = {}
+        self._notes: list[str] = []
+        self._local_s: deque[list[float]] = deque(maxlen=STEPS_TO_COMPARE)
+        self._stragglers: set[int] = set()
 
-    @classmethod
-    def start(cls, world_size: int, now: float) -> GroupState:
-        """A group whose ranks have not said anything yet."""
-        return cls(world_size, {rank: RankView(rank, "start", 0, now) for rank in range(world_size)})
+    @property
+    def phases(self) -> list[str]:
+        """What the ranks do now, each phase once."""
+        return sorted({view.phase for view in self._ranks.values()})
 
-    def seen(self, rank: int, phase: str | None, step: int | None, now: float) -> None:
-        """Notes progress of a rank; None leaves what was known."""
-        old = self.ranks[rank]
-        self.ranks[rank] = RankView(rank, phase or old.phase, old.step if step is None else step, now)
+    @property
+    def is_drained(self) -> bool:
+        """Whether every rank has ended behind a checkpoint, for the group to be formed anew."""
+        return self.leaving is not None and self.outcome() == "stopped"
 
     def outcome(self) -> str | None:
         """Returns how the group ended: completed, stopped, failed; None while it works."""
@@ -59,3 +103,174 @@ class GroupState:
         if self.world_size and len(self.done) == self.world_size:
             return next(iter(self.done.values()))
         return None
+
+    def handle(self, rank: int, message: Message, now: float) -> None:
+        """Takes a message of a rank.
+
+        Raises:
+            StaleAttemptError: Another driver has taken over the run.
+        """
+        self._heard[rank] = now
+        match message:
+            case RankStarted():
+                self._on_started(rank, message, now)
+            case RendezvousOpen():
+                self.rendezvous = (message.host, message.port)
+            case PhaseChanged():
+                self._seen(rank, message.phase, message.step, now)
+            case Loaded():
+                self._on_loaded(rank, message)
+            case StepDone():
+                self._on_step(message, now)
+            case EvalDone():
+                self._books.log_eval(message.row)
+            case Staged():
+                self._on_staged(rank, message)
+            case SaveFailed():
+                self._on_save_failed(message.step, f"rank {rank}: {message.reason}", message.is_last)
+            case RankDone():
+                self._on_done(rank, message)
+            case RankFailed():
+                self.fail(rank, message.error, message.is_death, message.step)
+
+    def check_late(self, now: float) -> None:
+        """Ends the group when a rank makes no progress."""
+        if self.abort is not None or self.failures:
+            return
+        if now - self._looked_at > _LOOKS_APART_S:
+            self._heard = dict.fromkeys(self._heard, now)
+        self._looked_at = now
+        working = [view for rank, view in self._ranks.items() if rank not in self.done]
+        limits = self._config.failure.limits
+        late = find_stalled(working, now, lambda phase: phase_limit(phase, self.world_size, limits, self._history))
+        if late is not None:
+            stacks = self._run_dir.logs(self._books.attempt) / "stacks" / stacks_name(late.rank)
+            self.abort = (
+                f"rank {late.rank} makes no progress in phase {late.phase} after step {late.step}, for "
+                f"{now - late.since:.0f} s; where it is: {stacks}"
+            )
+            self.is_late = True
+            self.fail(late.rank, StalledError(self.abort).to_dict())
+            return
+        silent = [view.rank for view in working if now - self._heard.get(view.rank, now) > limits.silence_s]
+        if silent:
+            self.abort = f"nothing was heard of the workers of ranks {silent} for {limits.silence_s:.0f} s"
+            self.fail(silent[0], StalledError(self.abort).to_dict())
+
+    def check_newest(self) -> None:
+        """Gives up the books when a newer attempt exists: another driver has taken over the run.
+
+        Raises:
+            StaleAttemptError: It does.
+        """
+        try:
+            self._books.check_mine()
+        except StaleAttemptError as error:
+            if not any(failure["type"] == "StaleAttemptError" for failure in self.failures):
+                self.abort = str(error)
+                self.failures.append({"rank": 0, "is_death": True, "step": None, **error.to_dict()})
+            raise
+
+    def fail(self, rank: int, error: dict[str, str], is_death: bool = False, step: int | None = None) -> None:
+        """Notes a failure; `step` is the one whose numbers were bad."""
+        self.failures.append({"rank": rank, "is_death": is_death, "step": step, **error})
+        self._books.note("rank_failed", **{"rank": rank, "step": self._books.record.step, **error})
+
+    def _seen(self, rank: int, phase: str, step: int, now: float) -> None:
+        old = self._ranks[rank]
+        if phase != old.phase:
+            self._history.add_phase(old.phase, now - self._entered[rank])
+            self._entered[rank] = now
+        self._ranks[rank] = RankView(rank, phase, step, now)
+
+    def _on_started(self, rank: int, message: RankStarted, now: float) -> None:
+        self._seen(rank, "load", self._ranks[rank].step, now)
+        record = self._books.record
+        others = [worker for worker in record.workers if worker["rank"] != rank]
+        worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
+        record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
+        if len(record.workers) < self.world_size:
+            self._books.write_record_now_and_then()
+            return
+        if record.state != "stopping" and self.leaving is None:
+            record.move("running")
+        self._books.write_record()
+
+    def _on_loaded(self, rank: int, message: Loaded) -> None:
+        self._loaded[rank] = message.num_bytes
+        self._notes += message.notes
+        if len(self._loaded) == self.world_size:
+            num_bytes = sum(self._loaded.values())
+            self._books.note("loaded", step=message.step, num_bytes=num_bytes, notes=self._notes)
+
+    def _on_step(self, message: StepDone, now: float) -> None:
+        row = message.row
+        self.check_newest()
+        # The all-reduce at the end of a step proves that every rank got there.
+        for rank, view in self._ranks.items():
+            self._ranks[rank] = RankView(rank, view.phase, max(view.step, row["step"]), now)
+        if row["step"] <= self.last_step:
+            return
+        self.last_step = row["step"]
+        self._history.add_step(self.world_size, row["step_s"])
+        if message.local_s:
+            self._local_s.append(message.local_s)
+            self._report_straggler()
+        self._books.log_step(row)
+
+    def _report_straggler(self) -> None:
+        found = find_straggler(self._local_s)
+        if found is not None and found[0] not in self._stragglers:
+            self._stragglers.add(found[0])
+            worker = next((w for w in self._books.record.workers if w["rank"] == found[0]), {})
+            self._books.note("straggler", rank=found[0], times_slower=round(found[1], 1), node_ip=worker.get("node_ip"))
+
+    def _on_staged(self, rank: int, message: Staged) -> None:
+        if message.step in self._unsaved:
+            return
+        staging = self._staging.setdefault(message.step, Staging())
+        staging.add(rank, message)
+        if not staging.is_whole(self.world_size):
+            return
+        del self._staging[message.step]
+        self.check_newest()
+        record = self._books.record
+        try:
+            manifest = commit(self._store, record.run_id, record.attempt, record.wandb_id, staging)
+        except CheckpointError as error:
+            self.abort = str(error)
+            self.fail(rank, from_exception(error))
+            return
+        except OSError as error:
+            self._on_save_failed(message.step, str(error), message.step == record.max_steps or self._is_ending)
+            return
+        self.committed_step = manifest.step
+        self._unsaved.clear()
+        self._books.note("commit", step=manifest.step)
+        if self._books.is_mine:
+            clean_up(self._store, self._config.checkpoint.keep_last, record.attempt)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._books.record.state == "stopping" or self.leaving is not None
+
+    def _on_save_failed(self, step: int, reason: str, is_last: bool) -> None:
+        if step in self._unsaved:
+            return
+        self._unsaved.append(step)
+        self._staging.pop(step, None)
+        self._books.note("save_failed", step=step, reason=reason)
+        if is_last or len(self._unsaved) >= _FAILED_SAVES:
+            error: DistFtError = StorageError(
+                f"the checkpoint of step {step} cannot be written ({reason}); make room or mend the storage, then "
+                "--resume goes on after the last one"
+            )
+            self.abort = str(error)
+            self.fail(0, error.to_dict())
+
+    def _on_done(self, rank: int, message: RankDone) -> None:
+        self.done[rank] = message.outcome
+        self._books.record.step = message.step
+        self._books.write_record_now_and_then()
+        if len(self.done) == self.world_size:
+            self._books.write_record()

@@ -1,14 +1,13 @@
-"""Whether a group that failed is formed again: a pure rule over the failures so far."""
+"""Whether a group that failed is formed again: a pure rule over the failures so far, with a budget by cause."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 from dist_ft.config.schema import FailureConfig
-from dist_ft.errors import DistFtError
+from dist_ft.errors import DistFtError, DivergedError, NodeLostError, OutOfMemoryError
 
 _LONGEST_WAIT_S = 60.0
 
@@ -20,10 +19,12 @@ class Failure:
     Attributes:
         step: Completed steps at that moment.
         error: What went wrong.
+        bad_step: The step whose numbers were bad, for a DivergedError.
     """
 
     step: int
     error: DistFtError
+    bad_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,37 +35,61 @@ class Decision:
         is_restart: Form the group again; otherwise the run fails.
         reason: For ledger and console.
         wait_s: Seconds to wait first.
+        skip_step: Step whose update is left out from now on.
     """
 
     is_restart: bool
     reason: str
     wait_s: float = 0.0
-
-
-def find_cause(failures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the failure that explains the others.
-
-    That another driver has taken over comes first; then what a rank says of its own input; then a death, because
-    its peers only say that their connection broke; then whoever spoke first.
-    """
-    overtaken = [f for f in failures if f["type"] == "StaleAttemptError"]
-    own = [f for f in failures if f["type"] != "WorkerCrashError"]
-    deaths = [f for f in failures if f["is_death"]]
-    return (overtaken or own or deaths or list(failures))[0]
+    skip_step: int | None = None
 
 
 def decide_restart(failures: Sequence[Failure], config: FailureConfig) -> Decision:
     """Decides after the newest of the failures of this driver's attempts, oldest first."""
     last = failures[-1]
+    if isinstance(last.error, DivergedError):
+        return _decide_bad_numbers(failures, config)
     if not last.error.retryable:
         return Decision(False, f"{type(last.error).__name__} is not retried: the same input would give it again")
-    if len(failures) > config.max_restarts:
-        return Decision(False, f"failure.max_restarts={config.max_restarts} restarts are used up")
+    key, budget = _budget(last, config)
+    alike = [failure for failure in failures if _budget(failure, config)[0] == key]
+    if len(alike) > budget:
+        return Decision(False, f"the restarts of failure.{key}={budget} are used up")
     in_a_row = len(list(takewhile(lambda failure: failure.step == last.step, reversed(failures))))
-    if in_a_row >= config.max_same_step:
+    # Machines come and go without any fault of the run.
+    if in_a_row >= config.max_same_step and key != "max_node_losses":
         return Decision(False, f"{in_a_row} failures in a row after step {last.step} (failure.max_same_step)")
     wait_s = min(_LONGEST_WAIT_S, config.backoff_s * 2 ** (in_a_row - 2)) if in_a_row > 1 else 0.0
-    return Decision(True, f"restart {len(failures)} of at most {config.max_restarts}", wait_s)
+    return Decision(True, f"restart {len(alike)} of failure.{key}={budget}", wait_s)
+
+
+def _budget(failure: Failure, config: FailureConfig) -> tuple[str, int]:
+    """Returns the key that limits restarts after such a failure, and its value."""
+    if isinstance(failure.error, NodeLostError):
+        return "max_node_losses", config.max_node_losses
+    if isinstance(failure.error, OutOfMemoryError):
+        return "max_out_of_memory", config.max_out_of_memory
+    if isinstance(failure.error, DivergedError):
+        return "max_bad_numbers", config.max_bad_numbers
+    return "max_restarts", config.max_restarts
+
+
+def _decide_bad_numbers(failures: Sequence[Failure], config: FailureConfig) -> Decision:
+    last = failures[-1]
+    if config.bad_numbers == "fail" or last.bad_step is None:
+        return Decision(False, "bad numbers are not retried (failure.bad_numbers=fail)")
+    alike = [failure for failure in failures if isinstance(failure.error, DivergedError)]
+    if len(alike) > config.max_bad_numbers:
+        return Decision(False, f"bad numbers more than failure.max_bad_numbers={config.max_bad_numbers} times")
+    if config.bad_numbers == "skip_batch":
+        return Decision(True, f"back to the last checkpoint, without step {last.bad_step}", 0.0, last.bad_step)
+    if any(failure.bad_step == last.bad_step for failure in alike[:-1]):
+        return Decision(
+            False,
+            f"step {last.bad_step} gave the same again after a roll-back, so it is no passing fault; lower "
+            "optimizer.lr, look at its rows, or leave it out with failure.bad_numbers=skip_batch",
+        )
+    return Decision(True, f"back to the last checkpoint, bad numbers {len(alike)} of at most {config.max_bad_numbers}")
 
 
 class Recovery:
@@ -88,6 +113,11 @@ class Recovery:
             decision = Decision(False, "it failed while it was stopping; --resume goes on after the last checkpoint")
         self.decision, self._not_before = decision, now + decision.wait_s
         return decision
+
+    def go_on(self, reason: str) -> Decision:
+        """Decides to form the group again after an end that is no failure."""
+        self.decision = Decision(True, reason)
+        return self.decision
 
     def may_open(self, now: float) -> bool:
         """Whether the wait before the next attempt is over."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRANSITIONS: dict[str, frozenset[str]] = {
-    "starting": frozenset({"running", "stopping", "stopped", "failed"}),
+    "starting": frozenset({"running", "resizing", "recovering", "stopping", "stopped", "failed"}),
     "running": frozenset({"resizing", "recovering", "stopping", "completed", "failed"}),
-    "resizing": frozenset({"running", "stopping", "failed"}),
-    "recovering": frozenset({"running", "stopping", "failed"}),
+    "resizing": frozenset({"running", "recovering", "stopping", "completed", "failed"}),
+    "recovering": frozenset({"running", "resizing", "stopping", "failed"}),
     "stopping": frozenset({"stopped", "completed", "failed"}),
     "stopped": frozenset({"starting"}),
     "completed": frozenset({"starting"}),
@@ -37,6 +37,9 @@ class RunRecord:
         world_size: Ranks of the current attempt.
         workers: `{rank, pid, node_ip}` of each.
         wandb_id: W&B id, if any.
+        active_s: Seconds that drivers have been at work on the run.
+        useful_s: Seconds of the steps that count.
+        goodput: The one over the other.
         error: `{type, message}` of a failed run.
         result: `{final_loss, eval_loss, export_dir}` as far as known.
     """
@@ -49,6 +52,9 @@ class RunRecord:
     world_size: int = 0
     workers: list[dict[str, Any]] = field(default_factory=list)
     wandb_id: str | None = None
+    active_s: float = 0.0
+    useful_s: float = 0.0
+    goodput: float = 0.0
     error: dict[str, str] | None = None
     result: dict[str, Any] = field(default_factory=dict)
 

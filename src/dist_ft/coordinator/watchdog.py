@@ -1,20 +1,28 @@
-"""Which ranks make no progress: a pure rule over what ranks last reported.
+"""Which ranks make no progress, and which are slow: pure rules over what ranks last reported.
 
 A rank that waits in a collective is not the culprit; the one whose step or phase is behind is. A step is judged by
-the run's own steps, the other phases by generous constants.
+the run's own steps, the other phases by the longest so far, and by generous constants while there was none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
+
+from dist_ft.config.schema import PhaseLimits
 
 PHASES = ("start", "load", "evaluate", "save", "first_step", "step", "drain")
 """In the order in which a rank goes through them after the same number of steps."""
-LIMITS_S = {"start": 600.0, "load": 3600.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0,
-            "save": 3600.0, "drain": 3600.0}  # fmt: skip
+_LIMITS_S = {"load": 3600.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0, "save": 3600.0}
+_LEAST_S = 600.0
+"""However fast a phase was so far: a disk may stall for minutes and recover."""
 _STEPS_TO_JUDGE = 5
+STEPS_TO_COMPARE = 20
+"""Steps over which ranks are compared."""
+_SLOW = 2.0
+"""Times the median rank from which on a rank is called slow."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +42,63 @@ class RankView:
     since: float
 
 
-def step_limit(recent_s: Sequence[float], configured_s: float | None) -> float:
-    """Returns the seconds that a step may take.
+@dataclass
+class History:
+    """How long things have taken in this run, over all attempts of this driver.
 
-    Args:
-        recent_s: Seconds of the steps of this attempt so far.
-        configured_s: `failure.step_limit_s`.
+    Attributes:
+        step_s: Seconds of the last steps, by world size.
+        longest_s: Seconds of the longest visit, by phase.
     """
-    if configured_s is not None:
-        return configured_s
-    return 3 * median(recent_s) + 10 if len(recent_s) >= _STEPS_TO_JUDGE else LIMITS_S["step"]
+
+    step_s: dict[int, deque[float]] = field(default_factory=dict)
+    longest_s: dict[str, float] = field(default_factory=dict)
+
+    def add_step(self, world_size: int, seconds: float) -> None:
+        """Notes a step."""
+        self.step_s.setdefault(world_size, deque(maxlen=50)).append(seconds)
+
+    def add_phase(self, phase: str, seconds: float) -> None:
+        """Notes the end of a phase."""
+        self.longest_s[phase] = max(seconds, self.longest_s.get(phase, 0.0))
+
+    def median_step_s(self, world_size: int) -> float | None:
+        """Returns the seconds of an ordinary step at this size; None before there were some."""
+        seen = self.step_s.get(world_size, ())
+        return median(seen) if len(seen) >= _STEPS_TO_JUDGE else None
 
 
-def find_stalled(views: Iterable[RankView], now: float, step_limit_s: float) -> RankView | None:
+def phase_limit(phase: str, world_size: int, limits: PhaseLimits, history: History) -> float:
+    """Returns the seconds that a rank may spend in a phase."""
+    configured: float | None = limits.model_dump()[f"{phase}_s"]
+    if configured is not None:
+        return configured
+    if phase == "step":
+        usual = history.median_step_s(world_size)
+        return _LIMITS_S["step"] if usual is None else 3 * usual + 10
+    longest = history.longest_s.get(phase)
+    return _LIMITS_S[phase] if longest is None else min(_LIMITS_S[phase], max(_LEAST_S, 10 * longest))
+
+
+def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[str], float]) -> RankView | None:
     """Returns the rank that is furthest behind, when it is over the limit of its own phase.
 
     The others wait for it; how long a wait may last is the limit of what they wait for.
     """
     last = min(views, key=lambda view: (view.step, PHASES.index(view.phase), view.since), default=None)
-    if last is None:
+    return last if last is not None and now - last.since > limit_of(last.phase) else None
+
+
+def find_straggler(local_s: Sequence[Sequence[float]]) -> tuple[int, float] | None:
+    """Returns the slowest rank and how many times the median rank's time it takes, if that is `_SLOW` or more.
+
+    Args:
+        local_s: Of the last steps, the seconds of each rank until it first waited for another [steps, ranks].
+    """
+    if len(local_s) < STEPS_TO_COMPARE or len(local_s[0]) < 2:
         return None
-    limit = step_limit_s if last.phase == "step" else LIMITS_S[last.phase]
-    return last if now - last.since > limit else None
+    of_rank = [median(times) for times in zip(*local_s, strict=True)]
+    slowest = max(range(len(of_rank)), key=of_rank.__getitem__)
+    others = median(seconds for rank, seconds in enumerate(of_rank) if rank != slowest)
+    ratio = of_rank[slowest] / max(others, 1e-6)
+    return (slowest, ratio) if ratio >= _SLOW else None

@@ -44,6 +44,15 @@ def describe_event(entry: dict[str, Any]) -> str | None:
         return f"a checkpoint is damaged and passed over: {entry['error']}"
     if event == "rank_failed":
         return f"rank {entry['rank']} failed after step {entry['step']}: {entry['message']}"
+    if event == "save_failed":
+        return f"the checkpoint of step {entry['step']} failed and is left out: {entry['reason']}"
+    if event == "skip_batch":
+        return f"step {entry['step']} is left out from now on"
+    if event == "straggler":
+        where = f" on {entry['node_ip']}" if entry["node_ip"] else ""
+        return f"rank {entry['rank']}{where} is {entry['times_slower']} times as slow as the others"
+    if event == "resizing":
+        return f"a checkpoint after this step, then the group is formed anew: {entry['reason']}"
     if event == "recovering":
         wait = f" in {entry['wait_s']:.0f} s" if entry["wait_s"] else ""
         return f"recovering after step {entry['step']}{wait}: {entry['reason']}"
@@ -110,8 +119,9 @@ class Console:
         if row is None:
             return f"  {status['state']}: {', '.join(status['phases']) or 'waiting for workers'}"
         done = _BAR * step // total
+        loss = "left out" if row["loss"] is None else f"{row['loss']:.4f}"
         return (
-            f"  {'━' * done}{'╌' * (_BAR - done)} step {step}/{total}  loss {row['loss']:.4f}  "
+            f"  {'━' * done}{'╌' * (_BAR - done)} step {step}/{total}  loss {loss}  "
             f"{row['tokens_per_s']:.0f} tok/s  {row['world_size']} workers  ETA {self._eta(step, total)}"
         )
 

@@ -25,7 +25,8 @@ _SAFE_AGE_S = 30.0  # a killed writer loses up to a 32 KB block: rows were missi
 _CLOSE_LIMIT_S = 30.0
 _GROUPS = {"loss": "train", "lr": "train", "grad_norm": "train", "epoch": "data", "position": "data",
            "tokens": "data", "trained_tokens": "data", "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf",
-           "attempt": "run", "world_size": "run"}  # fmt: skip
+           "attempt": "run", "world_size": "run",
+           "goodput": "run"}  # fmt: skip
 
 
 def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
@@ -82,7 +83,7 @@ class WandbSink:
         if row["step"] <= self._sent_step:
             return
         self._sent_step = row["step"]
-        named = {f"{group}/{key}": row[key] for key, group in _GROUPS.items() if key in row}
+        named = {f"{group}/{key}": row[key] for key, group in _GROUPS.items() if row.get(key) is not None}
         self._queue.put({"train/step": row["step"], **named})
 
     def log_eval(self, row: dict[str, Any]) -> None:

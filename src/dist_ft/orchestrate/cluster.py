@@ -6,22 +6,15 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft.config import Config
-from dist_ft.config.rules import local_slots, num_cores
+from dist_ft.config.rules import has_fast_bfloat16, local_slots, num_cores
 from dist_ft.errors import CapacityError, UsageError
-from dist_ft.orchestrate.policies import answering
-from dist_ft.orchestrate.processes import ForkServer
 from dist_ft.orchestrate.trainer import TRAIN_ENV
 
-logger = logging.getLogger(__name__)
-
 _CONNECT_LIMIT_S = 5.0
-_STARTER_LIMIT_S = 120.0
 _OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go through it
 
 
@@ -32,13 +25,11 @@ class ClusterInfo:
     Attributes:
         on_gpu: Whether workers get GPUs.
         resources: Ray resources of one worker.
-        num_workers: Size to start with: as many of `cluster.num_workers` as the cluster could hold.
         warnings: Lines for the user.
     """
 
     on_gpu: bool
     resources: dict[str, float]
-    num_workers: int
     warnings: tuple[str, ...] = ()
 
 
@@ -57,8 +48,6 @@ def connect(config: Config) -> ClusterInfo:
         # Ray would start a Python process a CPU slot at once; the few that are needed start on demand.
         os.environ["RAY_enable_worker_prestart"] = "0"
         os.environ["RAY_prestart_worker_first_driver"] = "0"
-        # Nobody preempts this machine with a notice to Ray.
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         ray.init(
             address="local",
             num_cpus=local_slots(),
@@ -115,44 +104,9 @@ def _check_capacity(config: Config) -> ClusterInfo:
         possible = min(possible, int(total[name] / amount)) if amount else possible
     on_gpu = resources.get("GPU", 0) > 0
     cores = num_cores()
-    crowded = config.cluster.address is None and not on_gpu and possible > cores
-    warning = f"{possible} workers share {cores} cores; this is for trying out, not for speed"
-    return ClusterInfo(on_gpu, resources, possible, (warning,) if crowded else ())
-
-
-def living_nodes() -> list[dict[str, Any]]:
-    """Returns the nodes that Ray counts and that answer; Ray takes 10 to 60 s to declare one dead."""
-    return answering([node for node in ray.nodes() if node["Alive"]])
-
-
-@ray.remote(num_cpus=0)
-class StarterActor:
-    """Keeps a fork server on its node, for as long as the driver lives."""
-
-    def __init__(self, on_gpu: bool) -> None:
-        self._server = ForkServer(on_gpu)
-
-    def socket_path(self) -> str:
-        """Where ranks of this node are forked."""
-        return self._server.socket_path
-
-
-def start_starters(own: ForkServer, on_gpu: bool) -> tuple[dict[str, str], list[ray.actor.ActorHandle]]:
-    """Returns node id → socket, and the actors that must be kept. This node uses the driver's own server.
-
-    A node that is lost meanwhile has none; so has one that joins later. Their ranks start without, slower.
-    """
-    here = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in living_nodes() if node["NodeID"] != here]
-    remote_class: Any = StarterActor
-    actors = [
-        remote_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(on_gpu)
-        for node in others
-    ]
-    paths = {here: own.socket_path}
-    for node, actor in zip(others, actors, strict=True):
-        try:
-            paths[node] = ray.get(actor.socket_path.remote(), timeout=_STARTER_LIMIT_S)
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            logger.warning("node %s has no fork server, its ranks start slowly: %s", node, error)
-    return paths, actors
+    warnings = []
+    if config.cluster.address is None and not on_gpu and possible > cores:
+        warnings.append(f"{possible} workers share {cores} cores; this is for trying out, not for speed")
+    if config.model.torch_dtype == "bfloat16" and not on_gpu and not has_fast_bfloat16():
+        warnings.append("this CPU has no instructions for model.dtype=bfloat16; float32 is some 20 times as fast")
+    return ClusterInfo(on_gpu, resources, tuple(warnings))

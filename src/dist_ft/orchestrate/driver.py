@@ -7,7 +7,6 @@ Ray starts, the fork server imports and the data is prepared all at the same tim
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import threading
 import time
@@ -19,30 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_ft import errors
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, dump_yaml
-from dist_ft.coordinator.actor import CoordinatorActor
-from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
+from dist_ft.coordinator.causes import explain
+from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import DistFtError, StaleAttemptError, StartTimeoutError
+from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError, StartTimeoutError
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
-from dist_ft.orchestrate.cluster import ClusterInfo, connect, start_starters
+from dist_ft.orchestrate.after_training import export_and_measure, numbers
+from dist_ft.orchestrate.cluster import ClusterInfo, connect
+from dist_ft.orchestrate.coordination import CoordinatorHandle
 from dist_ft.orchestrate.processes import ForkServer, run_task
-from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, first_failure, persistent
+from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, persistent
+from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, write_whole
+from dist_ft.rundir import RunDir, read_json, write_whole
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
-_ACTOR_LIMIT_S = 12 * 3600.0  # it hashes the checkpoint that an attempt starts from, at the speed of the disk
 
 
 def train(config: Config, *, server: ForkServer, began: float, console: Console) -> RunResult:
@@ -99,33 +98,17 @@ class _Driver:
         self._cluster = cluster
         self._on_gpu = cluster.on_gpu
         self._stop_signal: str | None = None
-        self._starters: dict[str, str] = {}
-        self._actor: Any = None
+        self._starters = Starters(server, cluster.on_gpu)
+        self._coordinator = CoordinatorHandle(config.run.name)
         self._has_stopped = False
         self._began_at = time.time() - (time.monotonic() - timeline.began)
 
     def run(self, preparing: Future[dict[str, Any]], stack: contextlib.ExitStack) -> RunResult:
         """Starts the group while the preparation is at work, and sees the run through."""
-        name = f"coordinator-{uuid.uuid4().hex[:8]}"
-        remote_class: Any = CoordinatorActor
-        # On this node: it must not die with a node that only lends workers.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor = remote_class.options(name=name, scheduling_strategy=here).remote()
-        self._starters, keep = start_starters(self._server, self._on_gpu)
-        stack.callback(keep.clear)
-        loop_config = {
-            "coordinator": name,
-            "namespace": self._config.run.name,
-            "starters": self._starters,
-            "on_gpu": self._on_gpu,
-        }
-        trainer = make_trainer(
-            self._config,
-            num_workers=self._cluster.num_workers,
-            resources=self._cluster.resources,
-            loop_config=loop_config,
-        )
-        group = _in_thread(trainer.fit)
+        stack.callback(self._starters.release)
+        self._starters.start()
+        self._coordinator.call("set_starters", self._starters.paths)
+        group = self._start_group()
         prepared = preparing.result()  # until here Ctrl-C simply ends the command
         self._timeline.mark("prepared")
         stack.enter_context(self._signals())
@@ -133,28 +116,41 @@ class _Driver:
         state, error = "failed", None
         result: dict[str, Any] = {}
         try:
-            outcome = self._follow(group)
+            outcome, group = self._follow(group)
             state = "stopped" if outcome == "stopped" else "completed"
-            result = self._after_training(group) if outcome == "completed" else self._numbers()
+            if outcome == "completed":
+                with contextlib.suppress(Exception):  # how the group ended is known from the ranks
+                    group.result(_GROUP_END_LIMIT_S)
+                run = (self._config, self._run_dir, self._coordinator)
+                result = export_and_measure(*run, self._run_task, self._console)
+            else:
+                result = numbers(self._run_dir)
         except StaleAttemptError as failure:
             # The run is another driver's now, and so are its numbers.
             self._console.close()
-            ray.get(self._actor.finish.remote("failed", {}), timeout=_ACTOR_LIMIT_S)
+            self._coordinator.call("finish", "failed", {})
             return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
         except KeyboardInterrupt:
             interrupted = DistFtError("interrupted at once; --resume goes on after the last checkpoint")
-            result, error, state = self._numbers(), interrupted.to_dict(), "failed"
+            result, error, state = numbers(self._run_dir), interrupted.to_dict(), "failed"
+        except CoordinatorLostError as failure:
+            self._console.close()
+            return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
         except DistFtError as failure:
-            result, error, state = self._numbers(), failure.to_dict(), "failed"
-        except ray.exceptions.RayActorError as failure:
-            lost = errors.WorkerCrashError(f"the coordinator died: {failure}; continue with --resume")
-            return RunResult(str(self._run_dir.path), "failed", error=lost.to_dict())
+            result, error, state = numbers(self._run_dir), failure.to_dict(), "failed"
         self._console.close()
-        ray.get(self._actor.finish.remote(state, persistent(result), error), timeout=_ACTOR_LIMIT_S)
+        self._coordinator.call("finish", state, persistent(result), error)
         record = read_json(self._run_dir.run_json)
         return RunResult(
             str(self._run_dir.path), state, record["step"], attempts=record["attempt"], error=error, **result
         )
+
+    def _start_group(self) -> Future[Any]:
+        """Has Ray Train form the group, and again after each failure; the future ends when it gives up."""
+        coordinator, namespace = self._coordinator.where
+        loop_config = {"coordinator": coordinator, "namespace": namespace, "on_gpu": self._on_gpu}
+        trainer = make_trainer(self._config, resources=self._cluster.resources, loop_config=loop_config)
+        return _in_thread(trainer.fit)
 
     def _begin(self, prepared: dict[str, Any]) -> None:
         """Checks a resume and opens the run's books: the first change on disk."""
@@ -180,51 +176,55 @@ class _Driver:
             step=checkpoints[-1].step if checkpoints else 0,
             max_steps=prepared["max_steps"],
             wandb_id=wandb_id,
+            active_s=previous.get("active_s", 0.0) + time.monotonic() - self._timeline.began,
         )
-        ray.get(
-            self._actor.begin.remote(
-                self._config.model_dump(mode="json"),
-                str(self._run_dir.path),
-                asdict(record),
-                prepared,
-                self._on_gpu,
-            )
-        )
+        config = self._config.model_dump(mode="json")
+        self._coordinator.begin(config, str(self._run_dir.path), asdict(record), prepared, self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
-            self._actor.add_event.remote("settings_changed", {"changes": changes})
+            self._coordinator.call("add_event", "settings_changed", {"changes": changes})
         _say_data(self._console, prepared)
 
-    def _follow(self, group: Future[Any]) -> str:
-        """Shows progress until the group has ended; returns `completed` or `stopped`.
+    def _follow(self, group: Future[Any]) -> tuple[str, Future[Any]]:
+        """Shows progress until the group has ended; returns `completed` or `stopped`, and the last group.
 
         Raises:
             DistFtError: The group failed, or never started.
         """
         waiting_since = time.monotonic()  # for workers; not while there is a group
-        num_events = 0
+        num_events, restarts = 0, 0
         while True:
-            status = ray.get(self._actor.poll.remote(num_events), timeout=_ACTOR_LIMIT_S)
+            status = self._coordinator.call("poll", num_events)
+            if self._coordinator.restarts != restarts:  # it has a new ledger, and no memory of a stop
+                num_events, restarts = 0, self._coordinator.restarts
+                self._coordinator.call("set_starters", self._starters.paths)
+                if self._has_stopped:
+                    self._coordinator.call("request_stop", "asked before the coordinator was restarted")
+                continue
             num_events += len(status["ledger"])
             self._console.update(status)
             self._note_start(status)
+            if self._starters.look():
+                self._coordinator.call("set_starters", self._starters.paths)
             if self._stop_signal is not None:
-                ray.get(self._actor.request_stop.remote(self._stop_signal))
+                self._coordinator.call("request_stop", self._stop_signal)
                 self._stop_signal = None
             decision = status["decision"]
             if decision is not None and not decision["is_restart"]:
-                raise _failure(status)
+                raise explain(status["failures"])
             if status["outcome"] in ("completed", "stopped"):
-                return str(status["outcome"])
+                return str(status["outcome"]), group
             if group.done():
-                # The last words of the ranks arrive before the group's end; a failure without any is Ray's.
-                if status["failures"]:
-                    raise _failure(status)
-                raise errors.WorkerCrashError(f"the worker group ended: {group.exception()}")
-            if status["world_size"] and decision is None:
+                # Ray Train has given up, or its controller has died, and with it the workers.
+                said = str(group.exception()).strip().splitlines()
+                if not self._coordinator.call("decide", f"the worker group ended: {said[-1:]}", [])["is_restart"]:
+                    continue  # the next status says it
+                group = self._start_group()
+                time.sleep(_POLL_S)
+            if not status["is_waiting"]:
                 waiting_since = time.monotonic()
             elif status["state"] == "stopping":
-                return "stopped"
+                return "stopped", group
             elif time.monotonic() - waiting_since > self._config.cluster.start_timeout_s:
                 raise _not_started(self._config)
             time.sleep(_POLL_S)
@@ -242,53 +242,15 @@ class _Driver:
             self._timeline.mark("loaded")
         if status["row"] is not None:
             self._timeline.mark("first step")
-            self._actor.add_event.remote("first_step", {"seconds_since_start": marks})
+            self._coordinator.call("add_event", "first_step", {"seconds_since_start": marks})
             self._console.say(f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim")
 
-    def _after_training(self, group: Future[Any]) -> dict[str, Any]:
-        """Exports the last checkpoint and measures it; returns the result."""
-        with contextlib.suppress(Exception):  # how the group ended is known from the ranks
-            group.result(_GROUP_END_LIMIT_S)
-        manifest = committed(LocalStore(self._run_dir.path))[-1]
-        target = self._run_dir.export(manifest.step)
-        exported = {"step": manifest.step, "checkpoint": manifest.directory}
-        if target.exists() and not _was_exported(self._run_dir, exported):
-            shutil.rmtree(target)  # of this step, but from before a fork
-        if not target.exists():
-            self._console.say("  exporting")
-            self._run_task(export_task(self._config, self._run_dir, manifest))
-            ray.get(self._actor.add_event.remote("exported", exported))
-        _link(self._run_dir.exports / "final", target)
-        result = {**self._numbers(), "export_dir": str(target)}
-        spec = evaluate_task(self._config, self._run_dir, manifest.step)
-        if spec is not None:
-            self._console.say(f"  measuring {', '.join(self._config.eval.metrics)} of base and tuned model")
-            evaluation = self._run_task(spec)
-            self._record_evaluation(0, evaluation["base"])
-            self._record_evaluation(manifest.step, evaluation["tuned"])
-            result["evaluation"] = evaluation
-        return result
-
     def _run_task(self, spec: TaskSpec) -> dict[str, Any]:
-        reference = submit_task(spec, self._starters, self._on_gpu)
+        reference = submit_task(spec, self._starters.paths, self._on_gpu)
         while not ray.wait([reference], timeout=_POLL_S)[0]:
             if self._stop_signal is not None:
                 raise KeyboardInterrupt
         return task_result(ray.get(reference))
-
-    def _record_evaluation(self, step: int, values: dict[str, float]) -> None:
-        row = last_rows(self._run_dir.evals).get(step, {"step": step, "attempt": 0})
-        ray.get(self._actor.record_evaluation.remote({**row, **values}))
-
-    def _numbers(self) -> dict[str, Any]:
-        last = int(read_json(self._run_dir.run_json)["step"])
-        rows = {step: row for step, row in last_rows(self._run_dir.metrics).items() if step <= last}
-        evals = last_rows(self._run_dir.evals)
-        return {
-            "final_loss": rows[last]["loss"] if last in rows else None,
-            "eval_loss": evals.get(last, {}).get("eval_loss"),
-            "train_s": round(sum(row["step_s"] for row in rows.values()), 2),
-        }
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -338,24 +300,6 @@ def _say_data(console: Console, prepared: dict[str, Any]) -> None:
         console.say(f"  {untrained:,} rows have no trained token and are left out", "yellow")
     if cut:
         console.say(f"  {cut:,} samples are longer than data.seq_len and are cut", "yellow")
-
-
-def _failure(status: dict[str, Any]) -> DistFtError:
-    """What ended the run: that another driver has taken it over explains everything else."""
-    overtaken = [failure for failure in status["failures"] if failure["type"] == "StaleAttemptError"]
-    return first_failure(overtaken or status["failures"])
-
-
-def _was_exported(run_dir: RunDir, exported: dict[str, Any]) -> bool:
-    rows = [row for row in read_rows(run_dir.ledger) if row["event"] == "exported" and row["step"] == exported["step"]]
-    return bool(rows) and rows[-1]["checkpoint"] == exported["checkpoint"]
-
-
-def _link(link: Path, target: Path) -> None:
-    """Points a relative link at a sibling, replacing an old one atomically."""
-    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
 
 
 def _not_started(config: Config) -> StartTimeoutError:

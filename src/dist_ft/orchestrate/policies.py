@@ -1,108 +1,175 @@
 """Ray Train's questions, answered by us: how many workers, and what follows a failure.
 
 Both run in Ray Train's controller, a process without torch. What they decide by is pure and tested elsewhere
-(`workers_that_fit` here, `coordinator/restarts.py`). The Ray names are pinned by `tests/contracts/test_ray_names.py`.
+(`workers_that_fit` here, `coordinator/sizing.py` and `coordinator/restarts.py`). The Ray names are pinned by
+`tests/contracts/test_ray_names.py`.
 """
 
 from __future__ import annotations
 
-import socket
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
+from ray.train.v2.api.exceptions import ControllerError
 
-_PROBES_AT_ONCE = 64
-_PROBE_LIMIT_S = 2.0
-_LONGEST_WAIT_S = 90.0
+from dist_ft.config.schema import ClusterConfig
+from dist_ft.coordinator.sizing import ClusterView, largest_allowed
+from dist_ft.orchestrate.nodes import Node, answering, list_nodes
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 1.0
+_ANSWER_LIMIT_S = 5.0
+_DECISION_LIMIT_S = 120.0
+"""For a coordinator that is being restarted."""
 
 
-def workers_that_fit(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float], most: int) -> int:
-    """Returns how many workers the nodes hold, at most `most`; pure.
+def workers_that_fit(nodes: Sequence[Node], seats: Mapping[str, int], resources: Mapping[str, float]) -> int | None:
+    """Returns how many workers the nodes hold: in what is free, and in place of the run's own; pure.
 
     Args:
-        nodes: Resources of each living node.
+        nodes: Nodes to look at.
+        seats: Own workers by node id.
         resources: Resources of one worker.
-        most: `cluster.max_workers`.
+
+    Returns:
+        The count; None when a worker needs nothing, so that any number fits.
     """
     needed = {name: amount for name, amount in resources.items() if amount > 0}
     if not needed:
-        return most
-    on_each = (min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
-    return min(most, sum(on_each))
+        return None
+
+    def whole(amounts: Mapping[str, float]) -> int:
+        return min(int(amounts.get(name, 0) / amount + 1e-6) for name, amount in needed.items())
+
+    # Own workers that have died may have given back their room already: never more than the node has in all.
+    return sum(min(whole(node.total), seats.get(node.node_id, 0) + whole(node.free)) for node in nodes)
 
 
 class ElasticPolicy(ScalingPolicy):
-    """Forms the group with as many workers as the living nodes hold, within `cluster.num_workers`."""
+    """Forms the group with as many workers as there is room for, within `cluster.num_workers`.
 
-    def __init__(self, scaling_config: ray.train.ScalingConfig, fewest: int, most: int) -> None:
+    Args:
+        scaling_config: Ray Train's.
+        cluster: The section of the run config.
+        coordinator: Name and namespace of the coordinator actor.
+    """
+
+    def __init__(
+        self, scaling_config: ray.train.ScalingConfig, cluster: ClusterConfig, coordinator: tuple[str, str]
+    ) -> None:
         super().__init__(scaling_config)
-        self._fewest = fewest
-        self._most = most
-        self._silent_since: float | None = None
+        self._cluster = cluster
+        self._coordinator = coordinator
+        self._seats: Counter[str] = Counter()
+        self._addresses: dict[str, str] = {}  # of nodes that hold, or held, workers of the group
+        self._has_answered: set[str] = set()
+        self._looked_at = float("-inf")
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """See the base class; waits while there are fewer than `fewest`."""
+        """See the base class; waits while there is room for fewer than the run goes on with."""
         self._maybe_send_resource_request()
-        resources = self.scaling_config._resources_per_worker_not_none
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        count = workers_that_fit((node["Resources"] for node in nodes), resources, self._most)
-        if count < self._fewest or self._awaits_the_end_of_a_node(nodes):
-            return NoopDecision()
-        self._silent_since = None
-        return ResizeDecision(num_workers=count, resources_per_worker=resources)
+        count = largest_allowed(self._count(self._usable()), self._cluster)
+        return NoopDecision() if count is None else self._resize(count)
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        """See the base class; a group at work is left alone."""
+        """See the base class; the coordinator has the group checkpoint and end before it names a new size."""
         self._maybe_send_resource_request()
-        return NoopDecision()
-
-    def _awaits_the_end_of_a_node(self, nodes: Sequence[dict[str, Any]]) -> bool:
-        """Whether Ray still counts a node whose raylet does not answer.
-
-        Ray declares it dead after 10 to 60 s. A group formed before would wait for it, for a minute in vain.
-        """
-        if len(answering(nodes)) == len(nodes):
-            return False
         now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        return now - self._silent_since < _LONGEST_WAIT_S  # a firewall may be all that is wrong
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return NoopDecision()
+        self._looked_at = now
+        self._seats = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+        self._addresses = {w.metadata.node_id: w.metadata.node_ip for w in worker_group_state.workers}
+        nodes = list_nodes()
+        leaving = tuple(sorted(node.address for node in nodes if node.is_leaving and node.node_id in self._seats))
+        fits = self._count([node for node in nodes if not node.is_leaving])
+        view = ClusterView(fits, leaving, worker_group_state.start_time)
+        try:
+            actor = ray.get_actor(*self._coordinator)
+            count = ray.get(actor.choose_size.remote(asdict(view)), timeout=_ANSWER_LIMIT_S)
+        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:  # busy, or being restarted
+            logger.warning("the coordinator does not answer: %s", error)
+            return NoopDecision()
+        return NoopDecision() if count is None else self._resize(count)
+
+    def on_controller_start_worker_group(self, **kwargs: Any) -> dict[str, str] | None:
+        """See the base class; keeps the group off nodes that leave, or that Ray has not declared dead yet.
+
+        Ray takes 10 to 60 s for that. A group formed on such a node would wait for it in vain.
+        """
+        usable = {node.node_id for node in self._usable()}
+        avoided = sorted(node.node_id for node in list_nodes() if node.node_id not in usable)
+        return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(avoided)})"} if avoided else None
+
+    def lost_nodes(self) -> list[str]:
+        """Returns the addresses of nodes with workers of the group that do not answer any more."""
+        usable = {node.node_id for node in self._usable(with_leaving=True)}
+        return sorted({address for node_id, address in self._addresses.items() if node_id not in usable})
+
+    def _usable(self, with_leaving: bool = False) -> list[Node]:
+        """Nodes to form a group on. One that never answered may have a firewall, and counts."""
+        nodes = list_nodes()
+        there = {node.node_id for node in answering(nodes)}
+        self._has_answered |= there
+        silent = self._has_answered - there
+        return [node for node in nodes if node.node_id not in silent and (with_leaving or not node.is_leaving)]
+
+    def _count(self, nodes: Sequence[Node]) -> int:
+        fits = workers_that_fit(nodes, self._seats, self.scaling_config._resources_per_worker_not_none)
+        return self._cluster.max_workers if fits is None else fits
+
+    def _resize(self, count: int) -> ResizeDecision:
+        resources = self.scaling_config._resources_per_worker_not_none
+        return ResizeDecision(num_workers=count, resources_per_worker=resources)
 
     def _get_num_workers_for_resource_request(self) -> int:
-        return self._most
-
-
-def answering(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns those of `ray.nodes()` whose raylet accepts connections."""
-    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-        return [node for node, is_there in zip(nodes, pool.map(_answers, nodes), strict=True) if is_there]
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _PROBE_LIMIT_S).close()
-    except OSError:
-        return False
-    return True
+        return self._cluster.max_workers
 
 
 class AskCoordinator(FailurePolicy):
     """Lets the coordinator decide, which knows what the ranks said."""
 
-    def __init__(self, failure_config: ray.train.FailureConfig, coordinator: str, namespace: str) -> None:
+    def __init__(
+        self, failure_config: ray.train.FailureConfig, policy: ElasticPolicy, coordinator: tuple[str, str]
+    ) -> None:
         super().__init__(failure_config)
-        self._where = (coordinator, namespace)
+        self._policy = policy
+        self._coordinator = coordinator
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """See the base class."""
+        if isinstance(training_failed_error, ControllerError) and isinstance(
+            training_failed_error.controller_failure, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError
+        ):
+            return FailureDecision.RETRY  # there was no group yet; how long to try is the driver's to say
         message = str(training_failed_error).strip().splitlines()
-        actor = ray.get_actor(*self._where)
-        decision = ray.get(actor.decide.remote(message[-1] if message else type(training_failed_error).__name__))
+        said = message[-1] if message else type(training_failed_error).__name__
+        decision = self._ask(said, self._policy.lost_nodes())
         return FailureDecision.RETRY if decision["is_restart"] else FailureDecision.RAISE
+
+    def _ask(self, said: str, lost_nodes: list[str]) -> dict[str, Any]:
+        """Asks until there is an answer: the coordinator may be the one that was lost, and is being restarted."""
+        deadline = time.monotonic() + _DECISION_LIMIT_S
+        while True:
+            try:
+                actor = ray.get_actor(*self._coordinator)
+                answer: dict[str, Any] | None = ray.get(actor.decide.remote(said, lost_nodes))
+            except (ray.exceptions.RayActorError, ValueError):
+                answer = None
+            if answer is not None:
+                return answer
+            if time.monotonic() > deadline:
+                return {"is_restart": False}
+            time.sleep(0.2)

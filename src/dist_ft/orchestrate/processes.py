@@ -32,14 +32,19 @@ class ForkServer:
     """A fork server owned by this process; it ends with its owner, however that ends."""
 
     def __init__(self, on_gpu: bool = False, log_path: Path | None = None) -> None:
+        self._on_gpu = on_gpu
+        self._log_path = log_path
+        self._start()
+
+    def _start(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
         self.socket_path = str(self._directory / "fork.sock")
         # Named, because looking for a device would initialise CUDA here, and no child could use it after that;
         # asked through NVML, torch looks without doing so.
-        device = {"DS_ACCELERATOR": "cuda" if on_gpu else "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        device = {"DS_ACCELERATOR": "cuda" if self._on_gpu else "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         env = {**os.environ, **QUIET_ENV, **device}
         with contextlib.ExitStack() as stack:
-            log: Any = stack.enter_context(log_path.open("ab")) if log_path else subprocess.DEVNULL
+            log: Any = stack.enter_context(self._log_path.open("ab")) if self._log_path else subprocess.DEVNULL
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dist_ft.orchestrate.forkserver", self.socket_path],
                 stdin=subprocess.PIPE,
@@ -53,6 +58,16 @@ class ForkServer:
     def pid(self) -> int:
         """Process id of the server."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the server runs."""
+        return self._process.poll() is None
+
+    def restart(self) -> None:
+        """Replaces a server that has died, at another socket."""
+        self.close()
+        self._start()
 
     def close(self) -> None:
         """Ends the server; its children go on until their clients leave them."""
@@ -138,6 +153,27 @@ def run_task(socket_path: str, name: str, arguments: dict[str, Any], limit_s: fl
     finally:
         child.close()
     raise WorkerCrashError(f"task {name} died ({describe_exit(child.exit_status)})")
+
+
+def is_serving(socket_path: str) -> bool:
+    """Whether a fork server listens there, be it still at its imports."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(socket_path)
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def num_oom_kills() -> int:
+    """Returns how many processes the kernel has ended for want of memory: of this container, else of the machine."""
+    for counters in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        with contextlib.suppress(OSError, ValueError):
+            lines = (line.split() for line in counters.read_text().splitlines())
+            return sum(int(value) for name, value in lines if name == "oom_kill")
+    return 0
 
 
 def describe_exit(status: int | None) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from dist_ft import errors
-from dist_ft.errors import StalledError
+from dist_ft.errors import DivergedError, StalledError
 from dist_ft.messages import (
+    Leaving,
     Message,
     PhaseChanged,
     RankDone,
@@ -30,7 +32,8 @@ from dist_ft.messages import (
     Reply,
     encode_line,
 )
-from dist_ft.rundir import RunDir
+from dist_ft.orchestrate.stacks import answer_to_dump_signal
+from dist_ft.rundir import RunDir, rank_log_name
 from dist_ft.train.build import build_rank
 from dist_ft.train.loop import run_loop
 from dist_ft.zero.engine import init_process_group, open_store
@@ -61,6 +64,7 @@ class SocketLink:
         self._connection = connection
         self._reader = reader
         self._reply = Reply()
+        self._told_to_end = False
         self._changed = threading.Condition()
         self._outbox: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._receive, name="lease", daemon=True).start()
@@ -73,7 +77,14 @@ class SocketLink:
 
     def should_stop(self) -> bool:
         """See `train.loop.Link`."""
+        if self._told_to_end:
+            self._told_to_end = False
+            self.send(Leaving("SIGTERM"))
         return self._reply.stop
+
+    def on_sigterm(self, number: int, frame: Any) -> None:
+        """Notes the signal; what follows is done behind the step."""
+        self._told_to_end = True
 
     def wait_committed(self, step: int) -> None:
         """See `train.loop.Link`."""
@@ -122,7 +133,9 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
     os.environ.update(spec.env)
     # DeepSpeed reads these; the rendezvous itself goes through our own store.
     os.environ.update(RANK=str(spec.rank), WORLD_SIZE=str(spec.world_size), LOCAL_RANK=str(spec.local_rank))
-    _log_to(RunDir(Path(attempt.run_dir)).logs(attempt.attempt) / f"rank-{spec.rank:05d}.log")
+    _log_to(RunDir(Path(attempt.run_dir)).logs(attempt.attempt) / rank_log_name(spec.rank))
+    answer_to_dump_signal()
+    signal.signal(signal.SIGTERM, link.on_sigterm)
     torch.set_num_threads(spec.num_threads)
     link.send(RankStarted(os.getpid(), spec.node_ip))
     try:
@@ -134,7 +147,8 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
         status = 0
     except Exception as error:  # the last line of defence: whatever it is, the coordinator must learn it
         traceback.print_exc()
-        link.send(RankFailed(errors.from_exception(error)))
+        bad_step = error.step if isinstance(error, DivergedError) else None
+        link.send(RankFailed(errors.from_exception(error), step=bad_step))
         status = 1
     link.flush()
     # Not a normal exit: a peer may be dead, and destructors of process groups would wait for it.

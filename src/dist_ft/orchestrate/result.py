@@ -8,7 +8,6 @@ from typing import Any
 
 from dist_ft import errors
 from dist_ft.config import Config, load_config
-from dist_ft.errors import DistFtError
 from dist_ft.rundir import RunDir, read_json
 
 
@@ -78,19 +77,6 @@ def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
         attempts=record["attempt"],
         **record["result"],
     )
-
-
-def first_failure(failures: list[dict[str, Any]]) -> DistFtError:
-    """Joins the failures of the ranks: the same error on many ranks is shown once, with its ranks.
-
-    When a process died, that is the cause; what its peers say is that their connection broke.
-    """
-    causes = [f for f in failures if f["is_death"]] or failures
-    by_message: dict[tuple[str, str], list[int]] = {}
-    for failure in causes:
-        by_message.setdefault((failure["type"], failure["message"]), []).append(failure["rank"])
-    lines = [f"ranks {ranks}: {message}" for (_, message), ranks in by_message.items()]
-    return errors.from_dict({"type": causes[0]["type"], "message": "\n".join(lines)})
 
 
 def changed_settings(config: Config, run_dir: RunDir) -> list[str]:

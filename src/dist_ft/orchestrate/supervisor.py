@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_ft.config.rules import num_cores
-from dist_ft.errors import StaleAttemptError, WorkerCrashError
-from dist_ft.messages import AttemptSpec, Envelope, Heartbeat, Message, RankDone, RankFailed, RankSpec, Reply
+from dist_ft.errors import DistFtError, OutOfMemoryError, StaleAttemptError, WorkerCrashError
+from dist_ft.messages import (
+    AttemptSpec,
+    Envelope,
+    Heartbeat,
+    Message,
+    RankDone,
+    RankFailed,
+    RankSpec,
+    RankStarted,
+    Reply,
+)
 from dist_ft.orchestrate.network import interface_of
-from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit
+from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
+from dist_ft.orchestrate.stacks import dump_stacks
+from dist_ft.rundir import RunDir, rank_log_name, stacks_name
 
 _HEARTBEAT_S = 0.25
 _HEARTBEATS_PER_S = 1000  # of all workers together, which one actor answers easily
@@ -75,9 +88,13 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
         WorkerCrashError: The rank failed or died; the coordinator knows already.
         StaleAttemptError: A newer attempt has begun; the rank is ended.
     """
+    oom_kills = num_oom_kills()
     child = Child(starter, {"entry": "rank", "spec": make_rank_spec(attempt, seat).to_dict()})
     heartbeat_s = max(_HEARTBEAT_S, seat.world_size / _HEARTBEATS_PER_S)
+    logs = RunDir(Path(attempt.run_dir)).logs(attempt.attempt)
+    log = logs / rank_log_name(seat.rank)
     last: Message | None = None
+    pid: int | None = None
     try:
         while not child.is_closed:
             messages = child.receive(heartbeat_s)
@@ -89,31 +106,43 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
                 )
                 if not isinstance(envelope.message, Heartbeat):
                     last = envelope.message
-                reply = coordinator.handle(envelope.to_dict())
-                if Reply.from_dict(reply).abort is not None:
-                    raise WorkerCrashError(f"rank {seat.rank} was ended: {reply['abort']}")
-                child.send(reply)
+                if isinstance(last, RankStarted):
+                    pid = last.pid
+                reply = Reply.from_dict(coordinator.handle(envelope.to_dict()))
+                if reply.dump and pid is not None:
+                    dump_stacks(pid, log, logs / "stacks" / stacks_name(seat.rank))
+                if reply.abort is not None:
+                    raise WorkerCrashError(f"rank {seat.rank} was ended: {reply.abort}")
+                child.send(reply.to_dict())
     finally:
         child.close()
     if isinstance(last, RankDone):
+        _keep_place(attempt, seat, coordinator, heartbeat_s)
         return
     if isinstance(last, RankFailed):
         raise WorkerCrashError(f"rank {seat.rank}: {last.error['message']}")
-    error = WorkerCrashError(
-        f"rank {seat.rank} died ({describe_exit(child.exit_status)}); its log is "
-        f"logs/attempt-{attempt.attempt:04d}/rank-{seat.rank:05d}.log in {attempt.run_dir}"
+    error: DistFtError = WorkerCrashError(
+        f"rank {seat.rank} died ({describe_exit(child.exit_status)}); its log is {log}"
     )
+    if child.exit_status == -signal.SIGKILL and num_oom_kills() > oom_kills:
+        error = OutOfMemoryError(f"rank {seat.rank} was ended by the system, which has run out of memory")
     with contextlib.suppress(StaleAttemptError):
         report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True))
         coordinator.handle(report.to_dict())
     raise error
 
 
+def _keep_place(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, heartbeat_s: float) -> None:
+    """Stays while the group is to be formed anew: for Ray Train a worker that returns has done its work for good."""
+    heartbeat = Envelope(attempt.run_id, attempt.attempt, seat.rank, Heartbeat()).to_dict()
+    while Reply.from_dict(coordinator.handle(heartbeat)).hold:
+        time.sleep(heartbeat_s)
+
+
 @contextlib.contextmanager
-def starter_on_node(starters: dict[str, str], node_id: str, on_gpu: bool) -> Iterator[str]:
+def starter_on_node(known: str | None, on_gpu: bool) -> Iterator[str]:
     """Gives the socket of this node's fork server, or of one made for this rank alone (slower)."""
-    known = starters.get(node_id)
-    if known is not None and Path(known).exists():
+    if known is not None and is_serving(known):
         yield known
         return
     server = ForkServer(on_gpu)

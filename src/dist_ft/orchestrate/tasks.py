@@ -18,7 +18,7 @@ from dist_ft.orchestrate.supervisor import starter_on_node
 @ray.remote(num_cpus=1, max_retries=0)
 def _run(name: str, arguments: dict[str, Any], starters: dict[str, str], on_gpu: bool) -> dict[str, Any]:
     node_id = ray.get_runtime_context().get_node_id()
-    with starter_on_node(starters, node_id, on_gpu) as starter:
+    with starter_on_node(starters.get(node_id), on_gpu) as starter:
         try:
             return {"result": run_task(starter, name, arguments)}
         except errors.DistFtError as error:

@@ -15,6 +15,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_ft.config import Config
+from dist_ft.config.schema import ClusterConfig
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
 from dist_ft.orchestrate.supervisor import Seat, starter_on_node, supervise, wait_for_spec
@@ -27,6 +28,8 @@ TRAIN_ENV = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # ours go through the coordinator
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `ElasticPolicy` looks for notices, and drains first
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # a node may go between the look and the start
 }
 """Set in the driver before Ray Train is used."""
 
@@ -46,6 +49,11 @@ class RemoteCoordinator:
         """Returns what all ranks of an attempt share."""
         spec: AttemptSpec = ray.get(self._actor.attempt_spec.remote(number))
         return spec
+
+    def starter(self, node_id: str) -> str | None:
+        """Returns the socket of a node's fork server, if it has one."""
+        path: str | None = ray.get(self._actor.starter.remote(node_id))
+        return path
 
     def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
         """See `CoordinatorClient`."""
@@ -72,7 +80,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         ray.util.get_node_ip_address(),
         tuple(str(i) for i in gpu_ids),
     )
-    with starter_on_node(loop_config["starters"], runtime.get_node_id(), loop_config["on_gpu"]) as starter:
+    with starter_on_node(coordinator.starter(runtime.get_node_id()), loop_config["on_gpu"]) as starter:
         supervise(coordinator.attempt_spec(number), seat, coordinator, starter)
 
 
@@ -86,14 +94,15 @@ class ElasticTrainer(DataParallelTrainer):
 
     owns_cluster = False
     """Whether the Ray cluster ends with this driver."""
-    sizes = (1, 1)
-    """Fewest and most workers."""
-    coordinator = ("", "")
+    cluster: ClusterConfig
+    """How many workers the group may have."""
+    coordinator: tuple[str, str]
     """Name and namespace of the coordinator actor."""
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
-        kwargs["scaling_policy"] = ElasticPolicy(self.scaling_config, *self.sizes)
-        kwargs["failure_policy"] = AskCoordinator(self.run_config.failure_config, *self.coordinator)
+        policy = ElasticPolicy(self.scaling_config, self.cluster, self.coordinator)
+        kwargs["scaling_policy"] = policy
+        kwargs["failure_policy"] = AskCoordinator(self.run_config.failure_config, policy, self.coordinator)
         return super()._initialize_and_run_controller(**kwargs)
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -103,12 +112,10 @@ class ElasticTrainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-def make_trainer(
-    config: Config, *, num_workers: int, resources: dict[str, float], loop_config: dict[str, Any]
-) -> ElasticTrainer:
+def make_trainer(config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]) -> ElasticTrainer:
     """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
     scaling = ray.train.ScalingConfig(
-        num_workers=num_workers,
+        num_workers=config.cluster.max_workers,
         use_gpu=resources.get("GPU", 0) > 0,
         resources_per_worker=resources,
         placement_strategy="PACK",
@@ -119,6 +126,6 @@ def make_trainer(
     )
     trainer = ElasticTrainer(train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run)
     trainer.owns_cluster = config.cluster.address is None
-    trainer.sizes = (config.cluster.min_workers, num_workers)
+    trainer.cluster = config.cluster
     trainer.coordinator = (loop_config["coordinator"], loop_config["namespace"])
     return trainer

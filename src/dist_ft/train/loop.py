@@ -7,8 +7,8 @@ every step does anyway, so all ranks leave the loop after the same step.
 from __future__ import annotations
 
 import logging
-import math
 import time
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +19,16 @@ import torch.distributed as dist
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.errors import DivergedError
-from dist_ft.messages import EvalDone, Loaded, Message, Outcome, PhaseChanged, Staged, StepDone
+from dist_ft.messages import EvalDone, Loaded, Message, Outcome, PhaseChanged, SaveFailed, Staged, StepDone
 from dist_ft.rundir import checkpoint_name, slices_name
 from dist_ft.state import Cursor
 from dist_ft.stream.loader import StepBatch
 from dist_ft.train.build import RankParts
+from dist_ft.train.checks import find_bad_numbers
 from dist_ft.train.evaluate import evaluate_loss, probe_logits
 from dist_ft.train.schedule import learning_rate
 from dist_ft.train.tensors import to_device
+from dist_ft.train.timing import Stopwatch
 from dist_ft.zero.engine import apply_step
 from dist_ft.zero.slices import collect_slices, group_settings, optimizer_step
 
@@ -53,7 +55,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     """Trains to the end, or to a stop. Returns how it ended and the completed steps."""
     config, max_steps = parts.config, parts.spec.attempt.max_steps
     step = parts.start_step
-    saved_step = step if parts.spec.attempt.start_checkpoint else -1
+    recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
     parts.engine.train()  # transformers loads models for inference
     link.send(Loaded(step, parts.bytes_read, parts.notes if parts.spec.rank == 0 else []))
     if step == 0:
@@ -61,7 +63,10 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     link.send(PhaseChanged("first_step", step))
     stop = False
     while step < max_steps and not stop:
-        stop = _step(parts, link, step)
+        if step + 1 in parts.spec.attempt.skipped_steps:
+            stop = _pass_over(parts, link, step)
+        else:
+            stop = _step(parts, link, step, recent_losses)
         step += 1
         if step == parts.start_step + 1:
             link.send(PhaseChanged("step", step))
@@ -69,21 +74,22 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         if _is_due(config.eval.every_steps, step) or is_last:
             _evaluate(parts, link, step)
         if _is_due(config.checkpoint.every_steps, step) or is_last or stop:
-            _save(parts, link, step)
-            saved_step = step
+            _save(parts, link, step, is_last=is_last or stop)
     link.send(PhaseChanged("drain", step))
-    if saved_step > parts.start_step:
-        link.wait_committed(saved_step)
+    if step > parts.start_step:
+        link.wait_committed(step)
     return ("completed" if step >= max_steps else "stopped"), step
 
 
-def _step(parts: RankParts, link: Link, step: int) -> bool:
+def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float]) -> bool:
     """Runs one optimizer step; returns whether the ranks agreed to stop after it."""
     began = time.perf_counter()
+    engine, config, spec = parts.engine, parts.config, parts.spec
+    own_part = Stopwatch(engine.device)  # until the first word with the other ranks
     batch = parts.loader.step(step)
     data_s = time.perf_counter() - began
-    engine, config = parts.engine, parts.config
-    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss sum, wishes to stop
+    # Loss sum, wishes to stop, seconds of each rank's own part.
+    totals = torch.zeros(2 + spec.world_size, dtype=torch.float64, device=engine.device)
     scale = parts.spec.world_size / batch.num_trained_tokens
     lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.max_steps)
     grad_norm = 0.0
@@ -91,6 +97,8 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
         parts.dropout_keys.step = step
         parts.dropout_keys.slots = torch.from_numpy(micro.slots)
         loss_sum = engine(*to_device(micro, engine.device))
+        if index == 0:
+            own_part.stop()
         # The divisor is the whole step's, known before it: shapes of the group cannot change a weight.
         engine.backward(loss_sum * scale, scale_wrt_gas=False)
         totals[0] += loss_sum.detach().double()
@@ -99,29 +107,40 @@ def _step(parts: RankParts, link: Link, step: int) -> bool:
         else:
             grad_norm = apply_step(engine, lr_scale)
     totals[1] = float(link.should_stop())
+    totals[2 + spec.rank] = own_part.seconds
     dist.all_reduce(totals)
-    loss_total, wishes = totals.tolist()
-    if not (math.isfinite(loss_total) and math.isfinite(grad_norm)):
+    loss_total, wishes, *local_s = totals.tolist()
+    loss = loss_total / batch.num_trained_tokens
+    problem = find_bad_numbers(loss, grad_norm, recent_losses, config.failure.spike_factor)
+    if problem is not None:
         # Before anything of this step is saved: a checkpoint of it would push out the last good ones.
         raise DivergedError(
-            f"step {step + 1}: loss sum {loss_total}, gradient norm {grad_norm}; the last checkpoint is from before. "
-            f"Lower optimizer.lr={config.optimizer.lr}, or look at the rows of this step"
+            f"step {step + 1}: {problem}; the last checkpoint is from before. Lower optimizer.lr="
+            f"{config.optimizer.lr}, look at the rows of this step, or set failure.bad_numbers",
+            step + 1,
         )
-    if parts.spec.rank == 0:
+    recent_losses.append(loss)
+    if spec.rank == 0:
+        numbers = {"loss": loss, "lr": config.optimizer.lr * lr_scale, "grad_norm": grad_norm}
         timing = {"step_s": time.perf_counter() - began, "data_s": data_s}
-        lr = config.optimizer.lr * lr_scale
-        link.send(StepDone(_row(parts, step + 1, batch, loss_total, lr, grad_norm, timing)))
+        link.send(StepDone(_row(parts, step + 1, batch, numbers, timing), local_s))
     return bool(wishes)
 
 
+def _pass_over(parts: RankParts, link: Link, step: int) -> bool:
+    """Leaves out the update of a step whose numbers were bad: the cursor moves on, weights and optimizer stay."""
+    batch = parts.loader.step(step)
+    wishes = torch.tensor([float(link.should_stop())], device=parts.engine.device)
+    dist.all_reduce(wishes)
+    if parts.spec.rank == 0:
+        lr_scale = learning_rate(parts.config.schedule, 1.0, step, parts.spec.attempt.max_steps)
+        numbers = {"loss": None, "lr": parts.config.optimizer.lr * lr_scale, "grad_norm": None}
+        link.send(StepDone(_row(parts, step + 1, batch, numbers, {"step_s": 0.0, "data_s": 0.0}), []))
+    return bool(wishes.item())
+
+
 def _row(
-    parts: RankParts,
-    step: int,
-    batch: StepBatch,
-    loss_sum: float,
-    lr: float,
-    grad_norm: float,
-    timing: dict[str, float],
+    parts: RankParts, step: int, batch: StepBatch, numbers: dict[str, float | None], timing: dict[str, float]
 ) -> dict[str, Any]:
     return {
         "step": step,
@@ -129,12 +148,10 @@ def _row(
         "world_size": parts.spec.world_size,
         "epoch": parts.loader.epoch(batch.position),
         "position": batch.position,
-        "loss": loss_sum / batch.num_trained_tokens,
-        "lr": lr,
-        "grad_norm": grad_norm,
+        **numbers,
         "trained_tokens": batch.num_trained_tokens,
         "tokens": batch.num_tokens,
-        "tokens_per_s": round(batch.num_tokens / timing["step_s"], 2),
+        "tokens_per_s": round(batch.num_tokens / timing["step_s"], 2) if timing["step_s"] else 0.0,
         "step_s": round(timing["step_s"], 4),
         "data_s": round(timing["data_s"], 4),
         "digest": batch.digest,
@@ -152,15 +169,24 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> None:
     link.send(PhaseChanged("step", step))
 
 
-def _save(parts: RankParts, link: Link, step: int) -> None:
-    """Writes this rank's slices. The checkpoint exists once the coordinator has all of them."""
+def _save(parts: RankParts, link: Link, step: int, is_last: bool) -> None:
+    """Writes this rank's slices. The checkpoint exists once the coordinator has all of them.
+
+    A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
+    """
     link.send(PhaseChanged("save", step))
     spec, engine = parts.spec, parts.engine
     name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
-    file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, collect_slices(engine, parts.names))
+    slices = collect_slices(engine, parts.names)
     probe = probe_logits(engine, parts.vocab_size)  # collective at stage 3
-    details = _manifest_details(parts, step, probe) if spec.rank == 0 else None
-    link.send(Staged(step, asdict(file), details))
+    try:
+        file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, slices)
+    except OSError as error:
+        logger.exception("step %d could not be saved", step)
+        link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
+    else:
+        details = _manifest_details(parts, step, probe) if spec.rank == 0 else None
+        link.send(Staged(step, asdict(file), details))
     link.send(PhaseChanged("step", step))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.config import Config, check_config, load_config
+from dist_ft.config.rules import has_fast_bfloat16
 from dist_ft.errors import ConfigError
 
 Check = Callable[..., list[str]]
@@ -196,3 +197,23 @@ def test_what_is_trained_and_with_how_much_can_be_said(check: Check, overrides: 
 def test_a_key_of_the_other_method_is_one_problem(check: Check, overrides: list[str], problem: str) -> None:
     (found,) = check(*overrides)
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_fast"),
+    [
+        ("flags\t\t: fpu sse avx2 fma\n", False),
+        ("flags\t\t: fpu avx2 avx512f avx512bw avx512_bf16\n", True),
+        ("flags\t\t: fpu avx2 amx_bf16\n", True),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("model name\t: unknown\n", True),
+    ],
+)
+def test_a_cpu_without_bfloat16_is_known_by_its_flags(tmp_path: Path, text: str, is_fast: bool) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + text)
+    assert has_fast_bfloat16(tmp_path / "cpuinfo") == is_fast
+
+
+def test_where_the_flags_cannot_be_read_nothing_is_claimed(tmp_path: Path) -> None:
+    assert has_fast_bfloat16(tmp_path / "nothing")

@@ -21,13 +21,14 @@ from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.coordinator import core
 from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.coordinator.watchdog import LIMITS_S
 from dist_ft.errors import CheckpointError, StaleAttemptError
 from dist_ft.messages import (
     Envelope,
     EvalDone,
     Heartbeat,
+    Leaving,
     Message,
     Outcome,
     PhaseChanged,
@@ -36,6 +37,7 @@ from dist_ft.messages import (
     RankStarted,
     RendezvousOpen,
     Reply,
+    SaveFailed,
     Staged,
     StepDone,
 )
@@ -50,7 +52,7 @@ PREPARED = Prepared([{"key": "train"}], {"key": "eval"}, asdict(MARK), max_steps
 ENDED = {"type": "WorkerCrashError", "message": "rank 1 died (killed by signal 9)"}
 
 
-def _config(keep_last: int = 2) -> Config:
+def _config(keep_last: int = 2, failure: dict[str, Any] | None = None) -> Config:
     return Config.model_validate(
         {
             "run": {"name": RUN_ID},
@@ -58,8 +60,9 @@ def _config(keep_last: int = 2) -> Config:
             "method": {"kind": "full"},
             "data": {"train": [{"source": "embedded:orders/train"}], "eval": "embedded:orders/eval"},
             "train": {"global_batch_size": 8, "micro_batch_size": 2, "max_steps": 60},
-            "cluster": {"num_workers": WORLD_SIZE},
+            "cluster": {"num_workers": [1, WORLD_SIZE]},
             "checkpoint": {"every_steps": 10, "keep_last": keep_last},
+            "failure": failure or {},
             "monitor": {"wandb": "disabled"},
         }
     )
@@ -89,6 +92,7 @@ class Run:
 
     dir: RunDir
     keep_last: int = 2
+    failure: dict[str, Any] = field(default_factory=dict)
     sink: RecordingSink = field(default_factory=RecordingSink)
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class Run:
     def restart(self) -> None:
         """Another driver's coordinator, which knows the disk only."""
         record = RunRecord(RUN_ID, max_steps=60)
-        self.coordinator = Coordinator(_config(self.keep_last), self.dir, record, PREPARED, [self.sink])
+        self.coordinator = Coordinator(_config(self.keep_last, self.failure), self.dir, record, PREPARED, [self.sink])
 
     def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:
         self.world_size = world_size
@@ -112,7 +116,7 @@ class Run:
         return self.coordinator.handle(Envelope(run_id, attempt or self.spec.attempt, rank, message))
 
     def step(self, step: int, loss: float = 1.0) -> Reply:
-        return self.send(0, StepDone(self.row(step, loss)))
+        return self.send(0, StepDone(self.row(step, loss), []))
 
     def row(self, step: int, loss: float = 1.0) -> dict[str, Any]:
         return {
@@ -236,7 +240,7 @@ def test_a_message_of_another_attempt_is_refused_and_changes_nothing(run: Run, r
     run.open()
     before = {path: path.read_bytes() for path in run.dir.path.rglob("*") if path.is_file()}
     for message in (
-        StepDone(run.row(11)),
+        StepDone(run.row(11), []),
         RankFailed(ENDED),
         RankDone("completed", 60),
         Staged(20, {}, None),
@@ -379,12 +383,133 @@ def test_a_file_of_another_kind_ends_the_attempt(run: Run) -> None:
     assert committed(run.store) == []
 
 
-def test_a_staged_file_that_cannot_be_seen_ends_the_attempt(run: Run) -> None:
+def test_a_staged_file_that_cannot_be_seen_makes_no_checkpoint_and_ends_nothing(run: Run) -> None:
     run.open()
     run.stage(0, 10)
     (run.dir.checkpoint(10, 1) / slices_name(0, 2)).unlink()
-    assert run.stage(1, 10).abort is not None
-    assert run.coordinator.outcome() == "failed"
+    assert run.stage(1, 10).abort is None
+    assert [entry["step"] for entry in run.events("save_failed")] == [10]
+    run.commit(20)
+    assert [m.step for m in committed(run.store)] == [20]
+
+
+def _full(rank: int, step: int, is_last: bool = False) -> SaveFailed:
+    return SaveFailed(step, "OSError: [Errno 28] No space left on device", is_last)
+
+
+def test_a_save_that_fails_is_left_out_on_all_ranks(run: Run) -> None:
+    run.open()
+    run.stage(0, 10)
+    run.send(1, _full(1, 10))
+    run.send(0, _full(0, 10))
+    assert [entry["step"] for entry in run.events("save_failed")] == [10]
+    run.commit(20)
+    assert [m.step for m in committed(run.store)] == [20]
+    assert run.coordinator.outcome() is None
+
+
+@pytest.mark.parametrize(("steps", "is_last"), [((10, 20, 30), False), ((10,), True)])
+def test_saves_that_keep_failing_end_the_run(run: Run, steps: tuple[int, ...], is_last: bool) -> None:
+    run.open()
+    for step in steps:
+        assert run.coordinator.outcome() is None
+        run.send(0, _full(0, step, is_last))
+    assert run.send(1, Heartbeat()).abort is not None
+    (failure,) = run.coordinator.status()["failures"]
+    assert failure["type"] == "StorageError"
+    assert "No space left" in failure["message"]
+    assert not run.coordinator.decide("", [], time.monotonic()).is_restart
+
+
+def test_a_save_that_succeeds_forgets_those_that_failed(run: Run) -> None:
+    run.open()
+    for step in (10, 20):
+        run.send(0, _full(0, step))
+    run.commit(30)
+    for step in (40, 50):
+        run.send(0, _full(0, step))
+    assert run.coordinator.outcome() is None
+
+
+# Other sizes ---------------------------------------------------------------
+
+
+def _drained(run: Run) -> None:
+    """The node of rank 1 gives notice behind step 5; the ranks save and end."""
+    run.open()
+    run.step(5)
+    assert run.coordinator.choose_size(ClusterView(1, ("10.0.0.9",)), 100.0) is None
+    assert [run.send(rank, Heartbeat()).stop for rank in range(2)] == [True, True]
+    run.commit(6)
+
+
+def test_a_group_that_leaves_a_machine_saves_first_and_keeps_its_places(run: Run) -> None:
+    _drained(run)
+    assert run.send(0, RankDone("stopped", 6)).hold
+    assert run.coordinator.choose_size(ClusterView(1, ("10.0.0.9",)), 101.0) is None  # rank 1 is not there yet
+    assert run.send(1, RankDone("stopped", 6)).hold
+    assert run.coordinator.outcome() is None
+    assert run.coordinator.choose_size(ClusterView(2), 102.0) == 2
+    assert run.coordinator.choose_size(ClusterView(2), 103.0) == 2  # the answer may have been lost
+    assert run.coordinator.choose_size(ClusterView(2, formed_at=7.0), 104.0) is None  # formed anew, not yet opened
+    spec = run.open(world_size=2)
+    assert spec.start_checkpoint == "checkpoints/step-00000006-a0001/manifest.json"
+    assert not run.send(0, Heartbeat()).stop
+    assert [entry["step"] for entry in run.events("resizing")] == [5]
+    assert not run.events("recovering")
+
+
+def test_a_group_that_loses_its_machine_after_it_was_drained_has_not_failed(run: Run) -> None:
+    _drained(run)
+    for rank in range(2):
+        run.send(rank, RankDone("stopped", 6))
+    assert run.coordinator.decide("worker died", ["10.0.0.9"], 103.0).is_restart
+    assert not run.events("recovering")
+
+
+def test_a_stop_during_a_drain_is_a_stop(run: Run) -> None:
+    _drained(run)
+    run.coordinator.request_stop("SIGTERM")
+    for rank in range(2):
+        assert not run.send(rank, RankDone("stopped", 6)).hold
+    assert run.coordinator.outcome() == "stopped"
+
+
+def test_a_rank_that_is_told_to_end_takes_the_group_along_behind_a_checkpoint(run: Run) -> None:
+    run.open()
+    run.step(5)
+    assert run.send(1, Leaving("SIGTERM")).stop
+    assert "rank 1 was told to end (SIGTERM)" in run.events("resizing")[0]["reason"]
+    assert read_json(run.dir.run_json)["state"] == "resizing"
+
+
+# Bad numbers ---------------------------------------------------------------
+
+
+def test_a_step_that_is_left_out_stays_left_out(tmp_path: Path) -> None:
+    run = Run(RunDir(tmp_path / "run"), failure={"bad_numbers": "skip_batch"})
+    run.open()
+    run.send(1, RankFailed({"type": "DivergedError", "message": "loss nan"}, step=8))
+    assert run.coordinator.decide("", [], 100.0).skip_step == 8
+    assert run.open().skipped_steps == [8]
+    run.restart()
+    assert run.open().skipped_steps == [8]
+
+
+def test_what_follows_a_failure_is_said_once_and_alike(run: Run) -> None:
+    run.open()
+    run.step(3)
+    first = run.coordinator.decide("worker died", [], 100.0)
+    assert run.coordinator.decide("another worker died", [], 101.0) == first
+    assert len(run.events("recovering")) == 1
+    assert run.events("recovering")[0]["cause"]["type"] == "WorkerCrashError"
+
+
+def test_a_lost_machine_is_the_cause_whatever_its_peers_say(run: Run) -> None:
+    run.open()
+    run.send(0, RankFailed({"type": "WorkerCrashError", "message": "connection closed by peer"}))
+    run.coordinator.decide("worker died", ["10.0.0.9"], 100.0)
+    assert run.events("recovering")[0]["cause"]["type"] == "NodeLostError"
 
 
 def test_a_checkpoint_is_never_replaced(run: Run) -> None:
@@ -696,7 +821,7 @@ def test_a_rank_that_has_saved_is_not_blamed_for_one_that_has_not(run: Run, cloc
 
 def test_a_slow_save_within_its_limit_does_not_end_the_run(run: Run, clock: SimpleNamespace) -> None:
     _one_has_saved(run)
-    clock.now += LIMITS_S["save"] - 100
+    clock.now += 500
     run.coordinator.tick(clock.now)
     assert run.coordinator.outcome() is None
 
@@ -708,3 +833,30 @@ def test_a_status_is_plain_data(run: Run) -> None:
     status = run.coordinator.status()
     assert json.loads(json.dumps(status)) == status
     assert status["phases"] == ["load"]
+
+
+def _work_for(run: Run, clock: SimpleNamespace, seconds: int, speaking: tuple[int, ...]) -> None:
+    for _ in range(seconds):
+        clock.now += 1
+        for rank in speaking:
+            run.send(rank, Heartbeat())
+        run.coordinator.tick(clock.now)
+
+
+def test_a_worker_of_which_nothing_is_heard_is_named(run: Run, clock: SimpleNamespace) -> None:
+    run.open()
+    _work_for(run, clock, 59, speaking=(0,))
+    assert run.coordinator.outcome() is None
+    _work_for(run, clock, 3, speaking=(0,))
+    (failure,) = run.coordinator.status()["failures"]
+    assert (failure["rank"], failure["type"]) == (1, "StalledError")
+    assert "nothing was heard of the workers of ranks [1]" in failure["message"]
+
+
+def test_a_coordinator_that_was_held_up_itself_blames_nobody(run: Run, clock: SimpleNamespace) -> None:
+    run.open()
+    _work_for(run, clock, 30, speaking=(0, 1))
+    clock.now += 300  # it read a large checkpoint; what the workers said meanwhile waits behind this look
+    run.coordinator.tick(clock.now)
+    _work_for(run, clock, 30, speaking=(0, 1))
+    assert run.coordinator.outcome() is None

@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ft.config.schema import FailureConfig
-from dist_ft.coordinator.restarts import Failure, Recovery, decide_restart, find_cause
-from dist_ft.errors import ConfigError, DataError, DistFtError, DivergedError, StalledError, WorkerCrashError
+from dist_ft.coordinator.causes import explain, find_causes
+from dist_ft.coordinator.restarts import Failure, Recovery, decide_restart
+from dist_ft.errors import (
+    ConfigError,
+    DataError,
+    DistFtError,
+    DivergedError,
+    NodeLostError,
+    OutOfMemoryError,
+    StalledError,
+    StorageError,
+    WorkerCrashError,
+)
 
 
 def _said(rank: int, kind: str, is_death: bool = False) -> dict[str, Any]:
@@ -25,6 +36,8 @@ def _said(rank: int, kind: str, is_death: bool = False) -> dict[str, Any]:
         ([_said(2, "WorkerCrashError", is_death=True), _said(1, "DataError")], 1),
         ([_said(2, "WorkerCrashError"), _said(1, "WorkerCrashError")], 2),
         ([_said(1, "StalledError"), _said(0, "StaleAttemptError", is_death=True)], 0),
+        ([_said(0, "WorkerCrashError", is_death=True), _said(1, "OutOfMemoryError", is_death=True)], 1),
+        ([_said(1, "StalledError"), _said(0, "NodeLostError", is_death=True)], 0),
     ],
     ids=[
         "a death explains broken connections",
@@ -32,16 +45,25 @@ def _said(rank: int, kind: str, is_death: bool = False) -> dict[str, Any]:
         "own words before a death",
         "who spoke first",
         "overtaken",
+        "no memory before a death",
+        "a lost machine before a hang",
     ],
 )
 def test_the_failure_that_explains_the_others_is_the_cause(failures: list[dict[str, Any]], cause: int) -> None:
-    assert find_cause(failures)["rank"] == cause
+    assert find_causes(failures)[0]["rank"] == cause
+
+
+def test_what_many_ranks_say_alike_is_said_once() -> None:
+    failures = [{**_said(rank, "DataError"), "message": "a.jsonl:3: broken"} for rank in (2, 0, 1)]
+    error = explain([*failures, _said(3, "WorkerCrashError")])
+    assert type(error) is DataError
+    assert str(error) == "ranks [0, 1, 2]: a.jsonl:3: broken"
 
 
 CRASH = WorkerCrashError("killed by signal 9")
 
 
-@pytest.mark.parametrize("error", [ConfigError("x"), DataError("x"), DivergedError("x")])
+@pytest.mark.parametrize("error", [ConfigError("x"), DataError("x"), StorageError("x")])
 def test_what_the_same_input_would_give_again_is_not_retried(error: DistFtError) -> None:
     decision = decide_restart([Failure(7, error)], FailureConfig())
     assert not decision.is_restart
@@ -108,3 +130,66 @@ def test_the_next_attempt_waits_for_the_end_of_the_wait() -> None:
     recovery.decide(Failure(7, CRASH), False, 101.0)
     assert not recovery.may_open(103.9)
     assert recovery.may_open(104.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "key"),
+    [
+        (CRASH, "max_restarts"),
+        (StalledError("x"), "max_restarts"),
+        (NodeLostError("x"), "max_node_losses"),
+        (OutOfMemoryError("x"), "max_out_of_memory"),
+    ],
+)
+def test_each_cause_has_a_budget_of_its_own(error: DistFtError, key: str) -> None:
+    config = FailureConfig.model_validate({"max_restarts": 9, "max_node_losses": 9, "max_out_of_memory": 9, key: 1})
+    others = [WorkerCrashError("y"), NodeLostError("y"), OutOfMemoryError("y")]
+    before = [Failure(step, other) for step, other in enumerate(others) if type(other) is not type(error)]
+    before = [failure for failure in before if key != "max_restarts" or not isinstance(failure.error, WorkerCrashError)]
+    assert decide_restart([*before, Failure(10, error)], config).is_restart
+    last = decide_restart([*before, Failure(10, error), Failure(11, error)], config)
+    assert not last.is_restart
+    assert f"failure.{key}" in last.reason
+
+
+def test_machines_may_come_and_go_at_the_same_step() -> None:
+    config = FailureConfig(max_same_step=2)
+    assert decide_restart([Failure(7, NodeLostError("x"))] * 5, config).is_restart
+    assert not decide_restart([Failure(7, NodeLostError("x"))] * 4 + [Failure(7, CRASH)], config).is_restart
+
+
+NAN = DivergedError("loss nan")
+
+
+def test_bad_numbers_end_the_run_unless_the_config_says_otherwise() -> None:
+    decision = decide_restart([Failure(7, NAN, 8)], FailureConfig())
+    assert not decision.is_restart
+    assert "failure.bad_numbers" in decision.reason
+
+
+def test_a_step_with_bad_numbers_is_left_out_when_asked() -> None:
+    decision = decide_restart([Failure(7, NAN, 8)], FailureConfig(bad_numbers="skip_batch"))
+    assert (decision.is_restart, decision.skip_step, decision.wait_s) == (True, 8, 0.0)
+
+
+def test_a_roll_back_is_tried_once_a_step() -> None:
+    config = FailureConfig(bad_numbers="rollback")
+    assert decide_restart([Failure(7, NAN, 8)], config).is_restart
+    assert decide_restart([Failure(7, NAN, 8), Failure(20, NAN, 21)], config).is_restart
+    again = decide_restart([Failure(7, NAN, 8), Failure(7, NAN, 8)], config)
+    assert not again.is_restart
+    assert "skip_batch" in again.reason
+
+
+@pytest.mark.parametrize("policy", ["rollback", "skip_batch"])
+def test_bad_numbers_have_a_limit(policy: str) -> None:
+    config = FailureConfig.model_validate({"bad_numbers": policy, "max_bad_numbers": 2})
+    failures = [Failure(step, NAN, step + 1) for step in (7, 17, 27)]
+    assert [decide_restart(failures[:n], config).is_restart for n in (1, 2, 3)] == [True, True, False]
+
+
+def test_an_end_that_is_no_failure_costs_no_budget() -> None:
+    recovery = Recovery(FailureConfig(max_restarts=0))
+    assert recovery.go_on("drained").is_restart
+    assert recovery.may_open(0.0)
+    assert not recovery.decide(Failure(7, CRASH), False, 1.0).is_restart

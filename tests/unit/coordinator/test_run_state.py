@@ -7,10 +7,10 @@ import pytest
 from dist_ft.coordinator.state import FINAL, TRANSITIONS, RunRecord, check_transition
 
 ALLOWED = {
-    "starting": "running stopping stopped failed",
+    "starting": "running resizing recovering stopping stopped failed",
     "running": "resizing recovering stopping completed failed",
-    "resizing": "running stopping failed",
-    "recovering": "running stopping failed",
+    "resizing": "running recovering stopping completed failed",
+    "recovering": "running resizing stopping failed",
     "stopping": "stopped completed failed",
     "stopped": "starting",
     "completed": "starting",

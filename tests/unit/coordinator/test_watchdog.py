@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.coordinator.watchdog import LIMITS_S, PHASES, RankView, find_stalled, step_limit
+from dist_ft.config.schema import PhaseLimits
+from dist_ft.coordinator.watchdog import (
+    PHASES,
+    STEPS_TO_COMPARE,
+    History,
+    RankView,
+    find_stalled,
+    find_straggler,
+    phase_limit,
+)
 
 NOW = 100_000.0
+
+
+def _limit(phase: str) -> float:
+    """Of a run that has no history yet."""
+    return phase_limit(phase, 3, PhaseLimits(), History())
 
 
 def _view(rank: int, phase: str, step: int, idle_s: float) -> RankView:
@@ -14,25 +28,28 @@ def _view(rank: int, phase: str, step: int, idle_s: float) -> RankView:
 
 
 def _late(phase: str) -> float:
-    return LIMITS_S[phase] + 1
+    return _limit(phase) + 1
 
 
-def test_every_phase_has_a_limit() -> None:
-    assert set(LIMITS_S) == set(PHASES)
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_limit_of_every_phase_can_be_set(phase: str) -> None:
+    limits = PhaseLimits.model_validate({f"{phase}_s": 7.5})
+    assert phase_limit(phase, 3, limits, History()) == 7.5
+    assert _limit(phase) > 7.5
 
 
 def test_without_ranks_nobody_is_late() -> None:
-    assert find_stalled([], NOW, LIMITS_S["step"]) is None
+    assert find_stalled([], NOW, _limit) is None
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_within_the_limit_nobody_is_late(phase: str) -> None:
-    assert find_stalled([_view(r, phase, 5, LIMITS_S[phase] - 1) for r in range(3)], NOW, LIMITS_S["step"]) is None
+    assert find_stalled([_view(r, phase, 5, _limit(phase) - 1) for r in range(3)], NOW, _limit) is None
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_rank_over_the_limit_of_its_phase_is_named(phase: str) -> None:
-    found = find_stalled([_view(0, phase, 5, _late(phase))], NOW, LIMITS_S["step"])
+    found = find_stalled([_view(0, phase, 5, _late(phase))], NOW, _limit)
     assert found is not None
     assert (found.rank, found.phase) == (0, phase)
 
@@ -68,27 +85,61 @@ CULPRITS: dict[str, tuple[list[RankView], int]] = {
 def test_the_one_behind_is_named(case: str) -> None:
     views, culprit = CULPRITS[case]
     for order in (views, views[::-1]):
-        found = find_stalled(order, NOW, LIMITS_S["step"])
+        found = find_stalled(order, NOW, _limit)
         assert found is not None
         assert found.rank == culprit
 
 
 @pytest.mark.parametrize("phase", ["save", "evaluate", "load"])
 def test_a_wait_may_last_as_long_as_what_is_waited_for(phase: str) -> None:
-    views = [_view(0, "step", 40, LIMITS_S["step"] + 100), _view(1, phase, 40, LIMITS_S[phase] - 100)]
-    assert find_stalled(views, NOW, LIMITS_S["step"]) is None
+    views = [_view(0, "step", 40, _limit("step") + 100), _view(1, phase, 40, _limit(phase) - 100)]
+    assert find_stalled(views, NOW, _limit) is None
 
 
-def test_a_step_is_judged_by_the_steps_before_it() -> None:
+def test_a_step_is_judged_by_the_steps_before_it_at_this_size() -> None:
+    history = History()
+    for seconds in (2.0, 2.1, 1.9, 2.0, 30.0, 2.0):
+        history.add_step(3, seconds)
+    assert phase_limit("step", 3, PhaseLimits(), history) == pytest.approx(16.0)
+    assert phase_limit("step", 2, PhaseLimits(), history) == _limit("step")
     views = [_view(0, "step", 41, 11.0), _view(1, "step", 40, 16.5)]
-    limit = step_limit([2.0, 2.1, 1.9, 2.0, 30.0, 2.0], None)
-    assert limit == pytest.approx(16.0)
-    found = find_stalled(views, NOW, limit)
+    found = find_stalled(views, NOW, lambda phase: phase_limit(phase, 3, PhaseLimits(), history))
     assert found is not None
     assert found.rank == 1
-    assert find_stalled([_view(0, "evaluate", 41, 300.0)], NOW, limit) is None
 
 
 def test_a_few_steps_are_no_measure() -> None:
-    assert step_limit([0.1] * 4, None) == LIMITS_S["step"]
-    assert step_limit([], 7.0) == step_limit([0.1] * 50, 7.0) == 7.0
+    history = History()
+    for _ in range(4):
+        history.add_step(3, 0.1)
+    assert phase_limit("step", 3, PhaseLimits(), history) == _limit("step")
+
+
+@pytest.mark.parametrize("phase", ["load", "first_step", "evaluate", "save"])
+def test_a_phase_is_judged_by_its_longest_visit(phase: str) -> None:
+    history = History()
+    history.add_phase(phase, 5.0)
+    assert phase_limit(phase, 3, PhaseLimits(), history) == 600.0  # a disk may stall
+    for seconds in (70.0, 80.0, 1.0):
+        history.add_phase(phase, seconds)
+    assert phase_limit(phase, 3, PhaseLimits(), history) == 800.0
+    history.add_phase(phase, 1e6)
+    assert phase_limit(phase, 3, PhaseLimits(), history) == _limit(phase)  # never more than without a history
+
+
+def test_a_rank_that_is_slow_for_long_is_named() -> None:
+    assert find_straggler([[1.0, 1.1, 2.5, 0.9]] * STEPS_TO_COMPARE) == (2, pytest.approx(2.5))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [[1.0, 5.0]] * (STEPS_TO_COMPARE - 1),
+        [[1.0, 1.0, 1.9]] * STEPS_TO_COMPARE,
+        [[1.0, 9.0], *[[1.0, 1.0]] * STEPS_TO_COMPARE],
+        [[3.0]] * STEPS_TO_COMPARE,
+    ],
+    ids=["for a short while", "a little", "once", "alone"],
+)
+def test_others_are_not(times: list[list[float]]) -> None:
+    assert find_straggler(times) is None

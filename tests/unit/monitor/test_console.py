@@ -57,6 +57,19 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
     ({"event": "loaded", "step": 0, "num_bytes": 0, "notes": []}, None),
     ({"event": "loaded", "step": 4, "num_bytes": 96, "notes": ["workers: 2 → 3", "b"]}, "workers: 2 → 3; b"),
     ({"event": "completed", "step": 60}, None),
+    (
+        {"event": "save_failed", "step": 40, "reason": "disk full"},
+        "the checkpoint of step 40 failed and is left out: disk full",
+    ),
+    ({"event": "skip_batch", "step": 8}, "step 8 is left out from now on"),
+    (
+        {"event": "straggler", "rank": 1, "times_slower": 2.5, "node_ip": "10.0.0.9"},
+        "rank 1 on 10.0.0.9 is 2.5 times as slow as the others",
+    ),
+    (
+        {"event": "resizing", "step": 5, "reason": "room for 2 workers"},
+        "a checkpoint after this step, then the group is formed anew: room for 2 workers",
+    ),
     ({"event": "from a later version"}, None),
 ]
 
@@ -127,11 +140,11 @@ def _show_a_run(console: Console, path: Path) -> None:
             send(rank, RankStarted(1, "10.0.0.1"))
             send(rank, PhaseChanged("first_step", 0))
         send(0, EvalDone({"step": 0, "attempt": number, "eval_loss": 5.5}))
-        send(0, StepDone(_row(1, number)))
+        send(0, StepDone(_row(1, number), []))
         if number == 1:
             send(1, RankFailed({"type": "WorkerCrashError", "message": "[bold] /etc [/] {x}\nsecond line"}))
     coordinator.request_stop("SIGINT")
-    send(0, StepDone(_row(2, 2, float("nan"))))
+    send(0, StepDone(_row(2, 2, float("nan")), []))
     for rank in range(2):
         send(rank, RankDone("stopped", 2))
     coordinator.finish("stopped", {})

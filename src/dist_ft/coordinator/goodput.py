@@ -1,0 +1,49 @@
+"""How much of the time went into steps that count: goodput = useful step time ÷ time that a driver was at work.
+
+The time between two drivers (a stopped run, overnight) is nobody's loss and does not count. A step that was made
+again counts once.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+
+class Goodput:
+    """Adds up the steps of a run.
+
+    Args:
+        rows: The row of each step so far that counts.
+        active_s: Seconds that earlier drivers were at work.
+        began: Monotonic time at which this driver began, in seconds.
+    """
+
+    def __init__(self, rows: Mapping[int, dict[str, Any]], active_s: float, began: float) -> None:
+        self._sums = array("d", [0.0])  # seconds of the first n steps
+        self._earlier_s = active_s
+        self._began = began
+        for step in range(1, len(rows) + 1):
+            if step not in rows:  # of a run whose first rows are lost
+                break
+            self.add(step, rows[step]["step_s"])
+
+    def add(self, step: int, seconds: float) -> None:
+        """Notes a step; steps from here on that were known are forgotten."""
+        del self._sums[step:]
+        while len(self._sums) < step:
+            self._sums.append(self._sums[-1])
+        self._sums.append(self._sums[-1] + seconds)
+
+    def active_s(self, now: float) -> float:
+        """Returns the seconds that drivers have been at work."""
+        return self._earlier_s + now - self._began
+
+    def useful_s(self, step: int) -> float:
+        """Returns the seconds of the first `step` steps."""
+        return self._sums[min(step, len(self._sums) - 1)]
+
+    def value(self, step: int, now: float) -> float:
+        """Returns the goodput after `step` steps, 0 to 1."""
+        return self.useful_s(step) / max(self.active_s(now), 1e-9)

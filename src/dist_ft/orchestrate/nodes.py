@@ -1,0 +1,66 @@
+"""The nodes of the Ray cluster: what they have, what is free, which are about to leave, which answer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import ray
+
+_PROBES_AT_ONCE = 64
+_PROBE_LIMIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that Ray counts among the living.
+
+    Attributes:
+        node_id: Ray's id.
+        address: Its IP address.
+        port: Where its raylet listens.
+        total: Resources it has.
+        free: Resources that nobody uses.
+        is_leaving: It has given notice: preemption, eviction, scaling down.
+    """
+
+    node_id: str
+    address: str
+    port: int
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    is_leaving: bool
+
+
+def list_nodes() -> list[Node]:
+    """Returns the nodes that Ray counts among the living."""
+    free = ray._private.state.available_resources_per_node()
+    leaving = ray._private.state.state.get_draining_nodes()
+    return [
+        Node(
+            node_id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            port=node["NodeManagerPort"],
+            total=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+            is_leaving=node["NodeID"] in leaving,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def answering(nodes: Sequence[Node]) -> list[Node]:
+    """Returns the nodes whose raylet accepts connections; Ray takes 10 to 60 s to declare one dead."""
+    with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+        return [node for node, is_there in zip(nodes, pool.map(_answers, nodes), strict=True) if is_there]
+
+
+def _answers(node: Node) -> bool:
+    try:
+        socket.create_connection((node.address, node.port), _PROBE_LIMIT_S).close()
+    except OSError:
+        return False
+    return True

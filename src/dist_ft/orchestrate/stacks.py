@@ -1,0 +1,62 @@
+"""Where a rank is that makes no progress: its Python stacks and what the kernel says of it, in a file of the run.
+
+The rank has `faulthandler` write all its stacks to its log when it gets `DUMP_SIGNAL`. That works in C, so also while
+it waits in a collective or holds the interpreter's lock. A process that is stopped cannot, and is said to be stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import time
+from pathlib import Path
+
+DUMP_SIGNAL = signal.SIGUSR2
+_LIMIT_S = 1.0
+
+
+def answer_to_dump_signal() -> None:
+    """Has this process write its stacks to standard error at `DUMP_SIGNAL`."""
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
+
+
+def dump_stacks(pid: int, log: Path, target: Path) -> None:
+    """Has a rank write its stacks, and copies them out of its log.
+
+    Args:
+        pid: The rank, a process of this machine.
+        log: Where its standard error goes.
+        target: The file to make.
+    """
+    with contextlib.suppress(OSError):  # a rank that ends at this moment, or a disk that is full, changes nothing
+        before = log.stat().st_size
+        state = _kernel_view(pid)
+        os.kill(pid, DUMP_SIGNAL)
+        stacks = _new_text(log, before)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"process {pid}\n{state}\n{stacks or 'it wrote no stacks; see State above'}\n")
+
+
+def _kernel_view(pid: int) -> str:
+    wanted = ("State:", "VmRSS:", "voluntary_ctxt_switches:")
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = [line for line in status if line.startswith(wanted)]
+    with contextlib.suppress(OSError):
+        lines.append(f"waits in: {Path(f'/proc/{pid}/wchan').read_text() or '?'}")
+    return "\n".join(lines)
+
+
+def _new_text(log: Path, before: int) -> str:
+    """Returns what the log grows by, once it has stopped growing."""
+    size, deadline = before, time.monotonic() + _LIMIT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        grown = log.stat().st_size
+        if grown == size > before:
+            break
+        size = grown
+    with log.open("rb") as file:
+        file.seek(before)
+        return file.read(1 << 20).decode(errors="replace")
