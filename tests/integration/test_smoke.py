@@ -29,7 +29,7 @@ import sys, json
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 export, base = sys.argv[1:]
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16"), export)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), export)
 tokenizer = AutoTokenizer.from_pretrained(export)
 turns = [{"role": "system", "content": "Turn the request into JSON."},
          {"role": "user", "content": "Please send two red mugs to Anna in Oslo."}]
