@@ -4,7 +4,7 @@
     python benchmarks/recovery.py [--rounds 3] [--case same-2|same-3|resize|all] [--json FILE]
 
 Both sides train the same tiny Llama in float32 on the same rows in the same micro batches, ZeRO 2 with the fused
-AdamW, CPU and gloo, a checkpoint every 5 steps. The losses of all steps are compared, which is how we know that
+AdamW, CPU and gloo, a checkpoint every 10 steps. The losses of all steps are compared, which is how we know that
 they do the same work. A new step is one that had not been completed before the kill; the steps between the last
 checkpoint and the kill are repeated first and are part of the time.
 
@@ -46,9 +46,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MAX_STEPS = 40
-EVERY_STEPS = 5
-KILL_STEP = 12
+MAX_STEPS = 60
+EVERY_STEPS = 10
+"""About a second: stock commits when its controller polls, twice a second."""
+KILL_STEP = 24
+STEPS_BEHIND = 6
+"""Least completed steps behind the checkpoint at the kill."""
 STAGE = 2
 PHASES = ("noticed", "group", "loaded", "new step")
 _LIMIT_S = 240.0
@@ -333,7 +336,7 @@ def measure(system: type[DistFt] | type[Stock], work: Work, case: Case) -> dict[
 def _is_due(run: DistFt | Stock) -> bool:
     """Whether the run is some steps behind a checkpoint that is committed: both sides have as much to repeat."""
     step = max((one.step for one in run.steps()), default=0)
-    return step >= KILL_STEP and step % EVERY_STEPS >= 2 and run.committed() == step - step % EVERY_STEPS
+    return step >= KILL_STEP and step % EVERY_STEPS >= STEPS_BEHIND and run.committed() == step - step % EVERY_STEPS
 
 
 def _first_new(steps: list[Step]) -> Step | None:

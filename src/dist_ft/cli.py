@@ -60,7 +60,9 @@ def train(
 
     from dist_ft.monitor.console import Console
     from dist_ft.orchestrate.processes import ForkServer
+    from dist_ft.orchestrate.ray_version import check_ray_version
 
+    check_ray_version()
     console = Console()
     server = ForkServer(on_gpu=has_gpu())
     try:

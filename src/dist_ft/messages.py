@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 Outcome = Literal["completed", "stopped"]
+Whereabouts = Literal["waits", "works", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ class Leaving(Message):
 
 
 @dataclass(frozen=True)
+class Located(Message):
+    """Where a rank is that seems to make no progress, found out by its supervisor.
+
+    Attributes:
+        state: waits (in a collective, for another rank), works, or stopped (by a signal or a debugger).
+    """
+
+    kind: ClassVar[str] = "located"
+    state: Whereabouts
+
+
+@dataclass(frozen=True)
 class RankDone(Message):
     """The rank has ended as it should."""
 
@@ -155,7 +168,7 @@ _KINDS: dict[str, type[Message]] = {
     cls.kind: cls
     for cls in (
         RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, SaveFailed, Leaving,
-        RankDone, RankFailed, Heartbeat,
+        Located, RankDone, RankFailed, Heartbeat,
     )
 }  # fmt: skip
 
@@ -200,7 +213,7 @@ class Reply:
         stop: Checkpoint after this step and end.
         hold: The worker is to keep its place after its rank has ended: the group is formed anew from outside.
         abort: Why the rank is to be ended at once, or None.
-        dump: Write down first where the rank is.
+        dump: Write down where the rank is, and say it (`Located`).
         committed_step: Newest checkpoint of this attempt; 0 before the first.
         rendezvous: `[host, port]` of rank 0, once known.
     """

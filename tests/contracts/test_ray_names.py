@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import mmap
+from dataclasses import fields
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,19 @@ import ray.train.constants
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision, ScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroupState
+from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata, Worker
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError
 
 from dist_ft.config import Config
+from dist_ft.errors import UsageError
 from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
+from dist_ft.orchestrate.ray_version import SERIES, check_ray_version
 from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer
 
 TRAINER = "src/dist_ft/orchestrate/trainer.py"
@@ -176,3 +185,51 @@ def test_our_policies_answer_every_question() -> None:
 def test_the_trainer_hands_out_our_policies(trainer: ElasticTrainer) -> None:
     assert trainer.cluster.max_workers == 2
     assert trainer.coordinator == ("c", "n")
+
+
+NODES = "src/dist_ft/orchestrate/nodes.py"
+
+
+def test_a_policy_can_see_where_the_group_is_and_when_it_was_formed() -> None:
+    assert {field.name for field in fields(WorkerGroupState)} >= {"start_time", "workers"}, _needed(
+        "WorkerGroupState(start_time, workers)", POLICIES
+    )
+    assert {field.name for field in fields(ActorMetadata)} >= {"node_id", "node_ip"}, _needed(
+        "ActorMetadata(node_id, node_ip)", POLICIES
+    )
+    assert "metadata" in {field.name for field in fields(Worker)}, _needed("Worker.metadata", POLICIES)
+
+
+def test_a_policy_can_keep_the_group_off_nodes() -> None:
+    hook = inspect.signature(ControllerCallback.on_controller_start_worker_group)
+    assert list(hook.parameters) == ["self", "scaling_config", "num_workers"], _needed(
+        "ControllerCallback.on_controller_start_worker_group(scaling_config, num_workers)", POLICIES
+    )
+    assert issubclass(ScalingPolicy, ControllerCallback), _needed("hook in ScalingPolicy", POLICIES)
+    assert ray._raylet.RAY_NODE_ID_KEY == "ray.io/node-id", _needed("label ray.io/node-id", POLICIES)
+
+
+def test_a_failure_says_whether_the_group_had_started() -> None:
+    assert "controller_failure" in inspect.signature(ControllerError).parameters, _needed(
+        "ControllerError.controller_failure", POLICIES
+    )
+    for cls in (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError):
+        assert issubclass(cls, Exception), _needed(cls.__name__, POLICIES)
+
+
+def test_the_state_of_the_nodes_can_be_asked_for() -> None:
+    assert callable(ray._private.state.available_resources_per_node), _needed("available_resources_per_node", NODES)
+    assert callable(ray._private.state.state.get_draining_nodes), _needed("get_draining_nodes", NODES)
+
+
+def test_the_series_of_ray_is_the_one_of_the_package() -> None:
+    check_ray_version()
+    (needed,) = [line for line in requires("dist-ft") or [] if line.startswith("ray[")]
+    assert f">={SERIES}" in needed
+    assert f"<{SERIES.split('.')[0]}.{int(SERIES.split('.')[1]) + 1}" in needed
+
+
+@pytest.mark.parametrize("found", ["2.59.1", "2.61.0", "3.0.0", "2.6.0"])
+def test_another_ray_is_refused_with_what_to_install(found: str) -> None:
+    with pytest.raises(UsageError, match=f"Ray {found} is installed.*pip install 'ray\\[train\\]==2.60"):
+        check_ray_version(found)

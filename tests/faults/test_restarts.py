@@ -60,6 +60,7 @@ def test_a_fault_leaves_no_trace_in_the_result(
     code, result, err = run.finish()
     assert (code, result["state"], result["attempts"]) == (0, "completed", 2), err
     assert "recovering after step" in err
+    assert fault != "SIGSTOP of rank 1" or "rank 1 makes no progress in phase step" in err
     assert len(run.events("recovering")) == 1
     _check_equal(run, undisturbed)
     lost = run.events("recovering")[0]["step"] - run.events("attempt")[1]["start_step"]

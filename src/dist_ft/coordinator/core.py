@@ -138,7 +138,7 @@ class Coordinator:
             stop=self._stop or group.leaving is not None,
             hold=group.leaving is not None and not self._stop and group.done.get(envelope.rank) == "stopped",
             abort=group.abort,
-            dump=group.is_late,
+            dump=group.is_asking,
             committed_step=group.committed_step,
             rendezvous=group.rendezvous,
         )

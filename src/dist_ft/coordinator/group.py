@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from dist_ft.checkpoint.store import LocalStore
@@ -10,11 +11,21 @@ from dist_ft.config import Config
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.checkpoints import clean_up
 from dist_ft.coordinator.commit import Staging, commit
-from dist_ft.coordinator.watchdog import STEPS_TO_COMPARE, History, RankView, find_stalled, find_straggler, phase_limit
+from dist_ft.coordinator.watchdog import (
+    ANSWER_LIMIT_S,
+    STEPS_TO_COMPARE,
+    History,
+    RankView,
+    find_culprits,
+    find_stalled,
+    find_straggler,
+    phase_limit,
+)
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, StorageError, from_exception
 from dist_ft.messages import (
     EvalDone,
     Loaded,
+    Located,
     Message,
     PhaseChanged,
     RankDone,
@@ -24,6 +35,7 @@ from dist_ft.messages import (
     SaveFailed,
     Staged,
     StepDone,
+    Whereabouts,
 )
 from dist_ft.rundir import RunDir, stacks_name
 
@@ -49,7 +61,6 @@ class Group:
         formed_at: `ClusterView.formed_at` of its workers, once known.
         leaving: Why the group checkpoints and ends, to be formed anew; None while it is to go on.
         abort: Why all ranks are to be ended at once, or None.
-        is_late: Whether that is because a rank makes no progress.
         rendezvous: Where rank 0 listens, once known.
         committed_step: Newest checkpoint of this attempt.
         last_step: Newest row of this attempt.
@@ -64,7 +75,6 @@ class Group:
         self.formed_at: float | None = None
         self.leaving: str | None = None
         self.abort: str | None = None
-        self.is_late = False
         self.rendezvous: tuple[str, int] | None = None
         self.committed_step = 0
         self.last_step = 0
@@ -79,6 +89,8 @@ class Group:
         self._entered = dict.fromkeys(self._ranks, now)  # when each rank entered its phase
         self._heard: dict[int, float] = {}  # when each rank's supervisor last said anything
         self._looked_at = now
+        self._asked_at: float | None = None  # when supervisors were asked where their ranks are
+        self._states: dict[int, Whereabouts] = {}  # what they have said
         self._staging: dict[int, Staging] = {}
         self._unsaved: list[int] = []  # steps of the last saves in a row that failed
         self._loaded: dict[int, int] = {}
@@ -90,6 +102,11 @@ class Group:
     def phases(self) -> list[str]:
         """What the ranks do now, each phase once."""
         return sorted({view.phase for view in self._ranks.values()})
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether supervisors are to write down where their ranks are, and to say it."""
+        return self._asked_at is not None
 
     @property
     def is_drained(self) -> bool:
@@ -128,6 +145,8 @@ class Group:
                 self._on_staged(rank, message)
             case SaveFailed():
                 self._on_save_failed(message.step, f"rank {rank}: {message.reason}", message.is_last)
+            case Located():
+                self._states[rank] = message.state
             case RankDone():
                 self._on_done(rank, message)
             case RankFailed():
@@ -143,19 +162,34 @@ class Group:
         working = [view for rank, view in self._ranks.items() if rank not in self.done]
         limits = self._config.failure.limits
         late = find_stalled(working, now, lambda phase: phase_limit(phase, self.world_size, limits, self._history))
-        if late is not None:
-            stacks = self._run_dir.logs(self._books.attempt) / "stacks" / stacks_name(late.rank)
-            self.abort = (
-                f"rank {late.rank} makes no progress in phase {late.phase} after step {late.step}, for "
-                f"{now - late.since:.0f} s; where it is: {stacks}"
-            )
-            self.is_late = True
-            self.fail(late.rank, StalledError(self.abort).to_dict())
+        if not late:
+            self._asked_at, self._states = None, {}
+        elif self._asked_at is None:
+            self._asked_at = now
+        elif all(view.rank in self._states for view in late) or now - self._asked_at > ANSWER_LIMIT_S:
+            self._end_late(late, now)
             return
         silent = [view.rank for view in working if now - self._heard.get(view.rank, now) > limits.silence_s]
         if silent:
             self.abort = f"nothing was heard of the workers of ranks {silent} for {limits.silence_s:.0f} s"
             self.fail(silent[0], StalledError(self.abort).to_dict())
+
+    def _end_late(self, late: Sequence[RankView], now: float) -> None:
+        culprits = find_culprits([view.rank for view in late], self._states)
+        first = next(view for view in late if view.rank == culprits[0])
+        directory = self._run_dir.logs(self._books.attempt) / "stacks"
+        if len(culprits) == 1:
+            who, where = f"rank {first.rank} makes", f"where it is: {directory / stacks_name(first.rank)}"
+        else:
+            who, where = f"ranks {', '.join(map(str, sorted(culprits)))} make", f"where they are: {directory}"
+        state = self._states.get(first.rank)
+        how = " (stopped)" if state == "stopped" else " (its worker does not answer)" if state is None else ""
+        self.abort = (
+            f"{who} no progress in phase {first.phase} after step {first.step}, for {now - first.since:.0f} s{how}; "
+            f"{where}"
+        )
+        for rank in culprits:
+            self.fail(rank, StalledError(self.abort).to_dict())
 
     def check_newest(self) -> None:
         """Gives up the books when a newer attempt exists: another driver has taken over the run.

@@ -1,23 +1,28 @@
 """Which ranks make no progress, and which are slow: pure rules over what ranks last reported.
 
-A rank that waits in a collective is not the culprit; the one whose step or phase is behind is. A step is judged by
-the run's own steps, the other phases by the longest so far, and by generous constants while there was none.
+A rank that waits in a collective is not the culprit; the one whose step or phase is behind is. Within a step all look
+alike from here, and their supervisors are asked where they are. A step is judged by the run's own steps, the other
+phases by the longest so far, and by generous constants while there was none.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from dist_ft.config.schema import PhaseLimits
+from dist_ft.messages import Whereabouts
 
 PHASES = ("start", "load", "evaluate", "save", "first_step", "step", "drain")
 """In the order in which a rank goes through them after the same number of steps."""
 _LIMITS_S = {"load": 3600.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0, "save": 3600.0}
 _LEAST_S = 600.0
 """However fast a phase was so far: a disk may stall for minutes and recover."""
+_STEP_SLACK_S = 10.0
+ANSWER_LIMIT_S = 2.0
+"""For supervisors to say where their ranks are; part of the slack."""
 _STEPS_TO_JUDGE = 5
 STEPS_TO_COMPARE = 20
 """Steps over which ranks are compared."""
@@ -69,24 +74,43 @@ class History:
 
 
 def phase_limit(phase: str, world_size: int, limits: PhaseLimits, history: History) -> float:
-    """Returns the seconds that a rank may spend in a phase."""
+    """Returns the seconds that a rank may spend in a phase before its supervisor is asked where it is."""
     configured: float | None = limits.model_dump()[f"{phase}_s"]
     if configured is not None:
         return configured
     if phase == "step":
         usual = history.median_step_s(world_size)
-        return _LIMITS_S["step"] if usual is None else 3 * usual + 10
+        return _LIMITS_S["step"] if usual is None else 3 * usual + _STEP_SLACK_S - ANSWER_LIMIT_S
     longest = history.longest_s.get(phase)
     return _LIMITS_S[phase] if longest is None else min(_LIMITS_S[phase], max(_LEAST_S, 10 * longest))
 
 
-def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[str], float]) -> RankView | None:
-    """Returns the rank that is furthest behind, when it is over the limit of its own phase.
+def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[str], float]) -> list[RankView]:
+    """Returns the ranks that are furthest behind, as far as they are over the limit of their own phase.
 
-    The others wait for it; how long a wait may last is the limit of what they wait for.
+    The others wait for them; how long a wait may last is the limit of what they wait for. Those that were silent
+    longest come first.
     """
-    last = min(views, key=lambda view: (view.step, PHASES.index(view.phase), view.since), default=None)
-    return last if last is not None and now - last.since > limit_of(last.phase) else None
+    ordered = sorted(views, key=lambda view: (*_place(view), view.since))
+    behind = [view for view in ordered if _place(view) == _place(ordered[0])]
+    return [view for view in behind if now - view.since > limit_of(view.phase)]
+
+
+def find_culprits(behind: Sequence[int], states: Mapping[int, Whereabouts]) -> list[int]:
+    """Returns which of several ranks that are equally far behind hold the others up.
+
+    Args:
+        behind: The ranks.
+        states: What their supervisors found; no word is worse than any.
+    """
+    for state in ("stopped", None, "works"):
+        if found := [rank for rank in behind if states.get(rank) == state]:
+            return found
+    return list(behind)
+
+
+def _place(view: RankView) -> tuple[int, int]:
+    return view.step, PHASES.index(view.phase)
 
 
 def find_straggler(local_s: Sequence[Sequence[float]]) -> tuple[int, float] | None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
+from dist_ft.messages import Whereabouts
+
 DUMP_SIGNAL = signal.SIGUSR2
 _LIMIT_S = 1.0
+_INNERMOST = 3  # all_reduce, and what wraps it
 
 
 def answer_to_dump_signal() -> None:
@@ -22,8 +26,8 @@ def answer_to_dump_signal() -> None:
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
 
-def dump_stacks(pid: int, log: Path, target: Path) -> None:
-    """Has a rank write its stacks, and copies them out of its log.
+def dump_stacks(pid: int, log: Path, target: Path) -> Whereabouts:
+    """Has a rank write its stacks, copies them out of its log, and says where it is.
 
     Args:
         pid: The rank, a process of this machine.
@@ -34,9 +38,22 @@ def dump_stacks(pid: int, log: Path, target: Path) -> None:
         before = log.stat().st_size
         state = _kernel_view(pid)
         os.kill(pid, DUMP_SIGNAL)
-        stacks = _new_text(log, before)
+        is_stopped = re.search(r"^State:\s+[Tt]", state, re.MULTILINE) is not None
+        stacks = "" if is_stopped else _new_text(log, before)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(f"process {pid}\n{state}\n{stacks or 'it wrote no stacks; see State above'}\n")
+        return "stopped" if is_stopped else "waits" if is_in_collective(stacks) else "works"
+    return "works"
+
+
+def is_in_collective(stacks: str) -> bool:
+    """Whether a thread is inside a call of torch.distributed, by the innermost frames of each.
+
+    On a GPU a rank waits for its peers in any call that waits for the device; there all look as if they worked.
+    """
+    threads = re.split(r"^(?:Current t|T)hread 0x.*$", stacks, flags=re.MULTILINE)
+    frames = (thread.strip().splitlines()[:_INNERMOST] for thread in threads)
+    return any("/torch/distributed/" in frame for thread in frames for frame in thread)
 
 
 def _kernel_view(pid: int) -> str:

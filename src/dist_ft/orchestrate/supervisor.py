@@ -17,6 +17,7 @@ from dist_ft.messages import (
     AttemptSpec,
     Envelope,
     Heartbeat,
+    Located,
     Message,
     RankDone,
     RankFailed,
@@ -95,6 +96,7 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
     log = logs / rank_log_name(seat.rank)
     last: Message | None = None
     pid: int | None = None
+    is_located = False
     try:
         while not child.is_closed:
             messages = child.receive(heartbeat_s)
@@ -109,8 +111,11 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
                 if isinstance(last, RankStarted):
                     pid = last.pid
                 reply = Reply.from_dict(coordinator.handle(envelope.to_dict()))
-                if reply.dump and pid is not None:
-                    dump_stacks(pid, log, logs / "stacks" / stacks_name(seat.rank))
+                if reply.dump and not is_located and pid is not None:
+                    found = Located(dump_stacks(pid, log, logs / "stacks" / stacks_name(seat.rank)))
+                    located = Envelope(attempt.run_id, attempt.attempt, seat.rank, found)
+                    reply = Reply.from_dict(coordinator.handle(located.to_dict()))
+                is_located = reply.dump
                 if reply.abort is not None:
                     raise WorkerCrashError(f"rank {seat.rank} was ended: {reply.abort}")
                 child.send(reply.to_dict())

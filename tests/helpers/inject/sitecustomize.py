@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 MODULE = "dist_ft.train.loop"
@@ -58,6 +59,11 @@ def _allocate(parts):
     torch.empty(1 << 46)
 
 
+def _hang(parts):
+    """The others wait for this rank in a collective."""
+    threading.Event().wait()
+
+
 def _flip(parts):
     """A fault of the hardware: numbers in this rank's memory are no numbers any more."""
     import torch
@@ -67,7 +73,7 @@ def _flip(parts):
             getattr(parameter, "ds_tensor", parameter).fill_(float("nan"))
 
 
-_KINDS = {"exception": _raise, "exit": _exit, "allocate": _allocate, "nan": _flip}
+_KINDS = {"exception": _raise, "exit": _exit, "allocate": _allocate, "nan": _flip, "hang": _hang}
 
 if "DIST_FT_TEST_FAULT" in os.environ:
     sys.meta_path.insert(0, _Wrapper())

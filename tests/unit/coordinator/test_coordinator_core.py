@@ -29,6 +29,7 @@ from dist_ft.messages import (
     EvalDone,
     Heartbeat,
     Leaving,
+    Located,
     Message,
     Outcome,
     PhaseChanged,
@@ -40,6 +41,7 @@ from dist_ft.messages import (
     SaveFailed,
     Staged,
     StepDone,
+    Whereabouts,
 )
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
 from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey
@@ -765,12 +767,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return fake
 
 
-def test_a_rank_without_progress_is_named_and_all_are_ended(run: Run, clock: SimpleNamespace) -> None:
+def test_a_rank_without_progress_is_looked_at_and_named_and_all_are_ended(run: Run, clock: SimpleNamespace) -> None:
     run.open()
     for rank in range(2):
         run.send(rank, PhaseChanged("step", 1))
     run.send(0, PhaseChanged("save", 10))
     clock.now += 1801
+    run.coordinator.tick(clock.now)
+    reply = run.send(0, Heartbeat())
+    assert (reply.dump, reply.abort) == (True, None)
+    run.send(1, Located("works"))
     run.coordinator.tick(clock.now)
     reply = run.send(0, Heartbeat())
     assert reply.abort is not None
@@ -779,6 +785,57 @@ def test_a_rank_without_progress_is_named_and_all_are_ended(run: Run, clock: Sim
     assert (failure["rank"], failure["type"]) == (1, "StalledError")
     run.coordinator.tick(clock.now + 1)
     assert len(run.coordinator.status()["failures"]) == 1
+
+
+def _all_in_step(run: Run, clock: SimpleNamespace) -> None:
+    """Both ranks are in the same step for too long."""
+    run.open()
+    for rank in range(2):
+        run.send(rank, PhaseChanged("step", 1))
+    clock.now += 1801
+    run.coordinator.tick(clock.now)
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({0: "waits", 1: "stopped"}, "rank 1 makes no progress in phase step after step 1, for 1801 s (stopped)"),
+        ({0: "waits", 1: "works"}, "rank 1 makes"),
+        ({0: "waits", 1: "waits"}, "ranks 0, 1 make"),
+    ],
+)
+def test_of_ranks_in_the_same_step_the_one_that_does_not_wait_is_named(
+    said: dict[int, Whereabouts], named: str, run: Run, clock: SimpleNamespace
+) -> None:
+    _all_in_step(run, clock)
+    for rank, state in said.items():
+        run.send(rank, Located(state))
+    run.coordinator.tick(clock.now)
+    abort = run.send(0, Heartbeat()).abort
+    assert abort is not None
+    assert named in abort
+
+
+def test_a_supervisor_that_does_not_say_where_its_rank_is_is_named_after_two_seconds(
+    run: Run, clock: SimpleNamespace
+) -> None:
+    _all_in_step(run, clock)
+    run.send(0, Located("works"))
+    run.coordinator.tick(clock.now + 1.9)
+    assert run.send(0, Heartbeat()).abort is None
+    run.coordinator.tick(clock.now + 2.1)
+    abort = run.send(0, Heartbeat()).abort
+    assert abort is not None
+    assert "rank 1 makes no progress" in abort
+    assert "(its worker does not answer)" in abort
+
+
+def test_a_step_that_ends_while_ranks_are_looked_for_is_progress(run: Run, clock: SimpleNamespace) -> None:
+    _all_in_step(run, clock)
+    run.step(2)
+    run.coordinator.tick(clock.now + 1)
+    reply = run.send(0, Heartbeat())
+    assert (reply.dump, reply.abort) == (False, None)
 
 
 def test_ranks_that_have_ended_are_not_waited_for(run: Run, clock: SimpleNamespace) -> None:
@@ -815,6 +872,8 @@ def _one_has_saved(run: Run) -> None:
 def test_a_rank_that_has_saved_is_not_blamed_for_one_that_has_not(run: Run, clock: SimpleNamespace) -> None:
     _one_has_saved(run)
     clock.now += 10_000
+    run.coordinator.tick(clock.now)
+    run.send(1, Located("works"))
     run.coordinator.tick(clock.now)
     assert [failure["rank"] for failure in run.coordinator.status()["failures"]] == [1]
 
