@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_ft.errors import DataError
-from dist_ft.stream.pack import Sample
-
-Message = dict[str, Any]
+from dist_ft.records import Conversation, Message, Record, Sample
 
 _NO_ANSWER = "\u2063"
 """An invisible separator, with which no answer begins."""
@@ -26,12 +24,14 @@ class Renderer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, messages: Sequence[Message]) -> list[Sample]:
-        """Returns the training samples of a conversation; usually one.
+    def __call__(self, record: Record) -> list[Sample]:
+        """Returns the training samples of a record; usually one.
 
         Raises:
             DataError: The template refuses the conversation.
         """
+        assert isinstance(record, Conversation)
+        messages: Sequence[Message] = record.messages
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             return []

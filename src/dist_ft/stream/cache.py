@@ -17,17 +17,18 @@ from typing import Any
 import xxhash
 
 from dist_ft.errors import DataError
+from dist_ft.records import Record, Sample
 from dist_ft.rundir import read_json, write_json
-from dist_ft.stream.pack import Sample, pack
+from dist_ft.stream.pack import pack
 from dist_ft.stream.shards import TokenShards, write_shard
-from dist_ft.stream.sources import Message, Row, content_hash, is_held_out, read_rows
+from dist_ft.stream.sources import Row, content_hash, is_held_out, read_rows
 
 PREPARATION_VERSION = 2
 """Part of every cache key; raised when the same input would give other tokens or another `prepared.json`."""
 WINDOW_ROWS = 8192
 """Rows of a source that become one token shard; packing never looks beyond."""
 
-Render = Callable[[list[Message]], list[Sample]]
+Render = Callable[[Record], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _render_window(rows: Sequence[Row], render: Render, seq_len: int, counts: di
     for row in rows:
         counts["rows"] += 1
         has_trained = False
-        for sample in render(row.messages):
+        for sample in render(row.record):
             counts["cut"] += len(sample.input_ids) > seq_len
             kept = Sample(sample.input_ids[:seq_len], sample.trained[:seq_len])
             if any(kept.trained[1:]):

@@ -10,18 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One rendered record.
-
-    Attributes:
-        input_ids: Tokens.
-        trained: For each token, whether its prediction is trained. The first is never: nothing precedes it.
-    """
-
-    input_ids: list[int]
-    trained: list[bool]
+from dist_ft.records import Sample
 
 
 @dataclass(frozen=True)

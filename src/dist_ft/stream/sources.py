@@ -16,25 +16,22 @@ import xxhash
 
 from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
+from dist_ft.records import ROLES, Conversation, Message, Record
 from dist_ft.stream.embedded import embedded_rows
-
-ROLES = ("system", "user", "assistant", "tool")
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation.
+    """One row of a source.
 
     Attributes:
         place: `file:line`, for messages to people.
-        messages: Turns with `role` and `content`.
+        record: What it says.
         key: Hash of the content, which decides on which side of a held-out split it falls.
     """
 
     place: str
-    messages: list[Message]
+    record: Record
     key: int
 
 
@@ -50,7 +47,8 @@ def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
     count = 0
     for place, data in _raw_rows(source):
         messages = _check_row(place, data)
-        yield Row(place, messages, xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True).encode()))
+        key = xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True).encode())
+        yield Row(place, Conversation(messages), key)
         count += 1
     if count == 0:
         raise DataError(f"{source} holds no rows; expected one JSON object with `messages` a line")

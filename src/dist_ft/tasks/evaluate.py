@@ -14,7 +14,8 @@ from dist_ft.config import Config, config_from_dict
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.stream.sources import Message, Row, is_held_out, read_rows
+from dist_ft.records import Conversation, Message
+from dist_ft.stream.sources import Row, is_held_out, read_rows
 
 _BATCH_ROWS = 32
 
@@ -100,8 +101,10 @@ def _held_out(config: Config) -> list[list[Message]]:
 
 
 def _until_answer(row: Row) -> list[Message]:
-    last = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
-    return row.messages[: last + 1]
+    assert isinstance(row.record, Conversation)
+    messages = row.record.messages
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[: last + 1]
 
 
 def _last_answer(messages: Sequence[Message]) -> str:

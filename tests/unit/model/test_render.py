@@ -9,7 +9,7 @@ import pytest
 from dist_ft.errors import DataError
 from dist_ft.model.embedded import CHATML, byte_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.stream.pack import Sample
+from dist_ft.records import Conversation, Sample
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
@@ -64,7 +64,7 @@ def _runs(renderer: Renderer, sample: Sample) -> list[str]:
 
 def _trained(template: str, turns: list[dict[str, Any]]) -> list[list[str]]:
     renderer = _renderer(template)
-    return [_runs(renderer, sample) for sample in renderer(turns)]
+    return [_runs(renderer, sample) for sample in renderer(Conversation(turns))]
 
 
 STYLES = {
@@ -106,21 +106,21 @@ def test_trained_is_each_answer_with_its_end_mark_and_nothing_else(style: str, c
 def test_the_tokens_are_those_of_the_whole_conversation(style: str) -> None:
     renderer = _renderer(STYLES[style][0])
     turns = CONVERSATIONS["unicode"]
-    (sample,) = renderer(turns)
+    (sample,) = renderer(Conversation(turns))
     assert renderer._tokenizer.decode(sample.input_ids) == renderer.text(turns)
     assert len(sample.trained) == len(sample.input_ids)
 
 
 def test_the_text_starts_once_with_the_bos_mark() -> None:
     renderer = _renderer(LLAMA3)
-    (sample,) = renderer(_turns("hi", "hello"))
+    (sample,) = renderer(Conversation(_turns("hi", "hello")))
     bos = renderer._tokenizer.bos_token_id
     assert [i for i, token in enumerate(sample.input_ids) if token == bos] == [0]
 
 
 def test_the_end_mark_is_one_token() -> None:
     renderer = _renderer(CHATML)
-    (sample,) = renderer(_turns("hi", "ok"))
+    (sample,) = renderer(Conversation(_turns("hi", "ok")))
     trained = [token for token, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained]
     assert trained[-1] == renderer._tokenizer.eos_token_id
     assert len(trained) == 3
@@ -128,12 +128,12 @@ def test_the_end_mark_is_one_token() -> None:
 
 def test_a_trailing_user_turn_is_dropped() -> None:
     renderer = _renderer(CHATML)
-    assert renderer(_turns("a", "one", "and then?")) == renderer(_turns("a", "one"))
+    assert renderer(Conversation(_turns("a", "one", "and then?"))) == renderer(Conversation(_turns("a", "one")))
 
 
 @pytest.mark.parametrize("turns", [[], _turns("only a question"), _turns("hi", system="be kind")])
 def test_without_an_answer_there_is_nothing_to_train(turns: list[dict[str, Any]]) -> None:
-    assert _renderer(CHATML)(turns) == []
+    assert _renderer(CHATML)(Conversation(turns)) == []
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
@@ -148,7 +148,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_a_sample_an_answer() -> No
     turns = _turns("a", first, "b", second, "c")
     renderer = _renderer(STRIPS_THOUGHTS)
     assert _trained(STRIPS_THOUGHTS, turns) == [[first + "<|im_end|>"], [second + "<|im_end|>"]]
-    texts = [renderer._tokenizer.decode(sample.input_ids) for sample in renderer(turns)]
+    texts = [renderer._tokenizer.decode(sample.input_ids) for sample in renderer(Conversation(turns))]
     assert texts == [renderer.text(turns[:2]), renderer.text(turns[:4])]
     assert "hm" in texts[0]
     assert "hm" not in texts[1]
@@ -177,7 +177,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
 
 def test_a_template_that_refuses_a_role_is_a_data_error() -> None:
     with pytest.raises(DataError, match="no system turns, please"):
-        _renderer(REFUSES_SYSTEM)(_turns("hi", "hello", system="be kind"))
+        _renderer(REFUSES_SYSTEM)(Conversation(_turns("hi", "hello", system="be kind")))
     assert _trained(REFUSES_SYSTEM, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}])
 
 

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from dist_ft.errors import DataError
+from dist_ft.records import Conversation, Record, Sample
 from dist_ft.stream import cache
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
-from dist_ft.stream.pack import Sample
 
 
-def render(messages: list[dict[str, Any]]) -> list[Sample]:
+def render(record: Record) -> list[Sample]:
     """Characters are tokens; those of assistant turns are trained."""
+    assert isinstance(record, Conversation)
+    messages = record.messages
     return [
         Sample(
             [ord(character) for turn in messages for character in turn["content"]],
@@ -27,7 +29,7 @@ def render(messages: list[dict[str, Any]]) -> list[Sample]:
     ]
 
 
-def must_not_render(messages: list[dict[str, Any]]) -> list[Sample]:
+def must_not_render(record: Record) -> list[Sample]:
     raise AssertionError("rendered again")
 
 
@@ -229,7 +231,7 @@ def test_a_window_without_a_usable_row_makes_no_shard(
 
 
 def test_a_row_may_become_several_samples(request_for: RequestFor, cache_dir: Path) -> None:
-    split = prepare_split(request_for(["one", "two"]), lambda messages: render(messages) * 2, cache_dir)
+    split = prepare_split(request_for(["one", "two"]), lambda record: render(record) * 2, cache_dir)
     assert texts(split) == ["?one", "?one", "?two", "?two"]
     assert split.num_rows == 2
 
@@ -241,12 +243,12 @@ def test_dying_half_way_leaves_nothing_behind(
     monkeypatch.setattr(cache, "WINDOW_ROWS", 2)  # the first shard is on disk before the third row
     rendered = 0
 
-    def dying(messages: list[dict[str, Any]]) -> list[Sample]:
+    def dying(record: Record) -> list[Sample]:
         nonlocal rendered
         rendered += 1
         if rendered == dies_at:
             raise KeyboardInterrupt
-        return render(messages)
+        return render(record)
 
     request = request_for(["one", "two", "three", "four"])
     with pytest.raises(KeyboardInterrupt):
@@ -267,10 +269,10 @@ def test_of_two_writers_at_once_both_get_the_split(request_for: RequestFor, cach
     request = request_for(["one", "two"])
     other: list[PreparedSplit] = []
 
-    def slow(messages: list[dict[str, Any]]) -> list[Sample]:
+    def slow(record: Record) -> list[Sample]:
         if not other:
             other.append(prepare_split(request, render, cache_dir))
-        return render(messages)
+        return render(record)
 
     assert prepare_split(request, slow, cache_dir) == other[0]
     assert [path.name for path in cache_dir.iterdir()] == [request.key()]

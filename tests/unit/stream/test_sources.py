@@ -32,7 +32,7 @@ def turn(role: Any = "assistant", content: Any = "hello") -> dict[str, Any]:
 def test_rows_come_in_file_order_with_their_place(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", turns(turn(content="1")), turns(turn(content="2")))
     rows = list(read_rows(source))
-    assert [(row.place, row.messages[0]["content"]) for row in rows] == [
+    assert [(row.place, row.record.messages[0]["content"]) for row in rows] == [
         (f"{source}:1", "1"),
         (f"{source}:2", "2"),
     ]
@@ -50,20 +50,20 @@ def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
 )
 def test_editors_may_differ(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(text)
-    assert [row.messages for row in read_rows(str(tmp_path / "a.jsonl"))] == [GOOD["messages"]]
+    assert [row.record.messages for row in read_rows(str(tmp_path / "a.jsonl"))] == [GOOD["messages"]]
 
 
 def test_text_is_kept_as_it_is(tmp_path: Path) -> None:
     content = " ü\u2028😀\x00\n trailing "
     row = json.dumps({"messages": [turn(content=content)]}, ensure_ascii=False).encode()
-    assert next(read_rows(write(tmp_path / "a.jsonl", row))).messages[0]["content"] == content
+    assert next(read_rows(write(tmp_path / "a.jsonl", row))).record.messages[0]["content"] == content
 
 
 def test_all_roles_and_further_keys_are_allowed(tmp_path: Path) -> None:
     row = json.dumps(
         {"messages": [turn("system"), turn("user"), turn(), {**turn("tool"), "name": "x"}, turn()], "id": 5}
     )
-    assert len(next(read_rows(write(tmp_path / "a.jsonl", row.encode()))).messages) == 5
+    assert len(next(read_rows(write(tmp_path / "a.jsonl", row.encode()))).record.messages) == 5
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_row_that_nobody_can_tokenise_is_refused_with_file_and_line(tmp_path: 
 
 def test_rows_before_a_bad_one_are_given(tmp_path: Path) -> None:
     rows = read_rows(write(tmp_path / "a.jsonl", GOOD_LINE, b"broken"))
-    assert next(rows).messages == GOOD["messages"]
+    assert next(rows).record.messages == GOOD["messages"]
 
 
 @pytest.mark.parametrize("text", [b"", b"\n\n", b"  \n\t\n"])
@@ -142,7 +142,7 @@ def test_a_format_that_is_not_read_yet_is_refused(tmp_path: Path, row_format: st
 def test_an_embedded_source_is_read_by_name() -> None:
     row = next(read_rows("embedded:orders/train"))
     assert row.place == "embedded:orders/train:1"
-    assert row.messages[-1]["role"] == "assistant"
+    assert row.record.messages[-1]["role"] == "assistant"
 
 
 def test_an_unknown_embedded_source_is_refused() -> None:
