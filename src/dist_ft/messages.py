@@ -113,6 +113,14 @@ class SaveFailed(Message):
 
 
 @dataclass(frozen=True)
+class SaveSkipped(Message):
+    """A save was due while the one before was still being written; rank 0 only."""
+
+    kind: ClassVar[str] = "save_skipped"
+    step: int
+
+
+@dataclass(frozen=True)
 class Leaving(Message):
     """The rank was told to end (SIGTERM) and would like to do so behind a checkpoint."""
 
@@ -167,7 +175,8 @@ class Heartbeat(Message):
 _KINDS: dict[str, type[Message]] = {
     cls.kind: cls
     for cls in (
-        RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, SaveFailed, Leaving,
+        RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, SaveFailed, SaveSkipped,
+        Leaving,
         Located, RankDone, RankFailed, Heartbeat,
     )
 }  # fmt: skip

@@ -30,7 +30,7 @@ from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
 from dist_ft.orchestrate.ray_version import SERIES, check_ray_version
-from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer
+from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer, start_env
 
 TRAINER = "src/dist_ft/orchestrate/trainer.py"
 CLUSTER = "src/dist_ft/orchestrate/cluster.py"
@@ -105,7 +105,7 @@ def _values(module: Any) -> set[str]:
     return {value for value in vars(module).values() if isinstance(value, str)}
 
 
-@pytest.mark.parametrize("name", sorted(TRAIN_ENV))
+@pytest.mark.parametrize("name", sorted(TRAIN_ENV | start_env(1)))
 def test_a_variable_that_we_set_is_one_that_ray_train_reads(name: str) -> None:
     assert name in _values(constants) | _values(ray.train.constants), _needed(f"variable {name}", TRAINER)
 

@@ -37,7 +37,7 @@ def tiny_config(tmp_path: Path, **changes: Any) -> Config:
         "optimizer": {"lr": 3e-3, "weight_decay": 0.1},
         "zero": {"stage": 2},
         "cluster": {"num_workers": 2},
-        "checkpoint": {"every_steps": None},
+        "checkpoint": {"every_steps": None, "in_background": False},
         "monitor": {"wandb": "disabled"},
     }
     for key, value in changes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,16 +20,18 @@ from safetensors.torch import save_file
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.checkpoint.store import LocalStore
-from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, Staged, StepDone
+from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
 from dist_ft.rundir import RunDir, slices_name
 from dist_ft.state import STATE_KINDS, SliceKey
 from dist_ft.tasks import prepare as prepare_task
-from dist_ft.train import build
+from dist_ft.train import build, saving
 from dist_ft.train.build import RankParts, build_rank
 from dist_ft.train.evaluate import evaluate_loss
 from dist_ft.train.loop import run_loop
 from dist_ft.zero.slices import collect_slices, fragments, group_settings, optimizer_step, restore_slices
+
+_STEPS_OF_A_SLOW_SAVE = 3
 
 
 class Notes:
@@ -44,23 +47,29 @@ class Notes:
         self.rows: list[dict[str, Any]] = []
         self.evals: list[dict[str, Any]] = []
         self.staged: list[dict[str, Any]] = []
+        self.skipped_saves: list[int] = []
+        self.failed_saves: list[int] = []
 
     def send(self, message: Message) -> None:
-        """See `train.loop.Link`."""
+        """See `train.link.Link`."""
         if isinstance(message, StepDone):
             self.rows.append(message.row)
         elif isinstance(message, EvalDone):
             self.evals.append(message.row)
+        elif isinstance(message, SaveSkipped):
+            self.skipped_saves.append(message.step)
+        elif isinstance(message, SaveFailed):
+            self.failed_saves.append(message.step)
         elif isinstance(message, Staged):
             self.staged.append(asdict(message))
 
     def should_stop(self) -> bool:
-        """See `train.loop.Link`; asked once a step."""
+        """See `train.link.Link`; asked once a step."""
         self._num_asked += 1
         return self._stop_after is not None and self._num_asked >= self._stop_after
 
     def wait_committed(self, step: int) -> None:
-        """See `train.loop.Link`."""
+        """See `train.link.Link`."""
 
 
 def prepare(rank: int, world_size: int, config: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +80,43 @@ def prepare(rank: int, world_size: int, config: dict[str, Any]) -> dict[str, Any
 def train(rank: int, world_size: int, attempt: dict[str, Any], stop_after: int | None = None) -> dict[str, Any]:
     """Trains to the end or to a stop."""
     return _train(build_rank(_spec(rank, world_size, attempt)), stop_after)
+
+
+def train_on_a_slow_disk(rank: int, world_size: int, attempt: dict[str, Any], slow_rank: int) -> dict[str, Any]:
+    """Trains to the end; the first save of one rank is not written before two more steps are done."""
+    parts = build_rank(_spec(rank, world_size, attempt))
+    steps_done = threading.Semaphore(0)
+    step = parts.loader.step
+
+    def counted(index: int) -> Any:
+        steps_done.release()  # at the begin of the next one
+        return step(index)
+
+    def slow(store: Any, name: str, slices: Any) -> Any:
+        if rank == slow_rank and not waited:
+            waited.append(name)
+            for _ in range(_STEPS_OF_A_SLOW_SAVE):
+                assert steps_done.acquire(timeout=60), "training waits for the disk"
+        return write_slices(store, name, slices)
+
+    waited: list[str] = []
+    with mock.patch.object(parts.loader, "step", counted), mock.patch.object(saving, "write_slices", slow):
+        return _train(parts, None)
+
+
+def train_on_a_broken_disk(rank: int, world_size: int, attempt: dict[str, Any], failure: str) -> dict[str, Any]:
+    """Trains; the first save of rank 1 fails."""
+    parts = build_rank(_spec(rank, world_size, attempt))
+    failed: list[str] = []
+
+    def broken(store: Any, name: str, slices: Any) -> Any:
+        if rank == 1 and not failed:
+            failed.append(name)
+            raise {"disk": OSError(28, "No space left on device"), "bug": RuntimeError("nobody foresaw")}[failure]
+        return write_slices(store, name, slices)
+
+    with mock.patch.object(saving, "write_slices", broken):
+        return _train(parts, None)
 
 
 def train_and_look(rank: int, world_size: int, attempt: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +194,10 @@ def _spec(rank: int, world_size: int, attempt: dict[str, Any]) -> RankSpec:
 def _train(parts: RankParts, stop_after: int | None) -> dict[str, Any]:
     notes = Notes(stop_after)
     outcome, step = run_loop(parts, notes)
-    return {"outcome": outcome, "step": step, "rows": notes.rows, "evals": notes.evals, "staged": notes.staged}
+    return {
+        "outcome": outcome, "step": step, "rows": notes.rows, "evals": notes.evals, "staged": notes.staged,
+        "skipped_saves": notes.skipped_saves, "failed_saves": notes.failed_saves,
+    }  # fmt: skip
 
 
 def _write(parts: RankParts, step: int, attempt: int) -> dict[str, Any]:

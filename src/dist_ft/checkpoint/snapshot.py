@@ -1,7 +1,4 @@
-"""Writes one rank's slices and reads them back by range.
-
-The save blocks: views are streamed to disk as they are. Only the coordinator makes the checkpoint exist.
-"""
+"""Writes one rank's slices and reads them back by range. Only the coordinator makes the checkpoint exist."""
 
 from __future__ import annotations
 
@@ -15,6 +12,11 @@ from dist_ft.checkpoint.store import Store
 from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
 from dist_ft.errors import CheckpointError
 from dist_ft.state import SliceKey
+
+
+def copy_slices(slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> list[tuple[SliceKey, torch.Tensor]]:
+    """Returns the slices as float32 copies in host memory, which the next step does not change."""
+    return [(key, tensor.detach().to("cpu", torch.float32, copy=True)) for key, tensor in slices]
 
 
 def write_slices(store: Store, name: str, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:

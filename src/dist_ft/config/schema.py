@@ -282,6 +282,10 @@ class CheckpointConfig(Section):
 
     every_steps: Annotated[int, Field(ge=1)] | None = 50
     """Steps between checkpoints; null keeps the last one only. The last step always makes one."""
+    in_background: bool = True
+    """Write while training goes on, from a copy in host memory (12 bytes a trained parameter over all workers). A
+    checkpoint that is due while the one before is still being written is left out. False: training waits for the
+    disk, and none is left out."""
     keep_last: Annotated[int, Field(ge=1)] = 2
     """Committed checkpoints to keep."""
 

@@ -33,6 +33,7 @@ from dist_ft.messages import (
     RankStarted,
     RendezvousOpen,
     SaveFailed,
+    SaveSkipped,
     Staged,
     StepDone,
     Whereabouts,
@@ -147,6 +148,8 @@ class Group:
                 self._on_save_failed(message.step, f"rank {rank}: {message.reason}", message.is_last)
             case Located():
                 self._states[rank] = message.state
+            case SaveSkipped():
+                self._books.note("save_skipped", step=message.step)
             case RankDone():
                 self._on_done(rank, message)
             case RankFailed():

@@ -46,6 +46,8 @@ def describe_event(entry: dict[str, Any]) -> str | None:
         return f"rank {entry['rank']} failed after step {entry['step']}: {entry['message']}"
     if event == "save_failed":
         return f"the checkpoint of step {entry['step']} failed and is left out: {entry['reason']}"
+    if event == "save_skipped":
+        return f"no checkpoint of step {entry['step']}: the one before is still being written"
     if event == "skip_batch":
         return f"step {entry['step']} is left out from now on"
     if event == "straggler":

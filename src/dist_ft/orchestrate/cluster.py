@@ -12,7 +12,7 @@ import ray
 from dist_ft.config import Config
 from dist_ft.config.rules import has_fast_bfloat16, local_slots, num_cores
 from dist_ft.errors import CapacityError, UsageError
-from dist_ft.orchestrate.trainer import TRAIN_ENV
+from dist_ft.orchestrate.trainer import TRAIN_ENV, start_env
 
 _CONNECT_LIMIT_S = 5.0
 _OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go through it
@@ -40,7 +40,7 @@ def connect(config: Config) -> ClusterInfo:
         UsageError: No cluster answers at the address.
         CapacityError: The cluster could never hold the workers.
     """
-    os.environ.update(TRAIN_ENV)
+    os.environ.update(TRAIN_ENV | start_env(config.cluster.max_workers))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; silences a warning
     address = config.cluster.address

@@ -72,11 +72,11 @@ class SocketLink:
         self._sender.start()
 
     def send(self, message: Message) -> None:
-        """See `train.loop.Link`."""
+        """See `train.link.Link`."""
         self._outbox.put(message)
 
     def should_stop(self) -> bool:
-        """See `train.loop.Link`."""
+        """See `train.link.Link`."""
         if self._told_to_end:
             self._told_to_end = False
             self.send(Leaving("SIGTERM"))
@@ -87,7 +87,7 @@ class SocketLink:
         self._told_to_end = True
 
     def wait_committed(self, step: int) -> None:
-        """See `train.loop.Link`."""
+        """See `train.link.Link`."""
         self._wait(lambda reply: reply.committed_step >= step, _COMMIT_LIMIT_S, f"the commit of step {step}")
 
     def wait_rendezvous(self) -> tuple[str, int]:

@@ -29,9 +29,16 @@ TRAIN_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `ElasticPolicy` looks for notices, and drains first
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # a node may go between the look and the start
 }
-"""Set in the driver before Ray Train is used."""
+"""Set in the driver before Ray Train is used; `start_env` adds to it."""
+_START_LIMIT_S = 30.0
+_START_LIMIT_PER_WORKER_S = 0.25
+
+
+def start_env(max_workers: int) -> dict[str, str]:
+    """Returns how long Ray Train tries to start a group: a node may go between the look and the start."""
+    limit_s = _START_LIMIT_S + _START_LIMIT_PER_WORKER_S * max_workers
+    return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s:.0f}"}
 
 
 class RemoteCoordinator:

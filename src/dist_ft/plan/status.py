@@ -26,7 +26,7 @@ _BAR = 30
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """Returns what design section 7 lists: `run_id, state, attempt, step, …, wandb_id`.
+    """Returns what design section 7 lists (`run_id, state, attempt, step, …, wandb_id`) and `goodput`, 0 to 1.
 
     `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` are
     there where the run has them.
@@ -44,6 +44,7 @@ def read_status(run: Path) -> dict[str, Any]:
         ],
         "exports": [str(path) for path in _exports(directory)],
         "wandb_id": record["wandb_id"],
+        "goodput": record["goodput"],
     }
     return status | {key: record[key] for key in ("error", "result") if record.get(key)}
 
@@ -62,6 +63,8 @@ def render_status(status: dict[str, Any]) -> str:
     losses = [f"{name} {result[key]:.4f}" for key, name in _LOSSES if result.get(key) is not None]
     if losses:
         lines.append(f"  loss         {', '.join(losses)}")
+    if step:
+        lines.append(f"  goodput      {status['goodput']:.0%} of the time at work went into steps that count")
     workers = [f"rank {w['rank']}  pid {w['pid']}  on {w['node_ip']}" for w in status["workers"]]
     lines += _section("workers", workers)
     lines += _section("checkpoints", [_below_run(c["path"]) for c in status["checkpoints"]])

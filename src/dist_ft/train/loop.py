@@ -1,54 +1,44 @@
 """The training loop of one rank: one loop for full and LoRA, every stage and world size.
 
 Every rank runs the same collectives in the same order. A request to stop travels inside the all-reduce that
-every step does anyway, so all ranks leave the loop after the same step.
+every step does anyway, so all ranks leave the loop after the same step; so does whether a save is in flight.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dist_ft.checkpoint.snapshot import write_slices
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.errors import DivergedError
-from dist_ft.messages import EvalDone, Loaded, Message, Outcome, PhaseChanged, SaveFailed, Staged, StepDone
-from dist_ft.rundir import checkpoint_name, slices_name
-from dist_ft.state import Cursor
+from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.stream.loader import StepBatch
 from dist_ft.train.build import RankParts
 from dist_ft.train.checks import find_bad_numbers
-from dist_ft.train.evaluate import evaluate_loss, probe_logits
+from dist_ft.train.evaluate import evaluate_loss
+from dist_ft.train.link import Link
+from dist_ft.train.saving import Saver
 from dist_ft.train.schedule import learning_rate
 from dist_ft.train.tensors import to_device
 from dist_ft.train.timing import Stopwatch
 from dist_ft.zero.engine import apply_step
-from dist_ft.zero.slices import collect_slices, group_settings, optimizer_step
-
-logger = logging.getLogger(__name__)
 
 
-class Link(Protocol):
-    """The rank's connection to the coordinator. `send` never blocks a step."""
+@dataclass(frozen=True)
+class Agreed:
+    """What the ranks know of one another after a step.
 
-    def send(self, message: Message) -> None:
-        """Queues a message."""
-        ...
+    Attributes:
+        stop: One of them was asked to stop.
+        is_saving: One of them is still writing a checkpoint.
+    """
 
-    def should_stop(self) -> bool:
-        """Whether a stop was asked for, as far as this rank knows."""
-        ...
-
-    def wait_committed(self, step: int) -> None:
-        """Blocks until the checkpoint of `step` exists. Raises CheckpointError after its limit."""
-        ...
+    stop: bool = False
+    is_saving: bool = False
 
 
 def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
@@ -57,39 +47,46 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     step = parts.start_step
     recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
     parts.engine.train()  # transformers loads models for inference
+    saver = Saver(parts, link)
     link.send(Loaded(step, parts.bytes_read, parts.notes if parts.spec.rank == 0 else []))
     if step == 0:
         _evaluate(parts, link, step)
     link.send(PhaseChanged("first_step", step))
-    stop = False
-    while step < max_steps and not stop:
+    agreed = Agreed()
+    while step < max_steps and not agreed.stop:
+        saver.check()
         if step + 1 in parts.spec.attempt.skipped_steps:
-            stop = _pass_over(parts, link, step)
+            agreed = _pass_over(parts, link, step, saver.is_busy)
         else:
-            stop = _step(parts, link, step, recent_losses)
+            agreed = _step(parts, link, step, recent_losses, saver.is_busy)
         step += 1
         if step == parts.start_step + 1:
             link.send(PhaseChanged("step", step))
         is_last = step == max_steps
         if _is_due(config.eval.every_steps, step) or is_last:
             _evaluate(parts, link, step)
-        if _is_due(config.checkpoint.every_steps, step) or is_last or stop:
-            _save(parts, link, step, is_last=is_last or stop)
+        if is_last or agreed.stop:
+            saver.save(step, is_last=True)
+        elif _is_due(config.checkpoint.every_steps, step):
+            if not agreed.is_saving:
+                saver.save(step)
+            elif parts.spec.rank == 0:
+                link.send(SaveSkipped(step))
     link.send(PhaseChanged("drain", step))
     if step > parts.start_step:
         link.wait_committed(step)
     return ("completed" if step >= max_steps else "stopped"), step
 
 
-def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float]) -> bool:
-    """Runs one optimizer step; returns whether the ranks agreed to stop after it."""
+def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool) -> Agreed:
+    """Runs one optimizer step; returns what the ranks agreed on in it."""
     began = time.perf_counter()
     engine, config, spec = parts.engine, parts.config, parts.spec
     own_part = Stopwatch(engine.device)  # until the first word with the other ranks
     batch = parts.loader.step(step)
     data_s = time.perf_counter() - began
-    # Loss sum, wishes to stop, seconds of each rank's own part.
-    totals = torch.zeros(2 + spec.world_size, dtype=torch.float64, device=engine.device)
+    # Loss sum, wishes to stop, saves in flight, seconds of each rank's own part.
+    totals = torch.zeros(3 + spec.world_size, dtype=torch.float64, device=engine.device)
     scale = parts.spec.world_size / batch.num_trained_tokens
     lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.max_steps)
     grad_norm = 0.0
@@ -107,9 +104,10 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float]) 
         else:
             grad_norm = apply_step(engine, lr_scale)
     totals[1] = float(link.should_stop())
-    totals[2 + spec.rank] = own_part.seconds
+    totals[2] = float(is_saving)
+    totals[3 + spec.rank] = own_part.seconds
     dist.all_reduce(totals)
-    loss_total, wishes, *local_s = totals.tolist()
+    loss_total, wishes, num_saving, *local_s = totals.tolist()
     loss = loss_total / batch.num_trained_tokens
     problem = find_bad_numbers(loss, grad_norm, recent_losses, config.failure.spike_factor)
     if problem is not None:
@@ -124,19 +122,20 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float]) 
         numbers = {"loss": loss, "lr": config.optimizer.lr * lr_scale, "grad_norm": grad_norm}
         timing = {"step_s": time.perf_counter() - began, "data_s": data_s}
         link.send(StepDone(_row(parts, step + 1, batch, numbers, timing), local_s))
-    return bool(wishes)
+    return Agreed(bool(wishes), bool(num_saving))
 
 
-def _pass_over(parts: RankParts, link: Link, step: int) -> bool:
+def _pass_over(parts: RankParts, link: Link, step: int, is_saving: bool) -> Agreed:
     """Leaves out the update of a step whose numbers were bad: the cursor moves on, weights and optimizer stay."""
     batch = parts.loader.step(step)
-    wishes = torch.tensor([float(link.should_stop())], device=parts.engine.device)
-    dist.all_reduce(wishes)
+    totals = torch.tensor([float(link.should_stop()), float(is_saving)], device=parts.engine.device)
+    dist.all_reduce(totals)
     if parts.spec.rank == 0:
         lr_scale = learning_rate(parts.config.schedule, 1.0, step, parts.spec.attempt.max_steps)
         numbers = {"loss": None, "lr": parts.config.optimizer.lr * lr_scale, "grad_norm": None}
         link.send(StepDone(_row(parts, step + 1, batch, numbers, {"step_s": 0.0, "data_s": 0.0}), []))
-    return bool(wishes.item())
+    wishes, num_saving = totals.tolist()
+    return Agreed(bool(wishes), bool(num_saving))
 
 
 def _row(
@@ -167,43 +166,6 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> None:
     if parts.spec.rank == 0:
         link.send(EvalDone({"step": step, "attempt": parts.spec.attempt.attempt, "eval_loss": loss}))
     link.send(PhaseChanged("step", step))
-
-
-def _save(parts: RankParts, link: Link, step: int, is_last: bool) -> None:
-    """Writes this rank's slices. The checkpoint exists once the coordinator has all of them.
-
-    A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
-    """
-    link.send(PhaseChanged("save", step))
-    spec, engine = parts.spec, parts.engine
-    name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
-    slices = collect_slices(engine, parts.names)
-    probe = probe_logits(engine, parts.vocab_size)  # collective at stage 3
-    try:
-        file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, slices)
-    except OSError as error:
-        logger.exception("step %d could not be saved", step)
-        link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
-    else:
-        details = _manifest_details(parts, step, probe) if spec.rank == 0 else None
-        link.send(Staged(step, asdict(file), details))
-    link.send(PhaseChanged("step", step))
-
-
-def _manifest_details(parts: RankParts, step: int, probe: dict[str, Any]) -> dict[str, Any]:
-    position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.num_positions)
-    return {
-        "step": step,
-        "cursor": asdict(Cursor(parts.loader.epoch(position), position)),
-        "zero_stage": parts.config.zero_stage,
-        "optimizer_step": optimizer_step(parts.engine),
-        "fingerprint": asdict(parts.fingerprint),
-        "groups": group_settings(parts.engine),
-        "schedule": {**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.max_steps},
-        "params": [param.to_dict() for param in parts.params],
-        "probe": probe,
-        "environment": parts.environment,
-    }
 
 
 def _is_due(every: int | None, step: int) -> bool:

@@ -34,13 +34,13 @@ class _Wrapper(importlib.abc.MetaPathFinder):
 
 
 def _wrap(step_function):
-    def step(parts, link, step, recent_losses):
+    def step(parts, link, step, recent_losses, is_saving):
         fault = json.loads(os.environ["DIST_FT_TEST_FAULT"])
         once = Path(fault["once"])
         if (parts.spec.rank, step + 1) == (fault["rank"], fault["step"]) and not once.exists():
             once.write_text("done")
             _KINDS[fault["kind"]](parts)
-        return step_function(parts, link, step, recent_losses)
+        return step_function(parts, link, step, recent_losses, is_saving)
 
     return step
 

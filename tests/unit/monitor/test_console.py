@@ -61,6 +61,10 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
         {"event": "save_failed", "step": 40, "reason": "disk full"},
         "the checkpoint of step 40 failed and is left out: disk full",
     ),
+    (
+        {"event": "save_skipped", "step": 20},
+        "no checkpoint of step 20: the one before is still being written",
+    ),
     ({"event": "skip_batch", "step": 8}, "step 8 is left out from now on"),
     (
         {"event": "straggler", "rank": 1, "times_slower": 2.5, "node_ip": "10.0.0.9"},

@@ -30,12 +30,13 @@ CONFIG = config_from_dict(
 )
 KEYS = {
     "run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "checkpoints", "exports",
-    "wandb_id",
+    "wandb_id", "goodput",
 }  # fmt: skip
 
 
 def _write_record(run: Path, **changes: Any) -> None:
-    record = RunRecord("demo", state="running", attempt=1, step=17, max_steps=40, world_size=2, wandb_id="abc")
+    record = RunRecord("demo", state="running", attempt=1, step=17, max_steps=40, world_size=2, wandb_id="abc",
+                       goodput=0.875)  # fmt: skip
     write_json(RunDir(run).run_json, {**asdict(record), **changes})
 
 
@@ -103,6 +104,7 @@ def test_rendering_names_workers_checkpoints_and_progress(run: Path) -> None:
     for text in (
         "demo: running",
         "17 of 40",
+        "88% of the time",
         "rank 0  pid 11  on 10.0.0.1",
         "checkpoints/step-00000010-a0001",
         "abc",

@@ -1,0 +1,120 @@
+"""Saves a rank's part of a checkpoint: a copy between two steps, the writing while training goes on.
+
+One save is in flight. Whether one is, anywhere, travels in the sum that every step makes anyway, so all ranks leave out
+the same ones. The checkpoint exists once the coordinator has heard of every rank's file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_ft.checkpoint.snapshot import copy_slices, write_slices
+from dist_ft.checkpoint.store import LocalStore
+from dist_ft.messages import PhaseChanged, SaveFailed, Staged
+from dist_ft.rundir import checkpoint_name, slices_name
+from dist_ft.state import Cursor, SliceKey
+from dist_ft.train.build import RankParts
+from dist_ft.train.evaluate import probe_logits
+from dist_ft.train.link import Link
+from dist_ft.zero.slices import collect_slices, group_settings, optimizer_step
+
+logger = logging.getLogger(__name__)
+
+Slices = Iterable[tuple[SliceKey, torch.Tensor]]
+
+
+class Saver:
+    """Saves the state of one rank.
+
+    Args:
+        parts: The rank.
+        link: Where it says what it has written.
+    """
+
+    def __init__(self, parts: RankParts, link: Link) -> None:
+        self._parts = parts
+        self._link = link
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, step: int, is_last: bool = False) -> None:
+        """Saves the state after `step`. Collective at stage 3.
+
+        Blocks for the copy, or with `checkpoint.in_background=false`, and for the last one, until it is written.
+        A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
+        """
+        began = time.perf_counter()
+        self._link.send(PhaseChanged("save", step))
+        probe = probe_logits(self._parts.engine, self._parts.vocab_size)
+        details = self._details(step, probe) if self._parts.spec.rank == 0 else None
+        slices: Slices = collect_slices(self._parts.engine, self._parts.names)
+        if is_last:
+            self._link.send(PhaseChanged("drain", step))  # the limit of a save may be one of copies
+            self.finish()
+            self._write(step, slices, details, is_last)
+        elif not self._parts.config.checkpoint.in_background:
+            self._write(step, slices, details, is_last)
+        else:
+            self.finish()
+            arguments = (step, copy_slices(slices), details, is_last)
+            self._thread = threading.Thread(target=self._write, args=arguments, name="save", daemon=True)
+            self._thread.start()
+        logger.info("saving step %d held the rank up for %.3f s", step, time.perf_counter() - began)
+        if not is_last:
+            self._link.send(PhaseChanged("step", step))
+
+    def finish(self) -> None:
+        """Waits for the save in flight, and raises what was wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises what nobody foresaw in a save."""
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, step: int, slices: Slices, details: dict[str, Any] | None, is_last: bool) -> None:
+        spec = self._parts.spec
+        name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
+        try:
+            file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, slices)
+            self._link.send(Staged(step, asdict(file), details))
+        except OSError as error:
+            logger.exception("step %d could not be saved", step)
+            self._link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
+        except BaseException as error:
+            if threading.current_thread() is not self._thread:
+                raise
+            self._error = error  # the loop raises it
+
+    def _details(self, step: int, probe: dict[str, Any]) -> dict[str, Any]:
+        """What the manifest needs besides the files."""
+        parts = self._parts
+        position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.num_positions)
+        return {
+            "step": step,
+            "cursor": asdict(Cursor(parts.loader.epoch(position), position)),
+            "zero_stage": parts.config.zero_stage,
+            "optimizer_step": optimizer_step(parts.engine),
+            "fingerprint": asdict(parts.fingerprint),
+            "groups": group_settings(parts.engine),
+            "schedule": {**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.max_steps},
+            "params": [param.to_dict() for param in parts.params],
+            "probe": probe,
+            "environment": parts.environment,
+        }
