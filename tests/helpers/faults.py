@@ -127,7 +127,7 @@ def _stop_supervisor(scene: Scene) -> None:
 
 def _kill_starter_then_rank(scene: Scene) -> None:
     scene.at()
-    (starter,) = scene.find(b"forkserver", scene.run.process.pid)
+    starter = scene.find(b"forkserver", scene.run.process.pid)[0]  # the ranks are its children
     rank = scene.pid(1)
     os.kill(starter, signal.SIGKILL)
     os.kill(rank, signal.SIGKILL)
