@@ -21,8 +21,8 @@ With gradient checkpointing a layer keeps its input alone, and one layer at a ti
 
 It is an estimate, for choosing a stage and a micro batch; for two small Llamas it was within a tenth of what
 autograd saved. Left out: communication buffers (up to 200 million elements), the allocator's fragmentation,
-and the libraries and the CUDA context (about 1 GiB a worker). Gated feed-forward layers alone can need a
-quarter more than the paper's.
+the copy of a checkpoint that is being written (12·T / N, in host memory), and the libraries and the CUDA
+context (about 1 GiB a worker). Gated feed-forward layers alone can need a quarter more than the paper's.
 """
 
 from __future__ import annotations
