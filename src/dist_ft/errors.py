@@ -125,8 +125,8 @@ def from_exception(error: BaseException) -> dict[str, str]:
     if isinstance(error, DistFtError):
         return error.to_dict()
     name = type(error).__name__
-    # By name: this module imports no torch. The last is what its CPU allocator says.
-    no_memory = name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in str(error)
+    # By name: this module imports no torch. The last is what its CPU allocator says, in each of its wordings.
+    no_memory = name in ("MemoryError", "OutOfMemoryError") or "you tried to allocate" in str(error)
     kind = OutOfMemoryError if no_memory else WorkerCrashError
     return {"type": kind.__name__, "message": f"{name}: {error}"}
 

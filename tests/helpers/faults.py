@@ -141,12 +141,13 @@ def _kill_while_saving(scene: Scene) -> None:
 
 
 def _kill_while_loading(scene: Scene) -> None:
-    _kill_all(scene)
-    scene.event("attempt", 2)
-    before = len(scene._events("loaded"))
-    pid = scene.pid(0)
-    assert len(scene._events("loaded")) == before, "it had loaded already"
-    os.kill(pid, signal.SIGKILL)
+    old = {worker["pid"] for worker in scene.at()["workers"]}
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    pids = lambda record: [worker["pid"] for worker in record["workers"]]  # noqa: E731
+    new = pids(scene.run.wait_for(lambda record: pids(record) and not old & set(pids(record))))
+    assert len(scene._events("loaded")) == 1, "it had loaded already"
+    os.kill(new[0], signal.SIGKILL)
 
 
 def _kill_while_evaluating(scene: Scene) -> None:

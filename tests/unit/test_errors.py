@@ -62,7 +62,12 @@ def test_what_a_user_can_fix_exits_2_and_is_never_retried(cls: type[DistFtError]
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
+    ],
 )
 def test_want_of_memory_is_told_apart(error: BaseException) -> None:
     assert type(from_dict(from_exception(error))) is errors.OutOfMemoryError
