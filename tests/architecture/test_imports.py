@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "dist_ft"
 
 ROWS = (
-    ("__init__", "errors", "messages", "records", "rundir", "state"),
+    ("__init__", "errors", "evals", "messages", "records", "rundir", "state"),
     ("config", "batch", "memory"),
     ("stream", "model", "zero", "checkpoint", "monitor"),
     ("train", "tasks", "plan"),
@@ -59,7 +59,7 @@ LATE = {
 """Modules that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.messages", "dist_ft.records", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch",
+    "dist_ft.errors", "dist_ft.evals", "dist_ft.messages", "dist_ft.records", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch",
     "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor",
     "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",

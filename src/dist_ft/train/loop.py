@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,16 @@ import torch.distributed as dist
 
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.checkpoint.store import LocalStore
+from dist_ft.config import Config
 from dist_ft.errors import DivergedError
+from dist_ft.evals import Scores
 from dist_ft.messages import EvalDone, Loaded, Message, Outcome, PhaseChanged, SaveFailed, Staged, StepDone
 from dist_ft.rundir import checkpoint_name, slices_name
 from dist_ft.state import Cursor
 from dist_ft.stream.loader import StepBatch
 from dist_ft.train.build import RankParts
 from dist_ft.train.checks import find_bad_numbers
-from dist_ft.train.evaluate import evaluate_loss, probe_logits
+from dist_ft.train.evaluate import evaluate, probe_logits
 from dist_ft.train.schedule import learning_rate
 from dist_ft.train.tensors import to_device
 from dist_ft.train.timing import Stopwatch
@@ -52,17 +55,19 @@ class Link(Protocol):
 
 
 def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
-    """Trains to the end, or to a stop. Returns how it ended and the completed steps."""
+    """Trains to the end, early or not, or to a stop. Returns how it ended and the completed steps."""
     config, max_steps = parts.config, parts.spec.attempt.max_steps
     step = parts.start_step
     recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
     parts.engine.train()  # transformers loads models for inference
     link.send(Loaded(step, parts.bytes_read, parts.notes if parts.spec.rank == 0 else []))
+    measured = list(parts.spec.attempt.evaluations)
     if step == 0:
-        _evaluate(parts, link, step)
+        measured += _evaluate(parts, link, step)
     link.send(PhaseChanged("first_step", step))
     stop = False
-    while step < max_steps and not stop:
+    is_last = _is_last(config, measured, step, max_steps)
+    while not is_last and not stop:
         if step + 1 in parts.spec.attempt.skipped_steps:
             stop = _pass_over(parts, link, step)
         else:
@@ -70,15 +75,33 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         step += 1
         if step == parts.start_step + 1:
             link.send(PhaseChanged("step", step))
-        is_last = step == max_steps
-        if _is_due(config.eval.every_steps, step) or is_last:
-            _evaluate(parts, link, step)
-        if _is_due(config.checkpoint.every_steps, step) or is_last or stop:
+        if _is_due(config.eval.every_steps, step) or step == max_steps:
+            measured += _evaluate(parts, link, step)
+        is_last = _is_last(config, measured, step, max_steps)
+        is_due = _is_due(config.checkpoint.every_steps, step) or _is_best(config, measured, step, max_steps)
+        if is_due or is_last or stop:
             _save(parts, link, step, is_last=is_last or stop)
     link.send(PhaseChanged("drain", step))
     if step > parts.start_step:
         link.wait_committed(step)
-    return ("completed" if step >= max_steps else "stopped"), step
+    return ("completed" if is_last else "stopped"), step
+
+
+def _is_last(config: Config, measured: Sequence[dict[str, Any]], step: int, max_steps: int) -> bool:
+    """Whether the run is complete: every rank has the same numbers before it, and so decides alike."""
+    stopping, every = config.eval.early_stopping, config.eval.every_steps
+    if stopping is None or every is None:
+        return step >= max_steps
+    scores = Scores.of(measured, stopping.metric, every, max_steps)
+    return step >= max_steps or scores.is_exhausted(stopping.patience, stopping.min_delta)
+
+
+def _is_best(config: Config, measured: Sequence[dict[str, Any]], step: int, max_steps: int) -> bool:
+    """Whether a step is to be kept because it is the best so far."""
+    metric, every = config.eval.best_metric, config.eval.every_steps
+    if metric is None or every is None:
+        return False
+    return Scores.of(measured, metric, every, max_steps).best() == step
 
 
 def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float]) -> bool:
@@ -158,15 +181,18 @@ def _row(
     }
 
 
-def _evaluate(parts: RankParts, link: Link, step: int) -> None:
+def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
+    """Measures the held-out split, where there is one; returns the row."""
     split = parts.eval_split
     if split is None:
-        return
+        return []
     link.send(PhaseChanged("evaluate", step))
-    loss = evaluate_loss(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    numbers = evaluate(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
     if parts.spec.rank == 0:
-        link.send(EvalDone({"step": step, "attempt": parts.spec.attempt.attempt, "eval_loss": loss}))
+        link.send(EvalDone(row))
     link.send(PhaseChanged("step", step))
+    return [row]
 
 
 def _save(parts: RankParts, link: Link, step: int, is_last: bool) -> None:
@@ -186,7 +212,7 @@ def _save(parts: RankParts, link: Link, step: int, is_last: bool) -> None:
         link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
     else:
         details = _manifest_details(parts, step, probe) if spec.rank == 0 else None
-        link.send(Staged(step, asdict(file), details))
+        link.send(Staged(step, asdict(file), details, is_last))
     link.send(PhaseChanged("step", step))
 
 

@@ -130,7 +130,9 @@ class Run:
             "world_size": 2,
         }
 
-    def stage(self, rank: int, step: int, start: int | None = None, end: int | None = None) -> Reply:
+    def stage(
+        self, rank: int, step: int, start: int | None = None, end: int | None = None, is_last: bool = False
+    ) -> Reply:
         """Writes a rank's slice file, as `train/loop.py` does, and reports it."""
         slices = []
         for param in PARAMS:
@@ -140,7 +142,7 @@ class Run:
                 slices.append((SliceKey(param.name, first, kind), torch.full((last - first,), float(step))))
         directory = self.dir.checkpoint(step, self.spec.attempt)
         file = write_slices(LocalStore(directory), slices_name(rank, self.world_size), slices)
-        return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None))
+        return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None, is_last))
 
     def details(self, step: int) -> dict[str, Any]:
         return {
