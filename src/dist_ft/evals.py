@@ -39,9 +39,9 @@ class Scores:
             every_steps: `eval.every_steps`.
             last_step: Steps of the whole run.
         """
-        found = {int(row["step"]): row.get(metric) for row in rows}
+        found = {int(row["step"]): math.nan if row.get(metric) is None else float(row[metric]) for row in rows}
         due = sorted(step for step in found if step > 0 and (step % every_steps == 0 or step == last_step))
-        return cls(metric, {step: math.nan if found[step] is None else float(found[step]) for step in due})
+        return cls(metric, {step: found[step] for step in due})
 
     def improvements(self, min_delta: float = 0.0) -> list[int]:
         """Returns the steps that were better, by more than `min_delta`, than the one named before.
