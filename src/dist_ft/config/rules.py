@@ -123,14 +123,16 @@ def _eval_problems(config: Config) -> list[str]:
     if wanted.metrics and config.data.eval is None:
         problems.append(f"eval.metrics={wanted.metrics} needs held-out data; set data.eval")
     if ("regex" in wanted.metrics) != (wanted.regex is not None):
-        problems.append(f"eval.regex={wanted.regex}, eval.metrics={wanted.metrics}: the one needs the other; set both")
-    for key in ("early_stopping", "best_metric"):
-        value = wanted.model_dump()[key]
-        if value is not None and (config.data.eval is None or wanted.every_steps is None):
-            problems.append(
-                f"eval.{key}={value} needs evaluations on the way, but data.eval={config.data.eval} and "
-                f"eval.every_steps={wanted.every_steps}; set both"
-            )
+        problems.append(
+            f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both or neither"
+        )
+    steering = {"early_stopping": wanted.early_stopping, "best_metric": wanted.best_metric}
+    used = [key for key, value in steering.items() if value is not None]
+    if used and (config.data.eval is None or wanted.every_steps is None):
+        problems.append(
+            f"eval.{used[0]} needs evaluations on the way, but data.eval={config.data.eval} and "
+            f"eval.every_steps={wanted.every_steps}; set both"
+        )
     return problems
 
 
