@@ -124,7 +124,7 @@ def _eval_problems(config: Config) -> list[str]:
         problems.append(f"eval.metrics={wanted.metrics} needs held-out data; set data.eval")
     if ("regex" in wanted.metrics) != (wanted.regex is not None):
         problems.append(
-            f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both or neither"
+            f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both"
         )
     steering = {"early_stopping": wanted.early_stopping, "best_metric": wanted.best_metric}
     used = [key for key, value in steering.items() if value is not None]
