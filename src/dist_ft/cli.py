@@ -259,7 +259,7 @@ def _print_result(result: dict[str, Any]) -> None:
 
     if result["early_stop"]:
         stop = result["early_stop"]
-        print(f"ended early: {stop['patience']} evaluations without a better {stop['metric']} than at the best step")
+        print(f"ended early: {stop['patience']} evaluations without a better {stop['metric']}")
     if result["final_loss"] is not None:
         print(f"training loss {result['final_loss']:.4f}")
     for block in (

@@ -318,11 +318,8 @@ class Group:
         self._books.write_record()
 
     def _note_early_stop(self, step: int) -> None:
-        stopping, every, max_steps = (
-            self._config.eval.early_stopping,
-            self._config.eval.every_steps,
-            self._books.record.max_steps,
-        )
+        stopping, every = self._config.eval.early_stopping, self._config.eval.every_steps
+        max_steps = self._books.record.max_steps
         if stopping is None or every is None or step >= max_steps:
             return
         scores = Scores.of(self._books.evaluations(step), stopping.metric, every, max_steps)

@@ -70,6 +70,7 @@ def numbers(run_dir: RunDir) -> dict[str, Any]:
         "final_loss": rows[last]["loss"] if last in rows else None,
         "eval_loss": evals.get(last, {}).get("eval_loss"),
         "train_s": round(sum(row["step_s"] for row in rows.values()), 2),
+        "comparison": _compare(run_dir, {"base": 0, "tuned": last}),
         "early_stop": {key: stops[-1][key] for key in ("metric", "best_step", "patience")} if stops else None,
     }
 
