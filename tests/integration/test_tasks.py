@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-import ray
-
-from dist_ft.coordinator.exports import TaskSpec
-from dist_ft.errors import DataError, WorkerCrashError
-from dist_ft.orchestrate.tasks import run_tasks
+from dist_ft.errors import DataError
 
 
 class Server:
@@ -46,22 +42,33 @@ class Server:
         connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
-@pytest.fixture
-def on_ray(ray_address: str) -> Iterator[str]:
-    ray.init(address=ray_address, log_to_driver=False)
-    yield ray.get_runtime_context().get_node_id()
-    ray.shutdown()
+# In a process of its own: Ray reads the token of the session's cluster when it is imported.
+_DRIVER = """
+import json, sys, ray
+from dist_ft.coordinator.exports import TaskSpec
+from dist_ft.errors import DistFtError
+from dist_ft.orchestrate.tasks import run_tasks
+address, starter, groups = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+ray.init(address=address, log_to_driver=False)
+starters = {ray.get_runtime_context().get_node_id(): starter}
+for names in groups:
+    specs = [TaskSpec(name, {"number": number}) for number, name in enumerate(names)]
+    try:
+        print(json.dumps(run_tasks(specs, starters, False, lambda: None)))
+    except DistFtError as error:
+        print(json.dumps(error.to_dict()))
+"""
 
 
-def test_results_come_in_order_and_a_task_that_dies_is_run_once_more(on_ray: str, tmp_path: Path) -> None:
+def test_results_come_in_order_and_a_task_that_dies_is_run_once_more(ray_address: str, tmp_path: Path) -> None:
     server = Server(tmp_path / "s", {"dies once": 1, "dies twice": 2})
-    specs = [TaskSpec("dies once", {"n": 0}), TaskSpec("lives", {"n": 1}), TaskSpec("lives", {"n": 2})]
-    starters = {on_ray: str(tmp_path / "s")}
-    assert run_tasks(specs, starters, False, lambda: None) == [{"n": 0}, {"n": 1}, {"n": 2}]
-    assert server.asked.count("dies once") == 2
-    with pytest.raises(WorkerCrashError, match="died"):
-        run_tasks([TaskSpec("dies twice", {})], starters, False, lambda: None)
-    assert server.asked.count("dies twice") == 2
-    with pytest.raises(DataError, match="bad row"):
-        run_tasks([TaskSpec("bad", {})], starters, False, lambda: None)
-    assert server.asked.count("bad") == 1, "what cannot help is not tried again"
+    groups = [["dies once", "lives", "lives"], ["dies twice"], ["bad"]]
+    command = [sys.executable, "-c", _DRIVER, ray_address, str(tmp_path / "s"), json.dumps(groups)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    results, twice, bad = (json.loads(line) for line in done.stdout.splitlines()[-3:])
+    assert results == [{"number": 0}, {"number": 1}, {"number": 2}]
+    assert twice["type"] == "WorkerCrashError"
+    assert bad == DataError("bad row").to_dict()
+    # What dies twice is given up, what cannot help is not tried again.
+    assert [server.asked.count(name) for name in ("dies once", "dies twice", "bad")] == [2, 2, 1]
