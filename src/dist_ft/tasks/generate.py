@@ -27,15 +27,43 @@ def make_batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Returns the continuations of one batch of rendered prompts, up to the end of the turn."""
-    tokenizer.padding_side = "left"
+    """Returns the continuations of one batch of rendered prompts, up to the end of the turn.
+
+    Of a prompt that leaves no room for an answer the end is kept.
+    """
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    batch = tokenizer(list(prompts), add_special_tokens=False, return_tensors="pt", padding=True).to(model.device)
+    room = _room(model, max_new_tokens)
+    batch = tokenizer(
+        list(prompts),
+        add_special_tokens=False,
+        return_tensors="pt",
+        padding=True,
+        truncation=room is not None,
+        max_length=room,
+    ).to(model.device)
     batch.pop("token_type_ids", None)
     with torch.no_grad():
         tokens = model.generate(
-            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=_ends(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
         )
     answers: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: chat models often name the end of a turn in one of two places only."""
+    known = model.generation_config.eos_token_id
+    listed = known if isinstance(known, list) else [known]
+    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+
+
+def _room(model: Any, max_new_tokens: int) -> int | None:
+    """Tokens that a prompt may have; None where the model names no limit (some say -1)."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return max(1, limit - max_new_tokens) if limit is not None and limit > 0 else None

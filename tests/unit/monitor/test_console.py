@@ -61,6 +61,14 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
         {"event": "save_failed", "step": 40, "reason": "disk full"},
         "the checkpoint of step 40 failed and is left out: disk full",
     ),
+    (
+        {"event": "early_stop", "step": 40, "best_step": 20, "patience": 2, "metric": "eval_loss"},
+        "complete after step 40: 2 evaluations without a better one; the best is step 20",
+    ),
+    (
+        {"event": "early_stop", "step": 20, "best_step": None, "patience": 2, "metric": "eval_loss"},
+        "complete after step 20: 2 evaluations without a better one; none was a number",
+    ),
     ({"event": "skip_batch", "step": 8}, "step 8 is left out from now on"),
     (
         {"event": "straggler", "rank": 1, "times_slower": 2.5, "node_ip": "10.0.0.9"},
@@ -195,5 +203,5 @@ def test_a_run_that_is_longer_than_planned_is_shown(screen: Screen, tmp_path: Pa
 def test_an_evaluation_of_metrics_alone_is_shown(screen: Screen, tmp_path: Path) -> None:
     screen()
     coordinator = _coordinator(tmp_path)
-    coordinator.record_evaluation({"step": 0, "attempt": 0, "exact_match": 0.5})
+    coordinator.record_evaluation({"step": 0, "attempt": 0, "exact_match": 0.5, "perplexity": None})
     Console().update(coordinator.status())
