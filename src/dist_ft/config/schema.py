@@ -305,7 +305,7 @@ class CheckpointConfig(Section):
     every_steps: Annotated[int, Field(ge=1)] | None = 50
     """Steps between checkpoints; null keeps the last one only. The last step always makes one."""
     keep_last: Annotated[int, Field(ge=1)] = 2
-    """Committed checkpoints to keep."""
+    """Committed checkpoints to keep; the best one (`eval.best_metric`) stays besides."""
 
 
 class MonitorConfig(Section):

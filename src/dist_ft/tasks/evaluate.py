@@ -68,6 +68,7 @@ def run(
             prompts = [questions[row].prompt for row in batch]
             for row, answer in zip(batch, generate(model, tokenizer, prompts, parsed.eval.max_new_tokens), strict=True):
                 rows[row][name] = answer
+        del model  # before the next one is loaded
     return {
         "rows": [rows[row] for row in sorted(rows)],
         "numbers": numbers,
