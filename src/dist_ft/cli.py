@@ -259,7 +259,7 @@ def _print_result(result: dict[str, Any]) -> None:
 
     if result["early_stop"]:
         stop = result["early_stop"]
-        print(f"ended early: {stop['patience']} evaluations without a better {stop['metric']}")
+        print(f"early stop: patience {stop['patience']} for {stop['metric']}; the best was step {stop['best_step']}")
     if result["final_loss"] is not None:
         print(f"training loss {result['final_loss']:.4f}")
     for block in (
@@ -268,9 +268,9 @@ def _print_result(result: dict[str, Any]) -> None:
     ):
         if block:
             print(f"\n{block}")
-    for name, key in (("model", "export_dir"), ("best", "best_dir")):
-        if result[key]:
-            print(f"{name:16}{result[key]}")
+    places = [f"{name:16}{result[key]}" for name, key in (("model", "export_dir"), ("best", "best_dir")) if result[key]]
+    if places:
+        print("\n" + "\n".join(places))
 
 
 def main() -> None:

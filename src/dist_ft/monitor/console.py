@@ -51,7 +51,7 @@ def describe_event(entry: dict[str, Any]) -> str | None:
         return f"step {entry['step']} is left out from now on"
     if event == "early_stop":
         best = f"the best is step {entry['best_step']}" if entry["best_step"] else "none was a number"
-        return f"complete after step {entry['step']}: {entry['patience']} evaluations without a better one; {best}"
+        return f"early stop after step {entry['step']} (patience {entry['patience']} for {entry['metric']}); {best}"
     if event == "straggler":
         where = f" on {entry['node_ip']}" if entry["node_ip"] else ""
         return f"rank {entry['rank']}{where} is {entry['times_slower']} times as slow as the others"

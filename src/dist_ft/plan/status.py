@@ -58,7 +58,7 @@ def render_status(status: dict[str, Any]) -> str:
     ]
     early = status.get("result", {}).get("early_stop")
     if early:
-        lines.append(f"  ended early  {early['patience']} evaluations without a better {early['metric']}")
+        lines.append(f"  early stop   patience {early['patience']} for {early['metric']}")
     if status.get("error"):
         lines.append(f"  error        {status['error']['type']}: {status['error']['message']}")
     result = status.get("result", {})

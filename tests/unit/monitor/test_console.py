@@ -63,11 +63,11 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
     ),
     (
         {"event": "early_stop", "step": 40, "best_step": 20, "patience": 2, "metric": "eval_loss"},
-        "complete after step 40: 2 evaluations without a better one; the best is step 20",
+        "early stop after step 40 (patience 2 for eval_loss); the best is step 20",
     ),
     (
         {"event": "early_stop", "step": 20, "best_step": None, "patience": 2, "metric": "eval_loss"},
-        "complete after step 20: 2 evaluations without a better one; none was a number",
+        "early stop after step 20 (patience 2 for eval_loss); none was a number",
     ),
     ({"event": "skip_batch", "step": 8}, "step 8 is left out from now on"),
     (

@@ -113,7 +113,7 @@ def test_rendering_names_workers_checkpoints_and_progress(run: Path) -> None:
 def test_rendering_a_run_that_ended_early(run: Path) -> None:
     result = {"final_loss": 1.5, "early_stop": {"metric": "eval_loss", "best_step": 10, "patience": 2}}
     _write_record(run, state="completed", result=result)
-    assert "2 evaluations without a better eval_loss" in render_status(read_status(run))
+    assert "patience 2 for eval_loss" in render_status(read_status(run))
 
 
 def test_rendering_a_run_that_has_just_started(run: Path) -> None:
