@@ -170,7 +170,7 @@ def rank_main(setting: dict[str, Any]) -> None:
         splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
         max_steps=prepared["max_steps"], num_positions=prepared["num_positions"],
         start_checkpoint=f"{start.directory}/manifest.json" if start else None, skipped_steps=[], recent_losses=[],
-        on_gpu=False, wandb_id=None,
+        evaluations=[], on_gpu=False, wandb_id=None,
     )  # fmt: skip
     _join(Path(setting["port_file"]), rank, size, open_store, init_process_group)
     peak = Peak()

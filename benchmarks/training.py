@@ -71,7 +71,7 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
         splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
         max_steps=prepared["max_steps"], num_positions=prepared["num_positions"],
         start_checkpoint=None, skipped_steps=[], recent_losses=[],
-        on_gpu=False, wandb_id=None,
+        evaluations=[], on_gpu=False, wandb_id=None,
     )  # fmt: skip
     threads = torch.get_num_threads()
     init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)

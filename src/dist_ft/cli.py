@@ -198,6 +198,31 @@ def export(
     typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")
 
 
+@app.command("eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run, model or adapter directory.")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Step of a run; default is its exports.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run, a model or an adapter on a config's held-out data."""
+    parsed = _load(config, overrides or [])
+    from dist_ft.plan.measured import find_target
+
+    target = find_target(path, parsed, step)
+    from dist_ft.monitor.table import render_comparison, render_samples
+    from dist_ft.orchestrate.measure import measure
+
+    result = measure(path, target)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(render_comparison(result["models"]))
+    if result["samples"]:
+        print(f"\n{render_samples(result['samples'][:3])}")
+
+
 @app.command()
 def doctor(
     cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
@@ -230,20 +255,22 @@ def _print_result(result: dict[str, Any]) -> None:
     print(f"{result['state']} after {result['steps']} steps: {result['run_dir']}")
     if result["state"] == "stopped":
         print("continue with the same command and --resume")
+    from dist_ft.monitor.table import render_comparison, render_samples
+
+    if result["early_stop"]:
+        stop = result["early_stop"]
+        print(f"early stop: patience {stop['patience']} for {stop['metric']}; the best was step {stop['best_step']}")
     if result["final_loss"] is not None:
-        print(f"  training loss {result['final_loss']:.4f}")
-    if result["eval_loss"] is not None:
-        print(f"  held-out loss {result['eval_loss']:.4f}")
-    evaluation = result["evaluation"]
-    if evaluation:
-        for name, value in evaluation["tuned"].items():
-            print(f"  {name} {evaluation['base'][name]:.3f} → {value:.3f}")
-        for sample in evaluation.get("samples", [])[:1]:
-            print(f"  asked     {sample['prompt']}")
-            print(f"  base says {sample['base'].strip()[:200]!r}")
-            print(f"  tuned     {sample['tuned'].strip()}")
-    if result["export_dir"]:
-        print(f"  model     {result['export_dir']}")
+        print(f"training loss {result['final_loss']:.4f}")
+    for block in (
+        render_comparison(result["comparison"]),
+        render_samples((result["evaluation"] or {}).get("samples", [])),
+    ):
+        if block:
+            print(f"\n{block}")
+    places = [f"{name:16}{result[key]}" for name, key in (("model", "export_dir"), ("best", "best_dir")) if result[key]]
+    if places:
+        print("\n" + "\n".join(places))
 
 
 def main() -> None:

@@ -88,12 +88,20 @@ class EvalDone(Message):
 
 @dataclass(frozen=True)
 class Staged(Message):
-    """A rank has written its slices of a step; rank 0 adds what the manifest needs besides the files."""
+    """A rank has written its slices of a step.
+
+    Attributes:
+        step: Completed steps.
+        file: What was written.
+        details: What the manifest needs besides the files; rank 0 only.
+        is_last: The run ends here.
+    """
 
     kind: ClassVar[str] = "staged"
     step: int
     file: dict[str, Any]
     details: dict[str, Any] | None
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,6 +270,7 @@ class AttemptSpec:
         start_checkpoint: Manifest path relative to the run directory, or None to start anew.
         skipped_steps: Steps that are passed over without an update (`failure.bad_numbers: skip_batch`).
         recent_losses: Losses of the last steps before the start, to tell a spike by.
+        evaluations: Rows of eval.jsonl up to the start, each step once.
         on_gpu: Whether ranks use CUDA devices.
         wandb_id: W&B id, if any.
     """
@@ -278,6 +287,7 @@ class AttemptSpec:
     start_checkpoint: str | None
     skipped_steps: list[int]
     recent_losses: list[float]
+    evaluations: list[dict[str, Any]]
     on_gpu: bool
     wandb_id: str | None
 

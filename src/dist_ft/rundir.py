@@ -72,6 +72,10 @@ class RunDir:
         """Directory of the model exported from `step`."""
         return self.exports / f"step-{step:08d}"
 
+    def samples(self, step: int) -> Path:
+        """Sample answers of the model exported from `step`."""
+        return self.path / "samples" / f"step-{step:08d}.jsonl"
+
     def logs(self, attempt: int) -> Path:
         """Directory of an attempt's logs."""
         return self.path / "logs" / f"attempt-{attempt:04d}"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "dist_ft"
 
 ROWS = (
-    ("__init__", "errors", "messages", "records", "rundir", "state"),
+    ("__init__", "errors", "evals", "messages", "records", "rundir", "state"),
     ("config", "batch", "memory"),
     ("stream", "model", "zero", "checkpoint", "monitor"),
     ("train", "tasks", "plan"),
@@ -32,6 +32,7 @@ ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 SIDEWAYS = {
     ("dist_ft.plan.plan", "dist_ft.tasks.prepare"): "a plan counts what the run's own preparation makes",
+    ("dist_ft.tasks.evaluate", "dist_ft.train.evaluate"): "a finished model is measured as one in training is",
 }
 """Imports inside a row, each with the reason why it is right."""
 
@@ -46,6 +47,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "datasets": ("dist_ft.stream", "dist_ft.checkpoint.store"),
     "fsspec": ("dist_ft.stream", "dist_ft.checkpoint.store"),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
+    "rouge_score": ("dist_ft.tasks.metrics",),
+    "sacrebleu": ("dist_ft.tasks.metrics",),
     "rich": ("dist_ft.cli", "dist_ft.monitor.console"),
 }
 """The only places where a library is imported."""
@@ -54,13 +57,14 @@ LATE = {
     "dist_ft.cli": "a verb loads what it needs, so that --help and a typo are answered at once",
     "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
     "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
+    "dist_ft.tasks.metrics": "libraries of metrics that few runs ask for, each a second to load",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
 }
 """Modules that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.messages", "dist_ft.records", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch",
-    "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor",
+    "dist_ft.errors", "dist_ft.evals", "dist_ft.messages", "dist_ft.records", "dist_ft.rundir", "dist_ft.state",
+    "dist_ft.batch", "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor",
     "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip

@@ -76,7 +76,13 @@ def prepare(ranks: RankServer, config: Config) -> dict[str, Any]:
     return dict(prepared)
 
 
-def attempt_spec(config: Config, prepared: dict[str, Any], number: int, start: Manifest | None) -> dict[str, Any]:
+def attempt_spec(
+    config: Config,
+    prepared: dict[str, Any],
+    number: int,
+    start: Manifest | None,
+    evaluations: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Returns an `AttemptSpec` as a dict."""
     return asdict(
         AttemptSpec(
@@ -87,6 +93,7 @@ def attempt_spec(config: Config, prepared: dict[str, Any], number: int, start: M
             start_checkpoint=f"{start.directory}/{MANIFEST}" if start else None,
             skipped_steps=[],
             recent_losses=[],
+            evaluations=evaluations or [],
             on_gpu=False,
             wandb_id=None,
             **prepared,
@@ -105,6 +112,7 @@ def train(
     *,
     start: Manifest | None = None,
     prepared: dict[str, Any] | None = None,
+    evaluations: list[dict[str, Any]] | None = None,
     body: str = "train",
     timeout_s: float = 120.0,
     **arguments: Any,
@@ -113,7 +121,7 @@ def train(
     prepared = prepared or prepare(ranks, config)
     store = LocalStore(run_path(config))
     number = take_attempt(store, start).number
-    spec = attempt_spec(config, prepared, number, start)
+    spec = attempt_spec(config, prepared, number, start, evaluations)
     results = ranks.run(
         config.cluster.max_workers, f"{BODIES}:{body}", {"attempt": spec, **arguments}, timeout_s=timeout_s
     )

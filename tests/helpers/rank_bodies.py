@@ -27,7 +27,7 @@ from dist_ft.state import STATE_KINDS, SliceKey
 from dist_ft.tasks import prepare as prepare_task
 from dist_ft.train import build, saving
 from dist_ft.train.build import RankParts, build_rank
-from dist_ft.train.evaluate import evaluate_loss
+from dist_ft.train.evaluate import evaluate
 from dist_ft.train.loop import run_loop
 from dist_ft.zero.slices import collect_slices, fragments, group_settings, optimizer_step, restore_slices
 
@@ -260,7 +260,7 @@ def _eval_loss(parts: RankParts) -> float | None:
     split = parts.eval_split
     if split is None:
         return None
-    return evaluate_loss(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    return evaluate(parts.engine, split.open(), parts.layout, split.num_trained_tokens)["eval_loss"]
 
 
 def _compare_frozen(parts: RankParts) -> dict[str, Any]:

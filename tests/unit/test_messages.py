@@ -55,7 +55,7 @@ ATTEMPT = AttemptSpec(
     run_id="run-1", attempt=3, run_dir="/runs/run-1", config={"run": {"seed": 2**62}}, splits=[{"key": "a"}],
     eval_split=None, fingerprint={"seed": 1}, max_steps=60, num_positions=480,
     start_checkpoint="checkpoints/step-00000040-a0002/manifest.json", skipped_steps=[7],
-    recent_losses=[1.5, 1.25], on_gpu=False, wandb_id=None,
+    recent_losses=[1.5, 1.25], evaluations=[{"step": 20, "eval_loss": 2.5}], on_gpu=False, wandb_id=None,
 )  # fmt: skip
 
 

@@ -11,13 +11,15 @@ from dist_ft.checkpoint.manifest import Manifest
 _FOLDER = re.compile(r"step-\d+-a(\d+)$")
 
 
-def surplus(manifests: Sequence[Manifest], keep_last: int) -> list[Manifest]:
-    """Returns the checkpoints beyond the last `keep_last`, oldest first."""
+def surplus(manifests: Sequence[Manifest], keep_last: int, best: int | None = None) -> list[Manifest]:
+    """Returns the checkpoints beyond the last `keep_last`, oldest first, without that of step `best`."""
     ordered = sorted(manifests, key=lambda m: (m.step, m.attempt))
-    return ordered[: max(0, len(ordered) - keep_last)]
+    return [m for m in ordered[: max(0, len(ordered) - keep_last)] if m.step != best]
 
 
-def deletable(folders: Iterable[str], manifests: Sequence[Manifest], keep_last: int, attempt: int) -> list[str]:
+def deletable(
+    folders: Iterable[str], manifests: Sequence[Manifest], keep_last: int, attempt: int, best: int | None = None
+) -> list[str]:
     """Returns the folders below `checkpoints/` that nobody needs any more.
 
     Surplus checkpoints; what older attempts left half written, or committed beyond a fork; and what a killed
@@ -28,9 +30,10 @@ def deletable(folders: Iterable[str], manifests: Sequence[Manifest], keep_last: 
         manifests: The checkpoints that count.
         keep_last: How many of those stay.
         attempt: The current attempt.
+        best: Step that stays besides, if any.
     """
     # What a newer attempt wrote is not ours to judge.
-    gone = {m.directory for m in surplus(manifests, keep_last) if m.attempt <= attempt}
+    gone = {m.directory for m in surplus(manifests, keep_last, best) if m.attempt <= attempt}
     kept = {m.directory for m in manifests} - gone
     result = []
     for folder in folders:

@@ -90,8 +90,7 @@ def _section_problems(config: Config) -> list[str]:
     weights = [source.weight for source in data.train]
     if any(w is None for w in weights) and any(w is not None for w in weights):
         problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
-    if config.eval.metrics and data.eval is None:
-        problems.append(f"eval.metrics={config.eval.metrics} needs held-out data; set data.eval")
+    problems += _eval_problems(config)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     if config.method.kind == "full" and config.method.init_from is not None:
@@ -114,6 +113,25 @@ def _section_problems(config: Config) -> list[str]:
         problems.append(
             f"run.output_dir={config.run.output_dir}: this release writes to file systems only; "
             "set a path that all machines share"
+        )
+    return problems
+
+
+def _eval_problems(config: Config) -> list[str]:
+    problems = []
+    wanted = config.eval
+    if wanted.metrics and config.data.eval is None:
+        problems.append(f"eval.metrics={wanted.metrics} needs held-out data; set data.eval")
+    if ("regex" in wanted.metrics) != (wanted.regex is not None):
+        problems.append(
+            f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both"
+        )
+    steering = {"early_stopping": wanted.early_stopping, "best_metric": wanted.best_metric}
+    used = [key for key, value in steering.items() if value is not None]
+    if used and (config.data.eval is None or wanted.every_steps is None):
+        problems.append(
+            f"eval.{used[0]} needs evaluations on the way, but data.eval={config.data.eval} and "
+            f"eval.every_steps={wanted.every_steps}; set both"
         )
     return problems
 

@@ -23,6 +23,7 @@ def _compiled(pattern: str) -> str:
 DType = Literal["float32", "bfloat16", "fp32", "bf16"]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiled)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+SteeringMetric = Literal["eval_loss", "token_accuracy"]
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -138,13 +139,34 @@ class TrainConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+class EarlyStopping(Section):
+    """When a run ends before its last step."""
+
+    metric: SteeringMetric = "eval_loss"
+    """What is looked at; perplexity goes with `eval_loss`."""
+    patience: Annotated[int, Field(ge=1)]
+    """Evaluations in a row without improvement after which the run is complete."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """An improvement is more than this."""
+
+
 class EvalConfig(Section):
     """Measurements on the held-out data."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between held-out losses; null measures before the first and after the last step only."""
-    metrics: list[Literal["exact_match"]] = []
-    """Metrics of generated answers, measured on the base model and on the result."""
+    early_stopping: EarlyStopping | None = None
+    """End the run when the held-out data gets no better; null runs all steps. The decision depends on the numbers
+    measured so far and on nothing else, so a run that fails or is resized on the way ends at the same step."""
+    best_metric: SteeringMetric | None = None
+    """Keep the checkpoint that is best by this, and export it as `exports/best`. Null keeps the last ones only."""
+    metrics: list[Literal["exact_match", "json_valid", "json_fields", "rouge_l", "bleu", "regex"]] = []
+    """Metrics of generated answers, measured on the base model and on the result. json_valid: the answer is one JSON
+    object or array; json_fields: share of the fields of the reference's object that are equal; rouge_l: F1; bleu: of
+    all answers together, 0 to 100; regex: see below."""
+    regex: Pattern | None = None
+    """Pattern of the metric `regex`: its first match in the answer must equal the one in the reference (its groups,
+    where it has any); where the reference has none, any match will do."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Longest generated answer."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
@@ -287,7 +309,7 @@ class CheckpointConfig(Section):
     checkpoint that is due while the one before is still being written is left out. False: training waits for the
     disk, and none is left out."""
     keep_last: Annotated[int, Field(ge=1)] = 2
-    """Committed checkpoints to keep."""
+    """Committed checkpoints to keep; the best one (`eval.best_metric`) stays besides."""
 
 
 class MonitorConfig(Section):

@@ -64,6 +64,10 @@ class Books:
         rows = read_rows(self._run_dir.ledger)
         return {f"checkpoints/{checkpoint_name(r['step'], r['attempt'])}" for r in rows if r["event"] == "commit"}
 
+    def evaluations(self, until: int) -> list[dict[str, Any]]:
+        """Returns the evaluations that count of the first `until` steps, in order."""
+        return [row for step, row in sorted(last_rows(self._run_dir.evals).items()) if step <= until]
+
     def skipped_steps(self) -> list[int]:
         """Returns the steps whose update is left out, as the ledger says."""
         return sorted({row["step"] for row in read_rows(self._run_dir.ledger) if row["event"] == "skip_batch"})

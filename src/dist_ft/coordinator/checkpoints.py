@@ -12,6 +12,7 @@ from dist_ft.checkpoint.store import Store
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.errors import CheckpointError
+from dist_ft.evals import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,20 @@ def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
     return f"{start.directory}/{MANIFEST}" in store.names("checkpoints")
 
 
-def clean_up(store: Store, keep_last: int, attempt: int) -> None:
-    """Deletes the folders that nobody needs any more. A deletion that fails never disturbs the run."""
+def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None = None) -> None:
+    """Deletes the folders that nobody needs any more. A deletion that fails never disturbs the run.
+
+    Args:
+        store: The run directory.
+        keep_last: `checkpoint.keep_last`.
+        attempt: The current attempt.
+        scores: By which the best checkpoint stays besides, if any does.
+    """
     unreadable: list[str] = []
     try:
-        folders = deletable(store.folders("checkpoints"), committed(store, unreadable), keep_last, attempt)
+        manifests = committed(store, unreadable)
+        best = scores.best(m.step for m in manifests) if scores else None
+        folders = deletable(store.folders("checkpoints"), manifests, keep_last, attempt, best)
     except (OSError, CheckpointError) as error:
         unreadable.append(str(error))
     if unreadable:  # what it says might be needed

@@ -113,6 +113,7 @@ class Coordinator:
             start_checkpoint=f"{start.directory}/manifest.json" if start else None,
             skipped_steps=self._books.skipped_steps(),
             recent_losses=self._losses_before(attempt.start_step),
+            evaluations=self._books.evaluations(attempt.start_step),
             on_gpu=self._on_gpu,
             wandb_id=self._record.wandb_id,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from dist_ft.checkpoint.manifest import Manifest
@@ -17,10 +19,12 @@ class TaskSpec:
     Attributes:
         name: Module in `dist_ft.tasks`.
         arguments: JSON values.
+        needs_device: Wants a GPU, where the run has any.
     """
 
     name: str
     arguments: dict[str, Any]
+    needs_device: bool = False
 
 
 def export_task(config: Config, run_dir: RunDir, manifest: Manifest) -> TaskSpec:
@@ -34,9 +38,23 @@ def export_task(config: Config, run_dir: RunDir, manifest: Manifest) -> TaskSpec
     return TaskSpec("export", arguments)
 
 
-def evaluate_task(config: Config, run_dir: RunDir, step: int) -> TaskSpec | None:
-    """Measures generated answers of the base model and the export, when the config asks for it."""
+def evaluate_tasks(
+    config: Config, models: Mapping[str, str | None], num_workers: int, num_nodes: int
+) -> list[TaskSpec]:
+    """Has the workers measure generated answers, when the config asks for it; each takes its share of the batches.
+
+    Args:
+        config: The run config.
+        models: As in `tasks.evaluate`.
+        num_workers: How many tasks.
+        num_nodes: Machines that they are spread over.
+    """
     if not config.eval.metrics:
-        return None
-    arguments = {"config": config.model_dump(mode="json"), "export_dir": str(run_dir.export(step))}
-    return TaskSpec("evaluate", arguments)
+        return []
+    shared = {
+        "config": config.model_dump(mode="json"),
+        "models": dict(models),
+        "num_shards": num_workers,
+        "num_local": ceil(num_workers / num_nodes),
+    }
+    return [TaskSpec("evaluate", {**shared, "shard": shard}, needs_device=True) for shard in range(num_workers)]

@@ -22,6 +22,7 @@ from dist_ft.coordinator.watchdog import (
     phase_limit,
 )
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, StorageError, from_exception
+from dist_ft.evals import Scores
 from dist_ft.messages import (
     EvalDone,
     Loaded,
@@ -279,17 +280,21 @@ class Group:
             self.fail(rank, from_exception(error))
             return
         except OSError as error:
-            self._on_save_failed(message.step, str(error), message.step == record.max_steps or self._is_ending)
+            self._on_save_failed(message.step, str(error), message.is_last)
             return
         self.committed_step = manifest.step
         self._unsaved.clear()
         self._books.note("commit", step=manifest.step)
         if self._books.is_mine:
-            clean_up(self._store, self._config.checkpoint.keep_last, record.attempt)
+            clean_up(self._store, self._config.checkpoint.keep_last, record.attempt, self._scores())
 
-    @property
-    def _is_ending(self) -> bool:
-        return self._books.record.state == "stopping" or self.leaving is not None
+    def _scores(self) -> Scores | None:
+        """By what the best checkpoint is kept; None when none is."""
+        wanted, record = self._config.eval, self._books.record
+        if wanted.best_metric is None or wanted.every_steps is None:
+            return None
+        rows = self._books.evaluations(record.max_steps)
+        return Scores.of(rows, wanted.best_metric, wanted.every_steps, record.max_steps)
 
     def _on_save_failed(self, step: int, reason: str, is_last: bool) -> None:
         if step in self._unsaved:
@@ -309,5 +314,17 @@ class Group:
         self.done[rank] = message.outcome
         self._books.record.step = message.step
         self._books.write_record_now_and_then()
-        if len(self.done) == self.world_size:
-            self._books.write_record()
+        if len(self.done) < self.world_size:
+            return
+        if message.outcome == "completed":
+            self._note_early_stop(message.step)
+        self._books.write_record()
+
+    def _note_early_stop(self, step: int) -> None:
+        stopping, every = self._config.eval.early_stopping, self._config.eval.every_steps
+        max_steps = self._books.record.max_steps
+        if stopping is None or every is None or step >= max_steps:
+            return
+        scores = Scores.of(self._books.evaluations(step), stopping.metric, every, max_steps)
+        facts = {"metric": stopping.metric, "patience": stopping.patience}
+        self._books.note("early_stop", step=step, best_step=scores.best(), **facts)

@@ -29,7 +29,11 @@ class TokenLoss(nn.Module):
         model.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def forward(
-        self, input_ids: torch.Tensor, targets: torch.Tensor | None, position_ids: torch.Tensor | None
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        count_correct: bool = False,
     ) -> torch.Tensor:
         """Returns the loss sum, or the logits [B, T, V] when there are no targets.
 
@@ -39,6 +43,8 @@ class TokenLoss(nn.Module):
             position_ids: [B, T] with a restart at each packed sample (transformers then masks samples from
                 one another), or None when no row is packed: padding stands at the end, where causal attention
                 keeps it from every token that counts.
+            count_correct: Return [2] instead, in float64: the loss sum, and for how many of the tokens that count
+                the likeliest one is the right one.
         """
         self._keep_BT = None if targets is None else targets != IGNORE
         try:
@@ -46,7 +52,12 @@ class TokenLoss(nn.Module):
             if targets is None:
                 return logits
             # The output layer has seen the trained tokens only: logits is [1, N, V].
-            return F.cross_entropy(logits[0].float(), targets[self._keep_BT], reduction="sum")
+            logits_NV, targets_N = logits[0].float(), targets[self._keep_BT]
+            loss_sum = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+            if not count_correct:
+                return loss_sum
+            num_correct = (logits_NV.argmax(-1) == targets_N).sum()
+            return torch.stack([loss_sum.double(), num_correct.double()])
         finally:
             self._keep_BT = None
 

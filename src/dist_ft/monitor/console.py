@@ -13,9 +13,10 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
+from dist_ft.monitor.table import METRIC_NAMES, format_value
+
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
-_METRIC_NAMES = {"eval_loss": "held-out loss", "exact_match": "exact match"}
 
 
 def format_duration(seconds: float) -> str:
@@ -50,6 +51,9 @@ def describe_event(entry: dict[str, Any]) -> str | None:
         return f"no checkpoint of step {entry['step']}: the one before is still being written"
     if event == "skip_batch":
         return f"step {entry['step']} is left out from now on"
+    if event == "early_stop":
+        best = f"the best is step {entry['best_step']}" if entry["best_step"] else "none was a number"
+        return f"early stop after step {entry['step']} (patience {entry['patience']} for {entry['metric']}); {best}"
     if event == "straggler":
         where = f" on {entry['node_ip']}" if entry["node_ip"] else ""
         return f"rank {entry['rank']}{where} is {entry['times_slower']} times as slow as the others"
@@ -91,7 +95,7 @@ class Console:
         if status["eval"] is not None and status["eval"] != self._last_eval:
             self._last_eval = status["eval"]
             values = {k: v for k, v in status["eval"].items() if k not in ("step", "attempt")}
-            shown = ", ".join(f"{_METRIC_NAMES.get(name, name)} {value:.4f}" for name, value in values.items())
+            shown = ", ".join(f"{METRIC_NAMES.get(name, name)} {format_value(value)}" for name, value in values.items())
             self.say(f"  {shown} at step {status['eval']['step']}", "cyan")
         if not self._is_quiet:
             self._show(status)

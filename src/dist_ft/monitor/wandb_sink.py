@@ -88,7 +88,9 @@ class WandbSink:
 
     def log_eval(self, row: dict[str, Any]) -> None:
         """Queues an evaluation. One that lies behind, such as the base model's, goes into the summary."""
-        values = {f"eval/{key}": value for key, value in row.items() if key not in ("step", "attempt")}
+        values = {
+            f"eval/{key}": value for key, value in row.items() if key not in ("step", "attempt") and value is not None
+        }
         if row["step"] < self._sent_step:
             self._queue.put({f"{key}/step-{row['step']}": value for key, value in values.items()})
         else:

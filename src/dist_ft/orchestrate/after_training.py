@@ -1,49 +1,62 @@
-"""What follows the last step: the export of the last checkpoint, its measurement, the numbers of the run."""
+"""What follows the last step: exports of the last checkpoint and the best, their measurement, the run's numbers."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
-from dist_ft.coordinator.exports import TaskSpec, evaluate_task, export_task
+from dist_ft.coordinator.exports import TaskSpec, evaluate_tasks, export_task
+from dist_ft.evals import Scores
 from dist_ft.monitor.console import Console
 from dist_ft.orchestrate.coordination import CoordinatorHandle
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows
+from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, write_whole
+from dist_ft.tasks.results import merge
+
+RunTasks = Callable[[Sequence[TaskSpec]], list[dict[str, Any]]]
+
+_SAMPLES_SHOWN = 3
 
 
 def export_and_measure(
     config: Config,
     run_dir: RunDir,
     coordinator: CoordinatorHandle,
-    run_task: Callable[[TaskSpec], dict[str, Any]],
+    run_tasks: RunTasks,
+    num_nodes: int,
     console: Console,
 ) -> dict[str, Any]:
-    """Exports the last checkpoint and measures it; returns the result."""
-    manifest = committed(LocalStore(run_dir.path))[-1]
-    target = run_dir.export(manifest.step)
-    exported = {"step": manifest.step, "checkpoint": manifest.directory}
-    if target.exists() and not _was_exported(run_dir, exported):
-        shutil.rmtree(target)  # of this step, but from before a fork
-    if not target.exists():
-        console.say("  exporting")
-        run_task(export_task(config, run_dir, manifest))
-        coordinator.call("add_event", "exported", exported)
-    _link(run_dir.exports / "final", target)
-    result = {**numbers(run_dir), "export_dir": str(target)}
-    spec = evaluate_task(config, run_dir, manifest.step)
-    if spec is not None:
-        console.say(f"  measuring {', '.join(config.eval.metrics)} of base and tuned model")
-        evaluation = run_task(spec)
-        for step, values in ((0, evaluation["base"]), (manifest.step, evaluation["tuned"])):
+    """Exports the last checkpoint and the best one, and measures both; returns the result."""
+    manifests = committed(LocalStore(run_dir.path))
+    steps = {"tuned": manifests[-1].step}
+    best = _best(config, run_dir, manifests)
+    if best is not None and best != manifests[-1].step:
+        steps["best"] = best
+    for manifest in (m for m in manifests if m.step in steps.values()):
+        _export(config, run_dir, manifest, coordinator, run_tasks, console)
+    _link(run_dir.exports / "final", run_dir.export(steps["tuned"]))
+    result = {**numbers(run_dir), "export_dir": str(run_dir.export(steps["tuned"]))}
+    if best is not None:
+        _link(run_dir.exports / "best", run_dir.export(best))
+        result |= {"best_step": best, "best_dir": str(run_dir.export(best))}
+    models = {"base": None, **{name: str(run_dir.export(step)) for name, step in steps.items()}}
+    tasks = evaluate_tasks(config, models, int(read_json(run_dir.run_json)["world_size"]), num_nodes)
+    if tasks:
+        console.say(f"  measuring {', '.join(config.eval.metrics)} of {', '.join(models)}")
+        result["evaluation"] = merge(config.eval, list(models), run_tasks(tasks))
+        _write_samples(run_dir, steps["tuned"], result["evaluation"]["samples"])
+        result["evaluation"]["samples"] = result["evaluation"]["samples"][:_SAMPLES_SHOWN]
+        for name, step in {"base": 0, **steps}.items():
             row = last_rows(run_dir.evals).get(step, {"step": step, "attempt": 0})
-            coordinator.call("record_evaluation", {**row, **values})
-        result["evaluation"] = evaluation
+            coordinator.call("record_evaluation", {**row, **result["evaluation"][name]})
+    result["comparison"] = _compare(run_dir, {"base": 0, **steps})
     return result
 
 
@@ -52,11 +65,55 @@ def numbers(run_dir: RunDir) -> dict[str, Any]:
     last = int(read_json(run_dir.run_json)["step"])
     rows = {step: row for step, row in last_rows(run_dir.metrics).items() if step <= last}
     evals = last_rows(run_dir.evals)
+    stops = [row for row in read_rows(run_dir.ledger) if row["event"] == "early_stop" and row["step"] == last]
     return {
         "final_loss": rows[last]["loss"] if last in rows else None,
         "eval_loss": evals.get(last, {}).get("eval_loss"),
         "train_s": round(sum(row["step_s"] for row in rows.values()), 2),
+        "comparison": _compare(run_dir, {"base": 0, "tuned": last}),
+        "early_stop": {key: stops[-1][key] for key in ("metric", "best_step", "patience")} if stops else None,
     }
+
+
+def _best(config: Config, run_dir: RunDir, manifests: Sequence[Manifest]) -> int | None:
+    metric, every = config.eval.best_metric, config.eval.every_steps
+    if metric is None or every is None:
+        return None
+    max_steps = int(read_json(run_dir.run_json)["max_steps"])
+    scores = Scores.of(last_rows(run_dir.evals).values(), metric, every, max_steps)
+    return scores.best(manifest.step for manifest in manifests)
+
+
+def _export(
+    config: Config,
+    run_dir: RunDir,
+    manifest: Manifest,
+    coordinator: CoordinatorHandle,
+    run_tasks: RunTasks,
+    console: Console,
+) -> None:
+    target = run_dir.export(manifest.step)
+    exported = {"step": manifest.step, "checkpoint": manifest.directory}
+    if target.exists() and not _was_exported(run_dir, exported):
+        shutil.rmtree(target)  # of this step, but from before a fork
+    if not target.exists():
+        console.say(f"  exporting step {manifest.step}")
+        run_tasks([export_task(config, run_dir, manifest)])
+        coordinator.call("add_event", "exported", exported)
+
+
+def _compare(run_dir: RunDir, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+    """Returns what is known of each model, by metric."""
+    rows = last_rows(run_dir.evals)
+    return {
+        name: {key: value for key, value in rows[step].items() if key not in ("step", "attempt")}
+        for name, step in steps.items()
+        if step in rows
+    }
+
+
+def _write_samples(run_dir: RunDir, step: int, samples: Sequence[Mapping[str, str]]) -> None:
+    write_whole(run_dir.samples(step), "".join(json.dumps(sample) + "\n" for sample in samples))
 
 
 def _was_exported(run_dir: RunDir, exported: dict[str, Any]) -> bool:

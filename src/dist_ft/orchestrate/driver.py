@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ from dist_ft.orchestrate.coordination import CoordinatorHandle
 from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, persistent
 from dist_ft.orchestrate.starters import Starters
-from dist_ft.orchestrate.tasks import submit_task, task_result
+from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.rundir import RunDir, read_json, write_whole
 
@@ -122,7 +122,8 @@ class _Driver:
                 with contextlib.suppress(Exception):  # how the group ended is known from the ranks
                     group.result(_GROUP_END_LIMIT_S)
                 run = (self._config, self._run_dir, self._coordinator)
-                result = export_and_measure(*run, self._run_task, self._console)
+                num_nodes = len(self._starters.paths)
+                result = export_and_measure(*run, self._run_tasks, num_nodes, self._console)
             else:
                 result = numbers(self._run_dir)
         except StaleAttemptError as failure:
@@ -245,12 +246,12 @@ class _Driver:
             self._coordinator.call("add_event", "first_step", {"seconds_since_start": marks})
             self._console.say(f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim")
 
-    def _run_task(self, spec: TaskSpec) -> dict[str, Any]:
-        reference = submit_task(spec, self._starters.paths, self._on_gpu)
-        while not ray.wait([reference], timeout=_POLL_S)[0]:
-            if self._stop_signal is not None:
-                raise KeyboardInterrupt
-        return task_result(ray.get(reference))
+    def _run_tasks(self, specs: Sequence[TaskSpec]) -> list[dict[str, Any]]:
+        return run_tasks(specs, self._starters.paths, self._on_gpu, self._check_interrupt)
+
+    def _check_interrupt(self) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

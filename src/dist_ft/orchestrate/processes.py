@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,27 @@ class Child:
         return data
 
 
-def run_task(socket_path: str, name: str, arguments: dict[str, Any], limit_s: float = 6 * 3600.0) -> dict[str, Any]:
+def run_task(
+    socket_path: str,
+    name: str,
+    arguments: dict[str, Any],
+    limit_s: float = 6 * 3600.0,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Runs `dist_ft.tasks.<name>.run(**arguments)` in a child and returns its result.
+
+    Args:
+        socket_path: A fork server.
+        name: Module in `dist_ft.tasks`.
+        arguments: JSON values.
+        limit_s: Seconds that it may take.
+        env: Environment variables to set first (devices).
 
     Raises:
         DistFtError: What the task raised, or a WorkerCrashError when it died.
         StalledError: It did not end within the limit.
     """
-    child = Child(socket_path, {"entry": "task", "name": name, "arguments": arguments})
+    child = Child(socket_path, {"entry": "task", "name": name, "arguments": arguments, "env": dict(env or {})})
     deadline = time.monotonic() + limit_s
     try:
         while not child.is_closed:

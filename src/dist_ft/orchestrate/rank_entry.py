@@ -173,6 +173,7 @@ def _join_group(link: SocketLink, spec: RankSpec) -> None:
 
 def _run_task(connection: socket.socket, reader: Any, request: dict[str, Any]) -> int:
     threading.Thread(target=_end_with_client, args=(reader,), daemon=True).start()
+    os.environ.update(request.get("env", {}))
     if request.get("log"):
         _log_to(Path(request["log"]))
     module = importlib.import_module(f"dist_ft.tasks.{request['name']}")

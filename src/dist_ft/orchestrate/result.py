@@ -24,8 +24,12 @@ class RunResult:
         export_dir: The exported model, if any.
         attempts: Attempts so far.
         error: `{type, message}` of a failed run.
-        evaluation: Result of `tasks.evaluate`, if asked for.
+        evaluation: Result of `tasks.results.merge`, if asked for.
         train_s: Seconds from the first step's start to the end of training in this attempt.
+        comparison: What is known of the base model, the tuned one and the best one: name → metric → value.
+        early_stop: `{metric, best_step, patience}` of a run that ended before its last step.
+        best_step: Step of `exports/best`, if asked for.
+        best_dir: Its directory.
     """
 
     run_dir: str
@@ -38,6 +42,10 @@ class RunResult:
     error: dict[str, str] | None = None
     evaluation: dict[str, Any] | None = None
     train_s: float | None = None
+    comparison: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    early_stop: dict[str, Any] | None = None
+    best_step: int | None = None
+    best_dir: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -64,11 +72,11 @@ class Timeline:
 
 
 def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
-    """Returns the result of a run that is complete already, at the length that the config asks for."""
+    """Returns the result of a run that is complete already, with the end that the config asks for."""
     if not run_dir.run_json.exists():
         return None
     record = read_json(run_dir.run_json)
-    if record["state"] != "completed" or not _asks_for_same_length(config, run_dir):
+    if record["state"] != "completed" or not _asks_for_same_end(config, run_dir, record):
         return None
     return RunResult(
         run_dir=str(run_dir.path),
@@ -100,6 +108,10 @@ def persistent(result: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _asks_for_same_length(config: Config, run_dir: RunDir) -> bool:
+def _asks_for_same_end(config: Config, run_dir: RunDir, record: dict[str, Any]) -> bool:
     stored = load_config(run_dir.config)
-    return (stored.train.max_steps, stored.train.epochs) == (config.train.max_steps, config.train.epochs)
+    if (stored.train.max_steps, stored.train.epochs) != (config.train.max_steps, config.train.epochs):
+        return False
+    # Whether the run would have stopped where it did is asked only where it did stop early.
+    has_all_steps: bool = record["step"] >= record["max_steps"]
+    return has_all_steps or stored.eval.early_stopping == config.eval.early_stopping

@@ -5,37 +5,77 @@ A Ray worker never imports torch, so the task hands its work to a plain process 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 from dist_ft import errors
 from dist_ft.coordinator.exports import TaskSpec
+from dist_ft.errors import DistFtError, WorkerCrashError
 from dist_ft.orchestrate.processes import run_task
 from dist_ft.orchestrate.supervisor import starter_on_node
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
 
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _run(name: str, arguments: dict[str, Any], starters: dict[str, str], on_gpu: bool) -> dict[str, Any]:
     node_id = ray.get_runtime_context().get_node_id()
+    devices = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
     with starter_on_node(starters.get(node_id), on_gpu) as starter:
         try:
-            return {"result": run_task(starter, name, arguments)}
+            return {"result": run_task(starter, name, arguments, env=env)}
         except errors.DistFtError as error:
             return {"error": error.to_dict()}
 
 
-def submit_task(spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
-    """Starts a task; `task_result` waits for it."""
-    return _run.remote(spec.name, spec.arguments, starters, on_gpu)
+def run_tasks(
+    specs: Sequence[TaskSpec], starters: dict[str, str], on_gpu: bool, check: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Runs tasks side by side and returns their results in order; one that dies is run once more.
 
-
-def task_result(answer: dict[str, Any]) -> dict[str, Any]:
-    """Unwraps a task's answer.
+    Args:
+        specs: The tasks.
+        starters: Sockets of the fork servers, by node id.
+        on_gpu: Whether the run uses CUDA devices.
+        check: Called now and then; what it raises ends the wait.
 
     Raises:
-        DistFtError: What the task raised.
+        DistFtError: What a task raised.
     """
+    tries = dict.fromkeys(range(len(specs)), 1)
+    waiting = {_submit(spec, starters, on_gpu): index for index, spec in enumerate(specs)}
+    results: dict[int, dict[str, Any]] = {}
+    while waiting:
+        check()
+        for reference in ray.wait([*waiting], timeout=_POLL_S)[0]:
+            index = waiting.pop(reference)
+            try:
+                results[index] = _result(reference)
+            except DistFtError as error:
+                if not error.retryable or tries[index] > 1:
+                    raise
+                logger.warning("task %s is run once more: %s", specs[index].name, error)
+                tries[index] += 1
+                waiting[_submit(specs[index], starters, on_gpu)] = index
+    return [results[index] for index in range(len(specs))]
+
+
+def _submit(spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
+    num_gpus = 1 if spec.needs_device and on_gpu else 0
+    return _run.options(num_gpus=num_gpus).remote(spec.name, spec.arguments, starters, on_gpu)
+
+
+def _result(reference: ray.ObjectRef[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        answer = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise WorkerCrashError(f"a task was lost with its worker: {str(error).splitlines()[0]}") from error
     if "error" in answer:
         raise errors.from_dict(answer["error"])
     return dict(answer["result"])

@@ -57,6 +57,9 @@ def render_status(status: dict[str, Any]) -> str:
         f"{status['run_id']}: {status['state']}, attempt {status['attempt']}, {status['world_size']} workers",
         f"  steps        {step:,} of {max_steps:,}  [{'#' * filled}{'.' * (_BAR - filled)}]",
     ]
+    early = status.get("result", {}).get("early_stop")
+    if early:
+        lines.append(f"  early stop   patience {early['patience']} for {early['metric']}")
     if status.get("error"):
         lines.append(f"  error        {status['error']['type']}: {status['error']['message']}")
     result = status.get("result", {})

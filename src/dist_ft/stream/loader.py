@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dist_ft.batch import IGNORE, layout_slots, round_up
+from dist_ft.batch import IGNORE, layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
 from dist_ft.memory import BatchShape
 from dist_ft.stream.cache import PreparedSplit
@@ -131,12 +131,22 @@ class TrainLoader:
         return collate(rows, slots, self._layout.micro_batch_size)
 
 
+def num_eval_batches(shards: TokenShards, layout: RankLayout) -> int:
+    """Returns the batches of a held-out split over all ranks, without those that only fill up."""
+    return num_micro_steps(sum(shards.shard_sizes), layout.micro_batch_size, 1)
+
+
 def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch]:
-    """Yields this rank's part of a held-out split; every rank gets the same number of batches."""
-    num_rows = sum(shards.shard_sizes)
-    lengths = [shards.sizes(row)[0] for row in range(num_rows)]
-    for ranks in layout_slots(lengths, layout.micro_batch_size, layout.world_size):
-        slots = ranks[layout.rank]
+    """Yields this rank's part of a held-out split; every rank gets the same number of batches.
+
+    A batch holds the same rows whatever the number of ranks, so that it gives the same numbers. They are dealt round
+    robin: this rank's i-th is number `i * world_size + rank` of all; those beyond the last are padding.
+    """
+    lengths = [shards.sizes(row)[0] for row in range(sum(shards.shard_sizes))]
+    batches = [slots for (slots,) in layout_slots(lengths, layout.micro_batch_size, 1)]
+    for first in range(0, len(batches), layout.world_size):
+        mine = batches[first + layout.rank : first + layout.rank + 1]
+        slots = mine[0] if mine else []
         yield collate([shards.read(row) for row in slots], slots, layout.micro_batch_size)
 
 

@@ -1,122 +1,99 @@
-"""Generated answers on the held-out conversations: the base model against an export."""
+"""Measures finished models on the held-out rows: generated answers, and where asked the loss.
+
+Several of these tasks may share the work; each takes whole batches, and what they return is put together by row.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dist_ft.config import Config, config_from_dict
+from dist_ft.config.rules import num_cores
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
+from dist_ft.model.loss import TokenLoss
 from dist_ft.model.render import Renderer
-from dist_ft.records import Conversation, Message
-from dist_ft.stream.sources import Row, is_held_out, read_rows
+from dist_ft.stream.loader import RankLayout
+from dist_ft.tasks.generate import generate, make_batches
+from dist_ft.tasks.prepare import prepare_splits
+from dist_ft.tasks.questions import Question, held_out_questions
+from dist_ft.train.evaluate import batch_sums, means
 
-_BATCH_ROWS = 32
-
-
-def exact_match(answer: str, reference: str) -> float:
-    """1.0 when the answer is the reference, but for surrounding white space."""
-    return float(answer.strip() == reference.strip())
+ADAPTER_CONFIG = "adapter_config.json"
 
 
-METRICS: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match}
+def run(
+    config: dict[str, Any],
+    models: dict[str, str | None],
+    shard: int = 0,
+    num_shards: int = 1,
+    num_local: int = 1,
+    with_loss: bool = False,
+) -> dict[str, Any]:
+    """Has each model answer a share of the questions.
 
-
-def run(config: dict[str, Any], export_dir: str) -> dict[str, Any]:
-    """Measures base model and export on the same rows.
+    Args:
+        config: Names the base model and the held-out data.
+        models: Name → directory of a model or of an adapter of the base model; None is the base model itself.
+        shard: Which share, counted from 0.
+        num_shards: Shares.
+        num_local: Tasks of this kind that share a node.
+        with_loss: Measure held-out loss, accuracy and perplexity, too.
 
     Returns:
-        `{"base": {metric: value}, "tuned": {...}, "samples": [{prompt, reference, base, tuned}], "eval_s"}`.
+        `{"rows": [{row, prompt, reference, <name of the model>: answer, …}], "numbers": {name: {eval_loss, …}},
+        "eval_s"}`.
     """
     parsed = config_from_dict(config)
     began = time.perf_counter()
+    torch.set_num_threads(max(1, num_cores() // num_local))
     tokenizer = load_tokenizer(parsed)
-    conversations = _held_out(parsed)
-    renderer = Renderer(tokenizer)
-    prompts = [renderer.prompt(messages) for messages in conversations]
-    references = [_last_answer(messages) for messages in conversations]
-    base_answers, tuned_answers = _answers(parsed, Path(export_dir), tokenizer, prompts)
-    samples = [
-        {"prompt": _last_question(m), "reference": r, "base": b, "tuned": t}
-        for m, r, b, t in list(zip(conversations, references, base_answers, tuned_answers, strict=True))[:3]
-    ]
+    questions = held_out_questions(parsed, Renderer(tokenizer)) if parsed.eval.metrics else []
+    batches = make_batches([len(question.prompt) for question in questions])[shard::num_shards]
+    rows = {row: _shown(row, questions[row]) for batch in batches for row in batch}
+    split = prepare_splits(parsed, tokenizer)[1] if with_loss else None
+    numbers: dict[str, dict[str, float | None]] = {}
+    for name, model in _each(parsed, models) if batches or split is not None else ():
+        if split is not None:
+            layout = RankLayout(0, 1, parsed.train.micro_batch_size)
+            with torch.no_grad():
+                sums = batch_sums(TokenLoss(model).eval(), split.open(), layout, model.device)
+            numbers[name] = means(sums, split.num_trained_tokens)
+        for batch in batches:
+            prompts = [questions[row].prompt for row in batch]
+            for row, answer in zip(batch, generate(model, tokenizer, prompts, parsed.eval.max_new_tokens), strict=True):
+                rows[row][name] = answer
+        del model  # before the next one is loaded
     return {
-        "base": _score(parsed, base_answers, references),
-        "tuned": _score(parsed, tuned_answers, references),
-        "num_rows": len(prompts),
-        "samples": samples,
+        "rows": [rows[row] for row in sorted(rows)],
+        "numbers": numbers,
         "eval_s": round(time.perf_counter() - began, 1),
     }
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Returns greedy continuations of rendered prompts."""
-    tokenizer.padding_side = "left"
-    answers: list[str] = []
-    for start in range(0, len(prompts), _BATCH_ROWS):
-        batch = tokenizer(
-            list(prompts[start : start + _BATCH_ROWS]),
-            add_special_tokens=False,
-            return_tensors="pt",
-            padding=True,
-        )
-        batch.pop("token_type_ids", None)
-        with torch.no_grad():
-            tokens = model.generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
-        answers += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
+def _shown(row: int, question: Question) -> dict[str, Any]:
+    return {"row": row, "prompt": question.shown, "reference": question.reference}
 
 
-def _answers(config: Config, export_dir: Path, tokenizer: Any, prompts: list[str]) -> tuple[list[str], list[str]]:
-    limit = config.eval.max_new_tokens
-    if config.method.kind == "lora":
-        # One load serves both: PEFT computes the base when its adapter is off.
-        model = load_adapter(load_model(config), export_dir).eval()
-        with model.disable_adapter():
-            base = generate(model, tokenizer, prompts, limit)
-        return base, generate(model, tokenizer, prompts, limit)
-    base = generate(load_model(config).eval(), tokenizer, prompts, limit)
-    tuned_config = config.model_copy(
-        update={"model": config.model.model_copy(update={"name": str(export_dir), "revision": None})}
-    )
-    return base, generate(load_model(tuned_config).eval(), tokenizer, prompts, limit)
-
-
-def _held_out(config: Config) -> list[list[Message]]:
-    held_out = config.data.eval
-    if isinstance(held_out, str):
-        rows: Any = read_rows(held_out)
-    else:
-        assert held_out is not None
-        rows = (row for row in read_rows(config.data.train[0].source) if is_held_out(row, held_out))
-    return [_until_answer(row) for row in islice(rows, config.eval.max_rows)]
-
-
-def _until_answer(row: Row) -> list[Message]:
-    assert isinstance(row.record, Conversation)
-    messages = row.record.messages
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[: last + 1]
-
-
-def _last_answer(messages: Sequence[Message]) -> str:
-    return str(messages[-1]["content"])
-
-
-def _last_question(messages: Sequence[Message]) -> str:
-    return next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")
-
-
-def _score(config: Config, answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    return {
-        name: sum(METRICS[name](a, r) for a, r in zip(answers, references, strict=True)) / len(references)
-        for name in config.eval.metrics
-    }
+def _each(config: Config, models: Mapping[str, str | None]) -> Iterator[tuple[str, Any]]:
+    """Yields the models one after the other, ready; a base model is loaded once for itself and all its adapters."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_base = {name: path for name, path in models.items() if path is None or (Path(path) / ADAPTER_CONFIG).is_file()}
+    if on_base:
+        base: Any = load_model(config).eval().to(device)
+        for name, path in on_base.items():
+            if path is None:
+                yield name, base
+                continue
+            adapted = load_adapter(base, Path(path)).eval()
+            yield name, adapted
+            base = adapted.unload()
+        del base
+    for name in [name for name in models if name not in on_base]:
+        place = config.model.model_copy(update={"name": models[name], "revision": None})
+        yield name, load_model(config.model_copy(update={"model": place})).eval().to(device)

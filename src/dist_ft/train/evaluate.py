@@ -1,4 +1,4 @@
-"""Held-out loss, and the probe by which exports are checked. Collective; touches neither cursor nor any RNG.
+"""Held-out numbers, and the probe by which exports are checked. Collective; touches neither cursor nor any RNG.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_ft.stream.loader import RankLayout, eval_batches
+from dist_ft.evals import perplexity
+from dist_ft.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.stream.shards import TokenShards
 from dist_ft.train.tensors import to_device
 
@@ -20,14 +21,38 @@ PROBE_TOKENS = 64
 PROBE_COLUMNS = 8
 
 
-def evaluate_loss(engine: Any, shards: TokenShards, layout: RankLayout, num_trained: int) -> float:
-    """Returns the mean loss per trained token over the whole split, the same on every rank."""
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+def evaluate(engine: Any, shards: TokenShards, layout: RankLayout, num_trained: int) -> dict[str, float | None]:
+    """Returns `{eval_loss, token_accuracy, perplexity}` over the whole split, the same on every rank.
+
+    Each is a mean over the trained tokens of the split. The sums of each batch are added up in one order, so that as
+    many ranks as you like give the same numbers.
+    """
     with _inference(engine):
-        for micro in eval_batches(shards, layout):
-            total += engine(*to_device(micro, engine.device)).double()
-    dist.all_reduce(total)
-    return float(total) / num_trained
+        sums = batch_sums(engine, shards, layout, engine.device)
+    dist.all_reduce(sums)
+    return means(sums, num_trained)
+
+
+def batch_sums(module: Any, shards: TokenShards, layout: RankLayout, device: torch.device) -> torch.Tensor:
+    """Returns loss sum and number of right tokens of each batch [batches, 2]; those of other ranks are zero."""
+    sums = torch.zeros(num_eval_batches(shards, layout), 2, dtype=torch.float64, device=device)
+    for index, micro in enumerate(eval_batches(shards, layout)):
+        found = module(*to_device(micro, device), True)
+        place = index * layout.world_size + layout.rank
+        if place < len(sums):
+            sums[place] = found
+    return sums
+
+
+def means(sums: torch.Tensor, num_trained: int) -> dict[str, float | None]:
+    """Returns the numbers of a split from those of its batches."""
+    loss_sum, num_correct = sums.cpu().sum(0).tolist()
+    loss_mean = loss_sum / num_trained
+    return {
+        "eval_loss": loss_mean,
+        "token_accuracy": num_correct / num_trained,
+        "perplexity": perplexity(loss_mean),
+    }
 
 
 def probe_inputs(vocab_size: int) -> tuple[list[int], list[int]]:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from dist_ft.config import Config
 from dist_ft.errors import DivergedError
+from dist_ft.evals import Scores
 from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.stream.loader import StepBatch
 from dist_ft.train.build import RankParts
 from dist_ft.train.checks import find_bad_numbers
-from dist_ft.train.evaluate import evaluate_loss
+from dist_ft.train.evaluate import evaluate
 from dist_ft.train.link import Link
 from dist_ft.train.saving import Saver
 from dist_ft.train.schedule import learning_rate
@@ -42,18 +45,20 @@ class Agreed:
 
 
 def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
-    """Trains to the end, or to a stop. Returns how it ended and the completed steps."""
+    """Trains to the end, early or not, or to a stop. Returns how it ended and the completed steps."""
     config, max_steps = parts.config, parts.spec.attempt.max_steps
     step = parts.start_step
     recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
     parts.engine.train()  # transformers loads models for inference
     saver = Saver(parts, link)
     link.send(Loaded(step, parts.bytes_read, parts.notes if parts.spec.rank == 0 else []))
+    measured = list(parts.spec.attempt.evaluations)
     if step == 0:
-        _evaluate(parts, link, step)
+        measured += _evaluate(parts, link, step)
     link.send(PhaseChanged("first_step", step))
     agreed = Agreed()
-    while step < max_steps and not agreed.stop:
+    is_last = _is_last(config, measured, step, max_steps)
+    while not is_last and not agreed.stop:
         saver.check()
         if step + 1 in parts.spec.attempt.skipped_steps:
             agreed = _pass_over(parts, link, step, saver.is_busy)
@@ -62,11 +67,13 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         step += 1
         if step == parts.start_step + 1:
             link.send(PhaseChanged("step", step))
-        is_last = step == max_steps
-        if _is_due(config.eval.every_steps, step) or is_last:
-            _evaluate(parts, link, step)
+        if _is_due(config.eval.every_steps, step) or step == max_steps:
+            measured += _evaluate(parts, link, step)
+        is_last = _is_last(config, measured, step, max_steps)
         if is_last or agreed.stop:
             saver.save(step, is_last=True)
+        elif _is_best(config, measured, step, max_steps):
+            saver.save(step)  # waits for the one in flight: this one is not to be left out
         elif _is_due(config.checkpoint.every_steps, step):
             if not agreed.is_saving:
                 saver.save(step)
@@ -75,7 +82,24 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     link.send(PhaseChanged("drain", step))
     if step > parts.start_step:
         link.wait_committed(step)
-    return ("completed" if step >= max_steps else "stopped"), step
+    return ("completed" if is_last else "stopped"), step
+
+
+def _is_last(config: Config, measured: Sequence[dict[str, Any]], step: int, max_steps: int) -> bool:
+    """Whether the run is complete: every rank has the same numbers before it, and so decides alike."""
+    stopping, every = config.eval.early_stopping, config.eval.every_steps
+    if stopping is None or every is None:
+        return step >= max_steps
+    scores = Scores.of(measured, stopping.metric, every, max_steps)
+    return step >= max_steps or scores.is_exhausted(stopping.patience, stopping.min_delta)
+
+
+def _is_best(config: Config, measured: Sequence[dict[str, Any]], step: int, max_steps: int) -> bool:
+    """Whether a step is to be kept because it is the best so far."""
+    metric, every = config.eval.best_metric, config.eval.every_steps
+    if metric is None or every is None:
+        return False
+    return Scores.of(measured, metric, every, max_steps).best() == step
 
 
 def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool) -> Agreed:
@@ -157,15 +181,18 @@ def _row(
     }
 
 
-def _evaluate(parts: RankParts, link: Link, step: int) -> None:
+def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
+    """Measures the held-out split, where there is one; returns the row."""
     split = parts.eval_split
     if split is None:
-        return
+        return []
     link.send(PhaseChanged("evaluate", step))
-    loss = evaluate_loss(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    numbers = evaluate(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
     if parts.spec.rank == 0:
-        link.send(EvalDone({"step": step, "attempt": parts.spec.attempt.attempt, "eval_loss": loss}))
+        link.send(EvalDone(row))
     link.send(PhaseChanged("step", step))
+    return [row]
 
 
 def _is_due(every: int | None, step: int) -> bool:

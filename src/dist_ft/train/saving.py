@@ -93,7 +93,7 @@ class Saver:
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
             file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, slices)
-            self._link.send(Staged(step, asdict(file), details))
+            self._link.send(Staged(step, asdict(file), details, is_last))
         except OSError as error:
             logger.exception("step %d could not be saved", step)
             self._link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))

@@ -51,5 +51,13 @@ def test_the_newest_is_never_surplus() -> None:
         assert manifests[-1] not in surplus(manifests, keep_last)
 
 
+@pytest.mark.parametrize(("best", "gone"), [(None, [10, 20]), (10, [20]), (20, [10]), (30, [10, 20]), (99, [10, 20])])
+def test_the_best_stays_besides(best: int | None, gone: list[int]) -> None:
+    manifests = [_manifest(step) for step in (10, 20, 30)]
+    assert [m.step for m in surplus(manifests, 1, best)] == gone
+    folders = [m.directory for m in manifests]
+    assert deletable(folders, manifests, 1, 1, best) == [f"checkpoints/step-{step:08d}-a0001" for step in gone]
+
+
 def test_of_one_step_the_newer_attempt_stays() -> None:
     assert [m.attempt for m in surplus([_manifest(20, 2), _manifest(20, 1)], 1)] == [1]

@@ -89,6 +89,16 @@ def test_sound_configs_pass(check: Check, override: str) -> None:
             "data.train: weight is set on some sources",
         ),
         (["eval.metrics=[exact_match]"], "eval.metrics=['exact_match'] needs held-out data"),
+        (
+            ["data.eval=0.1", "eval.metrics=[regex]"],
+            "eval.regex=None and `regex` in eval.metrics=['regex'] need one another",
+        ),
+        (["data.eval=0.1", "eval.regex=x"], "eval.regex=x and `regex` in eval.metrics=[] need one another"),
+        (["data.eval=0.1", "eval.best_metric=eval_loss"], "eval.best_metric needs evaluations on the way"),
+        (
+            ["eval.every_steps=5", "eval.early_stopping={patience: 2}"],
+            "eval.early_stopping needs evaluations on the way, but data.eval=None",
+        ),
         (["zero={stage: 0, offload: true}", "model.dtype=fp32"], "zero.offload=true needs zero.stage >= 1"),
         (
             ["method={kind: full, init_from: adapter}"],

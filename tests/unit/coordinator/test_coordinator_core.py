@@ -54,7 +54,9 @@ PREPARED = Prepared([{"key": "train"}], {"key": "eval"}, asdict(MARK), max_steps
 ENDED = {"type": "WorkerCrashError", "message": "rank 1 died (killed by signal 9)"}
 
 
-def _config(keep_last: int = 2, failure: dict[str, Any] | None = None) -> Config:
+def _config(
+    keep_last: int = 2, failure: dict[str, Any] | None = None, evaluation: dict[str, Any] | None = None
+) -> Config:
     return Config.model_validate(
         {
             "run": {"name": RUN_ID},
@@ -65,6 +67,7 @@ def _config(keep_last: int = 2, failure: dict[str, Any] | None = None) -> Config
             "cluster": {"num_workers": [1, WORLD_SIZE]},
             "checkpoint": {"every_steps": 10, "keep_last": keep_last},
             "failure": failure or {},
+            "eval": evaluation or {},
             "monitor": {"wandb": "disabled"},
         }
     )
@@ -95,6 +98,7 @@ class Run:
     dir: RunDir
     keep_last: int = 2
     failure: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     sink: RecordingSink = field(default_factory=RecordingSink)
 
     def __post_init__(self) -> None:
@@ -104,7 +108,8 @@ class Run:
     def restart(self) -> None:
         """Another driver's coordinator, which knows the disk only."""
         record = RunRecord(RUN_ID, max_steps=60)
-        self.coordinator = Coordinator(_config(self.keep_last, self.failure), self.dir, record, PREPARED, [self.sink])
+        config = _config(self.keep_last, self.failure, self.evaluation)
+        self.coordinator = Coordinator(config, self.dir, record, PREPARED, [self.sink])
 
     def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:
         self.world_size = world_size
@@ -130,7 +135,9 @@ class Run:
             "world_size": 2,
         }
 
-    def stage(self, rank: int, step: int, start: int | None = None, end: int | None = None) -> Reply:
+    def stage(
+        self, rank: int, step: int, start: int | None = None, end: int | None = None, is_last: bool = False
+    ) -> Reply:
         """Writes a rank's slice file, as `train/loop.py` does, and reports it."""
         slices = []
         for param in PARAMS:
@@ -140,7 +147,7 @@ class Run:
                 slices.append((SliceKey(param.name, first, kind), torch.full((last - first,), float(step))))
         directory = self.dir.checkpoint(step, self.spec.attempt)
         file = write_slices(LocalStore(directory), slices_name(rank, self.world_size), slices)
-        return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None))
+        return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None, is_last))
 
     def details(self, step: int) -> dict[str, Any]:
         return {
@@ -319,6 +326,76 @@ def test_an_evaluation_is_written_and_shown(run: Run) -> None:
     assert read_rows(run.dir.evals) == [{"step": 0, "attempt": 1, "eval_loss": 3.5}]
     assert run.coordinator.status()["eval"]["eval_loss"] == 3.5
     assert run.sink.evals == [0]
+
+
+def test_an_attempt_knows_what_was_measured_before_its_start(run: Run) -> None:
+    run.open()
+    for step, loss in [(0, 9.0), (10, 5.0), (20, 4.0)]:
+        run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
+        if step == 10:
+            run.commit(step)
+    run.restart()  # another driver takes over; what was measured at step 20 is measured again
+    assert run.open().evaluations == [
+        {"step": 0, "attempt": 1, "eval_loss": 9.0},
+        {"step": 10, "attempt": 1, "eval_loss": 5.0},
+    ]
+
+
+STEERED = {"every_steps": 10, "best_metric": "eval_loss", "early_stopping": {"patience": 2}}
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [([3.0, 2.0, 1.0, 0.5], [40]), ([1.0, 2.0, 3.0, 4.0], [10, 40]), ([3.0, 2.0, None, 2.0], [20, 40])],
+)
+def test_the_best_checkpoint_stays_also_under_another_driver(
+    tmp_path: Path, losses: list[float | None], kept: list[int]
+) -> None:
+    run = Run(RunDir(tmp_path / "run"), keep_last=1, evaluation=STEERED)
+    run.open()
+    for index, loss in enumerate(losses):
+        if index == 2:
+            run.restart()
+            run.open()
+        step = 10 * (index + 1)
+        run.send(0, EvalDone({"step": step, "attempt": run.spec.attempt, "eval_loss": loss}))
+        run.commit(step)
+    assert [m.step for m in committed(run.store)] == kept
+    assert len(run.directories) == len(kept)
+
+
+def test_a_step_that_was_measured_and_not_saved_is_not_the_best_checkpoint(tmp_path: Path) -> None:
+    run = Run(RunDir(tmp_path / "run"), keep_last=1, evaluation=STEERED)
+    run.open()
+    for step, loss in [(10, 3.0), (20, 1.0), (30, 4.0)]:
+        run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
+        if step == 20:
+            run.send(0, _full(0, step))
+        else:
+            run.commit(step)
+    assert [m.step for m in committed(run.store)] == [10, 30]
+
+
+@pytest.mark.parametrize(("last_step", "stops"), [(30, [(30, 10, 2)]), (60, [])])
+def test_a_run_that_ends_early_says_so(tmp_path: Path, last_step: int, stops: list[tuple[int, int, int]]) -> None:
+    run = Run(RunDir(tmp_path / "run"), evaluation=STEERED)
+    run.open()
+    for step, loss in [(10, 1.0), (20, 2.0), (30, 3.0)]:
+        run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
+    for rank in range(WORLD_SIZE):
+        run.send(rank, RankDone("completed", last_step))
+    assert run.coordinator.outcome() == "completed"
+    found = [(row["step"], row["best_step"], row["patience"]) for row in run.events("early_stop")]
+    assert found == stops
+    assert read_json(run.dir.run_json)["step"] == last_step
+
+
+def test_a_last_checkpoint_that_cannot_be_committed_ends_the_run(run: Run) -> None:
+    run.open()
+    run.stage(0, 30, is_last=True)
+    (run.dir.checkpoint(30, 1) / slices_name(0, 2)).unlink()
+    assert run.stage(1, 30, is_last=True).abort is not None  # else the ranks would wait for it
+    assert run.coordinator.status()["failures"][0]["type"] == "StorageError"
 
 
 def test_what_the_driver_finds_goes_into_the_ledger(run: Run) -> None:

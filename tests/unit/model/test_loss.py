@@ -92,6 +92,22 @@ def test_the_sum_equals_the_cross_entropy_over_all_logits(model: Any) -> None:
     assert _distance(gradients, {name: p.grad for name, p in model.named_parameters()}) < TOLERANCE
 
 
+def test_right_tokens_are_counted_among_those_that_count(model: Any) -> None:
+    batch = _unpacked(_rows([17, 24, 5]), num_rows=4)
+    inputs, targets = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.targets)
+    with torch.no_grad():
+        likeliest = model(input_ids=inputs).logits.argmax(-1)
+        counts = targets != IGNORE
+        # Every second of them is made right.
+        chosen = counts & (torch.arange(counts.numel()).view_as(counts) % 2 == 0)
+        targets = torch.where(chosen, likeliest, torch.where(counts, (likeliest + 1) % 250, IGNORE))
+        loss = TokenLoss(model)
+        found = loss(inputs, targets, None, True)
+        assert found.dtype == torch.float64
+        assert int(found[1]) == int(chosen.sum()) > 0
+        assert float(found[0]) == float(loss(inputs, targets, None))
+
+
 def test_padding_alone_weighs_exactly_nothing(model: Any) -> None:
     loss, gradients = _loss(model, _unpacked([], num_rows=2), with_positions=False)
     assert loss == 0.0

@@ -65,6 +65,14 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
         {"event": "save_skipped", "step": 20},
         "no checkpoint of step 20: the one before is still being written",
     ),
+    (
+        {"event": "early_stop", "step": 40, "best_step": 20, "patience": 2, "metric": "eval_loss"},
+        "early stop after step 40 (patience 2 for eval_loss); the best is step 20",
+    ),
+    (
+        {"event": "early_stop", "step": 20, "best_step": None, "patience": 2, "metric": "eval_loss"},
+        "early stop after step 20 (patience 2 for eval_loss); none was a number",
+    ),
     ({"event": "skip_batch", "step": 8}, "step 8 is left out from now on"),
     (
         {"event": "straggler", "rank": 1, "times_slower": 2.5, "node_ip": "10.0.0.9"},
@@ -199,5 +207,5 @@ def test_a_run_that_is_longer_than_planned_is_shown(screen: Screen, tmp_path: Pa
 def test_an_evaluation_of_metrics_alone_is_shown(screen: Screen, tmp_path: Path) -> None:
     screen()
     coordinator = _coordinator(tmp_path)
-    coordinator.record_evaluation({"step": 0, "attempt": 0, "exact_match": 0.5})
+    coordinator.record_evaluation({"step": 0, "attempt": 0, "exact_match": 0.5, "perplexity": None})
     Console().update(coordinator.status())

@@ -117,7 +117,7 @@ def test_every_row_is_in_wandb_once_and_the_run_is_finished(tmp_path: Path) -> N
     sink.log_eval({"step": 0, "attempt": 1, "eval_loss": 4.5})
     for step in range(1, 301):  # more than one block of the file
         sink.log_step(_row(step))
-    sink.log_eval({"step": 300, "attempt": 1, "eval_loss": 0.5, "exact_match": 0.25})
+    sink.log_eval({"step": 300, "attempt": 1, "eval_loss": 0.5, "exact_match": 0.25, "perplexity": None})
     sink.close("completed")
     (records,) = _records(tmp_path)
     history = _history(records)
@@ -127,6 +127,7 @@ def test_every_row_is_in_wandb_once_and_the_run_is_finished(tmp_path: Path) -> N
     assert (row["perf/tokens_per_s"], row["run/attempt"], row["run/world_size"]) == (99.5, 1, 2)
     assert history[0]["eval/eval_loss"] == 4.5
     assert (history[-1]["train/step"], history[-1]["eval/exact_match"]) == (300, 0.25)
+    assert "eval/perplexity" not in history[-1]
     assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
 
 

@@ -112,6 +112,12 @@ def test_rendering_names_workers_checkpoints_and_progress(run: Path) -> None:
         assert text in page
 
 
+def test_rendering_a_run_that_ended_early(run: Path) -> None:
+    result = {"final_loss": 1.5, "early_stop": {"metric": "eval_loss", "best_step": 10, "patience": 2}}
+    _write_record(run, state="completed", result=result)
+    assert "patience 2 for eval_loss" in render_status(read_status(run))
+
+
 def test_rendering_a_run_that_has_just_started(run: Path) -> None:
     _write_record(run, state="starting", step=0, max_steps=0, world_size=0, wandb_id=None)
     assert "0 of 0" in render_status(read_status(run))

@@ -1,0 +1,69 @@
+"""Greedy answers to many prompts, in batches that do not depend on who computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_BATCH_ROWS = 32
+_WINDOW_ROWS = 8 * _BATCH_ROWS
+"""Rows that are sorted by length before they are cut into batches: less padding, the same batches for a longer file."""
+
+
+def make_batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Returns the rows of each batch. Pure; the same at any number of workers, so that each gives the same answers.
+
+    Args:
+        lengths: Characters of each prompt.
+    """
+    batches = []
+    for first in range(0, len(lengths), _WINDOW_ROWS):
+        window = range(first, min(first + _WINDOW_ROWS, len(lengths)))
+        ordered = sorted(window, key=lambda row: (lengths[row], row))
+        batches += [ordered[at : at + _BATCH_ROWS] for at in range(0, len(ordered), _BATCH_ROWS)]
+    return batches
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Returns the continuations of one batch of rendered prompts, up to the end of the turn.
+
+    Of a prompt that leaves no room for an answer the end is kept.
+    """
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    room = _room(model, max_new_tokens)
+    batch = tokenizer(
+        list(prompts),
+        add_special_tokens=False,
+        return_tensors="pt",
+        padding=True,
+        truncation=room is not None,
+        max_length=room,
+    ).to(model.device)
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        tokens = model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=_ends(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    answers: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: chat models often name the end of a turn in one of two places only."""
+    known = model.generation_config.eos_token_id
+    listed = known if isinstance(known, list) else [known]
+    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+
+
+def _room(model: Any, max_new_tokens: int) -> int | None:
+    """Tokens that a prompt may have; None where the model names no limit (some say -1)."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return max(1, limit - max_new_tokens) if limit is not None and limit > 0 else None

@@ -1,0 +1,60 @@
+"""The held-out rows as questions: what a model is asked, what it should answer, what a person is shown.
+
+The one place that knows where held-out rows come from, besides the preparation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from dist_ft.config import Config
+from dist_ft.model.render import Renderer
+from dist_ft.records import Completion, Message, Record
+from dist_ft.stream.sources import is_held_out, read_rows
+
+
+@dataclass(frozen=True)
+class Question:
+    """One held-out row.
+
+    Attributes:
+        prompt: Text that the model continues.
+        reference: The answer that the row holds.
+        shown: The question as a person would put it, without the template.
+    """
+
+    prompt: str
+    reference: str
+    shown: str
+
+
+def held_out_questions(config: Config, renderer: Renderer) -> list[Question]:
+    """Returns the questions of the first `eval.max_rows` held-out rows that have one, in the order of the rows."""
+    found = (question for record in _held_out(config) if (question := _question(record, renderer)) is not None)
+    return list(islice(found, config.eval.max_rows))
+
+
+def _held_out(config: Config) -> Iterator[Record]:
+    held_out = config.data.eval
+    if isinstance(held_out, str):
+        yield from (row.record for row in read_rows(held_out))
+    elif held_out is not None:
+        source = config.data.train[0]
+        yield from (row.record for row in read_rows(source.source, source.format) if is_held_out(row, held_out))
+
+
+def _question(record: Record, renderer: Renderer) -> Question | None:
+    """Returns what a row asks; None for one without: plain text, or a last answer that says nothing (a tool call)."""
+    if isinstance(record, Completion):
+        return Question(record.prompt, record.completion, record.prompt) if record.prompt else None
+    last = max((i for i, message in enumerate(record.messages) if message["role"] == "assistant"), default=None)
+    if last is None or not record.messages[last]["content"].strip():
+        return None
+    messages = record.messages[: last + 1]
+    return Question(renderer.prompt(messages), messages[-1]["content"], _last_asked(messages))
+
+
+def _last_asked(messages: Sequence[Message]) -> str:
+    return next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")

@@ -1,0 +1,38 @@
+"""Models side by side, and answers that try to take over the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from dist_ft.monitor.table import printable, render_comparison, render_samples
+
+
+def test_models_stand_side_by_side_and_what_is_missing_is_a_dash() -> None:
+    columns = {
+        "base": {"eval_loss": 2.5, "perplexity": 1e9},
+        "tuned": {"eval_loss": 1.25, "perplexity": None, "bleu": 12.5},
+    }
+    lines = [line.split("  ") for line in render_comparison(columns).splitlines()]
+    assert [[part.strip() for part in line if part.strip()] for line in lines] == [
+        ["base", "tuned"],
+        ["held-out loss", "2.5000", "1.2500"],
+        ["perplexity", "1.000e+09", "-"],
+        ["BLEU", "-", "12.5000"],
+    ]
+    assert render_comparison({"base": {}}) == render_comparison({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two\nlines\t", "two\\nlines"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("a\u202eb", "a\\u202eb"),  # would turn what follows around
+        ("nul\0l", "nul\\x00l"),
+        ("größe 日本", "größe 日本"),
+        ("x" * 300, "x" * 200 + "…"),
+    ],
+)
+def test_no_answer_reaches_the_terminal_as_a_command(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert "\x1b" not in render_samples([{"prompt": text, "tuned": text}])
