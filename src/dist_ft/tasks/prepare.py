@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,28 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
-    """Prepares the training sources and the held-out split."""
+    """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
     data = config.data
-    render, render_key = Renderer(tokenizer), tokenizer_key(tokenizer)
+    render = Renderer(tokenizer)
     cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
-    fraction = data.eval if isinstance(data.eval, float) else 0.0
-
-    def prepare(source: str, row_format: str, held_out: float, take: bool, packing: bool) -> PreparedSplit:
-        request = SplitRequest(source, row_format, data.seq_len, packing, render_key, held_out, take)
-        return prepare_split(request, render, cache_dir)
-
-    splits = [prepare(s.source, s.format, fraction, False, data.packing) for s in data.train]
-    if isinstance(data.eval, str):
-        return splits, prepare(data.eval, "auto", 0.0, False, data.packing)
-    if fraction:
-        return splits, prepare(data.train[0].source, data.train[0].format, fraction, True, data.packing)
-    return splits, None
+    common = SplitRequest(
+        sources=(),
+        seq_len=data.seq_len,
+        packing=data.packing,
+        render_key=tokenizer_key(tokenizer),
+        held_out=data.eval_fraction or 0.0,
+        group_by=data.group_by,
+        long_samples=data.long_samples,
+        bad_rows=data.bad_rows,
+    )
+    splits = [prepare_split(replace(common, sources=(s,)), render, cache_dir) for s in data.train]
+    if data.eval_source:
+        held_out = replace(common, sources=(data.eval_source,))
+    elif data.eval_fraction:
+        held_out = replace(common, sources=tuple(data.train), take_held_out=True)
+    else:
+        return splits, None
+    return splits, prepare_split(held_out, render, cache_dir)
 
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:

@@ -121,7 +121,7 @@ def test_sizes_that_waste_slots_are_named(output_dir: Path) -> None:
     assert [line for line in plan["warnings"] if line.startswith("with 2, 3, 4, 5, 6, 7, 8 workers")]
 
 
-def test_cut_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: Path) -> None:
+def test_long_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: Path) -> None:
     source = output_dir / "few.jsonl"
     texts = [("short", "yes"), ("long", "no" * 200), ("x" * 300, "cut away")]
     rows = [
@@ -130,7 +130,7 @@ def test_cut_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: Pa
     ]
     source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     plan = make_plan(_config(output_dir, "data.seq_len=200", f"data.train=[{{source: {source}}}]"))
-    assert (plan["data"]["cut_samples"], plan["data"]["untrained_rows"]) == (2, 1)
+    assert (plan["data"]["long_samples"], plan["data"]["untrained_rows"]) == (2, 1)
     page = render_plan(plan)
     assert "2 samples are longer than data.seq_len=200" in page
     assert "1 rows have no trained token" in page

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.stream import cache
@@ -43,7 +44,7 @@ def write_source(path: Path, answers: list[str]) -> str:
 
 
 def append(request: SplitRequest, text: str) -> None:
-    with Path(request.source).open("a") as file:
+    with Path(request.sources[0].source).open("a") as file:
         file.write(text)
 
 
@@ -58,7 +59,8 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
 
     def make(answers: list[str], **settings: Any) -> SplitRequest:
         source = write_source(tmp_path / "a.jsonl", answers)
-        return SplitRequest(source, "auto", **{"seq_len": 32, "packing": False, "render_key": "k", **settings})
+        defaults = {"seq_len": 32, "packing": False, "render_key": "k"}
+        return SplitRequest((RowSource(source=source),), **{**defaults, **settings})
 
     return make
 
@@ -78,7 +80,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     assert asdict(split) == {
         "directory": str(cache_dir / split.key), "key": split.key, "num_shards": 1, "num_rows": 3,
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-        "num_cut_samples": 0, "max_tokens": 6, "max_trained_tokens": 5,
+        "num_long_samples": 0, "num_bad_rows": 0, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
     assert split.open().sizes(2) == (6, 5)
 
@@ -121,8 +123,8 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
 @pytest.mark.parametrize(
     "change",
     [
-        {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"row_format": "messages"},
-        {"held_out": 0.1}, {"held_out": 0.1, "take_held_out": True},
+        {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
+        {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"}, {"bad_rows": "skip"},
     ],
     ids=str,
 )  # fmt: skip
@@ -131,9 +133,18 @@ def test_every_setting_is_in_the_key(request_for: RequestFor, change: dict[str, 
     assert replace(request, **change).key() != request.key()
 
 
+@pytest.mark.parametrize("change", [{"format": "messages"}, {"columns": {"messages": "dialog"}}], ids=str)
+def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[str, Any]) -> None:
+    request = request_for(["one"])
+    other = request.sources[0].model_copy(update=change)
+    assert replace(request, sources=(other,)).key() != request.key()
+    assert replace(request, sources=request.sources * 2).key() != request.key()
+
+
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
-        "source", "row_format", "seq_len", "packing", "render_key", "held_out", "take_held_out",
+        "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
+        "bad_rows",
     }  # fmt: skip
 
 
@@ -144,7 +155,7 @@ def test_both_sides_of_a_held_out_split_have_their_own_key(request_for: RequestF
 
 def test_the_key_is_of_content_not_of_the_path(request_for: RequestFor, tmp_path: Path, cache_dir: Path) -> None:
     request = request_for(["one", "two"])
-    moved = replace(request, source=str(shutil.copy(request.source, tmp_path / "b.jsonl")))
+    moved = replace(request, sources=(RowSource(source=shutil.copy(tmp_path / "a.jsonl", tmp_path / "b.jsonl")),))
     assert moved.key() == request.key()
     assert request_for(["one", "two!"]).key() != moved.key()
     assert prepare_split(moved, render, cache_dir).key == moved.key()
@@ -167,13 +178,13 @@ def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: Requ
     append(request, json.dumps(late))
     split = prepare_split(request, render, cache_dir)
     assert texts(split) == ["?good", "?fine"]
-    assert (split.num_rows, split.num_untrained_rows, split.num_cut_samples) == (4, 2, 1)
+    assert (split.num_rows, split.num_untrained_rows, split.num_long_samples) == (4, 2, 1)
 
 
 def test_a_long_sample_is_cut_at_the_end(request_for: RequestFor, cache_dir: Path) -> None:
     split = prepare_split(request_for(["123456789", "12"], seq_len=8), render, cache_dir)
     assert texts(split) == ["?1234567", "?12"]
-    assert split.num_cut_samples == 1
+    assert split.num_long_samples == 1
 
 
 @pytest.mark.parametrize(
