@@ -100,8 +100,9 @@ class RowSource(Section):
     """Where rows are, and how they are written."""
 
     source: Annotated[str, Field(min_length=1)]
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz), a folder of files of one
-    kind, a Hugging Face data set by path or by id such as `org/name`, or an embedded one: `embedded:orders/train`."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz), a folder of files of
+    one kind, a Hugging Face data set by path or by id such as `org/name`, or an embedded one such as
+    `embedded:orders/train`."""
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
     """How a row is written; `auto` looks at its keys."""
     columns: dict[Column, str] = {}
@@ -142,8 +143,8 @@ class DataConfig(Section):
     train: Annotated[list[SourceConfig], Field(min_length=1)]
     """Training sources."""
     eval: HeldOut | None = None
-    """Held-out data: a source (as a path, or with the keys of a training source), a fraction of the rows of all training
-    sources, or null for none. A row's side follows from its content, so it stays when the data grows."""
+    """Held-out data: a source (as a path, or with the keys of a training source), a fraction of the rows of all
+    training sources, or null for none. A row's side follows from its content, so it stays when the data grows."""
     group_by: Annotated[str, Field(min_length=1)] | None = None
     """Column, by the file's name, whose rows of equal value fall on the same side of the held-out fraction."""
     seq_len: Annotated[int, Field(ge=8)] = 2048

@@ -146,7 +146,7 @@ def _parse_line(place: str, line: bytes, is_first: bool) -> RawRow:
         problem = f"not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
     except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, deep brackets
         problem = f"not usable JSON: {error}; expected one object a line"
-    return RawRow(place, text, problem)
+    return RawRow(place, text.rstrip("\r\n"), problem)
 
 
 def _read_json(file: DataFile) -> Iterator[RawRow]:

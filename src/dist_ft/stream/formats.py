@@ -23,7 +23,7 @@ from dist_ft.stream.turns import assistant_turns, check_values, read_tools, read
 _MAX_SHOWN_KEYS = 12
 
 
-def read_record(row: Any, row_format: str = "auto", columns: Mapping[str, str] | None = None) -> Record:
+def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] | None = None) -> Record:
     """Reads one row.
 
     Args:
@@ -128,7 +128,7 @@ def _untrained(turn: Message) -> Message:
     return {**turn, "weight": 0} if turn["role"] == "assistant" else turn
 
 
-def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def _rename(row: Mapping[str, Any], columns: Mapping[Any, str]) -> dict[str, Any]:
     kept = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
     return kept | {name: row[column] for name, column in columns.items() if column in row}
 
@@ -163,5 +163,5 @@ def _found(row: Mapping[str, Any]) -> str:
     return f"keys [{', '.join(map(excerpt, keys[:_MAX_SHOWN_KEYS]))}]{more}"
 
 
-def _hint(columns: Mapping[str, str] | None) -> str:
+def _hint(columns: Mapping[Any, str] | None) -> str:
     return f" (columns is {excerpt(dict(columns))})" if columns else ""

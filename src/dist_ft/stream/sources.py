@@ -145,8 +145,9 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
 
 
 def _content_key(record: Record) -> int:
-    is_plain = isinstance(record, Conversation) and not record.tools
-    return _hash(record.messages if is_plain else asdict(record))
+    if isinstance(record, Conversation) and not record.tools:
+        return _hash(record.messages)
+    return _hash(asdict(record))
 
 
 def _group_key(row: dict[str, Any], column: str) -> int:
