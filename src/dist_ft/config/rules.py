@@ -11,6 +11,7 @@ from dist_ft.errors import ConfigError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_HUB_ID = 96  # the hub's own limit
 _FILE_ENDING = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.gz)?$", re.IGNORECASE)
 
 
@@ -40,7 +41,8 @@ def check_new_run(config: Config) -> None:
 
 def is_hub_id(source: str) -> bool:
     """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
-    return _HUB_ID.fullmatch(source) is not None and not _FILE_ENDING.search(source)
+    is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
+    return is_one and not _FILE_ENDING.search(source)
 
 
 def local_slots() -> int:
@@ -162,6 +164,8 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
         return [f"{section}.{given[0]} is for a Hugging Face data set, which {source.source} is not; remove it"]
     if is_embedded or is_hub:
         return []
+    if not source.source:
+        return [f"{key} names nothing; name a file, a folder or a data set of the hub"]
     if not _exists(path):
         return [f"{key}: no such file (looked in {Path.cwd()}), and no hub id such as org/name"]
     if path.is_file() and path.stat().st_size == 0:

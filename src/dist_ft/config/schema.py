@@ -99,7 +99,7 @@ Column = Literal[
 class RowSource(Section):
     """Where rows are, and how they are written."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: str
     """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz), a folder of files of
     one kind, a Hugging Face data set by path or by id such as `org/name`, or an embedded one such as
     `embedded:orders/train`."""
@@ -129,7 +129,7 @@ def _kind_of_held_out(value: Any) -> str:
 
 
 HeldOut = Annotated[
-    Annotated[str, Field(min_length=1), Tag("a path")]
+    Annotated[str, Tag("a path")]
     | Annotated[float, Field(gt=0, lt=1), Tag("a fraction")]
     | Annotated[RowSource, Tag("a source")],
     Discriminator(_kind_of_held_out),

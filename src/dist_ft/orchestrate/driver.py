@@ -297,7 +297,7 @@ def _say_data(console: Console, prepared: dict[str, Any], data: DataConfig) -> N
         f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
         f"{prepared['max_steps']} steps"
     )
-    for line in describe_left_out([*splits, *filter(None, [prepared["eval_split"]])], data):
+    for line in describe_left_out(splits, prepared["eval_split"], data):
         console.say(f"  {line}", "yellow")
 
 

@@ -77,7 +77,7 @@ def make_plan(config: Config) -> dict[str, Any]:
         ],
         "world_sizes": [_size_row(config, steps, size, micro[size]) for size in sizes],
     }
-    left_out = describe_left_out([*prepared["splits"], *filter(None, [prepared["eval_split"]])], config.data)
+    left_out = describe_left_out(prepared["splits"], prepared["eval_split"], config.data)
     return {**plan, "warnings": left_out + _warnings(config, plan)}
 
 

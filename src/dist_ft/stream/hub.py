@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _SPLIT_NAME = re.compile(
 )
 """What `datasets` takes for the name of a split in the name of a file."""
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_TOUCH_S = 10.0
 _ACCESS = "check its name, split and revision, and HF_TOKEN if it is private or gated"
 _REMOTE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
 
@@ -39,7 +41,7 @@ def find_files(source: RowSource) -> list[DataFile]:
     elif path.exists() or not is_hub_id(source.source):
         files = [path]
     else:
-        files = _hub_files(source)
+        files = list(_hub_files(source.source, source.name, source.split, source.revision))
     _check_shards(source, files)
     found = [DataFile.at(file) for file in files]
     if kinds := sorted({file.kind for file in found[1:]} - {found[0].kind}):
@@ -77,27 +79,43 @@ def _dataset_files(folder: Path, source: RowSource) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _hub_files(source: RowSource) -> list[Path]:
-    """Fetches the files of a split into the hub's cache; without a hub, looks for them there."""
-    import httpx
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+@lru_cache(maxsize=64)
+def _hub_files(source_id: str, name: str | None, split: str | None, revision: str | None) -> tuple[Path, ...]:
+    """Fetches the files of a split into the hub's cache; without a hub, looks for them there.
 
-    wanted: dict[str, Any] = {"repo_type": "dataset", "revision": source.revision}
+    Once a process, so that hash and rows are those of one commit, also when a branch moves meanwhile.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+    source = RowSource(source=source_id, name=name, split=split, revision=revision)
     try:
-        if not huggingface_hub.is_offline_mode():
-            names = _split_files(source.source, source, {"revision": source.revision})
-            return [_fetch(source, name) for name in names]
+        _touch_hub()
+        return tuple(_fetch(source, address) for address in _split_files(source_id, source, {"revision": revision}))
     except HfHubHTTPError as error:
         said = " ".join(str(error).split())[:200]
-        raise DataError(f"{source.source}: the hub refuses: {said}; {_ACCESS}") from error
-    except (OSError, httpx.TransportError):
+        raise DataError(f"{source_id}: the hub refuses: {said}; {_ACCESS}") from error
+    except (OSError, HTTPError):
         pass  # no hub; perhaps it was fetched before
     try:
-        folder = huggingface_hub.snapshot_download(source.source, local_files_only=True, **wanted)
+        folder = huggingface_hub.snapshot_download(
+            source_id, repo_type="dataset", revision=revision, local_files_only=True
+        )
     except LocalEntryNotFoundError as error:
         raise DataError(_not_found(source)) from error
-    return _dataset_files(Path(folder), source)
+    return tuple(_dataset_files(Path(folder), source))
+
+
+def _touch_hub() -> None:
+    """Finds out in seconds that there is no hub; the libraries try again and again for half a minute.
+
+    Raises:
+        OSError, HTTPError: The reason; `HF_HUB_OFFLINE` is one.
+    """
+    import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT
+
+    huggingface_hub.get_session().head(ENDPOINT, timeout=_TOUCH_S)
 
 
 def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Sequence[str]:
