@@ -136,6 +136,21 @@ def test_long_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: P
     assert "1 rows have no trained token" in page
 
 
+def test_bad_rows_and_long_samples_of_both_sides_are_said(output_dir: Path) -> None:
+    source = output_dir / "bad.jsonl"
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "yes"}]}
+    long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "no" * 200}]}
+    source.write_text("\n".join([json.dumps(row), "broken", json.dumps(long)]), encoding="utf-8")
+    overrides = [f"data={{train: [{{source: {source}}}], eval: {{source: {source}}}, seq_len: 64}}"]
+    plan = make_plan(_config(output_dir, *overrides, "data.bad_rows=skip", "data.long_samples=drop"))
+    assert (plan["data"]["rows"], plan["data"]["bad_rows"], plan["data"]["long_samples"]) == (2, 1, 1)
+    long_line, bad_line, *held_out = plan["warnings"]
+    assert long_line == "1 samples are longer than data.seq_len=64 and are left out"
+    assert bad_line.startswith("1 bad rows are left out; they are in ")
+    assert Path(bad_line.split()[-1]).read_text().count("\n") == 1
+    assert held_out[:2] == [f"held-out data: {line}" for line in (long_line, bad_line)]
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
