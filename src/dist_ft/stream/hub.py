@@ -12,11 +12,15 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import xxhash
 
 from dist_ft.config.rules import is_hub_id
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError, excerpt, printable
+from dist_ft.rundir import read_json, write_json
 from dist_ft.stream.files import DataFile
 
 _SPLIT_NAME = re.compile(
@@ -35,13 +39,10 @@ def find_files(source: RowSource) -> list[DataFile]:
     Raises:
         DataError: There are none, they are of several kinds, or a hub id can be neither fetched nor found in the cache.
     """
-    path = Path(source.source).expanduser()
-    if path.is_dir():
-        files = _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
-    elif path.exists() or not is_hub_id(source.source):
-        files = [path]
-    else:
-        files = list(_hub_files(source.source, source.name, source.split, source.revision))
+    try:
+        files = _find(source)
+    except OSError as error:
+        raise DataError(f"{printable(source.source)} cannot be read: {error.strerror or error}") from error
     _check_shards(source, files)
     found = [DataFile.at(file) for file in files]
     if kinds := sorted({file.kind for file in found[1:]} - {found[0].kind}):
@@ -50,6 +51,15 @@ def find_files(source: RowSource) -> list[DataFile]:
             "keep one kind in a folder, or name the files as sources of their own"
         )
     return found
+
+
+def _find(source: RowSource) -> list[Path]:
+    path = Path(source.source).expanduser()
+    if path.is_dir():
+        return _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
+    if path.exists() or not is_hub_id(source.source):
+        return [path]
+    return list(_hub_files(source.source, source.name, source.split, source.revision))
 
 
 def _folder_files(folder: Path) -> list[Path]:
@@ -91,19 +101,31 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
     source = RowSource(source=source_id, name=name, split=split, revision=revision)
     try:
         _touch_hub()
-        return tuple(_fetch(source, address) for address in _split_files(source_id, source, {"revision": revision}))
+        addresses = _split_files(source_id, source, {"revision": revision})
+        files = tuple(_fetch(source, address, {}) for address in addresses)
+        write_json(_record_path(source), {"files": addresses})
+        return files
     except HfHubHTTPError as error:
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{source_id}: the hub refuses: {said}; {_ACCESS}") from error
     except (OSError, HTTPError):
         pass  # no hub; perhaps it was fetched before
+    here = {"local_files_only": True}
     try:
-        folder = huggingface_hub.snapshot_download(
-            source_id, repo_type="dataset", revision=revision, local_files_only=True
-        )
-    except LocalEntryNotFoundError as error:
+        if _record_path(source).exists():
+            return tuple(_fetch(source, address, here) for address in read_json(_record_path(source))["files"])
+        folder = huggingface_hub.snapshot_download(source_id, repo_type="dataset", revision=revision, **here)
+        return tuple(_dataset_files(Path(folder), source))
+    except (LocalEntryNotFoundError, DataError) as error:  # nothing, or a part in which the split cannot be found
         raise DataError(_not_found(source)) from error
-    return tuple(_dataset_files(Path(folder), source))
+
+
+def _record_path(source: RowSource) -> Path:
+    """Where it is kept which files of which commit a source was: offline, a part of a data set must not pass for it."""
+    from huggingface_hub.constants import HF_HOME
+
+    asked = f"{[source.source, source.name, source.split or 'train', source.revision]}"
+    return Path(HF_HOME) / "dist-ft" / f"{xxhash.xxh3_128_hexdigest(asked.encode())}.json"
 
 
 def _touch_hub() -> None:
@@ -122,33 +144,37 @@ def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Seq
     """Returns paths or `hf://` addresses of the files of a split.
 
     Raises:
-        ConnectionError: The hub cannot be reached.
+        OSError, HTTPError: The hub cannot be reached.
     """
     import datasets
+    from huggingface_hub.errors import HTTPError
 
     shown = printable(source.source)
     try:
-        files = datasets.load_dataset_builder(name, source.name, **arguments).config.data_files
-    except (FileNotFoundError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{shown} is no data set that can be read: {printable(said)}; {_ACCESS}") from error
-    if files is None:  # the library found its own copy, from which nobody can tell a commit
-        raise ConnectionError(f"{shown} cannot be fetched")
+        # It insists on a folder for copies of its own, of which it makes none here.
+        with TemporaryDirectory() as scratch:
+            files = datasets.load_dataset_builder(name, source.name, cache_dir=scratch, **arguments).config.data_files
+    except Exception as error:  # a card is foreign input, on which the library can raise anything
+        if isinstance(error, OSError | HTTPError) and not isinstance(error, FileNotFoundError):
+            raise
+        said = printable(" ".join(str(error).split()))[:200]
+        raise DataError(f"{shown} is no data set that can be read: {said}; {_ACCESS}") from error
     split = source.split or "train"
     if split not in files:
-        raise DataError(f"{shown} has no split {split!r}, but {sorted(map(str, files))}; set split to one of them")
+        known = ", ".join(map(excerpt, sorted(map(str, files))))
+        raise DataError(f"{shown} has no split {split!r}, but {known}; set split to one of them")
     return [str(file) for file in files[split]]
 
 
-def _fetch(source: RowSource, address: str) -> Path:
+def _fetch(source: RowSource, address: str, arguments: dict[str, Any]) -> Path:
+    """Returns the path of a file in the hub's cache."""
     import huggingface_hub
 
     match = _REMOTE.fullmatch(address)
     if match is None:
         raise DataError(f"{source.source}: its card names {excerpt(address)}, which lies outside of it")
-    return Path(
-        huggingface_hub.hf_hub_download(match["id"], match["path"], repo_type="dataset", revision=match["commit"])
-    )
+    where = {"repo_type": "dataset", "revision": match["commit"]}
+    return Path(huggingface_hub.hf_hub_download(match["id"], match["path"], **where, **arguments))
 
 
 def _not_found(source: RowSource) -> str:

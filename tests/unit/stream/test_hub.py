@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_source_is_refused(tmp_path: Path, files: list[str],
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"split": "validation"}, "has no split 'validation', but ['test', 'train']; set split"),
+        ({"split": "validation"}, "has no split 'validation', but 'test', 'train'; set split"),
         ({"name": "none"}, "'none' not found"),
     ],
 )
@@ -126,6 +126,24 @@ def test_a_card_cannot_name_files_outside(tmp_path: Path, path: str) -> None:
     root = make_dataset(tmp_path / "set", card)
     with pytest.raises(DataError, match="lies outside of it"):
         find_files(RowSource(source=str(root)))
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\n: [\n---\n",
+        "---\nconfigs: 5\n---\n",
+        "---\nconfigs:\n- 5\n---\n",
+        "---\nconfigs:\n- config_name: a\n  data_files: [{split: '\\e[2J', path: none/*}]\n---\n",
+        '---\nconfigs:\n- config_name: a\n  data_files: [{split: "\\e[2J", path: data/*}]\n---\n',
+    ],
+)
+def test_a_card_that_nobody_understands_is_one_error(tmp_path: Path, card: str) -> None:
+    root = make_dataset(tmp_path / "set", card)
+    with pytest.raises(DataError) as caught:
+        find_files(RowSource(source=str(root)))
+    assert str(root) in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_a_missing_shard_of_a_data_set_is_noticed(tmp_path: Path) -> None:
