@@ -214,7 +214,7 @@ def _csv_row(place: str, header: list[str], cells: list[str]) -> RawRow:
 
 
 def _read_parquet(file: DataFile) -> Iterator[RawRow]:
-    with pq.ParquetFile(file.path, memory_map=True) as opened:
+    with pq.ParquetFile(file.path, memory_map=True, pre_buffer=False) as opened:
         yield from _number_rows(file, opened.iter_batches(batch_size=_BATCH_ROWS))
 
 

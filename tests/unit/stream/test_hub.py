@@ -153,7 +153,7 @@ def test_a_missing_shard_of_a_data_set_is_noticed(tmp_path: Path) -> None:
         find_files(RowSource(source=str(root)))
 
 
-_READ = """
+READ = """
 import sys, json
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
@@ -170,7 +170,7 @@ except DataError as error:
 def read_elsewhere(cache: Path, **source: str) -> str:
     """Reads a source in a process of its own: the hub's libraries look at the environment once, when imported."""
     env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", _READ, json.dumps(source)]
+    command = [sys.executable, "-c", READ, json.dumps(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env)
     return done.stdout.strip()
 
