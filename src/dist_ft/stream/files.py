@@ -33,7 +33,7 @@ KINDS: Mapping[str, str] = {
 """File name endings, and what they mean; those of text may have `.gz` behind them."""
 MAX_LINE_BYTES = 256 << 20
 """Longest line of a JSONL file."""
-MAX_WHOLE_BYTES = 512 << 20
+MAX_WHOLE_BYTES = 256 << 20
 """Largest JSON file: it is read whole, which takes several times its size."""
 MAX_TEXT_BYTES = 64 << 20
 """Largest text file: it is one row."""

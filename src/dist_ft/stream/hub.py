@@ -7,6 +7,7 @@ ever run: the library has no support for scripts left. What an id names is kept 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -43,7 +44,8 @@ def find_files(source: RowSource) -> list[DataFile]:
         files = _find(source)
     except OSError as error:
         raise DataError(f"{printable(source.source)} cannot be read: {error.strerror or error}") from error
-    _check_shards(source, files)
+    if not Path(source.source).is_file():  # one shard by its own name is what was asked for
+        _check_shards(source, files)
     found = [DataFile.at(file) for file in files]
     if kinds := sorted({file.kind for file in found[1:]} - {found[0].kind}):
         raise DataError(
@@ -56,10 +58,34 @@ def find_files(source: RowSource) -> list[DataFile]:
 def _find(source: RowSource) -> list[Path]:
     path = Path(source.source).expanduser()
     if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            path = _saved_split(path, source)
+        if (path / "state.json").is_file():
+            return _saved_files(path)
         return _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
     if path.exists() or not is_hub_id(source.source):
         return [path]
     return list(_hub_files(source.source, source.name, source.split, source.revision))
+
+
+def _saved_split(folder: Path, source: RowSource) -> Path:
+    """Returns the folder of a split that `DatasetDict.save_to_disk` has written."""
+    splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+    split = source.split or "train"
+    if split not in splits:
+        raise DataError(_no_split(source, splits))
+    return folder / split
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """Returns the files of a data set that `Dataset.save_to_disk` has written, in its order."""
+    try:
+        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{printable(str(folder))}/state.json is damaged; save the data set again") from error
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise DataError(f"{printable(str(folder))}/state.json names {excerpt(names)}, expected plain file names")
+    return [folder / name for name in names]
 
 
 def _folder_files(folder: Path) -> list[Path]:
@@ -161,8 +187,7 @@ def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Seq
         raise DataError(f"{shown} is no data set that can be read: {said}; {_ACCESS}") from error
     split = source.split or "train"
     if split not in files:
-        known = ", ".join(map(excerpt, sorted(map(str, files))))
-        raise DataError(f"{shown} has no split {split!r}, but {known}; set split to one of them")
+        raise DataError(_no_split(source, sorted(map(str, files))))
     return [str(file) for file in files[split]]
 
 
@@ -175,6 +200,11 @@ def _fetch(source: RowSource, address: str, arguments: dict[str, Any]) -> Path:
         raise DataError(f"{source.source}: its card names {excerpt(address)}, which lies outside of it")
     where = {"repo_type": "dataset", "revision": match["commit"]}
     return Path(huggingface_hub.hf_hub_download(match["id"], match["path"], **where, **arguments))
+
+
+def _no_split(source: RowSource, splits: Sequence[str]) -> str:
+    known = ", ".join(map(excerpt, splits))
+    return f"{printable(source.source)} has no split {source.split or 'train'!r}, but {known}; set split to one of them"
 
 
 def _not_found(source: RowSource) -> str:
@@ -196,7 +226,7 @@ def _check_shards(source: RowSource, files: Sequence[Path]) -> None:
         if match := _SHARD.search(file.name):
             numbers.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
     for (stem, count), found in numbers.items():
-        if len(files) > 1 and (missing := sorted(set(range(count)) - found)):
+        if missing := sorted(set(range(count)) - found):
             raise DataError(
                 f"{printable(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
                 f"number {missing[0]} is missing; fetch the rest"
