@@ -45,6 +45,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("dist_ft.config",),
     "yaml": ("dist_ft.config", "dist_ft.launchers"),
     "datasets": ("dist_ft.stream", "dist_ft.checkpoint.store"),
+    "huggingface_hub": ("dist_ft.stream", "dist_ft.model"),
     "fsspec": ("dist_ft.stream", "dist_ft.checkpoint.store"),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
     "rouge_score": ("dist_ft.tasks.metrics",),
@@ -58,6 +59,7 @@ LATE = {
     "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
     "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
     "dist_ft.tasks.metrics": "libraries of metrics that few runs ask for, each a second to load",
+    "dist_ft.stream.hub": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
 }
 """Modules that may import inside a function."""

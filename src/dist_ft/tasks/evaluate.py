@@ -20,7 +20,7 @@ from dist_ft.model.loss import TokenLoss
 from dist_ft.model.render import Renderer
 from dist_ft.stream.loader import RankLayout
 from dist_ft.tasks.generate import generate, make_batches
-from dist_ft.tasks.prepare import prepare_splits
+from dist_ft.tasks.prepare import prepare_held_out
 from dist_ft.tasks.questions import Question, held_out_questions
 from dist_ft.train.evaluate import batch_sums, means
 
@@ -56,7 +56,7 @@ def run(
     questions = held_out_questions(parsed, Renderer(tokenizer)) if parsed.eval.metrics else []
     batches = make_batches([len(question.prompt) for question in questions])[shard::num_shards]
     rows = {row: _shown(row, questions[row]) for batch in batches for row in batch}
-    split = prepare_splits(parsed, tokenizer)[1] if with_loss else None
+    split = prepare_held_out(parsed, tokenizer) if with_loss else None
     numbers: dict[str, dict[str, float | None]] = {}
     for name, model in _each(parsed, models) if batches or split is not None else ():
         if split is not None:

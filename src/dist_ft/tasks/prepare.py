@@ -10,6 +10,7 @@ import xxhash
 
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
+from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError
 from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
@@ -43,22 +44,36 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
-    """Prepares the training sources and the held-out split."""
+    """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
+    splits = [_prepare(config, tokenizer, (source,)) for source in config.data.train]
+    return splits, prepare_held_out(config, tokenizer)
+
+
+def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
+    """Prepares the held-out rows; None when there are none."""
+    if config.data.eval_source:
+        return _prepare(config, tokenizer, (config.data.eval_source,))
+    if config.data.eval_fraction:
+        return _prepare(config, tokenizer, tuple(config.data.train), take_held_out=True)
+    return None
+
+
+def _prepare(
+    config: Config, tokenizer: Any, sources: tuple[RowSource, ...], take_held_out: bool = False
+) -> PreparedSplit:
     data = config.data
-    render, render_key = Renderer(tokenizer), tokenizer_key(tokenizer)
-    cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
-    fraction = data.eval if isinstance(data.eval, float) else 0.0
-
-    def prepare(source: str, row_format: str, held_out: float, take: bool, packing: bool) -> PreparedSplit:
-        request = SplitRequest(source, row_format, data.seq_len, packing, render_key, held_out, take)
-        return prepare_split(request, render, cache_dir)
-
-    splits = [prepare(s.source, s.format, fraction, False, data.packing) for s in data.train]
-    if isinstance(data.eval, str):
-        return splits, prepare(data.eval, "auto", 0.0, False, data.packing)
-    if fraction:
-        return splits, prepare(data.train[0].source, data.train[0].format, fraction, True, data.packing)
-    return splits, None
+    request = SplitRequest(
+        sources=sources,
+        seq_len=data.seq_len,
+        packing=data.packing,
+        render_key=tokenizer_key(tokenizer),
+        held_out=data.eval_fraction or 0.0,
+        take_held_out=take_held_out,
+        group_by=data.group_by,
+        long_samples=data.long_samples,
+        bad_rows=data.bad_rows,
+    )
+    return prepare_split(request, Renderer(tokenizer), Path(config.run.output_dir).absolute() / CACHE_NAME / "data")
 
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:

@@ -1,18 +1,15 @@
-"""The held-out rows as questions: what a model is asked, what it should answer, what a person is shown.
-
-The one place that knows where held-out rows come from, besides the preparation.
-"""
+"""The held-out rows as questions: what a model is asked, what it should answer, what a person is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from dist_ft.config import Config
 from dist_ft.model.render import Renderer
 from dist_ft.records import Completion, Message, Record
-from dist_ft.stream.sources import is_held_out, read_rows
+from dist_ft.stream.sources import held_out_rows
 
 
 @dataclass(frozen=True)
@@ -32,17 +29,8 @@ class Question:
 
 def held_out_questions(config: Config, renderer: Renderer) -> list[Question]:
     """Returns the questions of the first `eval.max_rows` held-out rows that have one, in the order of the rows."""
-    found = (question for record in _held_out(config) if (question := _question(record, renderer)) is not None)
+    found = (question for row in held_out_rows(config.data) if (question := _question(row.record, renderer)))
     return list(islice(found, config.eval.max_rows))
-
-
-def _held_out(config: Config) -> Iterator[Record]:
-    held_out = config.data.eval
-    if isinstance(held_out, str):
-        yield from (row.record for row in read_rows(held_out))
-    elif held_out is not None:
-        source = config.data.train[0]
-        yield from (row.record for row in read_rows(source.source, source.format) if is_held_out(row, held_out))
 
 
 def _question(record: Record, renderer: Renderer) -> Question | None:

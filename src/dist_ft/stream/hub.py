@@ -1,0 +1,233 @@
+"""Finds the files of a source: one file, a folder of files, or a Hugging Face data set by path or by id.
+
+The `datasets` library says which files make up a configuration and a split, as a data set's card or the names of its
+files tell; reading them is `files.py`'s, so a data set reads the same by path and by id. No code of a data set is
+ever run: the library has no support for scripts left. What an id names is kept in the hub's cache, a folder a commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import xxhash
+
+from dist_ft.config.rules import is_hub_id
+from dist_ft.config.schema import RowSource
+from dist_ft.errors import DataError, excerpt, printable
+from dist_ft.rundir import read_json, write_json
+from dist_ft.stream.files import DataFile
+
+_SPLIT_NAME = re.compile(
+    r"(^|[-._ ])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([-._ 0-9]|$)"
+)
+"""What `datasets` takes for the name of a split in the name of a file."""
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_TOUCH_S = 10.0
+_ACCESS = "check its name, split and revision, and HF_TOKEN if it is private or gated"
+_REMOTE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
+
+
+def find_files(source: RowSource) -> list[DataFile]:
+    """Returns the files of a source, in the order in which they are read.
+
+    Raises:
+        DataError: There are none, they are of several kinds, or a hub id can be neither fetched nor found in the cache.
+    """
+    try:
+        files = _find(source)
+    except OSError as error:
+        raise DataError(f"{printable(source.source)} cannot be read: {error.strerror or error}") from error
+    if not Path(source.source).is_file():  # one shard by its own name is what was asked for
+        _check_shards(source, files)
+    found = [DataFile.at(file) for file in files]
+    if kinds := sorted({file.kind for file in found[1:]} - {found[0].kind}):
+        raise DataError(
+            f"{printable(source.source)} holds {found[0].kind} and {', '.join(kinds)} files; "
+            "keep one kind in a folder, or name the files as sources of their own"
+        )
+    return found
+
+
+def _find(source: RowSource) -> list[Path]:
+    path = Path(source.source).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            path = _saved_split(path, source)
+        if (path / "state.json").is_file():
+            return _saved_files(path)
+        return _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
+    if path.exists() or not is_hub_id(source.source):
+        return [path]
+    return list(_hub_files(source.source, source.name, source.split, source.revision))
+
+
+def _saved_split(folder: Path, source: RowSource) -> Path:
+    """Returns the folder of a split that `DatasetDict.save_to_disk` has written."""
+    splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+    split = source.split or "train"
+    if split not in splits:
+        raise DataError(_no_split(source, splits))
+    return folder / split
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """Returns the files of a data set that `Dataset.save_to_disk` has written, in its order."""
+    try:
+        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{printable(str(folder))}/state.json is damaged; save the data set again") from error
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise DataError(f"{printable(str(folder))}/state.json names {excerpt(names)}, expected plain file names")
+    return [folder / name for name in names]
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise DataError(f"{printable(str(folder))} holds no files; name a data file or a folder of them")
+    return files
+
+
+def _is_dataset(folder: Path, source: RowSource) -> bool:
+    """Whether a folder is laid out like a data set of the hub; else every file of it is read."""
+    if source.split or source.name or (folder / "README.md").is_file() or (folder / "data").is_dir():
+        return True
+    return any(_SPLIT_NAME.search(path.name.lower()) for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _dataset_files(folder: Path, source: RowSource) -> list[Path]:
+    names = _split_files(str(folder), source, {})
+    root = str(folder.resolve())
+    # Only as text: the files of a snapshot in the hub's cache are links out of it.
+    outside = [name for name in names if not os.path.normpath(name).startswith(root + os.sep)]
+    if outside:
+        raise DataError(
+            f"{printable(source.source)}: its card names {excerpt(outside[0])}, which lies outside of it; "
+            "mend README.md, or name the files as sources"
+        )
+    return [Path(name) for name in names]
+
+
+@lru_cache(maxsize=64)
+def _hub_files(source_id: str, name: str | None, split: str | None, revision: str | None) -> tuple[Path, ...]:
+    """Fetches the files of a split into the hub's cache; without a hub, looks for them there.
+
+    Once a process, so that hash and rows are those of one commit, also when a branch moves meanwhile.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+    source = RowSource(source=source_id, name=name, split=split, revision=revision)
+    try:
+        _touch_hub()
+        addresses = _split_files(source_id, source, {"revision": revision})
+        files = tuple(_fetch(source, address, {}) for address in addresses)
+        write_json(_record_path(source), {"files": addresses})
+        return files
+    except HfHubHTTPError as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{source_id}: the hub refuses: {said}; {_ACCESS}") from error
+    except (OSError, HTTPError):
+        pass  # no hub; perhaps it was fetched before
+    here = {"local_files_only": True}
+    try:
+        if _record_path(source).exists():
+            return tuple(_fetch(source, address, here) for address in read_json(_record_path(source))["files"])
+        folder = huggingface_hub.snapshot_download(source_id, repo_type="dataset", revision=revision, **here)
+        return tuple(_dataset_files(Path(folder), source))
+    except (LocalEntryNotFoundError, DataError) as error:  # nothing, or a part in which the split cannot be found
+        raise DataError(_not_found(source)) from error
+
+
+def _record_path(source: RowSource) -> Path:
+    """Where it is kept which files of which commit a source was: offline, a part of a data set must not pass for it."""
+    from huggingface_hub.constants import HF_HOME
+
+    asked = f"{[source.source, source.name, source.split or 'train', source.revision]}"
+    return Path(HF_HOME) / "dist-ft" / f"{xxhash.xxh3_128_hexdigest(asked.encode())}.json"
+
+
+def _touch_hub() -> None:
+    """Finds out in seconds that there is no hub; the libraries try again and again for half a minute.
+
+    Raises:
+        OSError, HTTPError: The reason; `HF_HUB_OFFLINE` is one.
+    """
+    import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT
+
+    huggingface_hub.get_session().head(ENDPOINT, timeout=_TOUCH_S)
+
+
+def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Sequence[str]:
+    """Returns paths or `hf://` addresses of the files of a split.
+
+    Raises:
+        OSError, HTTPError: The hub cannot be reached.
+    """
+    import datasets
+    from huggingface_hub.errors import HTTPError
+
+    shown = printable(source.source)
+    try:
+        # It insists on a folder for copies of its own, of which it makes none here.
+        with TemporaryDirectory() as scratch:
+            files = datasets.load_dataset_builder(name, source.name, cache_dir=scratch, **arguments).config.data_files
+    except Exception as error:  # a card is foreign input, on which the library can raise anything
+        if isinstance(error, OSError | HTTPError) and not isinstance(error, FileNotFoundError):
+            raise
+        said = printable(" ".join(str(error).split()))[:200]
+        raise DataError(f"{shown} is no data set that can be read: {said}; {_ACCESS}") from error
+    split = source.split or "train"
+    if split not in files:
+        raise DataError(_no_split(source, sorted(map(str, files))))
+    return [str(file) for file in files[split]]
+
+
+def _fetch(source: RowSource, address: str, arguments: dict[str, Any]) -> Path:
+    """Returns the path of a file in the hub's cache."""
+    import huggingface_hub
+
+    match = _REMOTE.fullmatch(address)
+    if match is None:
+        raise DataError(f"{source.source}: its card names {excerpt(address)}, which lies outside of it")
+    where = {"repo_type": "dataset", "revision": match["commit"]}
+    return Path(huggingface_hub.hf_hub_download(match["id"], match["path"], **where, **arguments))
+
+
+def _no_split(source: RowSource, splits: Sequence[str]) -> str:
+    known = ", ".join(map(excerpt, splits))
+    return f"{printable(source.source)} has no split {source.split or 'train'!r}, but {known}; set split to one of them"
+
+
+def _not_found(source: RowSource) -> str:
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    is_offline = huggingface_hub.is_offline_mode()
+    reason = "HF_HUB_OFFLINE is set" if is_offline else "the hub cannot be reached (HF_HUB_OFFLINE is not set)"
+    return (
+        f"{source.source} is no path here and not wholly in the cache {HF_HUB_CACHE}, and {reason}; fetch it with "
+        f"`hf download --repo-type dataset {source.source}` where there is a network, or name a local directory"
+    )
+
+
+def _check_shards(source: RowSource, files: Sequence[Path]) -> None:
+    """Refuses a data set of which a shard is missing: its name says how many there are."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.search(file.name):
+            numbers.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
+    for (stem, count), found in numbers.items():
+        if missing := sorted(set(range(count)) - found):
+            raise DataError(
+                f"{printable(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
+                f"number {missing[0]} is missing; fetch the rest"
+            )
