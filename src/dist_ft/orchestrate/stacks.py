@@ -17,7 +17,10 @@ from pathlib import Path
 from dist_ft.messages import Whereabouts
 
 DUMP_SIGNAL = signal.SIGUSR2
-_LIMIT_S = 1.0
+_LIMIT_S = 1.5
+_LOOK_S = 0.1
+_LOOKS = 4
+"""Alike in a row, after which a log is taken to be whole."""
 _INNERMOST = 3  # all_reduce, and what wraps it
 
 
@@ -66,14 +69,13 @@ def _kernel_view(pid: int) -> str:
 
 
 def _new_text(log: Path, before: int) -> str:
-    """Returns what the log grows by, once it has stopped growing."""
-    size, deadline = before, time.monotonic() + _LIMIT_S
+    """Returns what the log grows by, once it has stopped growing: a busy machine writes the stacks in pieces."""
+    sizes, deadline = [before], time.monotonic() + _LIMIT_S
     while time.monotonic() < deadline:
-        time.sleep(0.1)
-        grown = log.stat().st_size
-        if grown == size > before:
+        time.sleep(_LOOK_S)
+        sizes.append(log.stat().st_size)
+        if sizes[-1] > before and len(set(sizes[-_LOOKS:])) == 1:
             break
-        size = grown
     with log.open("rb") as file:
         file.seek(before)
         return file.read(1 << 20).decode(errors="replace")
