@@ -16,10 +16,9 @@ _PROCESS = """
 import threading, time
 from dist_ft.orchestrate.stacks import answer_to_dump_signal
 answer_to_dump_signal()
-exec(compile("def all_reduce(): time.sleep(1e6)", {file!r}, "exec"))
+exec(compile("def all_reduce(): print('ready', flush=True); time.sleep(1e6)", {file!r}, "exec"))
 def wrapper(): all_reduce()
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-print("ready", flush=True)
 wrapper()
 """
 
