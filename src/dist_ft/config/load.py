@@ -120,7 +120,8 @@ def with_absolute_paths(config: Config) -> Config:
     data = config.data
     sources = [s.model_copy(update={"source": absolute(s.source)}) for s in data.train]
     held_out = absolute(data.eval) if isinstance(data.eval, str) else data.eval
-    changes = {"train": sources, "eval": held_out, "chat_template": absolute(data.chat_template)}
+    template = absolute(data.template_path) or data.chat_template
+    changes = {"train": sources, "eval": held_out, "chat_template": template}
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"output_dir": str(Path(config.run.output_dir).absolute())}),

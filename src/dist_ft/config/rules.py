@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dist_ft.config.schema import Config
+from dist_ft.config.schema import CHAT_TEMPLATES, Config
 from dist_ft.errors import ConfigError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
@@ -124,9 +124,11 @@ def _file_problems(config: Config) -> list[str]:
         problems += _source_problem(f"data.train.{index}.source", source.source)
     if isinstance(config.data.eval, str):
         problems += _source_problem("data.eval", config.data.eval)
-    template = config.data.chat_template
+    template = config.data.template_path
     if template is not None and not _is_file(Path(template)):
-        problems.append(f"data.chat_template={template}: no such file")
+        problems.append(
+            f"data.chat_template={template[:60]}: no such file; name a Jinja file or one of {', '.join(CHAT_TEMPLATES)}"
+        )
     init_from = config.method.init_from
     if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
         problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")

@@ -40,7 +40,7 @@ class SplitRequest:
         row_format: `data.train[].format`.
         seq_len: `data.seq_len`.
         packing: `data.packing`.
-        render_key: Hash of tokenizer and template.
+        render_key: Of tokenizer, template and whatever else decides which tokens a row becomes.
         held_out: Fraction of the rows kept for evaluation.
         take_held_out: Prepare that fraction instead of the rest.
     """
@@ -106,7 +106,7 @@ def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> Pre
     """Returns the split, from the cache or newly made.
 
     Raises:
-        DataError: A row that cannot be used, or not one trained token in the whole split.
+        DataError: A row that cannot be used (file and line named), or not one trained token in the whole split.
     """
     key = request.key()
     directory = cache_dir / key
@@ -170,13 +170,20 @@ def _render_window(rows: Sequence[Row], render: Render, seq_len: int, counts: di
     for row in rows:
         counts["rows"] += 1
         has_trained = False
-        for sample in render(row.record):
+        for sample in _rendered(row, render):
             counts["cut"] += len(sample.input_ids) > seq_len
             kept = Sample(sample.input_ids[:seq_len], sample.trained[:seq_len])
             if any(kept.trained[1:]):
                 has_trained = True
                 yield kept
         counts["untrained"] += not has_trained
+
+
+def _rendered(row: Row, render: Render) -> list[Sample]:
+    try:
+        return render(row.record)
+    except DataError as error:
+        raise DataError(f"{row.place}: {error}") from error
 
 
 def _explain_untrained(request: SplitRequest, counts: dict[str, int]) -> str:

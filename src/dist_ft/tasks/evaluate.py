@@ -39,12 +39,12 @@ def run(config: dict[str, Any], export_dir: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(parsed)
     conversations = _held_out(parsed)
     renderer = Renderer(tokenizer)
-    prompts = [renderer.prompt(messages) for messages in conversations]
-    references = [_last_answer(messages) for messages in conversations]
+    prompts = [renderer.prompt(conversation) for conversation in conversations]
+    references = [_last_answer(conversation.messages) for conversation in conversations]
     base_answers, tuned_answers = _answers(parsed, Path(export_dir), tokenizer, prompts)
     samples = [
-        {"prompt": _last_question(m), "reference": r, "base": b, "tuned": t}
-        for m, r, b, t in list(zip(conversations, references, base_answers, tuned_answers, strict=True))[:3]
+        {"prompt": _last_question(c.messages), "reference": r, "base": b, "tuned": t}
+        for c, r, b, t in list(zip(conversations, references, base_answers, tuned_answers, strict=True))[:3]
     ]
     return {
         "base": _score(parsed, base_answers, references),
@@ -90,7 +90,7 @@ def _answers(config: Config, export_dir: Path, tokenizer: Any, prompts: list[str
     return base, generate(load_model(tuned_config).eval(), tokenizer, prompts, limit)
 
 
-def _held_out(config: Config) -> list[list[Message]]:
+def _held_out(config: Config) -> list[Conversation]:
     held_out = config.data.eval
     if isinstance(held_out, str):
         rows: Any = read_rows(held_out)
@@ -100,11 +100,11 @@ def _held_out(config: Config) -> list[list[Message]]:
     return [_until_answer(row) for row in islice(rows, config.eval.max_rows)]
 
 
-def _until_answer(row: Row) -> list[Message]:
+def _until_answer(row: Row) -> Conversation:
     assert isinstance(row.record, Conversation)
     messages = row.record.messages
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[: last + 1]
+    return Conversation(messages[: last + 1], row.record.tools)
 
 
 def _last_answer(messages: Sequence[Message]) -> str:

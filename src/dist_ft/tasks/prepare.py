@@ -13,7 +13,7 @@ from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ConfigError
 from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
-from dist_ft.model.render import Renderer
+from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
 from dist_ft.stream.order import run_length, shares
@@ -45,7 +45,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources and the held-out split."""
     data = config.data
-    render, render_key = Renderer(tokenizer), tokenizer_key(tokenizer)
+    render = Renderer(tokenizer, data.train_on)
+    render_key = f"{tokenizer_key(tokenizer)} {data.train_on} {RENDERING_VERSION}"
     cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
     fraction = data.eval if isinstance(data.eval, float) else 0.0
 

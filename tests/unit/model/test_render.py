@@ -171,7 +171,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
     turns = _turns("a", "one", "b", "two")
     for template in (CHATML, LLAMA3, ENDS_AT_THE_END):
         renderer = _renderer(template)
-        prompt = renderer.prompt(turns)
+        prompt = renderer.prompt(Conversation(turns))
         assert renderer.text(turns).startswith(prompt + "two")
 
 
