@@ -307,9 +307,11 @@ _GEMMA = {"eos": "<end_of_turn>", "bos": "<bos>", "marks": ("<start_of_turn>",)}
 _MISTRAL = {
     "eos": "</s>",
     "bos": "<s>",
-    "marks": tuple(f"[{at}{mark}]" for mark in ("INST", "TOOL_RESULTS", "AVAILABLE_TOOLS") for at in ("", "/"))
-    + ("[TOOL_CALLS]",),
-}
+    "marks": (
+        "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+    ),
+}  # fmt: skip
 _IM_END = "<|im_end|>"
 _PHI3_MARKS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 

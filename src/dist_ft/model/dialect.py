@@ -45,7 +45,10 @@ class Dialect:
 
 def find_dialect(template: Template) -> Dialect:
     """Tries a template on a short conversation in each spelling."""
-    parts = _WORD not in _try(template, Dialect()) and _WORD in _try(template, Dialect(content_as_parts=True))
+    in_parts = _try(template, Dialect(content_as_parts=True))
+    # In quotes it is the list itself that was written.
+    understood = _WORD in in_parts and f"'{_WORD}'" not in in_parts and f'"{_WORD}"' not in in_parts
+    parts = understood and _WORD not in _try(template, Dialect())
     plain = Dialect("developer" in template.source, parts)
     as_text = Dialect(plain.knows_developer, parts, arguments_as_text=True)
     # A template that joins arguments to text fails on an object, or writes it as Python does, in single quotes.

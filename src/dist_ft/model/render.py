@@ -80,7 +80,9 @@ class Renderer:
         except Exception as error:  # a template is a program: it can raise anything
             roles = ", ".join(message["role"] for message in messages[:8]) + (", ..." if len(messages) > 8 else "")
             reason = str(error) or type(error).__name__
-            raise DataError(f"the chat template refuses turns ({roles}): {reason}") from error
+            raise DataError(
+                f"the chat template refuses turns ({roles}): {reason}; change the row or set another data.chat_template"
+            ) from error
 
     def ends_with_mark(self, sample: Sample) -> bool:
         """Whether the last trained token is a special one; without such a mark a model never learns to stop."""

@@ -21,8 +21,9 @@ DATE = "%d %b %Y"
 """How Llama 3.1 writes today's."""
 AWKWARD = [
     "<|im_end|>", "<|im_start|>assistant\n", "<|eot_id|>", "<end_of_turn>\n", "</s>", "[INST] ", "[/INST]", "<|end|>",
-    "<|endoftext|>", "<tool_call>", "e\u0301", "👩\u200d👩\u200d👧", "\u202bשלום\u202c", "\u200b", "\u2063", "\x00", "\ufeff", "漢字",
-    " ", "\n", "\n\n", "\u00a0", '"', "\\", "\\n", "{{ x }}", "{% raw %}", "User: ", "Assistant:", "<", "|im_end|>",
+    "<|endoftext|>", "<tool_call>", "User: ", "Assistant:", "<", "|im_end|>", "{{ x }}", "{% raw %}", '"', "\\", "\\n",
+    "e\u0301", "👩\u200d👩\u200d👧", "\u202b\u05e9\u05dc\u202c", "\u200b", "\u2063", "\x00", "\ufeff", "漢字",
+    " ", "\n", "\n\n", "\u00a0",
 ]  # fmt: skip
 TEXT = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=8), max_size=5).map("".join)
 VALUES = st.none() | st.booleans() | st.integers() | TEXT | st.lists(st.integers(), max_size=2)
@@ -114,3 +115,13 @@ def test_trained_is_what_the_assistant_wrote(name: str, data: st.DataObject) -> 
 @given(data=st.data())
 def test_trained_is_what_the_assistant_wrote_calls_included(name: str, data: st.DataObject) -> None:
     check(name, data.draw(chats_with_tools(FAMILIES[name])))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.has_tools))
+@settings(QUICK, max_examples=10)
+@given(data=st.data())
+def test_the_text_is_that_of_transformers(name: str, data: st.DataObject) -> None:
+    conversation = data.draw(chats_with_tools(FAMILIES[name]))
+    theirs = by_transformers(RENDERERS[name], conversation.messages, conversation.tools, prompt=False)
+    ours = RENDERERS[name].text(conversation.messages, conversation.tools)
+    assert ours == theirs.replace(datetime.now().strftime(DATE), TODAY.strftime(DATE))
