@@ -378,13 +378,13 @@ def test_without_a_template_only_raw_text_can_be_rendered() -> None:
 @pytest.mark.parametrize("name", sorted(STOCK | NAMED))
 def test_answers_of_stock_templates_end_with_a_mark(name: str) -> None:
     renderer = Renderer((STOCK | NAMED)[name].tokenizer())
-    assert all(renderer.ends_with_mark(sample) for sample in renderer(Conversation(_turns("a", "one", "b", "two"))))
+    assert all(renderer.ends_with_eos(sample) for sample in renderer(Conversation(_turns("a", "one", "b", "two"))))
 
 
 def test_an_answer_without_a_mark_that_ends_it_is_known() -> None:
     renderer = _renderer(ENDS_AT_THE_END)
     (sample,) = renderer(Conversation(_turns("hi", "hello")))
-    assert not renderer.ends_with_mark(sample)
+    assert not renderer.ends_with_eos(sample)
 
 
 def _completed(prompt: str, completion: str, train_on: str = "assistant", bos: bool = False) -> tuple[str, str]:
