@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dist_ft.model.render import Renderer
 from dist_ft.model.sandbox import TODAY
-from dist_ft.records import Conversation, Message, Sample
+from dist_ft.records import Completion, Conversation, Message, Sample
 from tests.helpers.chat_templates import NAMED, STOCK, Family
 
 FAMILIES = STOCK | NAMED
@@ -125,3 +125,13 @@ def test_the_text_is_that_of_transformers(name: str, data: st.DataObject) -> Non
     theirs = by_transformers(RENDERERS[name], conversation.messages, conversation.tools, prompt=False)
     ours = RENDERERS[name].text(conversation.messages, conversation.tools)
     assert ours == theirs.replace(datetime.now().strftime(DATE), TODAY.strftime(DATE))
+
+
+@QUICK
+@given(prompt=TEXT, completion=TEXT)
+def test_of_raw_text_the_completion_is_trained_and_the_end(prompt: str, completion: str) -> None:
+    renderer = RENDERERS["phi3"]
+    (sample,) = renderer(Completion("?" + prompt, completion))
+    end = "" if ("?" + prompt + completion).endswith("<|endoftext|>") else "<|endoftext|>"
+    expected = [("?" + prompt, completion + end)] if completion + end else []
+    assert runs(renderer, sample) == expected
