@@ -66,14 +66,15 @@ def _prepare(
         sources=sources,
         seq_len=data.seq_len,
         packing=data.packing,
-        render_key=tokenizer_key(tokenizer),
+        render_key=f"{tokenizer_key(tokenizer)} {data.train_on} {RENDERING_VERSION}",
         held_out=data.eval_fraction or 0.0,
         take_held_out=take_held_out,
         group_by=data.group_by,
         long_samples=data.long_samples,
         bad_rows=data.bad_rows,
     )
-    return prepare_split(request, Renderer(tokenizer), Path(config.run.output_dir).absolute() / CACHE_NAME / "data")
+    cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
+    return prepare_split(request, Renderer(tokenizer, data.train_on), cache_dir)
 
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:

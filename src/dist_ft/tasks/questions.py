@@ -8,7 +8,7 @@ from itertools import islice
 
 from dist_ft.config import Config
 from dist_ft.model.render import Renderer
-from dist_ft.records import Completion, Message, Record
+from dist_ft.records import Completion, Conversation, Message, Record
 from dist_ft.stream.sources import held_out_rows
 
 
@@ -36,12 +36,14 @@ def held_out_questions(config: Config, renderer: Renderer) -> list[Question]:
 def _question(record: Record, renderer: Renderer) -> Question | None:
     """Returns what a row asks; None for one without: plain text, or a last answer that says nothing (a tool call)."""
     if isinstance(record, Completion):
-        return Question(record.prompt, record.completion, record.prompt) if record.prompt else None
+        return Question(renderer.prompt(record), record.completion, record.prompt) if record.prompt else None
     last = max((i for i, message in enumerate(record.messages) if message["role"] == "assistant"), default=None)
     if last is None or not record.messages[last]["content"].strip():
         return None
     messages = record.messages[: last + 1]
-    return Question(renderer.prompt(messages), messages[-1]["content"], _last_asked(messages))
+    return Question(
+        renderer.prompt(Conversation(messages, record.tools)), messages[-1]["content"], _last_asked(messages)
+    )
 
 
 def _last_asked(messages: Sequence[Message]) -> str:
