@@ -14,7 +14,7 @@ from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError
 from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
-from dist_ft.model.render import Renderer
+from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
 from dist_ft.stream.order import run_length, shares
