@@ -14,8 +14,10 @@ from dist_ft.tasks.questions import Question, _question
 class _Plain:
     """A renderer without a template."""
 
-    def prompt(self, messages: list[Message]) -> str:
-        return "|".join(message["content"] for message in messages[:-1])
+    def prompt(self, record: Record) -> str:
+        if isinstance(record, Completion):
+            return record.prompt
+        return "|".join(message["content"] for message in record.messages[:-1])
 
 
 def _turns(*turns: tuple[str, str], **last: Any) -> Conversation:
