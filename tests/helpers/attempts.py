@@ -15,7 +15,7 @@ from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import WrittenFile
-from dist_ft.config import Config
+from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.messages import AttemptSpec, Staged
 from dist_ft.state import ParamInfo, SliceKey
@@ -78,6 +78,8 @@ def prepare(ranks: RankServer, config: Config) -> dict[str, Any]:
 
 def attempt_spec(config: Config, prepared: dict[str, Any], number: int, start: Manifest | None) -> dict[str, Any]:
     """Returns an `AttemptSpec` as a dict."""
+    facts = dict(prepared)
+    config = with_commit(config, facts.pop("commit"))
     return asdict(
         AttemptSpec(
             run_id=config.run.name,
@@ -89,7 +91,7 @@ def attempt_spec(config: Config, prepared: dict[str, Any], number: int, start: M
             recent_losses=[],
             on_gpu=False,
             wandb_id=None,
-            **prepared,
+            **facts,
         )
     )
 

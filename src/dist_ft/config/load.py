@@ -131,6 +131,11 @@ def with_absolute_paths(config: Config) -> Config:
     )
 
 
+def with_commit(config: Config, commit: str | None) -> Config:
+    """Returns the config with its hub model held at a commit."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"commit": commit})})
+
+
 def config_from_dict(data: Mapping[str, Any]) -> Config:
     """Rebuilds a checked config from `Config.model_dump(mode="json")`, as sent to other processes.
 

@@ -51,7 +51,10 @@ class ModelConfig(Section):
     name: str
     """Hub id, path of a model directory, or an embedded model: `smollm2-135m-instruct`, `tiny-random`."""
     revision: str | None = None
-    """Hub revision; null is the default branch."""
+    """Branch, tag or commit of a hub model; null is the default branch."""
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    """Commit of a hub model. Null: what `revision` is when the run starts; it is written here in the run's own
+    config, and whoever goes on with the run uses it, however far the branch has moved."""
     dtype: DType = "bfloat16"
     """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
     config_overrides: dict[str, bool | int | float | str | None] = {}

@@ -125,7 +125,7 @@ def save_adapter_config(model: Any, config: Config, directory: Path) -> None:
     adapter = model.peft_config[ADAPTER]
     adapter.inference_mode = True
     adapter.base_model_name_or_path = config.model.name
-    adapter.revision = config.model.revision
+    adapter.revision = config.model.commit or config.model.revision
     adapter.save_pretrained(directory)
 
 

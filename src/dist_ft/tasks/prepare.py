@@ -11,7 +11,7 @@ import xxhash
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ConfigError
-from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
+from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import Renderer
 from dist_ft.model.trained import select_trained
@@ -28,7 +28,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: Of the kind that says what is wrong.
     """
-    parsed = config_from_dict(config)
+    parsed = at_commit(config_from_dict(config))
     check_model(parsed)
     tokenizer = load_tokenizer(parsed)
     splits, eval_split = prepare_splits(parsed, tokenizer)
@@ -39,6 +39,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": asdict(make_fingerprint(parsed, splits)),
         "max_steps": max_steps,
         "num_positions": num_positions,
+        "commit": parsed.model.commit,
     }
 
 
