@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,21 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
+from transformers.integrations import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from dist_ft.config import Config
+from dist_ft.config.continued import FREE, adapter_settings, same
 from dist_ft.config.schema import MethodConfig
 from dist_ft.errors import ConfigError
 
 ADAPTER = "default"
+_UNDERSTOOD = frozenset(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
+    "exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora modules_to_save init_lora_weights "
+    "layers_to_transform layers_pattern rank_pattern alpha_pattern use_dora runtime_config".split()
+)
+"""Keys of PEFT's LoraConfig that an adapter to go on from may set."""
 
 
 def lora_config(config: Config) -> LoraConfig:
@@ -26,7 +35,10 @@ def lora_config(config: Config) -> LoraConfig:
         r=method.r,
         lora_alpha=method.lora_alpha,
         lora_dropout=method.lora_dropout,
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
         target_modules=method.target_modules,
+        layers_to_transform=method.layers_to_transform,
         modules_to_save=list(method.modules_to_save) or None,
         base_model_name_or_path=config.model.name,
     )
@@ -42,6 +54,9 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
     """
     state = torch.random.get_rng_state()
     torch.manual_seed(config.run.seed)
+    # DoRA starts from the lengths of the base's vectors; PEFT gathers a model that is cut while transformers says so.
+    is_cut = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    said = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if is_cut and config.method.use_dora else None
     try:
         if config.method.init_from is not None:
             return _load_start(model, config.method)
@@ -55,31 +70,15 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
         key, value = next(((k, v) for k, v in used.items() if v), ("target_modules", method.target_modules))
         raise ConfigError(f"method.{key}={value} does not fit {config.model.name}: {error}") from error
     finally:
+        del said  # transformers keeps a weak reference
         torch.random.set_rng_state(state)
 
 
 def _load_start(model: nn.Module, method: MethodConfig) -> Any:
     assert method.init_from is not None
+    _check_settings(method, method.init_from)
     stored = PeftConfig.from_pretrained(method.init_from)
-    for key in ("r", "lora_alpha"):
-        mine, theirs = getattr(method, key), getattr(stored, key, None)
-        if mine != theirs:
-            raise ConfigError(
-                f"method.{key}={mine}, but the adapter in method.init_from={method.init_from} has {key}={theirs}; "
-                f"set method.{key}={theirs}"
-            )
-    beside = sorted(stored.modules_to_save or [])
-    if beside != sorted(method.modules_to_save):
-        raise ConfigError(
-            f"method.modules_to_save={method.modules_to_save}, but the adapter in method.init_from={method.init_from} "
-            f"has {beside}; set method.modules_to_save={beside}"
-        )
-    wanted = method.target_modules
-    if not isinstance(wanted, str) and set(wanted) != set(stored.target_modules):
-        raise ConfigError(
-            f"method.target_modules={wanted}, but the adapter in method.init_from={method.init_from} has "
-            f"{sorted(stored.target_modules)}; leave method.target_modules out"
-        )
+    _check_kind(stored, method.init_from)
     stored.lora_dropout = method.lora_dropout
     stored.inference_mode = False
     return PeftModel.from_pretrained(
@@ -87,11 +86,44 @@ def _load_start(model: nn.Module, method: MethodConfig) -> Any:
     )
 
 
+def _check_settings(method: MethodConfig, directory: str) -> None:
+    """`method` says what is trained, so it must say what the adapter is; `all-linear` stands for the adapter's own."""
+    for key, theirs in adapter_settings(directory).items():
+        if key == "base_model_name_or_path" or key in FREE:
+            continue
+        mine = getattr(method, key)
+        if not same(mine, theirs) and not (key == "target_modules" and mine == "all-linear"):
+            raise ConfigError(
+                f"method.{key}={mine}, but the adapter in method.init_from={directory} has {key}={theirs}; "
+                f"set method.{key}={theirs}"
+            )
+
+
+def _check_kind(stored: PeftConfig, directory: str) -> None:
+    """Refuses what changes the base model, or the computation in ways that an export does not carry."""
+    plain = LoraConfig()
+    odd = {f.name: getattr(stored, f.name) for f in fields(plain) if f.name not in _UNDERSTOOD}
+    odd = {key: value for key, value in odd.items() if value != getattr(plain, key)}
+    if stored.init_lora_weights not in (True, False, "gaussian"):
+        odd["init_lora_weights"] = stored.init_lora_weights
+    if odd:
+        key, value = sorted(odd.items())[0]
+        raise ConfigError(
+            f"method.init_from={directory}: the adapter has {key}={value}, which is not supported; merge it into the "
+            "base model with PEFT and train on that"
+        )
+
+
 def _check_targets(model: nn.Module, config: Config) -> None:
     """PEFT is content when one name of the list matches; a typo in another would train less than asked."""
     method = config.method
     modules = [name for name, _ in model.named_modules()]
     listed = {"modules_to_save": method.modules_to_save}
+    layers = getattr(model, "config").get_text_config().num_hidden_layers
+    if any(index >= layers for index in method.layers_to_transform or []):
+        raise ConfigError(
+            f"method.layers_to_transform={method.layers_to_transform}: {config.model.name} has layers 0 to {layers - 1}"
+        )
     if not isinstance(method.target_modules, str):
         listed["target_modules"] = method.target_modules
     for key, names in listed.items():
