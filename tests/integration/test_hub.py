@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from dist_ft.config import Config, dump_yaml, load_config
+from dist_ft.config import Config, dump_yaml
 from dist_ft.errors import DistFtError, HubUnreachableError, ModelError
 from dist_ft.model import hub as hub_door
 from dist_ft.model.base import at_commit, model_dir
@@ -96,9 +96,10 @@ def test_two_processes_at_once_fetch_once(hub: Hub, tmp_path: Path) -> None:
 def test_a_fetch_that_breaks_off_is_taken_up_again(hub: Hub, tmp_path: Path) -> None:
     hub.commit({**FILES, "model.safetensors": os.urandom(3_000_000)})
     hub.breaks_off = {"model.safetensors"}
-    assert files_of(hub_door.fetch(make_config(tmp_path)))["model.safetensors"] == [*hub.commits.values()][-1][
-        "model.safetensors"
-    ]
+    assert (
+        files_of(hub_door.fetch(make_config(tmp_path)))["model.safetensors"]
+        == [*hub.commits.values()][-1]["model.safetensors"]
+    )
 
 
 def test_a_run_keeps_its_commit_when_the_branch_moves(hub: Hub, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
@@ -20,10 +21,13 @@ from dist_ft.errors import ConfigError
 
 ADAPTER = "default"
 _UNDERSTOOD = frozenset(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
-    "exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora modules_to_save init_lora_weights "
-    "layers_to_transform layers_pattern rank_pattern alpha_pattern use_dora runtime_config".split()
-)
+    {
+        "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+        "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out",
+        "use_rslora", "use_dora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
+        "rank_pattern", "alpha_pattern", "runtime_config",
+    }
+)  # fmt: skip
 """Keys of PEFT's LoraConfig that an adapter to go on from may set."""
 
 
@@ -61,6 +65,7 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
         if config.method.init_from is not None:
             return _load_start(model, config.method)
         _check_targets(model, config)
+        _check_layers(model, config)
         return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
     except ConfigError:
         raise
@@ -119,11 +124,6 @@ def _check_targets(model: nn.Module, config: Config) -> None:
     method = config.method
     modules = [name for name, _ in model.named_modules()]
     listed = {"modules_to_save": method.modules_to_save}
-    layers = getattr(model, "config").get_text_config().num_hidden_layers
-    if any(index >= layers for index in method.layers_to_transform or []):
-        raise ConfigError(
-            f"method.layers_to_transform={method.layers_to_transform}: {config.model.name} has layers 0 to {layers - 1}"
-        )
     if not isinstance(method.target_modules, str):
         listed["target_modules"] = method.target_modules
     for key, names in listed.items():
@@ -136,6 +136,23 @@ def _check_targets(model: nn.Module, config: Config) -> None:
                     f"method.{key}={names}: {target} is no module of {config.model.name}; "
                     f"its linear ones are {', '.join(leaves)}"
                 )
+
+
+def _check_layers(model: Any, config: Config) -> None:
+    wanted, number = config.method.layers_to_transform or [], model.config.get_text_config().num_hidden_layers
+    if wanted and max(wanted) >= number:
+        raise ConfigError(
+            f"method.layers_to_transform={wanted}: the layers of {config.model.name} are 0 to {number - 1}"
+        )
+
+
+def adapter_hash(directory: str) -> str:
+    """Returns a hash of what an adapter on disk computes: its settings and its weights, wherever it lies."""
+    hasher = xxhash.xxh3_128(repr(sorted(adapter_settings(directory).items())).encode())
+    with (Path(directory) / "adapter_model.safetensors").open("rb") as stream:
+        while block := stream.read(1 << 24):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def export_names(model: nn.Module) -> dict[str, str]:

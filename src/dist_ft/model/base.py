@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dist_ft.config import Config, with_commit
+from dist_ft.config.foreign import QUANTISED
 from dist_ft.errors import ModelError
 from dist_ft.model import hub
 from dist_ft.model.embedded import is_embedded, materialise
@@ -61,6 +62,11 @@ def load_model_config(config: Config) -> Any:
         found = AutoConfig.from_pretrained(model_dir(config), trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
+    if found.to_dict().get("quantization_config"):
+        raise ModelError(
+            f"model.name={config.model.name} is quantised (quantization_config in its config.json), and {QUANTISED}. "
+            "Name the model that it was quantised from"
+        )
     for name, value in config.model.config_overrides.items():
         if name not in found.to_dict() and name not in found.attribute_map:
             raise ModelError(
@@ -176,4 +182,3 @@ def tokenizer_key(tokenizer: Any) -> str:
     backend = tokenizer.backend_tokenizer.to_str()
     template = tokenizer.chat_template
     return xxhash.xxh3_128_hexdigest(f"{backend}\0{template}\0{tokenizer.special_tokens_map}".encode())
-

@@ -6,6 +6,7 @@ Both are written once into the user's cache as ordinary model directories, under
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -49,13 +50,22 @@ def materialise(name: str) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(directory) + ".lock"):
         if not (directory / "config.json").is_file():
+            for left in directory.parent.glob(f".{directory.name}.*"):  # of a maker that died: this one has the lock
+                shutil.rmtree(left, ignore_errors=True)
             scratch = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
             try:
                 _MAKERS[name](scratch)
+                for file in scratch.iterdir():
+                    _flush(file)  # or a power cut may keep the new name and lose what is in it
                 scratch.rename(directory)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return directory
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _make_smollm2(directory: Path) -> None:

@@ -11,6 +11,7 @@ import xxhash
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ConfigError
+from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import Renderer
@@ -72,6 +73,8 @@ def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint
     """Returns what checkpoints of this config belong to."""
     method = config.method.model_dump(mode="json")
     trained = method if config.method.kind == "lora" else {key: method[key] for key in ("kind", "freeze")}
+    if config.method.init_from is not None:
+        trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(
         model=fingerprint(config),
         data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),
