@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from dist_ft.config import Config, dump_yaml
+from dist_ft.config import Config, dump_yaml, load_config
 from dist_ft.errors import DistFtError, HubUnreachableError, ModelError
 from dist_ft.model import hub as hub_door
 from dist_ft.model.base import at_commit, model_dir
@@ -22,6 +25,7 @@ from dist_ft.orchestrate.result import with_recorded_commit
 from dist_ft.rundir import RunDir
 from tests.helpers.configs import tiny_config
 from tests.helpers.hub import MODEL, Hub, files_of, serve
+from tests.helpers.runs import Run
 
 FILES = {"config.json": b"{}", "model.safetensors": b"x" * 5000, "tokenizer.json": b"[]"}
 OTHERS = {
@@ -201,6 +205,20 @@ def test_a_hub_that_is_down_is_the_users_at_the_start_and_passes_later(
         assert str(tmp_path / "cache") in text
 
 
+@pytest.mark.parametrize("commit", [None, "0" * 40])
+def test_a_hub_that_never_answers_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str | None
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_door, "_ANSWER_LIMIT_S", 0.1)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        point_at(f"http://127.0.0.1:{mute.getsockname()[1]}", monkeypatch)
+        began = time.monotonic()
+        problem(make_config(tmp_path, model__commit=commit), HubUnreachableError if commit else ModelError)
+        assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize(
     ("number", "said"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "is not writable")], ids=str
 )
@@ -216,3 +234,24 @@ def test_a_model_of_pickles_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no \*\.safetensors file"):
         model_dir(make_config(tmp_path))
     assert "pytorch_model.bin" not in hub.sent
+
+
+def test_a_run_that_is_gone_on_with_stays_at_its_commit_and_says_so(tmp_path: Path, cli: str) -> None:
+    files = files_of(materialise("tiny-random"))
+    with serve(Hub(token="hf_loopback")) as found:
+        first = found.commit(files)
+        env = {"HF_ENDPOINT": found.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_loopback"}
+        settings = (f"model.name={MODEL}", "method={kind: lora, r: 4}")
+        began = Run(cli, tmp_path, "null", "t", *settings, "train.max_steps=1", env=env)
+        assert began.finish()[0] == 0
+        found.commit({**files, "model.safetensors": files["model.safetensors"][:-4] + b"move"})
+        resumed = Run(cli, tmp_path, "null", "t", *settings, "train.max_steps=2", "--resume", env=env)
+        assert resumed.finish()[0] == 0
+        assert found.sent["model.safetensors"] == 1
+    export = resumed.dir.exports / "final"
+    assert json.loads((export / "adapter_config.json").read_text())["revision"] == first
+    assert first in (export / "README.md").read_text()
+    assert load_config(resumed.dir.config).model.commit == first
+    (change,) = resumed.events("settings_changed")
+    assert change["changes"] == ["train.max_steps: 1 → 2"]
+    assert not [path for path in resumed.dir.path.rglob("*") if path.is_file() and b"hf_loop" in path.read_bytes()]

@@ -58,8 +58,9 @@ def load_model_config(config: Config) -> Any:
     Raises:
         ModelError: It cannot be read, or is not a causal language model's.
     """
+    path = model_dir(config)
     try:
-        found = AutoConfig.from_pretrained(model_dir(config), trust_remote_code=config.model.trust_remote_code)
+        found = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
     if found.to_dict().get("quantization_config"):

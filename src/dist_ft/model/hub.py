@@ -10,9 +10,10 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -28,6 +29,7 @@ from dist_ft.errors import DistFtError, HubUnreachableError, ModelError
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Weights a second time: other programs' formats in folders, and Mistral's own beside the index.
 _UNWANTED = ["*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "consolidated*.safetensors"]
+_ANSWER_LIMIT_S = 10.0
 
 
 def resolve(config: Config) -> str:
@@ -39,6 +41,7 @@ def resolve(config: Config) -> str:
     model = config.model
     if model.commit is not None:
         return model.commit
+    _limit_waiting()
     try:
         return HfApi().resolve_revision(model.name, revision=model.revision).resolved
     except Exception as error:  # the hub raises many types, and not all of them are its own
@@ -57,6 +60,7 @@ def fetch(config: Config) -> Path:
         try:
             return _snapshot(config, commit, local_files_only=True)
         except LocalEntryNotFoundError:
+            _limit_waiting()
             with _lock(config.model.name):
                 return _snapshot(config, commit, local_files_only=False)
     except Exception as error:
@@ -116,6 +120,19 @@ def _snapshot(config: Config, commit: str, local_files_only: bool) -> Path:
             local_files_only=local_files_only,
         )
     )
+
+
+def _limit_waiting() -> None:
+    """Has the hub's client wait no longer for any answer: it sets no limit on questions, only on files."""
+    hooks = get_session().event_hooks["request"]
+    if _limit not in hooks:
+        hooks.append(_limit)
+
+
+def _limit(request: Any) -> None:
+    limits = request.extensions.get("timeout", {})
+    if not any(limits.values()):
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), _ANSWER_LIMIT_S)
 
 
 def _lock(name: str) -> FileLock:
