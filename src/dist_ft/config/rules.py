@@ -126,7 +126,7 @@ def _method_problems(method: MethodConfig) -> list[str]:
             "method.use_dora, use_rslora and layers_to_transform are for method.kind=lora; method.kind=full trains "
             "every layer that method.freeze does not name"
         )
-    if method.layers_to_transform and isinstance(method.target_modules, str):
+    elif method.layers_to_transform and isinstance(method.target_modules, str):
         problems.append(
             f"method.layers_to_transform={method.layers_to_transform} needs method.target_modules as a list of names, "
             f"such as [q_proj, v_proj]; it is {method.target_modules}"
