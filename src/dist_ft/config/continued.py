@@ -58,6 +58,7 @@ def adapter_settings(directory: str) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         kind = stored["peft_type"]
+        found = _in_our_types({key: stored.get(key, default) for key, default in _DEFAULTS.items()})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"method.init_from={directory}: {path} is no adapter's config: {error}") from error
     if kind != "LORA":
@@ -70,15 +71,20 @@ def adapter_settings(directory: str) -> dict[str, Any]:
             f"method.init_from={directory}: adapter_model.safetensors is missing; other formats can run code when "
             "they are loaded. Write it with PEFT's save_pretrained"
         )
-    found = {key: stored.get(key, default) for key, default in _DEFAULTS.items()}
-    # PEFT keeps sets, whose order on disk is chance.
-    found["modules_to_save"] = sorted(found["modules_to_save"] or [])
-    if isinstance(found["target_modules"], list):
-        found["target_modules"] = sorted(found["target_modules"])
-    if isinstance(found["layers_to_transform"], int):
-        found["layers_to_transform"] = [found["layers_to_transform"]]
-    found["lora_alpha"], found["lora_dropout"] = float(found["lora_alpha"]), float(found["lora_dropout"])
     return {**found, "base_model_name_or_path": stored.get("base_model_name_or_path")}
+
+
+def _in_our_types(found: dict[str, Any]) -> dict[str, Any]:
+    layers, targets = found["layers_to_transform"], found["target_modules"]
+    return {
+        **found,
+        # PEFT keeps sets, whose order on disk is chance; without any it knows a family's own.
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets or "all-linear",
+        "modules_to_save": sorted(found["modules_to_save"] or []),
+        "layers_to_transform": [layers] if isinstance(layers, int) else layers,
+        "lora_alpha": float(found["lora_alpha"]),
+        "lora_dropout": float(found["lora_dropout"]),
+    }
 
 
 def same(mine: Any, theirs: Any) -> bool:
@@ -99,4 +105,7 @@ def _check_base(theirs: str | None, config: Config) -> None:
 
 
 def _is_there(name: str) -> bool:
-    return Path(name).exists()
+    try:
+        return Path(name).exists()
+    except OSError:  # too long for a path
+        return False

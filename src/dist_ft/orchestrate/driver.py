@@ -74,7 +74,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         console.say(
             f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}"
         )
-        console.say("  starting Ray, checking model and data (an embedded model is made on first use, half a minute)")
+        console.say("  starting Ray, checking model and data (a model is fetched or made on first use)")
         preparing = _in_thread(
             lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})
         )

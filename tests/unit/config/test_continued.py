@@ -45,9 +45,10 @@ def test_what_is_left_out_is_the_adapters(tmp_path: Path) -> None:
 
 def test_what_the_adapter_leaves_out_is_pefts_default(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a")
-    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["q_proj"]}')
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     method = load(tmp_path, adapter).method
     assert (method.r, method.lora_alpha, method.use_rslora) == (8, 8.0, False)
+    assert method.target_modules == "all-linear", "which stands for the adapter's own"
 
 
 def test_the_settings_survive_the_way_to_another_process(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_only_lora_can_be_gone_on_from(tmp_path: Path, kind: str) -> None:
     assert f"peft_type={kind}" in problem(tmp_path, write_adapter(tmp_path / "a", peft_type=kind))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "\xff", '{"peft_type": "LORA", "lora_alpha": "x"}'])
 def test_what_is_no_adapters_config_is_named(tmp_path: Path, text: str) -> None:
     adapter = write_adapter(tmp_path / "a")
     (adapter / "adapter_config.json").write_text(text, encoding="latin-1")
