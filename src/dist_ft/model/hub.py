@@ -7,6 +7,7 @@ fetch that was cut off is taken up where it ended, and until then its snapshot c
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,8 @@ from huggingface_hub.errors import (
 
 from dist_ft.config import Config
 from dist_ft.errors import DistFtError, HubUnreachableError, ModelError
+
+logger = logging.getLogger(__name__)
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Weights a second time: other programs' formats in folders, and Mistral's own beside the index.
@@ -61,6 +64,7 @@ def fetch(config: Config) -> Path:
             return _snapshot(config, commit, local_files_only=True)
         except LocalEntryNotFoundError:
             _limit_waiting()
+            logger.info("fetching %s at %s, or waiting for another process that does", config.model.name, commit)
             with _lock(config.model.name):
                 return _snapshot(config, commit, local_files_only=False)
     except Exception as error:
