@@ -242,11 +242,11 @@ def doctor(
 
 
 def _load(path: Path, overrides: list[str]) -> Any:
-    from dist_ft.config import check_config, load_config, with_absolute_paths
+    from dist_ft.config import check_config, load_config, with_absolute_paths, with_adapter_settings
 
     config = load_config(path, overrides)
     check_config(config)
-    return with_absolute_paths(config)
+    return with_absolute_paths(with_adapter_settings(config))
 
 
 def _print_result(result: dict[str, Any]) -> None:

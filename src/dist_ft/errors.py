@@ -50,6 +50,12 @@ class CapacityError(UserError):
     """More workers than the cluster could ever hold."""
 
 
+class HubUnreachableError(DistFtError):
+    """A hub that breaks off, or does not answer a machine that is to join."""
+
+    retryable = True
+
+
 class CheckpointError(DistFtError):
     """A checkpoint that is incomplete, damaged or made for something else."""
 

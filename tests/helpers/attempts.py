@@ -15,7 +15,7 @@ from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import WrittenFile
-from dist_ft.config import Config
+from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.messages import AttemptSpec, Staged
 from dist_ft.state import ParamInfo, SliceKey
@@ -84,6 +84,8 @@ def attempt_spec(
     evaluations: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns an `AttemptSpec` as a dict."""
+    facts = dict(prepared)
+    config = with_commit(config, facts.pop("commit"))
     return asdict(
         AttemptSpec(
             run_id=config.run.name,
@@ -96,7 +98,7 @@ def attempt_spec(
             evaluations=evaluations or [],
             on_gpu=False,
             wandb_id=None,
-            **prepared,
+            **facts,
         )
     )
 

@@ -19,6 +19,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "modules_to_save": {
         "method__kind": "lora", "method__lora_dropout": 0.1, "method__modules_to_save": ["lm_head"],
     },
+    "dora": {
+        "method__kind": "lora", "method__lora_dropout": 0.1, "method__modules_to_save": ["lm_head"],
+        "method__use_dora": True, "method__use_rslora": True, "method__target_modules": ["q_proj", "down_proj"],
+        "method__layers_to_transform": [1],
+    },
 }  # fmt: skip
 
 

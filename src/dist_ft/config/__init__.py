@@ -1,6 +1,7 @@
 """The run config: schema, loading, rules."""
 
-from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json, with_absolute_paths
+from dist_ft.config.continued import with_adapter_settings
+from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json, with_absolute_paths, with_commit
 from dist_ft.config.rules import check_config
 from dist_ft.config.schema import Config
 
@@ -12,4 +13,6 @@ __all__ = [
     "load_config",
     "schema_json",
     "with_absolute_paths",
+    "with_adapter_settings",
+    "with_commit",
 ]

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dist_ft.config.foreign import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
 from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError
 
@@ -96,6 +97,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             _apply_override(raw, override)
         except ConfigError as error:
             problems.append(str(error))
+    if secret := list(keys_with_secrets(raw)):  # before anything that would show a value
+        raise ConfigError("\n".join(f"{key} holds a token or the user info of a URL; {TOKEN}" for key in secret))
     # A section whose keys are all commented out is an empty one.
     raw = {key: {} if value is None and key in Config.model_fields else value for key, value in raw.items()}
     run = raw.setdefault("run", {})
@@ -132,6 +135,11 @@ def with_absolute_paths(config: Config) -> Config:
             "data": data.model_copy(update=changes),
         }
     )
+
+
+def with_commit(config: Config, commit: str | None) -> Config:
+    """Returns the config with its hub model held at a commit."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"commit": commit})})
 
 
 def config_from_dict(data: Mapping[str, Any]) -> Config:
@@ -209,6 +217,9 @@ def _explain(item: Any, path: Path, raw: Any) -> str:
     location = _written_location(item, raw)
     key = ".".join(str(part) for part in location)
     kind, value = item["type"], item.get("input")
+    advice = advice_on_key(str(location[-1])) if kind == "extra_forbidden" else advice_on_value(key, value)
+    if advice is not None:
+        return f"{key}{'' if kind == 'extra_forbidden' else f'={value}'}: {advice}"
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(str(location[-1]).strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from dist_ft.config.schema import CHAT_TEMPLATES, Config, RowSource
+from dist_ft.config.schema import CHAT_TEMPLATES, Config, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
@@ -103,12 +103,7 @@ def _section_problems(config: Config) -> list[str]:
     problems += _eval_problems(config)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
-    if config.method.kind == "full" and config.method.init_from is not None:
-        problems.append("method.init_from names an adapter, but method.kind=full; set method.kind=lora")
-    if config.method.kind == "full" and config.method.modules_to_save:
-        problems.append("method.modules_to_save is for method.kind=lora; method.kind=full trains every module")
-    if config.method.kind == "lora" and config.method.freeze:
-        problems.append("method.freeze is for method.kind=full; with method.kind=lora the base is frozen anyway")
+    problems += _method_problems(config.method)
     if data.group_by is not None and data.eval_fraction is None:
         problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
     if "://" in config.run.output_dir:
@@ -134,6 +129,27 @@ def _eval_problems(config: Config) -> list[str]:
         problems.append(
             f"eval.{used[0]} needs evaluations on the way, but data.eval={config.data.eval} and "
             f"eval.every_steps={wanted.every_steps}; set both"
+        )
+    return problems
+
+
+def _method_problems(method: MethodConfig) -> list[str]:
+    problems = []
+    if method.kind == "full" and method.init_from is not None:
+        problems.append("method.init_from names an adapter, but method.kind=full; set method.kind=lora")
+    if method.kind == "full" and method.modules_to_save:
+        problems.append("method.modules_to_save is for method.kind=lora; method.kind=full trains every module")
+    if method.kind == "lora" and method.freeze:
+        problems.append("method.freeze is for method.kind=full; with method.kind=lora the base is frozen anyway")
+    if method.kind == "full" and (method.use_dora or method.use_rslora or method.layers_to_transform):
+        problems.append(
+            "method.use_dora, use_rslora and layers_to_transform are for method.kind=lora; method.kind=full trains "
+            "every layer that method.freeze does not name"
+        )
+    elif method.layers_to_transform and isinstance(method.target_modules, str):
+        problems.append(
+            f"method.layers_to_transform={method.layers_to_transform} needs method.target_modules as a list of names, "
+            f"such as [q_proj, v_proj]; it is {method.target_modules}"
         )
     return problems
 
@@ -195,8 +211,12 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
 
 def _model_problem(config: Config) -> list[str]:
     name = config.model.name
+    if "://" in name:
+        return ["model.name is a URL; name the model as its hub does (`owner/name`), or a directory"]
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or _exists(path)
+    if looks_like_path and (pin := config.model.commit or config.model.revision):
+        return [f"model.name={name} is a directory, which has no revision {pin}; leave it out, or name a hub's model"]
     if not looks_like_path or _is_file(path / "config.json"):
         return []
     if not _exists(path):

@@ -54,7 +54,10 @@ class ModelConfig(Section):
     name: str
     """Hub id, path of a model directory, or an embedded model: `smollm2-135m-instruct`, `tiny-random`."""
     revision: str | None = None
-    """Hub revision; null is the default branch."""
+    """Branch, tag or commit of a hub model; null is the default branch."""
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    """Commit of a hub model. Null: what `revision` is when the run starts; it is written here in the run's own
+    config, and whoever goes on with the run uses it, however far the branch has moved."""
     dtype: DType = "bfloat16"
     """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
     config_overrides: dict[str, bool | int | float | str | None] = {}
@@ -82,15 +85,23 @@ class MethodConfig(Section):
     """Scale: the update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input, one mask a sequence."""
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Module names to adapt, or all linear layers but the output layer."""
+    use_rslora: bool = False
+    """LoRA only: multiply by lora_alpha / sqrt(r) instead, so that large ranks train as fast (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """LoRA only: train the length of each weight vector apart from its direction (Liu et al. 2024)."""
+    target_modules: Pattern | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Module names to adapt, a regular expression that whole names must match, or `all-linear`: all linear layers but
+    the output layer."""
+    layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """LoRA only: indexes of the layers to adapt, with `target_modules` as a list. Null adapts all."""
     modules_to_save: list[Annotated[str, Field(min_length=1)]] = []
     """LoRA only: modules that are trained whole beside the adapter, such as `lm_head`. As in PEFT every module
     whose name ends so is meant."""
     freeze: list[Pattern] = []
     """Full only: parameters that stay as they are, as regular expressions searched in their names."""
     init_from: str | None = None
-    """Directory of a PEFT adapter to start from instead of fresh matrices; its target modules are kept."""
+    """Directory of a PEFT LoRA adapter to go on from instead of fresh matrices. The keys of this section that are left
+    out are the adapter's."""
 
 
 Column = Literal[

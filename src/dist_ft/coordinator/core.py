@@ -15,7 +15,7 @@ from typing import Any
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.store import LocalStore
-from dist_ft.config import Config
+from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.causes import explain, find_causes
 from dist_ft.coordinator.checkpoints import newest_whole, still_stands
@@ -43,6 +43,7 @@ class Prepared:
         fingerprint: As a dict of `Fingerprint`.
         max_steps: Steps of the run.
         num_positions: Sequences that the run uses.
+        commit: Commit of a hub model, which every rank loads.
     """
 
     splits: list[dict[str, Any]]
@@ -50,6 +51,7 @@ class Prepared:
     fingerprint: dict[str, Any]
     max_steps: int
     num_positions: int
+    commit: str | None = None
 
 
 class Coordinator:
@@ -73,7 +75,7 @@ class Coordinator:
         sinks: Sequence[Sink] = (),
         on_gpu: bool = False,
     ) -> None:
-        self._config = config
+        self._config = with_commit(config, prepared.commit)
         self._run_dir = run_dir
         self._books = Books(run_dir, record, sinks)
         self._record = self._books.record

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
+from transformers.integrations import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from dist_ft.config import Config
+from dist_ft.config.continued import FREE, adapter_settings, same
 from dist_ft.config.schema import MethodConfig
 from dist_ft.errors import ConfigError
 
 ADAPTER = "default"
+_UNDERSTOOD = frozenset(
+    {
+        "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+        "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out",
+        "use_rslora", "use_dora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
+        "rank_pattern", "alpha_pattern", "runtime_config",
+    }
+)  # fmt: skip
+"""Keys of PEFT's LoraConfig that an adapter to go on from may set."""
 
 
 def lora_config(config: Config) -> LoraConfig:
@@ -26,7 +39,10 @@ def lora_config(config: Config) -> LoraConfig:
         r=method.r,
         lora_alpha=method.lora_alpha,
         lora_dropout=method.lora_dropout,
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
         target_modules=method.target_modules,
+        layers_to_transform=method.layers_to_transform,
         modules_to_save=list(method.modules_to_save) or None,
         base_model_name_or_path=config.model.name,
     )
@@ -42,10 +58,14 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
     """
     state = torch.random.get_rng_state()
     torch.manual_seed(config.run.seed)
+    # DoRA starts from the lengths of the base's vectors; PEFT gathers a model that is cut while transformers says so.
+    is_cut = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    said = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}) if is_cut and config.method.use_dora else None
     try:
         if config.method.init_from is not None:
             return _load_start(model, config.method)
         _check_targets(model, config)
+        _check_layers(model, config)
         return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
     except ConfigError:
         raise
@@ -55,36 +75,48 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
         key, value = next(((k, v) for k, v in used.items() if v), ("target_modules", method.target_modules))
         raise ConfigError(f"method.{key}={value} does not fit {config.model.name}: {error}") from error
     finally:
+        del said  # transformers keeps a weak reference
         torch.random.set_rng_state(state)
 
 
 def _load_start(model: nn.Module, method: MethodConfig) -> Any:
     assert method.init_from is not None
+    _check_settings(method, method.init_from)
     stored = PeftConfig.from_pretrained(method.init_from)
-    for key in ("r", "lora_alpha"):
-        mine, theirs = getattr(method, key), getattr(stored, key, None)
-        if mine != theirs:
-            raise ConfigError(
-                f"method.{key}={mine}, but the adapter in method.init_from={method.init_from} has {key}={theirs}; "
-                f"set method.{key}={theirs}"
-            )
-    beside = sorted(stored.modules_to_save or [])
-    if beside != sorted(method.modules_to_save):
-        raise ConfigError(
-            f"method.modules_to_save={method.modules_to_save}, but the adapter in method.init_from={method.init_from} "
-            f"has {beside}; set method.modules_to_save={beside}"
-        )
-    wanted = method.target_modules
-    if not isinstance(wanted, str) and set(wanted) != set(stored.target_modules):
-        raise ConfigError(
-            f"method.target_modules={wanted}, but the adapter in method.init_from={method.init_from} has "
-            f"{sorted(stored.target_modules)}; leave method.target_modules out"
-        )
+    _check_kind(stored, method.init_from)
     stored.lora_dropout = method.lora_dropout
     stored.inference_mode = False
     return PeftModel.from_pretrained(
         model, method.init_from, config=stored, is_trainable=True, autocast_adapter_dtype=False
     )
+
+
+def _check_settings(method: MethodConfig, directory: str) -> None:
+    """`method` says what is trained, so it must say what the adapter is; `all-linear` stands for the adapter's own."""
+    for key, theirs in adapter_settings(directory).items():
+        if key == "base_model_name_or_path" or key in FREE:
+            continue
+        mine = getattr(method, key)
+        if not same(mine, theirs) and not (key == "target_modules" and mine == "all-linear"):
+            raise ConfigError(
+                f"method.{key}={mine}, but the adapter in method.init_from={directory} has {key}={theirs}; "
+                f"set method.{key}={theirs}"
+            )
+
+
+def _check_kind(stored: PeftConfig, directory: str) -> None:
+    """Refuses what changes the base model, or the computation in ways that an export does not carry."""
+    plain = LoraConfig()
+    odd = {f.name: getattr(stored, f.name) for f in fields(plain) if f.name not in _UNDERSTOOD}
+    odd = {key: value for key, value in odd.items() if value != getattr(plain, key)}
+    if stored.init_lora_weights not in (True, False, "gaussian"):
+        odd["init_lora_weights"] = stored.init_lora_weights
+    if odd:
+        key, value = sorted(odd.items())[0]
+        raise ConfigError(
+            f"method.init_from={directory}: the adapter has {key}={value}, which is not supported; merge it into the "
+            "base model with PEFT and train on that"
+        )
 
 
 def _check_targets(model: nn.Module, config: Config) -> None:
@@ -106,6 +138,23 @@ def _check_targets(model: nn.Module, config: Config) -> None:
                 )
 
 
+def _check_layers(model: Any, config: Config) -> None:
+    wanted, number = config.method.layers_to_transform or [], model.config.get_text_config().num_hidden_layers
+    if wanted and max(wanted) >= number:
+        raise ConfigError(
+            f"method.layers_to_transform={wanted}: the layers of {config.model.name} are 0 to {number - 1}"
+        )
+
+
+def adapter_hash(directory: str) -> str:
+    """Returns a hash of what an adapter on disk computes: its settings and its weights, wherever it lies."""
+    hasher = xxhash.xxh3_128(repr(sorted(adapter_settings(directory).items())).encode())
+    with (Path(directory) / "adapter_model.safetensors").open("rb") as stream:
+        while block := stream.read(1 << 24):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
 def export_names(model: nn.Module) -> dict[str, str]:
     """Returns, for every trained parameter, the key under which it is exported.
 
@@ -125,7 +174,7 @@ def save_adapter_config(model: Any, config: Config, directory: Path) -> None:
     adapter = model.peft_config[ADAPTER]
     adapter.inference_mode = True
     adapter.base_model_name_or_path = config.model.name
-    adapter.revision = config.model.revision
+    adapter.revision = config.model.commit or config.model.revision
     adapter.save_pretrained(directory)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import xxhash
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from dist_ft.config import Config
+from dist_ft.config import Config, with_commit
+from dist_ft.config.foreign import QUANTISED
 from dist_ft.errors import ModelError
+from dist_ft.model import hub
 from dist_ft.model.embedded import is_embedded, materialise
 from dist_ft.model.templates import template_text
 
@@ -32,7 +33,7 @@ def model_dir(config: Config) -> Path:
         return materialise(name)
     path = Path(name).expanduser()
     if not path.is_dir():
-        path = _fetch(name, config.model.revision)
+        path = hub.fetch(config)
     if not list(path.glob("*.safetensors")):
         raise ModelError(
             f"model.name={name}: {path} has no *.safetensors file; other formats can run code when they are loaded. "
@@ -41,16 +42,33 @@ def model_dir(config: Config) -> Path:
     return path
 
 
+def at_commit(config: Config) -> Config:
+    """Returns the config with a hub model held at the commit that its revision is now; others as they are.
+
+    Raises:
+        ModelError: See `hub.resolve`.
+    """
+    name = config.model.name
+    is_local = is_embedded(name) or Path(name).expanduser().is_dir()
+    return config if is_local else with_commit(config, hub.resolve(config))
+
+
 def load_model_config(config: Config) -> Any:
     """Loads the transformers config of the base model.
 
     Raises:
         ModelError: It cannot be read, or is not a causal language model's.
     """
+    path = model_dir(config)
     try:
-        found = AutoConfig.from_pretrained(model_dir(config), trust_remote_code=config.model.trust_remote_code)
+        found = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
+    if found.to_dict().get("quantization_config"):
+        raise ModelError(
+            f"model.name={config.model.name} is quantised (quantization_config in its config.json), and {QUANTISED}. "
+            "Name the model that it was quantised from"
+        )
     for name, value in config.model.config_overrides.items():
         if name not in found.to_dict() and name not in found.attribute_map:
             raise ModelError(
@@ -161,15 +179,3 @@ def tokenizer_key(tokenizer: Any) -> str:
     backend = tokenizer.backend_tokenizer.to_str()
     template = tokenizer.chat_template
     return xxhash.xxh3_128_hexdigest(f"{backend}\0{template}\0{tokenizer.special_tokens_map}".encode())
-
-
-def _fetch(name: str, revision: str | None) -> Path:
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub raises many types: offline, not found, gated, bad id
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"model.name={name} is neither a directory, nor an embedded model "
-            f"(smollm2-135m-instruct, tiny-random), nor to be had from the hub: {reason}"
-        ) from error

@@ -27,11 +27,12 @@ def model_card(
         "tags: [dist-ft]",
         "---",
     ]
+    commit = f" at commit `{config.model.commit}`" if config.model.commit else ""
     kind = "LoRA adapter" if is_adapter else "merged model" if merged else "fully fine-tuned model"
     body = [
         f"# {config.run.name}",
         "",
-        f"A {kind} of `{config.model.name}`, trained with dist-ft for {step} steps.",
+        f"A {kind} of `{config.model.name}`{commit}, trained with dist-ft for {step} steps.",
         "",
         "## Data",
         "",

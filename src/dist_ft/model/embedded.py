@@ -6,14 +6,11 @@ Both are written once into the user's cache as ordinary model directories, under
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +21,7 @@ from transformers import (
 )
 
 from dist_ft.errors import ModelError
+from dist_ft.model.once import make_once
 from dist_ft.rundir import user_cache_dir
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -43,19 +41,7 @@ def is_embedded(name: str) -> bool:
 
 def materialise(name: str) -> Path:
     """Returns the directory of an embedded model, made on first use (SmolLM2: about half a minute)."""
-    directory = user_cache_dir() / "models" / f"{name}-v{_FORMAT}"
-    if (directory / "config.json").is_file():
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(directory) + ".lock"):
-        if not (directory / "config.json").is_file():
-            scratch = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                _MAKERS[name](scratch)
-                scratch.rename(directory)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return directory
+    return make_once(user_cache_dir() / "models" / f"{name}-v{_FORMAT}", _MAKERS[name])
 
 
 def _make_smollm2(directory: Path) -> None:

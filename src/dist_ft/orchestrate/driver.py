@@ -22,7 +22,7 @@ import ray
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.checkpoint.store import LocalStore
-from dist_ft.config import Config, dump_yaml
+from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.exports import TaskSpec
@@ -35,7 +35,14 @@ from dist_ft.orchestrate.after_training import export_and_measure, numbers
 from dist_ft.orchestrate.cluster import ClusterInfo, connect
 from dist_ft.orchestrate.coordination import CoordinatorHandle
 from dist_ft.orchestrate.processes import ForkServer, run_task
-from dist_ft.orchestrate.result import RunResult, Timeline, changed_settings, find_finished, persistent
+from dist_ft.orchestrate.result import (
+    RunResult,
+    Timeline,
+    changed_settings,
+    find_finished,
+    persistent,
+    with_recorded_commit,
+)
 from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
@@ -63,12 +70,13 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
     if finished is not None:
         console.say(f"{run_dir.path} is complete; nothing to do")
         return finished
+    config = with_recorded_commit(config, run_dir)
     timeline = Timeline(began)
     with contextlib.ExitStack() as stack:
         console.say(
             f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}"
         )
-        console.say("  starting Ray, checking model and data (an embedded model is made on first use, half a minute)")
+        console.say("  starting Ray, checking model and data (a model is fetched or made on first use)")
         preparing = _in_thread(
             lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})
         )
@@ -157,6 +165,7 @@ class _Driver:
 
     def _begin(self, prepared: dict[str, Any]) -> None:
         """Checks a resume and opens the run's books: the first change on disk."""
+        self._config = with_commit(self._config, prepared["commit"])
         store = LocalStore(self._run_dir.path)
         previous = read_json(self._run_dir.run_json) if self._run_dir.run_json.exists() else {}
         checkpoints = committed(store)

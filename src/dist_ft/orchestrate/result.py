@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ft import errors
-from dist_ft.config import Config, load_config
+from dist_ft.config import Config, load_config, with_commit
 from dist_ft.rundir import RunDir, read_json
 
 
@@ -85,6 +85,15 @@ def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
         attempts=record["attempt"],
         **record["result"],
     )
+
+
+def with_recorded_commit(config: Config, run_dir: RunDir) -> Config:
+    """Returns the config at the commit that the run began with, if it asks for the same model and revision."""
+    if config.model.commit is not None or not run_dir.config.exists():
+        return config
+    began = load_config(run_dir.config).model
+    is_same = (began.name, began.revision) == (config.model.name, config.model.revision)
+    return with_commit(config, began.commit) if is_same else config
 
 
 def changed_settings(config: Config, run_dir: RunDir) -> list[str]:

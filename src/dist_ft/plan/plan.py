@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
-from dist_ft.config import Config
+from dist_ft.config import Config, with_commit
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
@@ -43,6 +43,7 @@ def make_plan(config: Config) -> dict[str, Any]:
     """
     with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
         prepared = prepare.run(config.model_dump(mode="json"))
+        config = with_commit(config, prepared["commit"])
         shape = model_shape(select_trained(skeleton(config), config), config)
     splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
     steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))

@@ -12,7 +12,8 @@ from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError
-from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
+from dist_ft.model.adapter import adapter_hash
+from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
@@ -29,7 +30,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: Of the kind that says what is wrong.
     """
-    parsed = config_from_dict(config)
+    parsed = at_commit(config_from_dict(config))
     check_model(parsed)
     tokenizer = load_tokenizer(parsed)
     splits, eval_split = prepare_splits(parsed, tokenizer)
@@ -40,6 +41,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": asdict(make_fingerprint(parsed, splits)),
         "max_steps": max_steps,
         "num_positions": num_positions,
+        "commit": parsed.model.commit,
     }
 
 
@@ -87,6 +89,8 @@ def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint
     """Returns what checkpoints of this config belong to."""
     method = config.method.model_dump(mode="json")
     trained = method if config.method.kind == "lora" else {key: method[key] for key in ("kind", "freeze")}
+    if config.method.init_from is not None:
+        trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(
         model=fingerprint(config),
         data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),

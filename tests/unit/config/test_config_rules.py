@@ -232,3 +232,24 @@ def test_a_cpu_without_bfloat16_is_known_by_its_flags(tmp_path: Path, text: str,
 
 def test_where_the_flags_cannot_be_read_nothing_is_claimed(tmp_path: Path) -> None:
     assert has_fast_bfloat16(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method={kind: full, use_dora: true}"], "method.use_dora"),
+        (["method={kind: full, use_rslora: true}"], "method.kind=lora"),
+        (["method={kind: full, layers_to_transform: [0]}"], "layers_to_transform"),
+        (["method.layers_to_transform=[0]"], "needs method.target_modules as a list"),
+        (["model.name=https://huggingface.co/org/model"], "model.name is a URL"),
+        (["model.name=/tmp", "model.revision=main"], "has no revision main"),
+        (["model.name=/tmp", f"model.commit={'0' * 40}"], "leave it out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(check: Check, overrides: list[str], said: str) -> None:
+    (problem,) = check(*overrides)
+    assert said in problem
+
+
+def test_layers_are_chosen_beside_names(check: Check) -> None:
+    assert check("method.layers_to_transform=[0]", "method.target_modules=[q_proj]", "method.use_dora=true") == []

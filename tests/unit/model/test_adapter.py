@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError
-from dist_ft.model.adapter import attach_adapter, export_names, load_adapter, save_adapter_config
+from dist_ft.model.adapter import adapter_hash, attach_adapter, export_names, load_adapter, save_adapter_config
 from dist_ft.model.embedded import materialise
+from dist_ft.tasks.prepare import make_fingerprint
 
 MODULES: list[Any] = ["all-linear", ["q_proj", "v_proj"], ["down_proj"]]
 
@@ -169,3 +172,55 @@ def test_an_exported_adapter_computes_what_the_trained_one_did(tmp_path: Path) -
         loaded = load_adapter(_base(), tmp_path).eval()
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     assert not _trained(loaded)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("init_lora_weights", "pissa"), ("bias", "all"), ("trainable_token_indices", [1]), ("lora_bias", True)],
+)
+def test_an_adapter_that_does_more_than_lora_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    _adapter(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ConfigError, match=rf"init_from=.* has {key}=.*not supported"):
+        attach_adapter(_base(), _config(init_from=str(tmp_path)))
+
+
+def test_the_hash_of_an_adapter_is_of_what_it_holds(tmp_path: Path) -> None:
+    _adapter(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    before = adapter_hash(str(tmp_path / "a"))
+    assert adapter_hash(str(tmp_path / "b")) == before
+    weights = tmp_path / "b" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert adapter_hash(str(tmp_path / "b")) != before
+
+
+def test_another_adapter_at_the_same_path_has_another_fingerprint(tmp_path: Path) -> None:
+    _adapter(tmp_path / "a", seed=1)
+    config = _config(init_from=str(tmp_path / "a"))
+    before = make_fingerprint(config, [])
+    shutil.rmtree(tmp_path / "a")
+    _adapter(tmp_path / "a", seed=2)
+    (difference,) = before.differences(make_fingerprint(config, []))
+    assert difference.startswith("method: ")
+
+
+def test_layers_that_are_not_there_are_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"layers_to_transform=\[2\].*are 0 to 1"):
+        attach_adapter(_base(), _config(layers_to_transform=[2], target_modules=["q_proj"]))
+
+
+def test_only_the_layers_that_are_named_are_adapted() -> None:
+    names = export_names(attach_adapter(_base(), _config(layers_to_transform=[1], target_modules=["q_proj"])))
+    assert len(names) == 2
+    assert all("layers.1." in name for name in names)
+
+
+def test_a_pattern_must_match_whole_names() -> None:
+    names = export_names(attach_adapter(_base(), _config(target_modules=r".*layers\.0\.self_attn\.q_proj")))
+    assert len(names) == 2
+    with pytest.raises(ConfigError, match=r"method\.target_modules=q_proj does not fit"):
+        attach_adapter(_base(), _config(target_modules="q_proj"))

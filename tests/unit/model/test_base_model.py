@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,11 @@ def test_weights_that_are_not_all_of_the_models_are_refused(directory: Path, dam
     damage(directory)
     with pytest.raises(ModelError):
         load_model(_config(directory))
+
+
+def test_a_quantised_base_is_refused(directory: Path) -> None:
+    path = directory / "config.json"
+    quantised = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantised}))
+    with pytest.raises(ModelError, match=r"is quantised .*not supported.*method\.kind=lora.*quantised from"):
+        load_model_config(_config(directory))

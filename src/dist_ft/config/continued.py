@@ -1,0 +1,111 @@
+"""What `method` takes over from the adapter in `method.init_from`; whether it can be gone on from at all.
+
+Torch-free, so that a contradiction is answered at once. Keys that PEFT may add later are judged where PEFT is, in
+`model/adapter.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_ft.config.schema import Config
+from dist_ft.errors import ConfigError
+
+_DEFAULTS: dict[str, Any] = {
+    "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": None, "modules_to_save": [], "use_rslora": False,
+    "use_dora": False, "layers_to_transform": None,
+}  # fmt: skip
+"""What PEFT assumes for a key that adapter_config.json leaves out; all that `method` takes over."""
+
+FREE = frozenset({"lora_dropout"})
+"""Keys that may differ from the adapter's: they are no part of what it computes."""
+
+
+def with_adapter_settings(config: Config) -> Config:
+    """Returns the config with the adapter's own settings for the keys of `method` that the user has not set.
+
+    Only for a config that `load_config` has read: of one that was sent between processes all keys are set.
+
+    Raises:
+        ConfigError: A key contradicts the adapter, or the adapter is not one to go on from.
+    """
+    method = config.method
+    if method.init_from is None:
+        return config
+    stored = adapter_settings(method.init_from)
+    _check_base(stored.pop("base_model_name_or_path"), config)
+    problems = [
+        f"method.{key}={getattr(method, key)}, but the adapter in method.init_from={method.init_from} has "
+        f"{key}={stored[key]}; set method.{key}={json.dumps(stored[key])}, or leave it out"
+        for key in sorted(method.model_fields_set & stored.keys() - FREE)
+        if not same(getattr(method, key), stored[key])
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    taken = {key: value for key, value in stored.items() if key not in method.model_fields_set}
+    return config.model_copy(update={"method": method.model_copy(update=taken)})
+
+
+def adapter_settings(directory: str) -> dict[str, Any]:
+    """Returns the settings of a LoRA adapter in the spelling and the types of `method`, and its base model's name.
+
+    Raises:
+        ConfigError: It is not a LoRA adapter in safetensors.
+    """
+    path = Path(directory) / "adapter_config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        kind = stored["peft_type"]
+        found = _in_our_types({key: stored.get(key, default) for key, default in _DEFAULTS.items()})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"method.init_from={directory}: {path} is no adapter's config: {error}") from error
+    if kind != "LORA":
+        raise ConfigError(
+            f"method.init_from={directory} is an adapter of peft_type={kind}; only LORA can be gone on from: "
+            "leave method.init_from out, or merge it into the base model with PEFT and train on that"
+        )
+    if not (path.parent / "adapter_model.safetensors").is_file():
+        raise ConfigError(
+            f"method.init_from={directory}: adapter_model.safetensors is missing; other formats can run code when "
+            "they are loaded. Write it with PEFT's save_pretrained"
+        )
+    return {**found, "base_model_name_or_path": stored.get("base_model_name_or_path")}
+
+
+def _in_our_types(found: dict[str, Any]) -> dict[str, Any]:
+    layers, targets = found["layers_to_transform"], found["target_modules"]
+    return {
+        **found,
+        # PEFT keeps sets, whose order on disk is chance; without any it knows a family's own.
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets or "all-linear",
+        "modules_to_save": sorted(found["modules_to_save"] or []),
+        "layers_to_transform": [layers] if isinstance(layers, int) else layers,
+        "lora_alpha": float(found["lora_alpha"]),
+        "lora_dropout": float(found["lora_dropout"]),
+    }
+
+
+def same(mine: Any, theirs: Any) -> bool:
+    """Whether two settings are equal; lists are sets to PEFT."""
+    return sorted(mine) == sorted(theirs) if isinstance(mine, list) and isinstance(theirs, list) else mine == theirs
+
+
+def _check_base(theirs: str | None, config: Config) -> None:
+    """Two names of a hub that differ are two models; of two paths, or a path and a name, nothing is known."""
+    mine = config.model.name
+    names = [name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not _is_there(name)]
+    if len(names) == 2 and names[0].lower() != names[1].lower():
+        raise ConfigError(
+            f"model.name={mine}, but the adapter in method.init_from={config.method.init_from} was trained on "
+            f"{theirs}; set model.name={theirs}, or correct base_model_name_or_path in its adapter_config.json if "
+            "both have the same weights"
+        )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # too long for a path
+        return False

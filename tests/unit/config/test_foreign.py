@@ -1,0 +1,73 @@
+"""Keys and values of other tools, and secrets in a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dist_ft.config import load_config
+from dist_ft.errors import ConfigError
+
+
+def problems(tmp_path: Path, *overrides: str) -> list[str]:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {name: tiny-random}\ndata: {train: [{source: a.jsonl}]}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.kind=qlora",
+        "method.kind=QLoRA",
+        "model.load_in_4bit=true",
+        "model.load_in_8bit=true",
+        "model.quantization=nf4",
+        "model.quantization_config={load_in_4bit: true}",
+        "method.qlora=true",
+        "model.bnb_4bit_quant_type=nf4",
+        "load_in_4bit=true",
+    ],
+)
+def test_quantised_training_is_refused_with_what_to_do_instead(tmp_path: Path, override: str) -> None:
+    (line,) = problems(tmp_path, override)
+    assert line.startswith(override.split("=")[0])
+    for word in ("not supported", "float32 masters", "method.kind=lora", "bfloat16", "zero.stage=3", "zero.offload"):
+        assert word in line
+
+
+def test_a_wrong_kind_that_nobody_uses_is_an_ordinary_error(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, "method.kind=loar")
+    assert "quantised" not in line
+
+
+@pytest.mark.parametrize("key", ["model.token", "model.hf_token", "model.use_auth_token", "monitor.token"])
+def test_a_key_for_a_token_names_the_variable(tmp_path: Path, key: str) -> None:
+    (line,) = problems(tmp_path, f"{key}=something")
+    assert line.startswith(f"{key}: ")
+    assert "HF_TOKEN" in line
+    assert "something" not in line
+
+
+SECRET = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        (f"model.name={SECRET}", "model.name"),
+        (f"model.name=https://me:{SECRET}@huggingface.co/org/m", "model.name"),
+        ("model.name=https://me:pass@huggingface.co/org/m", "model.name"),
+        (f"model.token={SECRET}", "model.token"),
+        (f"data.train=[{{source: a.jsonl}}, {{source: {SECRET}}}]", "data.train.1.source"),
+        (f"train.epochs={SECRET}", "train.epochs"),
+    ],
+)
+def test_a_secret_is_refused_and_never_shown(tmp_path: Path, override: str, key: str) -> None:
+    (line,) = problems(tmp_path, override, "nonsense.key=1")
+    assert line.startswith(f"{key} holds a token")
+    assert SECRET not in line
+    assert "pass" not in line
