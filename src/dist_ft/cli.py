@@ -16,8 +16,11 @@ import typer
 
 from dist_ft import __version__
 from dist_ft.errors import DistFtError, UsageError
+from dist_ft.printable import printable
 
 _BEGAN = time.monotonic()
+_LINE = 2000
+"""Characters of a line that quotes data, answers of models or messages of libraries."""
 
 app = typer.Typer(
     name="dist-ft",
@@ -95,9 +98,7 @@ def plan(
     if config is None:
         raise UsageError("plan needs a CONFIG, or --schema")
     parsed = _load(config, overrides or [])
-    from dist_ft.orchestrate.processes import QUIET_ENV
-
-    os.environ.update(QUIET_ENV)
+    _quieten()
     from dist_ft.plan.plan import make_plan
     from dist_ft.plan.render import render_plan
 
@@ -168,6 +169,56 @@ def checkpoint_rm(
         typer.echo(f"deleted {name}")
 
 
+data = typer.Typer(help="Look at the data of a run before it costs anything.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command("show")
+def data_show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Sequences to show.")] = 3,
+    row: Annotated[int, typer.Option(min=1, help="The first of them, counted from 1.")] = 1,
+    source: Annotated[str, typer.Option(help="Index of a training source, as in data.train.0, or eval.")] = "0",
+    as_json: AsJson = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Mark trained text instead of colouring it.")] = False,
+) -> None:
+    """Show what the model is fed: tokens, what of them is trained, where samples begin and are cut."""
+    parsed = _load(config, overrides or [])
+    _quieten()
+    from dist_ft.plan.data_text import render_show
+    from dist_ft.tasks.data_show import show_data
+
+    shown = show_data(parsed, source, row, rows)
+    is_colored = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
+    typer.echo(json.dumps(shown) if as_json else render_show(shown, is_colored))
+
+
+@data.command("check")
+def data_check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read every row and say what is wrong with the data; exit code 1 when a run would refuse it."""
+    parsed = _load(config, overrides or [])
+    _quieten()
+    from dist_ft.plan.data_check import check_data
+    from dist_ft.plan.data_text import render_check
+
+    report = check_data(parsed)
+    typer.echo(json.dumps(report) if as_json else render_check(report))
+    if any(finding["severity"] == "error" for finding in report["findings"]):
+        raise typer.Exit(1)
+
+
+@data.command("prepare")
+def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Turn the data into token shards now, so that a run need not."""
+    parsed = _load(config, overrides or [])
+    _quieten()
+    from dist_ft.plan.data_text import render_prepared
+    from dist_ft.tasks.prepare import prepare_ahead
+
+    typer.echo(render_prepared(*prepare_ahead(parsed)))
+
+
 @app.command()
 def export(
     run: RunPath,
@@ -224,9 +275,16 @@ def _load(path: Path, overrides: list[str]) -> Any:
     return with_absolute_paths(config)
 
 
+def _quieten() -> None:
+    """Must come before transformers is imported."""
+    from dist_ft.orchestrate.processes import QUIET_ENV
+
+    os.environ.update(QUIET_ENV)
+
+
 def _print_result(result: dict[str, Any]) -> None:
     if result["error"]:
-        print(f"error: {result['error']['message']}", file=sys.stderr)
+        _print_error(result["error"]["message"])
     print(f"{result['state']} after {result['steps']} steps: {result['run_dir']}")
     if result["state"] == "stopped":
         print("continue with the same command and --resume")
@@ -239,11 +297,16 @@ def _print_result(result: dict[str, Any]) -> None:
         for name, value in evaluation["tuned"].items():
             print(f"  {name} {evaluation['base'][name]:.3f} → {value:.3f}")
         for sample in evaluation.get("samples", [])[:1]:
-            print(f"  asked     {sample['prompt']}")
-            print(f"  base says {sample['base'].strip()[:200]!r}")
-            print(f"  tuned     {sample['tuned'].strip()}")
+            print(f"  asked     {printable(sample['prompt'], _LINE)}")
+            print(f"  base says {printable(sample['base'].strip(), 200)}")
+            print(f"  tuned     {printable(sample['tuned'].strip(), _LINE)}")
     if result["export_dir"]:
         print(f"  model     {result['export_dir']}")
+
+
+def _print_error(message: str) -> None:
+    for line in message.split("\n"):
+        print(f"error: {printable(line, _LINE)}", file=sys.stderr)
 
 
 def main() -> None:
@@ -251,8 +314,7 @@ def main() -> None:
     try:
         app()
     except DistFtError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _print_error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

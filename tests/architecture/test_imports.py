@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "dist_ft"
 
 ROWS = (
-    ("__init__", "errors", "messages", "records", "rundir", "state"),
+    ("__init__", "errors", "messages", "printable", "records", "rundir", "state"),
     ("config", "batch", "memory"),
     ("stream", "model", "zero", "checkpoint", "monitor"),
     ("train", "tasks", "plan"),
@@ -32,6 +32,7 @@ ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 SIDEWAYS = {
     ("dist_ft.plan.plan", "dist_ft.tasks.prepare"): "a plan counts what the run's own preparation makes",
+    ("dist_ft.plan.data_check", "dist_ft.tasks.data_check"): "findings are drawn from what was measured",
 }
 """Imports inside a row, each with the reason why it is right."""
 
@@ -59,7 +60,8 @@ LATE = {
 """Modules that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.messages", "dist_ft.records", "dist_ft.rundir", "dist_ft.state", "dist_ft.batch",
+    "dist_ft.errors", "dist_ft.messages", "dist_ft.printable", "dist_ft.records", "dist_ft.rundir", "dist_ft.state",
+    "dist_ft.batch",
     "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor",
     "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",

@@ -123,6 +123,26 @@ def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> Pre
     return PreparedSplit.from_dict({**asdict(split), "directory": str(directory)})
 
 
+def read_split(request: SplitRequest) -> Iterator[Row]:
+    """Yields the rows of a split in file order: of one side, or without a held-out fraction all.
+
+    Raises:
+        DataError: A row that cannot be used.
+    """
+    return (row for row in read_rows(request.source, request.row_format) if is_in_split(row, request))
+
+
+def is_in_split(row: Row, request: SplitRequest) -> bool:
+    """Whether a row of the source belongs to the split; without a held-out fraction, each does."""
+    return request.held_out == 0 or is_held_out(row, request.held_out) == request.take_held_out
+
+
+def fit(sample: Sample, seq_len: int) -> Sample | None:
+    """Returns what a run uses of a sample: cut at the end, or None when no token of it would be trained."""
+    kept = Sample(sample.input_ids[:seq_len], sample.trained[:seq_len])
+    return kept if any(kept.trained[1:]) else None
+
+
 def _put_in_place(scratch: Path, directory: Path) -> None:
     try:
         scratch.rename(directory)
@@ -134,7 +154,7 @@ def _put_in_place(scratch: Path, directory: Path) -> None:
 
 def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> PreparedSplit:
     counts = dict.fromkeys(("rows", "sequences", "tokens", "trained", "untrained", "cut", "longest", "most"), 0)
-    rows = _select(read_rows(request.source, request.row_format), request)
+    rows = read_split(request)
     num_shards = 0
     while window := list(islice(rows, WINDOW_ROWS)):
         samples = list(_render_window(window, render, request.seq_len, counts))
@@ -159,21 +179,14 @@ def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> 
     )  # fmt: skip
 
 
-def _select(rows: Iterator[Row], request: SplitRequest) -> Iterator[Row]:
-    """Keeps the rows of one side; without a held-out fraction, all of them."""
-    if request.held_out == 0:
-        return rows
-    return (row for row in rows if is_held_out(row, request.held_out) == request.take_held_out)
-
-
 def _render_window(rows: Sequence[Row], render: Render, seq_len: int, counts: dict[str, int]) -> Iterator[Sample]:
     for row in rows:
         counts["rows"] += 1
         has_trained = False
         for sample in render(row.record):
             counts["cut"] += len(sample.input_ids) > seq_len
-            kept = Sample(sample.input_ids[:seq_len], sample.trained[:seq_len])
-            if any(kept.trained[1:]):
+            kept = fit(sample, seq_len)
+            if kept is not None:
                 has_trained = True
                 yield kept
         counts["untrained"] += not has_trained

@@ -16,8 +16,12 @@ import xxhash
 
 from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
+from dist_ft.printable import printable
 from dist_ft.records import ROLES, Conversation, Message, Record
 from dist_ft.stream.embedded import embedded_rows
+
+_QUOTED = 80
+"""Characters of a bad row that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,19 @@ class Row:
     key: int
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A row that cannot be used.
+
+    Attributes:
+        place: `file:line`.
+        message: One line for people, which begins with the place.
+    """
+
+    place: str
+    message: str
+
+
 def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
     """Yields the conversations of a source in file order.
 
@@ -42,16 +59,32 @@ def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
         DataError: Broken JSON, a row that is no conversation or has no assistant turn (file and line named),
             or a source without rows.
     """
-    if row_format not in ("auto", "messages"):
-        raise DataError(f"format={row_format} of {source} is not supported yet; convert to rows with `messages`")
     count = 0
-    for place, data in _raw_rows(source):
-        messages = _check_row(place, data)
-        key = xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True).encode())
-        yield Row(place, Conversation(messages), key)
+    for row in scan_rows(source, row_format):
+        if isinstance(row, Problem):
+            raise DataError(row.message)
+        yield row
         count += 1
     if count == 0:
         raise DataError(f"{source} holds no rows; expected one JSON object with `messages` a line")
+
+
+def scan_rows(source: str, row_format: str = "auto") -> Iterator[Row | Problem]:
+    """Yields every row of a source in file order, those that cannot be used as what is wrong with them.
+
+    Raises:
+        DataError: The source as a whole cannot be read.
+    """
+    if row_format not in ("auto", "messages"):
+        raise DataError(f"format={row_format} of {source} is not supported yet; convert to rows with `messages`")
+    for place, data in _raw_rows(source):
+        try:
+            messages = _check_row(place, _parse(place, data) if isinstance(data, bytes) else data)
+        except DataError as error:
+            yield Problem(place, str(error))
+            continue
+        key = xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True).encode())
+        yield Row(place, Conversation(messages), key)
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
@@ -72,25 +105,28 @@ def content_hash(source: str) -> str:
 
 
 def _raw_rows(source: str) -> Iterator[tuple[str, Any]]:
+    """Yields (place, row); rows of files as the bytes of their line."""
     if source.startswith(EMBEDDED_PREFIX):
         for index, row in enumerate(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))):
             yield f"{source}:{index + 1}", row
         return
     with _open(source) as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{source}:{number}"
-            try:
-                yield place, json.loads(line)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{place}: not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
-                ) from error
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets as deep
-                raise DataError(f"{place}: not usable JSON: {error}; expected one object a line") from error
+            if line.strip():
+                yield f"{source}:{number}", line
+
+
+def _parse(place: str, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{place}: not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets as deep
+        raise DataError(f"{place}: not usable JSON: {error}; expected one object a line") from error
 
 
 def _open(source: str) -> BinaryIO:
@@ -104,15 +140,15 @@ def _open(source: str) -> BinaryIO:
 
 def _check_row(place: str, data: Any) -> list[Message]:
     if not isinstance(data, dict) or "messages" not in data:
-        keys = f"keys {sorted(data)}" if isinstance(data, dict) else type(data).__name__
+        keys = f"keys {_quote(sorted(data))}" if isinstance(data, dict) else type(data).__name__
         raise DataError(f"{place}: found {keys}, expected an object with `messages`")
     messages = data["messages"]
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{place}: `messages` is {messages!r}, expected a list of turns")
+        raise DataError(f"{place}: `messages` is {_quote(messages)}, expected a list of turns")
     for number, turn in enumerate(messages):
         if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
             raise DataError(
-                f"{place}: turn {number} is {str(turn)[:80]!r}, expected text content and a role of {', '.join(ROLES)}"
+                f"{place}: turn {number} is {_quote(turn)}, expected text content and a role of {', '.join(ROLES)}"
             )
         try:
             turn["content"].encode()
@@ -123,3 +159,8 @@ def _check_row(place: str, data: Any) -> list[Message]:
     if not any(turn["role"] == "assistant" for turn in messages):
         raise DataError(f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer")
     return messages
+
+
+def _quote(value: Any) -> str:
+    """Returns the beginning of a value as it can be shown to people."""
+    return printable(repr(value), _QUOTED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,40 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources and the held-out split."""
+    train, held_out = split_requests(config, tokenizer_key(tokenizer))
+    render, directory = Renderer(tokenizer), cache_dir(config)
+    splits = [prepare_split(request, render, directory) for request in train]
+    return splits, prepare_split(held_out, render, directory) if held_out else None
+
+
+def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:
+    """Returns what a run prepares: one split a training source, and the held-out one."""
     data = config.data
-    render, render_key = Renderer(tokenizer), tokenizer_key(tokenizer)
-    cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
     fraction = data.eval if isinstance(data.eval, float) else 0.0
-
-    def prepare(source: str, row_format: str, held_out: float, take: bool, packing: bool) -> PreparedSplit:
-        request = SplitRequest(source, row_format, data.seq_len, packing, render_key, held_out, take)
-        return prepare_split(request, render, cache_dir)
-
-    splits = [prepare(s.source, s.format, fraction, False, data.packing) for s in data.train]
+    settings = (data.seq_len, data.packing, render_key)
+    train = [SplitRequest(source.source, source.format, *settings, held_out=fraction) for source in data.train]
     if isinstance(data.eval, str):
-        return splits, prepare(data.eval, "auto", 0.0, False, data.packing)
-    if fraction:
-        return splits, prepare(data.train[0].source, data.train[0].format, fraction, True, data.packing)
-    return splits, None
+        return train, SplitRequest(data.eval, "auto", *settings)
+    return train, replace(train[0], take_held_out=True) if fraction else None
+
+
+def cache_dir(config: Config) -> Path:
+    """Returns the directory of prepared data, which all machines see."""
+    return Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
+
+
+def prepare_ahead(config: Config) -> tuple[list[tuple[str, PreparedSplit, bool]], str]:
+    """Prepares the data of a run that comes later.
+
+    Returns:
+        Each split as (name, split, whether it was there already), and the directory where they lie.
+    """
+    directory = cache_dir(config)
+    before = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    splits, eval_split = prepare_splits(config, load_tokenizer(config))
+    named = [(f"train.{index}", split) for index, split in enumerate(splits)]
+    named += [("eval", eval_split)] if eval_split else []
+    return [(name, split, split.key in before) for name, split in named], str(directory)
 
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dist_ft.errors import DataError
-from dist_ft.stream.sources import content_hash, read_rows
+from dist_ft.stream.sources import Problem, content_hash, read_rows, scan_rows
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 GOOD_LINE = json.dumps(GOOD).encode()
@@ -165,3 +165,36 @@ def test_the_content_hash_is_of_bytes_not_of_the_path(tmp_path: Path) -> None:
     assert content_hash(write(tmp_path / "b.jsonl", GOOD_LINE)) == one
     assert content_hash(write(tmp_path / "a.jsonl", GOOD_LINE, end=b"\r\n")) != one
     assert content_hash("embedded:orders/train") != content_hash("embedded:orders/eval")
+
+
+def test_a_scan_goes_on_after_each_bad_row(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "a.jsonl", b"broken", GOOD_LINE, b"", turns(turn("user")), GOOD_LINE[:-1] + b"\xff}", GOOD_LINE, b"5"
+    )
+    found = list(scan_rows(source))
+    assert [(row.place, isinstance(row, Problem)) for row in found] == [
+        (f"{source}:{line}", is_bad)
+        for line, is_bad in [(1, True), (2, False), (4, True), (5, True), (6, False), (7, True)]
+    ]
+    problems = [row for row in found if isinstance(row, Problem)]
+    assert all(problem.message.startswith(f"{problem.place}: ") for problem in problems)
+    with pytest.raises(DataError) as caught:
+        list(read_rows(source))
+    assert str(caught.value) == problems[0].message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps({"messages": "\x1b[31m" + "x" * 10_000_000}).encode(),
+        json.dumps({"messages": [{"role": "\u202e" + "x" * 10_000_000}]}).encode(),
+        json.dumps({"\x00\x1b[2J" + "x" * 10_000_000: 1}).encode(),
+        b"\x1b[31m" + b"x" * 10_000_000,
+    ],
+    ids=["messages", "a turn", "a key", "the line"],
+)
+def test_what_an_error_quotes_is_short_and_harmless(tmp_path: Path, line: bytes) -> None:
+    with pytest.raises(DataError, match=":1: ") as caught:
+        list(read_rows(write(tmp_path / "a.jsonl", line)))
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()

@@ -1,0 +1,278 @@
+"""Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
+
+Owns the counting. What the counts mean to a person is left to `plan/data_check.py`. Memory is flat: a hash a row, and
+the first few places of whatever is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from dist_ft.config import Config
+from dist_ft.errors import DataError
+from dist_ft.model.base import load_generation_config, load_tokenizer, tokenizer_key
+from dist_ft.model.render import Renderer
+from dist_ft.records import Conversation, Record, Sample
+from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, fit, is_in_split
+from dist_ft.stream.pack import plan_bins
+from dist_ft.stream.repeats import Keys, find_repeats, find_shared
+from dist_ft.stream.sources import Problem, Row, scan_rows
+from dist_ft.tasks.prepare import split_requests
+
+FEW = 5
+"""Places that are named of whatever is counted."""
+
+
+@dataclass
+class Noted:
+    """Something counted, and the first places where it stands."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        """Counts one more."""
+        self.count += 1
+        if len(self.first) < FEW:
+            self.first.append(text)
+
+
+@dataclass
+class SplitCounts:
+    """What one split holds.
+
+    Attributes:
+        name: `train.0` as in `data.train.0`, or `eval`.
+        request: What a run would prepare.
+        num_rows: Rows that could be read.
+        unreadable: Rows that are no conversation; with what is wrong.
+        refused: Rows that the chat template refuses; with what it says.
+        untrained: Rows left out because no token of theirs would be trained.
+        num_hidden_rows: Those of them whose trained tokens all lie behind the cut.
+        cut: Samples longer than `data.seq_len`.
+        bos_doubled: Samples that begin with two BOS tokens.
+        control_text: Rows with text that the tokenizer takes for a special token.
+        num_answers: Runs of trained tokens that the cut does not end.
+        unended: Those of them whose last token does not end generation.
+        turns: Turns of a row → rows.
+        lengths: Tokens of a sample before the cut → samples.
+        num_sequences: Sequences of the run.
+        num_packed: Sequences if they were packed.
+        keys: Hash of each row's content.
+        window: Lengths of the samples that are yet to be packed.
+    """
+
+    name: str
+    request: SplitRequest
+    num_rows: int = 0
+    unreadable: Noted = field(default_factory=Noted)
+    refused: Noted = field(default_factory=Noted)
+    untrained: Noted = field(default_factory=Noted)
+    num_hidden_rows: int = 0
+    cut: Noted = field(default_factory=Noted)
+    bos_doubled: Noted = field(default_factory=Noted)
+    control_text: Noted = field(default_factory=Noted)
+    num_answers: int = 0
+    unended: Noted = field(default_factory=Noted)
+    turns: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    num_sequences: int = 0
+    num_packed: int = 0
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+    window: list[int] = field(default_factory=list)
+
+    def close_window(self) -> None:
+        """Counts the sequences of a window as `stream/pack.py` would make them."""
+        num_bins = len(plan_bins(self.window, self.request.seq_len))
+        self.num_packed += num_bins
+        self.num_sequences += num_bins if self.request.packing else len(self.window)
+        self.window.clear()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the data of a run holds.
+
+    Attributes:
+        splits: Training sources in order, then the held-out split.
+        repeats: Training rows that equal an earlier one, as `place = place`.
+        eval_repeats: The same within the held-out split.
+        overlap: Held-out rows that are training rows, too.
+        stops: Tokens at which generation ends.
+    """
+
+    splits: list[SplitCounts]
+    repeats: Noted
+    eval_repeats: Noted
+    overlap: Noted
+    stops: list[str]
+
+
+def measure(config: Config) -> Measures:
+    """Reads and renders every row once; the first few equal rows are looked up in a second reading.
+
+    Raises:
+        UserError: The tokenizer, or a source as a whole, cannot be read.
+    """
+    tokenizer = load_tokenizer(config)
+    train, held_out = split_requests(config, tokenizer_key(tokenizer))
+    splits = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
+    trained_on = list(splits)
+    if held_out is not None:
+        splits.append(SplitCounts("eval", held_out))
+    stops = _stop_ids(config, tokenizer)
+    meter = _Meter(tokenizer, stops, config.data.seq_len)
+    for source, row_format in dict.fromkeys((split.request.source, split.request.row_format) for split in splits):
+        members = [s for s in splits if (s.request.source, s.request.row_format) == (source, row_format)]
+        _scan(scan_rows(source, row_format), members, meter)
+    for split in splits:
+        split.close_window()
+    evaluated = splits[len(trained_on) :]
+    return Measures(
+        splits=splits,
+        repeats=_note_repeats(trained_on),
+        eval_repeats=_note_repeats(evaluated),
+        overlap=_note_overlap(evaluated, trained_on),
+        stops=[str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stops))],
+    )
+
+
+def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
+    generation = load_generation_config(config)
+    ends = generation.eos_token_id if generation is not None else None
+    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return {token for token in found if token is not None}
+
+
+class _Meter:
+    """Renders rows and notes what is found in them."""
+
+    def __init__(self, tokenizer: Any, stops: set[int], seq_len: int) -> None:
+        self._render = Renderer(tokenizer)
+        self._stops = stops
+        self._bos = tokenizer.bos_token_id
+        self._seq_len = seq_len
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def note(self, row: Row, split: SplitCounts) -> None:
+        """Counts a row."""
+        split.num_rows += 1
+        split.keys.append(_content_hash(row.record))
+        split.turns[_num_turns(row.record)] += 1
+        try:
+            samples = self._render(row.record)
+        except DataError as error:
+            split.refused.add(f"{row.place}: {error}")
+            return
+        if any(self._special.search(text) for text in _texts(row.record)):
+            split.control_text.add(row.place)
+        used = [kept for sample in samples if (kept := self._note_sample(sample, row.place, split))]
+        if not used:
+            split.untrained.add(row.place)
+            split.num_hidden_rows += any(any(sample.trained[1:]) for sample in samples)
+        split.window += [len(kept.input_ids) for kept in used]
+        if split.num_rows % WINDOW_ROWS == 0:
+            split.close_window()
+
+    def _note_sample(self, sample: Sample, place: str, split: SplitCounts) -> Sample | None:
+        length = len(sample.input_ids)
+        split.lengths[length] += 1
+        if length > self._seq_len:
+            split.cut.add(f"{place}: {length:,} tokens")
+        if self._bos is not None and sample.input_ids[:2] == [self._bos, self._bos]:
+            split.bos_doubled.add(place)
+        kept = fit(sample, self._seq_len)
+        if kept is None:
+            return None
+        split.num_tokens += len(kept.input_ids)
+        split.num_trained_tokens += sum(kept.trained[1:])
+        for end in _answer_ends(kept, is_cut=length > self._seq_len):
+            split.num_answers += 1
+            if kept.input_ids[end] not in self._stops:
+                split.unended.add(place)
+        return kept
+
+
+def _scan(rows: Iterable[Row | Problem], members: Sequence[SplitCounts], meter: _Meter) -> None:
+    """Reads a source once for all splits that have a part of it."""
+    for row in rows:
+        if isinstance(row, Problem):  # nobody knows on which side it would have fallen
+            members[0].unreadable.add(row.message)
+            continue
+        for split in members:
+            if is_in_split(row, split.request):
+                meter.note(row, split)
+
+
+def _content_hash(record: Record) -> int:
+    return int(xxhash.xxh3_64_intdigest(json.dumps(asdict(record), sort_keys=True).encode()))
+
+
+def _num_turns(record: Record) -> int:
+    return len(record.messages) if isinstance(record, Conversation) else 0
+
+
+def _texts(record: Record) -> list[str]:
+    """Texts that a template puts between its special tokens; raw text may hold them on purpose."""
+    return [message["content"] for message in record.messages] if isinstance(record, Conversation) else []
+
+
+def _answer_ends(sample: Sample, is_cut: bool) -> list[int]:
+    """Returns where each run of trained tokens ends, but for one that the cut has ended."""
+    trained = sample.trained
+    ends = [i for i, (here, after) in enumerate(pairwise([*trained, False])) if here and not after]
+    return ends[:-1] if is_cut and trained[-1] else ends
+
+
+def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
+    return _note_pairs(splits, splits, *find_repeats(_all_keys(splits)))
+
+
+def _note_overlap(evaluated: Sequence[SplitCounts], trained_on: Sequence[SplitCounts]) -> Noted:
+    return _note_pairs(evaluated, trained_on, *find_shared(_all_keys(evaluated), _all_keys(trained_on)))
+
+
+def _all_keys(splits: Sequence[SplitCounts]) -> Keys:
+    return np.concatenate([np.frombuffer(split.keys, dtype=np.uint64) for split in splits] or [np.zeros(0, np.uint64)])
+
+
+def _note_pairs(splits: Sequence[SplitCounts], others: Sequence[SplitCounts], here: Any, there: Any) -> Noted:
+    left = _places(splits, here[:FEW].tolist())
+    right = _places(others, there[:FEW].tolist())
+    return Noted(len(here), [f"{a} equals {b}" for a, b in zip(left, right, strict=True)])
+
+
+def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
+    """Returns the places of rows, by their numbers over all splits, in a second reading that stops at the last."""
+    found: dict[int, str] = {}
+    first = 0
+    for split in splits:
+        wanted = {number - first for number in numbers if 0 <= number - first < len(split.keys)}
+        if wanted:
+            for number, row in enumerate(_good_rows(split)):
+                if number in wanted:
+                    found[first + number] = row.place
+                if number >= max(wanted):
+                    break
+        first += len(split.keys)
+    return [found[number] for number in numbers]
+
+
+def _good_rows(split: SplitCounts) -> Iterator[Row]:
+    request = split.request
+    for row in scan_rows(request.source, request.row_format):
+        if isinstance(row, Row) and is_in_split(row, request):
+            yield row
