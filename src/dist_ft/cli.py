@@ -171,17 +171,18 @@ def checkpoint_rm(
 
 data = typer.Typer(help="Look at the data of a run before it costs anything.", no_args_is_help=True)
 app.add_typer(data, name="data")
+NoColor = Annotated[bool, typer.Option("--no-color", help="Plain marks, as where the output is no terminal.")]
 
 
 @data.command("show")
 def data_show(
     config: ConfigPath,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="Sequences to show.")] = 3,
-    row: Annotated[int, typer.Option(min=1, help="The first of them, counted from 1.")] = 1,
+    rows: Annotated[int | None, typer.Option(min=1, help="Sequences to show; default is 3, or 1 with --row.")] = None,
+    row: Annotated[int | None, typer.Option(min=1, help="The first of them, counted from 1.")] = None,
     source: Annotated[str, typer.Option(help="Index of a training source, as in data.train.0, or eval.")] = "0",
     as_json: AsJson = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="Mark trained text instead of colouring it.")] = False,
+    no_color: NoColor = False,
 ) -> None:
     """Show what the model is fed: tokens, what of them is trained, where samples begin and are cut."""
     parsed = _load(config, overrides or [])
@@ -189,13 +190,14 @@ def data_show(
     from dist_ft.plan.data_text import render_show
     from dist_ft.tasks.data_show import show_data
 
-    shown = show_data(parsed, source, row, rows)
-    is_colored = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
-    typer.echo(json.dumps(shown) if as_json else render_show(shown, is_colored))
+    shown = show_data(parsed, source, row or 1, rows or (1 if row else 3))
+    typer.echo(json.dumps(shown) if as_json else render_show(shown, _is_colored(no_color)))
 
 
 @data.command("check")
-def data_check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def data_check(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, no_color: NoColor = False
+) -> None:
     """Read every row and say what is wrong with the data; exit code 1 when a run would refuse it."""
     parsed = _load(config, overrides or [])
     _quieten()
@@ -203,7 +205,7 @@ def data_check(config: ConfigPath, overrides: Overrides = None, as_json: AsJson 
     from dist_ft.plan.data_text import render_check
 
     report = check_data(parsed)
-    typer.echo(json.dumps(report) if as_json else render_check(report))
+    typer.echo(json.dumps(report) if as_json else render_check(report, _is_colored(no_color)))
     if any(finding["severity"] == "error" for finding in report["findings"]):
         raise typer.Exit(1)
 
@@ -273,6 +275,10 @@ def _load(path: Path, overrides: list[str]) -> Any:
     config = load_config(path, overrides)
     check_config(config)
     return with_absolute_paths(config)
+
+
+def _is_colored(no_color: bool) -> bool:
+    return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
 
 
 def _quieten() -> None:

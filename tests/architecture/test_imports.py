@@ -32,7 +32,7 @@ ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 SIDEWAYS = {
     ("dist_ft.plan.plan", "dist_ft.tasks.prepare"): "a plan counts what the run's own preparation makes",
-    ("dist_ft.plan.data_check", "dist_ft.tasks.data_check"): "findings are drawn from what was measured",
+    ("dist_ft.plan.data_check", "dist_ft.tasks.data_scan"): "findings are drawn from what was measured",
 }
 """Imports inside a row, each with the reason why it is right."""
 

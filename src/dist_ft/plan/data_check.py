@@ -1,6 +1,6 @@
 """What `dist-ft data check` says: the measures of the data, and what follows from them for a person.
 
-Owns thresholds and words. Counting is `tasks/data_check.py`'s, the page `data_text.py`'s.
+Owns thresholds and words. Counting is `tasks/data_scan.py`'s, the page `data_text.py`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dist_ft.config import Config
-from dist_ft.tasks.data_check import Measures, Noted, SplitCounts, measure
+from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts, measure
 
 _FEW_SHARE = 0.01
 """Up to this share, cut samples and repeated rows are a note; beyond it a warning."""
@@ -83,6 +83,7 @@ def describe_split(split: SplitCounts) -> dict[str, Any]:
         "unreadable_rows": split.unreadable.count,
         "refused_rows": split.refused.count,
         "untrained_rows": split.untrained.count,
+        "empty_answers": split.empty_answers.count,
         "cut_samples": split.cut.count,
         "doubled_bos": split.bos_doubled.count,
         "rows_with_special_text": split.control_text.count,
@@ -101,7 +102,7 @@ def _split_problems(split: SplitCounts, stops: list[str]) -> Iterator[Finding]:
     yield from _untrained(split)
     yield from _cut(split)
     yield from _ends(split, stops)
-    yield from _tokens(split)
+    yield from _texts(split)
     yield from _packing(split)
 
 
@@ -131,10 +132,10 @@ def _untrained(split: SplitCounts) -> Iterator[Finding]:
         )
         yield _finding("error", split, what, split.untrained)
         return
-    cut = f"; data.seq_len={split.request.seq_len} cuts the answers of {split.num_hidden_rows:,} off"
+    hidden = f" ({split.num_hidden_rows:,} because data.seq_len={split.request.seq_len} cuts the answer off)"
     what = (
-        f"without a trained token, so left out: {_count(split.untrained, 'row')}"
-        f"{cut if split.num_hidden_rows else ''}; give them an answer that fits"
+        f"left out for want of a trained token: {_count(split.untrained, 'row')}"
+        f"{hidden if split.num_hidden_rows else ''}; give them an answer that fits"
     )
     yield _finding("warning", split, what, split.untrained)
 
@@ -159,7 +160,10 @@ def _ends(split: SplitCounts, stops: list[str]) -> Iterator[Finding]:
         yield _finding("warning", split, what, split.unended)
 
 
-def _tokens(split: SplitCounts) -> Iterator[Finding]:
+def _texts(split: SplitCounts) -> Iterator[Finding]:
+    if split.empty_answers.count:
+        what = f"empty answers in {_count(split.empty_answers, 'row')} teach to say nothing; fill or remove them"
+        yield _finding("warning", split, what, split.empty_answers)
     if split.bos_doubled.count:
         what = (
             f"two BOS tokens begin {_count(split.bos_doubled, 'sample')}; take one out of the chat template or of the "

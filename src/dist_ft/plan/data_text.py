@@ -22,39 +22,41 @@ _BREAK = "↵"
 
 _COLORS = {(False, False): "", (False, True): "\x1b[36m", (True, False): "\x1b[32m", (True, True): "\x1b[1;32m"}
 """By (is trained, is special)."""
+_SEVERITY_COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "note": "\x1b[2m"}
 _DIM, _END = "\x1b[2m", "\x1b[0m"
 _MARKS = ("⟦", "⟧")
 """Around trained text where there is no colour: in files, pipes and what is copied."""
 
 
-def render_check(report: dict[str, Any]) -> str:
+def render_check(report: dict[str, Any], is_colored: bool) -> str:
     """Returns the report of `data check` as a page."""
     packing = "packed" if report["packing"] else "not packed"
     lines = [f"{report['run']}: data.seq_len={report['seq_len']}, {packing}", "", *_table(report["splits"]), ""]
-    lines += [f"  {split['name']:<8} {_describe(split)}" for split in report["splits"] if split["rows"]]
+    lines += [f"  {split['name']:<8}  {_describe(split)}" for split in report["splits"] if split["rows"]]
     stops = ", ".join(map(printable, report["stop_tokens"])) or "none known"
-    lines += [f"  {'stops':<8} generation ends at {stops}", ""]
+    lines += [f"  {'stops':<8}  generation ends at {stops}", ""]
     for finding in report["findings"]:
-        lines += _render_finding(finding)
+        lines += [*_render_finding(finding, is_colored), ""]
     return "\n".join([*lines, _verdict(report["findings"])])
 
 
+_HEADS = ("rows", "sequences", "tokens", "trained", "filled", "shortest", "median", "p95", "longest")
+
+
 def _table(splits: Sequence[dict[str, Any]]) -> Iterator[str]:
-    heads = ("rows", "sequences", "tokens", "trained", "filled", "shortest", "median", "p95", "longest")
-    yield f"  {'split':<8}" + "".join(f"{head:>{_width(head)}}" for head in heads) + "  source"
-    for split in splits:
-        lengths = split["lengths"]
-        cells = [
-            f"{split['rows']:,}", f"{split['sequences']:,}", f"{split['tokens']:,}", f"{split['trained_share']:.1%}",
-            f"{split['packing_efficiency']:.1%}",
-            *(f"{lengths[key]:,}" for key in ("min", "median", "p95", "max")),
-        ]  # fmt: skip
-        row = "".join(f"{cell:>{_width(head)}}" for head, cell in zip(heads, cells, strict=True))
-        yield f"  {split['name']:<8}{row}  {printable(split['source'], _PLACE)}"
+    rows = [("", *_HEADS), *((split["name"], *_cells(split)) for split in splits)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for (name, *cells), source in zip(rows, ["source", *(split["source"] for split in splits)], strict=True):
+        aligned = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        yield f"  {name:<{max(8, widths[0])}}  {aligned}  {printable(source, _PLACE)}"
 
 
-def _width(head: str) -> int:
-    return max(len(head), 6 if head in ("median", "p95") else 8) + 2
+def _cells(split: dict[str, Any]) -> list[str]:
+    return [
+        f"{split['rows']:,}", f"{split['sequences']:,}", f"{split['tokens']:,}", f"{split['trained_share']:.1%}",
+        f"{split['packing_efficiency']:.1%}",
+        *(f"{split['lengths'][key]:,}" for key in ("min", "median", "p95", "max")),
+    ]  # fmt: skip
 
 
 def _describe(split: dict[str, Any]) -> str:
@@ -73,16 +75,18 @@ def _turns(turns: dict[str, int]) -> str:
     return f"rows: {shown}" + (f", {rest:,} of other lengths" if rest else "")
 
 
-def _render_finding(finding: dict[str, Any]) -> Iterator[str]:
-    head = f"{finding['severity']:<8} {finding['split']:<8} "
-    yield textwrap.fill(
-        printable(finding["message"]), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head),
+def _render_finding(finding: dict[str, Any], is_colored: bool) -> Iterator[str]:
+    severity, indent = finding["severity"], " " * 18
+    text = textwrap.fill(
+        f"{severity:<8} {finding['split']:<8} {printable(finding['message'])}", _WIDTH, subsequent_indent=indent,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+    color = _SEVERITY_COLORS[severity] if is_colored else ""
+    yield text.replace(severity, _paint(severity, color), 1)
     for place in finding["places"]:
-        yield f"{'':<20}{printable(place, _PLACE)}"
+        yield f"{indent}  {printable(place, _PLACE)}"
     if finding["places"] and finding["count"] > len(finding["places"]):
-        yield f"{'':<20}… and {finding['count'] - len(finding['places']):,} more"
+        yield f"{indent}  … and {finding['count'] - len(finding['places']):,} more"
 
 
 def _verdict(findings: Sequence[dict[str, Any]]) -> str:

@@ -61,6 +61,7 @@ class SplitCounts:
         num_hidden_rows: Those of them whose trained tokens all lie behind the cut.
         cut: Samples longer than `data.seq_len`.
         bos_doubled: Samples that begin with two BOS tokens.
+        empty_answers: Rows with an assistant turn that says and calls nothing.
         control_text: Rows with text that the tokenizer takes for a special token.
         num_answers: Runs of trained tokens that the cut does not end.
         unended: Those of them whose last token does not end generation.
@@ -81,6 +82,7 @@ class SplitCounts:
     num_hidden_rows: int = 0
     cut: Noted = field(default_factory=Noted)
     bos_doubled: Noted = field(default_factory=Noted)
+    empty_answers: Noted = field(default_factory=Noted)
     control_text: Noted = field(default_factory=Noted)
     num_answers: int = 0
     unended: Noted = field(default_factory=Noted)
@@ -172,13 +174,15 @@ class _Meter:
         split.num_rows += 1
         split.keys.append(_content_hash(row.record))
         split.turns[_num_turns(row.record)] += 1
+        if _has_empty_answer(row.record):
+            split.empty_answers.add(row.place)
         try:
             samples = self._render(row.record)
         except DataError as error:
             split.refused.add(f"{row.place}: {error}")
             return
-        if any(self._special.search(text) for text in _texts(row.record)):
-            split.control_text.add(row.place)
+        if found := next(filter(None, map(self._special.search, _texts(row.record))), None):
+            split.control_text.add(f"{row.place}: {found[0]}")
         used = [kept for sample in samples if (kept := self._note_sample(sample, row.place, split))]
         if not used:
             split.untrained.add(row.place)
@@ -223,6 +227,13 @@ def _content_hash(record: Record) -> int:
 
 def _num_turns(record: Record) -> int:
     return len(record.messages) if isinstance(record, Conversation) else 0
+
+
+def _has_empty_answer(record: Record) -> bool:
+    if not isinstance(record, Conversation):
+        return not record.completion.strip()
+    answers = [message for message in record.messages if message["role"] == "assistant"]
+    return any(not answer["content"].strip() and not answer.get("tool_calls") for answer in answers)
 
 
 def _texts(record: Record) -> list[str]:
