@@ -31,6 +31,8 @@ from dist_ft.tasks.prepare import split_requests
 
 FEW = 5
 """Places that are named of whatever is counted."""
+_PLACE = 1000
+"""Characters of a place and what is wrong there: a template can complain at any length."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Noted:
         """Counts one more."""
         self.count += 1
         if len(self.first) < FEW:
-            self.first.append(text)
+            self.first.append(text[:_PLACE])
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Measures:
 
     Attributes:
         splits: Training sources in order, then the held-out split.
-        repeats: Training rows that equal an earlier one, as `place = place`.
+        repeats: Training rows that equal an earlier one, as `place equals place`.
         eval_repeats: The same within the held-out split.
         overlap: Held-out rows that are training rows, too.
         stops: Tokens at which generation ends.

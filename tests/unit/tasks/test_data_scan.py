@@ -241,6 +241,14 @@ def test_a_held_out_fraction_overlaps_nothing(tmp_path: Path, write: Write) -> N
     assert measures.repeats.count + measures.eval_repeats.count == 30
 
 
+def test_a_place_is_short_whatever_the_template_says(tmp_path: Path, write: Write) -> None:
+    (tmp_path / "t.jinja").write_text("{{ raise_exception(messages[0]['content']) }}")
+    split = only_split(
+        tmp_path, write(conversation("x" * 1_000_000, "y")), data__chat_template=str(tmp_path / "t.jinja")
+    )
+    assert [len(place) for place in split.refused.first] == [1000]
+
+
 def test_few_places_are_kept_of_many(tmp_path: Path, write: Write) -> None:
     measures = measure(config_of(tmp_path, write(*[GOOD] * 50, *["{}"] * 50)))
     assert (measures.repeats.count, len(measures.repeats.first)) == (49, 5)
