@@ -55,6 +55,7 @@ LATE = {
     "dist_ft.cli": "a verb loads what it needs, so that --help and a typo are answered at once",
     "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
     "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
+    "dist_ft.stream.hub": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
 }
 """Modules that may import inside a function."""

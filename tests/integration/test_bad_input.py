@@ -95,7 +95,8 @@ def refuse_preparation(starter: str, tmp_path: Path, *overrides: str) -> str:
     [
         ([json.dumps(ROW), '{"messages": ['], ["data.jsonl:2", "not valid JSON"]),
         ([json.dumps({"messages": [{"role": "user", "content": "a"}]})], ["data.jsonl:1", "no assistant turn"]),
-        ([json.dumps({"text": "a"})], ["data.jsonl:1", "messages"]),
+        ([json.dumps({"body": "a"})], ["data.jsonl:1", "found keys ['body']", "messages", "data.train[].columns"]),
+        ([json.dumps({"messages": [{"role": "\x1b[2J"}]})], ["data.jsonl:1: turn 0: the role is '\\x1b[2J'"]),
         (["", ""], ["no rows"]),
     ],
 )  # fmt: skip

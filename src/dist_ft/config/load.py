@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dist_ft.config.schema import Config
+from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
@@ -120,6 +120,8 @@ def with_absolute_paths(config: Config) -> Config:
     data = config.data
     sources = [s.model_copy(update={"source": absolute(s.source)}) for s in data.train]
     held_out = absolute(data.eval) if isinstance(data.eval, str) else data.eval
+    if isinstance(held_out, RowSource):
+        held_out = held_out.model_copy(update={"source": absolute(held_out.source)})
     changes = {"train": sources, "eval": held_out, "chat_template": absolute(data.chat_template)}
     return config.model_copy(
         update={

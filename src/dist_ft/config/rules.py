@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from dist_ft.config.schema import Config
+from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_HUB_ID = 96  # the hub's own limit
+_FILE_ENDING = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.gz)?$", re.IGNORECASE)
 
 
 def check_config(config: Config) -> None:
@@ -33,6 +37,12 @@ def check_new_run(config: Config) -> None:
         raise UsageError(
             f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
         )
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
+    is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
+    return is_one and not _FILE_ENDING.search(source)
 
 
 def local_slots() -> int:
@@ -100,16 +110,8 @@ def _section_problems(config: Config) -> list[str]:
         problems.append("method.modules_to_save is for method.kind=lora; method.kind=full trains every module")
     if config.method.kind == "lora" and config.method.freeze:
         problems.append("method.freeze is for method.kind=full; with method.kind=lora the base is frozen anyway")
-    if isinstance(data.eval, float) and len(data.train) > 1:
-        problems.append(
-            f"data.eval={data.eval} is a fraction, but data.train has {len(data.train)} sources; "
-            "name a held-out source instead"
-        )
-    for index, source in enumerate(data.train):
-        if source.format not in ("auto", "messages"):
-            problems.append(
-                f"data.train.{index}.format={source.format} is not supported yet; convert the rows to `messages`"
-            )
+    if data.group_by is not None and data.eval_fraction is None:
+        problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
     if "://" in config.run.output_dir:
         problems.append(
             f"run.output_dir={config.run.output_dir}: this release writes to file systems only; "
@@ -121,9 +123,10 @@ def _section_problems(config: Config) -> list[str]:
 def _file_problems(config: Config) -> list[str]:
     problems = []
     for index, source in enumerate(config.data.train):
-        problems += _source_problem(f"data.train.{index}.source", source.source)
-    if isinstance(config.data.eval, str):
-        problems += _source_problem("data.eval", config.data.eval)
+        problems += _source_problem(f"data.train.{index}", ".source", source)
+    if config.data.eval_source is not None:
+        written = "" if isinstance(config.data.eval, str) else ".source"
+        problems += _source_problem("data.eval", written, config.data.eval_source)
     template = config.data.chat_template
     if template is not None and not _is_file(Path(template)):
         problems.append(f"data.chat_template={template}: no such file")
@@ -144,17 +147,30 @@ def _unusable_name(key: str, value: str) -> str | None:
     return None
 
 
-def _source_problem(key: str, source: str) -> list[str]:
-    if source.startswith(EMBEDDED_PREFIX):
+def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
+    """Checks a source as far as its path tells.
+
+    Args:
+        section: The config section of the source.
+        written: What of a key follows where the path itself is written.
+        source: The source.
+    """
+    key, path = f"{section}{written}={source.source}", Path(source.source).expanduser()
+    is_embedded = source.source.startswith(EMBEDDED_PREFIX)
+    is_hub = not is_embedded and not _exists(path) and is_hub_id(source.source)
+    for_hub = {"name": source.name, "split": source.split, "revision": source.revision}
+    given = [name for name, value in for_hub.items() if value is not None]
+    if given and not is_hub and not (given != ["revision"] and _exists(path) and path.is_dir()):
+        return [f"{section}.{given[0]} is for a Hugging Face data set, which {source.source} is not; remove it"]
+    if is_embedded or is_hub:
         return []
-    path = Path(source)
+    if not source.source:
+        return [f"{key} names nothing; name a file, a folder or a data set of the hub"]
     if not _exists(path):
-        return [f"{key}={source}: no such file (looked in {Path.cwd()})"]
-    if path.is_dir():
-        return [f"{key}={source} is a directory; name a JSONL file"]
-    if path.stat().st_size == 0:
-        return [f"{key}={source} is empty; expected one JSON object a line"]
-    return [] if os.access(path, os.R_OK) else [f"{key}={source} is not readable"]
+        return [f"{key}: no such file (looked in {Path.cwd()}), and no hub id such as org/name"]
+    if path.is_file() and path.stat().st_size == 0:
+        return [f"{key} is empty; expected rows"]
+    return [] if os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) else [f"{key} is not readable"]
 
 
 def _model_problem(config: Config) -> list[str]:

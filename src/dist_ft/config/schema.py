@@ -7,9 +7,9 @@ change a value; whatever is derived is a property.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 def _compiled(pattern: str) -> str:
@@ -90,15 +90,51 @@ class MethodConfig(Section):
     """Directory of a PEFT adapter to start from instead of fresh matrices; its target modules are kept."""
 
 
-class SourceConfig(Section):
-    """One training source."""
+Column = Literal[
+    "messages", "tools", "conversations", "system", "prompt", "completion", "instruction", "input", "output", "history",
+    "text",
+]  # fmt: skip
+
+
+class RowSource(Section):
+    """Where rows are, and how they are written."""
 
     source: str
-    """Path of a JSONL file, or an embedded data set such as `embedded:orders/train`."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz), a folder of files of
+    one kind, a Hugging Face data set by path or by id such as `org/name`, or an embedded one such as
+    `embedded:orders/train`."""
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
     """How a row is written; `auto` looks at its keys."""
+    columns: dict[Column, str] = {}
+    """Names of a format's keys to those of the file, such as `{messages: dialog}`."""
+    name: str | None = None
+    """Configuration of a Hugging Face data set; null is its default."""
+    split: str | None = None
+    """Split of a Hugging Face data set; null is `train`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id; null is the default branch. Name a commit to be able to resume for ever."""
+
+
+class SourceConfig(RowSource):
+    """One training source."""
+
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the sequences of the stream (normalised). Null on all sources: every sample once an epoch."""
+
+
+def _kind_of_held_out(value: Any) -> str:
+    if isinstance(value, dict | RowSource):
+        return "a source"
+    return "a fraction" if isinstance(value, int | float) else "a path"
+
+
+HeldOut = Annotated[
+    Annotated[str, Tag("a path")]
+    | Annotated[float, Field(gt=0, lt=1), Tag("a fraction")]
+    | Annotated[RowSource, Tag("a source")],
+    Discriminator(_kind_of_held_out),
+]
+"""Told apart by type, so that a mistake is explained as what was meant."""
 
 
 class DataConfig(Section):
@@ -106,10 +142,19 @@ class DataConfig(Section):
 
     train: Annotated[list[SourceConfig], Field(min_length=1)]
     """Training sources."""
-    eval: str | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Held-out data: a source, a fraction of the training rows, or null for none."""
+    eval: HeldOut | None = None
+    """Held-out data: a source (as a path, or with the keys of a training source), a fraction of the rows of all
+    training sources, or null for none. A row's side follows from its content, so it stays when the data grows."""
+    group_by: Annotated[str, Field(min_length=1)] | None = None
+    """Column, by the file's name, whose rows of equal value fall on the same side of the held-out fraction."""
     seq_len: Annotated[int, Field(ge=8)] = 2048
-    """Longest sequence in tokens; longer samples are cut at the end."""
+    """Longest sequence in tokens."""
+    long_samples: Literal["truncate", "drop", "error", "split"] = "truncate"
+    """What becomes of a sample longer than seq_len: cut at the end, left out, an error, or made into consecutive pieces
+    (the first token of a piece is not trained)."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What becomes of a row that cannot be used: an error that names it, or it is left out, counted, and written to
+    `quarantine.jsonl` beside the prepared data."""
     packing: bool = True
     """Join short samples into one sequence; they do not see one another."""
     chat_template: str | None = None
@@ -120,6 +165,18 @@ class DataConfig(Section):
         """Weights of the training sources; None when every sample is to be used once an epoch."""
         weights = [source.weight for source in self.train if source.weight is not None]
         return weights or None
+
+    @property
+    def eval_source(self) -> RowSource | None:
+        """The held-out source; None for a fraction, or nothing."""
+        if isinstance(self.eval, str):
+            return RowSource(source=self.eval)
+        return self.eval if isinstance(self.eval, RowSource) else None
+
+    @property
+    def eval_fraction(self) -> float | None:
+        """The fraction of the training rows that is held out; None for a source, or nothing."""
+        return self.eval if isinstance(self.eval, float) else None
 
 
 class TrainConfig(Section):

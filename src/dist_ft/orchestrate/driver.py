@@ -23,6 +23,7 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, dump_yaml
+from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
@@ -39,6 +40,7 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.tasks import submit_task, task_result
 from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.rundir import RunDir, read_json, write_whole
+from dist_ft.stream.left_out import describe_left_out
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
@@ -183,7 +185,7 @@ class _Driver:
         self._timeline.mark("coordinator")
         if changes:
             self._coordinator.call("add_event", "settings_changed", {"changes": changes})
-        _say_data(self._console, prepared)
+        _say_data(self._console, prepared, self._config.data)
 
     def _follow(self, group: Future[Any]) -> tuple[str, Future[Any]]:
         """Shows progress until the group has ended; returns `completed` or `stopped`, and the last group.
@@ -287,7 +289,7 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def _say_data(console: Console, prepared: dict[str, Any]) -> None:
+def _say_data(console: Console, prepared: dict[str, Any], data: DataConfig) -> None:
     splits = prepared["splits"]
     rows, sequences = sum(s["num_rows"] for s in splits), sum(s["num_sequences"] for s in splits)
     trained, tokens = sum(s["num_trained_tokens"] for s in splits), sum(s["num_tokens"] for s in splits)
@@ -295,11 +297,8 @@ def _say_data(console: Console, prepared: dict[str, Any]) -> None:
         f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
         f"{prepared['max_steps']} steps"
     )
-    untrained, cut = sum(s["num_untrained_rows"] for s in splits), sum(s["num_cut_samples"] for s in splits)
-    if untrained:
-        console.say(f"  {untrained:,} rows have no trained token and are left out", "yellow")
-    if cut:
-        console.say(f"  {cut:,} samples are longer than data.seq_len and are cut", "yellow")
+    for line in describe_left_out(splits, prepared["eval_split"], data):
+        console.say(f"  {line}", "yellow")
 
 
 def _not_started(config: Config) -> StartTimeoutError:

@@ -67,7 +67,7 @@ def describe_split(split: SplitCounts) -> dict[str, Any]:
     room = split.num_sequences * split.request.seq_len
     return {
         "name": split.name,
-        "source": split.request.source,
+        "source": split.request.shown,
         "rows": split.num_rows,
         "samples": split.lengths.total(),
         "sequences": split.num_sequences,
@@ -84,7 +84,7 @@ def describe_split(split: SplitCounts) -> dict[str, Any]:
         "refused_rows": split.refused.count,
         "untrained_rows": split.untrained.count,
         "empty_answers": split.empty_answers.count,
-        "cut_samples": split.cut.count,
+        "long_samples": split.long.count,
         "doubled_bos": split.bos_doubled.count,
         "rows_with_special_text": split.control_text.count,
     }
@@ -100,22 +100,25 @@ def find_problems(measures: Measures) -> list[Finding]:
 def _split_problems(split: SplitCounts, stops: list[str]) -> Iterator[Finding]:
     yield from _unusable(split)
     yield from _untrained(split)
-    yield from _cut(split)
+    yield from _long(split)
     yield from _ends(split, stops)
     yield from _texts(split)
     yield from _packing(split)
 
 
 def _unusable(split: SplitCounts) -> Iterator[Finding]:
+    is_skipped = split.request.bad_rows == "skip"
+    severity: Severity = "warning" if is_skipped else "error"
+    fate = "would be left out" if is_skipped else "would stop a run"
     if split.unreadable.count:
-        what = f"{_count(split.unreadable, 'row')} cannot be read and would stop a run; mend or remove"
-        yield _finding("error", split, what, split.unreadable)
+        what = f"{_count(split.unreadable, 'row')} cannot be read and {fate}; mend or remove"
+        yield _finding(severity, split, what, split.unreadable)
     if split.refused.count:
         what = (
-            f"the chat template refuses {_count(split.refused, 'row')}, which would stop a run; change what it "
-            "complains of, or set data.chat_template to one that takes it"
+            f"the chat template refuses {_count(split.refused, 'row')}, which {fate}; change what it complains of, or "
+            "set data.chat_template to one that takes it"
         )
-        yield _finding("error", split, what, split.refused)
+        yield _finding(severity, split, what, split.refused)
     if not split.num_rows:
         where = "" if not split.request.held_out else f" fall on this side with data.eval={split.request.held_out}"
         what = f"no rows{where}; name another source" + (" or fraction" if where else "")
@@ -140,14 +143,19 @@ def _untrained(split: SplitCounts) -> Iterator[Finding]:
     yield _finding("warning", split, what, split.untrained)
 
 
-def _cut(split: SplitCounts) -> Iterator[Finding]:
-    if split.cut.count:
-        share, longest = _share(split.cut.count, split.lengths.total()), max(split.lengths)
+_LONG = {"truncate": "cut at the end", "drop": "left out", "split": "made into pieces", "error": "what stops a run"}
+
+
+def _long(split: SplitCounts) -> Iterator[Finding]:
+    if split.long.count:
+        request, longest = split.request, max(split.lengths)
+        share = _share(split.long.count, split.lengths.total())
         what = (
-            f"data.seq_len={split.request.seq_len} cuts {_count(split.cut, 'sample')} ({share:.1%}) at the end; raise "
-            f"it (the longest has {longest:,} tokens) or shorten them"
+            f"beyond data.seq_len={request.seq_len} and {_LONG[request.long_samples]}: {_count(split.long, 'sample')} "
+            f"({share:.1%}); raise it (the longest has {longest:,} tokens), shorten them or set data.long_samples"
         )
-        yield _finding("note" if share <= _FEW_SHARE else "warning", split, what, split.cut)
+        severity: Severity = "note" if share <= _FEW_SHARE or request.long_samples == "split" else "warning"
+        yield _finding("error" if request.long_samples == "error" else severity, split, what, split.long)
 
 
 def _ends(split: SplitCounts, stops: list[str]) -> Iterator[Finding]:

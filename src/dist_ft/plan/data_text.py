@@ -12,7 +12,7 @@ from dist_ft.printable import printable
 from dist_ft.stream.cache import PreparedSplit
 
 _WIDTH = 110
-_PLACE = 160
+_PLACE = 240
 """Characters of a place and what is wrong there."""
 _HEAD, _TAIL = 3000, 1000
 """Characters that are shown of a long stretch of one kind, at its start and at its end."""
@@ -84,9 +84,9 @@ def _render_finding(finding: dict[str, Any], is_colored: bool) -> Iterator[str]:
     color = _SEVERITY_COLORS[severity] if is_colored else ""
     yield text.replace(severity, _paint(severity, color), 1)
     for place in finding["places"]:
-        yield f"{indent}  {printable(place, _PLACE)}"
+        yield f"    {printable(place, _PLACE)}"
     if finding["places"] and finding["count"] > len(finding["places"]):
-        yield f"{indent}  … and {finding['count'] - len(finding['places']):,} more"
+        yield f"    … and {finding['count'] - len(finding['places']):,} more"
 
 
 def _verdict(findings: Sequence[dict[str, Any]]) -> str:

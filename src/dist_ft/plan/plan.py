@@ -19,6 +19,7 @@ from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.stream.cache import PreparedSplit
+from dist_ft.stream.left_out import describe_left_out
 from dist_ft.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
 from dist_ft.stream.order import step_positions
 from dist_ft.tasks import prepare
@@ -76,7 +77,8 @@ def make_plan(config: Config) -> dict[str, Any]:
         ],
         "world_sizes": [_size_row(config, steps, size, micro[size]) for size in sizes],
     }
-    return {**plan, "warnings": _warnings(config, plan)}
+    left_out = describe_left_out(prepared["splits"], prepared["eval_split"], config.data)
+    return {**plan, "warnings": left_out + _warnings(config, plan)}
 
 
 def world_sizes(fewest: int, most: int) -> list[int]:
@@ -105,7 +107,8 @@ def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) ->
         "tokens": sum(split.num_tokens for split in splits),
         "trained_tokens": sum(split.num_trained_tokens for split in splits),
         "untrained_rows": sum(split.num_untrained_rows for split in splits),
-        "cut_samples": sum(split.num_cut_samples for split in splits),
+        "long_samples": sum(split.num_long_samples for split in splits),
+        "bad_rows": sum(split.num_bad_rows for split in splits),
         "eval_sequences": eval_split["num_sequences"] if eval_split else 0,
     }
 
@@ -164,11 +167,7 @@ def _zero_note(config: Config) -> str | None:
 
 
 def _warnings(config: Config, plan: dict[str, Any]) -> list[str]:
-    data, lines = plan["data"], []
-    if data["untrained_rows"]:
-        lines.append(f"{data['untrained_rows']:,} rows have no trained token and are left out")
-    if data["cut_samples"]:
-        lines.append(f"{data['cut_samples']:,} samples are longer than data.seq_len={config.data.seq_len} and are cut")
+    lines = []
     global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     wasteful = [
         str(row["world_size"]) for row in plan["world_sizes"]

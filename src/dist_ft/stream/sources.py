@@ -1,27 +1,26 @@
-"""Reads raw rows and says exactly where a bad one stands.
+"""Rows of a source, each with its place, its record and the hash that decides on which side of a split it falls.
 
-Rows are chat conversations (`messages`) from local JSONL files or from the embedded data sets. Turning them
-into tokens is the renderer's work, which `cache.py` gets as an argument.
+Joins what finds files (`hub.py`), reads them (`files.py`) and understands rows (`formats.py`). What becomes of a bad
+row is the caller's: `scan_rows` gives it out, `read_rows` raises. Turning records into tokens is the renderer's work.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import xxhash
 
 from dist_ft.config.rules import EMBEDDED_PREFIX
+from dist_ft.config.schema import DataConfig, RowSource
 from dist_ft.errors import DataError
-from dist_ft.printable import printable
-from dist_ft.records import ROLES, Conversation, Message, Record
+from dist_ft.records import Conversation, Record
 from dist_ft.stream.embedded import embedded_rows
-
-_QUOTED = 80
-"""Characters of a bad row that an error shows."""
+from dist_ft.stream.files import RawRow, read_bytes, read_file
+from dist_ft.stream.formats import read_record
+from dist_ft.stream.hub import find_files
 
 
 @dataclass(frozen=True)
@@ -29,62 +28,79 @@ class Row:
     """One row of a source.
 
     Attributes:
-        place: `file:line`, for messages to people.
+        place: `file:line`, or `file: row N`, for messages to people.
         record: What it says.
-        key: Hash of the content, which decides on which side of a held-out split it falls.
+        key: Hash of the content, or of the group's name, which decides on which side of a held-out split it falls.
+        raw: The row as the file has it.
     """
 
     place: str
     record: Record
     key: int
+    raw: Any
 
 
 @dataclass(frozen=True)
-class Problem:
+class BadRow:
     """A row that cannot be used.
 
     Attributes:
-        place: `file:line`.
-        message: One line for people, which begins with the place.
+        place: As in `Row`.
+        problem: What is wrong and how to mend it.
+        raw: The row as the file has it: parsed, or text where it could not be.
     """
 
     place: str
-    message: str
+    problem: str
+    raw: Any
+
+    def error(self) -> DataError:
+        """Returns the error that names place and problem."""
+        return DataError(f"{self.place}: {self.problem}")
 
 
-def read_rows(source: str, row_format: str = "auto") -> Iterator[Row]:
-    """Yields the conversations of a source in file order.
+def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
+    """Yields every row of a source in file order, the bad ones too.
+
+    Args:
+        source: Where the rows are and how they are written.
+        group_by: `data.group_by`.
 
     Raises:
-        DataError: Broken JSON, a row that is no conversation or has no assistant turn (file and line named),
-            or a source without rows.
+        DataError: A file that cannot be read at all, or a source without rows.
     """
     count = 0
-    for row in scan_rows(source, row_format):
-        if isinstance(row, Problem):
-            raise DataError(row.message)
-        yield row
+    for raw in _raw_rows(source):
+        yield _read(raw, source, group_by)
         count += 1
     if count == 0:
-        raise DataError(f"{source} holds no rows; expected one JSON object with `messages` a line")
+        raise DataError(f"{source.source} holds no rows; expected one conversation or text a row")
 
 
-def scan_rows(source: str, row_format: str = "auto") -> Iterator[Row | Problem]:
-    """Yields every row of a source in file order, those that cannot be used as what is wrong with them.
+def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
+    """Yields the rows of a source in file order.
 
     Raises:
-        DataError: The source as a whole cannot be read.
+        DataError: As `scan_rows`, and the first bad row, with its place.
     """
-    if row_format not in ("auto", "messages"):
-        raise DataError(f"format={row_format} of {source} is not supported yet; convert to rows with `messages`")
-    for place, data in _raw_rows(source):
-        try:
-            messages = _check_row(place, _parse(place, data) if isinstance(data, bytes) else data)
-        except DataError as error:
-            yield Problem(place, str(error))
-            continue
-        key = xxhash.xxh3_64_intdigest(json.dumps(messages, sort_keys=True).encode())
-        yield Row(place, Conversation(messages), key)
+    for row in scan_rows(source, group_by):
+        if isinstance(row, BadRow):
+            raise row.error()
+        yield row
+
+
+def held_out_rows(data: DataConfig) -> Iterator[Row]:
+    """Yields the rows of the held-out data, those of its training sources one after the other; bad rows as configured.
+
+    Raises:
+        DataError: As `read_rows`.
+    """
+    sources = [data.eval_source] if data.eval_source else data.train
+    for source in sources:
+        rows = scan_rows(source, data.group_by) if data.bad_rows == "skip" else read_rows(source, data.group_by)
+        for row in rows:
+            if isinstance(row, Row) and (data.eval_fraction is None or is_held_out(row, data.eval_fraction)):
+                yield row
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
@@ -92,75 +108,53 @@ def is_held_out(row: Row, fraction: float) -> bool:
     return row.key < int(fraction * 2**64)
 
 
-def content_hash(source: str) -> str:
-    """Returns the hash of a source's bytes (xxh3-128), the base of its cache key."""
+def content_hash(source: RowSource) -> str:
+    """Returns the hash of a source's bytes (xxh3-128), the base of its cache key: all its files, in order."""
     hasher = xxhash.xxh3_128()
-    if source.startswith(EMBEDDED_PREFIX):
-        hasher.update(json.dumps(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))).encode())
-    else:
-        with _open(source) as file:
-            while chunk := file.read(1 << 22):
-                hasher.update(chunk)
+    if source.source.startswith(EMBEDDED_PREFIX):
+        hasher.update(json.dumps(embedded_rows(source.source.removeprefix(EMBEDDED_PREFIX))).encode())
+        return hasher.hexdigest()
+    for file in find_files(source):
+        of_file = xxhash.xxh3_128()
+        for block in read_bytes(file):
+            of_file.update(block)
+        hasher.update(f"{file.kind} {file.is_compressed} {of_file.hexdigest()}\n".encode())
     return hasher.hexdigest()
 
 
-def _raw_rows(source: str) -> Iterator[tuple[str, Any]]:
-    """Yields (place, row); rows of files as the bytes of their line."""
-    if source.startswith(EMBEDDED_PREFIX):
-        for index, row in enumerate(embedded_rows(source.removeprefix(EMBEDDED_PREFIX))):
-            yield f"{source}:{index + 1}", row
+def _raw_rows(source: RowSource) -> Iterator[RawRow]:
+    if source.source.startswith(EMBEDDED_PREFIX):
+        for number, row in enumerate(embedded_rows(source.source.removeprefix(EMBEDDED_PREFIX)), start=1):
+            yield RawRow(f"{source.source}:{number}", row)
         return
-    with _open(source) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{source}:{number}", line
+    for file in find_files(source):
+        yield from read_file(file)
 
 
-def _parse(place: str, line: bytes) -> Any:
+def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
+    if raw.problem is not None:
+        return BadRow(raw.place, raw.problem, raw.data)
     try:
-        return json.loads(line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{place}: not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets as deep
-        raise DataError(f"{place}: not usable JSON: {error}; expected one object a line") from error
+        record = read_record(raw.data, source.format, source.columns)
+        key = _content_key(record) if group_by is None else _group_key(raw.data, group_by)
+    except DataError as error:
+        return BadRow(raw.place, str(error), raw.data)
+    except RecursionError:
+        return BadRow(raw.place, "nested too deeply", None)
+    return Row(raw.place, record, key, raw.data)
 
 
-def _open(source: str) -> BinaryIO:
-    try:
-        return Path(source).open("rb")
-    except OSError as error:
-        raise DataError(
-            f"{source} cannot be read: {error.strerror}; all machines must see it under this path"
-        ) from error
+def _content_key(record: Record) -> int:
+    if isinstance(record, Conversation) and not record.tools:
+        return _hash(record.messages)
+    return _hash(asdict(record))
 
 
-def _check_row(place: str, data: Any) -> list[Message]:
-    if not isinstance(data, dict) or "messages" not in data:
-        keys = f"keys {_quote(sorted(data))}" if isinstance(data, dict) else type(data).__name__
-        raise DataError(f"{place}: found {keys}, expected an object with `messages`")
-    messages = data["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{place}: `messages` is {_quote(messages)}, expected a list of turns")
-    for number, turn in enumerate(messages):
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise DataError(
-                f"{place}: turn {number} is {_quote(turn)}, expected text content and a role of {', '.join(ROLES)}"
-            )
-        try:
-            turn["content"].encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{place}: turn {number} holds half a character ({error.reason}); remove or mend it"
-            ) from error
-    if not any(turn["role"] == "assistant" for turn in messages):
-        raise DataError(f"{place}: no assistant turn, so nothing to learn from; remove the row or add the answer")
-    return messages
+def _group_key(row: dict[str, Any], column: str) -> int:
+    if row.get(column) is None:
+        raise DataError(f"has no `{column}`, which data.group_by names; add it to every row")
+    return _hash(row[column])
 
 
-def _quote(value: Any) -> str:
-    """Returns the beginning of a value as it can be shown to people."""
-    return printable(repr(value), _QUOTED)
+def _hash(value: Any) -> int:
+    return int(xxhash.xxh3_64_intdigest(json.dumps(value, sort_keys=True, default=str).encode()))

@@ -10,7 +10,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -23,10 +23,10 @@ from dist_ft.errors import DataError
 from dist_ft.model.base import load_generation_config, load_tokenizer, tokenizer_key
 from dist_ft.model.render import Renderer
 from dist_ft.records import Conversation, Record, Sample
-from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, fit, is_in_split
+from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, rows_of_side, usable
 from dist_ft.stream.pack import plan_bins
 from dist_ft.stream.repeats import Keys, find_repeats, find_shared
-from dist_ft.stream.sources import Problem, Row, scan_rows
+from dist_ft.stream.sources import BadRow, Row
 from dist_ft.tasks.prepare import split_requests
 
 FEW = 5
@@ -61,11 +61,11 @@ class SplitCounts:
         refused: Rows that the chat template refuses; with what it says.
         untrained: Rows left out because no token of theirs would be trained.
         num_hidden_rows: Those of them whose trained tokens all lie behind the cut.
-        cut: Samples longer than `data.seq_len`.
+        long: Samples longer than `data.seq_len`.
         bos_doubled: Samples that begin with two BOS tokens.
         empty_answers: Rows with an assistant turn that says and calls nothing.
         control_text: Rows with text that the tokenizer takes for a special token.
-        num_answers: Runs of trained tokens that the cut does not end.
+        num_answers: Runs of trained tokens that end in what is used of a sample.
         unended: Those of them whose last token does not end generation.
         turns: Turns of a row → rows.
         lengths: Tokens of a sample before the cut → samples.
@@ -82,7 +82,7 @@ class SplitCounts:
     refused: Noted = field(default_factory=Noted)
     untrained: Noted = field(default_factory=Noted)
     num_hidden_rows: int = 0
-    cut: Noted = field(default_factory=Noted)
+    long: Noted = field(default_factory=Noted)
     bos_doubled: Noted = field(default_factory=Noted)
     empty_answers: Noted = field(default_factory=Noted)
     control_text: Noted = field(default_factory=Noted)
@@ -137,12 +137,9 @@ def measure(config: Config) -> Measures:
     if held_out is not None:
         splits.append(SplitCounts("eval", held_out))
     stops = _stop_ids(config, tokenizer)
-    meter = _Meter(tokenizer, stops, config.data.seq_len)
-    for source, row_format in dict.fromkeys((split.request.source, split.request.row_format) for split in splits):
-        members = [s for s in splits if (s.request.source, s.request.row_format) == (source, row_format)]
-        _scan(scan_rows(source, row_format), members, meter)
+    meter = _Meter(tokenizer, stops)
     for split in splits:
-        split.close_window()
+        _scan(split, meter)
     evaluated = splits[len(trained_on) :]
     return Measures(
         splits=splits,
@@ -163,11 +160,10 @@ def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
 class _Meter:
     """Renders rows and notes what is found in them."""
 
-    def __init__(self, tokenizer: Any, stops: set[int], seq_len: int) -> None:
+    def __init__(self, tokenizer: Any, stops: set[int]) -> None:
         self._render = Renderer(tokenizer)
         self._stops = stops
         self._bos = tokenizer.bos_token_id
-        self._seq_len = seq_len
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
@@ -185,42 +181,41 @@ class _Meter:
             return
         if found := next(filter(None, map(self._special.search, _texts(row.record))), None):
             split.control_text.add(f"{row.place}: {found[0]}")
-        used = [kept for sample in samples if (kept := self._note_sample(sample, row.place, split))]
-        if not used:
+        used = [piece for sample in samples for piece in self._note_sample(sample, row.place, split)]
+        is_any_long = any(len(sample.input_ids) > split.request.seq_len for sample in samples)
+        if not used and not (is_any_long and split.request.long_samples == "drop"):
             split.untrained.add(row.place)
             split.num_hidden_rows += any(any(sample.trained[1:]) for sample in samples)
-        split.window += [len(kept.input_ids) for kept in used]
-        if split.num_rows % WINDOW_ROWS == 0:
+        split.window += [len(piece.input_ids) for piece in used]
+        if (split.num_rows - split.refused.count) % WINDOW_ROWS == 0:
             split.close_window()
 
-    def _note_sample(self, sample: Sample, place: str, split: SplitCounts) -> Sample | None:
-        length = len(sample.input_ids)
+    def _note_sample(self, sample: Sample, place: str, split: SplitCounts) -> list[Sample]:
+        request, length = split.request, len(sample.input_ids)
         split.lengths[length] += 1
-        if length > self._seq_len:
-            split.cut.add(f"{place}: {length:,} tokens")
+        if length > request.seq_len:
+            split.long.add(f"{place}: {length:,} tokens")
         if self._bos is not None and sample.input_ids[:2] == [self._bos, self._bos]:
             split.bos_doubled.add(place)
-        kept = fit(sample, self._seq_len)
-        if kept is None:
-            return None
-        split.num_tokens += len(kept.input_ids)
-        split.num_trained_tokens += sum(kept.trained[1:])
-        for end in _answer_ends(kept, is_cut=length > self._seq_len):
-            split.num_answers += 1
-            if kept.input_ids[end] not in self._stops:
-                split.unended.add(place)
-        return kept
+        pieces = usable(sample, request)
+        split.num_tokens += sum(len(piece.input_ids) for piece in pieces)
+        split.num_trained_tokens += sum(sum(piece.trained[1:]) for piece in pieces)
+        num_used = length if request.long_samples == "split" else request.seq_len
+        for end in _answer_ends(sample) if pieces else ():
+            if end < num_used:
+                split.num_answers += 1
+                if sample.input_ids[end] not in self._stops:
+                    split.unended.add(place)
+        return pieces
 
 
-def _scan(rows: Iterable[Row | Problem], members: Sequence[SplitCounts], meter: _Meter) -> None:
-    """Reads a source once for all splits that have a part of it."""
-    for row in rows:
-        if isinstance(row, Problem):  # nobody knows on which side it would have fallen
-            members[0].unreadable.add(row.message)
-            continue
-        for split in members:
-            if is_in_split(row, split.request):
-                meter.note(row, split)
+def _scan(split: SplitCounts, meter: _Meter) -> None:
+    for row in rows_of_side(split.request):
+        if isinstance(row, BadRow):
+            split.unreadable.add(f"{row.place}: {row.problem}")
+        else:
+            meter.note(row, split)
+    split.close_window()
 
 
 def _content_hash(record: Record) -> int:
@@ -243,11 +238,9 @@ def _texts(record: Record) -> list[str]:
     return [message["content"] for message in record.messages] if isinstance(record, Conversation) else []
 
 
-def _answer_ends(sample: Sample, is_cut: bool) -> list[int]:
-    """Returns where each run of trained tokens ends, but for one that the cut has ended."""
-    trained = sample.trained
-    ends = [i for i, (here, after) in enumerate(pairwise([*trained, False])) if here and not after]
-    return ends[:-1] if is_cut and trained[-1] else ends
+def _answer_ends(sample: Sample) -> list[int]:
+    """Returns where each run of trained tokens ends."""
+    return [i for i, (here, after) in enumerate(pairwise([*sample.trained, False])) if here and not after]
 
 
 def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
@@ -285,7 +278,4 @@ def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
 
 
 def _good_rows(split: SplitCounts) -> Iterator[Row]:
-    request = split.request
-    for row in scan_rows(request.source, request.row_format):
-        if isinstance(row, Row) and is_in_split(row, request):
-            yield row
+    return (row for row in rows_of_side(split.request) if isinstance(row, Row))

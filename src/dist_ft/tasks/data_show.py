@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.errors import UsageError
+from dist_ft.errors import DataError, UsageError
 from dist_ft.model.base import load_tokenizer, tokenizer_key
 from dist_ft.model.render import Renderer
-from dist_ft.stream.cache import WINDOW_ROWS, PreparedSplit, SplitRequest, read_split
+from dist_ft.records import Sample
+from dist_ft.stream.cache import WINDOW_ROWS, PreparedSplit, SplitRequest, rows_of_side, usable
 from dist_ft.stream.shards import TokenShards
+from dist_ft.stream.sources import Row
 from dist_ft.tasks.prepare import prepare_splits, split_requests
 
 Tokens = tuple[int, ...]
@@ -54,7 +56,7 @@ class ShownSample:
 @dataclass(frozen=True)
 class _Origin:
     place: str
-    num_tokens: int
+    num_cut_tokens: int
 
 
 def show_data(config: Config, source: str, first: int, count: int) -> dict[str, Any]:
@@ -76,10 +78,10 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     rows = range(first - 1, min(first - 1 + count, split.num_sequences))
     sequences = [list(_samples(shards, row)) for row in rows]
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
-    origins = _find_origins(request, Renderer(tokenizer), wanted, _window_rows(shards, rows))
+    origins = _find_origins(request, Renderer(tokenizer), wanted, _first_row(shards, rows))
     shown = [[_show(tokenizer, ids, trained, origins) for ids, trained in samples] for samples in sequences]
     return {
-        "source": request.source,
+        "source": request.shown,
         "split": "eval" if source == "eval" else f"train.{source}",
         "seq_len": config.data.seq_len,
         "num_rows": split.num_rows,
@@ -112,38 +114,42 @@ def _samples(shards: TokenShards, row: int) -> Iterator[tuple[list[int], list[bo
         yield ids[start:end].tolist(), trained[start:end].tolist()
 
 
-def _window_rows(shards: TokenShards, rows: range) -> range:
-    """Returns the rows of the source from which these sequences are made: a token shard is one window."""
-    first = 0
-    windows = []
-    for shard, size in enumerate(shards.shard_sizes):
-        if first < rows.stop and rows.start < first + size:
-            windows.append(shard)
-        first += size
-    return range(windows[0] * WINDOW_ROWS, (windows[-1] + 1) * WINDOW_ROWS)
+def _first_row(shards: TokenShards, rows: range) -> int:
+    """Returns a row of the split before which none of these sequences has its rows: a token shard is one window."""
+    ends = accumulate(shards.shard_sizes)
+    return WINDOW_ROWS * next(shard for shard, end in enumerate(ends) if rows.start < end)
 
 
-def _find_origins(request: SplitRequest, render: Renderer, wanted: set[Tokens], rows: range) -> dict[Tokens, _Origin]:
+def _find_origins(request: SplitRequest, render: Renderer, wanted: set[Tokens], first: int) -> dict[Tokens, _Origin]:
     """Renders rows again until each sample has been seen: shards do not say where a sample comes from.
 
     Rows with the same tokens are told apart by nothing; the first one is named.
     """
     found: dict[Tokens, _Origin] = {}
-    for row in islice(read_split(request), rows.start, rows.stop):
-        for sample in render(row.record):
-            kept = tuple(sample.input_ids[: request.seq_len])
-            if kept in wanted:
-                found.setdefault(kept, _Origin(row.place, len(sample.input_ids)))
+    rows = (row for row in rows_of_side(request) if isinstance(row, Row))
+    for row in islice(rows, first, None):
+        for sample in _render(render, row):
+            for piece in usable(sample, request):
+                if (tokens := tuple(piece.input_ids)) in wanted:
+                    num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(tokens)
+                    found.setdefault(tokens, _Origin(row.place, num_cut))
         if len(found) == len(wanted):
             break
     return found
+
+
+def _render(render: Renderer, row: Row) -> list[Sample]:
+    try:
+        return render(row.record)
+    except DataError:  # with data.bad_rows=skip the preparation has left it out
+        return []
 
 
 def _show(tokenizer: Any, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:
     origin = origins.get(tuple(ids))
     return ShownSample(
         place=origin.place if origin else None,
-        num_cut_tokens=origin.num_tokens - len(ids) if origin else None,
+        num_cut_tokens=origin.num_cut_tokens if origin else None,
         input_ids=ids,
         trained=trained,
         segments=list(_segments(tokenizer, ids, trained)),

@@ -15,7 +15,7 @@ from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.render import Renderer
 from dist_ft.records import Conversation, Message
-from dist_ft.stream.sources import Row, is_held_out, read_rows
+from dist_ft.stream.sources import held_out_rows
 
 _BATCH_ROWS = 32
 
@@ -91,20 +91,13 @@ def _answers(config: Config, export_dir: Path, tokenizer: Any, prompts: list[str
 
 
 def _held_out(config: Config) -> list[list[Message]]:
-    held_out = config.data.eval
-    if isinstance(held_out, str):
-        rows: Any = read_rows(held_out)
-    else:
-        assert held_out is not None
-        rows = (row for row in read_rows(config.data.train[0].source) if is_held_out(row, held_out))
-    return [_until_answer(row) for row in islice(rows, config.eval.max_rows)]
+    conversations = (row.record for row in held_out_rows(config.data) if isinstance(row.record, Conversation))
+    return [_until_answer(record) for record in islice(conversations, config.eval.max_rows)]
 
 
-def _until_answer(row: Row) -> list[Message]:
-    assert isinstance(row.record, Conversation)
-    messages = row.record.messages
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[: last + 1]
+def _until_answer(record: Conversation) -> list[Message]:
+    last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
+    return record.messages[: last + 1]
 
 
 def _last_answer(messages: Sequence[Message]) -> str:

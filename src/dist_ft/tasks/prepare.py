@@ -43,7 +43,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
-    """Prepares the training sources and the held-out split."""
+    """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
     train, held_out = split_requests(config, tokenizer_key(tokenizer))
     render, directory = Renderer(tokenizer), cache_dir(config)
     splits = [prepare_split(request, render, directory) for request in train]
@@ -51,14 +51,22 @@ def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit],
 
 
 def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:
-    """Returns what a run prepares: one split a training source, and the held-out one."""
+    """Returns what a run prepares: a split a training source, and the held-out one."""
     data = config.data
-    fraction = data.eval if isinstance(data.eval, float) else 0.0
-    settings = (data.seq_len, data.packing, render_key)
-    train = [SplitRequest(source.source, source.format, *settings, held_out=fraction) for source in data.train]
-    if isinstance(data.eval, str):
-        return train, SplitRequest(data.eval, "auto", *settings)
-    return train, replace(train[0], take_held_out=True) if fraction else None
+    common = SplitRequest(
+        sources=(),
+        seq_len=data.seq_len,
+        packing=data.packing,
+        render_key=render_key,
+        held_out=data.eval_fraction or 0.0,
+        group_by=data.group_by,
+        long_samples=data.long_samples,
+        bad_rows=data.bad_rows,
+    )
+    train = [replace(common, sources=(source,)) for source in data.train]
+    if data.eval_source:
+        return train, replace(common, sources=(data.eval_source,))
+    return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
 
 
 def cache_dir(config: Config) -> Path:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from dist_ft.config import Config, check_config, config_from_dict, dump_yaml, load_config, schema_json
+from dist_ft.config.schema import RowSource, SourceConfig
 from dist_ft.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,6 +87,8 @@ def value_at(config: Config, key: str) -> Any:
         ("checkpoint.every_steps=", None),
         ("data.eval=0.1", 0.1),
         ("data.eval=held.jsonl", "held.jsonl"),
+        ("data.train=[{source: a, columns: {text: b}}]", [SourceConfig(source="a", columns={"text": "b"})]),
+        ("data.eval={source: b, format: alpaca}", RowSource(source="b", format="alpaca")),
         ("cluster.num_workers=[1,3]", [1, 3]),
         ("cluster.num_workers=[1, 3]", [1, 3]),
         ("cluster.resources_per_worker={GPU: 0.5, big-node: 1}", {"GPU": 0.5, "big-node": 1.0}),
@@ -289,6 +292,8 @@ def test_a_directory_is_not_a_config(tmp_path: Path) -> None:
         ("data.seqlen=9", "did you mean data.seq_len?"),
         ("data.train=[{source: a, wieght: 2}]", "did you mean data.train.0.weight?"),
         ("data.train=[{source: a}, {source: b, formats: auto}]", "did you mean data.train.1.format?"),
+        ("data.eval={source: a, frmat: text}", "did you mean data.eval.format?"),
+        ("data.eval={source: a, weight: 1}", "known: source, format"),
         ("method.alpha=8", "did you mean method.lora_alpha?"),
     ],
 )
@@ -313,6 +318,19 @@ def test_a_misspelt_key_is_shown_as_written(problems: Problems, override: str, n
 
 
 @pytest.mark.parametrize(
+    ("override", "begins"),
+    [
+        ("data.eval={source: 5}", "data.eval.source=5 (int): "),
+        ("data.train=[{source: a, format: csv}]", "data.train.0.format='csv' (str): "),
+        ("data.train=[{source: a, columns: {question: q}}]", "data.train.0.columns.question='question' (str): "),
+    ],
+)
+def test_a_wrong_value_of_a_source_is_one_line(problems: Problems, override: str, begins: str) -> None:
+    (line,) = problems(override)
+    assert line.startswith(begins)
+
+
+@pytest.mark.parametrize(
     ("override", "value"),
     [
         ("optimizer.lr=fast", "'fast'"),
@@ -330,6 +348,9 @@ def test_a_misspelt_key_is_shown_as_written(problems: Problems, override: str, n
         ("data.train=a.jsonl", "'a.jsonl'"),
         ("data.eval=1.0", "1.0"),
         ("data.eval=0", "0"),
+        ("data.eval=[a]", "['a']"),
+        ("data.long_samples=cut", "'cut'"),
+        ("data.bad_rows=ignore", "'ignore'"),
         ("method.kind=LORA", "'LORA'"),
         ("model.dtype=fp16", "'fp16'"),
         ("zero.stage=4", "4"),
@@ -482,7 +503,7 @@ def test_strings_come_back_as_strings(load: Load, text: str) -> None:
     lr=st.floats(min_value=1e-300, max_value=1e300),
     epochs=st.floats(min_value=1e-9, max_value=1e9),
     workers=st.integers(1, 99) | st.tuples(st.integers(1, 9), st.integers(9, 99)).map(list),
-    held_out=st.none() | st.floats(min_value=1e-9, max_value=0.999) | st.just("held.jsonl"),
+    held_out=st.none() | st.floats(min_value=1e-9, max_value=0.999) | st.sampled_from(["held.jsonl", {"source": "a"}]),
     resources=st.none() | st.dictionaries(st.sampled_from(["GPU", "CPU", "ümlaut"]), st.floats(0, 8), min_size=1),
 )
 def test_a_resolved_config_loads_to_itself(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_ft.config.schema import RowSource
 from dist_ft.plan.data_check import _quantile, check_data, find_problems
 from dist_ft.stream.cache import SplitRequest
 from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
@@ -23,13 +24,15 @@ def noted(count: int) -> Noted:
     return Noted(count, [f"a.jsonl:{n}" for n in range(1, 1 + min(count, 5))])
 
 
-def split_of(name: str = "train.0", **changes: Any) -> SplitCounts:
+def split_of(name: str = "train.0", request: dict[str, Any] | None = None, **changes: Any) -> SplitCounts:
     """A split with nothing to complain of."""
     counts: dict[str, Any] = {
         "num_rows": 1000, "lengths": Counter({40: 500, 100: 500}), "num_answers": 1000, "num_tokens": 70_000,
         "num_trained_tokens": 20_000, "num_sequences": 600, "num_packed": 600,
     }  # fmt: skip
-    return SplitCounts(name, SplitRequest("a.jsonl", "auto", 128, True, "k"), **{**counts, **changes})
+    return SplitCounts(
+        name, SplitRequest((RowSource(source="a.jsonl"),), 128, True, "k", **(request or {})), **{**counts, **changes}
+    )
 
 
 def found(split: SplitCounts, **changes: Any) -> list[tuple[str, str, str, int]]:
@@ -51,8 +54,8 @@ def test_good_data_has_no_finding() -> None:
         ({"untrained": noted(9), "num_trained_tokens": 0}, "error", "not one token.*data.seq_len=128"),
         ({"untrained": noted(9)}, "warning", r"9 rows; give them an answer"),
         ({"untrained": noted(9), "num_hidden_rows": 4}, "warning", r"9 rows \(4 because data.seq_len=128 cuts"),
-        ({"cut": noted(10)}, "note", r"cuts 10 samples \(1.0%\).*longest has 100 tokens"),
-        ({"cut": noted(11)}, "warning", r"cuts 11 samples \(1.1%\)"),
+        ({"long": noted(10)}, "note", r"seq_len=128 and cut at the end: 10 samples \(1.0%\).*longest has 100 tokens"),
+        ({"long": noted(11)}, "warning", r"11 samples \(1.1%\)"),
         ({"unended": noted(1000)}, "warning", r"1,000 of 1,000 answers lack.*<\|im_end\|>.*chat template"),
         ({"unended": noted(1)}, "warning", "1 of 1,000 answers lack"),
         ({"bos_doubled": noted(7)}, "warning", "two BOS tokens begin 7 samples"),
@@ -68,6 +71,24 @@ def test_a_finding_says_what_and_what_to_do(changes: dict[str, Any], severity: s
     assert "\n" not in message
     (value,) = [v.count for v in changes.values() if isinstance(v, Noted)] or [0]
     assert count == value
+
+
+@pytest.mark.parametrize(
+    ("request_", "changes", "severity", "says"),
+    [
+        ({"bad_rows": "skip"}, {"unreadable": noted(3)}, "warning", "3 rows cannot be read and would be left out"),
+        ({"bad_rows": "skip"}, {"refused": noted(3)}, "warning", "3 rows, which would be left out"),
+        ({"long_samples": "error"}, {"long": noted(1)}, "error", "what stops a run: 1 sample"),
+        ({"long_samples": "drop"}, {"long": noted(20)}, "warning", "left out: 20 samples"),
+        ({"long_samples": "split"}, {"long": noted(900)}, "note", "made into pieces: 900 samples"),
+    ],
+)
+def test_the_policies_of_the_config_decide_how_bad_it_is(
+    request_: dict[str, Any], changes: dict[str, Any], severity: str, says: str
+) -> None:
+    ((how_bad, _, message, _),) = found(split_of(request=request_, **changes))
+    assert how_bad == severity
+    assert says in message
 
 
 def test_a_split_without_rows_is_an_error() -> None:
@@ -93,7 +114,7 @@ def test_equal_rows_are_weighed_by_their_share(changes: dict[str, Any], split: s
 
 
 def test_errors_come_first() -> None:
-    bad = split_of(unreadable=noted(1), cut=noted(1), empty_answers=noted(1))
+    bad = split_of(unreadable=noted(1), long=noted(1), empty_answers=noted(1))
     assert [severity for severity, *_ in found(bad, repeats=noted(500))] == ["error", "warning", "warning", "note"]
 
 

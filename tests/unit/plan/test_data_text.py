@@ -118,7 +118,13 @@ def test_long_text_is_shown_at_both_ends(config_for: ConfigFor) -> None:
 
 
 def test_a_report_by_eye(config_for: ConfigFor) -> None:
-    lines = [*ROWS, "broken", conversation("What is 2+2?", "4"), *["{}"] * 5, conversation("x" * 200, "hidden")]
+    lines = [
+        *ROWS,
+        "broken",
+        conversation("What is 2+2?", "4"),
+        *[conversation("no answer")] * 5,
+        conversation("x" * 200, "hidden"),
+    ]
     report = check_data(config_for(*lines, data__seq_len=80))
     assert render_check(report, is_colored=False) == textwrap.dedent(
         """\
@@ -131,24 +137,24 @@ def test_a_report_by_eye(config_for: ConfigFor) -> None:
           stops     generation ends at <|im_end|>
 
         error    train.0  6 rows cannot be read and would stop a run; mend or remove
-                            chats.jsonl:5: not valid JSON: Expecting value (column 1); expected one object a line
-                            chats.jsonl:7: found keys [], expected an object with `messages`
-                            chats.jsonl:8: found keys [], expected an object with `messages`
-                            chats.jsonl:9: found keys [], expected an object with `messages`
-                            chats.jsonl:10: found keys [], expected an object with `messages`
-                            … and 1 more
+            chats.jsonl:5: not valid JSON: Expecting value (column 1); expected one object a line
+            chats.jsonl:7: no assistant turn, so nothing to learn from; remove the row or add the answer
+            chats.jsonl:8: no assistant turn, so nothing to learn from; remove the row or add the answer
+            chats.jsonl:9: no assistant turn, so nothing to learn from; remove the row or add the answer
+            chats.jsonl:10: no assistant turn, so nothing to learn from; remove the row or add the answer
+            … and 1 more
 
         warning  train.0  left out for want of a trained token: 1 row (1 because data.seq_len=80 cuts the answer off);
                           give them an answer that fits
-                            chats.jsonl:12
+            chats.jsonl:12
 
-        warning  train.0  data.seq_len=80 cuts 2 samples (33.3%) at the end; raise it (the longest has 227 tokens) or
-                          shorten them
-                            chats.jsonl:3: 82 tokens
-                            chats.jsonl:12: 227 tokens
+        warning  train.0  beyond data.seq_len=80 and cut at the end: 2 samples (33.3%); raise it (the longest has 227
+                          tokens), shorten them or set data.long_samples
+            chats.jsonl:3: 82 tokens
+            chats.jsonl:12: 227 tokens
 
         warning  train    exact copies of earlier rows: 1 (16.7%); remove them if not meant
-                            chats.jsonl:6 equals chats.jsonl:1
+            chats.jsonl:6 equals chats.jsonl:1
 
         1 error, 3 warnings
         """

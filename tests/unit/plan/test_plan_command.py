@@ -121,7 +121,7 @@ def test_sizes_that_waste_slots_are_named(output_dir: Path) -> None:
     assert [line for line in plan["warnings"] if line.startswith("with 2, 3, 4, 5, 6, 7, 8 workers")]
 
 
-def test_cut_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: Path) -> None:
+def test_long_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: Path) -> None:
     source = output_dir / "few.jsonl"
     texts = [("short", "yes"), ("long", "no" * 200), ("x" * 300, "cut away")]
     rows = [
@@ -130,10 +130,25 @@ def test_cut_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: Pa
     ]
     source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     plan = make_plan(_config(output_dir, "data.seq_len=200", f"data.train=[{{source: {source}}}]"))
-    assert (plan["data"]["cut_samples"], plan["data"]["untrained_rows"]) == (2, 1)
+    assert (plan["data"]["long_samples"], plan["data"]["untrained_rows"]) == (2, 1)
     page = render_plan(plan)
     assert "2 samples are longer than data.seq_len=200" in page
     assert "1 rows have no trained token" in page
+
+
+def test_bad_rows_and_long_samples_of_both_sides_are_said(output_dir: Path) -> None:
+    source = output_dir / "bad.jsonl"
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "yes"}]}
+    long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "no" * 200}]}
+    source.write_text("\n".join([json.dumps(row), "broken", json.dumps(long)]), encoding="utf-8")
+    overrides = [f"data={{train: [{{source: {source}}}], eval: {{source: {source}}}, seq_len: 64}}"]
+    plan = make_plan(_config(output_dir, *overrides, "data.bad_rows=skip", "data.long_samples=drop"))
+    assert (plan["data"]["rows"], plan["data"]["bad_rows"], plan["data"]["long_samples"]) == (2, 1, 1)
+    long_line, bad_line, *held_out = plan["warnings"]
+    assert long_line == "1 samples are longer than data.seq_len=64 and are left out"
+    assert bad_line.startswith("1 bad rows are left out; they are in ")
+    assert Path(bad_line.split()[-1]).read_text().count("\n") == 1
+    assert held_out[:2] == [f"held-out data: {line}" for line in (long_line, bad_line)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.stream import cache
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
+from dist_ft.stream.left_out import QUARANTINE
 
 
 def render(record: Record) -> list[Sample]:
@@ -43,7 +46,7 @@ def write_source(path: Path, answers: list[str]) -> str:
 
 
 def append(request: SplitRequest, text: str) -> None:
-    with Path(request.source).open("a") as file:
+    with Path(request.sources[0].source).open("a") as file:
         file.write(text)
 
 
@@ -58,7 +61,8 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
 
     def make(answers: list[str], **settings: Any) -> SplitRequest:
         source = write_source(tmp_path / "a.jsonl", answers)
-        return SplitRequest(source, "auto", **{"seq_len": 32, "packing": False, "render_key": "k", **settings})
+        defaults = {"seq_len": 32, "packing": False, "render_key": "k"}
+        return SplitRequest((RowSource(source=source),), **{**defaults, **settings})
 
     return make
 
@@ -78,7 +82,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     assert asdict(split) == {
         "directory": str(cache_dir / split.key), "key": split.key, "num_shards": 1, "num_rows": 3,
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-        "num_cut_samples": 0, "max_tokens": 6, "max_trained_tokens": 5,
+        "num_long_samples": 0, "num_bad_rows": 0, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
     assert split.open().sizes(2) == (6, 5)
 
@@ -121,8 +125,8 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
 @pytest.mark.parametrize(
     "change",
     [
-        {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"row_format": "messages"},
-        {"held_out": 0.1}, {"held_out": 0.1, "take_held_out": True},
+        {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
+        {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"}, {"bad_rows": "skip"},
     ],
     ids=str,
 )  # fmt: skip
@@ -131,9 +135,18 @@ def test_every_setting_is_in_the_key(request_for: RequestFor, change: dict[str, 
     assert replace(request, **change).key() != request.key()
 
 
+@pytest.mark.parametrize("change", [{"format": "messages"}, {"columns": {"messages": "dialog"}}], ids=str)
+def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[str, Any]) -> None:
+    request = request_for(["one"])
+    other = request.sources[0].model_copy(update=change)
+    assert replace(request, sources=(other,)).key() != request.key()
+    assert replace(request, sources=request.sources * 2).key() != request.key()
+
+
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
-        "source", "row_format", "seq_len", "packing", "render_key", "held_out", "take_held_out",
+        "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
+        "bad_rows",
     }  # fmt: skip
 
 
@@ -144,7 +157,7 @@ def test_both_sides_of_a_held_out_split_have_their_own_key(request_for: RequestF
 
 def test_the_key_is_of_content_not_of_the_path(request_for: RequestFor, tmp_path: Path, cache_dir: Path) -> None:
     request = request_for(["one", "two"])
-    moved = replace(request, source=str(shutil.copy(request.source, tmp_path / "b.jsonl")))
+    moved = replace(request, sources=(RowSource(source=str(shutil.copy(tmp_path / "a.jsonl", tmp_path / "b.jsonl"))),))
     assert moved.key() == request.key()
     assert request_for(["one", "two!"]).key() != moved.key()
     assert prepare_split(moved, render, cache_dir).key == moved.key()
@@ -167,13 +180,13 @@ def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: Requ
     append(request, json.dumps(late))
     split = prepare_split(request, render, cache_dir)
     assert texts(split) == ["?good", "?fine"]
-    assert (split.num_rows, split.num_untrained_rows, split.num_cut_samples) == (4, 2, 1)
+    assert (split.num_rows, split.num_untrained_rows, split.num_long_samples) == (4, 2, 1)
 
 
 def test_a_long_sample_is_cut_at_the_end(request_for: RequestFor, cache_dir: Path) -> None:
     split = prepare_split(request_for(["123456789", "12"], seq_len=8), render, cache_dir)
     assert texts(split) == ["?1234567", "?12"]
-    assert split.num_cut_samples == 1
+    assert split.num_long_samples == 1
 
 
 @pytest.mark.parametrize(
@@ -208,6 +221,105 @@ def test_copies_of_a_row_fall_on_one_side(request_for: RequestFor, cache_dir: Pa
     held = set(texts(prepare_split(replace(request, take_held_out=True), render, cache_dir)))
     assert not kept & held
     assert len(kept | held) == 50
+
+
+def test_held_out_rows_of_all_sources_are_one_split(request_for: RequestFor, cache_dir: Path, tmp_path: Path) -> None:
+    one = request_for([f"a{n}" for n in range(60)], held_out=0.5)
+    two = RowSource(source=write_source(tmp_path / "b.jsonl", [f"b{n}" for n in range(60)]))
+    joined = replace(one, sources=(*one.sources, two), take_held_out=True)
+    held = texts(prepare_split(joined, render, cache_dir))
+    kept = [texts(prepare_split(replace(one, sources=(s,)), render, cache_dir)) for s in (*one.sources, two)]
+    assert sorted(held + kept[0] + kept[1]) == sorted(f"?{name}{n}" for name in "ab" for n in range(60))
+    assert {text[1] for text in held} == {"a", "b"}
+
+
+def test_rows_of_a_group_fall_on_one_side(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for([], held_out=0.4, group_by="user")
+    for n in range(200):
+        append(request, json.dumps({**json.loads(conversation(f"{n % 20} says {n}")), "user": n % 20}) + "\n")
+    sides = [
+        {text.split()[0] for text in texts(prepare_split(replace(request, take_held_out=take), render, cache_dir))}
+        for take in (False, True)
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[0]) + len(sides[1]) == 20
+    assert all(sides)
+
+
+LONG = ["ab", "123456789abcdefgh", "cd"]
+"""The second is eighteen tokens, with the question mark."""
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("truncate", ["?ab", "?1234567", "?cd"]),
+        ("drop", ["?ab", "?cd"]),
+        ("split", ["?ab", "?1234567", "89abcdef", "gh", "?cd"]),
+    ],
+)
+def test_long_samples(request_for: RequestFor, cache_dir: Path, policy: str, expected: list[str]) -> None:
+    split = prepare_split(request_for(LONG, seq_len=8, long_samples=policy), render, cache_dir)
+    assert texts(split) == expected
+    assert (split.num_rows, split.num_long_samples, split.num_untrained_rows) == (3, 1, 0)
+    # Nothing precedes the first token of a piece.
+    assert split.num_trained_tokens == sum(len(text) - 1 for text in expected)
+
+
+def test_a_long_sample_may_be_an_error(request_for: RequestFor, cache_dir: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:2: 18 tokens are longer than data\.seq_len=8"):
+        prepare_split(request_for(LONG, seq_len=8, long_samples="error", bad_rows="skip"), render, cache_dir)
+
+
+def refuse_two(record: Record) -> list[Sample]:
+    """A renderer that refuses what the second row says."""
+    assert isinstance(record, Conversation)
+    if record.messages[-1]["content"] == "two":
+        raise DataError("the template refuses\nthis\x1b[2J")
+    return render(record)
+
+
+def test_a_row_that_the_template_refuses_is_named(request_for: RequestFor, cache_dir: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare_split(request_for(["one", "two"]), refuse_two, cache_dir)
+    assert re.search(r"a\.jsonl:2: the template refuses", str(caught.value))
+    assert str(caught.value).isprintable()
+
+
+def test_bad_rows_are_put_aside_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for(["one", "two", "three"], bad_rows="skip")
+    append(request, "brok\x1ben\n" + json.dumps({"body": "x" * 50_000}) + "\n" + conversation("four"))
+    split = prepare_split(request, refuse_two, cache_dir)
+    assert texts(split) == ["?one", "?three", "?four"]
+    assert (split.num_rows, split.num_bad_rows) == (3, 3)
+    text = (Path(split.directory) / QUARANTINE).read_text()
+    aside = [json.loads(line) for line in text.splitlines()]
+    assert [row["place"].rsplit(":")[-1] for row in aside] == ["2", "4", "5"]
+    assert [row["problem"][:20] for row in aside] == [
+        "the template refuses",
+        "not valid JSON: Expe",
+        "found keys ['body'],",
+    ]
+    assert json.loads(aside[0]["row"]) == json.loads(conversation("two"))
+    assert len(text) < 15_000
+    assert "\x1b" not in text
+    assert prepare_split(request, must_not_render, cache_dir) == split
+
+
+def test_a_source_of_bad_rows_only_is_refused(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for([], bad_rows="skip")
+    append(request, "x\ny\n")
+    with pytest.raises(DataError, match=r"all 2 rows are bad; the first is .*a\.jsonl:1: not valid JSON"):
+        prepare_split(request, render, cache_dir)
+    assert not cache_dir.exists() or not list(cache_dir.iterdir())
+
+
+def test_a_bad_row_counts_on_one_side_only(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for([f"answer {n}" for n in range(20)], held_out=0.5, bad_rows="skip")
+    append(request, "broken\n")
+    sides = [prepare_split(replace(request, take_held_out=take), render, cache_dir) for take in (False, True)]
+    assert [split.num_bad_rows for split in sides] == [1, 0]
+    assert [(Path(split.directory) / QUARANTINE).exists() for split in sides] == [True, False]
 
 
 def test_windows_become_shards_and_packing_never_looks_beyond(

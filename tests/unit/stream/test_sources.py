@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dist_ft.config.schema import DataConfig, RowSource, SourceConfig
 from dist_ft.errors import DataError
-from dist_ft.stream.sources import Problem, content_hash, read_rows, scan_rows
+from dist_ft.stream import sources
+from dist_ft.stream.sources import BadRow, Row, held_out_rows, scan_rows
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 GOOD_LINE = json.dumps(GOOD).encode()
+
+
+def read_rows(source: str, **settings: Any) -> Iterator[Row]:
+    return sources.read_rows(RowSource(source=source, **settings))
+
+
+def content_hash(source: str) -> str:
+    return sources.content_hash(RowSource(source=source))
 
 
 def write(path: Path, *lines: bytes, end: bytes = b"\n") -> str:
@@ -77,19 +88,19 @@ def test_all_roles_and_further_keys_are_allowed(tmp_path: Path) -> None:
         (b"5", "found int"),
         (b"null", "found NoneType"),
         (b"[]", "found list"),
-        (b'{"prompt": "a", "completion": "b"}', "found keys ['completion', 'prompt']"),
+        (b'{"prompt": "a", "answer": "b"}', "found keys ['answer', 'prompt']"),
         (b'{"messages": []}', "expected a list of turns"),
-        (b'{"messages": null}', "expected a list of turns"),
+        (b'{"messages": null}', "found keys ['messages']"),
+        (b'{"messages": [], "messages": []}', "key 'messages' stands twice"),
         (b'{"messages": {"role": "user"}}', "expected a list of turns"),
         (turns("hello"), "turn 0"),
         (turns(turn(), turn("robot")), "turn 1"),
         (turns(turn(None)), "turn 0"),
         (turns(turn(["assistant"])), "turn 0"),
-        (turns(turn("Assistant")), "turn 0"),
         (turns(turn("user"), {"role": "assistant"}), "turn 1"),
         (turns(turn(content=None)), "turn 0"),
-        (turns(turn(content=[{"type": "text", "text": "x"}])), "turn 0"),
-        (turns({"from": "gpt", "value": "x"}), "turn 0"),
+        (turns(turn(content=[{"type": "image_url", "image_url": "x"}])), "turn 0"),
+        (turns({"from": "gpt", "role": "user", "value": "x"}), "turn 0"),
         (turns(turn("system"), turn("user")), "no assistant turn"),
     ],
 )
@@ -127,16 +138,9 @@ def test_a_source_without_rows_is_refused(tmp_path: Path, text: bytes) -> None:
         list(read_rows(str(tmp_path / "a.jsonl")))
 
 
-@pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
-def test_a_file_that_cannot_be_opened_is_a_data_error(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_opened_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(str(tmp_path))):
-        list(read_rows(str(tmp_path / name)))
-
-
-@pytest.mark.parametrize("row_format", ["prompt_completion", "alpaca", "sharegpt", "text"])
-def test_a_format_that_is_not_read_yet_is_refused(tmp_path: Path, row_format: str) -> None:
-    with pytest.raises(DataError, match=f"format={row_format}"):
-        list(read_rows(write(tmp_path / "a.jsonl", GOOD_LINE), row_format))
+        list(read_rows(str(tmp_path / "nowhere.jsonl")))
 
 
 def test_an_embedded_source_is_read_by_name() -> None:
@@ -167,34 +171,76 @@ def test_the_content_hash_is_of_bytes_not_of_the_path(tmp_path: Path) -> None:
     assert content_hash("embedded:orders/train") != content_hash("embedded:orders/eval")
 
 
-def test_a_scan_goes_on_after_each_bad_row(tmp_path: Path) -> None:
-    source = write(
-        tmp_path / "a.jsonl", b"broken", GOOD_LINE, b"", turns(turn("user")), GOOD_LINE[:-1] + b"\xff}", GOOD_LINE, b"5"
-    )
-    found = list(scan_rows(source))
-    assert [(row.place, isinstance(row, Problem)) for row in found] == [
-        (f"{source}:{line}", is_bad)
-        for line, is_bad in [(1, True), (2, False), (4, True), (5, True), (6, False), (7, True)]
+def test_after_a_bad_row_the_next_is_read(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", GOOD_LINE, b"broken", b"5", b'{"messages": ' + b"[" * 100_000, GOOD_LINE)
+    found = list(scan_rows(RowSource(source=source)))
+    assert [isinstance(row, BadRow) for row in found] == [False, True, True, True, False]
+    assert [row.place for row in found] == [f"{source}:{n}" for n in range(1, 6)]
+    assert found[1].raw == "broken"
+
+
+def test_a_row_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    hostile = "\x1b[2J\x00\u202e" + "x" * 10_000_000
+    rows = [
+        turns(turn("user"), turn(hostile)),
+        json.dumps({hostile: 1}).encode(),
+        turns({**turn(), "name": [hostile]}),
+        json.dumps(hostile).encode(),
+        turns({**turn(), "tool_calls": [{"name": "f", "arguments": hostile}]}),
     ]
-    problems = [row for row in found if isinstance(row, Problem)]
-    assert all(problem.message.startswith(f"{problem.place}: ") for problem in problems)
-    with pytest.raises(DataError) as caught:
-        list(read_rows(source))
-    assert str(caught.value) == problems[0].message
+    source = write(tmp_path / "\x1b[31m.jsonl", *rows)
+    for row in scan_rows(RowSource(source=source)):
+        assert isinstance(row, BadRow)
+        message = str(row.error())
+        assert message.isprintable()
+        assert len(message) < len(source) + 500
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        json.dumps({"messages": "\x1b[31m" + "x" * 10_000_000}).encode(),
-        json.dumps({"messages": [{"role": "\u202e" + "x" * 10_000_000}]}).encode(),
-        json.dumps({"\x00\x1b[2J" + "x" * 10_000_000: 1}).encode(),
-        b"\x1b[31m" + b"x" * 10_000_000,
-    ],
-    ids=["messages", "a turn", "a key", "the line"],
-)
-def test_what_an_error_quotes_is_short_and_harmless(tmp_path: Path, line: bytes) -> None:
-    with pytest.raises(DataError, match=":1: ") as caught:
-        list(read_rows(write(tmp_path / "a.jsonl", line)))
-    assert len(str(caught.value)) < 600
-    assert str(caught.value).isprintable()
+def test_a_group_shares_its_key_whatever_its_rows_say(tmp_path: Path) -> None:
+    rows = [{"messages": [turn("user", str(n)), turn()], "user": n % 3} for n in range(9)]
+    source = write(tmp_path / "a.jsonl", *(json.dumps(row).encode() for row in rows))
+    keys = [row.key for row in sources.read_rows(RowSource(source=source), "user")]
+    assert keys == keys[:3] * 3
+    assert len(set(keys)) == 3
+
+
+def test_a_row_without_its_group_is_bad(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", json.dumps({**GOOD, "user": 1}).encode(), GOOD_LINE)
+    with pytest.raises(DataError, match=r"a\.jsonl:2: has no `user`, which data\.group_by names"):
+        list(sources.read_rows(RowSource(source=source), "user"))
+
+
+def test_held_out_rows_come_from_every_training_source(tmp_path: Path) -> None:
+    names = [
+        write(tmp_path / f"{name}.jsonl", *(turns(turn("user", f"{name}{n}"), turn()) for n in range(100)))
+        for name in "ab"
+    ]
+    data = DataConfig(train=[SourceConfig(source=name) for name in names], eval=0.2)
+    held = [row.record.messages[0]["content"] for row in held_out_rows(data)]
+    assert {text[0] for text in held} == {"a", "b"}
+    assert 20 <= len(held) <= 60
+
+
+def test_rows_of_a_held_out_source_are_all_held_out(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", json.dumps({"dialog": GOOD["messages"]}).encode())
+    data = DataConfig(
+        train=[SourceConfig(source="nowhere")], eval=RowSource(source=source, columns={"messages": "dialog"})
+    )
+    assert [row.record.messages for row in held_out_rows(data)] == [GOOD["messages"]]
+
+
+def test_bad_rows_are_no_held_out_rows(tmp_path: Path) -> None:
+    data = {"train": [SourceConfig(source="nowhere")], "eval": write(tmp_path / "a.jsonl", GOOD_LINE, b"broken")}
+    assert len(list(held_out_rows(DataConfig(**data, bad_rows="skip")))) == 1
+    with pytest.raises(DataError, match=":2: not valid JSON"):
+        list(held_out_rows(DataConfig(**data)))
+
+
+def test_the_content_hash_of_a_folder_is_of_all_its_files(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    write(tmp_path / "d" / "a.jsonl", GOOD_LINE)
+    one = content_hash(str(tmp_path / "d"))
+    write(tmp_path / "d" / "b.jsonl", GOOD_LINE)
+    two = content_hash(str(tmp_path / "d"))
+    (tmp_path / "d" / "b.jsonl").rename(tmp_path / "d" / "c.jsonl")
+    assert content_hash(str(tmp_path / "d")) == two != one

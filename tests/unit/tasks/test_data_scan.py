@@ -31,6 +31,7 @@ def conversation(*contents: str, **more: Any) -> str:
 
 
 GOOD = conversation("hi", "hello")
+REFUSES_BAD = "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def only_split(tmp_path: Path, source: str, **changes: Any) -> SplitCounts:
 @pytest.mark.parametrize("window_rows", [5, 8192])
 @pytest.mark.parametrize(("packing", "seq_len"), [(True, 160), (True, 56), (False, 56)])
 @pytest.mark.parametrize("held_out", ["a source", 0.3, None])
+@pytest.mark.parametrize("long_samples", ["truncate", "drop", "split"])
 def test_counts_are_those_of_the_runs_own_preparation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -62,26 +64,50 @@ def test_counts_are_those_of_the_runs_own_preparation(
     packing: bool,
     seq_len: int,
     held_out: str | float | None,
+    long_samples: str,
 ) -> None:
     monkeypatch.setattr(cache, "WINDOW_ROWS", window_rows)
     monkeypatch.setattr(data_scan, "WINDOW_ROWS", window_rows)
     held = {} if held_out == "a source" else {"data__eval": held_out}
-    config = tiny_config(tmp_path, data__packing=packing, data__seq_len=seq_len, **held)
+    config = tiny_config(
+        tmp_path, data__packing=packing, data__seq_len=seq_len, data__long_samples=long_samples, **held
+    )
     splits, eval_split = prepare_splits(config, load_tokenizer(config))
     prepared = [*splits, *([eval_split] if eval_split else [])]
     counts = measure(config).splits
     assert [split.name for split in counts] == ["train.0", "eval"][: len(prepared)]
     assert [
-        (c.num_rows, c.num_sequences, c.num_tokens, c.num_trained_tokens, c.untrained.count, c.cut.count)
+        (c.num_rows, c.num_sequences, c.num_tokens, c.num_trained_tokens, c.untrained.count, c.long.count)
         for c in counts
     ] == [
-        (p.num_rows, p.num_sequences, p.num_tokens, p.num_trained_tokens, p.num_untrained_rows, p.num_cut_samples)
+        (p.num_rows, p.num_sequences, p.num_tokens, p.num_trained_tokens, p.num_untrained_rows, p.num_long_samples)
         for p in prepared
     ]
-    if seq_len == 56:
-        assert counts[0].cut.count > counts[0].untrained.count > 0
-    else:
+    if seq_len == 160:
         assert counts[0].num_sequences == counts[0].num_packed < 25
+        return
+    assert counts[0].long.count > counts[0].untrained.count
+    assert (counts[0].untrained.count > 0) == (long_samples == "truncate")
+
+
+@pytest.mark.parametrize("window_rows", [3, 8192])
+def test_rows_that_a_run_skips_are_counted_as_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, window_rows: int
+) -> None:
+    monkeypatch.setattr(cache, "WINDOW_ROWS", window_rows)
+    monkeypatch.setattr(data_scan, "WINDOW_ROWS", window_rows)
+    (tmp_path / "t.jinja").write_text(REFUSES_BAD + CHATML)
+    lines = [line for n in range(20) for line in ("broken", conversation("bad", "x"), conversation(f"q{n}", "x" * n))]
+    config = config_of(
+        tmp_path, write(*lines), data__bad_rows="skip", data__packing=True, data__seq_len=100,
+        data__chat_template=str(tmp_path / "t.jinja"),
+    )  # fmt: skip
+    ((prepared,), _) = prepare_splits(config, load_tokenizer(config))
+    (split,) = measure(config).splits
+    assert (split.unreadable.count, split.refused.count, prepared.num_bad_rows) == (20, 20, 40)
+    assert (split.num_rows - 20, split.num_sequences, split.num_tokens) == (
+        prepared.num_rows, prepared.num_sequences, prepared.num_tokens,
+    )  # fmt: skip
 
 
 def test_all_problems_of_a_file_are_found_at_once(tmp_path: Path, write: Write) -> None:
@@ -110,8 +136,7 @@ def test_a_source_that_cannot_be_read_at_all_is_an_error(tmp_path: Path) -> None
 
 def test_rows_that_the_template_refuses_are_named(tmp_path: Path, write: Write) -> None:
     template = tmp_path / "t.jinja"
-    refuses = "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
-    template.write_text(refuses + CHATML)
+    template.write_text(REFUSES_BAD + CHATML)
     source = write(GOOD, conversation("bad", "x"), GOOD)
     split = only_split(tmp_path, source, data__chat_template=str(template))
     assert (split.num_rows, split.num_sequences, split.refused.count) == (3, 2, 1)
@@ -121,7 +146,7 @@ def test_rows_that_the_template_refuses_are_named(tmp_path: Path, write: Write) 
 def test_rows_whose_answer_is_cut_off_are_told_from_the_others_that_are_cut(tmp_path: Path, write: Write) -> None:
     source = write(GOOD, conversation("x" * 200, "hidden"), conversation("hi", "long" * 50))
     split = only_split(tmp_path, source)
-    assert split.cut == Noted(2, [f"{source}:2: 227 tokens", f"{source}:3: 223 tokens"])
+    assert split.long == Noted(2, [f"{source}:2: 227 tokens", f"{source}:3: 223 tokens"])
     assert split.untrained == Noted(1, [f"{source}:2"])
     assert split.num_hidden_rows == 1
     # The answer that the cut ends says nothing about how answers end.
@@ -227,7 +252,9 @@ def test_equal_rows_are_named_with_the_first_of_them(tmp_path: Path, write: Writ
 
 def test_held_out_rows_that_are_trained_on_are_named(tmp_path: Path, write: Write) -> None:
     a = write(conversation("a", "a"), conversation("b", "b"))
-    held_out = write(conversation("new", "new"), "broken", conversation("b", "b"), conversation("new", "new"), name="e")
+    held_out = write(
+        conversation("new", "new"), "broken", conversation("b", "b"), conversation("new", "new"), name="e.jsonl"
+    )
     measures = measure(config_of(tmp_path, a, data__eval=held_out))
     assert measures.overlap == Noted(1, [f"{held_out}:3 equals {a}:2"])
     assert measures.eval_repeats == Noted(1, [f"{held_out}:4 equals {held_out}:1"])
@@ -255,18 +282,7 @@ def test_few_places_are_kept_of_many(tmp_path: Path, write: Write) -> None:
     assert (measures.splits[0].unreadable.count, len(measures.splits[0].unreadable.first)) == (50, 5)
 
 
-@pytest.mark.parametrize(
-    ("trained", "is_cut", "ends"),
-    [
-        ("", False, []),
-        ("....", False, []),
-        (".xx.", False, [2]),
-        (".xx.", True, [2]),
-        (".x.x", False, [1, 3]),
-        (".x.x", True, [1]),
-        ("xxxx", True, []),
-    ],
-)
-def test_ends_of_answers(trained: str, is_cut: bool, ends: list[int]) -> None:
+@pytest.mark.parametrize(("trained", "ends"), [("", []), ("....", []), (".xx.", [2]), (".x.x", [1, 3]), ("xxxx", [3])])
+def test_ends_of_answers(trained: str, ends: list[int]) -> None:
     sample = Sample([0] * len(trained), [mark == "x" for mark in trained])
-    assert data_scan._answer_ends(sample, is_cut) == ends
+    assert data_scan._answer_ends(sample) == ends

@@ -100,6 +100,20 @@ def test_a_cut_sample_says_how_much_is_missing(config_for: ConfigFor) -> None:
     assert whole["num_cut_tokens"] == 0
 
 
+def test_every_piece_of_a_sample_has_its_row(config_for: ConfigFor) -> None:
+    config = config_for(
+        conversation("hi", "yes"), conversation("hi", "y" * 100), data__seq_len=64, data__long_samples="split"
+    )
+    places = [sequence["samples"][0]["place"] for sequence in show_data(config, "0", 1, 9)["sequences"]]
+    assert [place.rsplit(":", 1)[1] for place in places] == ["1", "2", "2"]
+
+
+def test_rows_that_are_skipped_are_not_shown(config_for: ConfigFor) -> None:
+    config = config_for("broken", conversation("hi", "yes"), "5", conversation("hi", "no"), data__bad_rows="skip")
+    places = [sequence["samples"][0]["place"] for sequence in show_data(config, "0", 1, 9)["sequences"]]
+    assert [place.rsplit(":", 1)[1] for place in places] == ["2", "4"]
+
+
 def test_the_held_out_side_is_shown_by_name(config_for: ConfigFor) -> None:
     lines = [conversation(f"question {n}", "x") for n in range(40)]
     config = config_for(*lines, data__eval=0.5)

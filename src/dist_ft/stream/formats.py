@@ -1,0 +1,167 @@
+"""What a row says, whatever its format: a dict with a file's keys becomes a `records.Record`. Pure.
+
+| format | keys | becomes |
+|---|---|---|
+| messages | `messages`; optional `tools` (or `functions`) | conversation |
+| sharegpt | `conversations` with `from` and `value`; optional `system`, `tools` | conversation |
+| prompt_completion | `prompt`, `completion`: both text, or both turns | completion, or conversation |
+| alpaca | `instruction`, `output`; optional `input`, `system`, `history` | conversation |
+| text | `text` | completion without a prompt |
+
+Reading turns is `turns.py`'s; where a row stands, and what happens to one that is refused, is `sources.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dist_ft.errors import DataError, excerpt
+from dist_ft.records import Completion, Conversation, Message, Record
+from dist_ft.stream.turns import assistant_turns, check_values, read_tools, read_turns, with_system
+
+_MAX_SHOWN_KEYS = 12
+
+
+def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] | None = None) -> Record:
+    """Reads one row.
+
+    Args:
+        row: What the file holds: an object, or it is refused.
+        row_format: `data.train[].format`.
+        columns: `data.train[].columns`: names of this page to names of the file.
+
+    Raises:
+        DataError: It is not understood; without its place, which the caller knows.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"found {type(row).__name__} {excerpt(row)}, expected an object with {_expected()}")
+    renamed = _rename(row, columns or {})
+    name = recognise(renamed) if row_format == "auto" else row_format
+    missing = [key for key in _NEEDED[name] if renamed.get(key) is None]
+    if missing:
+        raise DataError(f"found {_found(row)}, but format {name} needs {_names(missing)}{_hint(columns)}")
+    record = _READERS[name](renamed)
+    check_values([record.messages, record.tools] if isinstance(record, Conversation) else list(vars(record).values()))
+    return record
+
+
+def recognise(row: Mapping[str, Any]) -> str:
+    """Returns the format that a row's keys fit.
+
+    Raises:
+        DataError: None does, or several do. `text` beside another format is its rendered form and does not count.
+    """
+    fitting = [name for name, needed in _NEEDED.items() if all(row.get(key) is not None for key in needed)]
+    if len(fitting) > 1:
+        fitting = [name for name in fitting if name != "text"]
+    if not fitting:
+        raise DataError(f"found {_found(row)}, expected {_expected()}; name them with data.train[].columns")
+    if len(fitting) > 1:
+        raise DataError(f"found {_found(row)}, which fits {' and '.join(fitting)}; set data.train[].format to one")
+    return fitting[0]
+
+
+def _messages(row: Mapping[str, Any]) -> Conversation:
+    if row.get("tools") and row.get("functions"):
+        raise DataError("both `tools` and `functions` are given; keep `tools`")
+    turns = with_system(row.get("system"), read_turns("messages", row["messages"]))
+    return _conversation(turns, row.get("tools") or row.get("functions"))
+
+
+def _sharegpt(row: Mapping[str, Any]) -> Conversation:
+    turns = with_system(row.get("system"), read_turns("conversations", row["conversations"]))
+    return _conversation(turns, row.get("tools"))
+
+
+def _prompt_completion(row: Mapping[str, Any]) -> Record:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Completion(prompt, completion)
+    if not (isinstance(prompt, list) and isinstance(completion, list)):
+        found = f"{type(prompt).__name__} and {type(completion).__name__}"
+        raise DataError(f"`prompt` and `completion` are {found}, expected both text or both lists of turns")
+    asked = [_untrained(turn) for turn in read_turns("prompt", prompt)]
+    return _conversation([*asked, *read_turns("completion", completion)], row.get("tools"))
+
+
+def _alpaca(row: Mapping[str, Any]) -> Conversation:
+    texts = {key: row.get(key) or "" for key in ("instruction", "input", "output")}
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise DataError(f"`{key}` is {excerpt(value)}, expected text")
+    # One line break, as LLaMA-Factory joins them.
+    asked = f"{texts['instruction']}\n{texts['input']}" if texts["input"] else texts["instruction"]
+    turns = [*_history(row.get("history")), *_exchange(asked, texts["output"])]
+    return _conversation(with_system(row.get("system"), turns), row.get("tools"))
+
+
+def _history(history: Any) -> list[Message]:
+    turns: list[Message] = []
+    if not isinstance(history or [], list):
+        raise DataError(f"`history` is {excerpt(history)}, expected a list of [question, answer]")
+    for number, pair in enumerate(history or []):
+        if not isinstance(pair, list | tuple) or [type(text) for text in pair] != [str, str]:
+            raise DataError(f"`history` {number} is {excerpt(pair)}, expected [question, answer]")
+        turns += _exchange(*pair)
+    return turns
+
+
+def _exchange(asked: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _text(row: Mapping[str, Any]) -> Completion:
+    if not isinstance(row["text"], str):
+        raise DataError(f"`text` is {excerpt(row['text'])}, expected text")
+    return Completion("", row["text"])
+
+
+def _conversation(turns: list[Message], tools: Any) -> Conversation:
+    if not assistant_turns(turns):
+        raise DataError("no assistant turn, so nothing to learn from; remove the row or add the answer")
+    return Conversation(turns, read_tools(tools))
+
+
+def _untrained(turn: Message) -> Message:
+    """A turn of a prompt: only the completion is learned."""
+    return {**turn, "weight": 0} if turn["role"] == "assistant" else turn
+
+
+def _rename(row: Mapping[str, Any], columns: Mapping[Any, str]) -> dict[str, Any]:
+    kept = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
+    return kept | {name: row[column] for name, column in columns.items() if column in row}
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "prompt_completion": _prompt_completion,
+    "alpaca": _alpaca,
+    "text": _text,
+}
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+
+
+def _expected() -> str:
+    return ", ".join(f"{_names(keys)} ({name})" for name, keys in _NEEDED.items())
+
+
+def _names(keys: tuple[str, ...] | list[str]) -> str:
+    return " and ".join(f"`{key}`" for key in keys)
+
+
+def _found(row: Mapping[str, Any]) -> str:
+    keys = sorted(map(str, row))
+    more = f" and {len(keys) - _MAX_SHOWN_KEYS} more" if len(keys) > _MAX_SHOWN_KEYS else ""
+    return f"keys [{', '.join(map(excerpt, keys[:_MAX_SHOWN_KEYS]))}]{more}"
+
+
+def _hint(columns: Mapping[Any, str] | None) -> str:
+    return f" (columns is {excerpt(dict(columns))})" if columns else ""

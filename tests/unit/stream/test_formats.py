@@ -1,0 +1,194 @@
+"""What a row says: every common format becomes the same record, and what is not understood is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dist_ft.errors import DataError
+from dist_ft.records import Completion, Conversation
+from dist_ft.stream.formats import read_record
+
+ASKED = {"role": "user", "content": "hi"}
+ANSWER = {"role": "assistant", "content": "hello"}
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def talk(*messages: dict[str, Any], tools: tuple[dict[str, Any], ...] = ()) -> Conversation:
+    return Conversation(list(messages), tools)
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [ASKED, ANSWER], "id": 5, "prompt": "hi"}, talk(ASKED, ANSWER)),
+        ({"messages": json.dumps([ASKED, ANSWER])}, talk(ASKED, ANSWER)),
+        ({"messages": [ASKED, ANSWER], "tools": [TOOL]}, talk(ASKED, ANSWER, tools=(TOOL,))),
+        ({"messages": [ASKED, ANSWER], "tools": json.dumps([TOOL])}, talk(ASKED, ANSWER, tools=(TOOL,))),
+        ({"messages": [ASKED, ANSWER], "functions": [TOOL["function"]]}, talk(ASKED, ANSWER, tools=(TOOL,))),
+        ({"messages": [ASKED, ANSWER], "tools": None}, talk(ASKED, ANSWER)),
+        ({"messages": [ASKED, ANSWER], "tools": ""}, talk(ASKED, ANSWER)),
+        ({"messages": [ASKED, ANSWER], "system": "be kind"}, talk(system("be kind"), ASKED, ANSWER)),
+        ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}, talk(ASKED, ANSWER)),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}, ANSWER], "system": "s", "tools": [TOOL]},
+            talk(system("s"), ASKED, ANSWER, tools=(TOOL,)),
+        ),
+        ({"prompt": "one", "completion": " two"}, Completion("one", " two")),
+        ({"prompt": [ASKED], "completion": [ANSWER]}, talk(ASKED, ANSWER)),
+        (
+            {"prompt": [ASKED, ANSWER, ASKED], "completion": [ANSWER]},
+            talk(ASKED, {**ANSWER, "weight": 0}, ASKED, ANSWER),
+        ),
+        ({"instruction": "hi", "input": "", "output": "hello", "text": "### hi"}, talk(ASKED, ANSWER)),
+        ({"instruction": "hi", "output": "hello"}, talk(ASKED, ANSWER)),
+        ({"instruction": "h", "input": "i", "output": "hello"}, talk({**ASKED, "content": "h\ni"}, ANSWER)),
+        (
+            {"instruction": "hi", "output": "hello", "system": "s", "history": [["a", "b"]]},
+            talk(system("s"), {**ASKED, "content": "a"}, {**ANSWER, "content": "b"}, ASKED, ANSWER),
+        ),
+        ({"text": "prose", "meta": 1}, Completion("", "prose")),
+    ],
+)  # fmt: skip
+def test_every_format_is_recognised_by_its_keys(row: dict[str, Any], expected: Any) -> None:
+    assert read_record(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        ({"role": "Assistant", "content": "x"}, {"role": "assistant", "content": "x"}),
+        ({"role": " model ", "content": "x"}, {"role": "assistant", "content": "x"}),
+        ({"role": "developer", "content": "x"}, {"role": "developer", "content": "x"}),
+        ({"role": "observation", "content": "x"}, {"role": "tool", "content": "x"}),
+        ({"role": "function", "name": "f", "content": "x"}, {"role": "tool", "content": "x", "name": "f"}),
+        (
+            {"role": "tool", "tool_call_id": "1", "name": "f", "content": "x"},
+            {"role": "tool", "content": "x", "name": "f", "tool_call_id": "1"},
+        ),
+        ({"role": "user", "name": "Ann", "content": "x", "weight": 0}, {"role": "user", "content": "x", "name": "Ann"}),
+        ({"role": "assistant", "content": "x", "weight": 0}, {"role": "assistant", "content": "x", "weight": 0}),
+        ({"role": "assistant", "content": "x", "weight": 1.0}, {"role": "assistant", "content": "x", "weight": 1}),
+        ({"role": "assistant", "content": "x", "weight": None, "name": None}, {"role": "assistant", "content": "x"}),
+        (
+            {"role": "assistant", "content": "x", "reasoning_content": "so"},
+            {"role": "assistant", "content": "x", "reasoning_content": "so"},
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a"}, "b", {"type": "text", "text": "c"}]},
+            {"role": "user", "content": "abc"},
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": "1"}]},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", **CALL}]},
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": '{"at": "x"}'}}]},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        ),
+        (
+            {"role": "assistant", "content": "t", "tool_calls": [{"name": "look", "arguments": {"at": "x"}}]},
+            {"role": "assistant", "content": "t", "tool_calls": [CALL]},
+        ),
+        (
+            {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"at": "x"}'}},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        ),
+        (
+            {"from": "function_call", "value": '{"name": "look", "arguments": {"at": "x"}}'},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        ),
+        ({"role": "assistant", "content": "x", "tool_calls": []}, {"role": "assistant", "content": "x"}),
+    ],
+)  # fmt: skip
+def test_a_turn_is_read_as_openai_spells_it(turn: dict[str, Any], expected: dict[str, Any]) -> None:
+    record = read_record({"messages": [turn, ANSWER]})
+    assert isinstance(record, Conversation)
+    assert record.messages[0] == expected
+
+
+def assistant(**keys: Any) -> dict[str, Any]:
+    return {"messages": [ASKED, {"role": "assistant", **keys}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({}, "found keys [], expected `messages` (messages)"),
+        ({"question": "a", "answer": "b"}, "found keys ['answer', 'question'], expected"),
+        ({str(n): n for n in range(50)}, "and 38 more"),
+        ({"messages": [ASKED, ANSWER], "conversations": [ASKED]}, "fits messages and sharegpt"),
+        ({"messages": "[{"}, "`messages`: '[{' is not valid JSON"),
+        ({"messages": [ASKED]}, "no assistant turn"),
+        ({"messages": [system("a"), ASKED, ANSWER], "system": "b"}, "two system prompts"),
+        ({"messages": [ASKED, ANSWER], "tools": {"name": "f"}}, "expected a list of functions"),
+        ({"messages": [ASKED, ANSWER], "tools": [{"type": "function"}]}, "tool 0"),
+        ({"messages": [ASKED, ANSWER], "tools": ["f"]}, "tool 0"),
+        ({"messages": [ASKED, ANSWER], "tools": [TOOL], "functions": [TOOL]}, "keep `tools`"),
+        (assistant(), "turn 1: the content is None"),
+        (assistant(content={"a": 1}), "turn 1: the content is {'a': 1}"),
+        (assistant(content=[{"type": "input_audio", "input_audio": {}}]), "only text can be trained"),
+        (assistant(content="x", weight=0.5), "`weight` is 0.5, expected 0 or 1"),
+        (assistant(content="x", weight="1"), "`weight` is '1'"),
+        (assistant(content="x", weight=float("nan")), "`weight` is nan"),
+        (assistant(content="x", name=5), "`name` is 5, expected text"),
+        (assistant(tool_calls=[{"function": {"arguments": "{}"}}]), "expected a function with name and arguments"),
+        (assistant(tool_calls=[{"name": "f", "arguments": "[1]"}]), "arguments of 'f' are [1], expected an object"),
+        (assistant(tool_calls=[{"name": "f", "arguments": "{"}]), "arguments of 'f': '{' is not valid JSON"),
+        (assistant(tool_calls=[{"name": "f", "arguments": {"a": float("inf")}}]), "inf is no number"),
+        (assistant(tool_calls=[{"name": "f", "arguments": {"a\ud83d": 1}}]), "half a character"),
+        (assistant(tool_calls=[{"name": "f", "id": 3}]), "id of a call is 3"),
+        (assistant(tool_calls=[{"name": "f"}], function_call={"name": "f"}), "keep `tool_calls`"),
+        ({"messages": [{**ASKED, "tool_calls": [CALL]}, ANSWER]}, "only an assistant calls"),
+        ({"messages": [{**ASKED, "weight": 1}, ANSWER]}, "only assistant turns are trained"),
+        ({"conversations": [{"from": "function_call", "value": "look(x)"}]}, "turn 0: the call: 'look(x)'"),
+        ({"prompt": "a", "completion": [ANSWER]}, "both text or both lists of turns"),
+        ({"prompt": [ASKED], "completion": []}, "`completion` is [], expected a list of turns"),
+        ({"instruction": ["a"], "output": "b"}, "`instruction` is ['a'], expected text"),
+        ({"instruction": "a", "output": "b", "history": [["a"]]}, "`history` 0"),
+        ({"instruction": "a", "output": "b", "history": "a"}, "`history` is 'a'"),
+        ({"text": ["a"]}, "`text` is ['a'], expected text"),
+        ({"text": "\ud83d"}, "half a character"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_record(row)
+    assert says in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_named_format_wins_over_other_keys() -> None:
+    row = {"messages": [ASKED, ANSWER], "text": "prose", "prompt": "a", "completion": "b"}
+    assert read_record(row, "text") == Completion("", "prose")
+    assert read_record(row, "prompt_completion") == Completion("a", "b")
+
+
+def test_a_named_format_says_what_it_lacks() -> None:
+    with pytest.raises(DataError, match=r"found keys \['output'\], but format alpaca needs `instruction`"):
+        read_record({"output": "x"}, "alpaca")
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        ({"dialog": [ASKED, ANSWER]}, {"messages": "dialog"}, talk(ASKED, ANSWER)),
+        ({"q": "hi", "a": "hello", "text": "x"}, {"instruction": "q", "output": "a"}, talk(ASKED, ANSWER)),
+        ({"prompt": "b", "completion": "a"}, {"prompt": "completion", "completion": "prompt"}, Completion("a", "b")),
+        ({"text": "no", "body": "yes"}, {"text": "body"}, Completion("", "yes")),
+    ],
+)
+def test_columns_name_the_files_keys(row: dict[str, Any], columns: dict[str, str], expected: Any) -> None:
+    assert read_record(row, "auto", columns) == expected
+
+
+def test_a_column_that_a_row_lacks_is_said_with_the_map() -> None:
+    with pytest.raises(DataError, match=r"found keys \['body'\], but format text needs `text` \(columns is"):
+        read_record({"body": "x"}, "text", {"text": "bdy"})
