@@ -20,14 +20,14 @@ import xxhash
 
 from dist_ft.config import Config
 from dist_ft.errors import DataError
-from dist_ft.model.base import load_generation_config, load_tokenizer, tokenizer_key
+from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.records import Conversation, Record, Sample
+from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, rows_of_side, usable
 from dist_ft.stream.pack import plan_bins
 from dist_ft.stream.repeats import Keys, find_repeats, find_shared
 from dist_ft.stream.sources import BadRow, Row
-from dist_ft.tasks.prepare import split_requests
+from dist_ft.tasks.prepare import make_renderer, split_requests
 
 FEW = 5
 """Places that are named of whatever is counted."""
@@ -131,13 +131,14 @@ def measure(config: Config) -> Measures:
         UserError: The tokenizer, or a source as a whole, cannot be read.
     """
     tokenizer = load_tokenizer(config)
-    train, held_out = split_requests(config, tokenizer_key(tokenizer))
+    render, render_key = make_renderer(tokenizer)
+    train, held_out = split_requests(config, render_key)
     splits = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     trained_on = list(splits)
     if held_out is not None:
         splits.append(SplitCounts("eval", held_out))
     stops = _stop_ids(config, tokenizer)
-    meter = _Meter(tokenizer, stops)
+    meter = _Meter(render, tokenizer, stops)
     for split in splits:
         _scan(split, meter)
     evaluated = splits[len(trained_on) :]
@@ -160,8 +161,8 @@ def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
 class _Meter:
     """Renders rows and notes what is found in them."""
 
-    def __init__(self, tokenizer: Any, stops: set[int]) -> None:
-        self._render = Renderer(tokenizer)
+    def __init__(self, render: Renderer, tokenizer: Any, stops: set[int]) -> None:
+        self._render = render
         self._stops = stops
         self._bos = tokenizer.bos_token_id
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -229,8 +230,13 @@ def _num_turns(record: Record) -> int:
 def _has_empty_answer(record: Record) -> bool:
     if not isinstance(record, Conversation):
         return not record.completion.strip()
-    answers = [message for message in record.messages if message["role"] == "assistant"]
-    return any(not answer["content"].strip() and not answer.get("tool_calls") for answer in answers)
+    return any(_is_empty_answer(message) for message in record.messages)
+
+
+def _is_empty_answer(message: Message) -> bool:
+    """Whether the model is taught to say nothing."""
+    says = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
+    return message["role"] == "assistant" and message.get("weight") != 0 and not says
 
 
 def _texts(record: Record) -> list[str]:

@@ -13,13 +13,13 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.errors import DataError, UsageError
-from dist_ft.model.base import load_tokenizer, tokenizer_key
+from dist_ft.model.base import load_tokenizer
 from dist_ft.model.render import Renderer
 from dist_ft.records import Sample
-from dist_ft.stream.cache import WINDOW_ROWS, PreparedSplit, SplitRequest, rows_of_side, usable
+from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, rows_of_side, usable
 from dist_ft.stream.shards import TokenShards
 from dist_ft.stream.sources import Row
-from dist_ft.tasks.prepare import prepare_splits, split_requests
+from dist_ft.tasks.prepare import make_renderer, prepare_splits, split_requests
 
 Tokens = tuple[int, ...]
 
@@ -71,14 +71,18 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
         UserError: The data cannot be prepared, or has no such source or sequence.
     """
     tokenizer = load_tokenizer(config)
-    request, split = _choose(config, tokenizer, source)
+    render, render_key = make_renderer(tokenizer)
+    request = _choose(split_requests(config, render_key), source)
+    splits, eval_split = prepare_splits(config, tokenizer)
+    split = eval_split if source == "eval" else splits[int(source)]
+    assert split is not None
     if first > split.num_sequences:
         raise UsageError(f"--row {first}: source {source} has {split.num_sequences:,} sequences")
     shards = split.open()
     rows = range(first - 1, min(first - 1 + count, split.num_sequences))
     sequences = [list(_samples(shards, row)) for row in rows]
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
-    origins = _find_origins(request, Renderer(tokenizer), wanted, _first_row(shards, rows))
+    origins = _find_origins(request, render, wanted, _first_row(shards, rows))
     shown = [[_show(tokenizer, ids, trained, origins) for ids, trained in samples] for samples in sequences]
     return {
         "source": request.shown,
@@ -95,17 +99,14 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     }
 
 
-def _choose(config: Config, tokenizer: Any, source: str) -> tuple[SplitRequest, PreparedSplit]:
-    requests, held_out = split_requests(config, tokenizer_key(tokenizer))
-    known = {str(index): request for index, request in enumerate(requests)}
+def _choose(requests: tuple[list[SplitRequest], SplitRequest | None], source: str) -> SplitRequest:
+    train, held_out = requests
+    known = {str(index): request for index, request in enumerate(train)}
     if held_out is not None:
         known["eval"] = held_out
     if source not in known:
         raise UsageError(f"--source {source}: this config has {', '.join(known)}")
-    splits, eval_split = prepare_splits(config, tokenizer)
-    split = eval_split if source == "eval" else splits[int(source)]
-    assert split is not None
-    return known[source], split
+    return known[source]
 
 
 def _samples(shards: TokenShards, row: int) -> Iterator[tuple[list[int], list[bool]]]:

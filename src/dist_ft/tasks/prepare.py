@@ -44,10 +44,16 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
-    train, held_out = split_requests(config, tokenizer_key(tokenizer))
-    render, directory = Renderer(tokenizer), cache_dir(config)
+    render, render_key = make_renderer(tokenizer)
+    train, held_out = split_requests(config, render_key)
+    directory = cache_dir(config)
     splits = [prepare_split(request, render, directory) for request in train]
     return splits, prepare_split(held_out, render, directory) if held_out else None
+
+
+def make_renderer(tokenizer: Any) -> tuple[Renderer, str]:
+    """Returns what turns rows into tokens, and a key of all that decides which."""
+    return Renderer(tokenizer), tokenizer_key(tokenizer)
 
 
 def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:

@@ -188,6 +188,21 @@ def test_empty_answers_are_found(tmp_path: Path, write: Write, answer: str, is_e
     assert only_split(tmp_path, source).empty_answers == (Noted(1, [f"{source}:2"]) if is_empty else Noted())
 
 
+@pytest.mark.parametrize(
+    ("turn", "is_empty"),
+    [
+        ({"role": "assistant"}, True),
+        ({"role": "assistant", "weight": 0}, False),
+        ({"role": "assistant", "tool_calls": [{"type": "function"}]}, False),
+        ({"role": "assistant", "tool_calls": []}, True),
+        ({"role": "assistant", "reasoning_content": "hm"}, False),
+        ({"role": "user"}, False),
+    ],
+)
+def test_an_answer_that_calls_or_is_not_trained_is_not_empty(turn: dict[str, Any], is_empty: bool) -> None:
+    assert data_scan._is_empty_answer({"content": " ", **turn}) == is_empty
+
+
 NO_END = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
