@@ -183,21 +183,25 @@ def _render_rows(
 ) -> Iterator[list[Sample]]:
     """Yields the samples of each row; bad rows stop the work, or are put aside."""
     for row in rows_of_side(request):
-        bad = row
-        if isinstance(row, Row):
-            try:
-                samples = render(row.record)
-            except DataError as error:  # the template refuses it
-                bad = BadRow(row.place, printable(str(error)), row.raw)
-            else:
-                counts["rows"] += 1
-                yield _fit(samples, row.place, request, counts)
-                continue
-        assert isinstance(bad, BadRow)
-        if request.bad_rows == "error":
-            raise bad.error()
-        counts["bad"] += 1
-        _put_aside(bad, directory)
+        samples = render_row(row, render)
+        if isinstance(samples, list):
+            counts["rows"] += 1
+            yield _fit(samples, row.place, request, counts)
+        elif request.bad_rows == "error":
+            raise samples.error()
+        else:
+            counts["bad"] += 1
+            _put_aside(samples, directory)
+
+
+def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
+    """Returns the samples of a row, or what is wrong with it."""
+    if isinstance(row, BadRow):
+        return row
+    try:
+        return render(row.record)
+    except DataError as error:  # the template refuses it
+        return BadRow(row.place, printable(str(error)), row.raw)
 
 
 def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:

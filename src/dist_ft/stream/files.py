@@ -33,7 +33,7 @@ KINDS: Mapping[str, str] = {
 """File name endings, and what they mean; those of text may have `.gz` behind them."""
 MAX_LINE_BYTES = 256 << 20
 """Longest line of a JSONL file."""
-MAX_WHOLE_BYTES = 512 << 20
+MAX_WHOLE_BYTES = 256 << 20
 """Largest JSON file: it is read whole, which takes several times its size."""
 MAX_TEXT_BYTES = 64 << 20
 """Largest text file: it is one row."""
@@ -214,7 +214,7 @@ def _csv_row(place: str, header: list[str], cells: list[str]) -> RawRow:
 
 
 def _read_parquet(file: DataFile) -> Iterator[RawRow]:
-    with pq.ParquetFile(file.path, memory_map=True) as opened:
+    with pq.ParquetFile(file.path, memory_map=True, pre_buffer=False) as opened:
         yield from _number_rows(file, opened.iter_batches(batch_size=_BATCH_ROWS))
 
 

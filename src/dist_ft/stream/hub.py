@@ -7,16 +7,21 @@ ever run: the library has no support for scripts left. What an id names is kept 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import xxhash
 
 from dist_ft.config.rules import is_hub_id
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError, excerpt, printable
+from dist_ft.rundir import read_json, write_json
 from dist_ft.stream.files import DataFile
 
 _SPLIT_NAME = re.compile(
@@ -35,14 +40,12 @@ def find_files(source: RowSource) -> list[DataFile]:
     Raises:
         DataError: There are none, they are of several kinds, or a hub id can be neither fetched nor found in the cache.
     """
-    path = Path(source.source).expanduser()
-    if path.is_dir():
-        files = _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
-    elif path.exists() or not is_hub_id(source.source):
-        files = [path]
-    else:
-        files = list(_hub_files(source.source, source.name, source.split, source.revision))
-    _check_shards(source, files)
+    try:
+        files = _find(source)
+    except OSError as error:
+        raise DataError(f"{printable(source.source)} cannot be read: {error.strerror or error}") from error
+    if not Path(source.source).is_file():  # one shard by its own name is what was asked for
+        _check_shards(source, files)
     found = [DataFile.at(file) for file in files]
     if kinds := sorted({file.kind for file in found[1:]} - {found[0].kind}):
         raise DataError(
@@ -50,6 +53,39 @@ def find_files(source: RowSource) -> list[DataFile]:
             "keep one kind in a folder, or name the files as sources of their own"
         )
     return found
+
+
+def _find(source: RowSource) -> list[Path]:
+    path = Path(source.source).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            path = _saved_split(path, source)
+        if (path / "state.json").is_file():
+            return _saved_files(path)
+        return _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
+    if path.exists() or not is_hub_id(source.source):
+        return [path]
+    return list(_hub_files(source.source, source.name, source.split, source.revision))
+
+
+def _saved_split(folder: Path, source: RowSource) -> Path:
+    """Returns the folder of a split that `DatasetDict.save_to_disk` has written."""
+    splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+    split = source.split or "train"
+    if split not in splits:
+        raise DataError(_no_split(source, splits))
+    return folder / split
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """Returns the files of a data set that `Dataset.save_to_disk` has written, in its order."""
+    try:
+        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{printable(str(folder))}/state.json is damaged; save the data set again") from error
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise DataError(f"{printable(str(folder))}/state.json names {excerpt(names)}, expected plain file names")
+    return [folder / name for name in names]
 
 
 def _folder_files(folder: Path) -> list[Path]:
@@ -91,19 +127,31 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
     source = RowSource(source=source_id, name=name, split=split, revision=revision)
     try:
         _touch_hub()
-        return tuple(_fetch(source, address) for address in _split_files(source_id, source, {"revision": revision}))
+        addresses = _split_files(source_id, source, {"revision": revision})
+        files = tuple(_fetch(source, address, {}) for address in addresses)
+        write_json(_record_path(source), {"files": addresses})
+        return files
     except HfHubHTTPError as error:
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{source_id}: the hub refuses: {said}; {_ACCESS}") from error
     except (OSError, HTTPError):
         pass  # no hub; perhaps it was fetched before
+    here = {"local_files_only": True}
     try:
-        folder = huggingface_hub.snapshot_download(
-            source_id, repo_type="dataset", revision=revision, local_files_only=True
-        )
-    except LocalEntryNotFoundError as error:
+        if _record_path(source).exists():
+            return tuple(_fetch(source, address, here) for address in read_json(_record_path(source))["files"])
+        folder = huggingface_hub.snapshot_download(source_id, repo_type="dataset", revision=revision, **here)
+        return tuple(_dataset_files(Path(folder), source))
+    except (LocalEntryNotFoundError, DataError) as error:  # nothing, or a part in which the split cannot be found
         raise DataError(_not_found(source)) from error
-    return tuple(_dataset_files(Path(folder), source))
+
+
+def _record_path(source: RowSource) -> Path:
+    """Where it is kept which files of which commit a source was: offline, a part of a data set must not pass for it."""
+    from huggingface_hub.constants import HF_HOME
+
+    asked = f"{[source.source, source.name, source.split or 'train', source.revision]}"
+    return Path(HF_HOME) / "dist-ft" / f"{xxhash.xxh3_128_hexdigest(asked.encode())}.json"
 
 
 def _touch_hub() -> None:
@@ -122,33 +170,41 @@ def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Seq
     """Returns paths or `hf://` addresses of the files of a split.
 
     Raises:
-        ConnectionError: The hub cannot be reached.
+        OSError, HTTPError: The hub cannot be reached.
     """
     import datasets
+    from huggingface_hub.errors import HTTPError
 
     shown = printable(source.source)
     try:
-        files = datasets.load_dataset_builder(name, source.name, **arguments).config.data_files
-    except (FileNotFoundError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{shown} is no data set that can be read: {printable(said)}; {_ACCESS}") from error
-    if files is None:  # the library found its own copy, from which nobody can tell a commit
-        raise ConnectionError(f"{shown} cannot be fetched")
+        # It insists on a folder for copies of its own, of which it makes none here.
+        with TemporaryDirectory() as scratch:
+            files = datasets.load_dataset_builder(name, source.name, cache_dir=scratch, **arguments).config.data_files
+    except Exception as error:  # a card is foreign input, on which the library can raise anything
+        if isinstance(error, OSError | HTTPError) and not isinstance(error, FileNotFoundError):
+            raise
+        said = printable(" ".join(str(error).split()))[:200]
+        raise DataError(f"{shown} is no data set that can be read: {said}; {_ACCESS}") from error
     split = source.split or "train"
     if split not in files:
-        raise DataError(f"{shown} has no split {split!r}, but {sorted(map(str, files))}; set split to one of them")
+        raise DataError(_no_split(source, sorted(map(str, files))))
     return [str(file) for file in files[split]]
 
 
-def _fetch(source: RowSource, address: str) -> Path:
+def _fetch(source: RowSource, address: str, arguments: dict[str, Any]) -> Path:
+    """Returns the path of a file in the hub's cache."""
     import huggingface_hub
 
     match = _REMOTE.fullmatch(address)
     if match is None:
         raise DataError(f"{source.source}: its card names {excerpt(address)}, which lies outside of it")
-    return Path(
-        huggingface_hub.hf_hub_download(match["id"], match["path"], repo_type="dataset", revision=match["commit"])
-    )
+    where = {"repo_type": "dataset", "revision": match["commit"]}
+    return Path(huggingface_hub.hf_hub_download(match["id"], match["path"], **where, **arguments))
+
+
+def _no_split(source: RowSource, splits: Sequence[str]) -> str:
+    known = ", ".join(map(excerpt, splits))
+    return f"{printable(source.source)} has no split {source.split or 'train'!r}, but {known}; set split to one of them"
 
 
 def _not_found(source: RowSource) -> str:
@@ -170,7 +226,7 @@ def _check_shards(source: RowSource, files: Sequence[Path]) -> None:
         if match := _SHARD.search(file.name):
             numbers.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
     for (stem, count), found in numbers.items():
-        if len(files) > 1 and (missing := sorted(set(range(count)) - found)):
+        if missing := sorted(set(range(count)) - found):
             raise DataError(
                 f"{printable(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
                 f"number {missing[0]} is missing; fetch the rest"

@@ -90,11 +90,13 @@ def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
 
 
 def held_out_rows(data: DataConfig) -> Iterator[Row]:
-    """Yields the rows of the held-out data, those of its training sources one after the other; bad rows as configured.
+    """Yields the rows of the held-out data, those of all sources one after the other; none without held-out data.
 
     Raises:
-        DataError: As `read_rows`.
+        DataError: As `read_rows`; with `data.bad_rows: skip` no bad row.
     """
+    if data.eval is None:
+        return
     sources = [data.eval_source] if data.eval_source else data.train
     for source in sources:
         rows = scan_rows(source, data.group_by) if data.bad_rows == "skip" else read_rows(source, data.group_by)

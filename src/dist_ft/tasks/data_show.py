@@ -12,11 +12,10 @@ from itertools import accumulate, groupby, islice
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.errors import DataError, UsageError
+from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.records import Sample
-from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, rows_of_side, usable
+from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, render_row, rows_of_side, usable
 from dist_ft.stream.shards import TokenShards
 from dist_ft.stream.sources import Row
 from dist_ft.tasks.prepare import make_renderer, prepare_splits, split_requests
@@ -128,22 +127,21 @@ def _find_origins(request: SplitRequest, render: Renderer, wanted: set[Tokens], 
     """
     found: dict[Tokens, _Origin] = {}
     rows = (row for row in rows_of_side(request) if isinstance(row, Row))
-    for row in islice(rows, first, None):
-        for sample in _render(render, row):
-            for piece in usable(sample, request):
-                if (tokens := tuple(piece.input_ids)) in wanted:
-                    num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(tokens)
-                    found.setdefault(tokens, _Origin(row.place, num_cut))
+    for tokens, origin in _pieces(request, render, islice(rows, first, None)):
+        if tokens in wanted:
+            found.setdefault(tokens, origin)
         if len(found) == len(wanted):
             break
     return found
 
 
-def _render(render: Renderer, row: Row) -> list[Sample]:
-    try:
-        return render(row.record)
-    except DataError:  # with data.bad_rows=skip the preparation has left it out
-        return []
+def _pieces(request: SplitRequest, render: Renderer, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
+    for row in rows:
+        samples = render_row(row, render)
+        for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none
+            for piece in usable(sample, request):
+                num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(piece.input_ids)
+                yield tuple(piece.input_ids), _Origin(row.place, num_cut)
 
 
 def _show(tokenizer: Any, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +14,9 @@ import pytest
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.stream.hub import find_files
-from dist_ft.stream.sources import content_hash, read_rows
+from dist_ft.stream.sources import read_rows
+from tests.unit.stream.test_files import write_arrow_stream
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = """---
 configs:
 - config_name: chats
@@ -107,7 +103,7 @@ def test_a_folder_that_is_no_source_is_refused(tmp_path: Path, files: list[str],
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"split": "validation"}, "has no split 'validation', but ['test', 'train']; set split"),
+        ({"split": "validation"}, "has no split 'validation', but 'test', 'train'; set split"),
         ({"name": "none"}, "'none' not found"),
     ],
 )
@@ -128,58 +124,56 @@ def test_a_card_cannot_name_files_outside(tmp_path: Path, path: str) -> None:
         find_files(RowSource(source=str(root)))
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\n: [\n---\n",
+        "---\nconfigs: 5\n---\n",
+        "---\nconfigs:\n- 5\n---\n",
+        "---\nconfigs:\n- config_name: a\n  data_files: [{split: '\\e[2J', path: none/*}]\n---\n",
+        '---\nconfigs:\n- config_name: a\n  data_files: [{split: "\\e[2J", path: data/*}]\n---\n',
+    ],
+)
+def test_a_card_that_nobody_understands_is_one_error(tmp_path: Path, card: str) -> None:
+    root = make_dataset(tmp_path / "set", card)
+    with pytest.raises(DataError) as caught:
+        find_files(RowSource(source=str(root)))
+    assert str(root) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_a_missing_shard_of_a_data_set_is_noticed(tmp_path: Path) -> None:
     root = make_dataset(tmp_path / "set")
-    (root / "data" / "train-00003-of-00004.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match="missing"):
+    shard = root / "data" / "train-00000-of-00002.parquet"
+    (root / "data" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 shards, number 1 is missing"):
         find_files(RowSource(source=str(root)))
+    assert asked(str(shard)) == TRAIN[:3]
 
 
-_READ = """
-import sys, json
-from dist_ft.config.schema import RowSource
-from dist_ft.errors import DataError
-from dist_ft.stream.sources import content_hash, read_rows
-source = RowSource(**json.loads(sys.argv[1]))
-try:
-    rows = [row.record.messages[0]["content"] for row in read_rows(source)]
-    print(json.dumps([rows, content_hash(source), "torch" in sys.modules]))
-except DataError as error:
-    print(error)
-"""
+def save_to_disk(folder: Path, names: list[str]) -> None:
+    """As `Dataset.save_to_disk` of the `datasets` library lays it out."""
+    folder.mkdir(parents=True)
+    for name in names:
+        write_arrow_stream(folder / name, [talk(name)])
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
 
 
-def read_elsewhere(cache: Path, **source: str) -> str:
-    """Reads a source in a process of its own: the hub's libraries look at the environment once, when imported."""
-    env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", _READ, json.dumps(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env)
-    return done.stdout.strip()
+def test_what_the_library_has_saved_is_read(tmp_path: Path) -> None:
+    names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    save_to_disk(tmp_path / "train", names)
+    save_to_disk(tmp_path / "test", ["data-00000-of-00001.arrow"])
+    assert asked(str(tmp_path / "train")) == names
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert asked(str(tmp_path)) == names
+    assert asked(str(tmp_path), split="test") == ["data-00000-of-00001.arrow"]
+    with pytest.raises(DataError, match="has no split 'dev', but 'test', 'train'"):
+        asked(str(tmp_path), split="dev")
 
 
-def test_a_data_set_in_the_hubs_cache_reads_by_id_as_by_path(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "datasets--org--chats"
-    root = make_dataset(repository / "snapshots" / COMMIT)
-    blobs = repository / "blobs"
-    blobs.mkdir()
-    for number, file in enumerate(sorted(path for path in root.rglob("*") if path.is_file())):
-        file.rename(blobs / str(number))
-        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    rows, by_id, has_torch = json.loads(read_elsewhere(tmp_path, source="org/chats"))
-    assert rows == asked(str(root)) == TRAIN
-    assert by_id == content_hash(RowSource(source=str(root)))
-    assert not has_torch
-    assert json.loads(read_elsewhere(tmp_path, source="org/chats", revision=COMMIT, split="test"))[0][0].startswith(
-        "te"
-    )
-
-
-def test_offline_an_id_is_an_error_of_one_line_within_seconds(tmp_path: Path) -> None:
-    began = time.monotonic()
-    message = read_elsewhere(tmp_path, source="org/chats")
-    assert time.monotonic() - began < 30
-    assert len(message.splitlines()) == 1
-    for words in ("org/chats", str(tmp_path / "hub"), "HF_HUB_OFFLINE"):
-        assert words in message
+@pytest.mark.parametrize("state", ["{", "[]", '{"_data_files": [{}]}', '{"_data_files": [{"filename": "../a.arrow"}]}'])
+def test_a_damaged_saved_data_set_is_refused(tmp_path: Path, state: str) -> None:
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(DataError, match=r"state\.json"):
+        find_files(RowSource(source=str(tmp_path)))
