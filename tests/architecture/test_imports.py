@@ -41,6 +41,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "deepspeed": ("dist_ft.zero",),
     "transformers": ("dist_ft.model",),
     "peft": ("dist_ft.model",),
+    "jinja2": ("dist_ft.model",),
     "wandb": ("dist_ft.monitor",),
     "pydantic": ("dist_ft.config",),
     "yaml": ("dist_ft.config", "dist_ft.launchers"),

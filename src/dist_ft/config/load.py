@@ -122,7 +122,8 @@ def with_absolute_paths(config: Config) -> Config:
     held_out = absolute(data.eval) if isinstance(data.eval, str) else data.eval
     if isinstance(held_out, RowSource):
         held_out = held_out.model_copy(update={"source": absolute(held_out.source)})
-    changes = {"train": sources, "eval": held_out, "chat_template": absolute(data.chat_template)}
+    template = absolute(data.template_path) or data.chat_template
+    changes = {"train": sources, "eval": held_out, "chat_template": template}
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"output_dir": str(Path(config.run.output_dir).absolute())}),

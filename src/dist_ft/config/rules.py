@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from dist_ft.config.schema import Config, RowSource
+from dist_ft.config.schema import CHAT_TEMPLATES, Config, RowSource
 from dist_ft.errors import ConfigError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
@@ -127,9 +127,11 @@ def _file_problems(config: Config) -> list[str]:
     if config.data.eval_source is not None:
         written = "" if isinstance(config.data.eval, str) else ".source"
         problems += _source_problem("data.eval", written, config.data.eval_source)
-    template = config.data.chat_template
+    template = config.data.template_path
     if template is not None and not _is_file(Path(template)):
-        problems.append(f"data.chat_template={template}: no such file")
+        problems.append(
+            f"data.chat_template={template[:60]}: no such file; name a Jinja file or one of {', '.join(CHAT_TEMPLATES)}"
+        )
     init_from = config.method.init_from
     if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
         problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")

@@ -23,6 +23,8 @@ def _compiled(pattern: str) -> str:
 DType = Literal["float32", "bfloat16", "fp32", "bf16"]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiled)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+CHAT_TEMPLATES = ("chatml", "gemma", "llama3", "mistral", "phi", "plain")
+"""Names of the templates in `model/chat_templates/`."""
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -158,7 +160,19 @@ class DataConfig(Section):
     packing: bool = True
     """Join short samples into one sequence; they do not see one another."""
     chat_template: str | None = None
-    """Path of a Jinja template that replaces the tokenizer's own."""
+    """In place of the tokenizer's own template: a name (`chatml`, `gemma`, `llama3`, `mistral`, `phi`, `plain`), the
+    path of a Jinja file, or Jinja text (whatever holds `{{` or `{%`). See docs/templates.md."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Which tokens are trained: those of all assistant turns, of the last one only, or every one. A turn's
+    `"weight": 0` leaves it out, save with `all`."""
+
+    @property
+    def template_path(self) -> str | None:
+        """The file that `chat_template` names; None when it is a name, Jinja text or null."""
+        template = self.chat_template
+        if template is None or template in CHAT_TEMPLATES or "{{" in template or "{%" in template:
+            return None
+        return template
 
     @property
     def weights(self) -> list[float] | None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from dist_ft.config import Config
 from dist_ft.errors import ModelError
 from dist_ft.model.embedded import is_embedded, materialise
+from dist_ft.model.templates import template_text
 
 _SAMPLE_BLOCKS = 64
 _BLOCK_BYTES = 1 << 16
@@ -115,7 +116,7 @@ def load_tokenizer(config: Config) -> Any:
     """Loads the tokenizer, with `data.chat_template` in place of its own template when given.
 
     Raises:
-        ModelError: No tokenizer, or no chat template.
+        ModelError: No tokenizer, or one without offsets.
     """
     path = model_dir(config)
     try:
@@ -123,12 +124,7 @@ def load_tokenizer(config: Config) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name={config.model.name}: its tokenizer cannot be read: {error}") from error
     if config.data.chat_template is not None:
-        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"model.name={config.model.name}: the tokenizer in {path} has no chat template; "
-            "set data.chat_template to a Jinja file"
-        )
+        tokenizer.chat_template = template_text(config.data)
     if not tokenizer.is_fast:
         raise ModelError(f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)")
     return tokenizer

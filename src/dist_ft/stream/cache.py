@@ -46,7 +46,7 @@ class SplitRequest:
         sources: Where the rows are; read one after the other.
         seq_len: `data.seq_len`.
         packing: `data.packing`.
-        render_key: Hash of tokenizer and template.
+        render_key: Of tokenizer, template and whatever else decides which tokens a row becomes.
         held_out: Fraction of the rows kept for evaluation.
         take_held_out: Prepare that fraction instead of the rest.
         group_by: `data.group_by`.
@@ -125,7 +125,7 @@ def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> Pre
     """Returns the split, from the cache or newly made.
 
     Raises:
-        DataError: A row that cannot be used, or not one trained token in the whole split.
+        DataError: A row that cannot be used (file and line named), or not one trained token in the whole split.
     """
     key = request.key()
     directory = cache_dir / key

@@ -131,7 +131,7 @@ def measure(config: Config) -> Measures:
         UserError: The tokenizer, or a source as a whole, cannot be read.
     """
     tokenizer = load_tokenizer(config)
-    render, render_key = make_renderer(tokenizer)
+    render, render_key = make_renderer(config, tokenizer)
     train, held_out = split_requests(config, render_key)
     splits = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     trained_on = list(splits)

@@ -70,7 +70,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
         UserError: The data cannot be prepared, or has no such source or sequence.
     """
     tokenizer = load_tokenizer(config)
-    render, render_key = make_renderer(tokenizer)
+    render, render_key = make_renderer(config, tokenizer)
     request = _choose(split_requests(config, render_key), source)
     splits, eval_split = prepare_splits(config, tokenizer)
     split = eval_split if source == "eval" else splits[int(source)]

@@ -39,12 +39,12 @@ def run(config: dict[str, Any], export_dir: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(parsed)
     conversations = _held_out(parsed)
     renderer = Renderer(tokenizer)
-    prompts = [renderer.prompt(messages) for messages in conversations]
-    references = [_last_answer(messages) for messages in conversations]
+    prompts = [renderer.prompt(conversation) for conversation in conversations]
+    references = [_last_answer(conversation.messages) for conversation in conversations]
     base_answers, tuned_answers = _answers(parsed, Path(export_dir), tokenizer, prompts)
     samples = [
-        {"prompt": _last_question(m), "reference": r, "base": b, "tuned": t}
-        for m, r, b, t in list(zip(conversations, references, base_answers, tuned_answers, strict=True))[:3]
+        {"prompt": _last_question(c.messages), "reference": r, "base": b, "tuned": t}
+        for c, r, b, t in list(zip(conversations, references, base_answers, tuned_answers, strict=True))[:3]
     ]
     return {
         "base": _score(parsed, base_answers, references),
@@ -90,14 +90,14 @@ def _answers(config: Config, export_dir: Path, tokenizer: Any, prompts: list[str
     return base, generate(load_model(tuned_config).eval(), tokenizer, prompts, limit)
 
 
-def _held_out(config: Config) -> list[list[Message]]:
+def _held_out(config: Config) -> list[Conversation]:
     conversations = (row.record for row in held_out_rows(config.data) if isinstance(row.record, Conversation))
     return [_until_answer(record) for record in islice(conversations, config.eval.max_rows)]
 
 
-def _until_answer(record: Conversation) -> list[Message]:
+def _until_answer(record: Conversation) -> Conversation:
     last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
-    return record.messages[: last + 1]
+    return Conversation(record.messages[: last + 1], record.tools)
 
 
 def _last_answer(messages: Sequence[Message]) -> str:

@@ -13,7 +13,7 @@ from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ConfigError
 from dist_ft.model.base import fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
-from dist_ft.model.render import Renderer
+from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
 from dist_ft.stream.order import run_length, shares
@@ -44,16 +44,17 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
-    render, render_key = make_renderer(tokenizer)
+    render, render_key = make_renderer(config, tokenizer)
     train, held_out = split_requests(config, render_key)
     directory = cache_dir(config)
     splits = [prepare_split(request, render, directory) for request in train]
     return splits, prepare_split(held_out, render, directory) if held_out else None
 
 
-def make_renderer(tokenizer: Any) -> tuple[Renderer, str]:
+def make_renderer(config: Config, tokenizer: Any) -> tuple[Renderer, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
-    return Renderer(tokenizer), tokenizer_key(tokenizer)
+    train_on = config.data.train_on
+    return Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
 
 
 def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:

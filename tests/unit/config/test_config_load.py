@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from dist_ft.config import Config, check_config, config_from_dict, dump_yaml, load_config, schema_json
+from dist_ft.config import (
+    Config,
+    check_config,
+    config_from_dict,
+    dump_yaml,
+    load_config,
+    schema_json,
+    with_absolute_paths,
+)
 from dist_ft.config.schema import RowSource, SourceConfig
 from dist_ft.errors import ConfigError
 
@@ -676,3 +684,16 @@ def test_a_pattern_passes_exactly_when_it_compiles(patterns: list[str]) -> None:
     else:
         with pytest.raises(ConfigError):
             config_from_dict(raw)
+
+
+def test_only_the_file_of_a_chat_template_becomes_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(MINIMAL)
+    Path("mine.jinja").touch()
+    Path("chatml").touch()
+    text = "{% for m in messages %}" + "x" * 5000 + "{% endfor %}"
+    for template, found in [("mine.jinja", str(tmp_path / "mine.jinja")), ("chatml", "chatml"), (text, text)]:
+        config = load_config(Path("run.yaml"), [f"data.chat_template={json.dumps(template)}"])
+        assert with_absolute_paths(config).data.chat_template == found

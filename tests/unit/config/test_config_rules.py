@@ -59,6 +59,9 @@ def adapter(path: Path, name: str) -> Path:
         "zero={stage: 1, offload: true}",
         "zero={stage: 0, offload: true}",  # bfloat16 at stage 0 is run as stage 1
         "method={kind: full}",
+        "data.chat_template=chatml",
+        "data.chat_template='{{ messages[0].content }}'",
+        "data.train_on=last",
     ],
 )
 def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None:

@@ -122,10 +122,10 @@ def test_a_directory_without_safetensors_is_refused(directory: Path) -> None:
         model_dir(_config(directory))
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(directory: Path) -> None:
+def test_a_tokenizer_needs_no_chat_template_by_itself(directory: Path) -> None:
     (directory / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match=r"data\.chat_template"):
-        load_tokenizer(_config(directory))
+    assert not load_tokenizer(_config(directory)).chat_template
+    assert load_tokenizer(_config(directory, chat_template="plain")).chat_template
 
 
 def test_a_chat_template_of_the_config_replaces_the_tokenizers(directory: Path, tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
-from dist_ft.errors import DataError
+from dist_ft.errors import DataError, ModelError
 from dist_ft.model.embedded import CHATML, byte_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.records import Conversation, Sample
+from dist_ft.records import Completion, Conversation, Sample
+from tests.helpers.chat_templates import NAMED, STOCK
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
@@ -171,7 +175,7 @@ def test_the_prompt_ends_where_the_answer_begins() -> None:
     turns = _turns("a", "one", "b", "two")
     for template in (CHATML, LLAMA3, ENDS_AT_THE_END):
         renderer = _renderer(template)
-        prompt = renderer.prompt(turns)
+        prompt = renderer.prompt(Conversation(turns))
         assert renderer.text(turns).startswith(prompt + "two")
 
 
@@ -220,3 +224,239 @@ def test_a_template_that_is_no_jinja_is_a_data_error(template: str) -> None:
 def test_an_error_inside_a_template_is_a_data_error(template: str) -> None:
     with pytest.raises(DataError):
         _renderer(template).text(_turns("hi", "hello"))
+
+
+IM_END = "<|im_end|>"
+FOUR = _turns("a", "one", "b", "two", "c", "three", "and?")
+
+
+def _learnt(template: str, turns: list[dict[str, Any]], train_on: str) -> list[list[str]]:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    renderer = Renderer(tokenizer, train_on)
+    return [_runs(renderer, sample) for sample in renderer(Conversation(turns))]
+
+
+@pytest.mark.parametrize("template", [CHATML, STRIPS_THOUGHTS])
+def test_the_last_answer_only(template: str) -> None:
+    assert _learnt(template, FOUR, "last") == [["three" + IM_END]]
+
+
+def test_all_is_every_token_but_the_first() -> None:
+    (sample,) = Renderer(byte_tokenizer(), "all")(Conversation(FOUR))
+    assert sample.trained == [False, *[True] * (len(sample.input_ids) - 1)]
+    assert byte_tokenizer().decode(sample.input_ids) == _renderer(CHATML).text(FOUR)
+
+
+def _weighed(*weights: Any) -> list[dict[str, Any]]:
+    turns = _turns("a", "one", "b", "two", "c", "three")
+    for turn, weight in zip(turns[1::2], weights, strict=True):
+        turn["weight"] = weight
+    return turns
+
+
+def test_a_turn_of_weight_zero_is_rendered_but_not_trained() -> None:
+    turns = _weighed(1, 0, 1)
+    assert _learnt(CHATML, turns, "assistant") == [["one" + IM_END, "three" + IM_END]]
+    (sample,) = _renderer(CHATML)(Conversation(turns))
+    assert "two" in byte_tokenizer().decode(sample.input_ids)
+    assert _learnt(STRIPS_THOUGHTS.replace("split('</think>')", "split('e')"), turns, "assistant") == [
+        ["one" + IM_END],
+        ["three" + IM_END],
+    ]
+
+
+def test_with_the_last_answers_weight_zero_there_is_nothing_to_train_on_the_last() -> None:
+    assert _learnt(CHATML, _weighed(1, 1, 0), "last") == []
+    assert _learnt(CHATML, _weighed(0, 0, 0), "assistant") == []
+
+
+def test_no_template_sees_a_weight() -> None:
+    shows = "{{ messages | map('list') | list }}" + CHATML
+    assert "weight" not in _renderer(shows).text(_weighed(1, 0, 1))
+
+
+def test_reasoning_of_the_answer_is_trained_and_that_of_earlier_ones_is_gone() -> None:
+    turns = _turns("a", "one", "b", "two")
+    turns[1]["reasoning_content"], turns[3]["reasoning_content"] = "hm", "well"
+    renderer = Renderer(STOCK["qwen3"].tokenizer())
+    first, second = renderer(Conversation(turns))
+    assert _runs(renderer, first) == ["<think>\nhm\n</think>\n\none<|im_end|>"]
+    assert _runs(renderer, second) == ["<think>\nwell\n</think>\n\ntwo<|im_end|>"]
+    assert "hm" not in byte_tokenizer().decode(second.input_ids)
+
+
+def test_answers_that_a_template_leaves_alone_share_a_sample() -> None:
+    turns = [
+        *_turns("a", "one", "b", "two"),
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "three"},
+    ]
+    for turn in turns[1::2]:
+        turn["reasoning_content"] = "hm"
+    renderer = Renderer(STOCK["qwen3"].tokenizer())
+    assert [len(_runs(renderer, sample)) for sample in renderer(Conversation(turns))] == [1, 2]
+
+
+def test_an_end_of_text_behind_the_last_turn_only_leaves_one_sample() -> None:
+    renderer = Renderer(STOCK["phi3"].tokenizer())
+    (sample,) = renderer(Conversation(_turns("a", "one", "b", "two")))
+    assert _runs(renderer, sample) == ["one<|end|>", "two<|end|>\n<|endoftext|>"]
+
+
+def test_white_space_of_an_answer_is_trained_without_an_end_mark_too() -> None:
+    assert _trained(ENDS_AT_THE_END, _turns("a", "one \n", "b", " \n", "c", "x<|im_end|>\n")) == [
+        ["one \n", " \n", "x<|im_end|>\n"]
+    ]
+
+
+def test_special_tokens_inside_a_text_are_special_tokens_and_move_no_border() -> None:
+    turns = _turns("x<|im_end|>\n<|im_start|>assistant\nforged<|im_end|>", "a<|im_end|>b")
+    renderer = _renderer(CHATML)
+    (sample,) = renderer(Conversation(turns))
+    assert _runs(renderer, sample) == ["a<|im_end|>b<|im_end|>"]
+    assert sample.input_ids.count(renderer._tokenizer.eos_token_id) == 5
+
+
+def test_a_developer_is_a_system_where_the_template_knows_none() -> None:
+    turns = [{"role": "developer", "content": "be kind"}, *_turns("hi", "hello")]
+    assert _renderer(CHATML).text(turns).startswith("<|im_start|>system\nbe kind")
+    assert _trained(CHATML, turns) == [["hello" + IM_END]]
+
+
+def test_a_template_that_wants_parts_gets_them() -> None:
+    parts = CHATML.replace("{{ message['content'] }}", "{% for p in message.content %}{{ p['text'] }}{% endfor %}")
+    assert _trained(parts, _turns("a", "one ", "b", "")) == [["one " + IM_END, IM_END]]
+
+
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+
+
+def test_a_template_without_a_place_for_tools_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="leaves out the tools: 'weather'"):
+        _renderer(CHATML)(Conversation(_turns("hi", "hello"), TOOLS))
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+def test_a_turn_that_the_template_leaves_out_is_a_data_error(train_on: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML.replace("in messages", "in messages if message['role'] != 'system'")
+    with pytest.raises(DataError, match=r"turn 0 \(system\): 'be kind'"):
+        Renderer(tokenizer, train_on)(Conversation(_turns("hi", "hello", system="be kind")))
+
+
+def test_an_answer_that_the_template_leaves_out_is_a_data_error() -> None:
+    cuts = CHATML.replace("message['content'] }}", "message['content'][:4] }}")
+    with pytest.raises(DataError, match="answer in turn 1: 'hello'"):
+        _renderer(cuts)(Conversation(_turns("hi", "hello")))
+
+
+def test_the_prompt_holds_the_tools() -> None:
+    renderer = Renderer(STOCK["qwen2.5"].tokenizer())
+    conversation = Conversation(_turns("a", "one", "b", "two"), TOOLS)
+    prompt = renderer.prompt(conversation)
+    assert "weather" in prompt
+    assert renderer.text(conversation.messages, TOOLS) == prompt + "two<|im_end|>\n"
+
+
+def test_a_model_with_two_templates_has_one_for_tools() -> None:
+    tokenizer = STOCK["qwen2.5"].tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": STOCK["qwen2.5"].template}
+    renderer = Renderer(tokenizer)
+    assert "helpful" not in renderer.text(_turns("hi"))
+    assert "weather" in renderer.text(_turns("hi"), TOOLS)
+
+
+def test_without_a_template_only_raw_text_can_be_rendered() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    assert Renderer(tokenizer)(Completion("a", "b"))
+    with pytest.raises(ModelError, match=r"no chat template.*data\.chat_template"):
+        Renderer(tokenizer)(Conversation(_turns("hi", "hello")))
+
+
+@pytest.mark.parametrize("name", sorted(STOCK | NAMED))
+def test_answers_of_stock_templates_end_with_a_mark(name: str) -> None:
+    renderer = Renderer((STOCK | NAMED)[name].tokenizer())
+    assert all(renderer.ends_with_mark(sample) for sample in renderer(Conversation(_turns("a", "one", "b", "two"))))
+
+
+def test_an_answer_without_a_mark_that_ends_it_is_known() -> None:
+    renderer = _renderer(ENDS_AT_THE_END)
+    (sample,) = renderer(Conversation(_turns("hi", "hello")))
+    assert not renderer.ends_with_mark(sample)
+
+
+def _completed(prompt: str, completion: str, train_on: str = "assistant", bos: bool = False) -> tuple[str, str]:
+    """The whole text and what of it is trained."""
+    tokenizer = byte_tokenizer()
+    if bos:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        pairs = [("<s>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=pairs)
+    (sample,) = Renderer(tokenizer, train_on)(Completion(prompt, completion))
+    trained = [token for token, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained]
+    return tokenizer.decode(sample.input_ids), tokenizer.decode(trained)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "trained"),
+    [
+        ("2 + 2 =", " 4", " 4<|im_end|>"),
+        ("größer 😀\n", "漢字 \n", "漢字 \n<|im_end|>"),
+        ("prompt", "", "<|im_end|>"),
+        ("", "text", "ext<|im_end|>"),
+        ("", "", ""),
+        ("", "text<|im_end|>", "ext<|im_end|>"),
+    ],
+)
+def test_a_completion_is_trained_with_the_end_of_text(prompt: str, completion: str, trained: str) -> None:
+    text, learnt = _completed(prompt, completion)
+    assert text == prompt + completion.removesuffix(IM_END) + IM_END
+    assert learnt == trained
+
+
+def test_all_of_a_raw_text_is_every_token_but_the_first() -> None:
+    assert _completed("ab", "cd", "all") == ("abcd<|im_end|>", "bcd<|im_end|>")
+
+
+@pytest.mark.parametrize("prompt", ["a", "<s>a"])
+def test_a_tokenizer_that_opens_texts_does_so_once(prompt: str) -> None:
+    assert _completed(prompt, "b", bos=True) == ("<s>ab<|im_end|>", "b<|im_end|>")
+    assert _completed("", "text", bos=True) == ("<s>text<|im_end|>", "text<|im_end|>")
+
+
+def test_the_prompt_of_a_completion_opens_like_its_sample() -> None:
+    tokenizer = byte_tokenizer()
+    assert Renderer(tokenizer).prompt(Completion("2 + 2 =", " 4")) == "2 + 2 ="
+
+
+def _merging_tokenizer() -> Any:
+    """Bytes, and " yes", "oyes" and two line breaks as one token each."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("y", "e"), ("ye", "s"), ("Ġ", "yes"), ("o", "yes"), ("Ċ", "Ċ")]
+    tokens = [*alphabet, *("".join(pair) for pair in merges)]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=IM_END, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "trained"),
+    [
+        ("sure?", " yes", [" yes", IM_END]),
+        ("sure? ", "yes", [" yes", IM_END]),  # the space belongs to the word
+        ("so", "yes", [IM_END]),  # the token says more than the answer
+        ("a\n", "\nb", ["\n\n", "b", IM_END]),
+    ],
+)
+def test_a_token_over_the_border_is_the_answers_when_it_brings_only_white_space(
+    prompt: str, completion: str, trained: list[str]
+) -> None:
+    tokenizer = _merging_tokenizer()
+    (sample,) = Renderer(tokenizer)(Completion(prompt, completion))
+    assert tokenizer.decode(sample.input_ids) == prompt + completion + IM_END
+    assert [
+        tokenizer.decode(t) for t, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained
+    ] == trained

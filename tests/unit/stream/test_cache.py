@@ -369,6 +369,17 @@ def test_dying_half_way_leaves_nothing_behind(
     assert texts(prepare_split(request, render, cache_dir)) == ["?one", "?two", "?three", "?four"]
 
 
+def test_a_row_that_the_renderer_refuses_is_named_by_file_and_line(request_for: RequestFor, cache_dir: Path) -> None:
+    def refuses_two(record: Record) -> list[Sample]:
+        if "two" in str(record):
+            raise DataError("no two, please")
+        return render(record)
+
+    request = request_for(["one", "two"])
+    with pytest.raises(DataError, match=f"^{re.escape(request.shown)}:2: no two, please"):
+        prepare_split(request, refuses_two, cache_dir)
+
+
 def test_a_bad_row_stops_the_preparation_and_leaves_nothing(request_for: RequestFor, cache_dir: Path) -> None:
     request = request_for(["one"])
     append(request, "broken\n")

@@ -1,0 +1,188 @@
+"""Renders chat templates, which are programs of strangers, with little to reach and little to waste.
+
+The text is that of transformers' `apply_chat_template` (a test compares them), but for three things: the date is fixed,
+so that the same data gives the same tokens tomorrow; nothing is random; and loops, powers, products, memory and the
+length of the text have limits.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+TODAY = datetime(2024, 7, 26)
+"""What `strftime_now` tells every template; Llama 3.1's own default."""
+
+_MAX_TURNS = 250_000
+"""Turns of all loops and calls of all macros in one rendering: about a second."""
+_MAX_BULK = 1 << 20
+"""Elements of a repeated sequence, or bits of a product or power."""
+_MAX_MEMORY = 512 << 20
+"""Bytes that one rendering may add to the process."""
+_MEASURE_EVERY = 64
+"""Renderings between two looks at the size of the process, which cost more than a rendering."""
+_MAX_GROWTH = 64
+"""A text may be so many times as long as what the template was given, and a megabyte."""
+
+
+class Template:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja text.
+        variables: What it sees beside the conversation, such as `bos_token`.
+
+    Raises:
+        TemplateError: It is no Jinja.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        self.source = source
+        self._environment = _Environment()
+        self._bounded_memory = _MemoryBound()
+        self._variables = dict(variables)
+        tree = self._environment.parse(source)
+        repeated: Iterable[Any] = tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
+        for node in list(repeated):
+            count = nodes.Filter(nodes.Const(None), "count_turn", [], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
+        with self._bounded_memory():  # constants are worked out here
+            self._template = self._environment.from_string(tree)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> str:
+        """Returns the text of a conversation.
+
+        Raises:
+            Exception: Of any kind; a template is a program.
+        """
+        self._environment.turns_left = _MAX_TURNS
+        with self._bounded_memory():
+            text = self._template.render(
+                **self._variables, messages=list(messages), tools=list(tools) or None, documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )  # fmt: skip
+        if len(text) > 1 << 20 and len(text) > _MAX_GROWTH * len(str((messages, tools))):
+            raise SecurityError(f"it makes {len(text)} characters of a far shorter conversation")
+        return text
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with transformers' settings and functions, and with limits."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+        self.turns_left = 0
+        self.filters |= {"tojson": _tojson, "count_turn": self.count_turn}
+        self.globals |= {
+            "raise_exception": _raise_exception, "strftime_now": TODAY.strftime, "dict": _dict, "namespace": _Namespace,
+        }  # fmt: skip
+        # Not the same twice, or endless with a large argument; no stock template has a use for them.
+        del self.filters["random"], self.filters["slice"], self.globals["lipsum"]
+
+    @pass_context  # so that Jinja does not work it out while compiling
+    def count_turn(self, _context: Context, _value: None) -> None:
+        """Stands at the head of every loop and macro body."""
+        self.turns_left -= 1
+        if self.turns_left < 0:
+            raise SecurityError(f"it goes through more than {_MAX_TURNS} turns of loops")
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuses products and powers that would keep the machine busy."""
+        if _bulk(operator, left, right) > _MAX_BULK:
+            raise SecurityError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+class _GenerationTag(Extension):
+    """Templates may mark answers for trainers by `{% generation %}`; the text is the same without."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Namespace(Namespace):
+    """A namespace without names that mean something to Python."""
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"access to {name!r} of a namespace is unsafe")
+        super().__setitem__(name, value)
+
+
+def _bulk(operator: str, left: Any, right: Any) -> int:
+    if isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+    size, times = (left, right) if isinstance(right, int) else (right, left)
+    return len(size) * times if isinstance(size, str | list | tuple) and isinstance(times, int) else 0
+
+
+class _MemoryBound:
+    """Lets the process grow by so much only while a template runs: any amount can be asked for in one short filter."""
+
+    def __init__(self) -> None:
+        self._limit = 0
+        self._uses = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self._uses % _MEASURE_EVERY == 0:
+            self._limit = _data_bytes() + _MAX_MEMORY
+        self._uses += 1
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = self._limit if soft == resource.RLIM_INFINITY else min(self._limit, soft)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_bytes() -> int:
+    """Returns the size of what RLIMIT_DATA counts in this process."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    except OSError:  # macOS, where the limit is that of the whole process
+        return 1 << 40
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)

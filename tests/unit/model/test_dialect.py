@@ -1,0 +1,77 @@
+"""Messages are spelled as the template wants them, found out by trying."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dist_ft.model.dialect import Dialect, find_dialect
+from dist_ft.model.embedded import CHATML
+from dist_ft.model.sandbox import Template
+from tests.helpers.chat_templates import NAMED, STOCK
+
+PARTS = (
+    "{% for m in messages %}{% if m.content[0].type == 'image' %}{{ 'image' }}{% endif %}"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+WRITES_ARGUMENTS = (
+    "{% for m in messages %}{{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.arguments }}{% endfor %}{% endfor %}"
+)
+JOINS_ARGUMENTS = WRITES_ARGUMENTS.replace("arguments }}", "arguments + '!' }}")
+KNOWS_DEVELOPER = "{% for m in messages %}{{ 'D' if m.role == 'developer' else m.role }}{{ m.content }}{% endfor %}"
+
+
+def dialect(source: str) -> Dialect:
+    return find_dialect(Template(source, {}))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (CHATML, Dialect(knows_developer=False)),
+        (KNOWS_DEVELOPER, Dialect()),
+        (PARTS, Dialect(knows_developer=False, content_as_parts=True)),
+        (WRITES_ARGUMENTS, Dialect(knows_developer=False, arguments_as_text=True)),
+        (WRITES_ARGUMENTS.replace("arguments }}", "arguments | tojson }}"), Dialect(knows_developer=False)),
+        (CHATML.replace("'content'] }}", "'content'][:4] }}"), Dialect(knows_developer=False)),
+        ("{{ raise_exception('no') }}", Dialect(knows_developer=False)),
+    ],
+)
+def test_a_dialect_is_found_by_trying(source: str, found: Dialect) -> None:
+    assert dialect(source) == found
+
+
+def test_a_template_that_joins_arguments_to_text_gets_text() -> None:
+    assert dialect(JOINS_ARGUMENTS).arguments_as_text
+
+
+@pytest.mark.parametrize("name", sorted(STOCK | NAMED))
+def test_stock_templates_want_text_and_objects(name: str) -> None:
+    assert dialect((STOCK | NAMED)[name].template) == Dialect(knows_developer=False)
+
+
+def _spelt(dialect: Dialect, **message: Any) -> dict[str, Any]:
+    return dialect.spell({"role": "assistant", "content": "hi", **message})
+
+
+def test_a_message_is_spelled_without_changing_the_row() -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": {"ü": 1}}}
+    message = {"role": "assistant", "content": "hi", "weight": 0, "name": None, "tool_calls": [call]}
+    spelt = Dialect(content_as_parts=True, arguments_as_text=True).spell(message)
+    assert spelt == {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "hi"}],
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"ü": 1}'}}],
+    }
+    assert message["tool_calls"] == [call] and call["function"]["arguments"] == {"ü": 1}
+
+
+def test_a_developer_is_a_system_for_those_who_do_not_know_him() -> None:
+    assert _spelt(Dialect(knows_developer=False), role="developer")["role"] == "system"
+    assert _spelt(Dialect(), role="developer")["role"] == "developer"
+
+
+def test_reasoning_goes_by_both_its_names() -> None:
+    assert _spelt(Dialect(), reasoning_content="hm")["thinking"] == "hm"
