@@ -46,6 +46,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("dist_ft.config",),
     "yaml": ("dist_ft.config", "dist_ft.launchers"),
     "datasets": ("dist_ft.stream", "dist_ft.checkpoint.store"),
+    "huggingface_hub": ("dist_ft.stream", "dist_ft.model"),
     "fsspec": ("dist_ft.stream", "dist_ft.checkpoint.store"),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
     "rich": ("dist_ft.cli", "dist_ft.monitor.console"),

@@ -98,8 +98,9 @@ def _verdict(findings: Sequence[dict[str, Any]]) -> str:
 def render_show(shown: dict[str, Any], is_colored: bool) -> str:
     """Returns the sequences of `data show` as a page."""
     lines = [
-        f"{shown['split']}, {printable(shown['source'], _PLACE)}: {shown['num_rows']:,} rows in "
-        f"{shown['num_sequences']:,} sequences; {shown['num_tokens']:,} tokens, "
+        f"{shown['split']}, {printable(shown['source'], _PLACE)}: "
+        f"{_count(shown['num_rows'], 'row')} in {_count(shown['num_sequences'], 'sequence')}; "
+        f"{_count(shown['num_tokens'], 'token')}, "
         f"{shown['num_trained_tokens'] / shown['num_tokens']:.1%} trained",
         _legend(is_colored),
     ]
@@ -171,7 +172,8 @@ def _paint(text: str, color: str) -> str:
 def render_prepared(splits: Sequence[tuple[str, PreparedSplit, bool]], directory: str) -> str:
     """Returns what `data prepare` made and found, by (name, split, whether it was there already)."""
     lines = [
-        f"  {name:<8} {split.num_rows:,} rows in {split.num_sequences:,} sequences, {split.num_tokens:,} tokens, "
+        f"  {name:<8} {_count(split.num_rows, 'row')} in {_count(split.num_sequences, 'sequence')}, "
+        f"{_count(split.num_tokens, 'token')}, "
         f"{split.num_trained_tokens:,} trained  {'was there' if was_there else 'made'}"
         for name, split, was_there in splits
     ]

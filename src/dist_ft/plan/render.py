@@ -36,7 +36,13 @@ def render_plan(plan: dict[str, Any]) -> str:
     if plan["warnings"]:
         lines += [
             "",
-            *(textwrap.fill(f"warning: {w}", 100, subsequent_indent="  ") for w in plan["warnings"]),
+            # Paths stay whole, so that they can be copied.
+            *(
+                textwrap.fill(
+                    f"warning: {w}", 100, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+                )
+                for w in plan["warnings"]
+            ),
         ]
     return "\n".join(lines)
 

@@ -86,7 +86,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Record:
 
 
 def _alpaca(row: Mapping[str, Any]) -> Conversation:
-    texts = {key: row.get(key) or "" for key in ("instruction", "input", "output")}
+    texts = {key: "" if row.get(key) is None else row[key] for key in ("instruction", "input", "output")}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise DataError(f"`{key}` is {excerpt(value)}, expected text")

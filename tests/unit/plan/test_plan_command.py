@@ -148,6 +148,7 @@ def test_bad_rows_and_long_samples_of_both_sides_are_said(output_dir: Path) -> N
     assert long_line == "1 samples are longer than data.seq_len=64 and are left out"
     assert bad_line.startswith("1 bad rows are left out; they are in ")
     assert Path(bad_line.split()[-1]).read_text().count("\n") == 1
+    assert bad_line.split()[-1] in render_plan(plan)
     assert held_out[:2] == [f"held-out data: {line}" for line in (long_line, bad_line)]
 
 
