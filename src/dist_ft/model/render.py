@@ -36,7 +36,7 @@ class Renderer:
         self._train_on = train_on
         self._languages: dict[bool, tuple[Template, Dialect]] = {}
         self._eos: str = tokenizer.eos_token or ""
-        adds_bos = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        adds_bos = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos: str = tokenizer.bos_token if adds_bos else ""
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids, self._marks = frozenset(special), tuple(special.values())
@@ -79,13 +79,13 @@ class Renderer:
             raise
         except Exception as error:  # a template is a program: it can raise anything
             roles = ", ".join(message["role"] for message in messages[:8]) + (", ..." if len(messages) > 8 else "")
-            reason = str(error) or type(error).__name__
+            reason = _printable(str(error) or type(error).__name__)
             raise DataError(
                 f"the chat template refuses turns ({roles}): {reason}; change the row or set another data.chat_template"
             ) from error
 
-    def ends_with_mark(self, sample: Sample) -> bool:
-        """Whether the last trained token is a special one; without such a mark a model never learns to stop."""
+    def ends_with_eos(self, sample: Sample) -> bool:
+        """Whether the last trained token is EOS or another special one; without, a model never learns to stop."""
         trained = [token for token, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained]
         return bool(trained) and trained[-1] in self._special_ids
 
@@ -141,6 +141,11 @@ class Renderer:
         trained = [False for _ in opening] + list(_trained(text, spans, encoded["offset_mapping"]))
         trained[:1] = [False for _ in trained[:1]]
         return Sample([*opening, *encoded["input_ids"]], trained)
+
+
+def _printable(words: str) -> str:
+    """Returns a stranger's words without what a terminal would obey, and not too many."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words[:300])
 
 
 def _trained(text: str, spans: Sequence[Span], offsets: Sequence[Span]) -> Iterator[bool]:

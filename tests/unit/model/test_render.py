@@ -185,6 +185,13 @@ def test_a_template_that_refuses_a_role_is_a_data_error() -> None:
     assert _trained(REFUSES_SYSTEM, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}])
 
 
+def test_the_words_of_a_template_are_shown_and_not_obeyed() -> None:
+    shouts = "{{ raise_exception('\x1b[2Jü' + '!' * 100000) }}"
+    with pytest.raises(DataError, match=r"\): \\x1b\[2Jü!!!") as refusal:
+        _renderer(shouts).text(_turns("hi", "hello"))
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 500
+
+
 ATTACKS = {
     "classes": "{{ ''.__class__.__mro__ }}",
     "subclasses": "{{ ().__class__.__base__.__subclasses__() }}",
@@ -351,6 +358,17 @@ def test_an_answer_that_the_template_leaves_out_is_a_data_error() -> None:
         _renderer(cuts)(Conversation(_turns("hi", "hello")))
 
 
+def test_words_beside_a_call_that_the_template_leaves_out_are_a_data_error() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    turns = _turns("hi", "let me look")
+    turns[1]["tool_calls"] = [call]
+    with pytest.raises(DataError, match="answer in turn 1: 'let me look'"):
+        Renderer(STOCK["llama3"].tokenizer())(Conversation(turns, TOOLS))
+    renderer = Renderer(STOCK["qwen2.5"].tokenizer())
+    (sample,) = renderer(Conversation(turns, TOOLS))
+    assert _runs(renderer, sample)[0].startswith("let me look\n<tool_call>")
+
+
 def test_the_prompt_holds_the_tools() -> None:
     renderer = Renderer(STOCK["qwen2.5"].tokenizer())
     conversation = Conversation(_turns("a", "one", "b", "two"), TOOLS)
@@ -378,13 +396,13 @@ def test_without_a_template_only_raw_text_can_be_rendered() -> None:
 @pytest.mark.parametrize("name", sorted(STOCK | NAMED))
 def test_answers_of_stock_templates_end_with_a_mark(name: str) -> None:
     renderer = Renderer((STOCK | NAMED)[name].tokenizer())
-    assert all(renderer.ends_with_mark(sample) for sample in renderer(Conversation(_turns("a", "one", "b", "two"))))
+    assert all(renderer.ends_with_eos(sample) for sample in renderer(Conversation(_turns("a", "one", "b", "two"))))
 
 
 def test_an_answer_without_a_mark_that_ends_it_is_known() -> None:
     renderer = _renderer(ENDS_AT_THE_END)
     (sample,) = renderer(Conversation(_turns("hi", "hello")))
-    assert not renderer.ends_with_mark(sample)
+    assert not renderer.ends_with_eos(sample)
 
 
 def _completed(prompt: str, completion: str, train_on: str = "assistant", bos: bool = False) -> tuple[str, str]:
