@@ -288,7 +288,8 @@ def test_a_place_is_short_whatever_the_template_says(tmp_path: Path, write: Writ
     split = only_split(
         tmp_path, write(conversation("x" * 1_000_000, "y")), data__chat_template=str(tmp_path / "t.jinja")
     )
-    assert [len(place) for place in split.refused.first] == [1000]
+    (place,) = split.refused.first
+    assert len(place) <= 1000
 
 
 def test_few_places_are_kept_of_many(tmp_path: Path, write: Write) -> None:
