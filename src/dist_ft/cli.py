@@ -16,8 +16,11 @@ import typer
 
 from dist_ft import __version__
 from dist_ft.errors import DistFtError, UsageError
+from dist_ft.printable import printable
 
 _BEGAN = time.monotonic()
+_LINE = 2000
+"""Characters of a line that quotes data, answers of models or messages of libraries."""
 
 app = typer.Typer(
     name="dist-ft",
@@ -95,9 +98,7 @@ def plan(
     if config is None:
         raise UsageError("plan needs a CONFIG, or --schema")
     parsed = _load(config, overrides or [])
-    from dist_ft.orchestrate.processes import QUIET_ENV
-
-    os.environ.update(QUIET_ENV)
+    _quieten()
     from dist_ft.plan.plan import make_plan
     from dist_ft.plan.render import render_plan
 
@@ -166,6 +167,58 @@ def checkpoint_rm(
         raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
     for name in remove_checkpoints(run, step, force):
         typer.echo(f"deleted {name}")
+
+
+data = typer.Typer(help="Look at the data of a run before it costs anything.", no_args_is_help=True)
+app.add_typer(data, name="data")
+NoColor = Annotated[bool, typer.Option("--no-color", help="Plain marks, as where the output is no terminal.")]
+
+
+@data.command("show")
+def data_show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Sequences to show; default is 3, or 1 with --row.")] = None,
+    row: Annotated[int | None, typer.Option(min=1, help="The first of them, counted from 1.")] = None,
+    source: Annotated[str, typer.Option(help="Index of a training source, as in data.train.0, or eval.")] = "0",
+    as_json: AsJson = False,
+    no_color: NoColor = False,
+) -> None:
+    """Show what the model is fed: tokens, what of them is trained, where samples begin and are cut."""
+    parsed = _load(config, overrides or [])
+    _quieten()
+    from dist_ft.plan.data_text import render_show
+    from dist_ft.tasks.data_show import show_data
+
+    shown = show_data(parsed, source, row or 1, rows or (1 if row else 3))
+    typer.echo(json.dumps(shown) if as_json else render_show(shown, _is_colored(no_color)))
+
+
+@data.command("check")
+def data_check(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, no_color: NoColor = False
+) -> None:
+    """Read every row and say what is wrong with the data; exit code 1 when a run would refuse it."""
+    parsed = _load(config, overrides or [])
+    _quieten()
+    from dist_ft.plan.data_check import check_data
+    from dist_ft.plan.data_text import render_check
+
+    report = check_data(parsed)
+    typer.echo(json.dumps(report) if as_json else render_check(report, _is_colored(no_color)))
+    if any(finding["severity"] == "error" for finding in report["findings"]):
+        raise typer.Exit(1)
+
+
+@data.command("prepare")
+def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Turn the data into token shards now, so that a run need not."""
+    parsed = _load(config, overrides or [])
+    _quieten()
+    from dist_ft.plan.data_text import render_prepared
+    from dist_ft.tasks.prepare import prepare_ahead
+
+    typer.echo(render_prepared(*prepare_ahead(parsed)))
 
 
 @app.command()
@@ -249,9 +302,20 @@ def _load(path: Path, overrides: list[str]) -> Any:
     return with_absolute_paths(with_adapter_settings(config))
 
 
+def _is_colored(no_color: bool) -> bool:
+    return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
+
+
+def _quieten() -> None:
+    """Must come before transformers is imported."""
+    from dist_ft.orchestrate.processes import QUIET_ENV
+
+    os.environ.update(QUIET_ENV)
+
+
 def _print_result(result: dict[str, Any]) -> None:
     if result["error"]:
-        print(f"error: {result['error']['message']}", file=sys.stderr)
+        _print_error(result["error"]["message"])
     print(f"{result['state']} after {result['steps']} steps: {result['run_dir']}")
     if result["state"] == "stopped":
         print("continue with the same command and --resume")
@@ -273,13 +337,17 @@ def _print_result(result: dict[str, Any]) -> None:
         print("\n" + "\n".join(places))
 
 
+def _print_error(message: str) -> None:
+    for line in message.split("\n"):
+        print(f"error: {printable(line, _LINE)}", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point: prints errors as one block and exits with their code."""
     try:
         app()
     except DistFtError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _print_error(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -5,11 +5,7 @@ Every class survives pickling and Ray, and travels between processes as `to_dict
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any, ClassVar
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 3, 6, 4, 60, 60
 
 
 class DistFtError(Exception):
@@ -118,20 +114,6 @@ class StartTimeoutError(DistFtError):
     """The cluster did not offer the workers within `cluster.start_timeout_s`."""
 
     retryable = True
-
-
-def excerpt(value: Any) -> str:
-    """Returns at most 80 characters that show a value from outside, safe for a terminal.
-
-    As `repr` writes it: control characters, escape sequences and half characters appear as `\\x1b` and the like.
-    """
-    text = _SHORT.repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def printable(name: str) -> str:
-    """Returns a name, such as a path, with everything that a terminal would act on escaped."""
-    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in name)
 
 
 def _classes() -> dict[str, type[DistFtError]]:

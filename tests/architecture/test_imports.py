@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "dist_ft"
 
 ROWS = (
-    ("__init__", "errors", "evals", "messages", "records", "rundir", "state"),
+    ("__init__", "errors", "evals", "messages", "printable", "records", "rundir", "state"),
     ("config", "batch", "memory"),
     ("stream", "model", "zero", "checkpoint", "monitor"),
     ("train", "tasks", "plan"),
@@ -33,6 +33,7 @@ ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 SIDEWAYS = {
     ("dist_ft.plan.plan", "dist_ft.tasks.prepare"): "a plan counts what the run's own preparation makes",
     ("dist_ft.tasks.evaluate", "dist_ft.train.evaluate"): "a finished model is measured as one in training is",
+    ("dist_ft.plan.data_check", "dist_ft.tasks.data_scan"): "findings are drawn from what was measured",
 }
 """Imports inside a row, each with the reason why it is right."""
 
@@ -66,8 +67,9 @@ LATE = {
 """Modules that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.evals", "dist_ft.messages", "dist_ft.records", "dist_ft.rundir", "dist_ft.state",
-    "dist_ft.batch", "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint", "dist_ft.monitor",
+    "dist_ft.errors", "dist_ft.evals", "dist_ft.messages", "dist_ft.printable", "dist_ft.records", "dist_ft.rundir",
+    "dist_ft.state", "dist_ft.batch", "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint",
+    "dist_ft.monitor",
     "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip

@@ -152,3 +152,16 @@ def test_help_and_errors_import_nothing_heavy(cli: str, tmp_path: Path) -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]", f"after {time.monotonic() - began:.1f} s"
+
+
+@pytest.mark.parametrize("verb", ["check", "show", "prepare"])
+def test_looking_at_data_needs_no_ray(tmp_path: Path, verb: str) -> None:
+    code = (
+        "import sys; from dist_ft import cli\n"
+        f"sys.argv = ['dist-ft', 'data', {verb!r}, {str(CONFIG)!r}, 'run.output_dir={tmp_path}']\n"
+        "try: cli.main()\n"
+        "except SystemExit as exit: print(exit.code or 0, sorted({'ray', 'deepspeed'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert done.stderr == ""

@@ -17,6 +17,7 @@ from dist_ft.model.dialect import Dialect, find_dialect
 from dist_ft.model.dropped import check_answer, check_context
 from dist_ft.model.sandbox import Template
 from dist_ft.model.turns import Span, find_answer
+from dist_ft.printable import printable
 from dist_ft.records import Completion, Conversation, Message, Record, Sample
 
 RENDERING_VERSION = 2
@@ -79,7 +80,7 @@ class Renderer:
             raise
         except Exception as error:  # a template is a program: it can raise anything
             roles = ", ".join(message["role"] for message in messages[:8]) + (", ..." if len(messages) > 8 else "")
-            reason = _printable(str(error) or type(error).__name__)
+            reason = printable(str(error) or type(error).__name__, 300)
             raise DataError(
                 f"the chat template refuses turns ({roles}): {reason}; change the row or set another data.chat_template"
             ) from error
@@ -141,11 +142,6 @@ class Renderer:
         trained = [False for _ in opening] + list(_trained(text, spans, encoded["offset_mapping"]))
         trained[:1] = [False for _ in trained[:1]]
         return Sample([*opening, *encoded["input_ids"]], trained)
-
-
-def _printable(words: str) -> str:
-    """Returns a stranger's words without what a terminal would obey, and not too many."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words[:300])
 
 
 def _trained(text: str, spans: Sequence[Span], offsets: Sequence[Span]) -> Iterator[bool]:

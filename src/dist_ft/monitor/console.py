@@ -14,9 +14,11 @@ from rich.live import Live
 from rich.text import Text
 
 from dist_ft.monitor.table import METRIC_NAMES, format_value
+from dist_ft.printable import printable
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
+_LINE = 2000  # characters; messages of errors can quote data
 
 
 def format_duration(seconds: float) -> str:
@@ -84,7 +86,7 @@ class Console:
     def say(self, line: str, style: str = "") -> None:
         """Prints a line above the live one."""
         if not self._is_quiet:
-            self._console.print(Text(line, style=style))
+            self._console.print(Text("\n".join(printable(part, _LINE) for part in line.split("\n")), style=style))
 
     def update(self, status: dict[str, Any]) -> None:
         """Shows what is new; `status["ledger"]` holds new entries only."""

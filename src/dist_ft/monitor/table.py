@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_ft.printable import printable
+
 METRIC_NAMES = {
     "eval_loss": "held-out loss",
     "token_accuracy": "token accuracy",
@@ -40,11 +42,8 @@ def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
 
 def render_samples(samples: Sequence[Mapping[str, Any]]) -> str:
     """Returns questions with the answers to them, each on one line and cut."""
-    blocks = ["\n".join(f"{name:{_WIDTH}}{printable(text)}" for name, text in sample.items()) for sample in samples]
+    blocks = [
+        "\n".join(f"{name:{_WIDTH}}{printable(text.strip(), _SAMPLE_CHARS)}" for name, text in sample.items())
+        for sample in samples
+    ]
     return "\n\n".join(blocks)
-
-
-def printable(text: str, limit: int = _SAMPLE_CHARS) -> str:
-    """Returns the beginning of a text on one line, without anything that a terminal would obey."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.strip()[:limit])
-    return shown + ("…" if len(text.strip()) > limit else "")

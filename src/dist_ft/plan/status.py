@@ -17,12 +17,14 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import load_config
 from dist_ft.errors import DistFtError, UsageError
+from dist_ft.printable import printable
 from dist_ft.rundir import RunDir, read_json, write_json
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""
 _POLL_S = 0.2
 _BAR = 30
+_MESSAGE = 2000  # characters; an error can quote data
 
 
 def read_status(run: Path) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def render_status(status: dict[str, Any]) -> str:
     if early:
         lines.append(f"  early stop   patience {early['patience']} for {early['metric']}")
     if status.get("error"):
-        lines.append(f"  error        {status['error']['type']}: {status['error']['message']}")
+        lines.append(f"  error        {status['error']['type']}: {printable(status['error']['message'], _MESSAGE)}")
     result = status.get("result", {})
     losses = [f"{name} {result[key]:.4f}" for key, name in _LOSSES if result.get(key) is not None]
     if losses:
@@ -172,7 +174,7 @@ def _exports(run: RunDir) -> list[Path]:
 
 def _ended(record: dict[str, Any]) -> str:
     text = f"{record['state']} at step {record['step']}"
-    return f"{text}: {record['error']['message']}" if record.get("error") else text
+    return f"{text}: {printable(record['error']['message'], _MESSAGE)}" if record.get("error") else text
 
 
 def _no_answer(run: Path, record: dict[str, Any], timeout_s: float) -> str:

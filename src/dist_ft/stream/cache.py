@@ -19,7 +19,8 @@ from typing import Any
 import xxhash
 
 from dist_ft.config.schema import RowSource
-from dist_ft.errors import DataError, printable
+from dist_ft.errors import DataError
+from dist_ft.printable import printable
 from dist_ft.records import Record, Sample
 from dist_ft.rundir import read_json, write_json
 from dist_ft.stream.left_out import QUARANTINE
@@ -182,8 +183,8 @@ def _render_rows(
     request: SplitRequest, render: Render, directory: Path, counts: dict[str, int]
 ) -> Iterator[list[Sample]]:
     """Yields the samples of each row; bad rows stop the work, or are put aside."""
-    for row in _rows_of_side(request):
-        samples = _render(row, render)
+    for row in rows_of_side(request):
+        samples = render_row(row, render)
         if isinstance(samples, list):
             counts["rows"] += 1
             yield _fit(samples, row.place, request, counts)
@@ -194,7 +195,8 @@ def _render_rows(
             _put_aside(samples, directory)
 
 
-def _render(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
+def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
+    """Returns the samples of a row, or what is wrong with it."""
     if isinstance(row, BadRow):
         return row
     try:
@@ -203,7 +205,7 @@ def _render(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
         return BadRow(row.place, printable(str(error)), row.raw)
 
 
-def _rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
+def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
     """Keeps the rows of one side; without a held-out fraction, all. A row that is not understood has no side of its
     own and counts on the training side."""
     for row in chain.from_iterable(scan_rows(source, request.group_by) for source in request.sources):
@@ -214,21 +216,27 @@ def _rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
 
 def _fit(samples: Sequence[Sample], place: str, request: SplitRequest, counts: dict[str, int]) -> list[Sample]:
     """Returns the samples that are trained, none longer than a sequence."""
-    pieces: list[Sample] = []
+    kept: list[Sample] = []
     num_dropped = 0
     for sample in samples:
         is_long = len(sample.input_ids) > request.seq_len
         counts["long"] += is_long
         if is_long and request.long_samples == "error":
             raise DataError(_explain_long(place, len(sample.input_ids), request.seq_len))
-        if is_long and request.long_samples == "drop":
-            num_dropped += 1
-            continue
-        ends = len(sample.input_ids) if request.long_samples == "split" else 1
-        pieces += [_cut(sample, start, request.seq_len) for start in range(0, ends, request.seq_len)]
-    kept = [piece for piece in pieces if any(piece.trained[1:])]
+        num_dropped += is_long and request.long_samples == "drop"
+        kept += usable(sample, request)
     counts["untrained"] += not kept and not num_dropped
     return kept
+
+
+def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
+    """Returns what a run uses of a sample: no piece longer than a sequence, none without a trained token."""
+    length = len(sample.input_ids)
+    if length > request.seq_len and request.long_samples == "drop":
+        return []
+    ends = length if request.long_samples == "split" else 1
+    pieces = [_cut(sample, start, request.seq_len) for start in range(0, ends, request.seq_len)]
+    return [piece for piece in pieces if any(piece.trained[1:])]
 
 
 def _cut(sample: Sample, start: int, length: int) -> Sample:

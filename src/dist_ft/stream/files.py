@@ -25,7 +25,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_ft.errors import DataError, excerpt, printable
+from dist_ft.errors import DataError
+from dist_ft.printable import excerpt, printable
 
 KINDS: Mapping[str, str] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",

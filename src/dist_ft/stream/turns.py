@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_ft.errors import DataError, excerpt
+from dist_ft.errors import DataError
+from dist_ft.printable import excerpt
 from dist_ft.records import ROLES, Message
 
 _ROLES = {

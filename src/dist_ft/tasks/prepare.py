@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import xxhash
 
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
-from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
@@ -47,36 +46,62 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
-    splits = [_prepare(config, tokenizer, (source,)) for source in config.data.train]
-    return splits, prepare_held_out(config, tokenizer)
+    render, render_key = make_renderer(config, tokenizer)
+    train, held_out = split_requests(config, render_key)
+    directory = cache_dir(config)
+    splits = [prepare_split(request, render, directory) for request in train]
+    return splits, prepare_split(held_out, render, directory) if held_out else None
 
 
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
-    """Prepares the held-out rows; None when there are none."""
-    if config.data.eval_source:
-        return _prepare(config, tokenizer, (config.data.eval_source,))
-    if config.data.eval_fraction:
-        return _prepare(config, tokenizer, tuple(config.data.train), take_held_out=True)
-    return None
+    """Prepares the held-out rows alone; None when there are none."""
+    render, render_key = make_renderer(config, tokenizer)
+    held_out = split_requests(config, render_key)[1]
+    return prepare_split(held_out, render, cache_dir(config)) if held_out else None
 
 
-def _prepare(
-    config: Config, tokenizer: Any, sources: tuple[RowSource, ...], take_held_out: bool = False
-) -> PreparedSplit:
+def make_renderer(config: Config, tokenizer: Any) -> tuple[Renderer, str]:
+    """Returns what turns rows into tokens, and a key of all that decides which."""
+    train_on = config.data.train_on
+    return Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
+
+
+def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:
+    """Returns what a run prepares: a split a training source, and the held-out one."""
     data = config.data
-    request = SplitRequest(
-        sources=sources,
+    common = SplitRequest(
+        sources=(),
         seq_len=data.seq_len,
         packing=data.packing,
-        render_key=f"{tokenizer_key(tokenizer)} {data.train_on} {RENDERING_VERSION}",
+        render_key=render_key,
         held_out=data.eval_fraction or 0.0,
-        take_held_out=take_held_out,
         group_by=data.group_by,
         long_samples=data.long_samples,
         bad_rows=data.bad_rows,
     )
-    cache_dir = Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
-    return prepare_split(request, Renderer(tokenizer, data.train_on), cache_dir)
+    train = [replace(common, sources=(source,)) for source in data.train]
+    if data.eval_source:
+        return train, replace(common, sources=(data.eval_source,))
+    return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
+
+
+def cache_dir(config: Config) -> Path:
+    """Returns the directory of prepared data, which all machines see."""
+    return Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
+
+
+def prepare_ahead(config: Config) -> tuple[list[tuple[str, PreparedSplit, bool]], str]:
+    """Prepares the data of a run that comes later.
+
+    Returns:
+        Each split as (name, split, whether it was there already), and the directory where they lie.
+    """
+    directory = cache_dir(config)
+    before = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    splits, eval_split = prepare_splits(config, load_tokenizer(config))
+    named = [(f"train.{index}", split) for index, split in enumerate(splits)]
+    named += [("eval", eval_split)] if eval_split else []
+    return [(name, split, split.key in before) for name, split in named], str(directory)
 
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:

@@ -209,3 +209,12 @@ def test_an_evaluation_of_metrics_alone_is_shown(screen: Screen, tmp_path: Path)
     coordinator = _coordinator(tmp_path)
     coordinator.record_evaluation({"step": 0, "attempt": 0, "exact_match": 0.5, "perplexity": None})
     Console().update(coordinator.status())
+
+
+def test_what_a_message_quotes_cannot_steer_the_terminal(screen: Screen) -> None:
+    stream = screen()
+    Console().say("  rank 1 failed: \x1b]0;title\x07 \x00 \u202e\nsecond line " + "x" * 1_000_000)
+    shown = stream.getvalue()
+    assert r"rank 1 failed: \x1b]0;title\x07 \x00 \u202e" in shown
+    assert "second line xxx" in shown.splitlines()[1]
+    assert len(shown) < 5000

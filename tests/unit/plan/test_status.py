@@ -98,6 +98,14 @@ def test_status_of_a_failed_run_shows_why(run: Path) -> None:
     assert "row 3 is empty" in render_status(status)
 
 
+def test_an_error_that_quotes_data_cannot_steer_the_terminal(run: Path) -> None:
+    _write_record(run, state="failed", error={"type": "DataError", "message": "\x1b[2J" + "x" * 1_000_000})
+    page = render_status(read_status(run))
+    assert r"DataError: \x1b[2Jxxx" in page
+    assert "\x1b" not in page
+    assert len(page) < 4000
+
+
 def test_rendering_names_workers_checkpoints_and_progress(run: Path) -> None:
     _commit(run, 10)
     page = render_status(read_status(run))

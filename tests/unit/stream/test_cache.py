@@ -376,7 +376,7 @@ def test_a_row_that_the_renderer_refuses_is_named_by_file_and_line(request_for: 
         return render(record)
 
     request = request_for(["one", "two"])
-    with pytest.raises(DataError, match=f"^{re.escape(request.sources[0].source)}:2: no two, please"):
+    with pytest.raises(DataError, match=f"^{re.escape(request.shown)}:2: no two, please"):
         prepare_split(request, refuses_two, cache_dir)
 
 

@@ -1,0 +1,46 @@
+"""Text that others wrote, made safe to print: it can neither steer a terminal nor fill it.
+
+Owns what is escaped. Where it is printed, and how long it may be there, is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import unicodedata
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 3, 6, 4, 60, 60
+_SHOWN_SPACES = "Zs"  # wide and no-break spaces; Python calls them not printable, a terminal does no harm with them
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Returns text in which every control, format and half character is an escape such as `\\x1b` or `\\u202e`.
+
+    Line breaks and tabs are escaped, too, so the result is one line.
+
+    Args:
+        limit: Characters of `text` to keep; what is left out is counted.
+    """
+    left_out = 0 if limit is None else max(0, len(text) - limit)
+    kept = text[: len(text) - left_out]
+    if not kept.isprintable():
+        kept = "".join(map(_escape, kept))
+    return f"{kept}… ({left_out:,} more characters)" if left_out else kept
+
+
+def excerpt(value: Any) -> str:
+    """Returns at most 80 characters that show a value from outside, as `repr` writes it, safe for a terminal."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _escape(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == _SHOWN_SPACES:
+        return character
+    code = ord(character)
+    if character in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,287 @@
+"""Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
+
+Owns the counting. What the counts mean to a person is left to `plan/data_check.py`. Memory is flat: a hash a row, and
+the first few places of whatever is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from dist_ft.config import Config
+from dist_ft.errors import DataError
+from dist_ft.model.base import load_generation_config, load_tokenizer
+from dist_ft.model.render import Renderer
+from dist_ft.records import Conversation, Message, Record, Sample
+from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, rows_of_side, usable
+from dist_ft.stream.pack import plan_bins
+from dist_ft.stream.repeats import Keys, find_repeats, find_shared
+from dist_ft.stream.sources import BadRow, Row
+from dist_ft.tasks.prepare import make_renderer, split_requests
+
+FEW = 5
+"""Places that are named of whatever is counted."""
+_PLACE = 1000
+"""Characters of a place and what is wrong there: a template can complain at any length."""
+
+
+@dataclass
+class Noted:
+    """Something counted, and the first places where it stands."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        """Counts one more."""
+        self.count += 1
+        if len(self.first) < FEW:
+            self.first.append(text[:_PLACE])
+
+
+@dataclass
+class SplitCounts:
+    """What one split holds.
+
+    Attributes:
+        name: `train.0` as in `data.train.0`, or `eval`.
+        request: What a run would prepare.
+        num_rows: Rows that could be read.
+        unreadable: Rows that are no conversation; with what is wrong.
+        refused: Rows that the chat template refuses; with what it says.
+        untrained: Rows left out because no token of theirs would be trained.
+        num_hidden_rows: Those of them whose trained tokens all lie behind the cut.
+        long: Samples longer than `data.seq_len`.
+        bos_doubled: Samples that begin with two BOS tokens.
+        empty_answers: Rows with an assistant turn that says and calls nothing.
+        control_text: Rows with text that the tokenizer takes for a special token.
+        num_answers: Runs of trained tokens that end in what is used of a sample.
+        unended: Those of them whose last token does not end generation.
+        turns: Turns of a row → rows.
+        lengths: Tokens of a sample before the cut → samples.
+        num_sequences: Sequences of the run.
+        num_packed: Sequences if they were packed.
+        keys: Hash of each row's content.
+        window: Lengths of the samples that are yet to be packed.
+    """
+
+    name: str
+    request: SplitRequest
+    num_rows: int = 0
+    unreadable: Noted = field(default_factory=Noted)
+    refused: Noted = field(default_factory=Noted)
+    untrained: Noted = field(default_factory=Noted)
+    num_hidden_rows: int = 0
+    long: Noted = field(default_factory=Noted)
+    bos_doubled: Noted = field(default_factory=Noted)
+    empty_answers: Noted = field(default_factory=Noted)
+    control_text: Noted = field(default_factory=Noted)
+    num_answers: int = 0
+    unended: Noted = field(default_factory=Noted)
+    turns: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    num_sequences: int = 0
+    num_packed: int = 0
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+    window: list[int] = field(default_factory=list)
+
+    def close_window(self) -> None:
+        """Counts the sequences of a window as `stream/pack.py` would make them."""
+        num_bins = len(plan_bins(self.window, self.request.seq_len))
+        self.num_packed += num_bins
+        self.num_sequences += num_bins if self.request.packing else len(self.window)
+        self.window.clear()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the data of a run holds.
+
+    Attributes:
+        splits: Training sources in order, then the held-out split.
+        repeats: Training rows that equal an earlier one, as `place equals place`.
+        eval_repeats: The same within the held-out split.
+        overlap: Held-out rows that are training rows, too.
+        stops: Tokens at which generation ends.
+    """
+
+    splits: list[SplitCounts]
+    repeats: Noted
+    eval_repeats: Noted
+    overlap: Noted
+    stops: list[str]
+
+
+def measure(config: Config) -> Measures:
+    """Reads and renders every row once; the first few equal rows are looked up in a second reading.
+
+    Raises:
+        UserError: The tokenizer, or a source as a whole, cannot be read.
+    """
+    tokenizer = load_tokenizer(config)
+    render, render_key = make_renderer(config, tokenizer)
+    train, held_out = split_requests(config, render_key)
+    splits = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
+    trained_on = list(splits)
+    if held_out is not None:
+        splits.append(SplitCounts("eval", held_out))
+    stops = _stop_ids(config, tokenizer)
+    meter = _Meter(render, tokenizer, stops)
+    for split in splits:
+        _scan(split, meter)
+    evaluated = splits[len(trained_on) :]
+    return Measures(
+        splits=splits,
+        repeats=_note_repeats(trained_on),
+        eval_repeats=_note_repeats(evaluated),
+        overlap=_note_overlap(evaluated, trained_on),
+        stops=[str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stops))],
+    )
+
+
+def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
+    generation = load_generation_config(config)
+    ends = generation.eos_token_id if generation is not None else None
+    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return {token for token in found if token is not None}
+
+
+class _Meter:
+    """Renders rows and notes what is found in them."""
+
+    def __init__(self, render: Renderer, tokenizer: Any, stops: set[int]) -> None:
+        self._render = render
+        self._stops = stops
+        self._bos = tokenizer.bos_token_id
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def note(self, row: Row, split: SplitCounts) -> None:
+        """Counts a row."""
+        split.num_rows += 1
+        split.keys.append(_content_hash(row.record))
+        split.turns[_num_turns(row.record)] += 1
+        if _has_empty_answer(row.record):
+            split.empty_answers.add(row.place)
+        try:
+            samples = self._render(row.record)
+        except DataError as error:
+            split.refused.add(f"{row.place}: {error}")
+            return
+        if found := next(filter(None, map(self._special.search, _texts(row.record))), None):
+            split.control_text.add(f"{row.place}: {found[0]}")
+        used = [piece for sample in samples for piece in self._note_sample(sample, row.place, split)]
+        is_any_long = any(len(sample.input_ids) > split.request.seq_len for sample in samples)
+        if not used and not (is_any_long and split.request.long_samples == "drop"):
+            split.untrained.add(row.place)
+            split.num_hidden_rows += any(any(sample.trained[1:]) for sample in samples)
+        split.window += [len(piece.input_ids) for piece in used]
+        if (split.num_rows - split.refused.count) % WINDOW_ROWS == 0:
+            split.close_window()
+
+    def _note_sample(self, sample: Sample, place: str, split: SplitCounts) -> list[Sample]:
+        request, length = split.request, len(sample.input_ids)
+        split.lengths[length] += 1
+        if length > request.seq_len:
+            split.long.add(f"{place}: {length:,} tokens")
+        if self._bos is not None and sample.input_ids[:2] == [self._bos, self._bos]:
+            split.bos_doubled.add(place)
+        pieces = usable(sample, request)
+        split.num_tokens += sum(len(piece.input_ids) for piece in pieces)
+        split.num_trained_tokens += sum(sum(piece.trained[1:]) for piece in pieces)
+        num_used = length if request.long_samples == "split" else request.seq_len
+        for end in _answer_ends(sample) if pieces else ():
+            if end < num_used:
+                split.num_answers += 1
+                if sample.input_ids[end] not in self._stops:
+                    split.unended.add(place)
+        return pieces
+
+
+def _scan(split: SplitCounts, meter: _Meter) -> None:
+    for row in rows_of_side(split.request):
+        if isinstance(row, BadRow):
+            split.unreadable.add(f"{row.place}: {row.problem}")
+        else:
+            meter.note(row, split)
+    split.close_window()
+
+
+def _content_hash(record: Record) -> int:
+    return int(xxhash.xxh3_64_intdigest(json.dumps(asdict(record), sort_keys=True).encode()))
+
+
+def _num_turns(record: Record) -> int:
+    return len(record.messages) if isinstance(record, Conversation) else 0
+
+
+def _has_empty_answer(record: Record) -> bool:
+    if not isinstance(record, Conversation):
+        return not record.completion.strip()
+    return any(_is_empty_answer(message) for message in record.messages)
+
+
+def _is_empty_answer(message: Message) -> bool:
+    """Whether the model is taught to say nothing."""
+    says = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
+    return message["role"] == "assistant" and message.get("weight") != 0 and not says
+
+
+def _texts(record: Record) -> list[str]:
+    """Texts that a template puts between its special tokens; raw text may hold them on purpose."""
+    return [message["content"] for message in record.messages] if isinstance(record, Conversation) else []
+
+
+def _answer_ends(sample: Sample) -> list[int]:
+    """Returns where each run of trained tokens ends."""
+    return [i for i, (here, after) in enumerate(pairwise([*sample.trained, False])) if here and not after]
+
+
+def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
+    return _note_pairs(splits, splits, *find_repeats(_all_keys(splits)))
+
+
+def _note_overlap(evaluated: Sequence[SplitCounts], trained_on: Sequence[SplitCounts]) -> Noted:
+    return _note_pairs(evaluated, trained_on, *find_shared(_all_keys(evaluated), _all_keys(trained_on)))
+
+
+def _all_keys(splits: Sequence[SplitCounts]) -> Keys:
+    return np.concatenate([np.frombuffer(split.keys, dtype=np.uint64) for split in splits] or [np.zeros(0, np.uint64)])
+
+
+def _note_pairs(splits: Sequence[SplitCounts], others: Sequence[SplitCounts], here: Any, there: Any) -> Noted:
+    left = _places(splits, here[:FEW].tolist())
+    right = _places(others, there[:FEW].tolist())
+    return Noted(len(here), [f"{a} equals {b}" for a, b in zip(left, right, strict=True)])
+
+
+def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
+    """Returns the places of rows, by their numbers over all splits, in a second reading that stops at the last."""
+    found: dict[int, str] = {}
+    first = 0
+    for split in splits:
+        wanted = {number - first for number in numbers if 0 <= number - first < len(split.keys)}
+        if wanted:
+            for number, row in enumerate(_good_rows(split)):
+                if number in wanted:
+                    found[first + number] = row.place
+                if number >= max(wanted):
+                    break
+        first += len(split.keys)
+    return [found[number] for number in numbers]
+
+
+def _good_rows(split: SplitCounts) -> Iterator[Row]:
+    return (row for row in rows_of_side(split.request) if isinstance(row, Row))
