@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.orchestrate.processes import Child, ForkServer
+from tests.helpers.cluster import command_line
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import run_group
 
@@ -23,6 +26,12 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def forked_from(starter: str) -> set[int]:
+    """Pids of a fork server and its children, which share its command line."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return {pid for pid in pids if f"orchestrate.forkserver\0{starter}".encode() in command_line(pid)}
 
 
 def seconds_until(condition: Callable[[], bool], limit_s: float) -> float:
@@ -100,6 +109,34 @@ while True:
     supervisor.kill()
     supervisor.wait()
     assert seconds_until(lambda: not is_alive(rank), 2.0) < 2.0
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["the client lets go", "the client is killed"])
+def test_a_child_that_is_stopped_ends_with_its_client(is_killed: bool, starter: str) -> None:
+    code = f"""
+import sys
+from dist_ft.orchestrate.processes import Child
+child = Child({starter!r}, {{"entry": "task", "name": "prepare", "arguments": {{"config": {{}}}}}})
+sys.stdin.readline()
+child.close()
+sys.stdin.readline()
+"""
+    before = forked_from(starter)
+    client = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    assert client.stdin is not None
+    seconds_until(lambda: bool(forked_from(starter) - before), 60.0)
+    (pid,) = forked_from(starter) - before
+    os.kill(pid, signal.SIGSTOP)
+    if is_killed:
+        client.kill()
+    else:
+        client.stdin.write("\n")
+        client.stdin.flush()
+    assert seconds_until(lambda: not is_alive(pid), 2.0) < 2.0
+    client.kill()
+    client.communicate()
 
 
 def test_a_dead_child_is_seen_at_once_with_its_signal(starter: str, tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ Importing torch, DeepSpeed, transformers and peft costs 5 to 11 s a process on t
 milliseconds. One such server runs per node. A client connects to its Unix socket, sends one JSON line that
 says what to run, and from then on talks to the child on that same connection:
 
-- the connection is the child's lease: when the client dies, the child ends itself;
+- the connection is the child's lease: when the client dies, the child ends itself, and is killed if it cannot;
 - when the child dies, the server writes `{"exit": status}` and the connection ends.
 
-The server ends when its standard input ends, which is when whoever started it dies. Children live on.
+The server takes no more clients when its standard input ends, which is when whoever started it dies, and ends after the
+last child. Should it be killed, children live on.
 """
 
 from __future__ import annotations
@@ -30,49 +31,77 @@ PRELOAD = (
     "dist_ft.train.loop", "dist_ft.train.build", "dist_ft.orchestrate.rank_entry",
     "dist_ft.tasks.prepare", "dist_ft.tasks.export", "dist_ft.tasks.evaluate",
 )  # fmt: skip
+_CLIENT_GONE = select.POLLRDHUP if sys.platform == "linux" else select.POLLHUP
 
 
-def serve(listener: socket.socket) -> None:
-    """Accepts clients until standard input ends."""
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    children: dict[int, socket.socket] = {}
-    while True:
-        ready, _, _ = select.select([listener, sys.stdin, wake_read], [], [])
-        if wake_read in ready:
-            os.read(wake_read, 4096)
-            _reap(children)
-        if sys.stdin in ready and not os.read(sys.stdin.fileno(), 4096):
-            return
-        if listener in ready:
-            connection, _ = listener.accept()
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for inherited in (listener, *children.values()):
-                    inherited.close()  # a copy held here would keep other leases alive
-                for descriptor in (wake_read, wake_write):
-                    os.close(descriptor)
-                os._exit(_run_child(connection))
-            children[pid] = connection
+class _Server:
+    """Forks children for clients, and ends those whose client is gone."""
 
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._children: dict[int, socket.socket] = {}  # by pid
+        self._watch = select.poll()
+        for descriptor in (listener.fileno(), sys.stdin.fileno(), self._wake_read):
+            self._watch.register(descriptor, select.POLLIN)
 
-def _reap(children: dict[int, socket.socket]) -> None:
-    while children:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
+    def serve(self) -> None:
+        """Accepts clients until standard input ends, then sees to the end of their children."""
+        signal.set_wakeup_fd(self._wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        is_owned = True
+        while is_owned or self._children:
+            for descriptor, _ in self._watch.poll():
+                if descriptor == self._wake_read:
+                    os.read(self._wake_read, 4096)
+                    self._reap()
+                elif descriptor == self._listener.fileno():
+                    self._fork()
+                elif descriptor != sys.stdin.fileno():
+                    self._end(descriptor)
+                elif not os.read(descriptor, 4096):
+                    is_owned = False
+                    self._watch.unregister(descriptor)
+                    self._watch.unregister(self._listener)
+
+    def _fork(self) -> None:
+        connection, _ = self._listener.accept()
+        pid = os.fork()
         if pid == 0:
-            return
-        connection = children.pop(pid)
-        with contextlib.suppress(OSError):  # the client may be gone
-            connection.setblocking(False)
-            connection.send(b"\n" + json.dumps({"exit": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
-        connection.close()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for inherited in (self._listener, *self._children.values()):
+                inherited.close()  # a copy held here would keep other leases alive
+            for descriptor in (self._wake_read, self._wake_write):
+                os.close(descriptor)
+            os._exit(_run_child(connection))
+        self._children[pid] = connection
+        self._watch.register(connection, _CLIENT_GONE)
+
+    def _end(self, descriptor: int) -> None:
+        """Kills the child whose client is gone: one that is stopped, or hangs in C, cannot see to it itself."""
+        for pid, connection in self._children.items():
+            if connection.fileno() == descriptor:
+                self._watch.unregister(descriptor)
+                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+                return
+
+    def _reap(self) -> None:
+        while self._children:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            connection = self._children.pop(pid)
+            with contextlib.suppress(KeyError):  # its client was seen to be gone
+                self._watch.unregister(connection)
+            with contextlib.suppress(OSError):  # the client may be gone
+                connection.setblocking(False)
+                connection.send(b"\n" + json.dumps({"exit": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
+            connection.close()
 
 
 def _run_child(connection: socket.socket) -> int:
@@ -90,7 +119,7 @@ def main() -> None:
     listener.listen(64)  # clients may connect at once; they wait for the imports
     for module in PRELOAD:
         importlib.import_module(module)
-    serve(listener)
+    _Server(listener).serve()
 
 
 if __name__ == "__main__":
