@@ -114,13 +114,14 @@ while True:
 @pytest.mark.parametrize("is_killed", [False, True], ids=["the client lets go", "the client is killed"])
 def test_a_child_that_is_stopped_ends_with_its_client(is_killed: bool, starter: str) -> None:
     code = f"""
-import sys
-from dist_ft.orchestrate.processes import Child
-child = Child({starter!r}, {{"entry": "task", "name": "prepare", "arguments": {{"config": {{}}}}}})
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({starter!r})  # the child waits for what it is to do
 sys.stdin.readline()
-child.close()
+connection.close()
 sys.stdin.readline()
 """
+    seconds_until(lambda: bool(forked_from(starter)), 60.0)  # the server itself, which may be about to start
     before = forked_from(starter)
     client = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
