@@ -22,6 +22,19 @@ def check_config(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def check_config_elsewhere(config: Config) -> None:
+    """Checks what can be known of a config on a machine that will not run it: no file of it need be here.
+
+    Its paths are those of the machines that run it, in a working directory that nobody knows: they must be absolute.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    problems = [*_section_problems(config), *_relative_paths(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def check_new_run(config: Config) -> None:
     """Refuses to write into a run directory that is there already.
 
@@ -116,6 +129,24 @@ def _section_problems(config: Config) -> list[str]:
             "set a path that all machines share"
         )
     return problems
+
+
+def _relative_paths(config: Config) -> list[str]:
+    data, name = config.data, config.model.name
+    named: dict[str, str | None] = {
+        "run.output_dir": config.run.output_dir,
+        "method.init_from": config.method.init_from,
+    }
+    named |= {f"data.train.{index}.source": source.source for index, source in enumerate(data.train)}
+    named |= {"data.eval": data.eval if isinstance(data.eval, str) else None, "data.chat_template": data.chat_template}
+    if name.startswith((".", "~")) or (_exists(Path(name)) and not Path(name).is_absolute()):
+        named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
+    return [
+        f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
+        "under which all machines of the cluster see it"
+        for key, path in named.items()
+        if path is not None and not path.startswith(("/", EMBEDDED_PREFIX)) and "://" not in path
+    ]
 
 
 def _file_problems(config: Config) -> list[str]:
