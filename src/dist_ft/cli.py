@@ -18,6 +18,7 @@ from dist_ft import __version__
 from dist_ft.errors import DistFtError, UsageError
 
 _BEGAN = time.monotonic()
+_CLEAR_SCREEN = "\033[H\033[2J"
 
 app = typer.Typer(
     name="dist-ft",
@@ -185,6 +186,24 @@ def stop(
     from dist_ft.plan.status import request_stop
 
     typer.echo(request_stop(run, timeout_s))
+
+
+@app.command()
+def watch(
+    run: RunPath,
+    every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 2.0,
+) -> None:
+    """Show a run's state anew every few seconds, until it has ended; Ctrl-C leaves it alone."""
+    from dist_ft.plan.watch import view
+
+    shown, has_ended = None, False
+    while not has_ended:
+        text, has_ended = view(run)
+        if text != shown:
+            typer.echo(f"{_CLEAR_SCREEN if sys.stdout.isatty() else ''}{text}")
+        shown = text
+        if not has_ended:
+            time.sleep(every_s)
 
 
 checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)

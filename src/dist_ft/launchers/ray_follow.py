@@ -24,6 +24,8 @@ _POLL_S = 0.5
 class Jobs(Protocol):
     """What of a `JobServer` is needed here."""
 
+    address: str
+
     def info(self, submission_id: str) -> JobDetails: ...
 
     def stop(self, submission_id: str) -> None: ...
@@ -113,7 +115,7 @@ def follow(jobs: Jobs, submission_id: str) -> Ended | None:
             asyncio.run(_show_all(jobs, submission_id, output))
             break
         except KeyboardInterrupt:
-            choice = _ask(submission_id)
+            choice = _ask(f"dist-ft logs {submission_id} --address {jobs.address} --follow")
             if choice == "d":
                 return None
             if choice == "s":
@@ -164,9 +166,9 @@ async def _show_all(jobs: Jobs, submission_id: str, output: Output) -> None:
         output.add(text)
 
 
-def _ask(submission_id: str) -> str:
+def _ask(command: str) -> str:
     """Asks what Ctrl-C means: `d` to detach, `s` to stop, anything else to go on."""
-    print(f"\nthe job goes on: dist-ft logs {submission_id} --follow", file=sys.stderr)
+    print(f"\nthe job goes on; to see it again: {command}", file=sys.stderr)
     if not sys.stdin.isatty():
         raise KeyboardInterrupt
     try:

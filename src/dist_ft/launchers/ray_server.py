@@ -22,6 +22,12 @@ from dist_ft.errors import DistFtError, UsageError
 
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_TALKERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Ray's loggers that tell of uploads and closed connections."""
 _ANSWER_LIMIT_S = 5.0
 _OPEN_CLUSTER = (
     "the cluster at {address} asks for no token: whoever reaches it runs code there (docs/security.md); start its Ray "
@@ -47,8 +53,8 @@ class JobServer:
         self.address = resolve_address(address)
         self.warnings = [_OPEN_CLUSTER.format(address=self.address)] if _is_open(self.address) else []
         os.environ[_ADDRESS_VARIABLES[0]] = self.address  # Ray's client prefers the environment to its argument
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # uploads and closed connections
+        for name in _TALKERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._explained():
             self._client: Any = JobSubmissionClient(self.address)
 
@@ -141,7 +147,7 @@ def _is_open(address: str) -> bool:
             return False
         reason: object = f"HTTP {error.code}"
     except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else repr(error)
+        reason = error.reason if isinstance(error, urllib.error.URLError) else type(error).__name__
     raise UsageError(
         f"no Ray dashboard answers at {address} ({reason}); it is on the head, port 8265 by default, and `ray start "
         "--head` must have it (ray[default], without --include-dashboard=false)"
