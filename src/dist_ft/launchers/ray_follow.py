@@ -121,10 +121,10 @@ def follow(jobs: Jobs, submission_id: str) -> Ended | None:
             if choice == "s":
                 jobs.stop(submission_id)
                 print("stopping after a checkpoint", file=sys.stderr)
-        except DistFtError:
+        except DistFtError as error:
             failures = 0 if output.num_seen > num_seen else failures
             if failures == len(_RECONNECT_S):
-                raise
+                raise DistFtError(f"{error}; whether the job goes on is not known") from error
             time.sleep(_RECONNECT_S[failures])
             failures += 1
         output.restart()
@@ -157,8 +157,10 @@ def how_it_ended(details: JobDetails, result: dict[str, Any] | None) -> Ended:
         return Ended(code or 0, result)
     if code in (126, 127):
         return Ended(1, reason="the head has no `dist-ft` on its PATH; start its Ray from the environment that has it")
-    first_line = (details.message or "no reason given").splitlines()[0]
-    return Ended(1, result, f"{first_line} (exit code {code})" if code is not None else first_line)
+    if code is not None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return Ended(1, result, f"its driver {how}; --resume goes on after the last checkpoint")
+    return Ended(1, result, (details.message or "Ray gives no reason").splitlines()[0])
 
 
 async def _show_all(jobs: Jobs, submission_id: str, output: Output) -> None:

@@ -91,8 +91,8 @@ def test_the_exit_code_is_that_of_the_run(job: JobDetails, result: dict[str, Any
         (details("STOPPED"), "before it had a result"),
         (details("FAILED", 127), "no `dist-ft` on its PATH"),
         (
-            details("FAILED", -9, "Job entrypoint command failed\nlog"),
-            r"Job entrypoint command failed \(exit code -9\)",
+            details("FAILED", -9, "Job entrypoint command failed with exit code -9"),
+            "killed by signal 9; --resume",
         ),
         (details("FAILED", None, "the node died\nmore"), "the node died$"),
     ],
