@@ -87,8 +87,8 @@ def train(
 @app.command()
 def submit(
     config: ConfigPath,
+    to: Annotated[str, typer.Option("--to", help="ray, kubernetes or slurm.")],
     overrides: Overrides = None,
-    to: Annotated[str, typer.Option("--to", help="ray, kubernetes or slurm.")] = "ray",
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,

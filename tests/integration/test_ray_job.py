@@ -40,7 +40,7 @@ class Client:
 
     def run(self, verb: str, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
         process = self.start(verb, *arguments, env=env)
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=240)
         return process.returncode, out, err
 
     def submission(self, name: str, *arguments: str) -> list[str]:
@@ -71,6 +71,7 @@ def trajectory(run_dir: RunDir) -> list[tuple[Any, ...]]:
     return [(step, row["digest"], row["loss"]) for step, row in sorted(last_rows(run_dir.metrics).items())]
 
 
+@pytest.mark.timeout(600)  # three runs one after the other
 def test_a_job_that_is_stopped_and_resubmitted_ends_as_an_undisturbed_one(client: Client) -> None:
     parts, whole = RunDir(client.output_dir / "parts"), RunDir(client.output_dir / "whole")
     following = client.start("submit", *client.submission("parts", "train.max_steps=5000", "--follow"))

@@ -17,7 +17,7 @@ from dist_ft.errors import DistFtError
 _RESULT_START = '{"run_dir": '
 _KNOWN_CODES = (0, 1, 2, 3)
 _RECONNECT_S = (1.0, 2.0, 5.0, 10.0, 20.0)
-_END_LIMIT_S = 60.0
+_SILENCE_LIMIT_S = 120.0
 _POLL_S = 0.5
 
 
@@ -104,16 +104,19 @@ def follow(jobs: Jobs, submission_id: str) -> Ended | None:
     """Shows a job's output until it ends; None when the user would rather not wait.
 
     Raises:
+        UsageError: There is no such job.
         DistFtError: The job server cannot be reached any more; the job may go on.
         KeyboardInterrupt: Ctrl-C where nobody can be asked, or once more when asked.
     """
+    jobs.info(submission_id)
     output = Output()
     failures = 0
     while True:
         num_seen = output.num_seen
         try:
             asyncio.run(_show_all(jobs, submission_id, output))
-            break
+            if (details := jobs.info(submission_id)).status.is_terminal():
+                break
         except KeyboardInterrupt:
             choice = _ask(f"dist-ft logs {submission_id} --address {jobs.address} --follow")
             if choice == "d":
@@ -121,6 +124,8 @@ def follow(jobs: Jobs, submission_id: str) -> Ended | None:
             if choice == "s":
                 jobs.stop(submission_id)
                 print("stopping after a checkpoint", file=sys.stderr)
+        except TimeoutError:
+            pass  # a job with nothing to say, or a cable that was pulled: a new connection tells
         except DistFtError as error:
             failures = 0 if output.num_seen > num_seen else failures
             if failures == len(_RECONNECT_S):
@@ -129,7 +134,7 @@ def follow(jobs: Jobs, submission_id: str) -> Ended | None:
             failures += 1
         output.restart()
     output.close()
-    return how_it_ended(wait_for_end(jobs, submission_id, _END_LIMIT_S), output.result)
+    return how_it_ended(details, output.result)
 
 
 def wait_for_end(jobs: Jobs, submission_id: str, limit_s: float) -> JobDetails:
@@ -164,7 +169,12 @@ def how_it_ended(details: JobDetails, result: dict[str, Any] | None) -> Ended:
 
 
 async def _show_all(jobs: Jobs, submission_id: str, output: Output) -> None:
-    async for text in jobs.tail(submission_id):
+    parts = aiter(jobs.tail(submission_id))
+    while True:
+        async with asyncio.timeout(_SILENCE_LIMIT_S):
+            text = await anext(parts, None)
+        if text is None:
+            return
         output.add(text)
 
 

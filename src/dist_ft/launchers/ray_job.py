@@ -46,7 +46,7 @@ def submit(request: SubmitRequest, address: str | None) -> Ended | None:
     server = JobServer(address)
     for line in server.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    run_dir = f"{config.run.output_dir}/{config.run.name}"
+    run_dir = str(Path(config.run.output_dir) / config.run.name)
     _refuse_second(server, run_dir)
     submission_id = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     _start(server, submission_id, config, run_dir, request.resume)
@@ -100,7 +100,10 @@ def stop(server: JobServer, submission_id: str, timeout_s: float) -> str:
     ended = how_it_ended(details, find_result(server.logs(submission_id)))
     if ended.result is None:
         raise DistFtError(f"job {submission_id}: {ended.reason}")
-    return f"{ended.result['state']} at step {ended.result['steps']}: {ended.result['run_dir']}"
+    line = f"{ended.result['state']} at step {ended.result['steps']}: {ended.result['run_dir']}"
+    if ended.exit_code not in (0, 3):
+        raise DistFtError(line)
+    return line
 
 
 def _refuse_second(server: JobServer, run_dir: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
@@ -29,10 +30,18 @@ _TALKERS = (
 )
 """Ray's loggers that tell of uploads and closed connections."""
 _ANSWER_LIMIT_S = 5.0
+_REQUEST_LIMIT_S = 30.0
 _OPEN_CLUSTER = (
     "the cluster at {address} asks for no token: whoever reaches it runs code there (docs/security.md); start its Ray "
     "with RAY_AUTH_MODE=token"
 )
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, which would wait for an answer for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=_REQUEST_LIMIT_S, **options)
 
 
 class JobServer:
@@ -56,7 +65,7 @@ class JobServer:
         for name in _TALKERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         with self._explained():
-            self._client: Any = JobSubmissionClient(self.address)
+            self._client: Any = _Client(self.address)
 
     def submit(self, submission_id: str, **job: Any) -> None:
         """Starts a job; `job` as in Ray's `submit_job`."""
@@ -111,7 +120,10 @@ class JobServer:
                 f"the cluster at {self.address} {what}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
                 "RAY_AUTH_TOKEN_PATH) as on its machines"
             ) from error
-        except (OSError, RuntimeError) as error:  # those of `requests` are OSErrors
+        except DistFtError:
+            raise
+        # Those of `requests` are OSErrors. The last two: an answer that is none of Ray's.
+        except (OSError, RuntimeError, aiohttp.ClientError, ValueError, KeyError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DistFtError(f"the job server at {self.address}: {said[:500]}") from error
 

@@ -35,7 +35,7 @@ class Jobs:
         self.num_stops = 0
 
     def info(self, submission_id: str) -> JobDetails:
-        return self._ended
+        return details("RUNNING") if self._connections else self._ended
 
     def stop(self, submission_id: str) -> None:
         self.num_stops += 1
@@ -59,6 +59,13 @@ def test_every_line_is_shown_once_and_the_result_is_kept_wherever_a_connection_b
     ended = follow(Jobs([LOG[:cut], DistFtError("lost")], [LOG[: cut // 2], LOG[cut // 2 :]]), "a-1")
     assert ended is not None
     assert (ended.exit_code, ended.result) == (0, RESULT)
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_a_connection_that_ends_before_the_job_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = follow(Jobs(["one\n"], ["one\n", TimeoutError()], [LOG]), "a-1")
+    assert ended is not None
+    assert ended.result == RESULT
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
