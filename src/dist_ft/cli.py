@@ -21,6 +21,7 @@ from dist_ft.printable import printable
 _BEGAN = time.monotonic()
 _LINE = 2000
 """Characters of a line that quotes data, answers of models or messages of libraries."""
+_CLEAR_SCREEN = "\033[H\033[2J"
 
 app = typer.Typer(
     name="dist-ft",
@@ -34,6 +35,10 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+RunOrJob = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or submission id with --address.")]
+Dashboard = Annotated[
+    str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -83,6 +88,29 @@ def train(
 
 
 @app.command()
+def submit(
+    config: ConfigPath,
+    to: Annotated[str, typer.Option("--to", help="ray, kubernetes or slurm.")],
+    overrides: Overrides = None,
+    address: Dashboard = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+) -> None:
+    """Start a run elsewhere."""
+    from dist_ft.launchers.request import SubmitRequest
+
+    request = SubmitRequest(config, tuple(overrides or ()), resume, follow)
+    if to == "ray":
+        from dist_ft.launchers import ray_job
+
+        _exit_as(ray_job.submit(request, address))
+    elif to in ("kubernetes", "slurm"):
+        raise UsageError(f"--to {to} is not there yet; use --to ray")
+    else:
+        raise UsageError(f"--to {to} is none of ray, kubernetes, slurm")
+
+
+@app.command()
 def plan(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Run config (YAML).")] = None,
     overrides: Overrides = None,
@@ -107,8 +135,14 @@ def plan(
 
 
 @app.command()
-def status(run: RunPath, as_json: AsJson = False) -> None:
-    """Show a run's state, from its files alone."""
+def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) -> None:
+    """Show the state of a run from its files alone, or of a job."""
+    if (server := _job_server(run, address)) is not None:
+        from dist_ft.launchers.ray_job import read_job, render_job
+
+        job = read_job(server, str(run))
+        typer.echo(json.dumps(job) if as_json else render_job(job))
+        return
     from dist_ft.plan.status import read_status, render_status
 
     result = read_status(run)
@@ -116,14 +150,61 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def stop(
-    run: RunPath,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the checkpoint.")] = 600,
+def logs(
+    run: RunOrJob,
+    address: Dashboard = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
 ) -> None:
-    """Ask a run to checkpoint and stop, and wait until it has."""
+    """Show the output of a job, or what the ranks of a run's newest attempt have written."""
+    server = _job_server(run, address)
+    if server is None and follow:
+        raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
+    if server is None:
+        from dist_ft.plan.status import read_rank_logs
+
+        for name, text in read_rank_logs(run):
+            typer.echo(f"==> {name} <==\n{text}")
+    elif follow:
+        from dist_ft.launchers import ray_follow
+
+        _exit_as(ray_follow.follow(server, str(run)))
+    else:
+        typer.echo(server.logs(str(run)), nl=False)
+
+
+@app.command()
+def stop(
+    run: RunOrJob,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the checkpoint.")] = 600,
+    address: Dashboard = None,
+) -> None:
+    """Ask a run or a job to checkpoint and stop, and wait until it has."""
+    if (server := _job_server(run, address)) is not None:
+        from dist_ft.launchers import ray_job
+
+        typer.echo(ray_job.stop(server, str(run), timeout_s))
+        return
     from dist_ft.plan.status import request_stop
 
     typer.echo(request_stop(run, timeout_s))
+
+
+@app.command()
+def watch(
+    run: RunPath,
+    every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 2.0,
+) -> None:
+    """Show a run's state anew every few seconds, until it has ended; Ctrl-C leaves it alone."""
+    from dist_ft.plan.watch import view
+
+    shown, has_ended = None, False
+    while not has_ended:
+        text, has_ended = view(run)
+        if text != shown:
+            typer.echo(f"{_CLEAR_SCREEN if sys.stdout.isatty() else ''}{text}")
+        shown = text
+        if not has_ended:
+            time.sleep(every_s)
 
 
 checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)
@@ -311,6 +392,27 @@ def _quieten() -> None:
     from dist_ft.orchestrate.processes import QUIET_ENV
 
     os.environ.update(QUIET_ENV)
+
+
+def _job_server(run: Path, address: str | None) -> Any:
+    """Returns the server of the cluster that is named, if RUN can only be a job of it."""
+    is_one_word = len(run.parts) == 1 and not run.exists()
+    if not is_one_word or not (address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")):
+        return None
+    from dist_ft.launchers.ray_server import JobServer
+
+    return JobServer(address)
+
+
+def _exit_as(ended: Any) -> None:
+    """Shows how a job ended, and exits with its code; returns if nobody waited for it."""
+    if ended is None:
+        return
+    if ended.result is not None:
+        _print_result(ended.result)
+    if ended.reason is not None:
+        print(f"error: {ended.reason}", file=sys.stderr)
+    raise typer.Exit(ended.exit_code)
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ import ray
 import ray.train
 import ray.train.collective
 import ray.train.constants
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
+from ray.job_submission import JobSubmissionClient
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -188,6 +190,7 @@ def test_the_trainer_hands_out_our_policies(trainer: ElasticTrainer) -> None:
 
 
 NODES = "src/dist_ft/orchestrate/nodes.py"
+JOBS = "src/dist_ft/launchers/"
 
 
 def test_a_policy_can_see_where_the_group_is_and_when_it_was_formed() -> None:
@@ -222,6 +225,18 @@ def test_the_state_of_the_nodes_can_be_asked_for() -> None:
     assert callable(ray._private.state.state.get_draining_nodes), _needed("get_draining_nodes", NODES)
 
 
+def test_a_job_can_be_given_time_for_a_checkpoint_and_a_signal_that_leaves_ranks_alone() -> None:
+    assert "SIGINT" in JobSupervisor.VALID_STOP_SIGNALS, _needed("SIGINT as signal of a stop", JOBS)
+    source = inspect.getsource(JobSupervisor)
+    for name in ("RAY_JOB_STOP_WAIT_TIME_S", "RAY_JOB_STOP_SIGNAL"):
+        assert f'"{name}"' in source, _needed(name, JOBS)
+
+
+def test_requests_of_the_job_client_can_be_given_a_limit() -> None:
+    parameters = inspect.signature(JobSubmissionClient._do_request).parameters.values()
+    assert any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters), _needed("_do_request(**kwargs)", JOBS)
+
+
 def test_the_series_of_ray_is_the_one_of_the_package() -> None:
     check_ray_version()
     (needed,) = [line for line in requires("dist-ft") or [] if line.startswith("ray[")]
@@ -231,5 +246,5 @@ def test_the_series_of_ray_is_the_one_of_the_package() -> None:
 
 @pytest.mark.parametrize("found", ["2.59.1", "2.61.0", "3.0.0", "2.6.0"])
 def test_another_ray_is_refused_with_what_to_install(found: str) -> None:
-    with pytest.raises(UsageError, match=f"Ray {found} is installed.*pip install 'ray\\[train\\]==2.60"):
+    with pytest.raises(UsageError, match=f"Ray {found} is installed.*pip install 'ray\\[default,train\\]==2.60"):
         check_ray_version(found)

@@ -2,12 +2,13 @@
 
 from dist_ft.config.continued import with_adapter_settings
 from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json, with_absolute_paths, with_commit
-from dist_ft.config.rules import check_config
+from dist_ft.config.rules import check_config, check_config_elsewhere
 from dist_ft.config.schema import Config
 
 __all__ = [
     "Config",
     "check_config",
+    "check_config_elsewhere",
     "config_from_dict",
     "dump_yaml",
     "load_config",

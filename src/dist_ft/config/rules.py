@@ -26,6 +26,19 @@ def check_config(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def check_config_elsewhere(config: Config) -> None:
+    """Checks what can be known of a config on a machine that will not run it: no file of it need be here.
+
+    Its paths are those of the machines that run it, in a working directory that nobody knows: they must be absolute.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    problems = [*_section_problems(config), *_relative_paths(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def check_new_run(config: Config) -> None:
     """Refuses to write into a run directory that is there already.
 
@@ -43,6 +56,10 @@ def is_hub_id(source: str) -> bool:
     """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
     return is_one and not _FILE_ENDING.search(source)
+
+
+def _is_on_hub(source: str) -> bool:
+    return is_hub_id(source) and not _exists(Path(source))
 
 
 def local_slots() -> int:
@@ -152,6 +169,26 @@ def _method_problems(method: MethodConfig) -> list[str]:
             f"such as [q_proj, v_proj]; it is {method.target_modules}"
         )
     return problems
+
+
+def _relative_paths(config: Config) -> list[str]:
+    data, name = config.data, config.model.name
+    named: dict[str, str | None] = {
+        "run.output_dir": config.run.output_dir,
+        "method.init_from": config.method.init_from,
+    }
+    sources = {f"data.train.{index}.source": source for index, source in enumerate(data.train)}
+    sources |= {"data.eval": data.eval_source} if data.eval_source else {}
+    named |= {key: source.source for key, source in sources.items() if not _is_on_hub(source.source)}
+    named |= {"data.chat_template": data.template_path}
+    if name.startswith((".", "~")) or (_exists(Path(name)) and not Path(name).is_absolute()):
+        named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
+    return [
+        f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
+        "under which all machines of the cluster see it"
+        for key, path in named.items()
+        if path is not None and not path.startswith(("/", EMBEDDED_PREFIX)) and "://" not in path
+    ]
 
 
 def _file_problems(config: Config) -> list[str]:

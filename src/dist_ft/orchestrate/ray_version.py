@@ -16,5 +16,5 @@ def check_ray_version(found: str | None = None) -> None:
     if found.split(".")[:2] != SERIES.split("."):
         raise UsageError(
             f"Ray {found} is installed; dist-ft replaces private parts of Ray Train and works with {SERIES}.* only: "
-            f"pip install 'ray[train]=={SERIES}.*' on every machine of the cluster"
+            f"pip install 'ray[default,train]=={SERIES}.*' on every machine of the cluster"
         )

@@ -107,6 +107,22 @@ def request_stop(run: Path, timeout_s: float) -> str:
     return f"{_ended(record)}, {f'checkpoint {manifests[-1].directory}' if manifests else 'no checkpoint'}"
 
 
+def read_rank_logs(run: Path) -> list[tuple[str, str]]:
+    """Returns name and text of the rank logs of a run's newest attempt that has some.
+
+    Raises:
+        UsageError: There is no run at that path, or no rank of it has written a log.
+    """
+    read_record(run)
+    attempts = sorted((run / "logs").glob("attempt-*"), reverse=True)
+    for attempt in attempts:
+        if found := sorted(attempt.glob("rank-*.log")):
+            return [
+                (f"{attempt.name}/{path.name}", path.read_text(encoding="utf-8", errors="replace")) for path in found
+            ]
+    raise UsageError(f"run {run} has no rank logs yet; they come with its first attempt")
+
+
 def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
     """Returns the run's config as JSON values and the manifest's path relative to the run directory.
 

@@ -1,0 +1,43 @@
+"""A live view of a run, from its files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dist_ft.plan.status import FINAL_STATES, read_status, render_status
+from dist_ft.rundir import RunDir
+
+_TAIL_BYTES = 4096
+
+
+def view(run: Path) -> tuple[str, bool]:
+    """Returns the run's status with its newest numbers, and whether it has ended.
+
+    Raises:
+        UsageError: There is no run at that path.
+    """
+    status = read_status(run)
+    row = newest_row(RunDir(run).metrics)
+    text = render_status(status)
+    if row is not None:
+        text += (
+            f"\n  newest step  {row['step']:,}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
+            f"{row['tokens_per_s']:,.0f} tokens/s"
+        )
+    return text, status["state"] in FINAL_STATES
+
+
+def newest_row(path: Path) -> dict[str, Any] | None:
+    """Returns the last whole row of a JSONL file, reading only its end; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        *whole, _ = file.read().split(b"\n")  # behind the last line break: nothing, or a row being written
+    try:
+        return dict(json.loads(whole[-1])) if whole else None
+    except ValueError:
+        return None
