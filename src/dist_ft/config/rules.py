@@ -22,6 +22,17 @@ def check_config(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def check_sections(config: Config) -> None:
+    """Checks what holds on any machine, for a run that starts elsewhere: no file, no core is looked at.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    problems = _section_problems(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def check_new_run(config: Config) -> None:
     """Refuses to write into a run directory that is there already.
 
