@@ -1,7 +1,7 @@
 """What the KubeRay operator (1.7) refuses though the API server takes it.
 
-No schema says so, and nobody sees it but in an event on an object that never starts. Ported from `controllers/ray/utils/validation.go` of the
-operator.
+No schema says so, and nobody sees it but in an event on an object that never starts. Ported from the operator's
+`controllers/ray/utils/validation.go`.
 """
 
 from __future__ import annotations
