@@ -16,21 +16,25 @@ OTHERS = ("common", "redis", "shared")
 WHY_ABSENT = "kubectl is not on PATH; it builds the overlays (`kubectl kustomize`)"
 
 
+_KUBECTL = shutil.which("kubectl")  # before a test puts another one on PATH
+
+
 def is_kubectl_there() -> bool:
     """Whether overlays can be built here."""
-    return shutil.which("kubectl") is not None
+    return _KUBECTL is not None
 
 
 @functools.cache
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """Returns what `kubectl kustomize` prints."""
     directory = KUBERAY / name if name in OTHERS else KUBERAY / "overlays" / name
-    command = ["kubectl", "kustomize", str(directory)]
+    command = [str(_KUBECTL), "kustomize", str(directory)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def build(name: str) -> list[dict[str, Any]]:
     """Returns the objects of an overlay, or of `common`, `redis` or `shared`; the caller may change them."""
-    return list(yaml.safe_load_all(_text(name)))
+    return list(yaml.safe_load_all(text(name)))
 
 
 def find(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
