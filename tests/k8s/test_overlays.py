@@ -36,8 +36,8 @@ def test_entrypoint_and_pre_stop_parse_as_commands_and_mean_the_config_in_the_co
 ) -> None:
     docs = overlays.build(name)
     job = overlays.find(docs, "RayJob")
-    program, verb, *arguments = shlex.split(job["spec"]["entrypoint"])
-    assert program == "dist-ft"
+    shell, program, verb, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (shell, program) == ("exec", "dist-ft")
     parsed = _parse(verb, arguments)
     assert (parsed["config"], parsed["address"], parsed["resume"]) == (Path("/config/config.yaml"), "auto", True)
     path = tmp_path / "config.yaml"

@@ -173,9 +173,9 @@ def _extra_containers(cluster: Manifest) -> Iterator[Manifest]:
 
 def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[str]:
     """The driver's config must be there where the driver runs."""
-    words = shlex.split(job["spec"].get("entrypoint", ""))
-    if words[:2] != ["dist-ft", "train"] or len(words) < 3:
-        return [f"entrypoint {' '.join(words)!r} is not `dist-ft train CONFIG …`"]
+    first, *words = shlex.split(job["spec"].get("entrypoint", "")) or [""]
+    if first != "exec" or words[:2] != ["dist-ft", "train"] or len(words) < 3:
+        return [f"entrypoint {' '.join([first, *words])!r} is not `exec dist-ft train CONFIG …`"]
     problems = [f"entrypoint lacks {word}" for word in ("--address", "--resume") if word not in words]
     on_worker = bool(job["spec"].get("entrypointNumCpus"))
     path = PurePosixPath(words[2])
