@@ -46,8 +46,8 @@ netns: setup  ## three hosts in network namespaces that are cut off and switched
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
 	$(BIN)/pytest -v tests/faults/soak
 
-launch-tests: setup  ## manifests against a real API server (needs root, etcd and the server: docs/launch-kubernetes.md)
-	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/test_core_schemas.py
+launch-tests: setup  ## manifests on a real API server and on three hosts (needs root; five minutes; docs/launch-kubernetes.md)
+	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit

@@ -137,8 +137,8 @@ def test_a_run_of_the_manifest_stops_when_the_head_is_told_to_go_and_a_retry_com
     record = _record(run_dir)
     assert (record["state"], record["step"]) == ("completed", 200)
     assert (run_dir / "exports" / "final" / "model.safetensors").is_file()
-    began = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in began] == list(range(1, 201))  # no step was lost to the stop
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 201))  # no step was lost to the stop
 
 
 def _record(run_dir: Path) -> dict[str, Any]:
