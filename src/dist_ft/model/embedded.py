@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -113,7 +113,10 @@ def _save(model: Any, directory: Path) -> None:
     model.config.dtype = model.dtype
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
-    save_model(model, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    tensors: dict[int, tuple[str, Any]] = {}  # tied weights once, by the name that comes first
+    for name, tensor in model.state_dict().items():
+        tensors.setdefault(tensor.data_ptr(), (name, tensor))
+    save_file(dict(tensors.values()), str(directory / "model.safetensors"), metadata={"format": "pt"})
 
 
 def byte_tokenizer() -> Any:
