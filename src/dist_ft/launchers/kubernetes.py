@@ -20,13 +20,25 @@ from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.lint import problems_of
-from dist_ft.launchers.manifests import RUN_LABEL, Manifest, for_run, on_volume, only, shared_mount, slug
+from dist_ft.launchers.manifests import (
+    RUN_LABEL,
+    Manifest,
+    for_run,
+    on_volume,
+    only,
+    pod_templates,
+    shared_mount,
+    slug,
+)
 from dist_ft.launchers.request import SubmitRequest
 
 NAMESPACE = "dist-ft"
 _FIELD_MANAGER = "dist-ft"
 _FINAL = frozenset({"Complete", "Failed", "ValidationFailed"})
 _STOPPED_EXIT_CODE = 3
+_KUBECTL_LIMIT_S = 120.0
+_EXAMPLE_REGISTRY = "registry.example.com/"
+"""Where the images of the shipped overlays are not."""
 _STOP_LIMIT_S = 300.0
 """For a checkpoint (the head's preStop takes two minutes at most) and the end of all pods."""
 
@@ -54,7 +66,7 @@ def render(
     built = [doc for doc in yaml.safe_load_all(kubectl("kustomize", str(overlay))) if doc]
     placed = on_volume(config, shared_mount(only(built, "RayJob")))
     manifests = for_run(built, placed, suffix=suffix, namespace=namespace, image=image)
-    problems = problems_of(manifests)
+    problems = problems_of(manifests) + _placeholders(manifests)
     if problems:
         raise ConfigError("\n".join(f"overlay {overlay}: {problem}" for problem in problems))
     return manifests
@@ -98,7 +110,7 @@ def follow(name: str, namespace: str = NAMESPACE, *, poll_s: float = 2.0) -> int
 
     Ctrl-C ends the following, not the run.
     """
-    seen = None
+    said, shown = None, None
     while True:
         job = json.loads(kubectl("get", "rayjob", name, "-n", namespace, "-o", "json"))
         status = job.get("status", {})
@@ -106,11 +118,12 @@ def follow(name: str, namespace: str = NAMESPACE, *, poll_s: float = 2.0) -> int
         if state in _FINAL:
             print(f"{name}: {state} {status.get('message', '')}".rstrip(), flush=True)
             return exit_code(status)
-        if (state, status.get("jobId")) != seen:
+        if state != said:
             print(f"{name}: {state or 'waiting for the operator'}", flush=True)
-            if state == "Running":
-                _show_output(job, namespace)
-        seen = (state, status.get("jobId"))
+            said = state
+        # Each try has a job id of its own; its submitter may not be there yet.
+        if state == "Running" and shown != status.get("jobId") and _show_output(job, namespace):
+            shown = status.get("jobId")
         time.sleep(poll_s)
 
 
@@ -128,9 +141,8 @@ def stop(run_name: str, namespace: str = NAMESPACE, *, timeout_s: float = _STOP_
     if not jobs:
         raise UsageError(f"no run {run_name} is at work in namespace {namespace}; there is nothing to stop")
     names = [job["metadata"]["name"] for job in jobs]
-    kubectl(
-        "delete", "rayjob", *names, "-n", namespace, "--cascade=foreground", "--wait", f"--timeout={timeout_s:.0f}s"
-    )
+    wait = ("--cascade=foreground", "--wait", f"--timeout={timeout_s:.0f}s")
+    kubectl("delete", "rayjob", *names, "-n", namespace, *wait, limit_s=timeout_s + _KUBECTL_LIMIT_S)
     return f"stopped {', '.join(names)}; submit it with --resume to go on"
 
 
@@ -144,19 +156,33 @@ def exit_code(status: dict[str, Any]) -> int:
     return int(found[1]) if found else DistFtError.exit_code
 
 
-def kubectl(*arguments: str, stdin: str | None = None) -> str:
+def kubectl(*arguments: str, stdin: str | None = None, limit_s: float = _KUBECTL_LIMIT_S) -> str:
     """Runs kubectl and returns what it prints. The only door to a cluster, but for the output of a run.
 
     Raises:
         UsageError: There is no kubectl.
-        DistFtError: It failed, with its own words.
+        DistFtError: It failed, with its own words, or did not end within the limit.
     """
     if shutil.which("kubectl") is None:
         raise UsageError("kubectl is not on PATH; install it (any version from 1.28) and point it at the cluster")
-    result = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    command = ["kubectl", *arguments]
+    try:
+        result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise DistFtError(f"kubectl {arguments[0]} did not end within {limit_s:g} s; is the cluster there?") from error
     if result.returncode != 0:
         raise DistFtError(f"kubectl {arguments[0]} failed: {result.stderr.strip() or result.returncode}")
     return result.stdout
+
+
+def _placeholders(manifests: list[Manifest]) -> list[str]:
+    templates = pod_templates(only(manifests, "RayJob"))
+    images = {container["image"] for _, template in templates for container in template["spec"]["containers"]}
+    return [
+        f"image {image} is an example; build docker/Dockerfile, push it, and name it with --image or in the overlay"
+        for image in sorted(images)
+        if image.startswith(_EXAMPLE_REGISTRY)
+    ]
 
 
 def _jobs(run: str, namespace: str) -> list[Manifest]:
@@ -184,11 +210,12 @@ def _check_not_there(run: str, namespace: str, resume: bool) -> None:
         )
 
 
-def _show_output(job: Manifest, namespace: str) -> None:
-    """Streams the submitter's output; it ends with the job, or when the submitter is lost."""
+def _show_output(job: Manifest, namespace: str) -> bool:
+    """Streams the submitter's output until the job ends or the submitter is lost; returns whether there was one."""
     if job["spec"].get("submissionMode") == "SidecarMode":
         cluster = job["status"]["rayClusterName"]
         what = ["-l", f"ray.io/cluster={cluster},ray.io/node-type=head", "-c", "ray-job-submitter", "--tail=-1"]
     else:
         what = [f"job/{job['metadata']['name']}"]
-    subprocess.run(["kubectl", "logs", "--follow", "-n", namespace, *what], check=False)
+    command = ["kubectl", "logs", "--follow", "--pod-running-timeout=60s", "-n", namespace, *what]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0

@@ -14,7 +14,7 @@ from dist_ft.launchers.kuberay_rules import operator_problems
 from dist_ft.launchers.manifests import Manifest, pod_templates
 
 _GPU = "nvidia.com/gpu"
-_SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?:\b|_)(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD|CREDENTIALS?)\b", re.IGNORECASE)
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]*$")
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "privileged": False, "readOnlyRootFilesystem": True}

@@ -14,6 +14,7 @@ from tests.helpers.fake_kubectl import FakeKubectl
 from tests.k8s import overlays
 
 OVERLAY = overlays.KUBERAY / "overlays" / "smoke-cpu"
+IMAGE = "here/dist-ft:1"
 needs_kubectl = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
 
 
@@ -48,7 +49,7 @@ def test_a_run_is_applied_for_good_only_after_the_servers_dry_run(
     tmp_path: Path, fake: FakeKubectl, built: Any
 ) -> None:
     fake.answer([built, NONE])
-    assert kubernetes.submit(_request(tmp_path), OVERLAY) == 0
+    assert kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE) == 0
     applies = [call for call in fake.calls if call[0] == "apply"]
     assert ["--dry-run=server" in call for call in applies] == [True, False]
     assert all("--server-side" in call for call in applies)
@@ -59,7 +60,7 @@ def test_a_run_is_applied_for_good_only_after_the_servers_dry_run(
 def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built, NONE, (["--dry-run=server"], "rayjobs.ray.io is forbidden", 1)])
     with pytest.raises(DistFtError, match="forbidden"):
-        kubernetes.submit(_request(tmp_path), OVERLAY)
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
     assert fake.applied == []
 
 
@@ -68,7 +69,7 @@ def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubect
 def test_a_run_that_is_at_work_is_not_started_twice(tmp_path: Path, fake: FakeKubectl, built: Any, state: str) -> None:
     fake.answer([built, (["get", "rayjobs"], {"items": [_job("Failed"), _job(state, "try-2")]}, 0)])
     with pytest.raises(UsageError, match="at work as RayJob try-2"):
-        kubernetes.submit(_request(tmp_path, resume=True), OVERLAY)
+        kubernetes.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE)
     assert fake.applied == []
 
 
@@ -77,17 +78,17 @@ def test_a_run_that_has_ended_goes_on_only_when_asked_to(tmp_path: Path, fake: F
     ended = (["get", "rayjobs"], {"items": [_job("Failed")]}, 0)
     fake.answer([built, ended])
     with pytest.raises(UsageError, match="--resume"):
-        kubernetes.submit(_request(tmp_path), OVERLAY)
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
     fake.answer([built, ended])
-    assert kubernetes.submit(_request(tmp_path, resume=True), OVERLAY) == 0
+    assert kubernetes.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE) == 0
     assert "--resume" in next(item for item in fake.applied if item["kind"] == "RayJob")["spec"]["entrypoint"]
 
 
 @needs_kubectl
 def test_each_submission_has_a_name_of_its_own(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built, NONE, built, NONE])
-    kubernetes.submit(_request(tmp_path), OVERLAY)
-    kubernetes.submit(_request(tmp_path), OVERLAY)
+    kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
     names = [item["metadata"]["name"] for item in fake.applied if item["kind"] == "RayJob"]
     assert len(set(names)) == 2 and all(name.startswith("try-") for name in names)
 
@@ -108,10 +109,17 @@ def test_a_bad_config_never_reaches_kubectl(
 def test_an_overlay_with_a_fault_is_refused_before_the_cluster_is_asked(
     tmp_path: Path, fake: FakeKubectl, built: Any
 ) -> None:
-    fake.answer([(built[0], built[1].replace(":0.1.0-cpu", ":latest"), 0)])
-    with pytest.raises(ConfigError, match="is not pinned"):
-        kubernetes.submit(_request(tmp_path), OVERLAY)
+    fake.answer([(built[0], built[1].replace('num-cpus: "0"', 'num-cpus: "8"'), 0)])
+    with pytest.raises(ConfigError, match="num-cpus='8'"):
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
     assert [call[0] for call in fake.calls] == ["kustomize"]
+
+
+@needs_kubectl
+def test_the_example_image_is_refused(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
+    fake.answer([built])
+    with pytest.raises(ConfigError, match="is an example; build docker/Dockerfile"):
+        kubernetes.submit(_request(tmp_path), OVERLAY)
 
 
 def test_a_folder_that_is_no_overlay_is_refused(tmp_path: Path, fake: FakeKubectl) -> None:
@@ -122,7 +130,7 @@ def test_a_folder_that_is_no_overlay_is_refused(tmp_path: Path, fake: FakeKubect
 def test_without_kubectl_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="kubectl is not on PATH"):
-        kubernetes.submit(_request(tmp_path), OVERLAY)
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
 
 
 def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
@@ -132,6 +140,8 @@ def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
     look = ["get", "rayjob"]
     fake.answer([
         (look, _job("Initializing"), 0),
+        (look, _job("Running", jobId="a"), 0),
+        (["logs"], "the submitter is not there yet", 1),
         (look, _job("Running", jobId="a"), 0),
         (["logs"], "loss 2.0\n", 0),
         (look, _job("Running", jobId="a"), 0),
