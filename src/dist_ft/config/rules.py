@@ -22,17 +22,6 @@ def check_config(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_sections(config: Config) -> None:
-    """Checks what holds on any machine, for a run that starts elsewhere: no file, no core is looked at.
-
-    Raises:
-        ConfigError: With every problem found, one a line.
-    """
-    problems = _section_problems(config)
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
 def check_new_run(config: Config) -> None:
     """Refuses to write into a run directory that is there already.
 
@@ -44,6 +33,17 @@ def check_new_run(config: Config) -> None:
         raise UsageError(
             f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
         )
+
+
+def check_sections(config: Config) -> None:
+    """Checks what holds on any machine, for a run that starts elsewhere: no file, no core is looked at.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    problems = _section_problems(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def local_slots() -> int:

@@ -85,20 +85,22 @@ def on_volume(config: Config, mount: str) -> Config:
         source.model_copy(update={"source": below(f"data.train.{index}.source", source.source)})
         for index, source in enumerate(data.train)
     ]
-    changes = {
-        "run": {"output_dir": below("run.output_dir", config.run.output_dir)},
-        # Without a leading `.` it is a name on the hub, or of an embedded model.
-        "model": {"name": below("model.name", name) if name.startswith((".", "~", "/")) else name},
-        "method": {"init_from": below("method.init_from", config.method.init_from)},
-        "data": {
-            "train": sources,
-            "eval": below("data.eval", data.eval) if isinstance(data.eval, str) else data.eval,
-            "chat_template": below("data.chat_template", data.chat_template),
-        },
-    }
-    sections = {name: config.__dict__[name].model_copy(update=update) for name, update in changes.items()}
-    placed = config.model_copy(update=sections)
-    if not PurePosixPath(placed.run.output_dir).is_relative_to(mount) or ".." in placed.run.output_dir:
+    held_out = below("data.eval", data.eval) if isinstance(data.eval, str) else data.eval
+    template = below("data.chat_template", data.chat_template)
+    output_dir = below("run.output_dir", config.run.output_dir)
+    init_from = below("method.init_from", config.method.init_from)
+    # Without a leading `.` it is a name on the hub, or of an embedded model.
+    model = below("model.name", name) if name.startswith((".", "~", "/")) else name
+    placed = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"output_dir": output_dir}),
+            "model": config.model.model_copy(update={"name": model}),
+            "method": config.method.model_copy(update={"init_from": init_from}),
+            "data": data.model_copy(update={"train": sources, "eval": held_out, "chat_template": template}),
+        }
+    )
+    path = PurePosixPath(placed.run.output_dir)
+    if not path.is_relative_to(mount) or ".." in path.parts:
         problems.append(
             f"run.output_dir={config.run.output_dir} is not on the shared volume; name a path below {mount}, or a "
             "relative one"
