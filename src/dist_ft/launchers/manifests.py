@@ -78,6 +78,8 @@ def on_volume(config: Config, mount: str) -> Config:
             return path
         if path.startswith("~"):
             problems.append(f"{key}={path}: pods have no such home; name a path on the shared volume, {mount}/…")
+        if "://" in path:
+            problems.append(f"{key}={path}: object stores are not supported yet; name a path on the shared volume")
         return str(PurePosixPath(mount) / path)
 
     name, data = config.model.name, config.data

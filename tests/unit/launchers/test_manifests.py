@@ -75,6 +75,11 @@ def test_a_home_is_refused_with_its_key(tmp_path: Path) -> None:
         on_volume(_config(tmp_path, "data.train=[{source: ~/a.jsonl}]"), MOUNT)
 
 
+def test_an_object_store_is_refused_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.eval=s3://b/e\.jsonl: object stores"):
+        on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT)
+
+
 def test_everything_of_a_run_carries_its_name_and_nothing_else_is_taken_along(tmp_path: Path) -> None:
     docs = _run(tmp_path)
     run = slug("My_Run")
