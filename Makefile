@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness faults netns soak test-unit lint format bench clean help
+.PHONY: setup smoke test exactness faults netns soak launch-tests test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ netns: setup  ## three hosts in network namespaces that are cut off and switched
 
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
 	$(BIN)/pytest -v tests/faults/soak
+
+launch-tests: setup  ## manifests on a real API server and on three hosts (needs root; five minutes; docs/launch-kubernetes.md)
+	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit

@@ -95,6 +95,11 @@ def submit(
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Kubernetes: directory such as cluster/kuberay/overlays/gpu.")
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="Kubernetes: where the run goes.")] = "dist-ft",
+    image: Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")] = None,
 ) -> None:
     """Start a run elsewhere."""
     from dist_ft.launchers.request import SubmitRequest
@@ -104,8 +109,14 @@ def submit(
         from dist_ft.launchers import ray_job
 
         _exit_as(ray_job.submit(request, address))
-    elif to in ("kubernetes", "slurm"):
-        raise UsageError(f"--to {to} is not there yet; use --to ray")
+    elif to == "kubernetes":
+        if overlay is None:
+            raise UsageError("--to kubernetes needs --overlay DIR, such as cluster/kuberay/overlays/gpu")
+        from dist_ft.launchers import kubernetes
+
+        raise typer.Exit(kubernetes.submit(request, overlay, namespace=namespace, image=image))
+    elif to == "slurm":
+        raise UsageError("--to slurm is not there yet; use --to ray or kubernetes")
     else:
         raise UsageError(f"--to {to} is none of ray, kubernetes, slurm")
 

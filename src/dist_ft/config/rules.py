@@ -34,8 +34,8 @@ def check_config_elsewhere(config: Config) -> None:
     Raises:
         ConfigError: With every problem found, one a line.
     """
-    problems = [*_section_problems(config), *_relative_paths(config)]
-    if problems:
+    check_sections(config)
+    if problems := _relative_paths(config):
         raise ConfigError("\n".join(problems))
 
 
@@ -60,6 +60,17 @@ def is_hub_id(source: str) -> bool:
 
 def _is_on_hub(source: str) -> bool:
     return is_hub_id(source) and not _exists(Path(source))
+
+
+def check_sections(config: Config) -> None:
+    """Checks what holds on any machine, for a run that starts elsewhere: no file, no core is looked at.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    problems = _section_problems(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def local_slots() -> int:
@@ -177,7 +188,7 @@ def _relative_paths(config: Config) -> list[str]:
         "run.output_dir": config.run.output_dir,
         "method.init_from": config.method.init_from,
     }
-    sources = {f"data.train.{index}.source": source for index, source in enumerate(data.train)}
+    sources: dict[str, RowSource] = {f"data.train.{index}.source": s for index, s in enumerate(data.train)}
     sources |= {"data.eval": data.eval_source} if data.eval_source else {}
     named |= {key: source.source for key, source in sources.items() if not _is_on_hub(source.source)}
     named |= {"data.chat_template": data.template_path}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -61,7 +62,7 @@ def _make_smollm2(directory: Path) -> None:
     model.config.quantization_config = None
     model.hf_quantizer = None
     model.is_quantized = False
-    model.save_pretrained(directory)
+    _save(model, directory)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
 
 
@@ -83,9 +84,25 @@ def _make_tiny(directory: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    _save(LlamaForCausalLM(config), directory)
     torch.random.set_rng_state(state)
     tokenizer.save_pretrained(directory)
+
+
+def _save(model: Any, directory: Path) -> None:
+    """Writes a model as `save_pretrained` does, but on every rank.
+
+    Inside a process group that writes on rank 0 alone; here each node makes its own.
+    """
+    directory.mkdir()
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
+    tensors: dict[int, tuple[str, Any]] = {}  # tied weights once, by the name that comes first
+    for name, tensor in model.state_dict().items():
+        tensors.setdefault(tensor.data_ptr(), (name, tensor))
+    save_file(dict(tensors.values()), str(directory / "model.safetensors"), metadata={"format": "pt"})
 
 
 def byte_tokenizer() -> Any:

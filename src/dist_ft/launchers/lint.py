@@ -1,0 +1,211 @@
+"""What makes the manifests of a run wrong or unsafe though every schema takes them. Pure; one line a problem."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from packaging.requirements import Requirement
+
+from dist_ft.launchers.kuberay_rules import operator_problems
+from dist_ft.launchers.manifests import Manifest, pod_templates
+
+_GPU = "nvidia.com/gpu"
+_SECRET_NAME = re.compile(r"(?:\b|_)(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD|CREDENTIALS?)\b", re.IGNORECASE)
+_PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "privileged": False, "readOnlyRootFilesystem": True}
+
+
+def problems_of(manifests: Sequence[Manifest]) -> list[str]:
+    """Returns every problem of a set of manifests that are applied together."""
+    problems: list[str] = []
+    rays = [manifest for manifest in manifests if manifest.get("kind") in ("RayJob", "RayCluster")]
+    for ray in rays:
+        found = operator_problems(ray) + _ray_problems(ray)
+        if ray["kind"] == "RayJob":
+            found += _entrypoint_problems(ray, manifests)
+        problems += [f"{ray['kind']} {ray['metadata'].get('name')}: {problem}" for problem in found]
+    templates = [template for ray in rays for _, template in pod_templates(ray)]
+    templates += [m["spec"]["template"] for m in manifests if m.get("kind") in ("StatefulSet", "Deployment")]
+    return problems + _selector_problems(manifests, templates)
+
+
+def _ray_problems(ray: Manifest) -> list[str]:
+    cluster = ray["spec"] if ray["kind"] == "RayCluster" else ray["spec"].get("rayClusterSpec", {})
+    problems = _version_problems(cluster) + _image_problems(ray)
+    if cluster.get("authOptions", {}).get("mode") != "token":
+        problems.append("authOptions.mode is not token: whoever reaches a port of Ray runs code there; set it")
+    cpus = (cluster.get("headGroupSpec", {}).get("rayStartParams") or {}).get("num-cpus")
+    if cpus != "0":
+        problems.append(f'head: rayStartParams.num-cpus={cpus!r} must be the string "0", or workers land on the head')
+    for where, template in pod_templates(ray):
+        problems += [f"{where}: {problem}" for problem in _pod_problems(template["spec"])]
+    for container in _extra_containers(cluster):
+        problems += [f"autoscaler: {problem}" for problem in _security_problems(container)]
+    if _SECRET_NAME.search(str(ray["spec"].get("runtimeEnvYAML", ""))):
+        problems.append("runtimeEnvYAML names a secret, and everybody sees it there; use secretKeyRef in a pod's env")
+    return problems
+
+
+def _version_problems(cluster: Manifest) -> list[str]:
+    requirements = map(Requirement, importlib.metadata.requires("dist-ft") or [])
+    pin = next(requirement.specifier for requirement in requirements if requirement.name == "ray")
+    version = str(cluster.get("rayVersion", ""))
+    return (
+        [] if version and pin.contains(version) else [f"rayVersion={version} is not {pin}, which dist-ft is made for"]
+    )
+
+
+def _image_problems(ray: Manifest) -> list[str]:
+    images = {where: c.get("image", "") for where, t in pod_templates(ray) for c in t["spec"].get("containers", [])[:1]}
+    problems = [
+        f"{where}: image {image!r} is not pinned; give it a tag other than latest, or a digest"
+        for where, image in images.items()
+        if not _PINNED.search(image)
+    ]
+    if len(set(images.values())) > 1:
+        problems.append(f"images differ, but Ray and Python must be the same on all pods: {images}")
+    return problems
+
+
+def _pod_problems(pod: Manifest) -> list[str]:
+    problems = []
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    security = pod.get("securityContext", {})
+    if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
+        problems.append("securityContext: set runAsNonRoot: true and runAsUser")
+    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        problems.append("securityContext: set seccompProfile.type: RuntimeDefault")
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.get(key):
+            problems.append(f"{key} opens the machine to the pod; leave it out")
+    for container in [*pod.get("initContainers", []), *pod.get("containers", [])]:
+        problems += _security_problems(container) + _env_problems(container) + _resource_problems(container)
+        mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
+        problems += [f"volumeMount {name} has no volume" for name in mounts if name not in volumes]
+    return problems + _drain_problems(pod) + _memory_problems(pod)
+
+
+def _security_problems(container: Manifest) -> list[str]:
+    security = container.get("securityContext", {})
+    wrong = [
+        f"{key}: {str(value).lower()}" for key, value in _CONTAINER_SECURITY.items() if security.get(key) is not value
+    ]
+    if "ALL" not in security.get("capabilities", {}).get("drop", []):
+        wrong.append("capabilities.drop: [ALL]")
+    return [f"container {container.get('name', '')}: securityContext lacks {', '.join(wrong)}"] if wrong else []
+
+
+def _env_problems(container: Manifest) -> list[str]:
+    problems = []
+    for variable in container.get("env", []):
+        name = variable["name"]
+        if _SECRET_NAME.search(name) and "value" in variable:
+            problems.append(f"env {name} holds a secret in plain text; use valueFrom.secretKeyRef")
+        reference = variable.get("valueFrom", {}).get("secretKeyRef")
+        if reference is not None and not (reference.get("name") and reference.get("key")):
+            problems.append(f"env {name}: secretKeyRef needs name and key")
+    return problems
+
+
+def _resource_problems(container: Manifest) -> list[str]:
+    resources = container.get("resources", {})
+    requests, limits = resources.get("requests", {}), resources.get("limits", {})
+    problems = [f"resources: limits.{name} is missing" for name in ("cpu", "memory") if name not in limits]
+    for name in sorted({name for name in {*requests, *limits} if "/" in name}):
+        if requests.get(name) != limits.get(name):
+            problems.append(
+                f"resources: {name} requests {requests.get(name)} and limits {limits.get(name)} must be equal"
+            )
+    return problems
+
+
+def _drain_problems(pod: Manifest) -> list[str]:
+    """A pod must live longer than what it does before it ends."""
+    grace_s = pod.get("terminationGracePeriodSeconds", 30)
+    needed = [
+        float(variable.get("value", 0))
+        for container in pod.get("containers", [])
+        for variable in container.get("env", [])
+        if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    ]
+    for container in pod.get("containers", []):
+        command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+        if "--timeout" in command[:-1]:
+            needed.append(float(command[command.index("--timeout") + 1]))
+    return [
+        f"terminationGracePeriodSeconds={grace_s} is not more than the {seconds:g} s that draining may take"
+        for seconds in needed
+        if seconds >= grace_s
+    ]
+
+
+def _memory_problems(pod: Manifest) -> list[str]:
+    """Volumes in memory count towards the limit of the container that fills them."""
+    in_memory = sum(
+        size_bytes(volume["emptyDir"].get("sizeLimit", "0"))
+        for volume in pod.get("volumes", [])
+        if volume.get("emptyDir", {}).get("medium") == "Memory"
+    )
+    limit = pod.get("containers", [{}])[0].get("resources", {}).get("limits", {}).get("memory")
+    if limit is None or in_memory < size_bytes(limit):
+        return []
+    return [f"volumes in memory ({in_memory:g} bytes) fill the container's memory limit of {limit}"]
+
+
+def size_bytes(quantity: str | int) -> float:
+    """Returns a memory quantity in bytes: `1Gi` is 2**30."""
+    text = str(quantity)
+    for unit, factor in _UNITS.items():
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * factor
+    return float(text)
+
+
+def _extra_containers(cluster: Manifest) -> Iterator[Manifest]:
+    if cluster.get("enableInTreeAutoscaling"):
+        yield cluster.get("autoscalerOptions", {})
+
+
+def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[str]:
+    """The driver's config must be there where the driver runs."""
+    first, *words = shlex.split(job["spec"].get("entrypoint", "")) or [""]
+    if first != "exec" or words[:2] != ["dist-ft", "train"] or len(words) < 3:
+        return [f"entrypoint {' '.join([first, *words])!r} is not `exec dist-ft train CONFIG …`"]
+    problems = [f"entrypoint lacks {word}" for word in ("--address", "--resume") if word not in words]
+    on_worker = bool(job["spec"].get("entrypointNumCpus"))
+    path = PurePosixPath(words[2])
+    for where, template in pod_templates(job):
+        if where != "submitter" and where.startswith("worker") == on_worker:
+            problems += [f"{where}: {p}" for p in _config_problems(template["spec"], path, manifests)]
+    return problems
+
+
+def _config_problems(pod: Manifest, path: PurePosixPath, manifests: Sequence[Manifest]) -> list[str]:
+    maps = {v["name"]: v["configMap"]["name"] for v in pod.get("volumes", []) if "configMap" in v}
+    mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0].get("volumeMounts", [])}
+    name = maps.get(mounts.get(str(path.parent), ""))
+    if name is None:
+        return [f"no ConfigMap is mounted at {path.parent}, where the entrypoint looks for {path.name}"]
+    for manifest in manifests:
+        if manifest.get("kind") == "ConfigMap" and manifest["metadata"].get("name") == name:
+            return [] if path.name in (manifest.get("data") or {}) else [f"ConfigMap {name} has no key {path.name}"]
+    return [f"there is no ConfigMap {name}"]
+
+
+def _selector_problems(manifests: Sequence[Manifest], templates: Sequence[Manifest]) -> list[str]:
+    """A selector that selects nothing protects nothing, and says nothing."""
+    problems = []
+    for manifest in manifests:
+        key = {"PodDisruptionBudget": "selector", "NetworkPolicy": "podSelector"}.get(manifest.get("kind", ""))
+        if key is None:
+            continue
+        wanted = manifest["spec"].get(key, {}).get("matchLabels", {})
+        if not any(wanted.items() <= template.get("metadata", {}).get("labels", {}).items() for template in templates):
+            name = f"{manifest['kind']} {manifest['metadata'].get('name')}"
+            problems.append(f"{name}: no pod has the labels that it selects ({wanted})")
+    return problems

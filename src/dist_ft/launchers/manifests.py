@@ -1,0 +1,259 @@
+"""From a run config and the manifests of an overlay to the manifests of one run. Pure: no kubectl, no files.
+
+What an overlay holds beyond the run (volume, accounts) is an administrator's, and left out here.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from dist_ft.config import Config, dump_yaml
+from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
+from dist_ft.config.schema import RowSource
+from dist_ft.errors import ConfigError, UsageError
+
+Manifest = dict[str, Any]
+
+RUN_LABEL = "dist-ft/run"
+"""Label of everything that belongs to one run, its pods included."""
+CONFIG_KEY = "config.yaml"
+"""The run config's key in the ConfigMap, and its file name in the driver's pod."""
+_MAX_SLUG = 40  # a RayJob's name has at most 47 characters: six are left for `-` and a suffix
+
+
+def slug(run_name: str) -> str:
+    """Returns a run's name as Kubernetes takes it (DNS-1035); another name never gives the same."""
+    plain = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
+    if not plain[:1].isalpha():
+        plain = f"r-{plain}"
+    if plain == run_name and len(plain) <= _MAX_SLUG:
+        return plain
+    digest = hashlib.sha256(run_name.encode()).hexdigest()[:6]
+    return f"{plain[: _MAX_SLUG - 7].rstrip('-')}-{digest}"
+
+
+def only(manifests: Sequence[Manifest], kind: str) -> Manifest:
+    """Returns the one manifest of a kind.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    found = [manifest for manifest in manifests if manifest.get("kind") == kind]
+    if len(found) != 1:
+        raise UsageError(f"the overlay has {len(found)} objects of kind {kind}, expected one")
+    return found[0]
+
+
+def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """Yields `(where, template)` of every pod of a RayJob or RayCluster: submitter, head, each worker group."""
+    spec = ray_job["spec"]
+    if "submitterPodTemplate" in spec:
+        yield "submitter", spec["submitterPodTemplate"]
+    cluster = spec if ray_job["kind"] == "RayCluster" else spec.get("rayClusterSpec", {})
+    if "headGroupSpec" in cluster:
+        yield "head", cluster["headGroupSpec"]["template"]
+    for group in cluster.get("workerGroupSpecs", []):
+        yield f"worker group {group.get('groupName')}", group["template"]
+
+
+def on_volume(config: Config, mount: str) -> Config:
+    """Returns the config with relative paths taken as below the shared volume, where a run's files are.
+
+    Args:
+        config: As the user wrote it; its paths need not exist here.
+        mount: Where pods mount the volume.
+
+    Raises:
+        ConfigError: A path of this machine's user, or a run directory that is not on the volume.
+    """
+    problems: list[str] = []
+
+    def below(key: str, path: str | None) -> str | None:
+        if path is None or path.startswith(EMBEDDED_PREFIX):
+            return path
+        if path.startswith("~"):
+            problems.append(f"{key}={path}: pods have no such home; name a path on the shared volume, {mount}/…")
+        if "://" in path:
+            problems.append(f"{key}={path}: object stores are not supported yet; name a path on the shared volume")
+        return str(PurePosixPath(mount) / path)
+
+    def rows_below(key: str, source: RowSource) -> RowSource:
+        # What can be a hub's data set is one: a folder of the volume is told apart by a leading `./`.
+        place = source.source if is_hub_id(source.source) else below(key, source.source)
+        return source.model_copy(update={"source": place})
+
+    name, data = config.model.name, config.data
+    sources = [rows_below(f"data.train.{index}.source", source) for index, source in enumerate(data.train)]
+    held_out = data.eval
+    if data.eval_source:
+        placed_source = rows_below("data.eval", data.eval_source)
+        held_out = placed_source.source if isinstance(data.eval, str) else placed_source
+    template = below("data.chat_template", data.template_path) or data.chat_template
+    output_dir = below("run.output_dir", config.run.output_dir)
+    init_from = below("method.init_from", config.method.init_from)
+    # Without a leading `.` it is a name on the hub, or of an embedded model.
+    model = below("model.name", name) if name.startswith((".", "~", "/")) else name
+    placed = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"output_dir": output_dir}),
+            "model": config.model.model_copy(update={"name": model}),
+            "method": config.method.model_copy(update={"init_from": init_from}),
+            "data": data.model_copy(update={"train": sources, "eval": held_out, "chat_template": template}),
+        }
+    )
+    path = PurePosixPath(placed.run.output_dir)
+    if not path.is_relative_to(mount) or ".." in path.parts:
+        problems.append(
+            f"run.output_dir={config.run.output_dir} is not on the shared volume; name a path below {mount}, or a "
+            "relative one"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return placed
+
+
+def shared_mount(ray_job: Manifest) -> str:
+    """Returns where the head mounts the shared volume.
+
+    Raises:
+        UsageError: It mounts none.
+    """
+    pod = dict(pod_templates(ray_job))["head"]["spec"]
+    claims = {volume["name"] for volume in pod.get("volumes", []) if "persistentVolumeClaim" in volume}
+    for mount in pod["containers"][0].get("volumeMounts", []):
+        if mount["name"] in claims:
+            return str(mount["mountPath"])
+    raise UsageError(
+        "the overlay's head mounts no persistentVolumeClaim; checkpoints need a volume that all pods share"
+    )
+
+
+def for_run(
+    manifests: Sequence[Manifest], config: Config, *, suffix: str, namespace: str, image: str | None = None
+) -> list[Manifest]:
+    """Returns the manifests of one run.
+
+    Args:
+        manifests: What the overlay builds; must hold one RayJob and one ConfigMap.
+        config: Checked, with paths as pods see them (`on_volume`).
+        suffix: Tells this submission's RayJob from earlier ones of the run; at most six characters.
+        namespace: Where the objects go.
+        image: In place of the overlay's, for all of Ray's containers.
+
+    Raises:
+        ConfigError: The overlay's machines cannot hold the workers.
+        UsageError: The overlay is not one for a run.
+    """
+    run = slug(config.run.name)
+    own = [copy.deepcopy(manifest) for manifest in manifests if RUN_LABEL in _labels(manifest)]
+    ray_job, config_map = only(own, "RayJob"), only(own, "ConfigMap")
+    config_map["data"] = {CONFIG_KEY: dump_yaml(config)}
+    _use_config_map(ray_job, config_map["metadata"]["name"], f"dist-ft-config-{run}")
+    _stop_run_first(ray_job, str(PurePosixPath(config.run.output_dir) / config.run.name))
+    _fit_workers(ray_job["spec"]["rayClusterSpec"], config)
+    if image is not None:
+        _use_image(ray_job, image)
+    names = {"RayJob": f"{run}-{suffix}", "ConfigMap": f"dist-ft-config-{run}"}
+    for manifest in own:
+        _relabel(manifest, run)
+        metadata = manifest["metadata"]
+        metadata["name"] = names.get(manifest["kind"], f"{metadata['name']}-{run}")
+        metadata["namespace"] = namespace
+    return own
+
+
+def _labels(manifest: Manifest) -> dict[str, str]:
+    return manifest.get("metadata", {}).get("labels") or {}
+
+
+def _relabel(node: Any, run: str) -> None:
+    """Puts the run into every label and selector below."""
+    if isinstance(node, list):
+        for item in node:
+            _relabel(item, run)
+    elif isinstance(node, dict):
+        if isinstance(node.get(RUN_LABEL), str):
+            node[RUN_LABEL] = run
+        for item in node.values():
+            _relabel(item, run)
+
+
+def _use_config_map(ray_job: Manifest, old: str, new: str) -> None:
+    for _, template in pod_templates(ray_job):
+        for volume in template["spec"].get("volumes", []):
+            if volume.get("configMap", {}).get("name") == old:
+                volume["configMap"]["name"] = new
+
+
+def _stop_run_first(ray_job: Manifest, run_dir: str) -> None:
+    """Has the head's preStop name this run's directory."""
+    for _, template in pod_templates(ray_job):
+        for container in template["spec"]["containers"]:
+            command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+            if command[:2] == ["dist-ft", "stop"]:
+                command[2] = run_dir
+
+
+def _use_image(ray_job: Manifest, image: str) -> None:
+    for _, template in pod_templates(ray_job):
+        template["spec"]["containers"][0]["image"] = image
+
+
+def slots(group: Manifest, config: Config) -> int:
+    """Returns how many workers a pod of a worker group holds: by its GPUs where it has some, else by its CPUs."""
+    limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    gpus = float(limits.get("nvidia.com/gpu", 0))
+    needed = config.cluster.resources_per_worker or ({"GPU": 1.0} if gpus else {"CPU": 1.0})
+    has = {"GPU": gpus, "CPU": cores(limits.get("cpu", 0))}
+    return min((int(has[name] / needed[name] + 1e-6) for name in has if needed.get(name)), default=0)
+
+
+def cores(quantity: str | int | float) -> float:
+    """Returns a CPU quantity as a number: `500m` is a half.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = str(quantity)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def _fit_workers(cluster: Manifest, config: Config) -> None:
+    """Sets the number of pods so that the workers fit.
+
+    One group holds them all. Of two, the first holds the fewest that the run goes on with, the second the rest. Where
+    there are more, the overlay's numbers stand. Without an autoscaler pods cannot be added: all are asked for.
+    """
+    groups = cluster.get("workerGroupSpecs", [])
+    fewest, most = config.cluster.min_workers, config.cluster.max_workers
+    room = [slots(group, config) for group in groups]
+    is_elastic = bool(cluster.get("enableInTreeAutoscaling"))
+    if not groups or not all(room):
+        raise ConfigError(
+            f"cluster.resources_per_worker={config.cluster.resources_per_worker}: a worker pod of the overlay holds "
+            "none; raise the limits of its container, or lower it"
+        )
+    if len(groups) == 1:
+        highest = math.ceil(most / room[0])
+        lowest = math.ceil(fewest / room[0]) if is_elastic else highest
+        _set_replicas(groups[0], lowest, highest)
+    elif len(groups) == 2 and is_elastic:
+        lowest = math.ceil(fewest / room[0])
+        _set_replicas(groups[0], lowest, lowest)
+        _set_replicas(groups[1], 0, math.ceil(max(0, most - lowest * room[0]) / room[1]))
+    at_start = sum(group.get("replicas", 0) * each for group, each in zip(groups, room, strict=True))
+    if at_start < fewest:
+        raise ConfigError(
+            f"cluster.num_workers={config.cluster.num_workers}: the overlay starts with room for {at_start}; raise the "
+            "replicas of its worker groups"
+        )
+
+
+def _set_replicas(group: Manifest, lowest: int, highest: int) -> None:
+    group.update(replicas=lowest, minReplicas=lowest, maxReplicas=highest)

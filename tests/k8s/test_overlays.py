@@ -1,0 +1,99 @@
+"""Every overlay: what the API server, the operator and we ask of it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from dist_ft.cli import app
+from dist_ft.config import load_config
+from dist_ft.config.rules import check_sections
+from dist_ft.launchers.lint import problems_of
+from dist_ft.launchers.manifests import pod_templates, shared_mount
+from tests.k8s import crd, overlays
+
+pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", [*overlays.OVERLAYS, "shared"])
+@pytest.mark.skipif(not crd.are_there(), reason=crd.WHY_ABSENT)
+def test_what_is_built_fits_the_schema_of_kuberay(name: str) -> None:
+    assert [problem for doc in overlays.build(name) for problem in crd.schema_problems(doc)] == []
+
+
+@pytest.mark.parametrize("name", [*overlays.OVERLAYS, *overlays.OTHERS])
+def test_what_is_built_passes_the_operators_rules_and_ours(name: str) -> None:
+    assert problems_of(overlays.build(name)) == []
+
+
+@pytest.mark.parametrize("name", overlays.OVERLAYS)
+def test_entrypoint_and_pre_stop_parse_as_commands_and_mean_the_config_in_the_config_map(
+    name: str, tmp_path: Path
+) -> None:
+    docs = overlays.build(name)
+    job = overlays.find(docs, "RayJob")
+    shell, program, verb, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (shell, program) == ("exec", "dist-ft")
+    parsed = _parse(verb, arguments)
+    assert (parsed["config"], parsed["address"], parsed["resume"]) == (Path("/config/config.yaml"), "auto", True)
+    path = tmp_path / "config.yaml"
+    path.write_text(overlays.find(docs, "ConfigMap")["data"]["config.yaml"])
+    config = load_config(path)
+    check_sections(config)
+    run_dir = Path(config.run.output_dir) / config.run.name
+    assert run_dir.is_relative_to(shared_mount(job))
+    hook = dict(pod_templates(job))["head"]["spec"]["containers"][0].get("lifecycle")
+    if hook is not None:
+        program, verb, *arguments = hook["preStop"]["exec"]["command"]
+        assert (program, _parse(verb, arguments)["run"]) == ("dist-ft", run_dir)
+
+
+def _parse(verb: str, arguments: list[str]) -> dict[str, object]:
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    return dict(command.make_context(verb, arguments).params)
+
+
+@pytest.mark.parametrize("name", [*overlays.OVERLAYS, "shared"])
+def test_ray_is_the_version_that_is_pinned(name: str) -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    docs = overlays.build(name)
+    clusters = [doc["spec"] for doc in docs if doc["kind"] == "RayCluster"]
+    clusters += [doc["spec"]["rayClusterSpec"] for doc in docs if doc["kind"] == "RayJob"]
+    assert [cluster["rayVersion"] for cluster in clusters] == [pins["ray"]]
+
+
+@pytest.mark.parametrize("name", overlays.OVERLAYS)
+def test_all_pods_but_the_submitter_see_the_volume_at_one_place(name: str) -> None:
+    job = overlays.find(overlays.build(name), "RayJob")
+    mounts = {
+        where: [m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"] if m["name"] == "shared"]
+        for where, pod in pod_templates(job)
+        if where != "submitter"
+    }
+    assert set(map(tuple, mounts.values())) == {(shared_mount(job),)}
+
+
+def test_launchers_may_not_read_secrets_nor_run_commands_in_pods() -> None:
+    role = overlays.find(overlays.build("common"), "Role")
+    granted = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert ("rayjobs", "create") in granted and ("pods/log", "get") in granted
+    assert not {resource for resource, _ in granted} & {"secrets", "pods/exec", "*", "serviceaccounts", "roles"}
+    assert "*" not in {verb for _, verb in granted}
+
+
+def test_no_object_is_a_secret() -> None:
+    everything = [doc for name in [*overlays.OVERLAYS, *overlays.OTHERS] for doc in overlays.build(name)]
+    assert [doc["metadata"]["name"] for doc in everything if doc["kind"] == "Secret"] == []
+
+
+@pytest.mark.parametrize("path", sorted(overlays.KUBERAY.rglob("*.yaml")), ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_file_opens_with_what_it_is_for(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    opening = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    assert opening, path
+    is_patch = lines[len(opening)].startswith("- op:")
+    assert is_patch or any("o change" in line for line in opening), f"{path} does not say what to change"

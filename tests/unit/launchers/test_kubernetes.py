@@ -1,0 +1,183 @@
+"""What is asked of kubectl, and what follows from its answers; `tests/k8s` checks the manifests themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_ft.errors import ConfigError, DistFtError, UsageError
+from dist_ft.launchers import kubernetes
+from dist_ft.launchers.request import SubmitRequest
+from tests.helpers.fake_kubectl import FakeKubectl
+from tests.k8s import overlays
+
+OVERLAY = overlays.KUBERAY / "overlays" / "smoke-cpu"
+IMAGE = "here/dist-ft:1"
+needs_kubectl = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKubectl:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    return FakeKubectl(folder, monkeypatch)
+
+
+@pytest.fixture
+def built() -> tuple[list[str], str, int]:
+    """The answer of `kubectl kustomize` for the smoke overlay, by the real one."""
+    return (["kustomize"], overlays.text("smoke-cpu"), 0)
+
+
+def _request(tmp_path: Path, *overrides: str, **flags: bool) -> SubmitRequest:
+    path = tmp_path / "try.yaml"
+    path.write_text("model: {name: tiny-random}\ndata: {train: [{source: 'embedded:orders/train'}]}\n")
+    return SubmitRequest(path, overrides, **flags)
+
+
+def _job(state: str, name: str = "try-1", **status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {}, "status": {"jobDeploymentStatus": state, **status}}
+
+
+NONE: tuple[list[str], Any, int] = (["get", "rayjobs"], {"items": []}, 0)
+
+
+@needs_kubectl
+def test_a_run_is_applied_for_good_only_after_the_servers_dry_run(
+    tmp_path: Path, fake: FakeKubectl, built: Any
+) -> None:
+    fake.answer([built, NONE])
+    assert kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE) == 0
+    applies = [call for call in fake.calls if call[0] == "apply"]
+    assert ["--dry-run=server" in call for call in applies] == [True, False]
+    assert all("--server-side" in call for call in applies)
+    assert {item["kind"] for item in fake.applied} == {"RayJob", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy"}
+
+
+@needs_kubectl
+def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
+    fake.answer([built, NONE, (["--dry-run=server"], "rayjobs.ray.io is forbidden", 1)])
+    with pytest.raises(DistFtError, match="forbidden"):
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    assert fake.applied == []
+
+
+@needs_kubectl
+@pytest.mark.parametrize("state", ["", "Initializing", "Running", "Suspended", "Retrying"])
+def test_a_run_that_is_at_work_is_not_started_twice(tmp_path: Path, fake: FakeKubectl, built: Any, state: str) -> None:
+    fake.answer([built, (["get", "rayjobs"], {"items": [_job("Failed"), _job(state, "try-2")]}, 0)])
+    with pytest.raises(UsageError, match="at work as RayJob try-2"):
+        kubernetes.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE)
+    assert fake.applied == []
+
+
+@needs_kubectl
+def test_a_run_that_has_ended_goes_on_only_when_asked_to(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
+    ended = (["get", "rayjobs"], {"items": [_job("Failed")]}, 0)
+    fake.answer([built, ended])
+    with pytest.raises(UsageError, match="--resume"):
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    fake.answer([built, ended])
+    assert kubernetes.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE) == 0
+    assert "--resume" in next(item for item in fake.applied if item["kind"] == "RayJob")["spec"]["entrypoint"]
+
+
+@needs_kubectl
+def test_each_submission_has_a_name_of_its_own(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
+    fake.answer([built, NONE, built, NONE])
+    kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    names = [item["metadata"]["name"] for item in fake.applied if item["kind"] == "RayJob"]
+    assert len(set(names)) == 2 and all(name.startswith("try-") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [(["optimiser.lr=1"], "unknown key"), (["train.micro_batch_size=64"], "micro_batch_size")],
+)
+def test_a_bad_config_never_reaches_kubectl(
+    tmp_path: Path, fake: FakeKubectl, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        kubernetes.submit(_request(tmp_path, *overrides), OVERLAY)
+    assert fake.calls == []
+
+
+@needs_kubectl
+def test_an_overlay_with_a_fault_is_refused_before_the_cluster_is_asked(
+    tmp_path: Path, fake: FakeKubectl, built: Any
+) -> None:
+    fake.answer([(built[0], built[1].replace('num-cpus: "0"', 'num-cpus: "8"'), 0)])
+    with pytest.raises(ConfigError, match="num-cpus='8'"):
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    assert [call[0] for call in fake.calls] == ["kustomize"]
+
+
+@needs_kubectl
+def test_the_example_image_is_refused(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
+    fake.answer([built])
+    with pytest.raises(ConfigError, match="is an example; build docker/Dockerfile"):
+        kubernetes.submit(_request(tmp_path), OVERLAY)
+
+
+def test_a_folder_that_is_no_overlay_is_refused(tmp_path: Path, fake: FakeKubectl) -> None:
+    with pytest.raises(UsageError, match=r"no kustomization\.yaml"):
+        kubernetes.submit(_request(tmp_path), tmp_path)
+
+
+def test_without_kubectl_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="kubectl is not on PATH"):
+        kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+
+
+def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
+    fake: FakeKubectl, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "Job entrypoint command failed with exit code 3, last available logs"
+    look = ["get", "rayjob"]
+    fake.answer([
+        (look, _job("Initializing"), 0),
+        (look, _job("Running", jobId="a"), 0),
+        (["logs"], "the submitter is not there yet", 1),
+        (look, _job("Running", jobId="a"), 0),
+        (["logs"], "loss 2.0\n", 0),
+        (look, _job("Running", jobId="a"), 0),
+        (look, _job("Retrying"), 0),
+        (look, _job("Running", jobId="b"), 0),
+        (["logs"], "loss 1.0\n", 0),
+        (look, _job("Failed", jobStatus="FAILED", message=said), 0),
+    ])  # fmt: skip
+    assert kubernetes.follow("try-1", poll_s=0) == 3
+    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("loss")] == ["loss 2.0", "loss 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 3),
+        ({"jobDeploymentStatus": "ValidationFailed"}, 2),
+        ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "… failed with exit code 2, last"}, 2),
+        ({"jobDeploymentStatus": "Failed", "message": "the head was lost"}, 1),
+        ({"jobDeploymentStatus": "Failed"}, 1),
+    ],
+)
+def test_the_status_of_a_rayjob_gives_our_exit_code(status: dict[str, str], code: int) -> None:
+    assert kubernetes.exit_code(status) == code
+
+
+def test_a_stop_deletes_what_is_at_work_and_waits_for_its_pods(fake: FakeKubectl) -> None:
+    fake.answer([(["get", "rayjobs"], {"items": [_job("Complete", "try-1"), _job("Running", "try-2")]}, 0)])
+    assert "try-2" in kubernetes.stop("try")
+    deletion = fake.calls[-1]
+    assert deletion[:3] == ["delete", "rayjob", "try-2"] and "try-1" not in deletion
+    assert {"--cascade=foreground", "--wait"} <= set(deletion)
+
+
+def test_there_must_be_something_to_stop(fake: FakeKubectl) -> None:
+    fake.answer([(["get", "rayjobs"], {"items": [_job("Complete")]}, 0)])
+    with pytest.raises(UsageError, match="nothing to stop"):
+        kubernetes.stop("try")
