@@ -104,6 +104,12 @@ class CoordinatorLostError(DistFtError):
     retryable = True
 
 
+class CutOffError(DistFtError):
+    """This machine does not reach the head of the cluster any more."""
+
+    retryable = True
+
+
 class StalledError(DistFtError):
     """A rank that made no progress within the limit of its phase."""
 

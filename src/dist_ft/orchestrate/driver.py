@@ -159,7 +159,12 @@ class _Driver:
     def _start_group(self) -> Future[Any]:
         """Has Ray Train form the group, and again after each failure; the future ends when it gives up."""
         coordinator, namespace = self._coordinator.where
-        loop_config = {"coordinator": coordinator, "namespace": namespace, "on_gpu": self._on_gpu}
+        loop_config = {
+            "coordinator": coordinator,
+            "namespace": namespace,
+            "on_gpu": self._on_gpu,
+            "silence_s": self._config.failure.limits.silence_s,
+        }
         trainer = make_trainer(self._config, resources=self._cluster.resources, loop_config=loop_config)
         return _in_thread(trainer.fit)
 

@@ -58,9 +58,14 @@ def answering(nodes: Sequence[Node]) -> list[Node]:
         return [node for node, is_there in zip(nodes, pool.map(_answers, nodes), strict=True) if is_there]
 
 
-def _answers(node: Node) -> bool:
+def is_listening(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
     try:
-        socket.create_connection((node.address, node.port), _PROBE_LIMIT_S).close()
+        socket.create_connection((host, port), _PROBE_LIMIT_S).close()
     except OSError:
         return False
     return True
+
+
+def _answers(node: Node) -> bool:
+    return is_listening(node.address, node.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
 from pathlib import Path
@@ -16,11 +17,14 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_ft.config import Config
 from dist_ft.config.schema import ClusterConfig
+from dist_ft.errors import CutOffError
 from dist_ft.messages import AttemptSpec
+from dist_ft.orchestrate.nodes import is_listening
 from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
 from dist_ft.orchestrate.supervisor import Seat, starter_on_node, supervise, wait_for_spec
 
 _PREPARE_LIMIT_S = 6 * 3600.0
+_CUT_OFF = 5  # exit status
 
 TRAIN_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -42,10 +46,18 @@ def start_env(max_workers: int) -> dict[str, str]:
 
 
 class RemoteCoordinator:
-    """The coordinator actor as a supervisor sees it."""
+    """The coordinator actor as a supervisor sees it.
 
-    def __init__(self, name: str, namespace: str) -> None:
+    Args:
+        name: Its name.
+        namespace: Of its name.
+        silence_s: `failure.limits.silence_s`.
+    """
+
+    def __init__(self, name: str, namespace: str, silence_s: float) -> None:
         self._actor = ray.get_actor(name, namespace)
+        self._head = ray.get_runtime_context().gcs_address
+        self._silence_s = silence_s
 
     def open_attempt(self, world_size: int) -> int | None:
         """Opens an attempt; None while there is nothing to do yet."""
@@ -63,15 +75,27 @@ class RemoteCoordinator:
         return path
 
     def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
-        """See `CoordinatorClient`."""
-        reply: dict[str, Any] = ray.get(self._actor.handle.remote(envelope))
-        return reply
+        """See `CoordinatorClient`.
+
+        Raises:
+            CutOffError: There is no answer, and the head of the cluster is out of reach.
+        """
+        reference = self._actor.handle.remote(envelope)
+        while True:
+            try:
+                reply: dict[str, Any] = ray.get(reference, timeout=self._silence_s)
+                return reply
+            except ray.exceptions.GetTimeoutError as error:
+                # A coordinator that a slow disk holds up is waited for. Ray itself takes minutes to tell them apart.
+                host, _, port = self._head.rpartition(":")
+                if not is_listening(host, int(port)):
+                    raise CutOffError(f"{self._head}, the head of the cluster, does not answer") from error
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """The train function: runs in every Ray Train worker, a process without torch."""
     context = ray.train.get_context()
-    coordinator = RemoteCoordinator(loop_config["coordinator"], loop_config["namespace"])
+    coordinator = RemoteCoordinator(loop_config["coordinator"], loop_config["namespace"], loop_config["silence_s"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
     number = None
     if rank == 0:
@@ -88,7 +112,11 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         tuple(str(i) for i in gpu_ids),
     )
     with starter_on_node(coordinator.starter(runtime.get_node_id()), loop_config["on_gpu"]) as starter:
-        supervise(coordinator.attempt_spec(number), seat, coordinator, starter)
+        try:
+            supervise(coordinator.attempt_spec(number), seat, coordinator, starter)
+        except CutOffError:
+            # Ray would keep this process, and the device it holds, until its own node has given up.
+            os._exit(_CUT_OFF)
 
 
 class ElasticTrainer(DataParallelTrainer):
