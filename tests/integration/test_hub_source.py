@@ -14,7 +14,7 @@ import pytest
 from dist_ft.config.schema import RowSource
 from dist_ft.stream.sources import content_hash
 from tests.helpers.dataset_hub import COMMIT, serve_dataset
-from tests.unit.stream.test_hub import TRAIN, make_dataset
+from tests.unit.stream.test_dataset_hub import TRAIN, make_dataset
 
 NO_HUB = "http://127.0.0.1:9"
 READ = """

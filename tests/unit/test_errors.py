@@ -76,6 +76,7 @@ def test_want_of_memory_is_told_apart(error: BaseException) -> None:
 def test_only_what_may_pass_is_retried() -> None:
     assert {cls.__name__ for cls in ALL if cls.retryable} == {
         "CoordinatorLostError",
+        "CutOffError",
         "HubUnreachableError",
         "NodeLostError",
         "OutOfMemoryError",

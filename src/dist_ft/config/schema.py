@@ -355,7 +355,7 @@ class PhaseLimits(Section):
     """Waiting for the last commit."""
     silence_s: Annotated[float, Field(gt=0)] = 60.0
     """In any phase: without a sign of life from the rank's supervisor, which gives one several times a second. A
-    supervisor that gets no answer for so long, and does not reach the cluster's head either, ends itself and its rank."""
+    supervisor that gets no answer for so long, and does not reach the head either, ends itself and its rank."""
 
 
 class FailureConfig(Section):
