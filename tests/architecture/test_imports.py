@@ -228,3 +228,9 @@ def test_rank_and_tasks_import_no_ray() -> None:
 def test_the_command_line_starts_light() -> None:
     heavy = ["torch", "ray", "transformers", "pydantic", "yaml", "numpy", "pyarrow"]
     assert _first_to_load(["dist_ft.cli"], heavy) is None
+
+
+def test_names_of_test_modules_are_unique() -> None:
+    """pytest imports test files by their name alone; of two with the same one it can collect neither."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
