@@ -25,8 +25,8 @@ from tests.helpers.runs import Run
 
 SEED = int(os.environ.get("SOAK_SEED", secrets.randbelow(1 << 32)))
 SECONDS = float(os.environ.get("SOAK_S", "300"))
-STEPS = 600
-SETTINGS = ("train.max_steps=600", "optimizer.lr=3e-4", "checkpoint.every_steps=10", "failure.max_restarts=1000",
+STEPS = 1500
+SETTINGS = (f"train.max_steps={STEPS}", "optimizer.lr=3e-4", "checkpoint.every_steps=10", "failure.max_restarts=1000",
             "failure.max_same_step=20", "failure.limits.step_s=6", "failure.limits.silence_s=10")  # fmt: skip
 ELASTIC = ("cluster.num_workers=[1,3]", "cluster.grow_after_s=2", "cluster.grow_if_it_pays=false")
 
