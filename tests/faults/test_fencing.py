@@ -683,7 +683,8 @@ def test_of_two_drivers_the_second_takes_over_and_the_first_ends_itself(
         assert second.returncode == 0, err
     before = run_dir.run_json.read_bytes()
     for pid in held:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # a rank that was ended with its lease, held as it was
+            os.kill(pid, signal.SIGCONT)
     began = time.monotonic()
     _, loser_err = first.communicate(timeout=60)
     assert time.monotonic() - began < 30
