@@ -31,7 +31,7 @@ format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint  ## lint, types and every test but the long ones (about 25 minutes on two cores)
+test: lint  ## lint, types and every test but the long ones (about 40 minutes on two cores)
 	$(BIN)/pytest
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
