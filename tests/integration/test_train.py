@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows
+from tests.helpers.cluster import command_line, descendants
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 
@@ -203,7 +204,8 @@ def test_a_stopped_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
     assert read_json(run_dir.run_json)["wandb_id"] is not None
 
 
-def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, ray_address: str) -> None:
+def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, session_ray: tuple[str, int]) -> None:
+    ray_address, ray_pid = session_ray
     process = subprocess.Popen(
         command(cli, tmp_path, ray_address, "train.max_steps=2000", "failure.max_restarts=0"),
         stdout=subprocess.PIPE,
@@ -212,7 +214,7 @@ def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, ray_
     )
     record = wait_for_step(RunDir(tmp_path / "full"), 2, process)
     rank = record["workers"][0]["pid"]
-    supervisors = _children_named(b"RayTrainWorker")
+    supervisors = [pid for pid in descendants(ray_pid) if b"RayTrainWorker" in command_line(pid)]
     assert len(supervisors) == 2
     for pid in (process.pid, *supervisors):
         assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text(), "a process with ray must not hold torch"
@@ -225,14 +227,3 @@ def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, ray_
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(out.splitlines()[-1])["state"] == "failed"
-
-
-def _children_named(name: bytes) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if name in entry.read_bytes():
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return found
