@@ -79,6 +79,23 @@ def test_two_faults_in_a_row_are_survived(cli: str, tmp_path: Path, ray_address:
     _check_equal(run, undisturbed)
 
 
+def test_a_run_starts_though_its_fork_server_dies_meanwhile(
+    cli: str, tmp_path: Path, ray_address: str, undisturbed: Run
+) -> None:
+    run = Run(cli, tmp_path, ray_address, "start", *SETTINGS)
+    connections = Path("/proc/net/unix")
+    while True:
+        assert run.process.poll() is None, run.process.communicate()
+        found = [p for p in descendants(run.process.pid) if b"orchestrate.forkserver" in command_line(p)]
+        socket = command_line(found[0]).decode().split("\0")[-2] if found else ""
+        if socket and connections.read_text().count(socket) >= 2:  # it listens, and the preparation waits in line
+            break
+    os.kill(found[0], signal.SIGKILL)
+    code, result, err = run.finish()
+    assert (code, result["state"]) == (0, "completed"), err
+    _check_equal(run, undisturbed)
+
+
 def test_numbers_that_are_not_finite_are_not_tried_again(cli: str, tmp_path: Path, ray_address: str) -> None:
     run = Run(cli, tmp_path, ray_address, "diverged", *SETTINGS, "optimizer.lr=1e30", "optimizer.max_grad_norm=0")
     code, result, err = run.finish()

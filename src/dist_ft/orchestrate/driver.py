@@ -28,7 +28,7 @@ from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError, StartTimeoutError
+from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError, StartTimeoutError, WorkerCrashError
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
@@ -77,9 +77,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
             f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}"
         )
         console.say("  starting Ray, checking model and data (a model is fetched or made on first use)")
-        preparing = _in_thread(
-            lambda: run_task(server.socket_path, "prepare", {"config": config.model_dump(mode="json")})
-        )
+        preparing = _in_thread(lambda: _prepare(config, server))
         cluster = connect(config)
         stack.callback(ray.shutdown)
         timeline.mark("ray")
@@ -121,6 +119,7 @@ class _Driver:
         group = self._start_group()
         prepared = preparing.result()  # until here Ctrl-C simply ends the command
         self._timeline.mark("prepared")
+        self._look_after_starters()
         stack.enter_context(self._signals())
         self._begin(prepared)
         state, error = "failed", None
@@ -221,8 +220,7 @@ class _Driver:
             num_events += len(status["ledger"])
             self._console.update(status)
             self._note_start(status)
-            if self._starters.look():
-                self._coordinator.call("set_starters", self._starters.paths)
+            self._look_after_starters()
             if self._stop_signal is not None:
                 self._coordinator.call("request_stop", self._stop_signal)
                 self._stop_signal = None
@@ -245,6 +243,10 @@ class _Driver:
             elif time.monotonic() - waiting_since > self._config.cluster.start_timeout_s:
                 raise _not_started(self._config)
             time.sleep(_POLL_S)
+
+    def _look_after_starters(self) -> None:
+        if self._starters.look():
+            self._coordinator.call("set_starters", self._starters.paths)
 
     def _note_start(self, status: dict[str, Any]) -> None:
         """Notes where the seconds before the first step went."""
@@ -288,6 +290,18 @@ class _Driver:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _prepare(config: Config, server: ForkServer) -> dict[str, Any]:
+    """Checks model and data and prepares them; once more when the fork server has died under it."""
+    arguments = {"config": config.model_dump(mode="json")}
+    try:
+        return run_task(server.socket_path, "prepare", arguments)
+    except WorkerCrashError:
+        if not server.has_ended(within_s=1.0):
+            raise  # the task's own fault, such as more memory than there is
+        server.restart()
+        return run_task(server.socket_path, "prepare", arguments)
 
 
 def _in_thread(call: Callable[[], Any]) -> Future[Any]:

@@ -65,6 +65,14 @@ class ForkServer:
         """Whether the server runs."""
         return self._process.poll() is None
 
+    def has_ended(self, within_s: float) -> bool:
+        """Whether the server has ended; one whose connections have just broken takes a moment."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def restart(self) -> None:
         """Replaces a server that has died, at another socket."""
         self.close()

@@ -68,7 +68,7 @@ class Starters:
             if not self._own.is_alive:
                 logger.warning("the fork server of this node has died and is replaced")
                 self._own.restart()
-                self.paths[self._here] = self._own.socket_path
+            self.paths[self._here] = self._own.socket_path
             self._ask()
         return self.paths != before
 
