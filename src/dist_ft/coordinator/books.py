@@ -20,7 +20,7 @@ from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import StaleAttemptError
 from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
-from dist_ft.rundir import RunDir, checkpoint_name, last_rows, read_rows, write_json
+from dist_ft.rundir import RunDir, checkpoint_name, last_rows, read_json, read_rows, write_json
 
 
 class Books:
@@ -44,7 +44,7 @@ class Books:
         self._metrics = JsonlWriter(run_dir.metrics)
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
-        self._goodput = Goodput(last_rows(run_dir.metrics), record.active_s, time.monotonic())
+        self._goodput = Goodput(last_rows(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
         # The record of a run that is there says how its last attempt stands until this driver has one.
         self.write_record()
@@ -147,3 +147,17 @@ class Books:
         self._metrics.close()
         self._evals.close()
         self._ledger.close()
+
+
+def _active_s(run_dir: RunDir, record: RunRecord) -> float:
+    """Returns how long drivers have been at work, up to now.
+
+    A driver counts its own start to what it finds in run.json. When that holds more than the driver said at its begin,
+    the coordinator has been restarted under it, and what passed since run.json was written counts, too.
+    """
+    if not run_dir.run_json.exists():
+        return record.active_s
+    stored = float(read_json(run_dir.run_json).get("active_s", 0.0))
+    if stored <= record.active_s:
+        return record.active_s
+    return stored + max(0.0, time.time() - run_dir.run_json.stat().st_mtime)

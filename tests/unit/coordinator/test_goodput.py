@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.goodput import Goodput
+from dist_ft.coordinator.state import RunRecord
+from dist_ft.rundir import RunDir, read_json, write_json
 
 
 def _rows(*seconds: float) -> dict[int, dict[str, float]]:
@@ -42,3 +50,20 @@ def test_rows_that_are_lost_are_no_reason_to_fail() -> None:
     goodput = Goodput({5: {"step_s": 1.0}}, 0.0, began=0.0)
     goodput.add(6, 1.0)
     assert goodput.useful_s(6) == pytest.approx(1.0)
+
+
+def test_the_time_before_a_restart_of_the_coordinator_counts(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    said = RunRecord("run", active_s=5.0)  # by the driver at its begin, and again after each restart
+    Books(run_dir, replace(said), [])
+    written = {**read_json(run_dir.run_json), "active_s": 100.0}
+    write_json(run_dir.run_json, written)
+    os.utime(run_dir.run_json, (time.time() - 7, time.time() - 7))
+    restarted = replace(said)
+    Books(run_dir, restarted, [])
+    assert restarted.active_s == pytest.approx(107.0, abs=1.0)
+    resumed = RunRecord("run", active_s=restarted.active_s + 3.0)  # a new driver, a night later
+    os.utime(run_dir.run_json, (time.time() - 30_000, time.time() - 30_000))
+    Books(run_dir, resumed, [])
+    assert resumed.active_s == pytest.approx(110.0, abs=1.0)
