@@ -50,6 +50,7 @@ from dist_ft.messages import (
 )
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
 from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from tests.helpers.cluster import is_alive
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
 
@@ -640,14 +641,6 @@ def wait_for(what: str, condition: Callable[[], bool], *alive: subprocess.Popen[
             assert process.poll() is None, (what, process.communicate())
         assert time.monotonic() < deadline, f"{what} did not happen within {limit_s:.0f} s"
         time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and is not just waiting to be reaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize("held_until", ["the takeover", "the second has completed"])

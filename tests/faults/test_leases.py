@@ -15,17 +15,9 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.store import LocalStore
 from dist_ft.orchestrate.processes import Child, ForkServer
-from tests.helpers.cluster import command_line
+from tests.helpers.cluster import command_line, is_alive
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import run_group
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 def forked_from(starter: str) -> set[int]:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dist_ft.config.rules import is_there
 from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
 
@@ -95,17 +96,12 @@ def same(mine: Any, theirs: Any) -> bool:
 def _check_base(theirs: str | None, config: Config) -> None:
     """Two names of a hub that differ are two models; of two paths, or a path and a name, nothing is known."""
     mine = config.model.name
-    names = [name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not _is_there(name)]
+    names = [
+        name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not is_there(Path(name))
+    ]
     if len(names) == 2 and names[0].lower() != names[1].lower():
         raise ConfigError(
             f"model.name={mine}, but the adapter in method.init_from={config.method.init_from} was trained on "
             f"{theirs}; set model.name={theirs}, or correct base_model_name_or_path in its adapter_config.json if "
             "both have the same weights"
         )
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except OSError:  # too long for a path
-        return False

@@ -46,7 +46,7 @@ def check_new_run(config: Config) -> None:
         UsageError: It exists.
     """
     run_dir = Path(config.run.output_dir).absolute() / config.run.name
-    if _exists(run_dir):
+    if is_there(run_dir):
         raise UsageError(
             f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
         )
@@ -59,7 +59,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def _is_on_hub(source: str) -> bool:
-    return is_hub_id(source) and not _exists(Path(source))
+    return is_hub_id(source) and not is_there(Path(source))
 
 
 def check_sections(config: Config) -> None:
@@ -192,7 +192,7 @@ def _relative_paths(config: Config) -> list[str]:
     sources |= {"data.eval": data.eval_source} if data.eval_source else {}
     named |= {key: source.source for key, source in sources.items() if not _is_on_hub(source.source)}
     named |= {"data.chat_template": data.template_path}
-    if name.startswith((".", "~")) or (_exists(Path(name)) and not Path(name).is_absolute()):
+    if name.startswith((".", "~")) or (is_there(Path(name)) and not Path(name).is_absolute()):
         named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
     return [
         f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
@@ -241,16 +241,16 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
     """
     key, path = f"{section}{written}={source.source}", Path(source.source).expanduser()
     is_embedded = source.source.startswith(EMBEDDED_PREFIX)
-    is_hub = not is_embedded and not _exists(path) and is_hub_id(source.source)
+    is_hub = not is_embedded and not is_there(path) and is_hub_id(source.source)
     for_hub = {"name": source.name, "split": source.split, "revision": source.revision}
     given = [name for name, value in for_hub.items() if value is not None]
-    if given and not is_hub and not (given != ["revision"] and _exists(path) and path.is_dir()):
+    if given and not is_hub and not (given != ["revision"] and is_there(path) and path.is_dir()):
         return [f"{section}.{given[0]} is for a Hugging Face data set, which {source.source} is not; remove it"]
     if is_embedded or is_hub:
         return []
     if not source.source:
         return [f"{key} names nothing; name a file, a folder or a data set of the hub"]
-    if not _exists(path):
+    if not is_there(path):
         return [f"{key}: no such file (looked in {Path.cwd()}), and no hub id such as org/name"]
     if path.is_file() and path.stat().st_size == 0:
         return [f"{key} is empty; expected rows"]
@@ -262,19 +262,19 @@ def _model_problem(config: Config) -> list[str]:
     if "://" in name:
         return ["model.name is a URL; name the model as its hub does (`owner/name`), or a directory"]
     path = Path(name).expanduser()
-    looks_like_path = name.startswith((".", "/", "~")) or _exists(path)
+    looks_like_path = name.startswith((".", "/", "~")) or is_there(path)
     if looks_like_path and (pin := config.model.commit or config.model.revision):
         return [f"model.name={name} is a directory, which has no revision {pin}; leave it out, or name a hub's model"]
     if not looks_like_path or _is_file(path / "config.json"):
         return []
-    if not _exists(path):
+    if not is_there(path):
         return [f"model.name={name}: no such directory; name a model directory or a hub id"]
     return [f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
 
 
 def _output_problem(config: Config) -> list[str]:
     parent = Path(config.run.output_dir).absolute()
-    while not _exists(parent) and parent != parent.parent:
+    while not is_there(parent) and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir():
         return [f"run.output_dir={config.run.output_dir}: {parent} is not a directory"]
@@ -283,7 +283,7 @@ def _output_problem(config: Config) -> list[str]:
     return []
 
 
-def _exists(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Like `Path.exists`, but a name that the system refuses (too long, not searchable) is not there."""
     try:
         return path.exists()
@@ -292,4 +292,4 @@ def _exists(path: Path) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    return _exists(path) and path.is_file()
+    return is_there(path) and path.is_file()
