@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "dist_ft"
 
 ROWS = (
     ("__init__", "errors", "evals", "messages", "printable", "records", "rundir", "state"),
+    ("storage",),
     ("config", "batch", "memory"),
     ("stream", "model", "zero", "checkpoint", "monitor"),
     ("train", "tasks", "plan"),
@@ -46,9 +47,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "wandb": ("dist_ft.monitor",),
     "pydantic": ("dist_ft.config",),
     "yaml": ("dist_ft.config", "dist_ft.launchers"),
-    "datasets": ("dist_ft.stream", "dist_ft.checkpoint.store"),
+    "datasets": ("dist_ft.stream",),
     "huggingface_hub": ("dist_ft.stream", "dist_ft.model"),
-    "fsspec": ("dist_ft.stream", "dist_ft.checkpoint.store"),
+    "fsspec": ("dist_ft.storage",),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
     "rouge_score": ("dist_ft.tasks.metrics",),
     "sacrebleu": ("dist_ft.tasks.metrics",),
@@ -68,9 +69,8 @@ LATE = {
 
 TORCH_FREE = (
     "dist_ft.errors", "dist_ft.evals", "dist_ft.messages", "dist_ft.printable", "dist_ft.records", "dist_ft.rundir",
-    "dist_ft.state", "dist_ft.batch", "dist_ft.memory", "dist_ft.config", "dist_ft.stream", "dist_ft.checkpoint",
-    "dist_ft.monitor",
-    "dist_ft.coordinator",
+    "dist_ft.state", "dist_ft.storage", "dist_ft.batch", "dist_ft.memory", "dist_ft.config", "dist_ft.stream",
+    "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip
 TORCH_ALLOWED = ("dist_ft.checkpoint.snapshot", "dist_ft.orchestrate.rank_entry")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from dist_ft.checkpoint.store import LocalStore, Store
 from dist_ft.errors import CheckpointError
+from dist_ft.storage.store import LocalStore, Store
 
 IMPLEMENTATIONS: dict[str, Callable[[Path], Store]] = {"local": LocalStore}
 
@@ -61,7 +61,7 @@ def test_of_many_threads_one_creates_a_name(store: Store) -> None:
 _RACER = """
 import sys, time
 from pathlib import Path
-from dist_ft.checkpoint.store import LocalStore
+from dist_ft.storage.store import LocalStore
 store, who, begin = LocalStore(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
 time.sleep(max(0.0, begin - time.time()))
 for number in range(40):

@@ -16,7 +16,6 @@ import pytest
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.state import RunRecord
@@ -24,6 +23,7 @@ from dist_ft.errors import CheckpointError
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.processes import run_task
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
+from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
 

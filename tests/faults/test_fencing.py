@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 
 from dist_ft.checkpoint.lineage import Attempt, committed, follow, newest_number, read_attempts, take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator import core
@@ -50,6 +49,7 @@ from dist_ft.messages import (
 )
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
 from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import is_alive
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group

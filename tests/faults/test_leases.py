@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.orchestrate.processes import Child, ForkServer
+from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import command_line, is_alive
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import run_group

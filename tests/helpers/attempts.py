@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.messages import AttemptSpec, Staged
 from dist_ft.state import ParamInfo, SliceKey
+from dist_ft.storage.store import LocalStore
 from tests.helpers.ranks import RankServer
 
 BODIES = "tests.helpers.rank_bodies"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.store import LocalStore
+from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import AddedNode, LoopbackCluster, command_line, descendants
 from tests.helpers.runs import Run
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.rundir import RunDir, last_rows, read_json
+from dist_ft.storage.store import LocalStore
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG
 

@@ -24,12 +24,12 @@ from dist_ft.batch import IGNORE
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError, ModelError
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.loss import TokenLoss
 from dist_ft.orchestrate.processes import run_task
+from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.families import FAMILIES, TIED, attention, make_family
 from tests.helpers.group import Group, run_group

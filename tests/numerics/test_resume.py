@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.config.schema import ScheduleConfig
 from dist_ft.rundir import last_rows
+from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, differing, prepare, read_state, relative_l2, train
 from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.group import Group, run_group

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.checkpoint.store import LocalStore
+from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import BODIES, Attempt, attempt_spec, differing, prepare, run_path, train
 from tests.helpers.configs import tiny_config
 from tests.helpers.ranks import RankError, RankServer

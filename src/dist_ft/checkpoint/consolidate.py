@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, map_slices
-from dist_ft.checkpoint.store import LocalStore, Store
 from dist_ft.checkpoint.tensorfile import ITEM_BYTES, to_bfloat16, write_tensors
 from dist_ft.errors import ExportError
 from dist_ft.state import ParamInfo
+from dist_ft.storage.store import LocalStore, Store
 
 Floats = npt.NDArray[np.float32]
 Chunk = tuple[str, Floats]

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
 from dist_ft.checkpoint.manifest import Manifest, read_manifests
-from dist_ft.checkpoint.store import Store
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.rundir import FORMAT_VERSION
+from dist_ft.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from dist_ft.checkpoint.manifest import Manifest, SliceMap, map_slices
-from dist_ft.checkpoint.store import Store
 from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
 from dist_ft.errors import CheckpointError
 from dist_ft.state import SliceKey
+from dist_ft.storage.store import Store
 
 
 def copy_slices(slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> list[tuple[SliceKey, torch.Tensor]]:

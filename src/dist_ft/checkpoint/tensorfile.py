@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from dist_ft.checkpoint.store import Store
 from dist_ft.errors import CheckpointError
+from dist_ft.storage.store import Store
 
 ITEM_BYTES = {"F32": 4, "BF16": 2}
 _MAX_HEADER_BYTES = 100_000_000

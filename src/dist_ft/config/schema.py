@@ -151,6 +151,21 @@ HeldOut = Annotated[
 """Told apart by type, so that a mistake is explained as what was meant."""
 
 
+class LoaderConfig(Section):
+    """How workers read prepared data that lies in an object store. On a file system it is read where it lies."""
+
+    cache_dir: str | None = None
+    """Directory on each machine for copies of token shards; null is a folder in the user's cache directory."""
+    cache_gib: Annotated[float, Field(gt=0)] = 50.0
+    """Most of a machine's disk that the copies take, in GiB; those not used for longest go first."""
+    prefetch_steps: Annotated[int, Field(ge=0)] = 2
+    """Steps whose batches are made ready while one is computed."""
+    max_tries: Annotated[int, Field(ge=1)] = 6
+    """Tries to read a shard, each after twice the wait of the one before, from half a second on."""
+    replicas: list[str] = []
+    """Further places (paths or URLs) that hold the same prepared data, tried where `data.cache_dir` fails."""
+
+
 class DataConfig(Section):
     """What the model is trained and measured on."""
 
@@ -171,6 +186,19 @@ class DataConfig(Section):
     `quarantine.jsonl` beside the prepared data."""
     packing: bool = True
     """Join short samples into one sequence; they do not see one another."""
+    preparation: Literal["ahead", "stream"] = "ahead"
+    """When rows become token shards: all before the first step, or from the first window of shards on while training
+    goes on, which needs train.max_steps. The order of samples is the same."""
+    cache_dir: str | None = None
+    """Where token shards are kept: a path that all machines see, or a URL such as `s3://bucket/cache`. Null is
+    `.dist-ft-cache/data` in run.output_dir."""
+    exhaust: Literal["first", "all", "repeat"] = "all"
+    """With weights, when an epoch ends: as soon as one source is used up; when every source has been used up, the
+    others being repeated; or never, which needs train.max_steps."""
+    shuffle: bool = True
+    """Seeded order. False is a curriculum: every source in its own order, in each epoch."""
+    loader: LoaderConfig = LoaderConfig()
+    """How workers read prepared data."""
     chat_template: str | None = None
     """In place of the tokenizer's own template: a name (`chatml`, `gemma`, `llama3`, `mistral`, `phi`, `plain`), the
     path of a Jinja file, or Jinja text (whatever holds `{{` or `{%`). See docs/templates.md."""

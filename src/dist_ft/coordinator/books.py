@@ -13,7 +13,6 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, newest_number
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.coordinator.goodput import Goodput
 from dist_ft.coordinator.ledger import Ledger
 from dist_ft.coordinator.state import RunRecord
@@ -21,6 +20,7 @@ from dist_ft.errors import StaleAttemptError
 from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
 from dist_ft.rundir import RunDir, checkpoint_name, last_rows, read_json, read_rows, write_json
+from dist_ft.storage.store import LocalStore
 
 
 class Books:

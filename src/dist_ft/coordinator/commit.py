@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest, check_coverage, map_slices
-from dist_ft.checkpoint.store import Store
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.errors import CheckpointError
 from dist_ft.messages import Staged
 from dist_ft.state import Cursor, ParamInfo
+from dist_ft.storage.store import Store
 
 
 @dataclass

@@ -14,7 +14,6 @@ from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.causes import explain, find_causes
@@ -29,6 +28,7 @@ from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, Worker
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.monitor.sinks import Sink
 from dist_ft.rundir import RunDir, last_rows
+from dist_ft.storage.store import LocalStore
 
 _LOSSES_TO_JUDGE = 50
 

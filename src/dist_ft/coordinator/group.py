@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.checkpoints import clean_up
@@ -40,6 +39,7 @@ from dist_ft.messages import (
     Whereabouts,
 )
 from dist_ft.rundir import RunDir, stacks_name
+from dist_ft.storage.store import LocalStore
 
 _LOOKS_APART_S = 5.0
 """From which on this process itself was held up, and nobody's silence can be judged."""

@@ -11,13 +11,13 @@ from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.coordinator.exports import TaskSpec, evaluate_tasks, export_task
 from dist_ft.evals import Scores
 from dist_ft.monitor.console import Console
 from dist_ft.orchestrate.coordination import CoordinatorHandle
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, write_whole
+from dist_ft.storage.store import LocalStore
 from dist_ft.tasks.results import merge
 
 RunTasks = Callable[[Sequence[TaskSpec]], list[dict[str, Any]]]

@@ -21,7 +21,6 @@ import ray
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
@@ -47,6 +46,7 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.rundir import RunDir, read_json, write_whole
+from dist_ft.storage.store import LocalStore
 from dist_ft.stream.left_out import describe_left_out
 
 _POLL_S = 0.25

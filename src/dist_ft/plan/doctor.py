@@ -24,8 +24,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config.rules import num_cores
+from dist_ft.storage.store import LocalStore
 
 _PACKAGE = "dist-ft"
 _SHOWN_PACKAGES = ("torch", "deepspeed", "ray", "transformers", "peft")

@@ -14,11 +14,11 @@ from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import load_config
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.printable import printable
 from dist_ft.rundir import RunDir, read_json, write_json
+from dist_ft.storage.store import LocalStore
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""

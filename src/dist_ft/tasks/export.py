@@ -14,7 +14,6 @@ import torch
 
 from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, config_from_dict
 from dist_ft.errors import ExportError
 from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
@@ -31,6 +30,7 @@ from dist_ft.model.trained import select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.rundir import RunDir, last_rows
 from dist_ft.state import ParamInfo
+from dist_ft.storage.store import LocalStore
 
 _MAX_SHARD_BYTES = 5 << 30
 _RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}

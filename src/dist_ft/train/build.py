@@ -15,7 +15,6 @@ from torch import nn
 
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import SliceReader
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config, config_from_dict
 from dist_ft.memory import fitting_micro_batch
 from dist_ft.messages import AttemptSpec, RankSpec
@@ -26,6 +25,7 @@ from dist_ft.model.loss import TokenLoss
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.state import ParamInfo
+from dist_ft.storage.store import LocalStore
 from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes

@@ -23,10 +23,10 @@ from dist_ft.checkpoint.manifest import (
     verify_files,
 )
 from dist_ft.checkpoint.snapshot import write_slices
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
 from dist_ft.errors import CheckpointError
 from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.storage.store import LocalStore
 
 
 def _manifest(**changes: Any) -> Manifest:

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import hash_file, read_header, to_bfloat16, write_tensors
 from dist_ft.errors import CheckpointError
+from dist_ft.storage.store import LocalStore
 
 SHAPES = {"odd": (3, 5), "scalar": (), "vector": (7,), "üñí|0|fp32": (2, 1, 4)}
 

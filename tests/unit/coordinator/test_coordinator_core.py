@@ -17,7 +17,6 @@ import torch
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest, verify_files
 from dist_ft.checkpoint.snapshot import write_slices
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.config import Config
 from dist_ft.coordinator import core
 from dist_ft.coordinator.core import Coordinator, Prepared
@@ -45,6 +44,7 @@ from dist_ft.messages import (
 )
 from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
 from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.storage.store import LocalStore
 
 RUN_ID = "full"
 WORLD_SIZE = 2

@@ -19,7 +19,6 @@ from dist_ft import cli
 from dist_ft.checkpoint.lineage import committed, take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import write_slices
-from dist_ft.checkpoint.store import LocalStore
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.coordinator.state import FINAL, TRANSITIONS, RunRecord
@@ -28,6 +27,7 @@ from dist_ft.messages import Staged
 from dist_ft.plan.checkpoints import list_checkpoints, remove_checkpoints, verify_checkpoints
 from dist_ft.rundir import RunDir, slices_name, write_json
 from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.storage.store import LocalStore
 
 PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
 ACTIVE = sorted(set(TRANSITIONS) - set(FINAL))

@@ -1,0 +1,1 @@
+"""Where bytes lie: one protocol for directories and object stores."""
