@@ -138,10 +138,11 @@ def plan(
         raise UsageError("plan needs a CONFIG, or --schema")
     parsed = _load(config, overrides or [])
     _quieten()
+    prepared = _prepare_here(parsed)
     from dist_ft.plan.plan import make_plan
     from dist_ft.plan.render import render_plan
 
-    result = make_plan(parsed)
+    result = make_plan(parsed, prepared)
     typer.echo(json.dumps(result) if as_json else render_plan(result))
 
 
@@ -279,6 +280,7 @@ def data_show(
     """Show what the model is fed: tokens, what of them is trained, where samples begin and are cut."""
     parsed = _load(config, overrides or [])
     _quieten()
+    _prepare_here(parsed)
     from dist_ft.plan.data_text import render_show
     from dist_ft.tasks.data_show import show_data
 
@@ -306,11 +308,11 @@ def data_check(
 def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Turn the data into token shards now, so that a run need not."""
     parsed = _load(config, overrides or [])
-    _quieten()
+    ahead = parsed.data.model_copy(update={"preparation": "ahead"})
+    prepared = _prepare_here(parsed.model_copy(update={"data": ahead}))
     from dist_ft.plan.data_text import render_prepared
-    from dist_ft.tasks.prepare import prepare_ahead
 
-    typer.echo(render_prepared(*prepare_ahead(parsed)))
+    typer.echo(render_prepared(prepared))
 
 
 @app.command()
@@ -392,6 +394,25 @@ def _load(path: Path, overrides: list[str]) -> Any:
     config = load_config(path, overrides)
     check_config(config)
     return with_absolute_paths(with_adapter_settings(config))
+
+
+def _prepare_here(config: Any) -> dict[str, Any]:
+    """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
+    _quieten()
+    from dist_ft.monitor.console import Console
+    from dist_ft.orchestrate.prepare_here import INLINE_BYTES, make_shards_here
+    from dist_ft.tasks import prepare
+
+    values = config.model_dump(mode="json")
+    prepared = prepare.run(values, INLINE_BYTES)
+    if not (missing := prepared["missing"]):
+        return prepared
+    console = Console()
+    try:
+        make_shards_here(config, missing, console.progress)
+    finally:
+        console.close()
+    return {**prepare.run(values), "num_made": len(missing)}
 
 
 def _is_colored(no_color: bool) -> bool:

@@ -189,6 +189,9 @@ class DataConfig(Section):
     preparation: Literal["ahead", "stream"] = "ahead"
     """When rows become token shards: all before the first step, or from the first window of shards on while training
     goes on, which needs train.max_steps. The order of samples is the same."""
+    part_mib: Annotated[float, Field(gt=0)] = 32.0
+    """MiB of a source, as stored, that become one token shard: what a machine prepares at a time. Files that cannot be
+    cut are larger parts; small ones are joined."""
     cache_dir: str | None = None
     """Where token shards are kept: a path that all machines see, or a URL such as `s3://bucket/cache`. Null is
     `.dist-ft-cache/data` in run.output_dir."""
@@ -371,6 +374,8 @@ class PhaseLimits(Section):
     load_s: Annotated[float, Field(gt=0)] | None = None
     """Loading model and checkpoint. Null, here and below: ten times the longest so far, at least ten minutes; an hour
     or two while there was none."""
+    data_s: Annotated[float, Field(gt=0)] | None = None
+    """Waiting for a token shard that is not there yet, in `data.preparation: stream`."""
     first_step_s: Annotated[float, Field(gt=0)] | None = None
     """The first step, which compiles and allocates."""
     step_s: Annotated[float, Field(gt=0)] | None = None

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
+from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.coordinator.state import RunRecord
@@ -33,6 +34,7 @@ from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
 from dist_ft.orchestrate.cluster import ClusterInfo, connect
 from dist_ft.orchestrate.coordination import CoordinatorHandle
+from dist_ft.orchestrate.prepare_here import INLINE_BYTES
 from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.result import (
     RunResult,
@@ -42,7 +44,9 @@ from dist_ft.orchestrate.result import (
     persistent,
     with_recorded_commit,
 )
+from dist_ft.orchestrate.shard_jobs import ShardJobs, make_all
 from dist_ft.orchestrate.starters import Starters
+from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.rundir import RunDir, read_json, write_whole
@@ -118,14 +122,18 @@ class _Driver:
         self._coordinator.call("set_starters", self._starters.paths)
         group = self._start_group()
         prepared = preparing.result()  # until here Ctrl-C simply ends the command
-        self._timeline.mark("prepared")
+        self._timeline.mark("listed" if prepared["missing"] else "prepared")
         self._look_after_starters()
+        if prepared["missing"]:
+            self._config = with_commit(self._config, prepared["commit"])
+            prepared = self._make_shards(prepared["missing"])
         stack.enter_context(self._signals())
         self._begin(prepared)
+        streamed = StreamedData(self._config, prepared, self._on_gpu)
         state, error = "failed", None
         result: dict[str, Any] = {}
         try:
-            outcome, group = self._follow(group)
+            outcome, group = self._follow(group, streamed)
             state = "stopped" if outcome == "stopped" else "completed"
             if outcome == "completed":
                 with contextlib.suppress(Exception):  # how the group ended is known from the ranks
@@ -167,6 +175,17 @@ class _Driver:
         trainer = make_trainer(self._config, resources=self._cluster.resources, loop_config=loop_config)
         return _in_thread(trainer.fit)
 
+    def _make_shards(self, missing: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Has all nodes make the token shards that are missing; returns what is then prepared."""
+        self._console.say(f"  preparing data: {len(missing)} shards on {len(self._starters.paths)} nodes")
+        make_all(ShardJobs(self._config, missing, 1.0, self._on_gpu), self._starters_now, self._console.progress)
+        self._timeline.mark("prepared")
+        return run_task(self._server.socket_path, "prepare", {"config": self._config.model_dump(mode="json")})
+
+    def _starters_now(self) -> Mapping[str, str]:
+        self._look_after_starters()
+        return self._starters.paths
+
     def _begin(self, prepared: dict[str, Any]) -> None:
         """Checks a resume and opens the run's books: the first change on disk."""
         self._config = with_commit(self._config, prepared["commit"])
@@ -195,13 +214,14 @@ class _Driver:
             active_s=previous.get("active_s", 0.0) + time.monotonic() - self._timeline.began,
         )
         config = self._config.model_dump(mode="json")
-        self._coordinator.begin(config, str(self._run_dir.path), asdict(record), prepared, self._on_gpu)
+        found = {name: prepared[name] for name in Prepared.__dataclass_fields__}
+        self._coordinator.begin(config, str(self._run_dir.path), asdict(record), found, self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
             self._coordinator.call("add_event", "settings_changed", {"changes": changes})
         _say_data(self._console, prepared, self._config.data)
 
-    def _follow(self, group: Future[Any]) -> tuple[str, Future[Any]]:
+    def _follow(self, group: Future[Any], streamed: StreamedData) -> tuple[str, Future[Any]]:
         """Shows progress until the group has ended; returns `completed` or `stopped`, and the last group.
 
         Raises:
@@ -221,6 +241,9 @@ class _Driver:
             self._console.update(status)
             self._note_start(status)
             self._look_after_starters()
+            if streamed.look(self._starters.paths):
+                self._coordinator.call("request_stop", "a shard of the data cannot be prepared")
+            streamed.check(has_stopped=status["outcome"] == "stopped")
             if self._stop_signal is not None:
                 self._coordinator.call("request_stop", self._stop_signal)
                 self._stop_signal = None
@@ -294,7 +317,7 @@ class _Driver:
 
 def _prepare(config: Config, server: ForkServer) -> dict[str, Any]:
     """Checks model and data and prepares them; once more when the fork server has died under it."""
-    arguments = {"config": config.model_dump(mode="json")}
+    arguments = {"config": config.model_dump(mode="json"), "inline_bytes": INLINE_BYTES}
     try:
         return run_task(server.socket_path, "prepare", arguments)
     except WorkerCrashError:
@@ -320,6 +343,10 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
 
 def _say_data(console: Console, prepared: dict[str, Any], data: DataConfig) -> None:
     splits = prepared["splits"]
+    if prepared["to_stream"] is not None:
+        num_shards = sum(split["num_shards"] for split in splits)
+        console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {prepared['max_steps']} steps")
+        return
     rows, sequences = sum(s["num_rows"] for s in splits), sum(s["num_sequences"] for s in splits)
     trained, tokens = sum(s["num_trained_tokens"] for s in splits), sum(s["num_tokens"] for s in splits)
     console.say(

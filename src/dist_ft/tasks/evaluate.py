@@ -62,7 +62,7 @@ def run(
         if split is not None:
             layout = RankLayout(0, 1, parsed.train.micro_batch_size)
             with torch.no_grad():
-                sums = batch_sums(TokenLoss(model).eval(), split.open(), layout, model.device)
+                sums = batch_sums(TokenLoss(model).eval(), split.open(parsed.data.loader), layout, model.device)
             numbers[name] = means(sums, split.num_trained_tokens)
         for batch in batches:
             prompts = [questions[row].prompt for row in batch]

@@ -26,7 +26,7 @@ from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.state import ParamInfo
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream.cache import PreparedSplit
+from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine

@@ -187,7 +187,7 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
     if split is None:
         return []
     link.send(PhaseChanged("evaluate", step))
-    numbers = evaluate(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    numbers = evaluate(parts.engine, split.open(parts.config.data.loader), parts.layout, split.num_trained_tokens)
     row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
     if parts.spec.rank == 0:
         link.send(EvalDone(row))

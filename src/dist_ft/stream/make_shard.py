@@ -1,0 +1,138 @@
+"""Makes one part of a source into one token shard, and publishes it whole.
+
+Memory holds a window of rows. The shard is written to scratch and then put into the store, its description last: a
+reader sees a whole shard or none. Never made twice: see `claims.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dist_ft.config.schema import RowSource
+from dist_ft.errors import DataError
+from dist_ft.records import Sample
+from dist_ft.storage.store import Store
+from dist_ft.stream.claims import kept, wait_for_claim
+from dist_ft.stream.pack import pack
+from dist_ft.stream.parts import Part, scan_part
+from dist_ft.stream.request import SplitRequest, is_window_full
+from dist_ft.stream.samples import Counts, Render, fit, on_side, render_row
+from dist_ft.stream.shards import ShardInfo, ShardWriter, find_info, publish
+from dist_ft.stream.sources import BadRow
+
+_MAX_KEPT_CHARACTERS = 10_000
+"""Of a bad row in the quarantine."""
+
+
+def quarantine_name(key: str) -> str:
+    """Name of a shard's bad rows in the store."""
+    return f"{key}.quarantine.jsonl"
+
+
+def make_shard(request: SplitRequest, source: RowSource, part: Part, render: Render, store: Store) -> ShardInfo:
+    """Returns the shard of a part, newly made unless it is there or another process makes it.
+
+    Raises:
+        DataError: A row that cannot be used (file and line named), or the file has changed.
+        OSError: The store or the scratch directory refuses.
+    """
+    key = request.part_key(source, part)
+    owner = wait_for_claim(store, key, lambda: find_info(store, key) is not None)
+    if owner is not None:
+        with kept(store, key, owner), TemporaryDirectory(prefix="dist-ft-shard-") as scratch:
+            _write(request, source, part, render, store, key, Path(scratch))
+    info = find_info(store, key)
+    assert info is not None
+    return info
+
+
+def _write(
+    request: SplitRequest, source: RowSource, part: Part, render: Render, store: Store, key: str, scratch: Path
+) -> None:
+    counts, quarantine = Counts(), scratch / quarantine_name(key)
+    with ShardWriter(scratch, key) as writer:
+        for window in _windows(_render_rows(request, source, part, render, counts, quarantine)):
+            writer.add(pack(window, request.seq_len, request.packing))
+    info = writer.finish(
+        num_rows=counts.rows,
+        num_untrained_rows=counts.untrained_rows,
+        num_long_samples=counts.long_samples,
+        num_bad_rows=counts.bad_rows,
+    )
+    if quarantine.exists():
+        store.put(quarantine.name, [quarantine.read_bytes()])
+    publish(store, scratch, info)
+
+
+def _windows(rows: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
+    """Gathers samples that are packed together."""
+    window: list[Sample] = []
+    num_rows = num_tokens = 0
+    for samples in rows:
+        window += samples
+        num_rows += 1
+        num_tokens += sum(len(sample.input_ids) for sample in samples)
+        if is_window_full(num_rows, num_tokens):
+            yield window
+            window, num_rows, num_tokens = [], 0, 0
+    if window:
+        yield window
+
+
+def _render_rows(
+    request: SplitRequest, source: RowSource, part: Part, render: Render, counts: Counts, quarantine: Path
+) -> Iterator[list[Sample]]:
+    """Yields the samples of each row; bad rows stop the work, or are put aside."""
+    for row in on_side(request, scan_part(part, source, request.group_by)):
+        samples = render_row(row, render)
+        if isinstance(samples, list):
+            counts.rows += 1
+            yield fit(samples, row, request, counts)
+        elif request.bad_rows == "error":
+            raise samples.error()
+        else:
+            counts.bad_rows += 1
+            _put_aside(samples, quarantine)
+
+
+def _put_aside(row: BadRow, quarantine: Path) -> None:
+    text = row.raw if isinstance(row.raw, str) else json.dumps(row.raw, default=str)
+    entry = {"place": str(row.place), "problem": row.problem, "row": text[:_MAX_KEPT_CHARACTERS]}
+    with quarantine.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")  # as ASCII, so that no control character reaches a terminal
+
+
+def check_trained(request: SplitRequest, num_trained: int, counts: Counts, store: Store, keys: list[str]) -> None:
+    """Refuses a split in which nothing is trained.
+
+    Raises:
+        DataError: With the likely reason.
+    """
+    if num_trained:
+        return
+    if counts.bad_rows and counts.rows == 0:
+        first = _first_bad_row(store, keys)
+        raise DataError(
+            f"{request.shown}: all {counts.bad_rows} rows are bad; the first is {first['place']}: {first['problem']}"
+        )
+    if counts.rows == 0:
+        part = "held-out" if request.take_held_out else "training"
+        raise DataError(
+            f"{request.shown}: no rows fall on the {part} side with data.eval={request.held_out}; use another fraction"
+        )
+    raise DataError(
+        f"{request.shown}: none of {counts.rows} rows has a trained token ({counts.long_samples} samples are longer "
+        f"than data.seq_len={request.seq_len}, data.long_samples={request.long_samples}); raise it or check the template"
+    )
+
+
+def _first_bad_row(store: Store, keys: list[str]) -> dict[str, str]:
+    for key in keys:
+        try:
+            return dict(json.loads(store.read(quarantine_name(key)).splitlines()[0]))
+        except FileNotFoundError:
+            continue
+    raise AssertionError("bad rows were counted, but none was put aside")

@@ -1,0 +1,219 @@
+"""Splits: the token shards that together are one training source, or the held-out data.
+
+A split is planned from the listing of its sources alone; its shards are made one by one, anywhere; once all are there,
+their sizes are written down in `splits/<key>.json` and the split is complete. In mode `stream` a run starts before that
+and asks for sizes as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dist_ft.config.schema import LoaderConfig, RowSource
+from dist_ft.rundir import FORMAT_VERSION
+from dist_ft.storage.open import open_store
+from dist_ft.storage.store import Store
+from dist_ft.stream.left_out import quarantine_of
+from dist_ft.stream.make_shard import check_trained, quarantine_name
+from dist_ft.stream.parts import Part, SourceFile, cut_parts, list_files
+from dist_ft.stream.request import SplitRequest, split_key
+from dist_ft.stream.samples import Counts
+from dist_ft.stream.shard_cache import ShardFiles
+from dist_ft.stream.shards import ShardInfo, TokenShards, find_info
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard that a split has, made or not.
+
+    Attributes:
+        key: Its name in the store.
+        source: Where its rows are.
+        part: Which of them.
+    """
+
+    key: str
+    source: RowSource
+    part: Part
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """A split as its listing gives it.
+
+    Attributes:
+        request: How it is made.
+        files: Of all its sources, in order.
+        shards: In file order.
+    """
+
+    request: SplitRequest
+    files: tuple[SourceFile, ...]
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def key(self) -> str:
+        """Two splits with the same key hold the same sequences."""
+        return split_key([shard.key for shard in self.shards])
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """A split in a store. All counts are of the whole split; of one that is not complete they are not known, and 0.
+
+    Attributes:
+        address: The store: a path or a URL.
+        key: As in `SplitPlan`.
+        is_complete: Whether every shard is there.
+        num_shards: Token shards.
+        num_rows: Rows used, those that give no trained token included.
+        num_sequences: Sequences after packing.
+        num_tokens: Tokens of all sequences.
+        num_trained_tokens: Tokens whose prediction is trained.
+        num_untrained_rows: Rows left out because no token of theirs would be trained.
+        num_long_samples: Samples longer than `seq_len`, treated as `data.long_samples` says.
+        num_bad_rows: Rows left out because they cannot be used; see `left_out.py`.
+        max_tokens: Tokens of the longest sequence; of a split that is not complete, `data.seq_len`.
+        max_trained_tokens: Most trained tokens of one sequence; likewise.
+    """
+
+    address: str
+    key: str
+    is_complete: bool
+    num_shards: int
+    num_rows: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    num_untrained_rows: int = 0
+    num_long_samples: int = 0
+    num_bad_rows: int = 0
+    max_tokens: int = 0
+    max_trained_tokens: int = 0
+
+    def open(self, loader: LoaderConfig) -> TokenShards:
+        """Opens the shards for reading."""
+        listed = _read(open_store(self.address), _list_name(self.key))
+        sizes = _read(open_store(self.address), _sizes_name(self.key))["sizes"] if self.is_complete else None
+        return TokenShards(listed["keys"], ShardFiles(self.address, loader), sizes)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
+        """Inverse of `dataclasses.asdict`, extra keys ignored."""
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+
+
+def plan_split(request: SplitRequest) -> SplitPlan:
+    """Lists the sources of a split and names its shards; reads no row.
+
+    Raises:
+        DataError: A source cannot be listed.
+    """
+    files: list[SourceFile] = []
+    shards = []
+    for source in request.sources:
+        listed = list_files(source)
+        files += listed
+        for part in cut_parts(listed, request.part_bytes):
+            shards.append(PlannedShard(request.part_key(source, part), source, part))
+    return SplitPlan(request, tuple(files), tuple(shards))
+
+
+def missing_shards(plan: SplitPlan, store: Store) -> list[PlannedShard]:
+    """Returns the shards that are yet to be made, in file order, each once."""
+    if _exists(store, _sizes_name(plan.key)):
+        return []
+    made = {name.removesuffix(".json") for name in store.names("") if name.endswith(".json") and "/" not in name}
+    missing = {shard.key: shard for shard in plan.shards if shard.key not in made}
+    return list(missing.values())
+
+
+def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit:
+    """Returns a split all of whose shards are there, and writes down what they hold.
+
+    Raises:
+        DataError: Nothing of it is trained.
+    """
+    name = _sizes_name(plan.key)
+    if _exists(store, name):
+        return PreparedSplit.from_dict({**_read(store, name)["split"], "address": address})
+    infos = [_require(store, shard.key) for shard in plan.shards]
+    split = _total(plan, infos, address)
+    counts = Counts(split.num_rows, split.num_untrained_rows, split.num_long_samples, split.num_bad_rows)
+    check_trained(plan.request, split.num_trained_tokens, counts, store, [shard.key for shard in plan.shards])
+    if split.num_bad_rows:
+        store.put(quarantine_of(plan.key), _quarantines(plan, store))
+    write_list(plan, store)
+    _write(store, name, {"split": asdict(split), "sizes": [info.num_sequences for info in infos]})
+    return split
+
+
+def _quarantines(plan: SplitPlan, store: Store) -> Iterator[bytes]:
+    for shard in plan.shards:
+        with suppress(FileNotFoundError):
+            yield store.read(quarantine_name(shard.key))
+
+
+def open_ended_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit:
+    """Returns a split whose shards are yet to come, for mode `stream`."""
+    write_list(plan, store)
+    longest = plan.request.seq_len
+    return PreparedSplit(
+        address, plan.key, False, len(plan.shards), max_tokens=longest, max_trained_tokens=longest - 1
+    )
+
+
+def write_list(plan: SplitPlan, store: Store) -> None:
+    """Writes down which shards a split has; readers find them by it."""
+    if not _exists(store, _list_name(plan.key)):
+        _write(store, _list_name(plan.key), {"keys": [shard.key for shard in plan.shards]})
+
+
+def _total(plan: SplitPlan, infos: Sequence[ShardInfo], address: str) -> PreparedSplit:
+    split = PreparedSplit(address, plan.key, True, len(infos))
+    for name in PreparedSplit.__dataclass_fields__:
+        if name.startswith("num_") and name != "num_shards":
+            split = replace(split, **{name: sum(_values(infos, name))})
+        elif name.startswith("max_"):
+            split = replace(split, **{name: max(_values(infos, name), default=0)})
+    return split
+
+
+def _values(infos: Iterable[ShardInfo], name: str) -> list[int]:
+    return [asdict(info)[name] for info in infos]
+
+
+def _require(store: Store, key: str) -> ShardInfo:
+    info = find_info(store, key)
+    assert info is not None, f"shard {key} is missing"
+    return info
+
+
+def _list_name(key: str) -> str:
+    return f"splits/{key}.keys.json"
+
+
+def _sizes_name(key: str) -> str:
+    return f"splits/{key}.json"
+
+
+def _exists(store: Store, name: str) -> bool:
+    try:
+        store.size(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
+    data = json.loads(store.read(name))
+    assert data["format_version"] == FORMAT_VERSION
+    return dict(data)
+
+
+def _write(store: Store, name: str, data: dict[str, Any]) -> None:
+    store.put(name, [json.dumps({"format_version": FORMAT_VERSION, **data}).encode()])

@@ -1,0 +1,90 @@
+"""From rows to samples: which rows a split has, what a run uses of each, and what becomes of the bad ones. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from dist_ft.errors import DataError
+from dist_ft.printable import printable
+from dist_ft.records import Record, Sample
+from dist_ft.stream.request import SplitRequest
+from dist_ft.stream.sources import BadRow, Row, is_held_out, scan_rows
+
+Render = Callable[[Record], list[Sample]]
+
+
+@dataclass
+class Counts:
+    """What the rows of a part, or of a split, became. See `ShardInfo` for the meaning."""
+
+    rows: int = 0
+    untrained_rows: int = 0
+    long_samples: int = 0
+    bad_rows: int = 0
+
+
+def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
+    """Yields the rows of all sources that belong to a split."""
+    return on_side(request, chain.from_iterable(scan_rows(source, request.group_by) for source in request.sources))
+
+
+def on_side(request: SplitRequest, rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """Keeps the rows of one side; without a held-out fraction, all. A row that is not understood has no side of its
+    own and counts on the training side."""
+    for row in rows:
+        is_other_side = bool(request.held_out) and isinstance(row, Row) and is_held_out(row, request.held_out)
+        if is_other_side == request.take_held_out:
+            yield row
+
+
+def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
+    """Returns the samples of a row, or what is wrong with it."""
+    if isinstance(row, BadRow):
+        return row
+    try:
+        return render(row.record)
+    except DataError as error:  # the template refuses it
+        return BadRow(row.place, printable(str(error)), row.raw)
+
+
+def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest, counts: Counts) -> list[Sample]:
+    """Returns the samples that are trained, none longer than a sequence.
+
+    Raises:
+        DataError: A sample is longer, and `data.long_samples` is `error`.
+    """
+    kept: list[Sample] = []
+    num_dropped = 0
+    for sample in samples:
+        is_long = len(sample.input_ids) > request.seq_len
+        counts.long_samples += is_long
+        if is_long and request.long_samples == "error":
+            raise DataError(_explain_long(row, len(sample.input_ids), request.seq_len))
+        num_dropped += is_long and request.long_samples == "drop"
+        kept += usable(sample, request)
+    counts.untrained_rows += not kept and not num_dropped
+    return kept
+
+
+def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
+    """Returns what a run uses of a sample: no piece longer than a sequence, none without a trained token."""
+    length = len(sample.input_ids)
+    if length > request.seq_len and request.long_samples == "drop":
+        return []
+    ends = length if request.long_samples == "split" else 1
+    pieces = [_cut(sample, start, request.seq_len) for start in range(0, ends, request.seq_len)]
+    return [piece for piece in pieces if any(piece.trained[1:])]
+
+
+def _cut(sample: Sample, start: int, length: int) -> Sample:
+    end = start + length
+    return Sample(sample.input_ids[start:end], sample.trained[start:end])
+
+
+def _explain_long(row: Row | BadRow, length: int, seq_len: int) -> str:
+    return (
+        f"{row.place}: {length} tokens are longer than data.seq_len={seq_len}, and data.long_samples=error; raise "
+        "data.seq_len, shorten the row, or set data.long_samples to truncate, drop or split"
+    )
