@@ -400,11 +400,11 @@ def _prepare_here(config: Any) -> dict[str, Any]:
     """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
     _quieten()
     from dist_ft.monitor.console import Console
-    from dist_ft.orchestrate.prepare_here import INLINE_BYTES, make_shards_here
+    from dist_ft.orchestrate.prepare_here import make_shards_here
     from dist_ft.tasks import prepare
 
     values = config.model_dump(mode="json")
-    prepared = prepare.run(values, INLINE_BYTES)
+    prepared = prepare.run(values, makes_all=False)
     if not (missing := prepared["missing"]):
         return prepared
     console = Console()

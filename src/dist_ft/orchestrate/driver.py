@@ -34,7 +34,6 @@ from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
 from dist_ft.orchestrate.cluster import ClusterInfo, connect
 from dist_ft.orchestrate.coordination import CoordinatorHandle
-from dist_ft.orchestrate.prepare_here import INLINE_BYTES
 from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.result import (
     RunResult,
@@ -317,7 +316,7 @@ class _Driver:
 
 def _prepare(config: Config, server: ForkServer) -> dict[str, Any]:
     """Checks model and data and prepares them; once more when the fork server has died under it."""
-    arguments = {"config": config.model_dump(mode="json"), "inline_bytes": INLINE_BYTES}
+    arguments = {"config": config.model_dump(mode="json"), "makes_all": False}
     try:
         return run_task(server.socket_path, "prepare", arguments)
     except WorkerCrashError:

@@ -12,9 +12,6 @@ from dist_ft.config.rules import num_cores
 from dist_ft.monitor.shard_progress import ShardProgress
 from dist_ft.orchestrate.processes import ForkServer, run_task
 
-INLINE_BYTES = 8 << 20
-"""Up to so many stored bytes are prepared by whoever asks; processes for them would take longer."""
-
 
 def make_shards_here(config: Config, jobs: Sequence[dict[str, Any]], show: Callable[[str], None]) -> None:
     """Makes token shards, one at a time on each core.

@@ -46,7 +46,19 @@ def make_shard(request: SplitRequest, source: RowSource, part: Part, render: Ren
             _write(request, source, part, render, store, key, Path(scratch))
     info = find_info(store, key)
     assert info is not None
+    check_bad_rows(request, info, store)
     return info
+
+
+def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None:
+    """Refuses a shard that was made when bad rows were left out, if they now are an error.
+
+    Raises:
+        DataError: With the first of them.
+    """
+    if info.num_bad_rows and request.bad_rows == "error":
+        first = _first_bad_row(store, [info.key])
+        raise DataError(f"{first['place']}: {first['problem']}")
 
 
 def _write(

@@ -18,7 +18,7 @@ from dist_ft.rundir import FORMAT_VERSION
 from dist_ft.storage.open import open_store
 from dist_ft.storage.store import Store
 from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import check_trained, quarantine_name
+from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name
 from dist_ft.stream.parts import Part, SourceFile, cut_parts, list_files
 from dist_ft.stream.request import SplitRequest, split_key
 from dist_ft.stream.samples import Counts
@@ -140,8 +140,12 @@ def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit
     """
     name = _sizes_name(plan.key)
     if _exists(store, name):
-        return PreparedSplit.from_dict({**_read(store, name)["split"], "address": address})
+        split = PreparedSplit.from_dict({**_read(store, name)["split"], "address": address})
+        if split.num_bad_rows == 0 or plan.request.bad_rows == "skip":
+            return split
     infos = [_require(store, shard.key) for shard in plan.shards]
+    for info in infos:
+        check_bad_rows(plan.request, info, store)
     split = _total(plan, infos, address)
     counts = Counts(split.num_rows, split.num_untrained_rows, split.num_long_samples, split.num_bad_rows)
     check_trained(plan.request, split.num_trained_tokens, counts, store, [shard.key for shard in plan.shards])

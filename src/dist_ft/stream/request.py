@@ -61,11 +61,15 @@ class SplitRequest:
         return ", ".join(source.source for source in self.sources)
 
     def part_key(self, source: RowSource, part: Part) -> str:
-        """Returns the key of the shard that a part becomes."""
+        """Returns the key of the shard that a part becomes.
+
+        What becomes of bad rows is not in it: a shard without any is the same either way, and one with some says so.
+        A run that meets a bad row may therefore go on with `data.bad_rows: skip`.
+        """
         how = [
             PREPARATION_VERSION, WINDOW_ROWS, WINDOW_TOKENS, source.format, sorted(source.columns.items()),
             self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
-            self.long_samples, self.bad_rows,
+            self.long_samples,
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(f"{part.identity} {how}".encode())
 

@@ -18,7 +18,7 @@ from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.storage.open import open_store
 from dist_ft.storage.store import Store
-from dist_ft.stream.make_shard import make_shard
+from dist_ft.stream.make_shard import check_bad_rows, make_shard
 from dist_ft.stream.order import WINDOW_SHARDS, epoch_size, run_length, shards_of_pass
 from dist_ft.stream.prepared import (
     PlannedShard,
@@ -32,6 +32,8 @@ from dist_ft.stream.prepared import (
 from dist_ft.stream.request import SplitRequest
 from dist_ft.stream.shards import find_info
 
+_SMALL_SHARE = 0.25
+"""Of a part: so much is made by whoever asks."""
 CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""
 
@@ -62,7 +64,8 @@ def run(config: dict[str, Any], inline_bytes: int | None = None) -> dict[str, An
     wanted = [held_out] if is_stream else [*train, held_out]
     missing = [job for plan in wanted if plan is not None for job in _jobs(plan, store)]
     found: dict[str, Any] = {"files": [[asdict(file) for file in plan.files] for plan in train], "commit": parsed.model.commit}
-    if inline_bytes is not None and sum(job.shard.part.num_bytes for job in missing) > inline_bytes:
+    few = parsed.data.part_mib * 2**20 * _SMALL_SHARE
+    if not makes_all and sum(job.shard.part.num_bytes for job in missing) > few:
         return {"missing": [job.to_dict() for job in missing], **found}
     found["num_made"] = len(missing)
     for job in missing:
@@ -154,6 +157,7 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
             if info is None:
                 needed.append((index_in_pass / weight, source, _Job(plan, shard, (source, window))))
             else:
+                check_bad_rows(plan.request, info, store)
                 made.append([source, window, info.num_sequences])
     return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
 

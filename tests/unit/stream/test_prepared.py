@@ -151,7 +151,7 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
     "change",
     [
         {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
-        {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"}, {"bad_rows": "skip"},
+        {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"},
     ],
     ids=str,
 )  # fmt: skip
@@ -173,6 +173,18 @@ def test_no_setting_was_forgotten_in_the_table_above() -> None:
         "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
         "bad_rows", "part_bytes",
     }  # fmt: skip
+
+
+def test_a_run_may_go_on_without_the_bad_row_that_it_met(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for(["one", "two"])
+    append(request, "broken\n")
+    key = key_of(request)
+    with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
+        prepare_split(request, render, cache_dir)
+    split = prepare_split(replace(request, bad_rows="skip"), render, cache_dir)
+    assert (split.key, split.num_bad_rows, texts(split)) == (key, 1, ["?one", "?two"])
+    with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
+        prepare_split(request, must_not_render, cache_dir)
 
 
 def test_both_sides_of_a_held_out_split_have_their_own_key(request_for: RequestFor) -> None:
