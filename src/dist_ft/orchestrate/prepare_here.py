@@ -29,7 +29,9 @@ def make_shards_here(config: Config, jobs: Sequence[dict[str, Any]], show: Calla
     server = ForkServer()
     pool = ThreadPoolExecutor(num_cores())
     running: dict[Future[dict[str, Any]], int] = {
-        pool.submit(run_task, server.socket_path, "make_shard", {"config": values, **job["arguments"]}): job["num_bytes"]
+        pool.submit(run_task, server.socket_path, "make_shard", {"config": values, **job["arguments"]}): job[
+            "num_bytes"
+        ]
         for job in jobs
     }
     try:

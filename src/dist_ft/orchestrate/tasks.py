@@ -67,9 +67,7 @@ def run_tasks(
     return [results[index] for index in range(len(specs))]
 
 
-def submit_to(
-    node_id: str, spec: TaskSpec, starters: dict[str, str], on_gpu: bool
-) -> ray.ObjectRef[dict[str, Any]]:
+def submit_to(node_id: str, spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
     """Runs a task on a node without asking Ray for a CPU; whoever calls this decides how many run there."""
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
     remote = _run.options(num_cpus=0, scheduling_strategy=place)

@@ -166,9 +166,7 @@ def open_ended_split(plan: SplitPlan, store: Store, address: str) -> PreparedSpl
     """Returns a split whose shards are yet to come, for mode `stream`."""
     write_list(plan, store)
     longest = plan.request.seq_len
-    return PreparedSplit(
-        address, plan.key, False, len(plan.shards), max_tokens=longest, max_trained_tokens=longest - 1
-    )
+    return PreparedSplit(address, plan.key, False, len(plan.shards), max_tokens=longest, max_trained_tokens=longest - 1)
 
 
 def write_list(plan: SplitPlan, store: Store) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dist_ft.config import Config, config_from_dict
+from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.config.rules import num_cores
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
@@ -94,6 +94,6 @@ def _each(config: Config, models: Mapping[str, str | None]) -> Iterator[tuple[st
             yield name, adapted
             base = adapted.unload()
         del base
-    for name in [name for name in models if name not in on_base]:
-        place = config.model.model_copy(update={"name": models[name], "revision": None})
-        yield name, load_model(config.model_copy(update={"model": place})).eval().to(device)
+    for name, path in models.items():
+        if path is not None and name not in on_base:
+            yield name, load_model(with_model_dir(config, path)).eval().to(device)

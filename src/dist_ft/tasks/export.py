@@ -14,7 +14,7 @@ import torch
 
 from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
-from dist_ft.config import Config, config_from_dict
+from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.errors import ExportError
 from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import (
@@ -144,8 +144,7 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
 def _load_export(config: Config, directory: Path, dtype: str) -> Any:
     if (directory / "adapter_config.json").is_file():
         return load_adapter(load_model(config), directory)
-    here = {**config.model.model_dump(), "name": str(directory), "revision": None, "dtype": dtype}
-    return load_model(config.model_copy(update={"model": config.model.model_copy(update=here)}))
+    return load_model(with_model_dir(config, str(directory), dtype))
 
 
 def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> float:

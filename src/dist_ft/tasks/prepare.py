@@ -63,7 +63,10 @@ def run(config: dict[str, Any], inline_bytes: int | None = None) -> dict[str, An
     is_stream = parsed.data.preparation == "stream"
     wanted = [held_out] if is_stream else [*train, held_out]
     missing = [job for plan in wanted if plan is not None for job in _jobs(plan, store)]
-    found: dict[str, Any] = {"files": [[asdict(file) for file in plan.files] for plan in train], "commit": parsed.model.commit}
+    found: dict[str, Any] = {
+        "files": [[asdict(file) for file in plan.files] for plan in train],
+        "commit": parsed.model.commit,
+    }
     few = parsed.data.part_mib * 2**20 * _SMALL_SHARE
     if not makes_all and sum(job.shard.part.num_bytes for job in missing) > few:
         return {"missing": [job.to_dict() for job in missing], **found}

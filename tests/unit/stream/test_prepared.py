@@ -463,9 +463,7 @@ def test_shards_are_the_same_bytes_whoever_writes_them(request_for: RequestFor, 
 
 
 @pytest.mark.parametrize("leftover", ["arrow", "index.npy"])
-def test_a_shard_without_its_description_is_made_anew(
-    request_for: RequestFor, cache_dir: Path, leftover: str
-) -> None:
+def test_a_shard_without_its_description_is_made_anew(request_for: RequestFor, cache_dir: Path, leftover: str) -> None:
     request = request_for(["one", "two"])
     key = plan_split(request).shards[0].key
     cache_dir.mkdir()
