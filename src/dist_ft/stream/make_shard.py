@@ -20,9 +20,10 @@ from dist_ft.stream.pack import pack
 from dist_ft.stream.parts import Part, scan_part
 from dist_ft.stream.request import SplitRequest, is_window_full
 from dist_ft.stream.samples import Counts, Render, fit, on_side, render_row
-from dist_ft.stream.shards import ShardInfo, ShardWriter, find_info, publish
+from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter
 from dist_ft.stream.sources import BadRow
 
+_BLOCK_BYTES = 8 << 20
 _MAX_KEPT_CHARACTERS = 10_000
 """Of a bad row in the quarantine."""
 
@@ -44,10 +45,31 @@ def make_shard(request: SplitRequest, source: RowSource, part: Part, render: Ren
     if owner is not None:
         with kept(store, key, owner), TemporaryDirectory(prefix="dist-ft-shard-") as scratch:
             _write(request, source, part, render, store, key, Path(scratch))
-    info = find_info(store, key)
-    assert info is not None
+    info = read_info(store, key)
     check_bad_rows(request, info, store)
     return info
+
+
+def find_info(store: Store, key: str) -> ShardInfo | None:
+    """Returns what a shard holds; None when it is yet to be made."""
+    try:
+        return read_info(store, key)
+    except FileNotFoundError:
+        return None
+
+
+def read_info(store: Store, key: str) -> ShardInfo:
+    """Returns what a shard holds.
+
+    Raises:
+        FileNotFoundError: It is yet to be made.
+        DataError: Its description is damaged.
+    """
+    data = store.read(f"{key}{INFO}")
+    try:
+        return ShardInfo.from_dict(json.loads(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"shard file {key}{INFO} is damaged ({error}); delete it, and it is made anew") from error
 
 
 def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None:
@@ -68,15 +90,21 @@ def _write(
     with ShardWriter(scratch, key) as writer:
         for window in _windows(_render_rows(request, source, part, render, counts, quarantine)):
             writer.add(pack(window, request.seq_len, request.packing))
-    info = writer.finish(
-        num_rows=counts.rows,
-        num_untrained_rows=counts.untrained_rows,
-        num_long_samples=counts.long_samples,
-        num_bad_rows=counts.bad_rows,
-    )
-    if quarantine.exists():
-        store.put(quarantine.name, [quarantine.read_bytes()])
-    publish(store, scratch, info)
+        writer.close(
+            num_rows=counts.rows,
+            num_untrained_rows=counts.untrained_rows,
+            num_long_samples=counts.long_samples,
+            num_bad_rows=counts.bad_rows,
+        )
+    for path in (quarantine, *(scratch / f"{key}{ending}" for ending in (ARROW, INDEX, INFO))):
+        if path.exists():
+            store.put(path.name, _blocks(path))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
 
 
 def _windows(rows: Iterator[list[Sample]]) -> Iterator[list[Sample]]:

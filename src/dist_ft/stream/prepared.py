@@ -13,17 +13,22 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.rundir import FORMAT_VERSION
 from dist_ft.storage.open import open_store
 from dist_ft.storage.store import Store
 from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name
+from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_info
 from dist_ft.stream.parts import Part, SourceFile, cut_parts, list_files
 from dist_ft.stream.request import SplitRequest, split_key
 from dist_ft.stream.samples import Counts
-from dist_ft.stream.shard_cache import ShardFiles
-from dist_ft.stream.shards import ShardInfo, TokenShards, find_info
+from dist_ft.stream.shard_cache import Place, ShardCache
+from dist_ft.stream.shards import INFO, ShardInfo, TokenShards
+
+READY_LIMIT_S = 7200.0
+"""Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,13 @@ class PreparedSplit:
 
     def open(self, loader: LoaderConfig) -> TokenShards:
         """Opens the shards for reading."""
-        listed = _read(open_store(self.address), _list_name(self.key))
-        sizes = _read(open_store(self.address), _sizes_name(self.key))["sizes"] if self.is_complete else None
-        return TokenShards(listed["keys"], ShardFiles(self.address, loader), sizes)
+        store = open_store(self.address)
+        keys = _read(store, _list_name(self.key))["keys"]
+        places = [Place(shown_url(address), open_store(address)) for address in (self.address, *loader.replicas)]
+        if not self.is_complete:
+            return TokenShards(keys, ShardCache(places, loader, READY_LIMIT_S))
+        sizes = _read(store, _sizes_name(self.key))["sizes"]
+        return TokenShards(keys, ShardCache(places, loader), np.array(sizes, np.int64))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
@@ -127,7 +136,7 @@ def missing_shards(plan: SplitPlan, store: Store) -> list[PlannedShard]:
     """Returns the shards that are yet to be made, in file order, each once."""
     if _exists(store, _sizes_name(plan.key)):
         return []
-    made = {name.removesuffix(".json") for name in store.names("") if name.endswith(".json") and "/" not in name}
+    made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
     missing = {shard.key: shard for shard in plan.shards if shard.key not in made}
     return list(missing.values())
 
@@ -143,7 +152,7 @@ def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit
         split = PreparedSplit.from_dict({**_read(store, name)["split"], "address": address})
         if split.num_bad_rows == 0 or plan.request.bad_rows == "skip":
             return split
-    infos = [_require(store, shard.key) for shard in plan.shards]
+    infos = [read_info(store, shard.key) for shard in plan.shards]
     for info in infos:
         check_bad_rows(plan.request, info, store)
     split = _total(plan, infos, address)
@@ -187,12 +196,6 @@ def _total(plan: SplitPlan, infos: Sequence[ShardInfo], address: str) -> Prepare
 
 def _values(infos: Iterable[ShardInfo], name: str) -> list[int]:
     return [asdict(info)[name] for info in infos]
-
-
-def _require(store: Store, key: str) -> ShardInfo:
-    info = find_info(store, key)
-    assert info is not None, f"shard {key} is missing"
-    return info
 
 
 def _list_name(key: str) -> str:

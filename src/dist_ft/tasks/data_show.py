@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
@@ -112,10 +114,10 @@ def _choose(train: list[SplitPlan], held_out: SplitPlan | None, source: str) -> 
 
 def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
     """Returns the shard of a sequence of the split, and its row in it."""
-    for shard, size in enumerate(shards.num_sequences(range(shards.num_shards))):
+    for shard, size in enumerate(shards.num_sequences(np.arange(shards.num_shards)).tolist()):
         if row < size:
             return shard, row
-        row -= int(size)
+        row -= size
     raise AssertionError(f"row {row} is beyond the split")
 
 

@@ -18,8 +18,9 @@ from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.storage.open import open_store
 from dist_ft.storage.store import Store
-from dist_ft.stream.make_shard import check_bad_rows, make_shard
-from dist_ft.stream.order import WINDOW_SHARDS, epoch_size, run_length, shards_of_pass
+from dist_ft.stream.make_shard import check_bad_rows, find_info, make_shard
+from dist_ft.stream.mixing import epoch_size
+from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.stream.prepared import (
     PlannedShard,
     PreparedSplit,
@@ -30,7 +31,6 @@ from dist_ft.stream.prepared import (
     plan_split,
 )
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.shards import find_info
 
 _SMALL_SHARE = 0.25
 """Of a part: so much is made by whoever asks."""
@@ -152,7 +152,7 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
     (source, window, sequences) of those that are there."""
     needed, made = [], []
     for source, plan in enumerate(train):
-        order = shards_of_pass(len(plan.shards), config.run.seed, source, 0, config.data.shuffle)
+        order = first_pass(len(plan.shards), config.run.seed, source, config.data.shuffle)
         weight = (config.data.weights or [1.0] * len(train))[source]
         for index_in_pass, index in enumerate(order):
             shard, window = plan.shards[index], index_in_pass // WINDOW_SHARDS
@@ -207,10 +207,8 @@ def cache_address(config: Config) -> str:
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
     """Returns (steps, positions) of the run."""
-    if config.train.max_steps is not None:
-        return config.train.max_steps, config.train.max_steps * config.train.global_batch_size
     epoch = epoch_size([split.num_sequences for split in splits], config.data.weights, config.data.exhaust)
-    return run_length(epoch, config.train.global_batch_size, config.train.epochs, None)
+    return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
 def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_ft.errors import DataError
@@ -95,7 +96,7 @@ def texts(split: PreparedSplit) -> list[str]:
 
 def places(split: PreparedSplit) -> list[tuple[int, int]]:
     """(shard, row) of every sequence."""
-    sizes = split.open(LoaderConfig()).num_sequences(range(split.num_shards))
+    sizes = split.open(LoaderConfig()).num_sequences(np.arange(split.num_shards)).tolist()
     return [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 
 
