@@ -95,7 +95,7 @@ class OutOfMemoryError(DistFtError):
 
 
 class StorageError(DistFtError):
-    """Checkpoints that cannot be written: a full disk, a store that does not answer."""
+    """Files that cannot be written or read: a full disk, a store that refuses or does not answer."""
 
 
 class CoordinatorLostError(DistFtError):

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
+from dist_ft.storage.remote import is_url, missing_package, shown_url, without_scheme
 
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_HUB_ID = 96  # the hub's own limit
-_FILE_ENDING = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.gz)?$", re.IGNORECASE)
+_FILE_ENDING = re.compile(
+    r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
+)
+_PATTERN = re.compile(r"[*?[]")
 
 
 def check_config(config: Config) -> None:
@@ -56,6 +60,11 @@ def is_hub_id(source: str) -> bool:
     """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
     return is_one and not _FILE_ENDING.search(source)
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source that is no path can stand for several files, such as `data/*.jsonl`."""
+    return _PATTERN.search(source) is not None
 
 
 def _is_on_hub(source: str) -> bool:
@@ -262,17 +271,22 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
         written: What of a key follows where the path itself is written.
         source: The source.
     """
-    key, path = f"{section}{written}={source.source}", Path(source.source).expanduser()
+    address = source.source
+    key, path = f"{section}{written}={shown_url(address)}", Path(without_scheme(address)).expanduser()
     is_embedded = source.source.startswith(EMBEDDED_PREFIX)
     is_hub = not is_embedded and not is_there(path) and is_hub_id(source.source)
     for_hub = {"name": source.name, "split": source.split, "revision": source.revision}
     given = [name for name, value in for_hub.items() if value is not None]
     if given and not is_hub and not (given != ["revision"] and is_there(path) and path.is_dir()):
-        return [f"{section}.{given[0]} is for a Hugging Face data set, which {source.source} is not; remove it"]
+        return [f"{section}.{given[0]} is for a Hugging Face data set, which {shown_url(address)} is not; remove it"]
+    if is_url(address):  # what it names is found when it is listed
+        return [f"{key}: {problem}"] if (problem := missing_package(address)) else []
     if is_embedded or is_hub:
         return []
     if not source.source:
         return [f"{key} names nothing; name a file, a folder or a data set of the hub"]
+    if not is_there(path) and is_pattern(address):
+        return []
     if not is_there(path):
         return [f"{key}: no such file (looked in {Path.cwd()}), and no hub id such as org/name"]
     if path.is_file() and path.stat().st_size == 0:

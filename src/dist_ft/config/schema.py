@@ -114,9 +114,10 @@ class RowSource(Section):
     """Where rows are, and how they are written."""
 
     source: str
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz), a folder of files of
-    one kind, a Hugging Face data set by path or by id such as `org/name`, or an embedded one such as
-    `embedded:orders/train`."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz, .bz2, .xz, .zst), a
+    folder of files of one kind, a pattern such as `data/*.jsonl`, each also as a URL (`s3://`, `gs://`, `az://`,
+    `https://`, `hf://datasets/org/name/…`), a Hugging Face data set by path or by id such as `org/name`, or an embedded
+    one such as `embedded:orders/train`."""
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
     """How a row is written; `auto` looks at its keys."""
     columns: dict[Column, str] = {}

@@ -23,6 +23,7 @@ from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.records import Record, Sample
 from dist_ft.rundir import read_json, write_json
+from dist_ft.storage.remote import shown_url
 from dist_ft.stream.left_out import QUARANTINE
 from dist_ft.stream.pack import pack
 from dist_ft.stream.shards import TokenShards, write_shard
@@ -68,7 +69,7 @@ class SplitRequest:
     @property
     def shown(self) -> str:
         """The sources, for messages to people."""
-        return ", ".join(source.source for source in self.sources)
+        return ", ".join(shown_url(source.source) for source in self.sources)
 
     def key(self) -> str:
         """Returns the cache key: content and settings, not the path."""
@@ -187,7 +188,7 @@ def _render_rows(
         samples = render_row(row, render)
         if isinstance(samples, list):
             counts["rows"] += 1
-            yield _fit(samples, row.place, request, counts)
+            yield _fit(samples, row, request, counts)
         elif request.bad_rows == "error":
             raise samples.error()
         else:
@@ -202,7 +203,7 @@ def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
     try:
         return render(row.record)
     except DataError as error:  # the template refuses it
-        return BadRow(row.place, printable(str(error)), row.raw)
+        return BadRow(row.where, printable(str(error)), row.raw)
 
 
 def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
@@ -214,7 +215,7 @@ def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
             yield row
 
 
-def _fit(samples: Sequence[Sample], place: str, request: SplitRequest, counts: dict[str, int]) -> list[Sample]:
+def _fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest, counts: dict[str, int]) -> list[Sample]:
     """Returns the samples that are trained, none longer than a sequence."""
     kept: list[Sample] = []
     num_dropped = 0
@@ -222,7 +223,7 @@ def _fit(samples: Sequence[Sample], place: str, request: SplitRequest, counts: d
         is_long = len(sample.input_ids) > request.seq_len
         counts["long"] += is_long
         if is_long and request.long_samples == "error":
-            raise DataError(_explain_long(place, len(sample.input_ids), request.seq_len))
+            raise DataError(_explain_long(row.place, len(sample.input_ids), request.seq_len))
         num_dropped += is_long and request.long_samples == "drop"
         kept += usable(sample, request)
     counts["untrained"] += not kept and not num_dropped
