@@ -25,6 +25,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def sources(self) -> Path:
+        """Files of the training sources, as they were when the run began."""
+        return self.path / "sources.json"
+
+    @property
     def run_json(self) -> Path:
         """State of the run, rewritten atomically."""
         return self.path / "run.json"

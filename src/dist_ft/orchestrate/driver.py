@@ -39,6 +39,7 @@ from dist_ft.orchestrate.result import (
     RunResult,
     Timeline,
     changed_settings,
+    check_sources,
     find_finished,
     persistent,
     with_recorded_commit,
@@ -48,7 +49,7 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import RunDir, read_json, write_whole
+from dist_ft.rundir import RunDir, read_json, write_json, write_whole
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream.left_out import describe_left_out
 
@@ -123,6 +124,7 @@ class _Driver:
         prepared = preparing.result()  # until here Ctrl-C simply ends the command
         self._timeline.mark("listed" if prepared["missing"] else "prepared")
         self._look_after_starters()
+        check_sources(self._run_dir, prepared["files"])
         if prepared["missing"]:
             self._config = with_commit(self._config, prepared["commit"])
             prepared = self._make_shards(prepared["missing"])
@@ -198,6 +200,7 @@ class _Driver:
         changes = changed_settings(self._config, self._run_dir)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._run_dir.config, dump_yaml(self._config))
+        write_json(self._run_dir.sources, {"files": prepared["files"]})
         request = self._run_dir.stop_request
         if request.exists() and request.stat().st_mtime < self._began_at:
             request.unlink()  # meant for an earlier attempt

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ft import errors
 from dist_ft.config import Config, load_config, with_commit
 from dist_ft.rundir import RunDir, read_json
+from dist_ft.stream.listing import check_frozen
+from dist_ft.stream.source_file import SourceFile
 
 
 @dataclass
@@ -94,6 +97,23 @@ def with_recorded_commit(config: Config, run_dir: RunDir) -> Config:
     began = load_config(run_dir.config).model
     is_same = (began.name, began.revision) == (config.model.name, config.model.revision)
     return with_commit(config, began.commit) if is_same else config
+
+
+def check_sources(run_dir: RunDir, files: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Checks that the training sources are what they were when the run began.
+
+    Args:
+        run_dir: Of the run; it may be a new one.
+        files: Of each source, as `SourceFile.to_dict` gives them.
+
+    Raises:
+        DataError: With the first file that is not.
+    """
+    if not run_dir.sources.exists():
+        return
+    frozen = read_json(run_dir.sources)["files"]
+    for before, now in zip(frozen, files, strict=False):  # another number of sources is the fingerprint's to refuse
+        check_frozen([SourceFile.from_dict(file) for file in before], [SourceFile.from_dict(file) for file in now])
 
 
 def changed_settings(config: Config, run_dir: RunDir) -> list[str]:

@@ -17,11 +17,11 @@ from dist_ft.records import Sample
 from dist_ft.storage.store import Store
 from dist_ft.stream.claims import kept, wait_for_claim
 from dist_ft.stream.pack import pack
-from dist_ft.stream.parts import Part, scan_part
+from dist_ft.stream.parts import Part
 from dist_ft.stream.request import SplitRequest, is_window_full
 from dist_ft.stream.samples import Counts, Render, fit, on_side, render_row
 from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter
-from dist_ft.stream.sources import BadRow
+from dist_ft.stream.sources import BadRow, scan_part
 
 _BLOCK_BYTES = 8 << 20
 _MAX_KEPT_CHARACTERS = 10_000
@@ -158,6 +158,8 @@ def check_trained(request: SplitRequest, num_trained: int, counts: Counts, store
         raise DataError(
             f"{request.shown}: all {counts.bad_rows} rows are bad; the first is {first['place']}: {first['problem']}"
         )
+    if counts.rows == 0 and not request.held_out:
+        raise DataError(f"{request.shown} holds no rows; expected one conversation or text a row")
     if counts.rows == 0:
         part = "held-out" if request.take_held_out else "training"
         raise DataError(

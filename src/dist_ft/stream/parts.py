@@ -6,11 +6,12 @@ kinds and compressed files stay whole. Small neighbours share a part. The same f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 import xxhash
@@ -67,6 +68,15 @@ class Part:
             first.file.shown if (first.start, first.stop) == (0, None) else f"{first.file.shown}[{first.start}:{end}]"
         )
         return f"{text} and {len(rest)} more" if rest else text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values for the process that prepares it; secrets of URLs included, so nothing to keep."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Part:
+        """Inverse of `to_dict`."""
+        return cls(tuple(Piece(**{**piece, "file": SourceFile.from_dict(piece["file"])}) for piece in data["pieces"]))
 
     def identity(self) -> str:
         """Returns a hash of its bytes and of how they are read, whatever the files are called."""

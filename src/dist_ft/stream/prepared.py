@@ -17,15 +17,18 @@ import numpy as np
 
 from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.rundir import FORMAT_VERSION
-from dist_ft.storage.open import open_store
+from dist_ft.storage.objects import open_store
+from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
 from dist_ft.stream.left_out import quarantine_of
 from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_info
-from dist_ft.stream.parts import Part, SourceFile, cut_parts, list_files
+from dist_ft.stream.listing import list_files
+from dist_ft.stream.parts import Part, cut_parts
 from dist_ft.stream.request import SplitRequest, split_key
 from dist_ft.stream.samples import Counts
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import INFO, ShardInfo, TokenShards
+from dist_ft.stream.source_file import SourceFile
 
 READY_LIMIT_S = 7200.0
 """Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""

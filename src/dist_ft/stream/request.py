@@ -71,7 +71,7 @@ class SplitRequest:
             self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
             self.long_samples,
         ]  # fmt: skip
-        return xxhash.xxh3_128_hexdigest(f"{part.identity} {how}".encode())
+        return xxhash.xxh3_128_hexdigest(f"{part.identity()} {how}".encode())
 
 
 def split_key(shard_keys: Sequence[str]) -> str:

@@ -17,12 +17,11 @@ from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.render import Renderer
-from dist_ft.stream.parts import scan_part
 from dist_ft.stream.prepared import PlannedShard, SplitPlan
 from dist_ft.stream.request import SplitRequest
 from dist_ft.stream.samples import on_side, render_row, usable
 from dist_ft.stream.shards import TokenShards
-from dist_ft.stream.sources import Row
+from dist_ft.stream.sources import Row, scan_part
 from dist_ft.tasks.prepare import make_renderer, plan_splits, prepare_split
 
 Tokens = tuple[int, ...]

@@ -9,7 +9,7 @@ from dist_ft.config import config_from_dict
 from dist_ft.config.schema import SourceConfig
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
-from dist_ft.storage.open import open_store
+from dist_ft.storage.objects import open_store
 from dist_ft.stream.make_shard import make_shard
 from dist_ft.stream.parts import Part
 from dist_ft.tasks.prepare import cache_address, make_renderer, split_requests

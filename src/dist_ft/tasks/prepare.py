@@ -16,7 +16,7 @@ from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_t
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
-from dist_ft.storage.open import open_store
+from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 from dist_ft.stream.make_shard import check_bad_rows, find_info, make_shard
 from dist_ft.stream.mixing import epoch_size
@@ -64,11 +64,11 @@ def run(config: dict[str, Any], inline_bytes: int | None = None) -> dict[str, An
     wanted = [held_out] if is_stream else [*train, held_out]
     missing = [job for plan in wanted if plan is not None for job in _jobs(plan, store)]
     found: dict[str, Any] = {
-        "files": [[asdict(file) for file in plan.files] for plan in train],
+        "files": [[file.to_dict() for file in plan.files] for plan in train],
         "commit": parsed.model.commit,
     }
     few = parsed.data.part_mib * 2**20 * _SMALL_SHARE
-    if not makes_all and sum(job.shard.part.num_bytes for job in missing) > few:
+    if not makes_all and sum(job.shard.part.size for job in missing) > few:
         return {"missing": [job.to_dict() for job in missing], **found}
     found["num_made"] = len(missing)
     for job in missing:
@@ -103,7 +103,7 @@ class _Job:
             "part": self.shard.part.to_dict(),
             "key": self.shard.key,
         }
-        return {"arguments": arguments, "num_bytes": self.shard.part.num_bytes, "place": self.place}
+        return {"arguments": arguments, "num_bytes": self.shard.part.size, "place": self.place}
 
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:

@@ -22,7 +22,8 @@ from dist_ft.storage.store import LocalStore
 from dist_ft.stream import request as request_module
 from dist_ft.stream.left_out import quarantine_of
 from dist_ft.stream.make_shard import make_shard
-from dist_ft.stream.parts import cut_parts, list_files
+from dist_ft.stream.listing import list_files
+from dist_ft.stream.parts import cut_parts
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, plan_split
 from dist_ft.stream.request import SplitRequest
 from dist_ft.stream.samples import Render
