@@ -52,6 +52,12 @@ class HubUnreachableError(DistFtError):
     retryable = True
 
 
+class DataUnavailableError(DistFtError):
+    """Prepared data that cannot be fetched, or is not ready in time."""
+
+    retryable = True
+
+
 class CheckpointError(DistFtError):
     """A checkpoint that is incomplete, damaged or made for something else."""
 

@@ -138,7 +138,6 @@ def _section_problems(config: Config) -> list[str]:
     if any(w is None for w in weights) and any(w is not None for w in weights):
         problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
     problems += _eval_problems(config)
-    problems += _streaming_problems(config)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
@@ -152,28 +151,6 @@ def _section_problems(config: Config) -> list[str]:
     return problems
 
 
-def _streaming_problems(config: Config) -> list[str]:
-    data = config.data
-    if data.preparation != "stream":
-        return []
-    problems = []
-    if config.train.max_steps is None:
-        problems.append(
-            "data.preparation=stream does not know how long an epoch is before it has read all; set train.max_steps"
-        )
-    if len(data.train) > 1 and not data.weights:
-        problems.append(
-            f"data.preparation=stream does not know the sizes of the {len(data.train)} sources, which would be their "
-            "shares; set weight on each"
-        )
-    if data.eval_fraction is not None:
-        problems.append(
-            f"data.eval={data.eval_fraction} is a fraction of rows that data.preparation=stream has not read yet; "
-            "name a source, or set data.preparation=ahead"
-        )
-    return problems
-
-
 def _eval_problems(config: Config) -> list[str]:
     problems = []
     wanted = config.eval
@@ -182,6 +159,11 @@ def _eval_problems(config: Config) -> list[str]:
     if ("regex" in wanted.metrics) != (wanted.regex is not None):
         problems.append(
             f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both"
+        )
+    if config.data.preparation == "stream" and config.data.eval_fraction is not None:
+        problems.append(
+            f"data.eval={config.data.eval_fraction} is a fraction of rows that data.preparation=stream has not read "
+            "yet; name a source, or set data.preparation=ahead"
         )
     steering = {"early_stopping": wanted.early_stopping, "best_metric": wanted.best_metric}
     used = [key for key, value in steering.items() if value is not None]

@@ -118,7 +118,8 @@ class ShardJobs:
                 continue
             self.progress.add(running.job["num_bytes"], info["num_rows"])
             if self._need is not None:
-                self._need.add(*running.job["place"], info["num_sequences"])
+                source, window = running.job["place"]
+                self._need.add(source, window, info["num_sequences"])
 
     def _num_slots(self, total: Mapping[str, float]) -> int:
         # A Ray of ours has more slots than cores.

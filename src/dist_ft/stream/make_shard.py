@@ -167,7 +167,8 @@ def check_trained(request: SplitRequest, num_trained: int, counts: Counts, store
         )
     raise DataError(
         f"{request.shown}: none of {counts.rows} rows has a trained token ({counts.long_samples} samples are longer "
-        f"than data.seq_len={request.seq_len}, data.long_samples={request.long_samples}); raise it or check the template"
+        f"than data.seq_len={request.seq_len}, data.long_samples={request.long_samples}); raise it or check the "
+        "template"
     )
 
 

@@ -8,9 +8,9 @@ and asks for sizes as it goes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from dist_ft.storage.objects import open_store
 from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
 from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_info
 from dist_ft.stream.listing import list_files
+from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_info
 from dist_ft.stream.parts import Part, cut_parts
 from dist_ft.stream.request import SplitRequest, split_key
 from dist_ft.stream.samples import Counts
@@ -188,17 +188,21 @@ def write_list(plan: SplitPlan, store: Store) -> None:
 
 
 def _total(plan: SplitPlan, infos: Sequence[ShardInfo], address: str) -> PreparedSplit:
-    split = PreparedSplit(address, plan.key, True, len(infos))
-    for name in PreparedSplit.__dataclass_fields__:
-        if name.startswith("num_") and name != "num_shards":
-            split = replace(split, **{name: sum(_values(infos, name))})
-        elif name.startswith("max_"):
-            split = replace(split, **{name: max(_values(infos, name), default=0)})
-    return split
-
-
-def _values(infos: Iterable[ShardInfo], name: str) -> list[int]:
-    return [asdict(info)[name] for info in infos]
+    return PreparedSplit(
+        address=address,
+        key=plan.key,
+        is_complete=True,
+        num_shards=len(infos),
+        num_rows=sum(info.num_rows for info in infos),
+        num_sequences=sum(info.num_sequences for info in infos),
+        num_tokens=sum(info.num_tokens for info in infos),
+        num_trained_tokens=sum(info.num_trained_tokens for info in infos),
+        num_untrained_rows=sum(info.num_untrained_rows for info in infos),
+        num_long_samples=sum(info.num_long_samples for info in infos),
+        num_bad_rows=sum(info.num_bad_rows for info in infos),
+        max_tokens=max((info.max_tokens for info in infos), default=0),
+        max_trained_tokens=max((info.max_trained_tokens for info in infos), default=0),
+    )
 
 
 def _list_name(key: str) -> str:

@@ -46,7 +46,7 @@ def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
     try:
         return render(row.record)
     except DataError as error:  # the template refuses it
-        return BadRow(row.place, printable(str(error)), row.raw)
+        return BadRow(row.where, printable(str(error)), row.raw)
 
 
 def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest, counts: Counts) -> list[Sample]:

@@ -38,12 +38,12 @@ CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""
 
 
-def run(config: dict[str, Any], inline_bytes: int | None = None) -> dict[str, Any]:
-    """Checks model and data, and makes the token shards that are missing, if they are few.
+def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
+    """Checks model and data and makes the token shards that are missing.
 
     Args:
         config: The run config, as JSON values.
-        inline_bytes: Shards of up to so many stored bytes in all are made here; None makes every one.
+        makes_all: Make every shard here; else only if they are so few that other processes would take longer.
 
     Returns:
         Either `missing`, the arguments of `tasks.make_shard` (but the config) for each shard to make first, or
@@ -89,7 +89,7 @@ def run(config: dict[str, Any], inline_bytes: int | None = None) -> dict[str, An
 
 @dataclass(frozen=True)
 class _Job:
-    """A shard to make, the split that it belongs to, and (source, window) of its place in the order of mode `stream`."""
+    """A shard to make, the split that it belongs to, and (source, window) of its place in the order of `stream`."""
 
     plan: SplitPlan
     shard: PlannedShard

@@ -26,8 +26,8 @@ from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.state import ParamInfo
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
+from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
 from dist_ft.zero.sharding import full_shape, shard_model
@@ -176,13 +176,14 @@ def environment(num_threads: int, micro_batch_size: int) -> dict[str, Any]:
 
 
 def _build_loader(config: Config, splits: list[PreparedSplit], num_positions: int, layout: RankLayout) -> TrainLoader:
-    opened = [split.open() for split in splits]
+    opened = [split.open(config.data.loader) for split in splits]
     return TrainLoader(
-        build_order(opened, config.data.weights, config.run.seed),
+        build_order(opened, config.data, config.run.seed),
         opened,
         layout,
         config.train.global_batch_size,
         num_positions,
+        config.data.loader.prefetch_steps,
     )
 
 

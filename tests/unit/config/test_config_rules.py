@@ -76,11 +76,6 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["data.train=[{source: a.jsonl}, {source: b.jsonl}]"], "data.train.1.source=b.jsonl: no such file"),
         (["data.train=[{source: empty.jsonl}]"], "data.train.0.source=empty.jsonl is empty"),
         (["data.train=[{source: ''}]"], "data.train.0.source= names nothing"),
-        (["data.preparation=stream"], "data.preparation=stream does not know how long an epoch is"),
-        (
-            ["data={train: [{source: a.jsonl}, {source: a.jsonl}], preparation: stream}", "train.max_steps=1"],
-            "data.preparation=stream does not know the sizes of the 2 sources",
-        ),
         (["data.preparation=stream", "data.eval=0.1", "train.max_steps=1"], "data.eval=0.1 is a fraction of rows that"),
         (["data.eval=b.jsonl"], "data.eval=b.jsonl: no such file"),
         (["data.eval={source: b.jsonl}"], "data.eval.source=b.jsonl: no such file"),

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
-from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream import request as request_module
 from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import make_shard
 from dist_ft.stream.listing import list_files
+from dist_ft.stream.make_shard import make_shard
 from dist_ft.stream.parts import cut_parts
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, plan_split
 from dist_ft.stream.request import SplitRequest
@@ -236,7 +236,7 @@ def test_a_split_without_a_trained_token_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl: none of 2 rows has a trained token"):
         prepare_split(request_for(["one", "two"]), render_nothing, cache_dir)
-    assert not [path for path in cache_dir.rglob("*") if path.is_file()]
+    assert not list(cache_dir.glob("splits/*"))
 
 
 def test_a_side_of_the_held_out_split_without_rows_is_refused(request_for: RequestFor, cache_dir: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_source_of_bad_rows_only_is_refused(request_for: RequestFor, cache_dir
     append(request, "x\ny\n")
     with pytest.raises(DataError, match=r"all 2 rows are bad; the first is .*a\.jsonl:1: not valid JSON"):
         prepare_split(request, render, cache_dir)
-    assert not [path for path in cache_dir.rglob("*") if path.is_file()]
+    assert not list(cache_dir.glob("splits/*"))
 
 
 def test_a_bad_row_counts_on_one_side_only(request_for: RequestFor, cache_dir: Path) -> None:
