@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.remote import is_url, missing_package, shown_url, without_scheme
+from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
 
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -261,7 +261,7 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
     given = [name for name, value in for_hub.items() if value is not None]
     if given and not is_hub and not (given != ["revision"] and is_there(path) and path.is_dir()):
         return [f"{section}.{given[0]} is for a Hugging Face data set, which {shown_url(address)} is not; remove it"]
-    if is_url(address):  # what it names is found when it is listed
+    if is_remote(address):  # what it names is found when it is listed
         return [f"{key}: {problem}"] if (problem := missing_package(address)) else []
     if is_embedded or is_hub:
         return []

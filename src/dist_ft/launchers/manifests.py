@@ -17,7 +17,7 @@ from dist_ft.config import Config, dump_yaml
 from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.remote import is_url
+from dist_ft.storage.remote import is_remote
 
 Manifest = dict[str, Any]
 
@@ -86,7 +86,7 @@ def on_volume(config: Config, mount: str) -> Config:
 
     def rows_below(key: str, source: RowSource) -> RowSource:
         # What can be a hub's data set is one: a folder of the volume is told apart by a leading `./`.
-        place = source.source if is_hub_id(source.source) or is_url(source.source) else below(key, source.source)
+        place = source.source if is_hub_id(source.source) or is_remote(source.source) else below(key, source.source)
         return source.model_copy(update={"source": place})
 
     name, data = config.model.name, config.data

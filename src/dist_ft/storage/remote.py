@@ -20,6 +20,7 @@ from fsspec.core import url_to_fs
 
 from dist_ft.errors import StorageError
 from dist_ft.printable import printable
+from dist_ft.storage.urls import is_url
 
 BLOCK_BYTES = 4 << 20
 """What one request reads."""
@@ -64,9 +65,9 @@ class RemoteFile:
     has_ranges: bool = True
 
 
-def is_url(address: str) -> bool:
+def is_remote(address: str) -> bool:
     """Whether an address is read through fsspec; `file://` is a path."""
-    return "://" in address and not address.startswith(_LOCAL)
+    return is_url(address) and not address.startswith(_LOCAL)
 
 
 def without_scheme(address: str) -> str:

@@ -16,7 +16,7 @@ import xxhash
 from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError, StorageError
-from dist_ft.storage.remote import find_remote, is_url, shown_url, stat_remote, without_secrets
+from dist_ft.storage.remote import find_remote, is_remote, shown_url, stat_remote, without_secrets
 from dist_ft.stream.embedded import embedded_rows
 from dist_ft.stream.files import cannot_read
 from dist_ft.stream.hub import find_files
@@ -39,7 +39,7 @@ def list_files(source: RowSource) -> list[SourceFile]:
     if source.source.startswith(EMBEDDED_PREFIX):
         return [_embedded(source.source)]
     try:
-        files = _remote_files(source) if is_url(source.source) else _local_files(source)
+        files = _remote_files(source) if is_remote(source.source) else _local_files(source)
     except StorageError as error:
         raise DataError(str(error)) from error
     if kinds := sorted({file.kind for file in files[1:]} - {files[0].kind}):

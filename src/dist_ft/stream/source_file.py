@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
 from dist_ft.printable import printable
-from dist_ft.storage.remote import RemoteFile, is_url, open_remote, shown_url, without_secrets
+from dist_ft.storage.remote import RemoteFile, is_remote, open_remote, shown_url, without_secrets
 
 KINDS: Mapping[str, str] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
@@ -50,7 +50,7 @@ class SourceFile:
     @property
     def is_remote(self) -> bool:
         """Whether it is read through its URL."""
-        return is_url(self.address)
+        return is_remote(self.address)
 
     @property
     def shown(self) -> str:
@@ -85,7 +85,7 @@ def kind_of(address: str) -> tuple[str, str | None]:
     """
     if address.startswith(EMBEDDED_PREFIX):
         return EMBEDDED, None
-    name = Path(address.partition("?")[0] if is_url(address) else address)
+    name = Path(address.partition("?")[0] if is_remote(address) else address)
     compression = COMPRESSIONS.get(name.suffix.lower())
     kind = KINDS.get((name.with_suffix("") if compression else name).suffix.lower())
     if kind is None or (compression and kind in _IN_BINARY):
