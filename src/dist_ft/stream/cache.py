@@ -23,12 +23,13 @@ from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.records import Record, Sample
 from dist_ft.rundir import read_json, write_json
-from dist_ft.stream.left_out import QUARANTINE
+from dist_ft.stream.curation import NOTHING, Removed, without
+from dist_ft.stream.left_out import QUARANTINE, describe_removed
 from dist_ft.stream.pack import pack
 from dist_ft.stream.shards import TokenShards, write_shard
 from dist_ft.stream.sources import BadRow, Row, content_hash, is_held_out, scan_rows
 
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 """Part of every cache key; raised when the same input would give other tokens or another `prepared.json`."""
 WINDOW_ROWS = 8192
 """Rows of a source that become one token shard; packing never looks beyond."""
@@ -53,6 +54,7 @@ class SplitRequest:
         group_by: `data.group_by`.
         long_samples: `data.long_samples`.
         bad_rows: `data.bad_rows`.
+        removed: Rows that the config leaves out, of a request with one source.
     """
 
     sources: tuple[RowSource, ...]
@@ -64,6 +66,7 @@ class SplitRequest:
     group_by: str | None = None
     long_samples: str = "truncate"
     bad_rows: str = "error"
+    removed: Removed = NOTHING
 
     @property
     def shown(self) -> str:
@@ -75,7 +78,7 @@ class SplitRequest:
         rows = [(content_hash(s), s.format, sorted(s.columns.items())) for s in self.sources]
         settings = [
             PREPARATION_VERSION, WINDOW_ROWS, self.seq_len, self.packing, self.render_key, self.held_out,
-            self.take_held_out, self.group_by, self.long_samples, self.bad_rows,
+            self.take_held_out, self.group_by, self.long_samples, self.bad_rows, self.removed.key,
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(f"{rows} {settings}".encode())
 
@@ -95,6 +98,7 @@ class PreparedSplit:
         num_untrained_rows: Rows left out because no token of theirs would be trained.
         num_long_samples: Samples longer than `seq_len`, treated as `data.long_samples` says.
         num_bad_rows: Rows left out because they cannot be used; they are in `quarantine.jsonl`.
+        removed_rows: Rows that the config leaves out, by rule.
         max_tokens: Tokens of the longest sequence.
         max_trained_tokens: Most trained tokens of one sequence.
     """
@@ -109,6 +113,7 @@ class PreparedSplit:
     num_untrained_rows: int
     num_long_samples: int
     num_bad_rows: int
+    removed_rows: dict[str, int]
     max_tokens: int
     max_trained_tokens: int
 
@@ -175,7 +180,7 @@ def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> 
         directory=str(directory), key=key, num_shards=num_shards, num_rows=counts["rows"],
         num_sequences=counts["sequences"], num_tokens=counts["tokens"], num_trained_tokens=counts["trained"],
         num_untrained_rows=counts["untrained"], num_long_samples=counts["long"], num_bad_rows=counts["bad"],
-        max_tokens=counts["longest"], max_trained_tokens=counts["most"],
+        removed_rows=request.removed.counts, max_tokens=counts["longest"], max_trained_tokens=counts["most"],
     )  # fmt: skip
 
 
@@ -208,7 +213,8 @@ def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
 def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
     """Keeps the rows of one side; without a held-out fraction, all. A row that is not understood has no side of its
     own and counts on the training side."""
-    for row in chain.from_iterable(scan_rows(source, request.group_by) for source in request.sources):
+    rows = chain.from_iterable(scan_rows(source, request.group_by) for source in request.sources)
+    for row in without(rows, request.removed.numbers):
         is_other_side = bool(request.held_out) and isinstance(row, Row) and is_held_out(row, request.held_out)
         if is_other_side == request.take_held_out:
             yield row
@@ -264,6 +270,9 @@ def _explain_untrained(request: SplitRequest, counts: dict[str, int], directory:
         with (directory / QUARANTINE).open(encoding="utf-8") as file:
             first = json.loads(file.readline())
         return f"{request.shown}: all {counts['bad']} rows are bad; the first is {first['place']}: {first['problem']}"
+    if counts["rows"] == 0 and len(request.removed.numbers):
+        rules = describe_removed(request.removed.counts)
+        return f"{request.shown}: data.curation and max_rows leave out every row ({rules}); ask for less"
     if counts["rows"] == 0:
         part = "held-out" if request.take_held_out else "training"
         return (

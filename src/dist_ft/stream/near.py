@@ -21,6 +21,7 @@ from rensa import RMinHash
 Signatures = npt.NDArray[np.uint16]
 """[rows, NUM_VALUES]."""
 Numbers = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
 NUM_VALUES = 128
 BYTES_PER_ROW = 2 * NUM_VALUES
@@ -46,7 +47,7 @@ class SignatureFile:
     """Collects the signatures of texts, in order."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115: lives as long as this object
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._waiting: list[npt.NDArray[np.uint64]] = []
         self._num_waiting = 0
         self._num_rows = 0
@@ -78,30 +79,36 @@ class SignatureFile:
         self._waiting, self._num_waiting = [], 0
 
 
-def find_near(signatures: Signatures, threshold: float) -> tuple[Numbers, Numbers]:
+def find_near(signatures: Signatures, among: Numbers, threshold: float) -> tuple[Numbers, Numbers]:
     """Returns the rows that are nearly an earlier one, ascending, and for each the first of its group.
 
     Rows are of one group when they are near to one another, or to a third one of it.
+
+    Args:
+        signatures: Of all rows.
+        among: The rows that are looked at, ascending.
+        threshold: Least similarity of near rows.
     """
-    firsts = np.arange(len(signatures))
+    firsts = np.arange(len(among))
     for tree in range(_NUM_TREES):
-        keys = _tree_keys(signatures, tree)
+        keys = _tree_keys(signatures, tree)[among]
         order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal rows keep their order
         for distance in range(1, _NEIGHBOURS + 1):
-            here, there = order[distance:], order[:-distance]
-            is_near = _is_near(signatures, here, signatures, there, keys, keys, threshold)
+            here, there = _alike(order[distance:], order[:-distance], keys, keys)
+            is_near = _is_near(signatures, among[here], signatures, among[there], threshold)
             firsts = _join(firsts, here[is_near], there[is_near])
     later = np.flatnonzero(firsts != np.arange(len(firsts)))
-    return later, firsts[later]
+    return among[later], among[firsts[later]]
 
 
 def find_near_shared(signatures: Signatures, others: Signatures, threshold: float) -> tuple[Numbers, Numbers]:
-    """Returns the rows of `signatures` that are nearly one of `others`, ascending, and for each the first found there."""
+    """Returns the rows of `signatures` that are nearly one of `others`, ascending, and for each one of them."""
     found = np.full(len(signatures), len(others))
     for tree in range(_NUM_TREES if len(signatures) and len(others) else 0):
         keys, other_keys = _tree_keys(signatures, tree), _tree_keys(others, tree)
-        for here, there in _neighbours(keys, other_keys):
-            is_near = _is_near(signatures, here, others, there, keys, other_keys, threshold)
+        for rows, neighbours in _neighbours(keys, other_keys):
+            here, there = _alike(rows, neighbours, keys, other_keys)
+            is_near = _is_near(signatures, here, others, there, threshold)
             np.minimum.at(found, here[is_near], there[is_near])
     shared = np.flatnonzero(found < len(others))
     return shared, found[shared]
@@ -119,15 +126,13 @@ def _runs(text: str) -> npt.NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(29))
 
 
-def _tree_keys(signatures: Signatures, tree: int) -> npt.NDArray[np.uint64]:
+def _tree_keys(signatures: Signatures, tree: int) -> Keys:
     """Returns the values by which a tree sorts, four in a number: [rows, 2]."""
     part = signatures[:, tree * _TREE_VALUES : (tree + 1) * _TREE_VALUES]
     return np.ascontiguousarray(part).view("<u8")
 
 
-def _neighbours(
-    keys: npt.NDArray[np.uint64], other_keys: npt.NDArray[np.uint64]
-) -> Iterator[tuple[Numbers, Numbers]]:
+def _neighbours(keys: Keys, other_keys: Keys) -> Iterator[tuple[Numbers, Numbers]]:
     """Yields pairs of a row and one of the others that lie near one another in the order of a tree."""
     both = np.concatenate([other_keys, keys])
     order = np.lexsort((both[:, 1], both[:, 0]))
@@ -140,17 +145,21 @@ def _neighbours(
         yield rows[is_inside], others[index[is_inside]]
 
 
-def _is_near(
-    signatures: Signatures, here: Numbers, others: Signatures, there: Numbers,
-    keys: npt.NDArray[np.uint64], other_keys: npt.NDArray[np.uint64], threshold: float,
-) -> npt.NDArray[np.bool_]:  # fmt: skip
-    """Whether the rows of each pair agree in enough values. Those that differ in the two that sort first are left to
-    another tree: of near copies two in three agree there, of other rows hardly any."""
+def _alike(here: Numbers, there: Numbers, keys: Keys, other_keys: Keys) -> tuple[Numbers, Numbers]:
+    """Leaves out the pairs that differ in the two values that sort first: of near copies two in three agree in them,
+    and another tree has the rest, but of other rows hardly any does."""
     half = np.uint64(32)
-    is_near = (keys[here, 0] >> half) == (other_keys[there, 0] >> half)
-    compared = np.flatnonzero(is_near)
-    for start in range(0, len(compared), _PAIRS):
-        some = compared[start : start + _PAIRS]
+    is_alike = (keys[here, 0] >> half) == (other_keys[there, 0] >> half)
+    return here[is_alike], there[is_alike]
+
+
+def _is_near(
+    signatures: Signatures, here: Numbers, others: Signatures, there: Numbers, threshold: float
+) -> npt.NDArray[np.bool_]:
+    """Whether the rows of each pair agree in enough values."""
+    is_near = np.zeros(len(here), dtype=bool)
+    for start in range(0, len(here), _PAIRS):
+        some = slice(start, start + _PAIRS)
         num_equal = np.count_nonzero(signatures[here[some]] == others[there[some]], axis=1)
         is_near[some] = num_equal >= threshold * NUM_VALUES
     return is_near

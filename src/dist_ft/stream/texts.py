@@ -65,7 +65,7 @@ def _message_texts(message: Message) -> Iterator[str]:
 
 
 def _map_message(message: Message, change: Callable[[str], str]) -> Message:
-    changed = {key: change(message[key]) for key in _SPOKEN if message.get(key)}
+    changed: Message = {key: change(message[key]) for key in _SPOKEN if message.get(key)}
     if message.get("tool_calls"):
         changed["tool_calls"] = [_map_call(call, change) for call in message["tool_calls"]]
     return {**message, **changed}

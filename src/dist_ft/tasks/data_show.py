@@ -14,10 +14,10 @@ from typing import Any
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
-from dist_ft.model.render import Renderer
-from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, render_row, rows_of_side, usable
+from dist_ft.stream.cache import WINDOW_ROWS, Render, SplitRequest, render_row, rows_of_side, usable
 from dist_ft.stream.shards import TokenShards
 from dist_ft.stream.sources import Row
+from dist_ft.tasks.curate import curate
 from dist_ft.tasks.prepare import make_renderer, prepare_splits, split_requests
 
 Tokens = tuple[int, ...]
@@ -71,7 +71,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     """
     tokenizer = load_tokenizer(config)
     render, render_key = make_renderer(config, tokenizer)
-    request = _choose(split_requests(config, render_key), source)
+    request = _choose(split_requests(config, render_key, curate(config)), source)
     splits, eval_split = prepare_splits(config, tokenizer)
     split = eval_split if source == "eval" else splits[int(source)]
     assert split is not None
@@ -120,7 +120,7 @@ def _first_row(shards: TokenShards, rows: range) -> int:
     return WINDOW_ROWS * next(shard for shard, end in enumerate(ends) if rows.start < end)
 
 
-def _find_origins(request: SplitRequest, render: Renderer, wanted: set[Tokens], first: int) -> dict[Tokens, _Origin]:
+def _find_origins(request: SplitRequest, render: Render, wanted: set[Tokens], first: int) -> dict[Tokens, _Origin]:
     """Renders rows again until each sample has been seen: shards do not say where a sample comes from.
 
     Rows with the same tokens are told apart by nothing; the first one is named.
@@ -135,7 +135,7 @@ def _find_origins(request: SplitRequest, render: Renderer, wanted: set[Tokens], 
     return found
 
 
-def _pieces(request: SplitRequest, render: Renderer, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
+def _pieces(request: SplitRequest, render: Render, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
     for row in rows:
         samples = render_row(row, render)
         for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none

@@ -16,8 +16,12 @@ from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_t
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
-from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
+from dist_ft.records import Record, Sample
+from dist_ft.stream.cache import PreparedSplit, Render, SplitRequest, prepare_split
+from dist_ft.stream.curation import Curation
 from dist_ft.stream.order import run_length, shares
+from dist_ft.stream.personal import PATTERNS_VERSION, redact
+from dist_ft.tasks.curate import curate, nothing_removed
 
 CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""
@@ -33,7 +37,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     check_model(parsed)
     tokenizer = load_tokenizer(parsed)
     splits, eval_split = prepare_splits(parsed, tokenizer)
-    max_steps, num_positions = plan_length(parsed, splits)
+    max_steps, num_positions = plan_length(parsed, [split.num_sequences for split in splits])
     return {
         "splits": [asdict(split) for split in splits],
         "eval_split": asdict(eval_split) if eval_split else None,
@@ -47,7 +51,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
     render, render_key = make_renderer(config, tokenizer)
-    train, held_out = split_requests(config, render_key)
+    train, held_out = split_requests(config, render_key, curate(config))
     directory = cache_dir(config)
     splits = [prepare_split(request, render, directory) for request in train]
     return splits, prepare_split(held_out, render, directory) if held_out else None
@@ -56,17 +60,26 @@ def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit],
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
     """Prepares the held-out rows alone; None when there are none."""
     render, render_key = make_renderer(config, tokenizer)
-    held_out = split_requests(config, render_key)[1]
+    held_out = split_requests(config, render_key, nothing_removed(config))[1]
     return prepare_split(held_out, render, cache_dir(config)) if held_out else None
 
 
-def make_renderer(config: Config, tokenizer: Any) -> tuple[Renderer, str]:
+def make_renderer(config: Config, tokenizer: Any) -> tuple[Render, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
-    train_on = config.data.train_on
-    return Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
+    train_on, kinds = config.data.train_on, sorted(config.data.redact)
+    renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
+    if not kinds:
+        return renderer, key
+
+    def render(record: Record) -> list[Sample]:
+        return renderer(redact(record, kinds))
+
+    return render, f"{key} redact {kinds} {PATTERNS_VERSION}"
 
 
-def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:
+def split_requests(
+    config: Config, render_key: str, curation: Curation
+) -> tuple[list[SplitRequest], SplitRequest | None]:
     """Returns what a run prepares: a split a training source, and the held-out one."""
     data = config.data
     common = SplitRequest(
@@ -79,7 +92,10 @@ def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest],
         long_samples=data.long_samples,
         bad_rows=data.bad_rows,
     )
-    train = [replace(common, sources=(source,)) for source in data.train]
+    train = [
+        replace(common, sources=(source,), removed=removed)
+        for source, removed in zip(data.train, curation.sources, strict=True)
+    ]
     if data.eval_source:
         return train, replace(common, sources=(data.eval_source,))
     return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
@@ -104,9 +120,9 @@ def prepare_ahead(config: Config) -> tuple[list[tuple[str, PreparedSplit, bool]]
     return [(name, split, split.key in before) for name, split in named], str(directory)
 
 
-def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
-    """Returns (steps, positions) of the run."""
-    epoch = sum(shares([split.num_sequences for split in splits], config.data.weights))
+def plan_length(config: Config, num_sequences: list[int]) -> tuple[int, int]:
+    """Returns (steps, positions) of a run on training sources of so many sequences."""
+    epoch = sum(shares(num_sequences, config.data.weights))
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_ft.config.schema import RowSource
@@ -17,6 +18,7 @@ from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.stream import cache
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
+from dist_ft.stream.curation import Removed
 from dist_ft.stream.left_out import QUARANTINE
 
 
@@ -67,6 +69,10 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
     return make
 
 
+def removed(*numbers: int) -> Removed:
+    return Removed(np.array(numbers, np.int64), np.zeros(len(numbers), np.uint16), ("exact",))
+
+
 def texts(split: PreparedSplit) -> list[str]:
     """Every sequence as text, the user's `?` included."""
     shards = split.open()
@@ -82,7 +88,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     assert asdict(split) == {
         "directory": str(cache_dir / split.key), "key": split.key, "num_shards": 1, "num_rows": 3,
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-        "num_long_samples": 0, "num_bad_rows": 0, "max_tokens": 6, "max_trained_tokens": 5,
+        "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
     assert split.open().sizes(2) == (6, 5)
 
@@ -127,6 +133,7 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
     [
         {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
         {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"}, {"bad_rows": "skip"},
+        {"removed": removed(0)},
     ],
     ids=str,
 )  # fmt: skip
@@ -143,10 +150,23 @@ def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[s
     assert replace(request, sources=request.sources * 2).key() != request.key()
 
 
+def test_removed_rows_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
+    rows = ["one", "two", "three", "four"]
+    split = prepare_split(request_for(rows, removed=removed(0, 2)), render, cache_dir)
+    assert (texts(split), split.num_rows, split.removed_rows) == (["?two", "?four"], 2, {"exact": 2})
+
+
+def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
+    request_for: RequestFor, cache_dir: Path
+) -> None:
+    with pytest.raises(DataError, match=r"data.curation and max_rows leave out every row \(exact 2\)"):
+        prepare_split(request_for(["one", "two"], removed=removed(0, 1)), render, cache_dir)
+
+
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
         "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
-        "bad_rows",
+        "bad_rows", "removed",
     }  # fmt: skip
 
 

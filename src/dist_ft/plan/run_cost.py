@@ -1,0 +1,54 @@
+"""What a run on measured data costs: steps, epochs, tokens, and an estimate of its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dist_ft.config import Config
+from dist_ft.model.base import skeleton
+from dist_ft.model.trained import model_shape, select_trained
+from dist_ft.stream.order import shares
+from dist_ft.tasks.data_scan import SplitCounts
+from dist_ft.tasks.prepare import plan_length
+
+
+def estimate_cost(config: Config, splits: Sequence[SplitCounts]) -> dict[str, Any] | None:
+    """Returns what a run takes, as JSON values; None where a source gives no sequence, so that there is no run.
+
+    Raises:
+        UserError: The model or the adapter does not fit.
+    """
+    trained_on = [split for split in splits if split.name != "eval"]
+    counts = [split.num_sequences for split in trained_on]
+    if not all(counts):
+        return None
+    steps, positions = plan_length(config, counts)
+    epoch = shares(counts, config.data.weights)
+    passes = positions / sum(epoch)
+    tokens, trained = (
+        round(sum(passes * share * total / count for share, total, count in zip(epoch, totals, counts, strict=True)))
+        for totals in (
+            [split.num_tokens for split in trained_on], [split.num_trained_tokens for split in trained_on],
+        )
+    )  # fmt: skip
+    shape = model_shape(select_trained(skeleton(config), config), config)
+    return {
+        "steps": steps,
+        "epochs": round(passes, 4),
+        "passes": [round(passes * share / count, 4) for share, count in zip(epoch, counts, strict=True)],
+        "sequences": positions,
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "params": shape.num_params,
+        "trained_params": shape.num_trained,
+        "flops": flops(shape.num_params, shape.num_trained, tokens),
+    }
+
+
+def flops(num_params: int, num_trained: int, tokens: int) -> int:
+    """Returns 6 operations a parameter and token (Kaplan et al. 2020), 4 where it is frozen and has no gradient.
+
+    Attention's products of tokens by tokens, padding and recomputation are left out.
+    """
+    return (4 * num_params + 2 * num_trained) * tokens
