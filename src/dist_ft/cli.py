@@ -290,15 +290,24 @@ def data_show(
 
 @data.command("check")
 def data_check(
-    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False, no_color: NoColor = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    no_color: NoColor = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the report as a page, too.")] = None,
 ) -> None:
-    """Read every row and say what is wrong with the data; exit code 1 when a run would refuse it."""
+    """Read every row and say what is wrong with the data; exit code 1 when a run would refuse it, or at a limit."""
     parsed = _load(config, overrides or [])
+    if page is not None and not page.absolute().parent.is_dir():
+        raise UsageError(f"--html {page}: no such directory; make {page.absolute().parent} first")
     _quieten()
     from dist_ft.plan.data_check import check_data
+    from dist_ft.plan.data_page import render_check_page
     from dist_ft.plan.data_text import render_check
 
     report = check_data(parsed)
+    if page is not None:
+        _write_page(page, render_check_page(report))
     typer.echo(json.dumps(report) if as_json else render_check(report, _is_colored(no_color)))
     if any(finding["severity"] == "error" for finding in report["findings"]):
         raise typer.Exit(1)
@@ -424,6 +433,15 @@ def _quieten() -> None:
     from dist_ft.orchestrate.processes import QUIET_ENV
 
     os.environ.update(QUIET_ENV)
+
+
+def _write_page(path: Path, text: str) -> None:
+    from dist_ft.rundir import write_whole
+
+    try:
+        write_whole(path.absolute(), text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another file") from error
 
 
 def _job_server(run: Path, address: str | None) -> Any:

@@ -35,6 +35,9 @@ SIDEWAYS = {
     ("dist_ft.plan.plan", "dist_ft.tasks.prepare"): "a plan counts what the run's own preparation makes",
     ("dist_ft.tasks.evaluate", "dist_ft.train.evaluate"): "a finished model is measured as one in training is",
     ("dist_ft.plan.data_check", "dist_ft.tasks.data_scan"): "findings are drawn from what was measured",
+    ("dist_ft.plan.data_limits", "dist_ft.tasks.data_scan"): "limits are of what was measured",
+    ("dist_ft.plan.run_cost", "dist_ft.tasks.data_scan"): "the cost follows from what was measured",
+    ("dist_ft.plan.run_cost", "dist_ft.tasks.prepare"): "a run is as long as its own preparation says",
 }
 """Imports inside a row, each with the reason why it is right."""
 
@@ -51,6 +54,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("dist_ft.stream", "dist_ft.model"),
     "fsspec": ("dist_ft.storage",),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
+    "rensa": ("dist_ft.stream.near",),
     "rouge_score": ("dist_ft.tasks.metrics",),
     "sacrebleu": ("dist_ft.tasks.metrics",),
     "rich": ("dist_ft.cli", "dist_ft.monitor.console"),

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from dist_ft.config.schema import CHAT_TEMPLATES, Config, MethodConfig, RowSource
+from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
 
@@ -138,6 +138,7 @@ def _section_problems(config: Config) -> list[str]:
     if any(w is None for w in weights) and any(w is not None for w in weights):
         problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
     problems += _eval_problems(config)
+    problems += _curation_problems(data)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
@@ -165,6 +166,11 @@ def _eval_problems(config: Config) -> list[str]:
             f"data.eval={config.data.eval_fraction} is a fraction of rows that data.preparation=stream has not read "
             "yet; name a source, or set data.preparation=ahead"
         )
+    if config.data.preparation == "stream" and config.data.curates:
+        problems.append(
+            "data.curation and max_rows look at all rows, which data.preparation=stream has not read yet; "
+            "remove them, or set data.preparation=ahead"
+        )
     steering = {"early_stopping": wanted.early_stopping, "best_metric": wanted.best_metric}
     used = [key for key, value in steering.items() if value is not None]
     if used and (config.data.eval is None or wanted.every_steps is None):
@@ -172,6 +178,22 @@ def _eval_problems(config: Config) -> list[str]:
             f"eval.{used[0]} needs evaluations on the way, but data.eval={config.data.eval} and "
             f"eval.every_steps={wanted.every_steps}; set both"
         )
+    return problems
+
+
+def _curation_problems(data: DataConfig) -> list[str]:
+    problems, curation = [], data.curation
+    for what, least, most in (
+        ("characters", curation.min_characters, curation.max_characters),
+        ("turns", curation.min_turns, curation.max_turns),
+    ):
+        if least is not None and most is not None and least > most:
+            problems.append(
+                f"data.curation.min_{what}={least} is more than data.curation.max_{what}={most}, so no row is left; "
+                "change one of the two"
+            )
+    if curation.against_eval and data.eval is None:
+        problems.append("data.curation.against_eval=true needs held-out data; set data.eval, or remove it")
     return problems
 
 

@@ -135,6 +135,9 @@ class SourceConfig(RowSource):
 
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the sequences of the stream (normalised). Null on all sources: every sample once an epoch."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Most training rows used of it, after `data.curation`: a sample by a hash of what rows say, so that it does not
+    follow the order of the file. Null uses all."""
 
 
 def _kind_of_held_out(value: Any) -> str:
@@ -165,6 +168,70 @@ class LoaderConfig(Section):
     """Tries to read a shard, each after twice the wait of the one before, from half a second on."""
     replicas: list[str] = []
     """Further places (paths or URLs) that hold the same prepared data, tried where `data.cache_dir` fails."""
+
+
+class TextRule(Section):
+    """A pattern, and whose texts it looks at."""
+
+    pattern: Pattern
+    """Regular expression, searched in each text."""
+    role: Literal["any", "system", "developer", "user", "assistant", "tool"] = "any"
+    """Whose texts; a prompt counts as the user's, and what follows it as the assistant's."""
+
+
+class CurationConfig(Section):
+    """Which training rows are left out. Held-out rows are never touched, and what is left out is counted by rule."""
+
+    min_characters: Annotated[int, Field(ge=1)] | None = None
+    """Fewest characters of all texts of a row."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    """Most characters of all texts of a row. Tokens are `data.seq_len` and `data.long_samples: drop`."""
+    min_turns: Annotated[int, Field(ge=1)] | None = None
+    """Fewest turns of a conversation; raw text has none and is not looked at."""
+    max_turns: Annotated[int, Field(ge=1)] | None = None
+    """Most turns of a conversation."""
+    drop: list[TextRule] = []
+    """Rows are left out in which one of these is found."""
+    require: list[TextRule] = []
+    """Rows are left out in which not every one of these is found."""
+    exact: bool = False
+    """Leave out rows that say the same as an earlier one, over all sources in order."""
+    near: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    """Leave out rows that are alike an earlier one: the share of their runs of three words that both have, such as
+    0.8. Instructions are not compared. Null: none."""
+    against_eval: bool = False
+    """Leave out training rows that equal a held-out row, or with `near` are alike one."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is asked for."""
+        return self != CurationConfig()
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LimitsConfig(Section):
+    """From which share on what `dist-ft data check` finds is an error. Null, here and below: no limit."""
+
+    exact_copies: Share | None = None
+    """Training rows that equal an earlier one."""
+    near_copies: Share | None = None
+    """Training rows that are alike an earlier one, the equal ones aside."""
+    leaked: Share | None = None
+    """Held-out rows that equal a training row or are alike one."""
+    personal: Share | None = None
+    """Rows of a split with personal data or secrets, after `data.redact`."""
+    untrained: Share | None = None
+    """Rows of a split without a trained token."""
+    long: Share | None = None
+    """Samples of a split that are longer than `data.seq_len`."""
+    bad: Share | None = None
+    """Rows of a split that cannot be used."""
+    empty_answers: Share | None = None
+    """Rows of a split with an empty answer."""
+    repeated_answers: Share | None = None
+    """Training rows whose answer many others give, too."""
 
 
 class DataConfig(Section):
@@ -203,12 +270,29 @@ class DataConfig(Section):
     """Seeded order. False is a curriculum: every source in its own order, in each epoch."""
     loader: LoaderConfig = LoaderConfig()
     """How workers read prepared data."""
+    curation: CurationConfig = CurationConfig()
+    """Which training rows are left out."""
+    redact: list[Literal["email", "phone", "card", "iban", "api_key", "private_key"]] = []
+    """Kinds of personal data and secrets that `<EMAIL>`, `<PHONE>` and so on stand for in all texts, held-out ones too.
+    See docs/data-check.md for what is found."""
+    limits: LimitsConfig = LimitsConfig()
+    """When `dist-ft data check` fails."""
     chat_template: str | None = None
     """In place of the tokenizer's own template: a name (`chatml`, `gemma`, `llama3`, `mistral`, `phi`, `plain`), the
     path of a Jinja file, or Jinja text (whatever holds `{{` or `{%`). See docs/templates.md."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens are trained: those of all assistant turns, of the last one only, or every one. A turn's
     `"weight": 0` leaves it out, save with `all`."""
+
+    @property
+    def curates(self) -> bool:
+        """Whether rows are left out by `curation` or `max_rows`."""
+        return self.curation.is_on or any(source.max_rows is not None for source in self.train)
+
+    @property
+    def part_bytes(self) -> int:
+        """`part_mib` in bytes."""
+        return max(1, int(self.part_mib * 2**20))
 
     @property
     def template_path(self) -> str | None:

@@ -1,45 +1,26 @@
 """What `dist-ft data check` says: the measures of the data, and what follows from them for a person.
 
-Owns thresholds and words. Counting is `tasks/data_scan.py`'s, the page `data_text.py`'s.
+Owns thresholds and words. Counting is `tasks/data_scan.py`'s; `data_limits.py` has the limits that a config sets,
+`data_text.py` and `data_page.py` how it looks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts, measure
+from dist_ft.plan.data_limits import SEVERITIES, Finding, Severity, limit_problems, share_of
+from dist_ft.plan.run_cost import estimate_cost
+from dist_ft.stream.curation import MAX_ROWS
+from dist_ft.tasks.data_scan import NEAR, REPEATS, Measures, Noted, SplitCounts, measure
 
 _FEW_SHARE = 0.01
 """Up to this share, cut samples and repeated rows are a note; beyond it a warning."""
 _WORTH_PACKING = 0.5
 """Packing is suggested where it would leave this share of the sequences or less."""
-
-Severity = Literal["error", "warning", "note"]
-_ORDER: tuple[Severity, ...] = ("error", "warning", "note")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a person should know.
-
-    Attributes:
-        severity: `error` where a run would refuse to start; `warning` where it would learn or measure what was
-            hardly meant; `note` for the rest.
-        split: `train.0`, `eval`, or `data` for what concerns all.
-        message: One line: what was found, and what to do.
-        count: Rows, samples or answers concerned.
-        places: The first few of them, one line each.
-    """
-
-    severity: Severity
-    split: str
-    message: str
-    count: int
-    places: list[str]
 
 
 def check_data(config: Config) -> dict[str, Any]:
@@ -58,7 +39,11 @@ def check_data(config: Config) -> dict[str, Any]:
         "repeated_rows": asdict(measures.repeats),
         "repeated_eval_rows": asdict(measures.eval_repeats),
         "overlap": asdict(measures.overlap),
-        "findings": [asdict(finding) for finding in find_problems(measures)],
+        "near_copies": asdict(measures.near),
+        "near_overlap": asdict(measures.leaks),
+        "repeated_answers": asdict(measures.repeated_answers),
+        "cost": estimate_cost(config, measures.splits),
+        "findings": [asdict(finding) for finding in _all_problems(config, measures)],
     }
 
 
@@ -73,8 +58,8 @@ def describe_split(split: SplitCounts) -> dict[str, Any]:
         "sequences": split.num_sequences,
         "tokens": split.num_tokens,
         "trained_tokens": split.num_trained_tokens,
-        "trained_share": _share(split.num_trained_tokens, split.num_tokens),
-        "packing_efficiency": _share(split.num_tokens, room),
+        "trained_share": share_of(split.num_trained_tokens, split.num_tokens),
+        "packing_efficiency": share_of(split.num_tokens, room),
         "sequences_if_packed": split.num_packed,
         "lengths": _quantiles(split.lengths),
         "turns": {str(turns): split.turns[turns] for turns in sorted(split.turns)},
@@ -87,14 +72,23 @@ def describe_split(split: SplitCounts) -> dict[str, Any]:
         "long_samples": split.long.count,
         "doubled_bos": split.bos_doubled.count,
         "rows_with_special_text": split.control_text.count,
+        "rows_with_personal_data": split.num_personal_rows,
+        "personal": {kind: noted.count for kind, noted in sorted(split.personal.items())},
+        "redacted": dict(sorted(split.redacted.items())),
+        "removed": split.request.removed.counts,
+        "histogram": _histogram(split.lengths),
     }
+
+
+def _all_problems(config: Config, measures: Measures) -> list[Finding]:
+    return [*limit_problems(config.data.limits, measures), *find_problems(measures)]
 
 
 def find_problems(measures: Measures) -> list[Finding]:
     """Returns what is worth saying, errors first."""
     found = [finding for split in measures.splits for finding in _split_problems(split, measures.stops)]
     found += _repeat_problems(measures)
-    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def _split_problems(split: SplitCounts, stops: list[str]) -> Iterator[Finding]:
@@ -103,7 +97,9 @@ def _split_problems(split: SplitCounts, stops: list[str]) -> Iterator[Finding]:
     yield from _long(split)
     yield from _ends(split, stops)
     yield from _texts(split)
+    yield from _personal(split)
     yield from _packing(split)
+    yield from _removed(split)
 
 
 def _unusable(split: SplitCounts) -> Iterator[Finding]:
@@ -149,7 +145,7 @@ _LONG = {"truncate": "cut at the end", "drop": "left out", "split": "made into p
 def _long(split: SplitCounts) -> Iterator[Finding]:
     if split.long.count:
         request, longest = split.request, max(split.lengths)
-        share = _share(split.long.count, split.lengths.total())
+        share = share_of(split.long.count, split.lengths.total())
         what = (
             f"beyond data.seq_len={request.seq_len} and {_LONG[request.long_samples]}: {_count(split.long, 'sample')} "
             f"({share:.1%}); raise it (the longest has {longest:,} tokens), shorten them or set data.long_samples"
@@ -186,6 +182,28 @@ def _texts(split: SplitCounts) -> Iterator[Finding]:
         yield _finding("warning", split, what, split.control_text)
 
 
+_NAMES = {
+    "api_key": "API keys", "private_key": "private keys", "email": "e-mail addresses", "phone": "phone numbers",
+    "card": "card numbers", "iban": "IBANs",
+}  # fmt: skip
+
+
+def _personal(split: SplitCounts) -> Iterator[Finding]:
+    for kind, noted in sorted(split.personal.items()):
+        what = f"{_NAMES[kind]} in {_count(noted, 'row')}; take them out, or name {kind} in data.redact"
+        yield _finding("warning", split, what, noted)
+    for kind, count in sorted(split.redacted.items()):
+        what = f"data.redact puts <{kind.upper()}> in place of {_NAMES[kind]} in {count:,} rows"
+        yield _finding("note", split, what, Noted(count))
+
+
+def _removed(split: SplitCounts) -> Iterator[Finding]:
+    removed = split.request.removed
+    for rule, count in removed.counts.items():
+        key = f"data.{split.name}.max_rows" if rule == MAX_ROWS else f"data.curation.{rule}"
+        yield Finding("note", split.name, f"left out by {key}: {count:,} rows", count, removed.first.get(rule, []))
+
+
 def _packing(split: SplitCounts) -> Iterator[Finding]:
     if split.num_sequences and split.num_packed <= _WORTH_PACKING * split.num_sequences:
         what = f"data.packing=true would make {split.num_packed:,} sequences of {split.num_sequences:,}"
@@ -202,14 +220,44 @@ def _repeat_problems(measures: Measures) -> Iterator[Finding]:
             "numbers flatter the model; remove them from one side"
         )
         yield Finding("warning", "eval", what, measures.overlap.count, measures.overlap.first)
+    if measures.leaks.count:
+        what = (
+            f"{measures.leaks.count:,} of {num_rows[True]:,} held-out rows are nearly a training row ({NEAR:.0%} "
+            "alike or more), so held-out numbers flatter the model; remove them from one side, or set "
+            "data.curation.near and against_eval"
+        )
+        yield Finding("warning", "eval", what, measures.leaks.count, measures.leaks.first)
     for name, repeats, total in (
         ("train", measures.repeats, num_rows[False]), ("eval", measures.eval_repeats, num_rows[True]),
     ):  # fmt: skip
         if repeats.count:
-            share = _share(repeats.count, total)
-            severity: Severity = "note" if share <= _FEW_SHARE else "warning"
-            what = f"exact copies of earlier rows: {repeats.count:,} ({share:.1%}); remove them if not meant"
-            yield Finding(severity, name, what, repeats.count, repeats.first)
+            what = f"exact copies of earlier rows: {repeats.count:,} ({share_of(repeats.count, total):.1%})"
+            mend = "remove them if not meant" + (", or set data.curation.exact" if name == "train" else "")
+            yield _weighed(repeats, total, name, f"{what}; {mend}")
+    yield from _likeness_problems(measures, num_rows[False])
+
+
+def _likeness_problems(measures: Measures, num_rows: int) -> Iterator[Finding]:
+    near, answers = measures.near, measures.repeated_answers
+    if near.count:
+        share = share_of(near.count, num_rows)
+        what = (
+            f"near copies of earlier rows ({NEAR:.0%} alike or more): {near.count:,} ({share:.1%}); remove them if not "
+            "meant, or set data.curation.near"
+        )
+        yield _weighed(near, num_rows, "train", what)
+    if answers.count:
+        share = share_of(answers.count, num_rows)
+        what = (
+            f"{answers.count:,} rows ({share:.1%}) give an answer that at least {REPEATS - 1} others give, too; it is "
+            "learnt as the answer to anything, so thin them out"
+        )
+        yield _weighed(answers, num_rows, "train", what)
+
+
+def _weighed(noted: Noted, total: int, split: str, message: str) -> Finding:
+    severity: Severity = "note" if share_of(noted.count, total) <= _FEW_SHARE else "warning"
+    return Finding(severity, split, message, noted.count, noted.first)
 
 
 def _finding(severity: Severity, split: SplitCounts, message: str, noted: Noted) -> Finding:
@@ -220,8 +268,16 @@ def _count(noted: Noted, noun: str) -> str:
     return f"{noted.count:,} {noun}{'' if noted.count == 1 else 's'}"
 
 
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 4) if whole else 0.0
+_NUM_BARS = 40
+
+
+def _histogram(lengths: Counter[int]) -> dict[str, Any]:
+    """Returns samples by tokens in at most 40 equal steps: the width of a step, and how many are in each."""
+    width = max(lengths, default=0) // _NUM_BARS + 1
+    counts = Counter(dict.fromkeys(range(max(lengths, default=-1) // width + 1), 0))
+    for length, count in lengths.items():
+        counts[length // width] += count
+    return {"width": width, "counts": [counts[step] for step in sorted(counts)]}
 
 
 def _quantiles(histogram: Counter[int]) -> dict[str, int]:

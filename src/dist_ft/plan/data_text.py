@@ -33,10 +33,20 @@ def render_check(report: dict[str, Any], is_colored: bool) -> str:
     lines = [f"{report['run']}: data.seq_len={report['seq_len']}, {packing}", "", *_table(report["splits"]), ""]
     lines += [f"  {split['name']:<8}  {_describe(split)}" for split in report["splits"] if split["rows"]]
     stops = ", ".join(map(printable, report["stop_tokens"])) or "none known"
-    lines += [f"  {'stops':<8}  generation ends at {stops}", ""]
+    lines += [f"  {'stops':<8}  generation ends at {stops}"]
+    lines += [f"  {'run':<8}  {describe_cost(report['cost'])}"] if report["cost"] else []
+    lines += [""]
     for finding in report["findings"]:
         lines += [*_render_finding(finding, is_colored), ""]
-    return "\n".join([*lines, _verdict(report["findings"])])
+    return "\n".join([*lines, verdict(report["findings"])])
+
+
+def describe_cost(cost: dict[str, Any]) -> str:
+    """Returns what a run on this data takes, in a line."""
+    return (
+        f"{_epochs(cost['epochs'])}{_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens; about "
+        f"{cost['flops']:.1e} operations with {cost['params']:,} parameters, {cost['trained_params']:,} of them trained"
+    )
 
 
 _HEADS = ("rows", "sequences", "tokens", "trained", "filled", "shortest", "median", "p95", "longest")
@@ -88,7 +98,8 @@ def _render_finding(finding: dict[str, Any], is_colored: bool) -> Iterator[str]:
         yield f"    … and {finding['count'] - len(finding['places']):,} more"
 
 
-def _verdict(findings: Sequence[dict[str, Any]]) -> str:
+def verdict(findings: Sequence[dict[str, Any]]) -> str:
+    """Returns how many errors, warnings and notes there are."""
     counts = {name: sum(f["severity"] == name for f in findings) for name in ("error", "warning", "note")}
     said = ", ".join(_count(count, name) for name, count in counts.items() if count)
     return said or "nothing to complain of"
@@ -181,6 +192,10 @@ def render_prepared(prepared: dict[str, Any]) -> str:
     made = prepared["num_made"]
     head = f"{_count(made, 'shard')} made" if made else "all is there already"
     return "\n".join([f"{head}: {printable(splits[0][1]['address'])}", *lines])
+
+
+def _epochs(epochs: float | None) -> str:
+    return "" if epochs is None else f"{epochs:g} epochs in "
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,8 @@ Works on the dicts in which prepared splits travel, so that the driver need not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dist_ft.config.schema import DataConfig
@@ -27,7 +28,15 @@ def describe_left_out(
     return [*_lines(splits, data), *(f"held-out data: {line}" for line in held_out)]
 
 
+def describe_removed(counts: Mapping[str, int]) -> str:
+    """Returns `exact 1,000, near 12`: rows that the config leaves out, by rule."""
+    return ", ".join(f"{rule} {count:,}" for rule, count in counts.items())
+
+
 def _lines(splits: Sequence[dict[str, Any]], data: DataConfig) -> Iterator[str]:
+    removed = sum((Counter(split["removed_rows"]) for split in splits), Counter[str]())
+    if removed:
+        yield f"{removed.total():,} rows are left out by data.curation and max_rows: {describe_removed(removed)}"
     untrained = sum(split["num_untrained_rows"] for split in splits)
     long = sum(split["num_long_samples"] for split in splits)
     with_bad = [split for split in splits if split["num_bad_rows"]]

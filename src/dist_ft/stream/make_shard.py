@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Sample
 from dist_ft.storage.store import Store
 from dist_ft.stream.claims import kept, wait_for_claim
+from dist_ft.stream.left_out import describe_removed
 from dist_ft.stream.pack import pack
-from dist_ft.stream.parts import Part
 from dist_ft.stream.request import SplitRequest, is_window_full
-from dist_ft.stream.samples import Counts, Render, fit, on_side, render_row
+from dist_ft.stream.samples import Counts, Render, fit, render_row
 from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter
-from dist_ft.stream.sources import BadRow, scan_part
+from dist_ft.stream.sources import BadRow
+from dist_ft.stream.split_plan import PlannedShard, rows_of_shard
 
 _BLOCK_BYTES = 8 << 20
 _MAX_KEPT_CHARACTERS = 10_000
@@ -33,18 +33,18 @@ def quarantine_name(key: str) -> str:
     return f"{key}.quarantine.jsonl"
 
 
-def make_shard(request: SplitRequest, source: RowSource, part: Part, render: Render, store: Store) -> ShardInfo:
-    """Returns the shard of a part, newly made unless it is there or another process makes it.
+def make_shard(request: SplitRequest, shard: PlannedShard, render: Render, store: Store) -> ShardInfo:
+    """Returns a shard, newly made unless it is there or another process makes it.
 
     Raises:
         DataError: A row that cannot be used (file and line named), or the file has changed.
         OSError: The store or the scratch directory refuses.
     """
-    key = request.part_key(source, part)
+    key = shard.key
     owner = wait_for_claim(store, key, lambda: find_info(store, key) is not None)
     if owner is not None:
         with kept(store, key, owner), TemporaryDirectory(prefix="dist-ft-shard-") as scratch:
-            _write(request, source, part, render, store, key, Path(scratch))
+            _write(request, shard, render, store, Path(scratch))
     info = read_info(store, key)
     check_bad_rows(request, info, store)
     return info
@@ -83,12 +83,11 @@ def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None
         raise DataError(f"{first['place']}: {first['problem']}")
 
 
-def _write(
-    request: SplitRequest, source: RowSource, part: Part, render: Render, store: Store, key: str, scratch: Path
-) -> None:
+def _write(request: SplitRequest, shard: PlannedShard, render: Render, store: Store, scratch: Path) -> None:
+    key = shard.key
     counts, quarantine = Counts(), scratch / quarantine_name(key)
     with ShardWriter(scratch, key) as writer:
-        for window in _windows(_render_rows(request, source, part, render, counts, quarantine)):
+        for window in _windows(_render_rows(request, shard, render, counts, quarantine)):
             writer.add(pack(window, request.seq_len, request.packing))
         writer.close(
             num_rows=counts.rows,
@@ -123,10 +122,10 @@ def _windows(rows: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
 
 
 def _render_rows(
-    request: SplitRequest, source: RowSource, part: Part, render: Render, counts: Counts, quarantine: Path
+    request: SplitRequest, shard: PlannedShard, render: Render, counts: Counts, quarantine: Path
 ) -> Iterator[list[Sample]]:
     """Yields the samples of each row; bad rows stop the work, or are put aside."""
-    for row in on_side(request, scan_part(part, source, request.group_by)):
+    for row in rows_of_shard(request, shard):
         samples = render_row(row, render)
         if isinstance(samples, list):
             counts.rows += 1
@@ -158,6 +157,9 @@ def check_trained(request: SplitRequest, num_trained: int, counts: Counts, store
         raise DataError(
             f"{request.shown}: all {counts.bad_rows} rows are bad; the first is {first['place']}: {first['problem']}"
         )
+    if counts.rows == 0 and len(request.removed.numbers):
+        rules = describe_removed(request.removed.counts)
+        raise DataError(f"{request.shown}: data.curation and max_rows leave out every row ({rules}); ask for less")
     if counts.rows == 0 and not request.held_out:
         raise DataError(f"{request.shown} holds no rows; expected one conversation or text a row")
     if counts.rows == 0:

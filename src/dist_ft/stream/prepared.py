@@ -10,63 +10,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dist_ft.config.schema import LoaderConfig, RowSource
+from dist_ft.config.schema import LoaderConfig
 from dist_ft.rundir import FORMAT_VERSION
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
 from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.listing import list_files
 from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_info
-from dist_ft.stream.parts import Part, cut_parts
-from dist_ft.stream.request import SplitRequest, split_key
 from dist_ft.stream.samples import Counts
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import INFO, ShardInfo, TokenShards
-from dist_ft.stream.source_file import SourceFile
+from dist_ft.stream.split_plan import PlannedShard, SplitPlan
 
 READY_LIMIT_S = 7200.0
 """Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
-
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """A shard that a split has, made or not.
-
-    Attributes:
-        key: Its name in the store.
-        source: Where its rows are.
-        part: Which of them.
-    """
-
-    key: str
-    source: RowSource
-    part: Part
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """A split as its listing gives it.
-
-    Attributes:
-        request: How it is made.
-        files: Of all its sources, in order.
-        shards: In file order.
-    """
-
-    request: SplitRequest
-    files: tuple[SourceFile, ...]
-    shards: tuple[PlannedShard, ...]
-
-    @property
-    def key(self) -> str:
-        """Two splits with the same key hold the same sequences."""
-        return split_key([shard.key for shard in self.shards])
 
 
 @dataclass(frozen=True)
@@ -85,6 +47,7 @@ class PreparedSplit:
         num_untrained_rows: Rows left out because no token of theirs would be trained.
         num_long_samples: Samples longer than `seq_len`, treated as `data.long_samples` says.
         num_bad_rows: Rows left out because they cannot be used; see `left_out.py`.
+        removed_rows: Rows that the config leaves out, by rule.
         max_tokens: Tokens of the longest sequence; of a split that is not complete, `data.seq_len`.
         max_trained_tokens: Most trained tokens of one sequence; likewise.
     """
@@ -100,6 +63,7 @@ class PreparedSplit:
     num_untrained_rows: int = 0
     num_long_samples: int = 0
     num_bad_rows: int = 0
+    removed_rows: dict[str, int] = field(default_factory=dict)
     max_tokens: int = 0
     max_trained_tokens: int = 0
 
@@ -117,22 +81,6 @@ class PreparedSplit:
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
         """Inverse of `dataclasses.asdict`, extra keys ignored."""
         return cls(**{name: data[name] for name in cls.__dataclass_fields__})
-
-
-def plan_split(request: SplitRequest) -> SplitPlan:
-    """Lists the sources of a split and names its shards; reads no row.
-
-    Raises:
-        DataError: A source cannot be listed.
-    """
-    files: list[SourceFile] = []
-    shards = []
-    for source in request.sources:
-        listed = list_files(source)
-        files += listed
-        for part in cut_parts(listed, request.part_bytes):
-            shards.append(PlannedShard(request.part_key(source, part), source, part))
-    return SplitPlan(request, tuple(files), tuple(shards))
 
 
 def missing_shards(plan: SplitPlan, store: Store) -> list[PlannedShard]:
@@ -200,6 +148,7 @@ def _total(plan: SplitPlan, infos: Sequence[ShardInfo], address: str) -> Prepare
         num_untrained_rows=sum(info.num_untrained_rows for info in infos),
         num_long_samples=sum(info.num_long_samples for info in infos),
         num_bad_rows=sum(info.num_bad_rows for info in infos),
+        removed_rows=plan.request.removed.counts,
         max_tokens=max((info.max_tokens for info in infos), default=0),
         max_trained_tokens=max((info.max_trained_tokens for info in infos), default=0),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import xxhash
 
 from dist_ft.config.schema import RowSource
+from dist_ft.stream.curation import NOTHING, Numbers, Removed
 from dist_ft.stream.parts import Part
 
 PREPARATION_VERSION = 4
@@ -42,6 +43,7 @@ class SplitRequest:
         long_samples: `data.long_samples`.
         bad_rows: `data.bad_rows`.
         part_bytes: `data.part_mib` in bytes.
+        removed: Rows that the config leaves out, of a request with one source.
     """
 
     sources: tuple[RowSource, ...]
@@ -54,14 +56,15 @@ class SplitRequest:
     long_samples: str = "truncate"
     bad_rows: str = "error"
     part_bytes: int = 32 << 20
+    removed: Removed = NOTHING
 
     @property
     def shown(self) -> str:
         """The sources, for messages to people."""
         return ", ".join(source.source for source in self.sources)
 
-    def part_key(self, source: RowSource, part: Part) -> str:
-        """Returns the key of the shard that a part becomes.
+    def part_key(self, source: RowSource, part: Part, removed: Numbers) -> str:
+        """Returns the key of the shard that a part becomes without some of its rows.
 
         What becomes of bad rows is not in it: a shard without any is the same either way, and one with some says so.
         A run that meets a bad row may therefore go on with `data.bad_rows: skip`.
@@ -69,7 +72,7 @@ class SplitRequest:
         how = [
             PREPARATION_VERSION, WINDOW_ROWS, WINDOW_TOKENS, source.format, sorted(source.columns.items()),
             self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
-            self.long_samples,
+            self.long_samples, removed.tolist(),
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(f"{part.identity()} {how}".encode())
 

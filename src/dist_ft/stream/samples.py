@@ -1,16 +1,15 @@
-"""From rows to samples: which rows a split has, what a run uses of each, and what becomes of the bad ones. Pure."""
+"""From rows to samples: what a run uses of each row, and what becomes of the bad ones. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.records import Record, Sample
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.sources import BadRow, Row, is_held_out, scan_rows
+from dist_ft.stream.sources import BadRow, Row
 
 Render = Callable[[Record], list[Sample]]
 
@@ -23,20 +22,6 @@ class Counts:
     untrained_rows: int = 0
     long_samples: int = 0
     bad_rows: int = 0
-
-
-def rows_of_side(request: SplitRequest) -> Iterator[Row | BadRow]:
-    """Yields the rows of all sources that belong to a split."""
-    return on_side(request, chain.from_iterable(scan_rows(source, request.group_by) for source in request.sources))
-
-
-def on_side(request: SplitRequest, rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
-    """Keeps the rows of one side; without a held-out fraction, all. A row that is not understood has no side of its
-    own and counts on the training side."""
-    for row in rows:
-        is_other_side = bool(request.held_out) and isinstance(row, Row) and is_held_out(row, request.held_out)
-        if is_other_side == request.take_held_out:
-            yield row
 
 
 def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:

@@ -1,17 +1,16 @@
 """Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
 
-Owns the counting. What the counts mean to a person is left to `plan/data_check.py`. Memory is flat: a hash a row, and
-the first few places of whatever is counted.
+Owns the counting. What the counts mean to a person is left to `plan/data_check.py`. Memory is flat: two hashes a row,
+what `stream/near.py` takes, and the first few places of whatever is counted.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -21,16 +20,28 @@ import xxhash
 from dist_ft.config import Config
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_generation_config, load_tokenizer
-from dist_ft.model.render import Renderer
 from dist_ft.records import Conversation, Message, Record, Sample
-from dist_ft.stream.cache import WINDOW_ROWS, SplitRequest, rows_of_side, usable
+from dist_ft.storage.objects import open_store
+from dist_ft.stream.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.stream.pack import plan_bins
-from dist_ft.stream.repeats import Keys, find_repeats, find_shared
+from dist_ft.stream.personal import PersonalKind, find_personal, mask
+from dist_ft.stream.repeats import Keys, Numbers, find_repeats, find_shared
+from dist_ft.stream.request import SplitRequest, is_window_full
+from dist_ft.stream.samples import Render, usable
 from dist_ft.stream.sources import BadRow, Row
-from dist_ft.tasks.prepare import make_renderer, split_requests
+from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split
+from dist_ft.stream.texts import answer_text, compared_text, num_turns, record_key, role_texts
+from dist_ft.tasks.curate import curate
+from dist_ft.tasks.prepare import cache_address, make_renderer, split_requests
 
 FEW = 5
 """Places that are named of whatever is counted."""
+NEAR = 0.8
+"""Least similarity of two rows that are called near copies, as in `data.curation.near`."""
+REPEATS = 10
+"""Rows that must give one answer before it is called repeated."""
+_MIN_ANSWER = 32
+"""Characters; shorter answers are repeated on purpose, such as labels."""
 _PLACE = 1000
 """Characters of a place and what is wrong there: a template can complain at any length."""
 
@@ -65,6 +76,9 @@ class SplitCounts:
         bos_doubled: Samples that begin with two BOS tokens.
         empty_answers: Rows with an assistant turn that says and calls nothing.
         control_text: Rows with text that the tokenizer takes for a special token.
+        personal: By kind, rows with personal data or secrets that `data.redact` does not name; values masked.
+        num_personal_rows: Rows with any of them.
+        redacted: By kind, rows in which `data.redact` finds something.
         num_answers: Runs of trained tokens that end in what is used of a sample.
         unended: Those of them whose last token does not end generation.
         turns: Turns of a row → rows.
@@ -72,7 +86,10 @@ class SplitCounts:
         num_sequences: Sequences of the run.
         num_packed: Sequences if they were packed.
         keys: Hash of each row's content.
+        answers: Hash of each row's answer; 0 for one that is short.
         window: Lengths of the samples that are yet to be packed.
+        num_window_rows: Rows that they come from.
+        num_window_tokens: Their sum.
     """
 
     name: str
@@ -86,6 +103,9 @@ class SplitCounts:
     bos_doubled: Noted = field(default_factory=Noted)
     empty_answers: Noted = field(default_factory=Noted)
     control_text: Noted = field(default_factory=Noted)
+    personal: dict[PersonalKind, Noted] = field(default_factory=dict)
+    num_personal_rows: int = 0
+    redacted: Counter[PersonalKind] = field(default_factory=Counter)
     num_answers: int = 0
     unended: Noted = field(default_factory=Noted)
     turns: Counter[int] = field(default_factory=Counter)
@@ -95,7 +115,10 @@ class SplitCounts:
     num_sequences: int = 0
     num_packed: int = 0
     keys: array[int] = field(default_factory=lambda: array("Q"))
+    answers: array[int] = field(default_factory=lambda: array("Q"))
     window: list[int] = field(default_factory=list)
+    num_window_rows: int = 0
+    num_window_tokens: int = 0
 
     def close_window(self) -> None:
         """Counts the sequences of a window as `stream/pack.py` would make them."""
@@ -103,6 +126,7 @@ class SplitCounts:
         self.num_packed += num_bins
         self.num_sequences += num_bins if self.request.packing else len(self.window)
         self.window.clear()
+        self.num_window_rows = self.num_window_tokens = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,9 @@ class Measures:
         eval_repeats: The same within the held-out split.
         overlap: Held-out rows that are training rows, too.
         stops: Tokens at which generation ends.
+        near: Training rows that are alike an earlier one, those that equal one aside.
+        leaks: Held-out rows that are alike a training row, those that equal one aside.
+        repeated_answers: Training rows whose answer many others give, too; the first row of each answer.
     """
 
     splits: list[SplitCounts]
@@ -122,6 +149,9 @@ class Measures:
     eval_repeats: Noted
     overlap: Noted
     stops: list[str]
+    near: Noted = field(default_factory=Noted)
+    leaks: Noted = field(default_factory=Noted)
+    repeated_answers: Noted = field(default_factory=Noted)
 
 
 def measure(config: Config) -> Measures:
@@ -132,22 +162,22 @@ def measure(config: Config) -> Measures:
     """
     tokenizer = load_tokenizer(config)
     render, render_key = make_renderer(config, tokenizer)
-    train, held_out = split_requests(config, render_key)
-    splits = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
-    trained_on = list(splits)
-    if held_out is not None:
-        splits.append(SplitCounts("eval", held_out))
+    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
+    trained_on = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
+    evaluated = [SplitCounts("eval", held_out)] if held_out is not None else []
     stops = _stop_ids(config, tokenizer)
-    meter = _Meter(render, tokenizer, stops)
-    for split in splits:
-        _scan(split, meter)
-    evaluated = splits[len(trained_on) :]
+    meter = _Meter(render, tokenizer, stops, config.data.redact)
+    signatures = _scan(trained_on, meter)
+    eval_signatures = _scan(evaluated, meter)
     return Measures(
-        splits=splits,
+        splits=[*trained_on, *evaluated],
         repeats=_note_repeats(trained_on),
         eval_repeats=_note_repeats(evaluated),
         overlap=_note_overlap(evaluated, trained_on),
         stops=[str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stops))],
+        near=_note_near(trained_on, signatures),
+        leaks=_note_leaks(evaluated, eval_signatures, trained_on, signatures),
+        repeated_answers=_note_answers(trained_on),
     )
 
 
@@ -161,8 +191,9 @@ def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
 class _Meter:
     """Renders rows and notes what is found in them."""
 
-    def __init__(self, render: Renderer, tokenizer: Any, stops: set[int]) -> None:
+    def __init__(self, render: Render, tokenizer: Any, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
         self._render = render
+        self._redacted = frozenset(redacted)
         self._stops = stops
         self._bos = tokenizer.bos_token_id
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -171,8 +202,10 @@ class _Meter:
     def note(self, row: Row, split: SplitCounts) -> None:
         """Counts a row."""
         split.num_rows += 1
-        split.keys.append(_content_hash(row.record))
-        split.turns[_num_turns(row.record)] += 1
+        split.keys.append(record_key(row.record))
+        split.answers.append(_answer_key(row.record))
+        split.turns[num_turns(row.record)] += 1
+        self._note_personal(row, split)
         if _has_empty_answer(row.record):
             split.empty_answers.add(row.place)
         try:
@@ -188,8 +221,19 @@ class _Meter:
             split.untrained.add(row.place)
             split.num_hidden_rows += any(any(sample.trained[1:]) for sample in samples)
         split.window += [len(piece.input_ids) for piece in used]
-        if (split.num_rows - split.refused.count) % WINDOW_ROWS == 0:
+        split.num_window_rows += 1
+        split.num_window_tokens += sum(len(piece.input_ids) for piece in used)
+        if is_window_full(split.num_window_rows, split.num_window_tokens):
             split.close_window()
+
+    def _note_personal(self, row: Row, split: SplitCounts) -> None:
+        found = {
+            one.kind: text[one.start : one.end] for _, text in role_texts(row.record) for one in find_personal(text)
+        }
+        for kind in found.keys() - self._redacted:
+            split.personal.setdefault(kind, Noted()).add(f"{row.place}: {mask(kind, found[kind])}")
+        split.num_personal_rows += not found.keys() <= self._redacted
+        split.redacted.update(found.keys() & self._redacted)
 
     def _note_sample(self, sample: Sample, place: str, split: SplitCounts) -> list[Sample]:
         request, length = split.request, len(sample.input_ids)
@@ -210,21 +254,26 @@ class _Meter:
         return pieces
 
 
-def _scan(split: SplitCounts, meter: _Meter) -> None:
-    for row in rows_of_side(split.request):
-        if isinstance(row, BadRow):
-            split.unreadable.add(f"{row.place}: {row.problem}")
-        else:
-            meter.note(row, split)
-    split.close_window()
+def _scan(splits: Sequence[SplitCounts], meter: _Meter) -> Signatures:
+    """Counts all rows; returns the signatures of those that can be read, in order."""
+    signatures = SignatureFile()
+    for split in splits:
+        for shard in plan_split(split.request).shards:
+            for row in rows_of_shard(split.request, shard):
+                if isinstance(row, BadRow):
+                    split.unreadable.add(f"{row.place}: {row.problem}")
+                else:
+                    meter.note(row, split)
+                    signatures.add(compared_text(row.record))
+            split.close_window()
+    return signatures.read()
 
 
-def _content_hash(record: Record) -> int:
-    return int(xxhash.xxh3_64_intdigest(json.dumps(asdict(record), sort_keys=True).encode()))
-
-
-def _num_turns(record: Record) -> int:
-    return len(record.messages) if isinstance(record, Conversation) else 0
+def _answer_key(record: Record) -> int:
+    answer = " ".join(answer_text(record).split())
+    if len(answer) < _MIN_ANSWER:
+        return 0
+    return int(xxhash.xxh3_64_intdigest(answer.encode("utf-8", "surrogatepass")))
 
 
 def _has_empty_answer(record: Record) -> bool:
@@ -250,21 +299,56 @@ def _answer_ends(sample: Sample) -> list[int]:
 
 
 def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
-    return _note_pairs(splits, splits, *find_repeats(_all_keys(splits)))
+    return _note_pairs(splits, splits, *find_repeats(_all_keys(splits)), "equals")
 
 
 def _note_overlap(evaluated: Sequence[SplitCounts], trained_on: Sequence[SplitCounts]) -> Noted:
-    return _note_pairs(evaluated, trained_on, *find_shared(_all_keys(evaluated), _all_keys(trained_on)))
+    return _note_pairs(evaluated, trained_on, *find_shared(_all_keys(evaluated), _all_keys(trained_on)), "equals")
+
+
+def _note_near(splits: Sequence[SplitCounts], signatures: Signatures) -> Noted:
+    return _note_pairs(splits, splits, *find_near(signatures, _distinct(splits), NEAR), "is like")
+
+
+def _note_leaks(
+    evaluated: Sequence[SplitCounts], eval_signatures: Signatures,
+    trained_on: Sequence[SplitCounts], signatures: Signatures,
+) -> Noted:  # fmt: skip
+    here, there = find_near_shared(eval_signatures, signatures, NEAR)
+    equal, _ = find_shared(_all_keys(evaluated), _all_keys(trained_on))
+    is_other = ~np.isin(here, equal)
+    return _note_pairs(evaluated, trained_on, here[is_other], there[is_other], "is like")
+
+
+def _note_answers(splits: Sequence[SplitCounts]) -> Noted:
+    """Counts rows by their answers; rows that are equal as a whole count once."""
+    answers = np.concatenate([np.frombuffer(split.answers, np.uint64) for split in splits])
+    rows = _distinct(splits)
+    rows = rows[answers[rows] != 0]
+    _, firsts, counts = np.unique(answers[rows], return_index=True, return_counts=True)
+    often = np.flatnonzero(counts >= REPEATS)
+    often = often[np.lexsort((firsts[often], -counts[often]))]
+    places = _places(splits, rows[firsts[often[:FEW]]].tolist())
+    shown = [f"{place} and {count - 1:,} more" for place, count in zip(places, counts[often].tolist(), strict=False)]
+    return Noted(int(counts[often].sum()), shown)
+
+
+def _distinct(splits: Sequence[SplitCounts]) -> Numbers:
+    """Returns the rows that equal no earlier one."""
+    keys = _all_keys(splits)
+    return np.setdiff1d(np.arange(len(keys)), find_repeats(keys)[0], assume_unique=True)
 
 
 def _all_keys(splits: Sequence[SplitCounts]) -> Keys:
     return np.concatenate([np.frombuffer(split.keys, dtype=np.uint64) for split in splits] or [np.zeros(0, np.uint64)])
 
 
-def _note_pairs(splits: Sequence[SplitCounts], others: Sequence[SplitCounts], here: Any, there: Any) -> Noted:
+def _note_pairs(
+    splits: Sequence[SplitCounts], others: Sequence[SplitCounts], here: Numbers, there: Numbers, how: str
+) -> Noted:
     left = _places(splits, here[:FEW].tolist())
     right = _places(others, there[:FEW].tolist())
-    return Noted(len(here), [f"{a} equals {b}" for a, b in zip(left, right, strict=True)])
+    return Noted(len(here), [f"{a} {how} {b}" for a, b in zip(left, right, strict=True)])
 
 
 def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
@@ -284,4 +368,4 @@ def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
 
 
 def _good_rows(split: SplitCounts) -> Iterator[Row]:
-    return (row for row in rows_of_side(split.request) if isinstance(row, Row))
+    return (row for row in rows_of_split(plan_split(split.request)) if isinstance(row, Row))

@@ -16,12 +16,11 @@ import numpy as np
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
-from dist_ft.model.render import Renderer
-from dist_ft.stream.prepared import PlannedShard, SplitPlan
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.samples import on_side, render_row, usable
+from dist_ft.stream.samples import Render, render_row, usable
 from dist_ft.stream.shards import TokenShards
-from dist_ft.stream.sources import Row, scan_part
+from dist_ft.stream.sources import Row
+from dist_ft.stream.split_plan import PlannedShard, SplitPlan, rows_of_shard
 from dist_ft.tasks.prepare import make_renderer, plan_splits, prepare_split
 
 Tokens = tuple[int, ...]
@@ -127,7 +126,7 @@ def _samples(shards: TokenShards, shard: int, row: int) -> Iterator[tuple[list[i
 
 
 def _find_origins(
-    request: SplitRequest, parts: Sequence[PlannedShard], render: Renderer, wanted: set[Tokens]
+    request: SplitRequest, parts: Sequence[PlannedShard], render: Render, wanted: set[Tokens]
 ) -> dict[Tokens, _Origin]:
     """Renders the rows of the shards again until each sample has been seen: shards do not say where a sample comes
     from.
@@ -136,8 +135,8 @@ def _find_origins(
     """
     found: dict[Tokens, _Origin] = {}
     for part in parts:
-        scanned = on_side(request, scan_part(part.part, part.source, request.group_by))
-        for tokens, origin in _pieces(request, render, (row for row in scanned if isinstance(row, Row))):
+        rows = (row for row in rows_of_shard(request, part) if isinstance(row, Row))
+        for tokens, origin in _pieces(request, render, rows):
             if tokens in wanted:
                 found.setdefault(tokens, origin)
             if len(found) == len(wanted):
@@ -145,13 +144,13 @@ def _find_origins(
     return found
 
 
-def _pieces(request: SplitRequest, render: Renderer, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
+def _pieces(request: SplitRequest, render: Render, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
     for row in rows:
         samples = render_row(row, render)
         for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none
             for piece in usable(sample, request):
                 num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(piece.input_ids)
-                yield tuple(piece.input_ids), _Origin(str(row.place), num_cut)
+                yield tuple(piece.input_ids), _Origin(row.place, num_cut)
 
 
 def _show(tokenizer: Any, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:

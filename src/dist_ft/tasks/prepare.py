@@ -16,21 +16,19 @@ from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_t
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
+from dist_ft.records import Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
+from dist_ft.stream.curation import Curation
 from dist_ft.stream.make_shard import check_bad_rows, find_info, make_shard
 from dist_ft.stream.mixing import epoch_size
 from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
-from dist_ft.stream.prepared import (
-    PlannedShard,
-    PreparedSplit,
-    SplitPlan,
-    complete_split,
-    missing_shards,
-    open_ended_split,
-    plan_split,
-)
+from dist_ft.stream.personal import PATTERNS_VERSION, redact
+from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, open_ended_split
 from dist_ft.stream.request import SplitRequest
+from dist_ft.stream.samples import Render
+from dist_ft.stream.split_plan import PlannedShard, SplitPlan, plan_split
+from dist_ft.tasks.curate import curate, nothing_removed
 
 _SMALL_SHARE = 0.25
 """Of a part: so much is made by whoever asks."""
@@ -67,14 +65,14 @@ def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
         "files": [[file.to_dict() for file in plan.files] for plan in train],
         "commit": parsed.model.commit,
     }
-    few = parsed.data.part_mib * 2**20 * _SMALL_SHARE
+    few = parsed.data.part_bytes * _SMALL_SHARE
     if not makes_all and sum(job.shard.part.size for job in missing) > few:
         return {"missing": [job.to_dict() for job in missing], **found}
     found["num_made"] = len(missing)
     for job in missing:
-        make_shard(job.plan.request, job.shard.source, job.shard.part, render, store)
+        make_shard(job.plan.request, job.shard, render, store)
     splits, eval_split = _finish(parsed, train, held_out, store)
-    max_steps, num_positions = plan_length(parsed, splits)
+    max_steps, num_positions = plan_length(parsed, [split.num_sequences for split in splits])
     return {
         "missing": [],
         "to_stream": _to_stream(parsed, train, store) if is_stream else None,
@@ -97,12 +95,7 @@ class _Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the arguments of `tasks.make_shard.run` but for the config, and what the driver wants to know."""
-        arguments = {
-            "take_held_out": self.plan.request.take_held_out,
-            "source": self.shard.source.model_dump(mode="json"),
-            "part": self.shard.part.to_dict(),
-            "key": self.shard.key,
-        }
+        arguments = {"take_held_out": self.plan.request.take_held_out, "shard": self.shard.to_dict()}
         return {"arguments": arguments, "num_bytes": self.shard.part.size, "place": self.place}
 
 
@@ -117,15 +110,15 @@ def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit],
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
     """Prepares the held-out rows alone; None when there are none."""
     render, render_key = make_renderer(config, tokenizer)
-    request = split_requests(config, render_key)[1]
+    request = split_requests(config, render_key, nothing_removed(config))[1]
     return prepare_split(config, plan_split(request), render) if request else None
 
 
-def prepare_split(config: Config, plan: SplitPlan, render: Renderer) -> PreparedSplit:
+def prepare_split(config: Config, plan: SplitPlan, render: Render) -> PreparedSplit:
     """Makes what is missing of a split, one shard after the other."""
     store = open_store(cache_address(config))
     for shard in missing_shards(plan, store):
-        make_shard(plan.request, shard.source, shard.part, render, store)
+        make_shard(plan.request, shard, render, store)
     return complete_split(plan, store, cache_address(config))
 
 
@@ -165,19 +158,28 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
     return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
 
 
-def make_renderer(config: Config, tokenizer: Any) -> tuple[Renderer, str]:
+def make_renderer(config: Config, tokenizer: Any) -> tuple[Render, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
-    train_on = config.data.train_on
-    return Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
+    train_on, kinds = config.data.train_on, sorted(config.data.redact)
+    renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
+    if not kinds:
+        return renderer, key
+
+    def render(record: Record) -> list[Sample]:
+        return renderer(redact(record, kinds))
+
+    return render, f"{key} redact {kinds} {PATTERNS_VERSION}"
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
     """Lists the sources: a plan a training source, and the held-out one."""
-    train, held_out = split_requests(config, render_key)
+    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
     return [plan_split(request) for request in train], plan_split(held_out) if held_out else None
 
 
-def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest], SplitRequest | None]:
+def split_requests(
+    config: Config, render_key: str, curation: Curation
+) -> tuple[list[SplitRequest], SplitRequest | None]:
     """Returns what a run prepares: a split a training source, and the held-out one."""
     data = config.data
     common = SplitRequest(
@@ -189,9 +191,12 @@ def split_requests(config: Config, render_key: str) -> tuple[list[SplitRequest],
         group_by=data.group_by,
         long_samples=data.long_samples,
         bad_rows=data.bad_rows,
-        part_bytes=int(data.part_mib * 2**20),
+        part_bytes=data.part_bytes,
     )
-    train = [replace(common, sources=(source,)) for source in data.train]
+    train = [
+        replace(common, sources=(source,), removed=removed)
+        for source, removed in zip(data.train, curation.sources, strict=True)
+    ]
     if data.eval_source:
         return train, replace(common, sources=(data.eval_source,))
     return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
@@ -205,9 +210,9 @@ def cache_address(config: Config) -> str:
     return given if "://" in given else str(Path(given).expanduser().absolute())
 
 
-def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
-    """Returns (steps, positions) of the run."""
-    epoch = epoch_size([split.num_sequences for split in splits], config.data.weights, config.data.exhaust)
+def plan_length(config: Config, num_sequences: list[int]) -> tuple[int, int]:
+    """Returns (steps, positions) of a run on training sources of so many sequences."""
+    epoch = epoch_size(num_sequences, config.data.weights, config.data.exhaust)
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
@@ -219,7 +224,9 @@ def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint
         trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(
         model=fingerprint(config),
-        data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),
+        data=xxhash.xxh3_128_hexdigest(
+            f"{[split.key for split in splits]} {config.data.weights} {config.data.shuffle}".encode()
+        ),
         seed=config.run.seed,
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,

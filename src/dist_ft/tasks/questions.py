@@ -9,6 +9,7 @@ from itertools import islice
 from dist_ft.config import Config
 from dist_ft.model.render import Renderer
 from dist_ft.records import Completion, Conversation, Message, Record
+from dist_ft.stream.personal import redact
 from dist_ft.stream.sources import held_out_rows
 
 
@@ -29,7 +30,8 @@ class Question:
 
 def held_out_questions(config: Config, renderer: Renderer) -> list[Question]:
     """Returns the questions of the first `eval.max_rows` held-out rows that have one, in the order of the rows."""
-    found = (question for row in held_out_rows(config.data) if (question := _question(row.record, renderer)))
+    records = (redact(row.record, config.data.redact) for row in held_out_rows(config.data))
+    found = (question for record in records if (question := _question(record, renderer)))
     return list(islice(found, config.eval.max_rows))
 
 

@@ -551,8 +551,14 @@ def test_schema_accepts_what_the_loader_accepts(load: Load) -> None:
 
 
 def test_sections_stay_small() -> None:
-    sections = [field.annotation for field in Config.model_fields.values()]
-    assert all(isinstance(s, type) and issubclass(s, BaseModel) and len(s.model_fields) <= 15 for s in sections)
+    """At most fifteen keys of its own, sections within it aside."""
+    waiting: list[Any] = [field.annotation for field in Config.model_fields.values()]
+    for section in waiting:
+        assert isinstance(section, type) and issubclass(section, BaseModel)
+        kinds = [field.annotation for field in section.model_fields.values()]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        assert len(kinds) - len(inner) <= 15, section.__name__
+        waiting += inner
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))

@@ -135,6 +135,7 @@ def test_a_report_by_eye(config_for: ConfigFor) -> None:
 
           train.0   5 of 5 answers end in a stop token; rows: 5 of 2 turns, 1 of 4 turns
           stops     generation ends at <|im_end|>
+          run       12 epochs in 6 steps, 3,036 tokens; about 1e9 operations with X parameters, X of them trained
 
         error    train.0  6 rows cannot be read and would stop a run; mend or remove
             chats.jsonl:5: not valid JSON: Expecting value (column 1); expected one object a line
@@ -153,7 +154,8 @@ def test_a_report_by_eye(config_for: ConfigFor) -> None:
             chats.jsonl:3: 82 tokens
             chats.jsonl:12: 227 tokens
 
-        warning  train    exact copies of earlier rows: 1 (16.7%); remove them if not meant
+        warning  train    exact copies of earlier rows: 1 (16.7%); remove them if not meant, or set
+                          data.curation.exact
             chats.jsonl:6 equals chats.jsonl:1
 
         1 error, 3 warnings

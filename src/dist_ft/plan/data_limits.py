@@ -1,0 +1,92 @@
+"""What a finding is, and the limits of `data.limits` that make one an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dist_ft.config.schema import LimitsConfig
+from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a person should know.
+
+    Attributes:
+        severity: `error` where a run would refuse to start or a limit is exceeded; `warning` where a run would learn or
+            measure what was hardly meant; `note` for the rest.
+        split: `train.0`, `eval`, or `train` for what concerns all training sources.
+        message: One line: what was found, and what to do.
+        count: Rows, samples or answers concerned.
+        places: The first few of them, one line each.
+    """
+
+    severity: Severity
+    split: str
+    message: str
+    count: int
+    places: list[str]
+
+
+def share_of(part: int, whole: int) -> float:
+    """Returns a share, 0 of nothing."""
+    return round(part / whole, 4) if whole else 0.0
+
+
+def limit_problems(limits: LimitsConfig, measures: Measures) -> Iterator[Finding]:
+    """Yields an error for every limit that is exceeded, with key, limit and what was found."""
+    for key, limit in limits.model_dump().items():
+        for split, noted, total in _found(key, measures) if limit is not None else ():
+            if noted.count > limit * total:
+                message = (
+                    f"data.limits.{key}={limit:g} is exceeded: {_WHAT[key]} {noted.count:,} of {total:,} "
+                    f"({noted.count / max(1, total):.2%})"
+                )
+                yield Finding("error", split, message, noted.count, noted.first)
+
+
+_WHAT = {
+    "exact_copies": "rows that equal an earlier one are", "near_copies": "rows that are alike an earlier one are",
+    "leaked": "held-out rows that are trained on or nearly so are",
+    "personal": "rows with personal data or secrets are",
+    "untrained": "rows without a trained token are", "long": "samples beyond data.seq_len are",
+    "bad": "rows that cannot be used are", "empty_answers": "rows with an empty answer are",
+    "repeated_answers": "rows with an answer that many give are",
+}  # fmt: skip
+_OF_SPLIT: dict[str, Callable[[SplitCounts], tuple[Noted, int]]] = {
+    "personal": lambda split: (_join(split.num_personal_rows, list(split.personal.values())), split.num_rows),
+    "untrained": lambda split: (split.untrained, split.num_rows),
+    "long": lambda split: (split.long, split.lengths.total()),
+    "bad": lambda split: (
+        _join(split.unreadable.count + split.refused.count, [split.unreadable, split.refused]),
+        split.num_rows + split.unreadable.count,
+    ),
+    "empty_answers": lambda split: (split.empty_answers, split.num_rows),
+}
+_OF_ALL: dict[str, Callable[[Measures], Noted]] = {
+    "exact_copies": lambda measures: measures.repeats,
+    "near_copies": lambda measures: measures.near,
+    "repeated_answers": lambda measures: measures.repeated_answers,
+}
+
+
+def _found(key: str, measures: Measures) -> Iterator[tuple[str, Noted, int]]:
+    """Yields (split, what was found, of how many)."""
+    evaluated = [split for split in measures.splits if split.name == "eval"]
+    trained_on = [split for split in measures.splits if split.name != "eval"]
+    if key in _OF_SPLIT:
+        yield from ((split.name, *_OF_SPLIT[key](split)) for split in measures.splits)
+    elif key in _OF_ALL:
+        yield "train", _OF_ALL[key](measures), sum(split.num_rows for split in trained_on)
+    elif evaluated:
+        leaked = _join(measures.overlap.count + measures.leaks.count, [measures.overlap, measures.leaks])
+        yield "eval", leaked, evaluated[0].num_rows
+
+
+def _join(count: int, parts: Sequence[Noted]) -> Noted:
+    return Noted(count, [place for part in parts for place in part.first][:5])

@@ -1,0 +1,55 @@
+"""What a run on measured data costs: steps, epochs, tokens, and an estimate of its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dist_ft.config import Config
+from dist_ft.model.base import skeleton
+from dist_ft.model.trained import model_shape, select_trained
+from dist_ft.stream.mixing import counts_before, epoch_size, rates_of
+from dist_ft.tasks.data_scan import SplitCounts
+from dist_ft.tasks.prepare import plan_length
+
+
+def estimate_cost(config: Config, splits: Sequence[SplitCounts]) -> dict[str, Any] | None:
+    """Returns what a run takes, as JSON values; None where a source gives no sequence, so that there is no run.
+
+    Raises:
+        UserError: The model or the adapter does not fit.
+    """
+    trained_on = [split for split in splits if split.name != "eval"]
+    counts = [split.num_sequences for split in trained_on]
+    if not all(counts):
+        return None
+    steps, positions = plan_length(config, counts)
+    weights = config.data.weights
+    used = counts_before(positions, rates_of(weights) if weights else counts)
+    epoch = epoch_size(counts, weights, config.data.exhaust)
+    tokens, trained = (
+        round(sum(taken * total / count for taken, total, count in zip(used, totals, counts, strict=True)))
+        for totals in (
+            [split.num_tokens for split in trained_on], [split.num_trained_tokens for split in trained_on],
+        )
+    )  # fmt: skip
+    shape = model_shape(select_trained(skeleton(config), config), config)
+    return {
+        "steps": steps,
+        "epochs": round(positions / epoch, 4) if epoch else None,
+        "passes": [round(taken / count, 4) for taken, count in zip(used, counts, strict=True)],
+        "sequences": positions,
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "params": shape.num_params,
+        "trained_params": shape.num_trained,
+        "flops": flops(shape.num_params, shape.num_trained, tokens),
+    }
+
+
+def flops(num_params: int, num_trained: int, tokens: int) -> int:
+    """Returns 6 operations a parameter and token (Kaplan et al. 2020), 4 where it is frozen and has no gradient.
+
+    Attention's products of tokens by tokens, padding and recomputation are left out.
+    """
+    return (4 * num_params + 2 * num_trained) * tokens

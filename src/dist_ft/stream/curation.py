@@ -1,0 +1,132 @@
+"""Which training rows are left out by the config's wish: the rules that look at one row, and what all rules removed.
+
+Rules that look at all rows (copies, caps) are applied by `tasks/curate.py`, in one pass. Row numbers count from 0 over
+a whole source, in the order of `scan_rows`, rows that cannot be used included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from dist_ft.config.schema import CurationConfig, TextRule
+from dist_ft.records import Conversation, Record
+from dist_ft.stream.texts import role_texts
+
+Numbers = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+
+AGAINST_EVAL, EXACT, NEAR, MAX_ROWS = "against_eval", "exact", "near", "max_rows"
+
+
+def rule_names(curation: CurationConfig) -> tuple[str, ...]:
+    """Returns all rules as they are written below `data.curation`, and the cap; a row goes by the first that fits."""
+    return (
+        "min_characters", "max_characters", "min_turns", "max_turns",
+        *(f"drop.{index}" for index in range(len(curation.drop))),
+        *(f"require.{index}" for index in range(len(curation.require))),
+        AGAINST_EVAL, EXACT, NEAR, MAX_ROWS,
+    )  # fmt: skip
+
+
+def broken_rule(record: Record, curation: CurationConfig) -> str | None:
+    """Returns the rule by which a row is left out, looked at alone; None for one that stays."""
+    texts = list(role_texts(record))
+    for name, value, least, most in (
+        ("characters", sum(len(text) for _, text in texts), curation.min_characters, curation.max_characters),
+        ("turns", _num_turns(record), curation.min_turns, curation.max_turns),
+    ):
+        if value is not None and least is not None and value < least:
+            return f"min_{name}"
+        if value is not None and most is not None and value > most:
+            return f"max_{name}"
+    for index, rule in enumerate(curation.drop):
+        if _is_found(rule, texts):
+            return f"drop.{index}"
+    for index, rule in enumerate(curation.require):
+        if not _is_found(rule, texts):
+            return f"require.{index}"
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """Rows of one source that are left out.
+
+    Attributes:
+        numbers: Their numbers, ascending.
+        rules: For each, the index of its rule in `names`.
+        names: Names of rules.
+        first: Places of the first few by rule.
+        part_ends: Number behind the last row of each part of the source.
+    """
+
+    numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    rules: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    names: tuple[str, ...] = ()
+    first: Mapping[str, list[str]] = field(default_factory=dict)
+    part_ends: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def key(self) -> str:
+        """Part of the cache key of what is left; empty when all is."""
+        return xxhash.xxh3_128_hexdigest(self.numbers.astype("<i8").tobytes()) if len(self.numbers) else ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by rule, in the order of the rules; those without a row are not named."""
+        counts = np.bincount(self.rules, minlength=len(self.names)).tolist()
+        return {name: count for name, count in zip(self.names, counts, strict=True) if count}
+
+    def of_part(self, index: int) -> Numbers:
+        """Returns the rows of a part that are left out, numbered from the part's first row."""
+        if not len(self.numbers):
+            return self.numbers
+        begin, end = (int(self.part_ends[index - 1]) if index else 0), int(self.part_ends[index])
+        start, stop = np.searchsorted(self.numbers, (begin, end))
+        return self.numbers[start:stop] - begin
+
+
+NOTHING = Removed()
+
+
+@dataclass(frozen=True, eq=False)
+class Curation:
+    """What is left out of each training source, in order."""
+
+    sources: tuple[Removed, ...]
+
+    def dropped(self, source_index: int) -> Numbers:
+        """Returns the numbers of the rows of a source that are left out, ascending."""
+        return self.sources[source_index].numbers
+
+    @property
+    def key(self) -> str:
+        """Hash of all that is left out; the order of rules and the places do not count."""
+        return xxhash.xxh3_128_hexdigest(" ".join(removed.key for removed in self.sources).encode())
+
+
+def without(items: Iterable[Item], numbers: Numbers) -> Iterator[Item]:
+    """Yields the items but those at `numbers`, which ascend."""
+    dropped = iter(numbers.tolist())
+    following = next(dropped, None)
+    for number, item in enumerate(items):
+        if number == following:
+            following = next(dropped, None)
+        else:
+            yield item
+
+
+def _num_turns(record: Record) -> int | None:
+    return len(record.messages) if isinstance(record, Conversation) else None
+
+
+def _is_found(rule: TextRule, texts: Iterable[tuple[str, str]]) -> bool:
+    # `re` keeps compiled patterns.
+    return any(re.search(rule.pattern, text) for role, text in texts if rule.role in ("any", role))
