@@ -13,8 +13,7 @@ from dist_ft.errors import ConfigError
 from dist_ft.model.base import load_model
 from dist_ft.plan.plan import make_plan, world_sizes
 from dist_ft.plan.render import render_plan
-from dist_ft.stream.loader import RankLayout, TrainLoader
-from dist_ft.stream.order import Order, SourceSpec
+from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.tasks import prepare
 
@@ -83,8 +82,8 @@ def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]
     config = _config(output_dir, "train.max_steps=20")
     prepared = prepare.run(config.model_dump(mode="json"))
     split = PreparedSplit.from_dict(prepared["splits"][0])
-    shards = split.open()
-    order = Order((SourceSpec(shards.shard_sizes, split.num_sequences),), config.run.seed)
+    shards = split.open(config.data.loader)
+    order = build_order([shards], config.data, config.run.seed)
     for row in plan["world_sizes"]:
         size = row["world_size"]
         ranks = [TrainLoader(order, [shards], RankLayout(r, size, 2), 8, 160) for r in range(size)]

@@ -20,13 +20,15 @@ from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream import request as request_module
+from dist_ft.stream.curation import NOTHING, Removed
 from dist_ft.stream.left_out import quarantine_of
 from dist_ft.stream.listing import list_files
 from dist_ft.stream.make_shard import make_shard
 from dist_ft.stream.parts import cut_parts
-from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, plan_split
+from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards
 from dist_ft.stream.request import SplitRequest
 from dist_ft.stream.samples import Render
+from dist_ft.stream.split_plan import plan_split
 
 
 def render(record: Record) -> list[Sample]:
@@ -46,7 +48,7 @@ def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> Pre
     store = LocalStore(cache_dir)
     plan = plan_split(request)
     for shard in missing_shards(plan, store):
-        make_shard(plan.request, shard.source, shard.part, render, store)
+        make_shard(plan.request, shard, render, store)
     return complete_split(plan, store, str(cache_dir))
 
 
@@ -89,6 +91,11 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
     return make
 
 
+def removed(*numbers: int) -> Removed:
+    rules, ends = np.zeros(len(numbers), np.uint16), np.array([100])
+    return Removed(np.array(numbers, np.int64), rules, ("exact",), part_ends=ends)
+
+
 def texts(split: PreparedSplit) -> list[str]:
     """Every sequence as text, the user's `?` included."""
     shards = split.open(LoaderConfig())
@@ -110,7 +117,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     assert asdict(split) == {
         "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-        "num_long_samples": 0, "num_bad_rows": 0, "max_tokens": 6, "max_trained_tokens": 5,
+        "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
 
 
@@ -154,6 +161,7 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
     [
         {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
         {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"},
+        {"removed": removed(0)},
     ],
     ids=str,
 )  # fmt: skip
@@ -170,10 +178,23 @@ def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[s
     assert key_of(replace(request, sources=request.sources * 2)) != key_of(request)
 
 
+def test_removed_rows_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
+    rows = ["one", "two", "three", "four"]
+    split = prepare_split(request_for(rows, removed=removed(0, 2)), render, cache_dir)
+    assert (texts(split), split.num_rows, split.removed_rows) == (["?two", "?four"], 2, {"exact": 2})
+
+
+def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
+    request_for: RequestFor, cache_dir: Path
+) -> None:
+    with pytest.raises(DataError, match=r"data.curation and max_rows leave out every row \(exact 2\)"):
+        prepare_split(request_for(["one", "two"], removed=removed(0, 1)), render, cache_dir)
+
+
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
         "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
-        "bad_rows", "part_bytes",
+        "bad_rows", "part_bytes", "removed",
     }  # fmt: skip
 
 
@@ -483,7 +504,7 @@ def test_only_what_has_changed_is_made_anew(tmp_path: Path, cache_dir: Path) -> 
     parts = cut_parts(listed, part_bytes=1)
     assert len(parts) >= 2
     request = SplitRequest((source,), 32, False, "k")
-    before = [request.part_key(source, part) for part in parts]
+    before = [request.part_key(source, part, NOTHING.numbers) for part in parts]
     write_source(folder / "b.jsonl", ["changed"])
-    after = [request.part_key(source, part) for part in cut_parts(list_files(source), part_bytes=1)]
+    after = [request.part_key(source, part, NOTHING.numbers) for part in cut_parts(list_files(source), part_bytes=1)]
     assert set(before) & set(after) == {key for key, part in zip(before, parts, strict=True) if "a.jsonl" in str(part)}
