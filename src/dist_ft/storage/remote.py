@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import xxhash
 from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
 from dist_ft.errors import StorageError
 from dist_ft.printable import printable
@@ -33,6 +35,8 @@ _EXTRAS: Mapping[str, str] = {
 }  # fmt: skip
 _LOCAL = ("file://", "local://")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_MAX_DEPTH = 32
+"""Folders that `**` goes down at most."""
 _TRANSIENT_STATUS = (408, 425, 429)
 _CLIENTS = ("aiohttp", "httpx", "urllib3", "requests", "botocore", "aiobotocore", "google", "azure")
 _SECRET_NAME = re.compile(r"sig|token|key|secret|credential|password|auth", re.IGNORECASE)
@@ -40,10 +44,9 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _CHECKSUMS = ("sha256", "blob_id", "md5Hash", "Content-MD5", "Digest")
 """What a listing says of the bytes alone."""
 _VERSIONS = (
-    "VersionId", "generation", "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "updated",
-    "created",
+    "ETag", "etag", "generation", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "created",
 )  # fmt: skip
-"""What it says of this object, surest first; two objects can have the same one."""
+"""What it says of this object, surest first; two objects can have the same one. A listing has no S3 version."""
 
 T = TypeVar("T")
 
@@ -113,18 +116,21 @@ def find_remote(address: str) -> list[RemoteFile]:
     magic = _first_magic(address, is_http)
     if magic is not None:
         base = address[:magic].rpartition("/")[0]
-        found = _retried(address, lambda: fs.glob(path, detail=True))
-    elif address.endswith("/") if is_http else _retried(address, lambda: fs.isdir(path)):
+        base = base + "//" if base.endswith(":/") else base
+        rest = address[len(base) :].strip("/")
+        found = _walked(fs, base, _MAX_DEPTH if "**" in rest else rest.count("/"))
+        pattern = re.compile(glob_translate(path))
+        found = {name: entry for name, entry in found.items() if pattern.match(name)}
+    elif address.endswith("/") if is_http else _retried(address, lambda: fs.info(path))["type"] == "directory":
         base = address.rstrip("/")
-        found = {entry["name"]: entry for entry in _retried(address, lambda: fs.ls(path, detail=True))}
+        found = _walked(fs, base, 0)
     else:
         return [stat_remote(address)]
-    base = base + "//" if base.endswith(":/") else base
     root = fs._strip_protocol(base)
     addresses = {
         base + name.removeprefix(root): entry
         for name, entry in sorted(found.items())
-        if entry["type"] == "file" and not name.rpartition("/")[2].startswith(".")
+        if not name.rpartition("/")[2].startswith(".")
     }
     if not addresses:
         raise StorageError(f"{shown_url(address)} matches no files; check the pattern, or name a file")
@@ -230,7 +236,7 @@ def _explain(address: str, error: Exception, tries: int) -> str:
     status = _status(error)
     said = shown_url(" ".join(str(error).split()) or type(error).__name__)[:200]
     if isinstance(error, FileNotFoundError) or status == 404:
-        return f"{shown_url(address)}: no such file"
+        return f"{shown_url(address)}: no such file or folder"
     if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
         return (
             f"{shown_url(address)}: access is refused ({said}); set the credentials of this store in the environment "
@@ -243,6 +249,19 @@ def _open_fs(address: str) -> tuple[Any, str]:
     if problem := missing_package(address):
         raise StorageError(f"{shown_url(address)}: {problem}")
     return cast("tuple[Any, str]", _retried(address, lambda: url_to_fs(address)))
+
+
+def _walked(fs: Any, base: str, depth: int) -> dict[str, Any]:
+    """Returns the files below a folder by name. fsspec's own walk takes a listing that fails for an empty one."""
+    root = fs._strip_protocol(base)
+    files: dict[str, Any] = {}
+    for entry in _retried(base, lambda: fs.ls(root, detail=True)):
+        name = entry["name"].rstrip("/")
+        if entry["type"] == "file":
+            files[name] = entry
+        elif depth > 0 and name.startswith(f"{root}/"):  # a page of links leads anywhere
+            files |= _walked(fs, base + name.removeprefix(root), depth - 1)
+    return files
 
 
 def _first_magic(address: str, is_http: bool) -> int | None:
@@ -268,7 +287,12 @@ def _identity(address: str, entry: Mapping[str, Any]) -> str:
 
 
 def _first(known: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((f"{name.lower()}:{known[name]}".replace(" ", "_") for name in names if known.get(name)), None)
+    return next((f"{name.lower()}:{_plain(known[name])}" for name in names if known.get(name)), None)
+
+
+def _plain(value: Any) -> str:
+    """Returns a value spelled the same from a listing and a single look: one may have a date, the other seconds."""
+    return str(value.timestamp() if isinstance(value, datetime) else value).strip('"').replace(" ", "_")
 
 
 def _serves_ranges(fs: Any, path: str, address: str, entry: Mapping[str, Any]) -> bool:

@@ -76,8 +76,12 @@ def test_a_home_is_refused_with_its_key(tmp_path: Path) -> None:
 
 
 def test_an_object_store_is_refused_with_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.eval=s3://b/e\.jsonl: object stores"):
-        on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT)
+    with pytest.raises(ConfigError, match=r"method\.init_from=s3://b/a: object stores"):
+        on_volume(_config(tmp_path, "method.init_from=s3://b/a"), MOUNT)
+
+
+def test_data_behind_a_url_is_read_from_there(tmp_path: Path) -> None:
+    assert on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT).data.eval == "s3://b/e.jsonl"
 
 
 def test_everything_of_a_run_carries_its_name_and_nothing_else_is_taken_along(tmp_path: Path) -> None:
