@@ -45,8 +45,8 @@ def render_check(report: dict[str, Any], is_colored: bool) -> str:
 def describe_cost(cost: dict[str, Any]) -> str:
     """Returns what a run on this data takes, in a line."""
     return (
-        f"{cost['epochs']:g} epochs in {_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens; about "
-        f"{cost['flops']:.1e} operations with {cost['params']:,} parameters, {cost['trained_params']:,} of them trained"
+        f"{cost['epochs']:g} epochs in {_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens, about "
+        f"{cost['flops']:.1e} operations; {cost['trained_params']:,} parameters trained"
     )
 
 
