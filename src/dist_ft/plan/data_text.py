@@ -44,8 +44,8 @@ def render_check(report: dict[str, Any], is_colored: bool) -> str:
 def describe_cost(cost: dict[str, Any]) -> str:
     """Returns what a run on this data takes, in a line."""
     return (
-        f"{_epochs(cost['epochs'])}{_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens; about "
-        f"{cost['flops']:.1e} operations with {cost['params']:,} parameters, {cost['trained_params']:,} of them trained"
+        f"{_epochs(cost['epochs'])}{_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens, about "
+        f"{cost['flops']:.1e} operations; {cost['trained_params']:,} parameters trained"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts]) -> dict[str, An
             [split.num_tokens for split in trained_on], [split.num_trained_tokens for split in trained_on],
         )
     )  # fmt: skip
-    shape = model_shape(select_trained(skeleton(config), config), config)
+    with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
+        shape = model_shape(select_trained(skeleton(config), config), config)
     return {
         "steps": steps,
         "epochs": round(positions / epoch, 4) if epoch else None,

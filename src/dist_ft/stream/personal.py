@@ -209,7 +209,7 @@ def _has_luhn_checksum(digits: str) -> bool:
 
 
 _INTERNATIONAL = re.compile(  # not behind a number and a space: that is a sum
-    r"(?<![\w+.*/=^)-])(?<![\d)] )\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,5}\)?){2,6}(?![\w+*/^-]|\.\d)", re.ASCII
+    r"(?<![\w+.*/=^)-])(?<![\d)] )\+[1-9]\d{0,2}(?:[ .-]?(?:\(\d{1,5}\)|\d{1,5})){2,6}(?![\w+*/^-]|\.\d)", re.ASCII
 )
 _AMERICAN = re.compile(
     r"(?<![\w.+/*=-])(?:1[ .-])?(?:\([2-9]\d\d\) ?\d{3}-\d{4}|[2-9]\d\d(?P<dot>[-.])\d{3}(?P=dot)\d{4})"

@@ -254,3 +254,21 @@ def test_what_does_not_go_together_is_refused(check: Check, overrides: list[str]
 
 def test_layers_are_chosen_beside_names(check: Check) -> None:
     assert check("method.layers_to_transform=[0]", "method.target_modules=[q_proj]", "method.use_dora=true") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.curation={min_characters: 9, max_characters: 8}"], "data.curation.min_characters=9 is more than"),
+        (["data.curation={min_turns: 3, max_turns: 2}"], "data.curation.min_turns=3 is more than"),
+        (["data.curation.against_eval=true"], "data.curation.against_eval=true needs held-out data; set data.eval"),
+    ],
+)
+def test_curation_that_cannot_be_meant_is_refused(check: Check, overrides: list[str], says: str) -> None:
+    (problem,) = check(*overrides)
+    assert problem.startswith(says)
+
+
+def test_curation_that_can_be_meant_is_not(check: Check) -> None:
+    curation = "{min_turns: 2, max_turns: 2, against_eval: true, near: 0.8, drop: [{pattern: x, role: user}]}"
+    assert check(f"data.curation={curation}", "data.eval=0.1", "data.redact=[email]") == []

@@ -12,6 +12,7 @@ import pytest
 
 from dist_ft import cli
 from tests.helpers.configs import write_rows
+from tests.helpers.pages import check_inert
 
 CONFIG = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
 
@@ -78,6 +79,30 @@ def test_a_check_as_json_is_one_object_with_the_same_exit_code(call: Call, bad_s
     assert report["findings"][0]["severity"] == "error"
     assert report["splits"][0]["unreadable_rows"] == 3
     assert done.out.strip().isprintable()
+
+
+def test_a_check_writes_a_page_beside_what_it_prints(call: Call, bad_source: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = call("check", "--json", "--html", str(page), source=bad_source)
+    assert done.code == 1
+    assert json.loads(done.out)["findings"][0]["message"] in page.read_text(encoding="utf-8")
+    check_inert(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("place", ["missing/report.html", "."])
+def test_a_page_that_cannot_be_written_is_one_error(call: Call, tmp_path: Path, place: str) -> None:
+    done = call("check", "--html", str(tmp_path / place))
+    assert (done.code, done.out) == (2, "")
+    assert str(tmp_path / place) in done.err
+
+
+def test_an_exceeded_limit_ends_with_1_and_names_key_limit_and_value(call: Call, tmp_path: Path) -> None:
+    leaky = f"data.eval={tmp_path / 'train.jsonl'}"
+    assert call("check", leaky, "data.limits.leaked=1").code == 0
+    done = call("check", leaky, "data.limits.leaked=0.05")
+    assert done.code == 1
+    assert "data.limits.leaked=0.05 is exceeded" in done.out
+    assert "41 of 41 (100.00%)" in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize("verb", ["show", "check", "prepare"])

@@ -1,0 +1,80 @@
+"""Rules that look at one row, and the books of what is removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_ft.config.schema import CurationConfig
+from dist_ft.records import Completion, Conversation, Record
+from dist_ft.stream.curation import NOTHING, Curation, Removed, broken_rule, rule_names, without
+
+
+def chat(*contents: str) -> Conversation:
+    roles = ("user", "assistant")
+    return Conversation([{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "record", "rule"),
+    [
+        ({}, chat("a", "b"), None),
+        ({"min_characters": 3}, chat("a", "b"), "min_characters"),
+        ({"min_characters": 2}, chat("a", "b"), None),
+        ({"max_characters": 2}, chat("a", "b"), None),
+        ({"max_characters": 1}, chat("a", "b"), "max_characters"),
+        ({"max_characters": 3}, Completion("ab", "cd"), "max_characters"),
+        ({"min_turns": 3}, chat("a", "b"), "min_turns"),
+        ({"max_turns": 2}, chat("a", "b", "c", "d"), "max_turns"),
+        ({"min_turns": 1, "max_turns": 2}, chat("a", "b"), None),
+        ({"min_turns": 2}, Completion("", "text has no turns"), None),
+        ({"drop": [{"pattern": "z"}, {"pattern": "(?i)as an ai"}]}, chat("x", "As an AI, no"), "drop.1"),
+        ({"drop": [{"pattern": "x", "role": "assistant"}]}, chat("x", "y"), None),
+        ({"drop": [{"pattern": "x", "role": "user"}]}, chat("x", "y"), "drop.0"),
+        ({"drop": [{"pattern": "x", "role": "user"}]}, Completion("x", "y"), "drop.0"),
+        ({"require": [{"pattern": r"\d", "role": "assistant"}]}, chat("1", "no digit"), "require.0"),
+        ({"require": [{"pattern": r"\d"}, {"pattern": "q"}]}, chat("1", "x"), "require.1"),
+        ({"require": [{"pattern": r"\d"}]}, chat("1", "x"), None),
+        ({"min_characters": 9, "drop": [{"pattern": "a"}]}, chat("a", "b"), "min_characters"),
+    ],
+)
+def test_a_row_goes_by_the_first_rule_it_breaks(settings: dict[str, Any], record: Record, rule: str | None) -> None:
+    curation = CurationConfig.model_validate(settings)
+    assert broken_rule(record, curation) == rule
+    assert rule is None or rule in rule_names(curation)
+
+
+@given(st.lists(st.integers()), st.sets(st.integers(0, 30)))
+def test_without_leaves_out_what_stands_at_the_numbers(items: list[int], numbers: set[int]) -> None:
+    left = list(without(items, np.array(sorted(numbers), np.int64)))
+    assert left == [item for number, item in enumerate(items) if number not in numbers]
+
+
+def removed(numbers: set[int]) -> Removed:
+    ordered = np.array(sorted(numbers), np.int64)
+    return Removed(ordered, (ordered % 2).astype(np.uint16), ("exact", "near"))
+
+
+@given(st.sets(st.integers(0, 99)), st.lists(st.integers(1, 40), min_size=1))
+def test_the_parts_of_a_source_hold_together_what_the_whole_holds(numbers: set[int], sizes: list[int]) -> None:
+    whole, first, found, counts = removed(numbers), 0, [], {"exact": 0, "near": 0}
+    for size in [*sizes, 100]:
+        part = whole.part(first, size)
+        assert all(0 <= number < size for number in part.numbers)
+        found += (part.numbers + first).tolist()
+        counts = {rule: count + part.counts.get(rule, 0) for rule, count in counts.items()}
+        first += size
+    assert found == sorted(numbers)
+    assert {rule: count for rule, count in counts.items() if count} == whole.counts
+
+
+def test_the_key_is_of_the_rows_that_go() -> None:
+    some, others = removed({1, 5}), removed({1, 6})
+    assert some.key == Removed(some.numbers, some.rules[::-1], ("a", "b"), {"a": ["x:1"]}).key != others.key
+    assert NOTHING.key == removed(set()).key == ""
+    keys = {Curation(sources).key for sources in [(some, others), (others, some), (some, NOTHING), (NOTHING, some)]}
+    assert len(keys) == 4

@@ -1,0 +1,64 @@
+"""What of a record is text, and by whom it is said."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_ft.records import Completion, Conversation, Record
+from dist_ft.stream.texts import answer_text, compared_text, map_texts, record_key, role_texts
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": "ü", "n": [1, "y"]}}}
+CHAT = Conversation(
+    [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "seven"},
+    ]
+)
+ARGUMENTS = '{"x": "ü", "n": [1, "y"]}'
+
+
+def test_all_that_is_said_is_text() -> None:
+    assert list(role_texts(CHAT)) == [
+        ("system", "be kind"), ("user", "hi"), ("assistant", "hm"), ("assistant", ARGUMENTS), ("tool", "7"),
+        ("assistant", "seven"),
+    ]  # fmt: skip
+    assert list(role_texts(Completion("", "a"))) == [("assistant", "a")]
+    assert list(role_texts(Completion("p", "a"))) == [("user", "p"), ("assistant", "a")]
+
+
+def test_instructions_are_not_compared() -> None:
+    assert compared_text(CHAT) == f"hi\nhm\n{ARGUMENTS}\n7\nseven"
+
+
+def test_the_answer_is_what_is_said_last() -> None:
+    assert [answer_text(record) for record in (CHAT, Completion("p", "a"), Completion("", "a"))] == ["seven", "a", ""]
+    assert answer_text(Conversation(CHAT.messages[:2])) == ""
+
+
+def test_every_text_is_mapped_and_nothing_else() -> None:
+    mapped = map_texts(CHAT, str.upper)
+    assert [text for _, text in role_texts(mapped)] == [
+        "BE KIND", "HI", "HM", '{"x": "Ü", "n": [1, "Y"]}', "7", "SEVEN"
+    ]  # fmt: skip
+    assert isinstance(mapped, Conversation)
+    assert mapped.messages[2]["tool_calls"][0]["function"]["name"] == "f"
+    assert [message["role"] for message in mapped.messages] == [message["role"] for message in CHAT.messages]
+
+
+RECORDS: st.SearchStrategy[Record] = st.one_of(
+    st.builds(Completion, st.text(), st.text()),
+    st.builds(
+        Conversation,
+        st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text()})),
+    ),
+)
+
+
+@given(RECORDS)
+def test_mapping_to_the_same_gives_the_same(record: Record) -> None:
+    assert map_texts(record, str) == record
+    assert record_key(map_texts(record, str)) == record_key(record)
