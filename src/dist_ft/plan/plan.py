@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config, with_commit
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
@@ -93,12 +95,12 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Lengths]:
     """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
     shards = [split.open() for split in splits]
-    order = build_order(shards, config.data.weights, config.run.seed)
+    order = build_order(shards, config.data, config.run.seed)
     global_batch = config.train.global_batch_size
     count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))
     for index in range(count):
-        ids = [order.locate(p) for p in step_positions(index * steps // count, global_batch, positions)]
-        yield [shards[i.source].sizes(i.row)[0] for i in ids]
+        ids = order.locate(np.array(step_positions(index * steps // count, global_batch, positions)))
+        yield [int(shards[i.source].sizes(i.shard, np.array([i.row]))[0, 0]) for i in ids]
 
 
 def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int]:

@@ -16,19 +16,22 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.records import Record, Sample
 from dist_ft.rundir import read_json, write_json
+from dist_ft.storage.store import LocalStore
 from dist_ft.stream.left_out import QUARANTINE
-from dist_ft.stream.pack import pack
-from dist_ft.stream.shards import TokenShards, write_shard
+from dist_ft.stream.pack import PackedSequence, pack
+from dist_ft.stream.shard_cache import Place, ShardCache
+from dist_ft.stream.shards import ShardInfo, ShardWriter, TokenShards
 from dist_ft.stream.sources import BadRow, Row, content_hash, is_held_out, scan_rows
 
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 """Part of every cache key; raised when the same input would give other tokens or another `prepared.json`."""
 WINDOW_ROWS = 8192
 """Rows of a source that become one token shard; packing never looks beyond."""
@@ -114,7 +117,9 @@ class PreparedSplit:
 
     def open(self) -> TokenShards:
         """Opens the shards for reading."""
-        return TokenShards(Path(self.directory), self.num_shards)
+        keys = [f"shard-{index:05d}" for index in range(self.num_shards)]
+        files = ShardCache([Place(self.directory, LocalStore(Path(self.directory)))], LoaderConfig())
+        return TokenShards(keys, files, np.array([files.info(key).num_sequences for key in keys], np.int64))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
@@ -161,14 +166,13 @@ def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> 
         if not samples:
             continue
         sequences = pack(samples, request.seq_len, request.packing)
-        write_shard(directory, num_shards, sequences)
+        info = _write_shard(directory, f"shard-{num_shards:05d}", sequences, len(window))
         num_shards += 1
-        counts["sequences"] += len(sequences)
-        counts["tokens"] += sum(len(s.input_ids) for s in sequences)
-        trained = [sum(s.trained) for s in sequences]
-        counts["trained"] += sum(trained)
-        counts["longest"] = max(counts["longest"], *(len(s.input_ids) for s in sequences))
-        counts["most"] = max(counts["most"], *trained)
+        counts["sequences"] += info.num_sequences
+        counts["tokens"] += info.num_tokens
+        counts["trained"] += info.num_trained_tokens
+        counts["longest"] = max(counts["longest"], info.max_tokens)
+        counts["most"] = max(counts["most"], info.max_trained_tokens)
     if counts["trained"] == 0:
         raise DataError(_explain_untrained(request, counts, directory))
     return PreparedSplit(
@@ -177,6 +181,13 @@ def _write(request: SplitRequest, render: Render, directory: Path, key: str) -> 
         num_untrained_rows=counts["untrained"], num_long_samples=counts["long"], num_bad_rows=counts["bad"],
         max_tokens=counts["longest"], max_trained_tokens=counts["most"],
     )  # fmt: skip
+
+
+def _write_shard(directory: Path, key: str, sequences: Sequence[PackedSequence], num_rows: int) -> ShardInfo:
+    directory.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(directory, key) as writer:
+        writer.add(sequences)
+        return writer.close(num_rows)
 
 
 def _render_rows(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, groupby, islice
+from itertools import groupby, islice
 from typing import Any
+
+import numpy as np
 
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
@@ -109,15 +111,22 @@ def _choose(requests: tuple[list[SplitRequest], SplitRequest | None], source: st
 
 
 def _samples(shards: TokenShards, row: int) -> Iterator[tuple[list[int], list[bool]]]:
-    ids, trained, starts = shards.read(row)
+    shard, offset = _place(shards, row)
+    ids, trained, starts = shards.read(shard, offset)
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
         yield ids[start:end].tolist(), trained[start:end].tolist()
 
 
 def _first_row(shards: TokenShards, rows: range) -> int:
     """Returns a row of the split before which none of these sequences has its rows: a token shard is one window."""
-    ends = accumulate(shards.shard_sizes)
-    return WINDOW_ROWS * next(shard for shard, end in enumerate(ends) if rows.start < end)
+    return WINDOW_ROWS * _place(shards, rows.start)[0]
+
+
+def _place(shards: TokenShards, row: int) -> tuple[int, int]:
+    """Returns the shard of a row of the split, and the row in it."""
+    ends = np.cumsum(shards.num_sequences(np.arange(shards.num_shards)))
+    shard = int(np.searchsorted(ends, row, side="right"))
+    return shard, row - int(ends[shard - 1] if shard else 0)
 
 
 def _find_origins(request: SplitRequest, render: Renderer, wanted: set[Tokens], first: int) -> dict[Tokens, _Origin]:

@@ -17,7 +17,8 @@ from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
-from dist_ft.stream.order import run_length, shares
+from dist_ft.stream.mixing import epoch_size
+from dist_ft.stream.order import run_length
 
 CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""
@@ -106,7 +107,7 @@ def prepare_ahead(config: Config) -> tuple[list[tuple[str, PreparedSplit, bool]]
 
 def plan_length(config: Config, splits: list[PreparedSplit]) -> tuple[int, int]:
     """Returns (steps, positions) of the run."""
-    epoch = sum(shares([split.num_sequences for split in splits], config.data.weights))
+    epoch = epoch_size([split.num_sequences for split in splits], config.data.weights, config.data.exhaust)
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
@@ -118,7 +119,9 @@ def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint
         trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(
         model=fingerprint(config),
-        data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),
+        data=xxhash.xxh3_128_hexdigest(
+            f"{[split.key for split in splits]} {config.data.weights} {config.data.shuffle}".encode()
+        ),
         seed=config.run.seed,
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,

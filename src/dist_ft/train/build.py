@@ -178,11 +178,12 @@ def environment(num_threads: int, micro_batch_size: int) -> dict[str, Any]:
 def _build_loader(config: Config, splits: list[PreparedSplit], num_positions: int, layout: RankLayout) -> TrainLoader:
     opened = [split.open() for split in splits]
     return TrainLoader(
-        build_order(opened, config.data.weights, config.run.seed),
+        build_order(opened, config.data, config.run.seed),
         opened,
         layout,
         config.train.global_batch_size,
         num_positions,
+        config.data.loader.prefetch_steps,
     )
 
 
