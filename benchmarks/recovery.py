@@ -274,7 +274,7 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
     config = load_config(path, overrides)
     prepared = prepare_task.run(config.model_dump(mode="json"))
     shards = [PreparedSplit.from_dict(split).open() for split in prepared["splits"]]
-    order = build_order(shards, config.data.weights, config.run.seed)
+    order = build_order(shards, config.data, config.run.seed)
     micro, rows = config.train.micro_batch_size, config.train.global_batch_size
     for size in range(1, max(case.num_workers for case in CASES.values()) + 1):
         for rank in range(size):

@@ -108,7 +108,7 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     prepared = prepare.run(config.model_dump(mode="json"))
     shards = [PreparedSplit.from_dict(split).open() for split in prepared["splits"]]
     loader = TrainLoader(
-        build_order(shards, None, 0),
+        build_order(shards, config.data, config.run.seed),
         shards,
         RankLayout(0, 1, MICRO_BATCH),
         config.train.global_batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
@@ -11,6 +12,7 @@ from dist_ft.errors import ConfigError, UsageError
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
 
 EMBEDDED_PREFIX = "embedded:"
+_LEAST_SHARE = Fraction(1, 10**9)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_HUB_ID = 96  # the hub's own limit
 _FILE_ENDING = re.compile(
@@ -134,9 +136,7 @@ def _section_problems(config: Config) -> list[str]:
             f"cluster.allowed_sizes={sizes}: none of them is within cluster.num_workers={workers.num_workers}; "
             "change one of the two"
         )
-    weights = [source.weight for source in data.train]
-    if any(w is None for w in weights) and any(w is not None for w in weights):
-        problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
+    problems += _mixing_problems(config)
     problems += _eval_problems(config)
     problems += _curation_problems(data)
     if config.zero.offload and config.zero_stage == 0:
@@ -149,6 +149,37 @@ def _section_problems(config: Config) -> list[str]:
             f"run.output_dir={config.run.output_dir}: this release writes to file systems only; "
             "set a path that all machines share"
         )
+    return problems
+
+
+def _mixing_problems(config: Config) -> list[str]:
+    """What is wrong with how sources share the stream (docs/data.md, "Mixing")."""
+    problems, data = [], config.data
+    weights = [source.weight for source in data.train if source.weight is not None]
+    if 0 < len(weights) < len(data.train):
+        problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
+    whole = sum(map(Fraction, weights))
+    for index, weight in enumerate(weights):
+        if Fraction(weight) / whole < _LEAST_SHARE:
+            problems.append(
+                f"data.train.{index}.weight={weight:g} is less than a billionth of the sum of all weights; raise it or "
+                "remove the source"
+            )
+    if not weights and data.exhaust != "all":
+        problems.append(
+            f"data.exhaust={data.exhaust} is for sources with a weight; set data.train.0.weight (and so on), or remove "
+            "it: without weights an epoch takes every sequence once"
+        )
+    if not weights and data.preparation == "stream" and len(data.train) > 1:
+        problems.append(
+            "data.preparation=stream: how large the sources are is not known at the start; set a weight on each"
+        )
+    endless = [
+        f"data.{key}={value}" for key, value in (("exhaust", data.exhaust), ("preparation", data.preparation))
+        if value in ("repeat", "stream")
+    ]  # fmt: skip
+    if endless and config.train.max_steps is None:
+        problems.append(f"{' and '.join(endless)} has no end of an epoch to stop at; set train.max_steps")
     return problems
 
 

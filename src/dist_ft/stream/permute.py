@@ -68,7 +68,8 @@ def _walk(values: Words, limits: Words, bits: Words, keys: Words) -> Words:
 
 def _some(values: Words, places: Ints | slice) -> Words:
     """Picks places of an array that may have one value for all."""
-    return values if len(values) == 1 else values[places]
+    some: Words = values if len(values) == 1 else values[places]
+    return some
 
 
 def _feistel(values: Words, bits: Words, keys: Words) -> Words:
