@@ -13,7 +13,7 @@ from tests.helpers.runs import Run
 
 STEPS = 12
 SETTINGS = [
-    f"train.max_steps={STEPS}", "data.part_mib=0.002", "data.packing=true", "data.seq_len=128",
+    f"train.max_steps={STEPS}", "data.part_mib=0.006", "data.packing=true", "data.seq_len=128",
     "checkpoint.every_steps=3", "cluster.num_workers=2",
 ]  # fmt: skip
 
