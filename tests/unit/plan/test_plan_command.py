@@ -15,7 +15,7 @@ from dist_ft.plan.plan import make_plan, world_sizes
 from dist_ft.plan.render import render_plan
 from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.loader import RankLayout, TrainLoader
-from dist_ft.stream.order import Order, SourceSpec
+from dist_ft.stream.order import Order
 from dist_ft.tasks import prepare
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
@@ -80,7 +80,7 @@ def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]
     prepared = prepare.run(config.model_dump(mode="json"))
     split = PreparedSplit.from_dict(prepared["splits"][0])
     shards = split.open()
-    order = Order((SourceSpec(shards.shard_sizes, split.num_sequences),), config.run.seed)
+    order = Order([shards], None, config.run.seed)
     for row in plan["world_sizes"]:
         size = row["world_size"]
         ranks = [TrainLoader(order, [shards], RankLayout(r, size, 2), 8, 160) for r in range(size)]

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_ft.config.schema import RowSource
@@ -18,6 +19,7 @@ from dist_ft.records import Conversation, Record, Sample
 from dist_ft.stream import cache
 from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
 from dist_ft.stream.left_out import QUARANTINE
+from tests.helpers.shards import places
 
 
 def render(record: Record) -> list[Sample]:
@@ -70,7 +72,7 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
 def texts(split: PreparedSplit) -> list[str]:
     """Every sequence as text, the user's `?` included."""
     shards = split.open()
-    return ["".join(map(chr, shards.read(row)[0])) for row in range(split.num_sequences)]
+    return ["".join(map(chr, shards.read(*place)[0])) for place in places(shards)]
 
 
 RequestFor = Callable[..., SplitRequest]
@@ -84,7 +86,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
         "num_long_samples": 0, "num_bad_rows": 0, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
-    assert split.open().sizes(2) == (6, 5)
+    assert split.open().sizes(0, np.array([2])).tolist() == [[6, 5]]
 
 
 def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> None:
@@ -92,8 +94,8 @@ def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> 
     split = prepare_split(request_for(answers, packing=True, seq_len=16), render, cache_dir)
     shards = split.open()
     found = []
-    for row in range(split.num_sequences):
-        ids, trained, starts = shards.read(row)
+    for place in places(shards):
+        ids, trained, starts = shards.read(*place)
         assert len(ids) <= 16
         assert not trained[starts].any()
         found += [
@@ -329,7 +331,7 @@ def test_windows_become_shards_and_packing_never_looks_beyond(
     answers = [chr(ord("a") + n) * 3 for n in range(10)]
     split = prepare_split(request_for(answers, packing=True, seq_len=8), render, cache_dir)
     assert split.num_shards == 3
-    assert split.open().shard_sizes == (2, 2, 1)
+    assert split.open().num_sequences(np.arange(3)).tolist() == [2, 2, 1]
     assert texts(split) == ["?aaa?bbb", "?ccc?ddd", "?eee?fff", "?ggg?hhh", "?iii?jjj"]
 
 
@@ -338,7 +340,7 @@ def test_a_window_without_a_usable_row_makes_no_shard(
 ) -> None:
     monkeypatch.setattr(cache, "WINDOW_ROWS", 2)
     split = prepare_split(request_for(["a", "b", "", "", "c", "d"]), render, cache_dir)
-    assert split.open().shard_sizes == (2, 2)
+    assert split.open().num_sequences(np.arange(2)).tolist() == [2, 2]
     assert texts(split) == ["?a", "?b", "?c", "?d"]
 
 
@@ -407,7 +409,7 @@ def test_shards_are_the_same_bytes_whoever_writes_them(request_for: RequestFor, 
     splits = [prepare_split(request, render, tmp_path / name) for name in ("x", "y")]
     contents = [{p.name: p.read_bytes() for p in Path(s.directory).glob("shard-*")} for s in splits]
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 2
+    assert len(contents[0]) == 3
 
 
 @pytest.mark.parametrize("leftover", [None, "shard-00000.arrow"])
