@@ -82,8 +82,8 @@ def _feistel(values: Words, bits: Words, keys: Words) -> Words:
     for pair in range(_NUM_ROUNDS // 2):
         high ^= _round(low, keys, 2 * pair) >> top_of_high
         low ^= _round(high, keys, 2 * pair + 1) >> top_of_low
-    places: Words = high << num_low | low
-    return places
+    joined: Words = high << num_low | low
+    return joined
 
 
 def _round(half: Words, keys: Words, number: int) -> Words:

@@ -8,7 +8,6 @@ them: a deleted file that is mapped stays readable on Linux and macOS, its space
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -42,7 +41,6 @@ _CHUNK_BYTES = 8 << 20
 _NUM_LOCKS = 64
 _OURS = re.compile(r"\.?.+\.[0-9a-f]{16}(\.arrow|\.index\.npy)(\.part)?")
 T = TypeVar("T")
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 
 
 @dataclass(frozen=True)
@@ -172,11 +170,10 @@ class ShardCache:
     def _mapped_copy(self, path: Path, info: ShardInfo, ending: str) -> pa.Buffer | None:
         try:
             data = map_file(path)
-            os.utime(path)  # it was used
         except FileNotFoundError:
             return None
-        except OSError:  # somebody else's file: read it, it only counts as older than it is
-            data = map_file(path)
+        with suppress(OSError):  # gone meanwhile, or somebody else's: it is mapped, and only counts as older than it is
+            os.utime(path)
         return data if data.size == _num_bytes(info, ending) else None
 
     def _copy(self, store: Store, path: Path, info: ShardInfo, ending: str) -> pa.Buffer:
@@ -305,9 +302,9 @@ def _disk_errors(directory: Path) -> Iterator[None]:
     """Makes an error of the cache's own disk one that says so."""
     try:
         yield
+    except Timeout:  # of a lock; an OSError, too
+        raise
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
         raise StorageError(
             f"data.loader.cache_dir={directory}: {error.strerror}; free some space, set data.loader.cache_gib lower, "
             "or name another directory"

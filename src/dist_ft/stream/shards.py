@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -138,8 +139,10 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if not self._is_closed:
-            self._finish_arrow()
-            self._path(ARROW).unlink()
+            with suppress(OSError):  # of a full disk: the error that ended the work is the one to show
+                self._finish_arrow()
+            for ending in (ARROW, INDEX):
+                self._path(ending).unlink(missing_ok=True)
 
     def add(self, sequences: Iterable[PackedSequence]) -> None:
         """Adds sequences at the end."""

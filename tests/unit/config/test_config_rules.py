@@ -62,6 +62,8 @@ def adapter(path: Path, name: str) -> Path:
         "data.chat_template=chatml",
         "data.chat_template='{{ messages[0].content }}'",
         "data.train_on=last",
+        "data.train=[{source: a.jsonl, weight: 1.0e+308}, {source: a.jsonl, weight: 1.0e+308}]",  # their sum is no float
+        "data.train=[{source: a.jsonl, weight: 1.0e-9}, {source: a.jsonl, weight: 0.99}]",
     ],
 )
 def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None:
@@ -104,6 +106,20 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (
             ["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl}]"],
             "data.train: weight is set on some sources",
+        ),
+        (
+            ["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl, weight: 1.0e-10}]"],
+            "data.train.1.weight=1e-10 is less than a billionth of the sum of all weights",
+        ),
+        (["data.exhaust=first"], "data.exhaust=first is for sources with a weight"),
+        (
+            ["data.exhaust=repeat", "data.train=[{source: a.jsonl, weight: 1}]"],
+            "data.exhaust=repeat has no end of an epoch to stop at; set train.max_steps",
+        ),
+        (["data.preparation=stream"], "data.preparation=stream has no end of an epoch to stop at; set train.max_steps"),
+        (
+            ["data.preparation=stream", "train.max_steps=9", "data.train=[{source: a.jsonl}, {source: a.jsonl}]"],
+            "data.preparation=stream: how large the sources are is not known at the start; set a weight on each",
         ),
         (["eval.metrics=[exact_match]"], "eval.metrics=['exact_match'] needs held-out data"),
         (

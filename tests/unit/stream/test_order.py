@@ -1,4 +1,4 @@
-"""The order: a pure function that gives every sequence once a pass, whatever is asked first, however late sizes come.
+"""The order: a pure function that gives every sequence once a pass, however late sizes become known.
 
 The schedules at the end play whole runs without processes: world sizes that change, stops and resumes at every step.
 """
@@ -348,7 +348,7 @@ def test_the_digest_tells_apart_what_differs() -> None:
 
 
 def play(order_of: object, rng: random.Random, steps: int, batch: int, total: int) -> list[SequenceId]:
-    """Runs to the end, each attempt at another world size with nothing but the cursor; returns what all ranks took."""
+    """Runs to the end, each attempt at another world size from the cursor alone; returns what all ranks took."""
     step, taken = 0, []
     while step < steps:
         order, world_size, micro = order_of(), rng.randint(1, 64), rng.randint(1, 3)  # type: ignore[operator]
