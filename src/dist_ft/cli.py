@@ -378,6 +378,20 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: RunPath,
+    to: Annotated[Path | None, typer.Option(help="File to write; default is report.html in the run.")] = None,
+) -> None:
+    """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
+    from dist_ft.plan.run_page import read_run_page
+
+    page = read_run_page(run)
+    path = to or run / "report.html"
+    _write_page(path, page)
+    typer.echo(str(path.absolute()))
+
+
+@app.command()
 def doctor(
     cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
     as_json: AsJson = False,
