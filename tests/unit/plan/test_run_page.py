@@ -76,7 +76,7 @@ def test_many_steps_make_no_large_page() -> None:
     ledger = [
         {"time": float(n), "event": "attempt", "attempt": n, "world_size": 2, "start_step": 0} for n in range(5000)
     ]
-    page = render_run_page(STATUS, rows(20_000), {}, ledger)
+    page = render_run_page(STATUS, rows(5000), {}, ledger)
     check_inert(page)
     assert len(points_of(page, "training")) <= 600
     assert len(page) < 300_000
