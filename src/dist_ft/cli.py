@@ -298,8 +298,8 @@ def data_check(
 ) -> None:
     """Read every row and say what is wrong with the data; exit code 1 when a run would refuse it, or at a limit."""
     parsed = _load(config, overrides or [])
-    if page is not None and not page.absolute().parent.is_dir():
-        raise UsageError(f"--html {page}: no such directory; make {page.absolute().parent} first")
+    if page is not None:
+        _check_page(page)
     _quieten()
     from dist_ft.plan.data_check import check_data
     from dist_ft.plan.data_page import render_check_page
@@ -380,6 +380,21 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: RunPath,
+    to: Annotated[Path | None, typer.Option(help="File to write; default is report.html in the run.")] = None,
+) -> None:
+    """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
+    from dist_ft.plan.run_page import read_run_page
+
+    page = read_run_page(run)
+    path = to or run / "report.html"
+    _check_page(path)
+    _write_page(path, page)
+    typer.echo(str(path.absolute()))
+
+
+@app.command()
 def doctor(
     cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
     as_json: AsJson = False,
@@ -433,6 +448,14 @@ def _quieten() -> None:
     from dist_ft.orchestrate.processes import QUIET_ENV
 
     os.environ.update(QUIET_ENV)
+
+
+def _check_page(path: Path) -> None:
+    """What can be known before the work is done."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: no such directory; make {path.absolute().parent} first")
 
 
 def _write_page(path: Path, text: str) -> None:

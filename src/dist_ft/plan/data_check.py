@@ -13,7 +13,7 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.plan.data_limits import SEVERITIES, Finding, Severity, limit_problems, share_of
-from dist_ft.plan.run_cost import estimate_cost
+from dist_ft.plan.run_cost import estimate_cost, trained_shape
 from dist_ft.stream.curation import MAX_ROWS
 from dist_ft.tasks.data_scan import NEAR, REPEATS, Measures, Noted, SplitCounts, measure
 
@@ -29,6 +29,7 @@ def check_data(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The config's model or a source as a whole cannot be read.
     """
+    shape = trained_shape(config)  # first: what is wrong with the model should not take a reading of all rows to find
     measures = measure(config)
     return {
         "run": config.run.name,
@@ -42,7 +43,7 @@ def check_data(config: Config) -> dict[str, Any]:
         "near_copies": asdict(measures.near),
         "near_overlap": asdict(measures.leaks),
         "repeated_answers": asdict(measures.repeated_answers),
-        "cost": estimate_cost(config, measures.splits),
+        "cost": estimate_cost(config, measures.splits, shape),
         "findings": [asdict(finding) for finding in _all_problems(config, measures)],
     }
 

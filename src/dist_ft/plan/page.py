@@ -125,18 +125,22 @@ def bar_chart(label: str, bars: Sequence[tuple[str, float]], unit: str) -> Html:
     return _svg(label, parts)
 
 
-def line_chart(label: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Html:
+def line_chart(
+    label: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], is_from_zero: bool = False
+) -> Html:
     """Returns lines over a common axis, such as losses over steps; points that are not finite are left out.
 
     Args:
         label: What the chart shows.
         lines: Name and points of each; the first is drawn strong.
+        is_from_zero: Whether the axis of values begins at 0, else at the smallest.
     """
     finite = [(name, [(x, y) for x, y in points if abs(y) < float("inf")]) for name, points in lines]
     points = [point for _, some in finite for point in some]
     if not points:
         return Html("")
     (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    low = min(0.0, low) if is_from_zero else low
     parts = [_axis(high, low), *_ends(left, right)]
     for index, (name, some) in enumerate(finite):
         path = " ".join(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_ft.config import Config
+from dist_ft.memory import ModelShape
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.stream.mixing import counts_before, epoch_size, rates_of
@@ -14,12 +15,18 @@ from dist_ft.tasks.data_scan import SplitCounts
 from dist_ft.tasks.prepare import plan_length
 
 
-def estimate_cost(config: Config, splits: Sequence[SplitCounts]) -> dict[str, Any] | None:
-    """Returns what a run takes, as JSON values; None where a source gives no sequence, so that there is no run.
+def trained_shape(config: Config) -> ModelShape:
+    """Returns what of the model is trained; no weight is loaded.
 
     Raises:
-        UserError: The model or the adapter does not fit.
+        UserError: There is no such model, or the adapter does not fit it.
     """
+    with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
+        return model_shape(select_trained(skeleton(config), config), config)
+
+
+def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> dict[str, Any] | None:
+    """Returns what a run takes, as JSON values; None where a source gives no sequence, so that there is no run."""
     trained_on = [split for split in splits if split.name != "eval"]
     counts = [split.num_sequences for split in trained_on]
     if not all(counts):
@@ -34,8 +41,6 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts]) -> dict[str, An
             [split.num_tokens for split in trained_on], [split.num_trained_tokens for split in trained_on],
         )
     )  # fmt: skip
-    with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
-        shape = model_shape(select_trained(skeleton(config), config), config)
     return {
         "steps": steps,
         "epochs": round(positions / epoch, 4) if epoch else None,

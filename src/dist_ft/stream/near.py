@@ -3,7 +3,7 @@
 How alike two texts are is the Jaccard similarity of their runs of three words: the share of all such runs of either
 that both have. A text becomes 128 values of 16 bits (b-bit minwise hashing, Li and König 2010), 256 bytes a row in a
 temporary file; two texts agree in about that share of them, give or take 0.035. `rensa` computes the values. Rows are
-then sorted by 16 parts of them, where near copies come to lie side by side: 24 bytes a row in memory, whatever the
+then sorted by 16 parts of them, where near copies come to lie side by side: 90 bytes a row in memory, whatever the
 rows hold. The same rows in the same order give the same result on every machine.
 """
 
@@ -91,7 +91,7 @@ def find_near(signatures: Signatures, among: Numbers, threshold: float) -> tuple
     """
     firsts = np.arange(len(among))
     for tree in range(_NUM_TREES):
-        keys = _tree_keys(signatures, tree)[among]
+        keys = _tree_keys(signatures, tree, among)
         order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal rows keep their order
         for distance in range(1, _NEIGHBOURS + 1):
             here, there = _alike(order[distance:], order[:-distance], keys, keys)
@@ -126,9 +126,9 @@ def _runs(text: str) -> npt.NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(29))
 
 
-def _tree_keys(signatures: Signatures, tree: int) -> Keys:
+def _tree_keys(signatures: Signatures, tree: int, among: Numbers | slice = slice(None)) -> Keys:
     """Returns the values by which a tree sorts, four in a number: [rows, 2]."""
-    part = signatures[:, tree * _TREE_VALUES : (tree + 1) * _TREE_VALUES]
+    part = signatures[among, tree * _TREE_VALUES : (tree + 1) * _TREE_VALUES]
     return np.ascontiguousarray(part).view("<u8")
 
 

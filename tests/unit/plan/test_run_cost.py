@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.plan.run_cost import estimate_cost, flops
+from dist_ft.plan.run_cost import estimate_cost, flops, trained_shape
 from dist_ft.tasks.data_scan import measure
 from dist_ft.tasks.prepare import run
 from tests.helpers.configs import tiny_config, write_rows
@@ -18,7 +18,7 @@ def test_the_length_is_that_of_the_run(tmp_path: Path, train: dict[str, Any]) ->
     changes = {f"train__{key}": value for key, value in train.items()}
     config = tiny_config(tmp_path, data__packing=True, **changes)
     prepared = run(config.model_dump(mode="json"))
-    cost = estimate_cost(config, measure(config).splits)
+    cost = estimate_cost(config, measure(config).splits, trained_shape(config))
     assert cost is not None
     assert (cost["steps"], cost["sequences"]) == (prepared["max_steps"], prepared["num_positions"])
     (split,) = prepared["splits"]
@@ -30,7 +30,7 @@ def test_weights_decide_how_often_a_source_is_used(tmp_path: Path) -> None:
     few, many = write_rows(tmp_path / "few.jsonl", 10), write_rows(tmp_path / "many.jsonl", 90, first=50)
     sources = [{"source": str(few), "weight": 1.0}, {"source": str(many), "weight": 1.0}]
     config = tiny_config(tmp_path, data__train=sources, train__max_steps=None, train__epochs=2.0)
-    cost = estimate_cost(config, measure(config).splits)
+    cost = estimate_cost(config, measure(config).splits, trained_shape(config))
     assert cost is not None
     assert (cost["epochs"], cost["passes"]) == (2.0, [10.0, pytest.approx(2 * 50 / 90, abs=1e-4)])
 
@@ -38,7 +38,7 @@ def test_weights_decide_how_often_a_source_is_used(tmp_path: Path) -> None:
 def test_frozen_parameters_cost_less(tmp_path: Path) -> None:
     full = tiny_config(tmp_path)
     lora = tiny_config(tmp_path, method__kind="lora")
-    of_full, of_lora = (estimate_cost(config, measure(config).splits) for config in (full, lora))
+    of_full, of_lora = (estimate_cost(config, measure(config).splits, trained_shape(config)) for config in (full, lora))
     assert of_full is not None and of_lora is not None
     assert of_full["flops"] == 6 * of_full["params"] * of_full["tokens"]
     assert of_lora["trained_params"] < of_lora["params"] / 4
@@ -49,4 +49,4 @@ def test_frozen_parameters_cost_less(tmp_path: Path) -> None:
 def test_data_that_no_run_would_take_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("broken\n")
     config = tiny_config(tmp_path, data__train=[{"source": str(tmp_path / "bad.jsonl")}])
-    assert estimate_cost(config, measure(config).splits) is None
+    assert estimate_cost(config, measure(config).splits, trained_shape(config)) is None

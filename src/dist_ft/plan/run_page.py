@@ -1,0 +1,142 @@
+"""The report of a run as a page, from the files of its directory alone, while it runs and after.
+
+`render_run_page` is pure; `read_run_page` knows the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dist_ft.plan.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
+from dist_ft.plan.status import read_status
+from dist_ft.rundir import RunDir, last_rows, read_rows
+
+_MAX_POINTS = 600
+"""Of a line: neighbouring steps beyond it are drawn as their mean."""
+_MAX_ROWS = 200
+"""Of a table."""
+_ROUTINE = frozenset({"commit", "loaded"})
+"""Ledger entries that are no news."""
+_COLUMNS = ("time", "event", "attempt", "step", "start_step")
+_SEVERITIES = {"recovering": "warning", "giving_up": "error", "failed": "error", "rank_failed": "warning",
+               "skip_batch": "warning", "save_failed": "warning", "checkpoint_damaged": "warning"}  # fmt: skip
+
+Rows = Mapping[int, dict[str, Any]]
+Point = tuple[float, float]
+
+
+def read_run_page(run: Path) -> str:
+    """Returns the page of a run directory.
+
+    Raises:
+        UsageError: There is no run at that path, or its run.json cannot be read.
+    """
+    status, directory = read_status(run), RunDir(run)
+    return render_run_page(
+        status, last_rows(directory.metrics), last_rows(directory.evals), read_rows(directory.ledger)
+    )
+
+
+def render_run_page(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Sequence[dict[str, Any]]) -> str:
+    """Returns the page.
+
+    Args:
+        status: As `read_status` gives it.
+        steps: The row of each step of metrics.jsonl that counts.
+        evals: The same of eval.jsonl.
+        ledger: Entries of ledger.jsonl in order.
+    """
+    return page(f"Run {status['run_id']}", _parts(status, steps, evals, ledger))
+
+
+def _parts(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Sequence[dict[str, Any]]) -> Iterator[Html]:
+    yield paragraph(_summary(status))
+    if status.get("error"):
+        yield paragraph(f"{status['error']['type']}: {status['error']['message']}")
+    losses = [("training", _points(steps, "loss")), ("held-out", _points(evals, "eval_loss"))]
+    yield from _chart("Loss a trained token", losses, is_from_zero=False)
+    yield from _chart("Tokens a second", [("tokens", _points(steps, "tokens_per_s"))])
+    yield from _chart("Share of a step spent waiting for data", [("share", _points(steps, _waiting_share))])
+    yield from _chart("Goodput: share of the time in steps that count", [("goodput", _points(steps, "goodput"))])
+    yield from _chart("Workers over time, in minutes", [("workers", _world_sizes(ledger))])
+    if evals:
+        yield heading("Evaluations")
+        yield table(("step", "held-out loss"), _last([(step, row["eval_loss"]) for step, row in sorted(evals.items())]))
+    yield heading("Attempts and what ended them")
+    yield table(("", "when (UTC)", "attempt", "step", "what"), _last([_event_row(e) for e in ledger if _is_news(e)]))
+    yield heading("Checkpoints")
+    yield table(("step", "directory"), _last([(c["step"], c["path"]) for c in status["checkpoints"]]))
+    if status["exports"]:
+        yield heading("Exports")
+        yield table(("directory",), [(path,) for path in status["exports"]])
+
+
+def _summary(status: dict[str, Any]) -> str:
+    return (
+        f"{status['state']} at step {status['step']:,} of {status['max_steps']:,}, attempt {status['attempt']}, "
+        f"{status['world_size']} workers; {status['goodput']:.0%} of the time at work went into steps that count."
+    )
+
+
+def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zero: bool = True) -> Iterator[Html]:
+    shown = [(name, points) for name, points in lines if points]
+    if shown:
+        yield heading(title)
+        yield line_chart(title, shown, is_from_zero)
+
+
+def _points(rows: Rows, value: str | Callable[[dict[str, Any]], float | None]) -> list[Point]:
+    read = value if callable(value) else lambda row: row.get(value)
+    found = [(step, read(row)) for step, row in sorted(rows.items())]
+    return _thinned([(float(step), float(y)) for step, y in found if y is not None])
+
+
+def _waiting_share(row: dict[str, Any]) -> float | None:
+    return row["data_s"] / row["step_s"] if row.get("step_s") and row.get("data_s") is not None else None
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    size = -(-len(points) // _MAX_POINTS)
+    groups = (points[start : start + size] for start in range(0, len(points), max(1, size)))
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _world_sizes(ledger: Sequence[dict[str, Any]]) -> list[Point]:
+    """Returns steps of a staircase: each attempt's size from its begin to the next one's."""
+    attempts = [entry for entry in ledger if entry["event"] == "attempt"]
+    if not attempts:
+        return []
+    began, points = attempts[0]["time"], []
+    ends = [*(entry["time"] for entry in attempts[1:]), ledger[-1]["time"]]
+    for entry, end in zip(attempts, ends, strict=True):
+        points += [((time - began) / 60, float(entry["world_size"])) for time in (entry["time"], end)]
+    return points
+
+
+def _is_news(entry: dict[str, Any]) -> bool:
+    return entry["event"] not in _ROUTINE
+
+
+def _event_row(entry: dict[str, Any]) -> Sequence[Cell]:
+    event, step = entry["event"], entry.get("step", entry.get("start_step"))
+    when = datetime.fromtimestamp(entry["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+    severity = labelled(_SEVERITIES[event]) if event in _SEVERITIES else ""
+    return severity, when, str(entry.get("attempt", "")), "" if step is None else str(step), _event_text(entry)
+
+
+def _event_text(entry: dict[str, Any]) -> str:
+    facts = (f"{key} {_fact(value)}" for key, value in entry.items() if key not in _COLUMNS)
+    return ", ".join([entry["event"], *facts])
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict) and "message" in value:
+        return f"{value.get('type', 'error')}: {value['message']}"
+    return str(value)
+
+
+def _last(rows: Sequence[Sequence[Cell]]) -> Sequence[Sequence[Cell]]:
+    return rows[-_MAX_ROWS:]
