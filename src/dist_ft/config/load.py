@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from dist_ft.config.foreign import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
 from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError
+from dist_ft.storage.urls import is_url
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
@@ -129,12 +130,16 @@ def with_absolute_paths(config: Config) -> Config:
     changes = {"train": sources, "eval": held_out, "chat_template": template}
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"output_dir": str(Path(config.run.output_dir).absolute())}),
+            "run": config.run.model_copy(update={"output_dir": _absolute_output(config.run.output_dir)}),
             "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
             "method": config.method.model_copy(update={"init_from": absolute(config.method.init_from)}),
             "data": data.model_copy(update=changes),
         }
     )
+
+
+def _absolute_output(output_dir: str) -> str:
+    return output_dir if is_url(output_dir) else str(Path(output_dir).absolute())
 
 
 def with_commit(config: Config, commit: str | None) -> Config:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
@@ -53,7 +52,7 @@ def make_plan(config: Config) -> dict[str, Any]:
     micro = {size: _micro_batch_size(config, shape, batch, size) for size in sizes}
     plan = {
         "run": config.run.name,
-        "run_dir": str(Path(config.run.output_dir).absolute() / config.run.name),
+        "run_dir": config.run.address,
         "model": {
             "name": config.model.name,
             "num_params": shape.num_params,
