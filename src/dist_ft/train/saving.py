@@ -41,6 +41,7 @@ class Saver:
     def __init__(self, parts: RankParts, link: Link) -> None:
         self._parts = parts
         self._link = link
+        self._store = open_store(parts.spec.attempt.run_dir)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -91,7 +92,7 @@ class Saver:
         spec = self._parts.spec
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
-            file = write_slices(open_store(spec.attempt.run_dir), name, slices)
+            file = write_slices(self._store, name, slices)
             self._link.send(Staged(step, asdict(file), details, is_last))
         except OSError as error:
             logger.exception("step %d could not be saved", step)

@@ -91,7 +91,11 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["method.init_from=folder"], "method.init_from=folder: no PEFT adapter there"),
         (["run.output_dir=a.jsonl"], "run.output_dir=a.jsonl: "),
         (["run.output_dir=a.jsonl/below/it"], "run.output_dir=a.jsonl/below/it: "),
-        (["run.output_dir=s3://bucket/runs"], "run.output_dir=s3://bucket/runs: "),
+        (
+            ["run.output_dir=s3://bucket/runs?X-Amz-Signature=abc"],
+            "run.output_dir: s3://bucket/runs?***: user info and signatures",
+        ),
+        (["run.output_dir=sftp://host/runs"], "run.output_dir: sftp://host/runs: a store without exclusive creation"),
         (["model.name=./nowhere"], "model.name=./nowhere: no such directory"),
         (["model.name=~/no-such-model"], "model.name=~/no-such-model: no such directory"),
         (["model.name=folder"], "model.name=folder is not a model: config.json is missing"),

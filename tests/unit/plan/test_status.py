@@ -155,13 +155,10 @@ def _later_format(run: Path) -> None:
 )
 def test_what_is_not_a_run_is_a_usage_error(run: Path, spoil: Callable[[Path], None], expected: str) -> None:
     spoil(run)
-    for call in (
-        lambda path: read_status(open_run(path)),
-        lambda path: request_stop(open_run(path), 0.0),
-        lambda path: find_checkpoint(open_run(path), None),
-    ):
+    place = open_run(run)
+    for call in (read_status, lambda place: request_stop(place, 0.0), lambda place: find_checkpoint(place, None)):
         with pytest.raises(UsageError, match=expected):
-            call(run)
+            call(place)
 
 
 def test_no_directory_is_a_usage_error(tmp_path: Path) -> None:
