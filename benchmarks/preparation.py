@@ -35,6 +35,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute
+from dist_ft.stream.cache import WINDOW_ROWS
 from transformers import AutoTokenizer
 
 from dist_ft.config.schema import RowSource
@@ -42,7 +43,6 @@ from dist_ft.model.embedded import materialise
 from dist_ft.model.render import Renderer
 from dist_ft.records import Sample
 from dist_ft.stream.batches import render_rows
-from dist_ft.stream.cache import WINDOW_ROWS
 from dist_ft.stream.listing import list_files
 from dist_ft.stream.pack import Window
 from dist_ft.stream.parts import Part, cut_parts

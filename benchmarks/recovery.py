@@ -264,12 +264,12 @@ def make_work(directory: Path) -> Work:
 def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]:
     """Writes the micro batches of every rank at every world size, as dist-ft would make them."""
     import numpy as np
-    from dist_ft.config.schema import LoaderConfig
-    from dist_ft.stream.prepared import PreparedSplit
 
     from dist_ft.config import load_config
+    from dist_ft.config.schema import LoaderConfig
     from dist_ft.model.base import model_dir
     from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.stream.prepared import PreparedSplit
     from dist_ft.tasks import prepare as prepare_task
 
     config = load_config(path, overrides)

@@ -95,14 +95,14 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
 def run_bare(case: str, directory: str) -> dict[str, Any]:
     """One process of the bare side. Batches are made first; the loop is plain torch."""
     import torch
-    from dist_ft.config.schema import LoaderConfig
-    from dist_ft.stream.prepared import PreparedSplit
     from peft import LoraConfig, get_peft_model
     from torch.nn import functional as F
     from transformers import AutoModelForCausalLM
 
+    from dist_ft.config.schema import LoaderConfig
     from dist_ft.model.embedded import materialise
     from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.stream.prepared import PreparedSplit
     from dist_ft.tasks import prepare
 
     config = make_config(case, directory)

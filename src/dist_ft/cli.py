@@ -34,8 +34,10 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-RunOrJob = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or submission id with --address.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory: path or URL.")]
+RunOrJob = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run directory (path or URL), or submission id with --address.")
+]
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
 ]
@@ -152,12 +154,12 @@ def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) ->
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers.ray_job import read_job, render_job
 
-        job = read_job(server, str(run))
+        job = read_job(server, run)
         typer.echo(json.dumps(job) if as_json else render_job(job))
         return
     from dist_ft.plan.status import read_status, render_status
 
-    result = read_status(run)
+    result = read_status(_open(run))
     typer.echo(json.dumps(result) if as_json else render_status(result))
 
 
@@ -174,14 +176,14 @@ def logs(
     if server is None:
         from dist_ft.plan.status import read_rank_logs
 
-        for name, text in read_rank_logs(run):
+        for name, text in read_rank_logs(_open(run)):
             typer.echo(f"==> {name} <==\n{text}")
     elif follow:
         from dist_ft.launchers import ray_follow
 
-        _exit_as(ray_follow.follow(server, str(run)))
+        _exit_as(ray_follow.follow(server, run))
     else:
-        typer.echo(server.logs(str(run)), nl=False)
+        typer.echo(server.logs(run), nl=False)
 
 
 @app.command()
@@ -194,11 +196,11 @@ def stop(
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers import ray_job
 
-        typer.echo(ray_job.stop(server, str(run), timeout_s))
+        typer.echo(ray_job.stop(server, run, timeout_s))
         return
     from dist_ft.plan.status import request_stop
 
-    typer.echo(request_stop(run, timeout_s))
+    typer.echo(request_stop(_open(run), timeout_s))
 
 
 @app.command()
@@ -209,9 +211,10 @@ def watch(
     """Show a run's state anew every few seconds, until it has ended; Ctrl-C leaves it alone."""
     from dist_ft.plan.watch import view
 
+    place = _open(run)
     shown, has_ended = None, False
     while not has_ended:
-        text, has_ended = view(run)
+        text, has_ended = view(place)
         if text != shown:
             typer.echo(f"{_CLEAR_SCREEN if sys.stdout.isatty() else ''}{text}")
         shown = text
@@ -229,7 +232,7 @@ def checkpoint_ls(run: RunPath, as_json: AsJson = False) -> None:
     """List the checkpoints of a run."""
     from dist_ft.plan.checkpoints import list_checkpoints, render_checkpoints
 
-    entries, problems = list_checkpoints(run)
+    entries, problems = list_checkpoints(_open(run))
     found = {"checkpoints": [vars(entry) for entry in entries], "problems": problems}
     typer.echo(json.dumps(found) if as_json else render_checkpoints(entries, problems))
 
@@ -240,7 +243,7 @@ def checkpoint_verify(run: RunPath, step: Steps = None) -> None:
     from dist_ft.plan.checkpoints import verify_checkpoints
 
     is_whole = True
-    for name, damage in verify_checkpoints(run, step or []):
+    for name, damage in verify_checkpoints(_open(run), step or []):
         is_whole = is_whole and damage is None
         typer.echo(f"{name}: {damage or 'whole'}")
     if not is_whole:
@@ -258,7 +261,7 @@ def checkpoint_rm(
 
     if not step:
         raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
-    for name in remove_checkpoints(run, step, force):
+    for name in remove_checkpoints(_open(run), step, force):
         typer.echo(f"deleted {name}")
 
 
@@ -339,11 +342,12 @@ def export(
         raise UsageError(f"--dtype {dtype} is not float32 or bfloat16")
     if to.exists():
         raise UsageError(f"--to {to} exists; choose another directory")
-    config, checkpoint = find_checkpoint(run, step)
+    place = _open(run)
+    config, checkpoint = find_checkpoint(place, step)
     from dist_ft.orchestrate.processes import ForkServer, run_task
 
     arguments = {
-        "config": config, "run_dir": str(run.absolute()), "checkpoint": checkpoint, "to": str(to.absolute()),
+        "config": config, "run_dir": place.address, "checkpoint": checkpoint, "to": str(to.absolute()),
         "merge": merge, "dtype": dtype,
     }  # fmt: skip
     server = ForkServer()
@@ -356,7 +360,7 @@ def export(
 
 @app.command("eval")
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run, model or adapter directory.")],
+    path: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run (path or URL), model or adapter directory.")],
     config: ConfigPath,
     overrides: Overrides = None,
     step: Annotated[int | None, typer.Option(help="Step of a run; default is its exports.")] = None,
@@ -387,10 +391,12 @@ def report(
     """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
     from dist_ft.plan.run_page import read_run_page
 
-    page = read_run_page(run)
-    path = to or run / "report.html"
+    place = _open(run)
+    if to is None and place.is_remote:
+        raise UsageError(f"{run} is a URL; name the file to write with --to")
+    path = to or place.path / "report.html"
     _check_page(path)
-    _write_page(path, page)
+    _write_page(path, read_run_page(place))
     typer.echo(str(path.absolute()))
 
 
@@ -439,6 +445,12 @@ def _prepare_here(config: Any) -> dict[str, Any]:
     return {**prepare.run(values), "num_made": len(missing)}
 
 
+def _open(run: str) -> Any:
+    from dist_ft.storage.place import open_run
+
+    return open_run(run)
+
+
 def _is_colored(no_color: bool) -> bool:
     return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
 
@@ -467,9 +479,9 @@ def _write_page(path: Path, text: str) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another file") from error
 
 
-def _job_server(run: Path, address: str | None) -> Any:
+def _job_server(run: str, address: str | None) -> Any:
     """Returns the server of the cluster that is named, if RUN can only be a job of it."""
-    is_one_word = len(run.parts) == 1 and not run.exists()
+    is_one_word = len(Path(run).parts) == 1 and not Path(run).exists()
     if not is_one_word or not (address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")):
         return None
     from dist_ft.launchers.ray_server import JobServer

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from dist_ft.config.foreign import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
 from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError
+from dist_ft.storage.urls import is_url
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
@@ -122,7 +123,7 @@ def with_absolute_paths(config: Config) -> Config:
 
     def placed(path: str | None) -> str | None:
         """Of what is yet to be made, too."""
-        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+        return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
 
     data = config.data
     sources = [s.model_copy(update={"source": absolute(s.source)}) for s in data.train]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
+from dist_ft.storage.place import open_run
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
+from dist_ft.storage.urls import checked_store_url, is_url
 
 EMBEDDED_PREFIX = "embedded:"
 _LEAST_SHARE = Fraction(1, 10**9)
@@ -50,9 +52,14 @@ def check_new_run(config: Config) -> None:
 
     Raises:
         UsageError: It exists.
+        ConfigError: It is in a store that does not answer, or refuses.
     """
-    run_dir = Path(config.run.output_dir).absolute() / config.run.name
-    if is_there(run_dir):
+    run_dir = open_run(config.run.address)
+    try:
+        is_taken = run_dir.has("")
+    except OSError as error:
+        raise ConfigError(f"run.output_dir={config.run.output_dir} cannot be used: {error}") from error
+    if is_taken:
         raise UsageError(
             f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
         )
@@ -144,12 +151,17 @@ def _section_problems(config: Config) -> list[str]:
     problems += _method_problems(config.method)
     if data.group_by is not None and data.eval_fraction is None:
         problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
-    if "://" in config.run.output_dir:
-        problems.append(
-            f"run.output_dir={config.run.output_dir}: this release writes to file systems only; "
-            "set a path that all machines share"
-        )
-    return problems
+    return problems + _output_url_problem(config.run.output_dir)
+
+
+def _output_url_problem(output_dir: str) -> list[str]:
+    if not is_url(output_dir):
+        return []
+    try:
+        checked_store_url(output_dir)
+    except ConfigError as error:
+        return [f"run.output_dir: {error}"]
+    return []
 
 
 def _mixing_problems(config: Config) -> list[str]:
@@ -285,6 +297,7 @@ def _file_problems(config: Config) -> list[str]:
     if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
         problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
     named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
+    named = {key: value for key, value in named.items() if not is_url(value)}
     unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
     return problems + (unusable or _output_problem(config) + _model_problem(config))
 
@@ -345,6 +358,8 @@ def _model_problem(config: Config) -> list[str]:
 
 
 def _output_problem(config: Config) -> list[str]:
+    if is_url(config.run.output_dir):
+        return []  # asked when the run is opened
     parent = Path(config.run.output_dir).absolute()
     while not is_there(parent) and parent != parent.parent:
         parent = parent.parent

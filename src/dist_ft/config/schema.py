@@ -7,9 +7,12 @@ change a value; whatever is derived is a property.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from dist_ft.storage.urls import is_url
 
 
 def _compiled(pattern: str) -> str:
@@ -43,9 +46,16 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Run id and name of the run directory. Default: the config file's stem."""
     output_dir: str = "runs"
-    """Parent of the run directory; all machines of the cluster must see it under this path."""
+    """Parent of the run directory: a path that all machines of the cluster see, or a URL such as `s3://bucket/runs`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds order, dropout and adapter initialisation."""
+
+    @property
+    def address(self) -> str:
+        """Path or URL of the run directory."""
+        if is_url(self.output_dir):
+            return f"{self.output_dir.rstrip('/')}/{self.name}"
+        return str(Path(self.output_dir).absolute() / self.name)
 
 
 class ModelConfig(Section):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.config import Config, check_config_elsewhere, dump_yaml, load_config
-from dist_ft.errors import DistFtError, UsageError
+from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.ray_follow import Ended, find_result, follow, how_it_ended, wait_for_end
 from dist_ft.launchers.ray_server import JobServer
 from dist_ft.launchers.request import SubmitRequest
 from dist_ft.plan.status import read_status, render_status
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import open_run
 
 _CONFIG_NAME = "config.yaml"
 _STOP_ENV = {
@@ -46,7 +46,7 @@ def submit(request: SubmitRequest, address: str | None) -> Ended | None:
     server = JobServer(address)
     for line in server.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    run_dir = str(Path(config.run.output_dir) / config.run.name)
+    run_dir = config.run.address
     _refuse_second(server, run_dir)
     submission_id = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     _start(server, submission_id, config, run_dir, request.resume)
@@ -62,7 +62,7 @@ def read_job(server: JobServer, submission_id: str) -> dict[str, Any]:
     details = server.info(submission_id)
     metadata = details.metadata or {}
     run_dir = metadata.get("run_dir")
-    is_visible = run_dir is not None and RunDir(Path(run_dir)).run_json.is_file()
+    is_visible = run_dir is not None and _is_visible(str(run_dir))
     return {
         "submission_id": submission_id,
         "job_state": details.status.value,
@@ -70,7 +70,7 @@ def read_job(server: JobServer, submission_id: str) -> dict[str, Any]:
         "message": details.message,
         "run_id": metadata.get("run_id"),
         "run_dir": run_dir,
-        "run": read_status(Path(str(run_dir))) if is_visible else None,
+        "run": read_status(open_run(str(run_dir))) if is_visible else None,
     }
 
 
@@ -104,6 +104,13 @@ def stop(server: JobServer, submission_id: str, timeout_s: float) -> str:
     if ended.exit_code not in (0, 3):
         raise DistFtError(line)
     return line
+
+
+def _is_visible(run_dir: str) -> bool:
+    try:
+        return open_run(run_dir).has("run.json")
+    except (OSError, ConfigError):  # no bucket of this machine's
+        return False
 
 
 def _refuse_second(server: JobServer, run_dir: str) -> None:

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -49,8 +48,9 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import RunDir, read_json, write_json, write_whole
-from dist_ft.storage.store import LocalStore
+from dist_ft.rundir import read_json, write_json, write_whole
+from dist_ft.storage.objects import check_exclusive_creation
+from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from dist_ft.stream.left_out import describe_left_out
 
 _POLL_S = 0.25
@@ -69,10 +69,11 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
     Raises:
         UserError: Bad input; nothing was changed.
     """
-    run_dir = RunDir(Path(config.run.output_dir).absolute() / config.run.name)
+    run_dir = open_run(config.run.address)
+    run_dir.fetch(*RECORDS)
     finished = find_finished(config, run_dir)
     if finished is not None:
-        console.say(f"{run_dir.path} is complete; nothing to do")
+        console.say(f"{run_dir} is complete; nothing to do")
         return finished
     config = with_recorded_commit(config, run_dir)
     timeline = Timeline(began)
@@ -96,7 +97,7 @@ class _Driver:
     def __init__(
         self,
         config: Config,
-        run_dir: RunDir,
+        run_dir: RunPlace,
         console: Console,
         timeline: Timeline,
         server: ForkServer,
@@ -148,20 +149,20 @@ class _Driver:
             # The run is another driver's now, and so are its numbers.
             self._console.close()
             self._coordinator.call("finish", "failed", {})
-            return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
+            return RunResult(self._run_dir.address, "failed", error=failure.to_dict())
         except KeyboardInterrupt:
             interrupted = DistFtError("interrupted at once; --resume goes on after the last checkpoint")
             result, error, state = numbers(self._run_dir), interrupted.to_dict(), "failed"
         except CoordinatorLostError as failure:
             self._console.close()
-            return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
+            return RunResult(self._run_dir.address, "failed", error=failure.to_dict())
         except DistFtError as failure:
             result, error, state = numbers(self._run_dir), failure.to_dict(), "failed"
         self._console.close()
         self._coordinator.call("finish", state, persistent(result), error)
         record = read_json(self._run_dir.run_json)
         return RunResult(
-            str(self._run_dir.path), state, record["step"], attempts=record["attempt"], error=error, **result
+            self._run_dir.address, state, record["step"], attempts=record["attempt"], error=error, **result
         )
 
     def _start_group(self) -> Future[Any]:
@@ -190,7 +191,7 @@ class _Driver:
     def _begin(self, prepared: dict[str, Any]) -> None:
         """Checks a resume and opens the run's books: the first change on disk."""
         self._config = with_commit(self._config, prepared["commit"])
-        store = LocalStore(self._run_dir.path)
+        store = self._run_dir.store
         previous = read_json(self._run_dir.run_json) if self._run_dir.run_json.exists() else {}
         checkpoints = committed(store)
         if checkpoints:
@@ -198,12 +199,13 @@ class _Driver:
             batch = self._config.train.global_batch_size
             check_length(checkpoints, batch, prepared["max_steps"], prepared["num_positions"])
         changes = changed_settings(self._config, self._run_dir)
+        check_exclusive_creation(store)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._run_dir.config, dump_yaml(self._config))
         write_json(self._run_dir.sources, {"files": prepared["files"]})
-        request = self._run_dir.stop_request
-        if request.exists() and request.stat().st_mtime < self._began_at:
-            request.unlink()  # meant for an earlier attempt
+        asked_at = self._run_dir.stop_asked_at()
+        if asked_at is not None and asked_at < self._began_at:
+            self._run_dir.forget_stop()  # meant for an earlier attempt
         wandb_id = previous.get("wandb_id")
         if wandb_id is None and resolve_mode(self._config.monitor.wandb) != "disabled":
             wandb_id = uuid.uuid4().hex[:8]
@@ -216,8 +218,9 @@ class _Driver:
             active_s=previous.get("active_s", 0.0) + time.monotonic() - self._timeline.began,
         )
         config = self._config.model_dump(mode="json")
+        place = (self._run_dir.address, str(self._run_dir.path))
         found = {name: prepared[name] for name in Prepared.__dataclass_fields__}
-        self._coordinator.begin(config, str(self._run_dir.path), asdict(record), found, self._on_gpu)
+        self._coordinator.begin(config, *place, asdict(record), found, self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
             self._coordinator.call("add_event", "settings_changed", {"changes": changes})

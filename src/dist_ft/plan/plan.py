@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def make_plan(config: Config, prepared: dict[str, Any]) -> dict[str, Any]:
     micro = {size: _micro_batch_size(config, shape, batch, size) for size in sizes}
     plan = {
         "run": config.run.name,
-        "run_dir": str(Path(config.run.output_dir).absolute() / config.run.name),
+        "run_dir": config.run.address,
         "model": {
             "name": config.model.name,
             "num_params": shape.num_params,

@@ -14,11 +14,12 @@ from tempfile import TemporaryDirectory
 from dist_ft.errors import DataError
 from dist_ft.records import Sample
 from dist_ft.storage.store import Store
+from dist_ft.stream.batches import RenderMany, render_rows
 from dist_ft.stream.claims import kept, wait_for_claim
 from dist_ft.stream.left_out import describe_removed
-from dist_ft.stream.pack import pack
+from dist_ft.stream.pack import Window
 from dist_ft.stream.request import SplitRequest, is_window_full
-from dist_ft.stream.samples import Counts, Render, fit, render_row
+from dist_ft.stream.samples import Counts, fit
 from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter
 from dist_ft.stream.sources import BadRow
 from dist_ft.stream.split_plan import PlannedShard, rows_of_shard
@@ -33,7 +34,7 @@ def quarantine_name(key: str) -> str:
     return f"{key}.quarantine.jsonl"
 
 
-def make_shard(request: SplitRequest, shard: PlannedShard, render: Render, store: Store) -> ShardInfo:
+def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store) -> ShardInfo:
     """Returns a shard, newly made unless it is there or another process makes it.
 
     Raises:
@@ -44,7 +45,7 @@ def make_shard(request: SplitRequest, shard: PlannedShard, render: Render, store
     owner = wait_for_claim(store, key, lambda: find_info(store, key) is not None)
     if owner is not None:
         with kept(store, key, owner), TemporaryDirectory(prefix="dist-ft-shard-") as scratch:
-            _write(request, shard, render, store, Path(scratch))
+            _write(request, shard, render_many, store, Path(scratch))
     info = read_info(store, key)
     check_bad_rows(request, info, store)
     return info
@@ -83,12 +84,12 @@ def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None
         raise DataError(f"{first['place']}: {first['problem']}")
 
 
-def _write(request: SplitRequest, shard: PlannedShard, render: Render, store: Store, scratch: Path) -> None:
+def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store, scratch: Path) -> None:
     key = shard.key
     counts, quarantine = Counts(), scratch / quarantine_name(key)
     with ShardWriter(scratch, key) as writer:
-        for window in _windows(_render_rows(request, shard, render, counts, quarantine)):
-            writer.add(pack(window, request.seq_len, request.packing))
+        for window in _windows(_render_rows(request, shard, render_many, counts, quarantine)):
+            writer.add(window.sequences(request.seq_len, request.packing))
         writer.close(
             num_rows=counts.rows,
             num_untrained_rows=counts.untrained_rows,
@@ -106,27 +107,26 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _windows(rows: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
+def _windows(rows: Iterator[list[Sample]]) -> Iterator[Window]:
     """Gathers samples that are packed together."""
-    window: list[Sample] = []
-    num_rows = num_tokens = 0
+    window, num_rows, num_tokens = Window(), 0, 0
     for samples in rows:
-        window += samples
         num_rows += 1
-        num_tokens += sum(len(sample.input_ids) for sample in samples)
+        for sample in samples:
+            window.add(sample)
+            num_tokens += len(sample.input_ids)
         if is_window_full(num_rows, num_tokens):
             yield window
-            window, num_rows, num_tokens = [], 0, 0
-    if window:
+            window, num_rows, num_tokens = Window(), 0, 0
+    if len(window):
         yield window
 
 
 def _render_rows(
-    request: SplitRequest, shard: PlannedShard, render: Render, counts: Counts, quarantine: Path
+    request: SplitRequest, shard: PlannedShard, render_many: RenderMany, counts: Counts, quarantine: Path
 ) -> Iterator[list[Sample]]:
     """Yields the samples of each row; bad rows stop the work, or are put aside."""
-    for row in rows_of_shard(request, shard):
-        samples = render_row(row, render)
+    for row, samples in render_rows(rows_of_shard(request, shard), render_many):
         if isinstance(samples, list):
             counts.rows += 1
             yield fit(samples, row, request, counts)

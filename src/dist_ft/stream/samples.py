@@ -1,17 +1,14 @@
-"""From rows to samples: what a run uses of each row, and what becomes of the bad ones. Pure."""
+"""What a run uses of the samples of a row. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_ft.errors import DataError
-from dist_ft.printable import printable
-from dist_ft.records import Record, Sample
+from dist_ft.records import Sample
 from dist_ft.stream.request import SplitRequest
 from dist_ft.stream.sources import BadRow, Row
-
-Render = Callable[[Record], list[Sample]]
 
 
 @dataclass
@@ -22,16 +19,6 @@ class Counts:
     untrained_rows: int = 0
     long_samples: int = 0
     bad_rows: int = 0
-
-
-def render_row(row: Row | BadRow, render: Render) -> list[Sample] | BadRow:
-    """Returns the samples of a row, or what is wrong with it."""
-    if isinstance(row, BadRow):
-        return row
-    try:
-        return render(row.record)
-    except DataError as error:  # the template refuses it
-        return BadRow(row.where, printable(str(error)), row.raw)
 
 
 def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest, counts: Counts) -> list[Sample]:

@@ -18,16 +18,16 @@ import numpy as np
 import xxhash
 
 from dist_ft.config import Config
-from dist_ft.errors import DataError
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
+from dist_ft.stream.batches import RenderMany, render_rows
 from dist_ft.stream.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.stream.pack import plan_bins
 from dist_ft.stream.personal import PersonalKind, find_personal, mask
 from dist_ft.stream.repeats import Keys, Numbers, find_repeats, find_shared
 from dist_ft.stream.request import SplitRequest, is_window_full
-from dist_ft.stream.samples import Render, usable
+from dist_ft.stream.samples import usable
 from dist_ft.stream.sources import BadRow, Row
 from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split
 from dist_ft.stream.texts import answer_text, compared_text, num_turns, record_key, role_texts
@@ -161,14 +161,14 @@ def measure(config: Config) -> Measures:
         UserError: The tokenizer, or a source as a whole, cannot be read.
     """
     tokenizer = load_tokenizer(config)
-    render, render_key = make_renderer(config, tokenizer)
+    render_many, render_key = make_renderer(config, tokenizer)
     train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
     trained_on = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     evaluated = [SplitCounts("eval", held_out)] if held_out is not None else []
     stops = _stop_ids(config, tokenizer)
-    meter = _Meter(render, tokenizer, stops, config.data.redact)
-    signatures = _scan(trained_on, meter)
-    eval_signatures = _scan(evaluated, meter)
+    meter = _Meter(tokenizer, stops, config.data.redact)
+    signatures = _scan(trained_on, render_many, meter)
+    eval_signatures = _scan(evaluated, render_many, meter)
     return Measures(
         splits=[*trained_on, *evaluated],
         repeats=_note_repeats(trained_on),
@@ -189,18 +189,17 @@ def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
 
 
 class _Meter:
-    """Renders rows and notes what is found in them."""
+    """Notes what is found in rows."""
 
-    def __init__(self, render: Render, tokenizer: Any, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
-        self._render = render
+    def __init__(self, tokenizer: Any, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
         self._redacted = frozenset(redacted)
         self._stops = stops
         self._bos = tokenizer.bos_token_id
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
-    def note(self, row: Row, split: SplitCounts) -> None:
-        """Counts a row."""
+    def note(self, row: Row, samples: list[Sample] | BadRow, split: SplitCounts) -> None:
+        """Counts a row and what it was rendered to."""
         split.num_rows += 1
         split.keys.append(record_key(row.record))
         split.answers.append(_answer_key(row.record))
@@ -208,10 +207,8 @@ class _Meter:
         self._note_personal(row, split)
         if _has_empty_answer(row.record):
             split.empty_answers.add(row.place)
-        try:
-            samples = self._render(row.record)
-        except DataError as error:
-            split.refused.add(f"{row.place}: {error}")
+        if isinstance(samples, BadRow):
+            split.refused.add(f"{row.place}: {samples.problem}")
             return
         if found := next(filter(None, map(self._special.search, _texts(row.record))), None):
             split.control_text.add(f"{row.place}: {found[0]}")
@@ -254,16 +251,16 @@ class _Meter:
         return pieces
 
 
-def _scan(splits: Sequence[SplitCounts], meter: _Meter) -> Signatures:
+def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter) -> Signatures:
     """Counts all rows; returns the signatures of those that can be read, in order."""
     signatures = SignatureFile()
     for split in splits:
         for shard in plan_split(split.request).shards:
-            for row in rows_of_shard(split.request, shard):
+            for row, samples in render_rows(rows_of_shard(split.request, shard), render_many):
                 if isinstance(row, BadRow):
                     split.unreadable.add(f"{row.place}: {row.problem}")
                 else:
-                    meter.note(row, split)
+                    meter.note(row, samples, split)
                     signatures.add(compared_text(row.record))
             split.close_window()
     return signatures.read()

@@ -16,10 +16,11 @@ import numpy as np
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
+from dist_ft.stream.batches import RenderMany, render_rows
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.samples import Render, render_row, usable
+from dist_ft.stream.samples import usable
 from dist_ft.stream.shards import TokenShards
-from dist_ft.stream.sources import Row
+from dist_ft.stream.sources import BadRow, Row
 from dist_ft.stream.split_plan import PlannedShard, SplitPlan, rows_of_shard
 from dist_ft.tasks.prepare import make_renderer, plan_splits, prepare_split
 
@@ -126,7 +127,7 @@ def _samples(shards: TokenShards, shard: int, row: int) -> Iterator[tuple[list[i
 
 
 def _find_origins(
-    request: SplitRequest, parts: Sequence[PlannedShard], render: Render, wanted: set[Tokens]
+    request: SplitRequest, parts: Sequence[PlannedShard], render_many: RenderMany, wanted: set[Tokens]
 ) -> dict[Tokens, _Origin]:
     """Renders the rows of the shards again until each sample has been seen: shards do not say where a sample comes
     from.
@@ -135,8 +136,7 @@ def _find_origins(
     """
     found: dict[Tokens, _Origin] = {}
     for part in parts:
-        rows = (row for row in rows_of_shard(request, part) if isinstance(row, Row))
-        for tokens, origin in _pieces(request, render, rows):
+        for tokens, origin in _pieces(request, render_many, rows_of_shard(request, part)):
             if tokens in wanted:
                 found.setdefault(tokens, origin)
             if len(found) == len(wanted):
@@ -144,9 +144,10 @@ def _find_origins(
     return found
 
 
-def _pieces(request: SplitRequest, render: Render, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
-    for row in rows:
-        samples = render_row(row, render)
+def _pieces(
+    request: SplitRequest, render_many: RenderMany, rows: Iterable[Row | BadRow]
+) -> Iterator[tuple[Tokens, _Origin]]:
+    for row, samples in render_rows(rows, render_many):
         for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none
             for piece in usable(sample, request):
                 num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(piece.input_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import xxhash
 
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
-from dist_ft.errors import ConfigError
+from dist_ft.errors import ConfigError, DataError
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
@@ -19,6 +20,7 @@ from dist_ft.model.trained import select_trained
 from dist_ft.records import Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
+from dist_ft.stream.batches import RenderMany
 from dist_ft.stream.curation import Curation
 from dist_ft.stream.make_shard import check_bad_rows, find_info, make_shard
 from dist_ft.stream.mixing import epoch_size
@@ -26,7 +28,6 @@ from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.stream.personal import PATTERNS_VERSION, redact
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, open_ended_split
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.samples import Render
 from dist_ft.stream.split_plan import PlannedShard, SplitPlan, plan_split
 from dist_ft.tasks.curate import curate, nothing_removed
 
@@ -114,7 +115,7 @@ def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
     return prepare_split(config, plan_split(request), render) if request else None
 
 
-def prepare_split(config: Config, plan: SplitPlan, render: Render) -> PreparedSplit:
+def prepare_split(config: Config, plan: SplitPlan, render: RenderMany) -> PreparedSplit:
     """Makes what is missing of a split, one shard after the other."""
     store = open_store(cache_address(config))
     for shard in missing_shards(plan, store):
@@ -158,17 +159,17 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
     return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
 
 
-def make_renderer(config: Config, tokenizer: Any) -> tuple[Render, str]:
+def make_renderer(config: Config, tokenizer: Any) -> tuple[RenderMany, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
     renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
     if not kinds:
-        return renderer, key
+        return renderer.render_many, key
 
-    def render(record: Record) -> list[Sample]:
-        return renderer(redact(record, kinds))
+    def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
+        return renderer.render_many([redact(record, kinds) for record in records])
 
-    return render, f"{key} redact {kinds} {PATTERNS_VERSION}"
+    return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}"
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:

@@ -62,7 +62,7 @@ def adapter(path: Path, name: str) -> Path:
         "data.chat_template=chatml",
         "data.chat_template='{{ messages[0].content }}'",
         "data.train_on=last",
-        "data.train=[{source: a.jsonl, weight: 1.0e+308}, {source: a.jsonl, weight: 1.0e+308}]",  # their sum is no float
+        "data.train=[{source: a.jsonl, weight: 1.0e+308}, {source: a.jsonl, weight: 1.0e+308}]",  # no float as a sum
         "data.train=[{source: a.jsonl, weight: 1.0e-9}, {source: a.jsonl, weight: 0.99}]",
     ],
 )
@@ -94,7 +94,11 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["method.init_from=folder"], "method.init_from=folder: no PEFT adapter there"),
         (["run.output_dir=a.jsonl"], "run.output_dir=a.jsonl: "),
         (["run.output_dir=a.jsonl/below/it"], "run.output_dir=a.jsonl/below/it: "),
-        (["run.output_dir=s3://bucket/runs"], "run.output_dir=s3://bucket/runs: "),
+        (
+            ["run.output_dir=s3://bucket/runs?X-Amz-Signature=abc"],
+            "run.output_dir: s3://bucket/runs?***: user info and signatures",
+        ),
+        (["run.output_dir=sftp://host/runs"], "run.output_dir: sftp://host/runs: a store without exclusive creation"),
         (["model.name=./nowhere"], "model.name=./nowhere: no such directory"),
         (["model.name=~/no-such-model"], "model.name=~/no-such-model: no such directory"),
         (["model.name=folder"], "model.name=folder is not a model: config.json is missing"),

@@ -20,6 +20,7 @@ from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream import request as request_module
+from dist_ft.stream.batches import RenderMany
 from dist_ft.stream.curation import NOTHING, Removed
 from dist_ft.stream.left_out import quarantine_of
 from dist_ft.stream.listing import list_files
@@ -27,8 +28,9 @@ from dist_ft.stream.make_shard import make_shard
 from dist_ft.stream.parts import cut_parts
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.samples import Render
 from dist_ft.stream.split_plan import plan_split
+
+Render = Callable[[Record], list[Sample]]
 
 
 def render(record: Record) -> list[Sample]:
@@ -43,12 +45,24 @@ def render(record: Record) -> list[Sample]:
     ]
 
 
+def many(render: Render) -> RenderMany:
+    """Makes of a renderer of one record one of many."""
+
+    def render_one(record: Record) -> list[Sample] | DataError:
+        try:
+            return render(record)
+        except DataError as error:
+            return error
+
+    return lambda records: [render_one(record) for record in records]
+
+
 def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> PreparedSplit:
     """Makes what is missing of a split, as a run does."""
     store = LocalStore(cache_dir)
     plan = plan_split(request)
     for shard in missing_shards(plan, store):
-        make_shard(plan.request, shard, render, store)
+        make_shard(plan.request, shard, many(render), store)
     return complete_split(plan, store, str(cache_dir))
 
 
