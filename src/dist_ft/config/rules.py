@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.remote import is_url, missing_package, shown_url, without_scheme
+from dist_ft.storage.remote import is_url, missing_package, shown_url, without_scheme, without_secrets
 
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -137,7 +137,7 @@ def _section_problems(config: Config) -> list[str]:
     weights = [source.weight for source in data.train]
     if any(w is None for w in weights) and any(w is not None for w in weights):
         problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
-    problems += _eval_problems(config)
+    problems += _eval_problems(config) + _secret_problems(config)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
@@ -212,12 +212,11 @@ def _relative_paths(config: Config) -> list[str]:
 
 
 def _file_problems(config: Config) -> list[str]:
-    problems = []
-    for index, source in enumerate(config.data.train):
-        problems += _source_problem(f"data.train.{index}", ".source", source)
-    if config.data.eval_source is not None:
-        written = "" if isinstance(config.data.eval, str) else ".source"
-        problems += _source_problem("data.eval", written, config.data.eval_source)
+    problems = [
+        problem
+        for section, written, source in _sources(config)
+        for problem in _source_problem(section, written, source)
+    ]
     template = config.data.template_path
     if template is not None and not _is_file(Path(template)):
         problems.append(
@@ -229,6 +228,24 @@ def _file_problems(config: Config) -> list[str]:
     named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
     unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
     return problems + (unusable or _output_problem(config) + _model_problem(config))
+
+
+def _sources(config: Config) -> list[tuple[str, str, RowSource]]:
+    """Returns every source with its section, and what of a key follows where its address is written."""
+    found = [(f"data.train.{index}", ".source", source) for index, source in enumerate(config.data.train)]
+    if config.data.eval_source is None:
+        return [*found]
+    return [*found, ("data.eval", "" if isinstance(config.data.eval, str) else ".source", config.data.eval_source)]
+
+
+def _secret_problems(config: Config) -> list[str]:
+    """What a config holds is kept in the run directory and shown."""
+    return [
+        f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
+        "the credentials in the environment of all machines, or name a copy"
+        for section, written, source in _sources(config)
+        if without_secrets(source.source) != source.source
+    ]
 
 
 def _unusable_name(key: str, value: str) -> str | None:
