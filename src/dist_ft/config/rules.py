@@ -10,7 +10,7 @@ from pathlib import Path
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
 from dist_ft.storage.place import open_run
-from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
+from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme, without_secrets
 from dist_ft.storage.urls import checked_store_url, is_url
 
 EMBEDDED_PREFIX = "embedded:"
@@ -144,7 +144,7 @@ def _section_problems(config: Config) -> list[str]:
             "change one of the two"
         )
     problems += _mixing_problems(config)
-    problems += _eval_problems(config)
+    problems += _eval_problems(config) + _secret_problems(config)
     problems += _curation_problems(data)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
@@ -282,12 +282,11 @@ def _relative_paths(config: Config) -> list[str]:
 
 
 def _file_problems(config: Config) -> list[str]:
-    problems = []
-    for index, source in enumerate(config.data.train):
-        problems += _source_problem(f"data.train.{index}", ".source", source)
-    if config.data.eval_source is not None:
-        written = "" if isinstance(config.data.eval, str) else ".source"
-        problems += _source_problem("data.eval", written, config.data.eval_source)
+    problems = [
+        problem
+        for section, written, source in _sources(config)
+        for problem in _source_problem(section, written, source)
+    ]
     template = config.data.template_path
     if template is not None and not _is_file(Path(template)):
         problems.append(
@@ -300,6 +299,24 @@ def _file_problems(config: Config) -> list[str]:
     named = {key: value for key, value in named.items() if not is_url(value)}
     unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
     return problems + (unusable or _output_problem(config) + _model_problem(config))
+
+
+def _sources(config: Config) -> list[tuple[str, str, RowSource]]:
+    """Returns every source with its section, and what of a key follows where its address is written."""
+    found = [(f"data.train.{index}", ".source", source) for index, source in enumerate(config.data.train)]
+    if config.data.eval_source is None:
+        return [*found]
+    return [*found, ("data.eval", "" if isinstance(config.data.eval, str) else ".source", config.data.eval_source)]
+
+
+def _secret_problems(config: Config) -> list[str]:
+    """What a config holds is kept in the run directory and shown."""
+    return [
+        f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
+        "the credentials in the environment of all machines, or name a copy"
+        for section, written, source in _sources(config)
+        if without_secrets(source.source) != source.source
+    ]
 
 
 def _unusable_name(key: str, value: str) -> str | None:

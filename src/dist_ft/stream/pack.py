@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from dist_ft.records import Sample
 
@@ -65,7 +66,8 @@ class Window:
             starts.append(len(input_ids))
             input_ids += self._input_ids[start:end]
             if end > start:
-                trained += [False, *memoryview(self._trained).cast("?")[start + 1 : end].tolist()]
+                flags = memoryview(self._trained).cast("?")
+                trained += [False, *cast("list[bool]", flags[start + 1 : end].tolist())]
         return PackedSequence(input_ids, trained, starts)
 
 

@@ -87,6 +87,19 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["data.train=[{source: 'embedded:orders/train', split: x}]"], "data.train.0.split is for a Hugging Face"),
         (["data.train=[{source: folder/b.jsonl}]"], "data.train.0.source=folder/b.jsonl: no such file"),
         (["data.train=[{source: squad}]"], "data.train.0.source=squad: no such file"),
+        (
+            ["data.train=[{source: 'gs://b/*.jsonl'}]"],
+            "data.train.0.source=gs://b/*.jsonl: reading gs:// needs a package",
+        ),
+        (
+            ["data.train=[{source: 'what://b/x'}]"],
+            "data.train.0.source=what://b/x: what:// is no known kind of address",
+        ),
+        (
+            ["data.eval={source: 'https://h/a.jsonl', split: x}"],
+            "data.eval.split is for a Hugging Face data set, which",
+        ),
+        (["data.eval=https://h/a?sig=abc"], "data.eval=https://h/a?sig=*** holds a secret"),
         (["data.group_by=user"], "data.group_by=user is for a held-out fraction"),
         (["data.group_by=user", "data.eval=a.jsonl"], "data.group_by=user is for a held-out fraction"),
         (["data.chat_template=b.jinja"], "data.chat_template=b.jinja: no such file"),
@@ -162,6 +175,21 @@ def test_a_model_directory_passes(check: Check, tmp_path: Path) -> None:
 def test_an_adapter_to_start_from_passes(check: Check, tmp_path: Path) -> None:
     adapter(tmp_path / "adapter", "adapter_config.json")
     assert check("method.init_from=adapter") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://h/a.jsonl",
+        "hf://datasets/a/b/*.parquet",
+        "memory://a",
+        "*.jsonl",
+        "none/**/*.csv",
+        "file://{here}/a.jsonl",
+    ],
+)
+def test_urls_and_patterns_pass_until_they_are_listed(check: Check, tmp_path: Path, source: str) -> None:
+    assert check(f"data.train=[{{source: '{source.format(here=tmp_path)}'}}]") == []
 
 
 def test_every_mistake_is_reported(check: Check) -> None:
