@@ -62,7 +62,7 @@ def adapter(path: Path, name: str) -> Path:
         "data.chat_template=chatml",
         "data.chat_template='{{ messages[0].content }}'",
         "data.train_on=last",
-        "data.train=[{source: a.jsonl, weight: 1.0e+308}, {source: a.jsonl, weight: 1.0e+308}]",  # their sum is no float
+        "data.train=[{source: a.jsonl, weight: 1.0e+308}, {source: a.jsonl, weight: 1.0e+308}]",
         "data.train=[{source: a.jsonl, weight: 1.0e-9}, {source: a.jsonl, weight: 0.99}]",
     ],
 )
