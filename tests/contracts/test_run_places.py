@@ -26,6 +26,7 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     monkeypatch.setattr(retries, "NUM_TRIES", 2)
+    monkeypatch.setattr(records, "_LAST_TRIES", 2)
     server.faults.clear()
     return server
 
@@ -141,14 +142,19 @@ def test_a_new_driver_goes_on_behind_the_last_segment(url: str) -> None:
     sender = Sender(second, every_s=1000)
     append(second, "metrics.jsonl", row(2))
     sender.send()
+    write_json(second.run_json, {"attempt": 2})
+    second.store.create_exclusive("attempts/0002.json", b"{}")
+    zombie.attempt, sender.attempt = 1, 2
     append(first, "metrics.jsonl", row(9))  # it has not heard that it was overtaken
+    write_json(first.run_json, {"attempt": 1})
     zombie.send()
     append(second, "metrics.jsonl", row(3))
     sender.send()
     assert sorted(steps(second)) == [1, 2, 3, 9]
-    zombie.close()
     sender.close()
+    zombie.close()
     assert sorted(steps(second)) == [1, 2, 3, 9]
+    assert json.loads(second.store.read("run.json"))["attempt"] == 2
 
 
 def test_a_coordinator_that_died_between_sending_and_noting_sends_nothing_twice(

@@ -92,8 +92,20 @@ class S3Server:
 
     def objects(self, bucket_url: str) -> dict[str, bytes]:
         """Returns all objects of a bucket."""
-        keys = self._bucket(bucket_url).keys
-        return {name: bytes(keys[name].value) for name in list(keys)}
+        found = ((name, self.object(f"{bucket_url}/{name}")) for name in self.names(bucket_url))
+        return {name: data for name, data in found if data is not None}
+
+    def names(self, bucket_url: str) -> list[str]:
+        """Returns the names of all objects of a bucket."""
+        return list(self._bucket(bucket_url).keys)
+
+    def object(self, url: str) -> bytes | None:
+        """Returns an object; None where there is none, or none any more."""
+        keys = self._bucket(url).keys
+        try:
+            return bytes(keys[url.split("/", 3)[3]].value)
+        except KeyError:
+            return None
 
     def unfinished_uploads(self, bucket_url: str) -> int:
         """Returns how many multipart uploads were neither completed nor aborted."""

@@ -112,7 +112,7 @@ class Books:
 
     def begin_attempt(self, attempt: Attempt, world_size: int) -> None:
         """Opens the books for an attempt that this driver has taken."""
-        self.attempt = attempt.number
+        self.attempt = self._sender.attempt = attempt.number
         self.look_again()
         self.record.workers = []
         self.record.attempt = attempt.number

@@ -25,6 +25,7 @@ _SENT = ".sent.json"
 _AT_THE_END = "wandb/"  # its files grow, and nobody reads them before
 _RUN = "run.json"
 _READERS = 16
+_LAST_TRIES = 5  # each of which tries for half a minute
 
 
 class Place(Protocol):
@@ -64,9 +65,14 @@ class Sender:
     Args:
         place: The run.
         every_s: Seconds between two sendings.
+
+    Attributes:
+        attempt: The attempt of whoever writes the files, 0 before the first. What is not rows, and replaces what was
+            there, is sent only while no newer one has been taken.
     """
 
     def __init__(self, place: Place, every_s: float = SEND_EVERY_S) -> None:
+        self.attempt = 0
         self._place = place
         self._every_s = every_s
         self._lock = threading.Lock()
@@ -95,17 +101,21 @@ class Sender:
         """Sends everything, run.json last, and ends.
 
         Raises:
-            StorageError: Something could not be sent; it is still in the scratch directory.
+            StorageError: Something could not be sent, though it was tried for minutes.
         """
         if not self._place.is_remote or self._closed.is_set():
             return
         self._closed.set()
         self._wanted.set()
         self._thread.join()
-        try:
-            self._send_all(is_end=True)
-        except OSError as error:
-            raise StorageError(f"the run's records did not all get to the store: {error}") from error
+        for number in reversed(range(_LAST_TRIES)):
+            try:
+                self._send_all(is_end=True)
+                return
+            except OSError as error:
+                logger.warning("the last records cannot be sent: %s", error)
+                if number == 0:
+                    raise StorageError(f"the run's records did not all get to the store: {error}") from error
 
     def _work(self) -> None:
         while not self._closed.is_set():
@@ -121,6 +131,8 @@ class Sender:
     def _send_all(self, is_end: bool = False) -> None:
         with self._lock:
             self._send_rows()
+            if not self._is_newest():
+                return
             for name in sorted(self._other_files(), key=lambda name: name == _RUN):
                 if is_end or not name.startswith(_AT_THE_END):
                     self._send_whole(name)
@@ -136,6 +148,10 @@ class Sender:
                     state["bytes"] += self._place.store.size(segment)
                 state["next"] += 1
                 self._write_state()
+
+    def _is_newest(self) -> bool:
+        taken = self._place.store.names("attempts")
+        return taken[-1:] == [f"attempts/{self.attempt:04d}.json"] if self.attempt else not taken
 
     def _new_rows(self, name: str) -> bytes:
         path = self._place.path / name
