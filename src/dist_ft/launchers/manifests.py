@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from dist_ft.config import Config, dump_yaml
+from dist_ft.config import Config, dump_set_keys
 from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError, UsageError
@@ -153,7 +153,7 @@ def for_run(
     run = slug(config.run.name)
     own = [copy.deepcopy(manifest) for manifest in manifests if RUN_LABEL in _labels(manifest)]
     ray_job, config_map = only(own, "RayJob"), only(own, "ConfigMap")
-    config_map["data"] = {CONFIG_KEY: dump_yaml(config)}
+    config_map["data"] = {CONFIG_KEY: dump_set_keys(config)}
     _use_config_map(ray_job, config_map["metadata"]["name"], f"dist-ft-config-{run}")
     _stop_run_first(ray_job, str(PurePosixPath(config.run.output_dir) / config.run.name))
     _fit_workers(ray_job["spec"]["rayClusterSpec"], config)

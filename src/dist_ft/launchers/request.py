@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+STOP_ENV = {
+    # Ray's default is 3 s, then SIGKILL.
+    "RAY_JOB_STOP_WAIT_TIME_S": "900",
+    # Ray signals all descendants of the driver. Its fork server and the ranks take SIGINT for the driver's affair;
+    # SIGTERM would end the server, and tell ranks that their machine is about to leave.
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+}
+"""What a Ray job carries so that a stop is a checkpoint first, however it is submitted."""
+
 
 @dataclass(frozen=True)
 class SubmitRequest:
