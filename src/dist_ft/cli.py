@@ -56,6 +56,7 @@ def train(
     overrides: Overrides = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default starts one here.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    preflight: Annotated[bool, typer.Option(help="First look at every node, as doctor does; exit 1 if unfit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a config to the end: train, checkpoint, export, measure."""
@@ -71,6 +72,10 @@ def train(
     from dist_ft.orchestrate.ray_version import check_ray_version
 
     check_ray_version()
+    if preflight:
+        from dist_ft.plan.preflight import wanted_by
+
+        _look_around(wanted_by(parsed), parsed.cluster.address)
     console = Console()
     server = ForkServer(on_gpu=has_gpu())
     try:
@@ -95,6 +100,7 @@ def submit(
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    preflight: Annotated[bool, typer.Option(help="There, look at every node first.")] = True,
     overlay: Annotated[
         Path | None, typer.Option(help="Kubernetes: directory such as cluster/kuberay/overlays/gpu.")
     ] = None,
@@ -104,7 +110,7 @@ def submit(
     """Start a run elsewhere."""
     from dist_ft.launchers.request import SubmitRequest
 
-    request = SubmitRequest(config, tuple(overrides or ()), resume, follow)
+    request = SubmitRequest(config, tuple(overrides or ()), resume, follow, preflight)
     if to == "ray":
         from dist_ft.launchers import ray_job
 
@@ -370,18 +376,33 @@ def evaluate(
 
 @app.command()
 def doctor(
-    cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Run config (YAML) to look for.")] = None,
+    overrides: Overrides = None,
+    cluster: Annotated[str | None, typer.Option(help="Ray address: look at every node of its cluster.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, and a cluster, for what runs need."""
-    from dist_ft.plan.doctor import check_machine, render_checks
+    """Check this machine, or every node of a cluster, for what runs need, or what the run of a config needs."""
+    from dist_ft.plan.preflight import Wanted, wanted_by
 
-    checks = check_machine()
-    if cluster is not None:
+    wanted = Wanted()
+    if config is not None:
+        from dist_ft.config import load_config
+
+        wanted = wanted_by(load_config(config, overrides or []))
+    _look_around(wanted, cluster, as_json)
+
+
+def _look_around(wanted: Any, address: str | None, as_json: bool = False) -> None:
+    """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
+    from dist_ft.plan.doctor import check_installed, check_machine, nearest_existing, render_checks
+
+    if address is None:
+        checks = check_machine(nearest_existing(Path(wanted.output_dir or "")))
+    else:
         from dist_ft.orchestrate.inspect_cluster import check_cluster
 
-        checks += check_cluster(cluster)
-    typer.echo(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks))
+        checks = check_installed() + check_cluster(address, wanted)
+    print(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks), flush=True)
     if not all(check.is_ok for check in checks):
         raise typer.Exit(1)
 

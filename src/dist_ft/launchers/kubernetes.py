@@ -66,6 +66,9 @@ def render(
     built = [doc for doc in yaml.safe_load_all(kubectl("kustomize", str(overlay))) if doc]
     placed = on_volume(config, shared_mount(only(built, "RayJob")))
     manifests = for_run(built, placed, suffix=suffix, namespace=namespace, image=image)
+    if not request.preflight:
+        spec = only(manifests, "RayJob")["spec"]
+        spec["entrypoint"] = spec["entrypoint"].replace(" --preflight", "")
     problems = problems_of(manifests) + _placeholders(manifests)
     if problems:
         raise ConfigError("\n".join(f"overlay {overlay}: {problem}" for problem in problems))

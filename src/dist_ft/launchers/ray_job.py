@@ -42,7 +42,7 @@ def submit(request: SubmitRequest, address: str | None) -> Ended | None:
     run_dir = str(Path(config.run.output_dir) / config.run.name)
     _refuse_second(server, run_dir)
     submission_id = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
-    _start(server, submission_id, config, run_dir, request.resume)
+    _start(server, submission_id, config, run_dir, request)
     _say_commands(server, submission_id, run_dir)
     return follow(server, submission_id) if request.follow else None
 
@@ -109,7 +109,7 @@ def _refuse_second(server: JobServer, run_dir: str) -> None:
             )
 
 
-def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, resume: bool) -> None:
+def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, request: SubmitRequest) -> None:
     text = dump_set_keys(config)
     metadata = {
         "run_id": config.run.name,
@@ -121,7 +121,7 @@ def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, 
         server.submit(
             submission_id,
             # exec: a shell in between would be what the stop signal ends.
-            entrypoint=f"exec dist-ft train {_CONFIG_NAME} --json{' --resume' if resume else ''}",
+            entrypoint=" ".join(["exec dist-ft train", _CONFIG_NAME, "--json", *request.train_options]),
             runtime_env={"working_dir": directory, "env_vars": STOP_ENV},
             metadata=metadata,
         )

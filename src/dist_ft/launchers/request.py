@@ -24,9 +24,16 @@ class SubmitRequest:
         overrides: `a.b=value`, as on the command line.
         resume: Go on after the last checkpoint.
         follow: Show its output until it ends.
+        preflight: Before it starts, look at every node there.
     """
 
     config_path: Path
     overrides: tuple[str, ...] = ()
     resume: bool = False
     follow: bool = False
+    preflight: bool = True
+
+    @property
+    def train_options(self) -> list[str]:
+        """What `dist-ft train` is given there."""
+        return [*(["--resume"] if self.resume else []), *(["--preflight"] if self.preflight else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_a_run_that_has_ended_goes_on_only_when_asked_to(tmp_path: Path, fake: F
     fake.answer([built, ended])
     assert kubernetes.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE) == 0
     assert "--resume" in next(item for item in fake.applied if item["kind"] == "RayJob")["spec"]["entrypoint"]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("preflight", [True, False])
+def test_the_nodes_are_looked_at_first_unless_told_not_to(
+    tmp_path: Path, fake: FakeKubectl, built: Any, preflight: bool
+) -> None:
+    fake.answer([built, NONE])
+    kubernetes.submit(replace(_request(tmp_path), preflight=preflight), OVERLAY, image=IMAGE)
+    job = next(item for item in fake.applied if item["kind"] == "RayJob")
+    assert ("--preflight" in job["spec"]["entrypoint"].split()) is preflight
 
 
 @needs_kubectl

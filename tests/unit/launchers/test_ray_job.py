@@ -72,7 +72,7 @@ def test_a_job_gets_the_keys_that_were_set_and_a_stop_that_waits(
     path.write_text("model: {name: tiny-random}\ndata: {train: [{source: /d/a.jsonl}]}\nmethod: {init_from: /d/a}\n")
     submit(SubmitRequest(path, ("run.output_dir=/d/runs",)), "http://h:8265")
     [(entrypoint, config, env)] = given
-    assert entrypoint == "exec dist-ft train config.yaml --json"
+    assert entrypoint == "exec dist-ft train config.yaml --json --preflight"
     assert config == {
         "run": {"name": "mine", "output_dir": "/d/runs"},
         "model": {"name": "tiny-random"},
