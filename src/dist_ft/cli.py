@@ -35,7 +35,9 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-RunOrJob = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or submission id with --address.")]
+RunOrJob = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run directory, submission id with --address, or slurm:ID.")
+]
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
 ]
@@ -106,6 +108,8 @@ def submit(
     ] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes: where the run goes.")] = "dist-ft",
     image: Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Slurm: script such as cluster/slurm/job.sbatch.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch, as --sbatch=--nodes=4.")] = None,
 ) -> None:
     """Start a run elsewhere."""
     from dist_ft.launchers.request import SubmitRequest
@@ -122,7 +126,11 @@ def submit(
 
         raise typer.Exit(kubernetes.submit(request, overlay, namespace=namespace, image=image))
     elif to == "slurm":
-        raise UsageError("--to slurm is not there yet; use --to ray or kubernetes")
+        if template is None:
+            raise UsageError("--to slurm needs --template FILE, such as cluster/slurm/job.sbatch")
+        from dist_ft.launchers import slurm
+
+        raise typer.Exit(slurm.submit(request, template, sbatch or []))
     else:
         raise UsageError(f"--to {to} is none of ray, kubernetes, slurm")
 
@@ -154,6 +162,12 @@ def plan(
 @app.command()
 def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) -> None:
     """Show the state of a run from its files alone, or of a job."""
+    if _is_slurm_job(run):
+        from dist_ft.launchers import slurm
+
+        found = slurm.read_job(str(run))
+        typer.echo(json.dumps(found) if as_json else slurm.render_job(found))
+        return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers.ray_job import read_job, render_job
 
@@ -173,6 +187,13 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
 ) -> None:
     """Show the output of a job, or what the ranks of a run's newest attempt have written."""
+    if _is_slurm_job(run):
+        from dist_ft.launchers import slurm
+
+        if follow:
+            raise typer.Exit(slurm.follow(str(run)))
+        typer.echo(slurm.logs(str(run)), nl=False)
+        return
     server = _job_server(run, address)
     if server is None and follow:
         raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
@@ -196,6 +217,11 @@ def stop(
     address: Dashboard = None,
 ) -> None:
     """Ask a run or a job to checkpoint and stop, and wait until it has."""
+    if _is_slurm_job(run):
+        from dist_ft.launchers import slurm
+
+        typer.echo(slurm.stop(str(run), timeout_s))
+        return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers import ray_job
 
@@ -424,6 +450,10 @@ def _quieten() -> None:
     from dist_ft.orchestrate.processes import QUIET_ENV
 
     os.environ.update(QUIET_ENV)
+
+
+def _is_slurm_job(run: Path) -> bool:
+    return str(run).startswith("slurm:")
 
 
 def _job_server(run: Path, address: str | None) -> Any:

@@ -15,6 +15,7 @@ from dist_ft.config import Config
 from dist_ft.plan.doctor import MIN_DISK_BYTES, MIN_SHM_BYTES, Check, format_bytes
 
 MAX_SKEW_S = 2.0
+_MIN_TEMP_BYTES = 512 << 20  # Ray's logs; what it would spill never comes, weights and data pass it by
 _NUM_NAMED = 5
 _SLOW_BYTES_PER_S = 0.1e9  # what a 1 Gbit/s cable carries; less is an interface that nobody meant
 
@@ -158,7 +159,7 @@ def check_storage(nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[
         checks += _shared_files(nodes, unread, where)
     free = {node: facts.output_free_bytes for node, facts in nodes.items() if facts.output_free_bytes is not None}
     if free:
-        checks.append(_space("disk", free, where, "free some, or set run.output_dir elsewhere"))
+        checks.append(_space("disk", free, MIN_DISK_BYTES, where, "free some, or set run.output_dir elsewhere"))
     return checks
 
 
@@ -241,13 +242,13 @@ def _shared_memory(nodes: Mapping[str, NodeFacts]) -> Check:
 def _temp_space(nodes: Mapping[str, NodeFacts]) -> Check:
     free = {node: facts.temp_free_bytes for node, facts in nodes.items()}
     where = _few(sorted({facts.temp_dir for facts in nodes.values()}))
-    return _space("temp directory", free, where, "free some, or start Ray with --temp-dir elsewhere")
+    return _space("temp directory", free, _MIN_TEMP_BYTES, where, "free some, or start Ray with --temp-dir elsewhere")
 
 
-def _space(name: str, free: Mapping[str, int], where: str, hint: str) -> Check:
-    full = [f"{node}: {format_bytes(count)}" for node, count in free.items() if count < MIN_DISK_BYTES]
+def _space(name: str, free: Mapping[str, int], wanted: int, where: str, hint: str) -> Check:
+    full = [f"{node}: {format_bytes(count)}" for node, count in free.items() if count < wanted]
     if full:
-        return Check(name, False, f"{where}: {_few(full)} free, wanted {format_bytes(MIN_DISK_BYTES)}", hint)
+        return Check(name, False, f"{where}: {_few(full)} free, wanted {format_bytes(wanted)}", hint)
     return Check(name, True, f"at least {format_bytes(min(free.values()))} free in {where}")
 
 

@@ -51,7 +51,7 @@ def test_good_nodes_pass() -> None:
     [
         (8, {"gpus": 4}, "devices: 10.0.0.2: Ray has 8 GPUs, /dev has 4"),
         (0, {"shm_bytes": 64 << 20}, "shared memory: 10.0.0.2: 64.0 MiB"),
-        (0, {"temp_free_bytes": 1 << 20}, "temp directory: /tmp: 10.0.0.2: 1.0 MiB free, wanted 2.0 GiB"),
+        (0, {"temp_free_bytes": 1 << 20}, "temp directory: /tmp: 10.0.0.2: 1.0 MiB free, wanted 512 MiB"),
         (0, {"interface": None}, "interfaces: 10.0.0.2: no interface has this address"),
         (0, {"knows_itself": False}, "names: 10.0.0.2 (a) cannot resolve its own name"),
         (0, {"unreached": ["10.0.0.1"]}, "network: no way: 10.0.0.2 → 10.0.0.1"),
