@@ -6,6 +6,7 @@ named, and the others are judged without it.
 
 from __future__ import annotations
 
+import bisect
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ _CLEAN_LIMIT_S = 10.0
 LIMIT_S = 2 * _LOOK_LIMIT_S + _SUM_LIMIT_S + _CLEAN_LIMIT_S
 """What the whole takes at most."""
 _SUM_BYTES = {"gloo": 16 << 20, "nccl": 256 << 20}
+_MOST_OTHERS = 64  # a thousand nodes that each look at all others would make a million files to read
 _A_GPU = 0.001  # Ray hides all devices from a task without any
 
 
@@ -163,7 +165,11 @@ def _failures(group: Sequence[Member], answers: Mapping[str, Answer], during: st
 
 
 def _others(member: Member, group: Sequence[Member]) -> list[Seat]:
-    return [other.seat for other in group if other.node_id != member.node_id]
+    """The nodes that this one looks at: the next ones in a ring, so that each is also looked at by as many."""
+    order = sorted(other.node_id for other in group if other.node_id != member.node_id)
+    start = bisect.bisect(order, member.node_id)
+    chosen = set((order[start:] + order[:start])[:_MOST_OTHERS])
+    return [other.seat for other in group if other.node_id in chosen]
 
 
 def _ask(
