@@ -162,11 +162,9 @@ def plan(
 @app.command()
 def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) -> None:
     """Show the state of a run from its files alone, or of a job."""
-    if _is_slurm_job(run):
-        from dist_ft.launchers import slurm
-
-        found = slurm.read_job(str(run))
-        typer.echo(json.dumps(found) if as_json else slurm.render_job(found))
+    if (launcher := _launcher_of(run)) is not None:
+        found = launcher.read_job(str(run))
+        typer.echo(json.dumps(found) if as_json else launcher.render_job(found))
         return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers.ray_job import read_job, render_job
@@ -187,12 +185,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
 ) -> None:
     """Show the output of a job, or what the ranks of a run's newest attempt have written."""
-    if _is_slurm_job(run):
-        from dist_ft.launchers import slurm
-
+    if (launcher := _launcher_of(run)) is not None:
         if follow:
-            raise typer.Exit(slurm.follow(str(run)))
-        typer.echo(slurm.logs(str(run)), nl=False)
+            raise typer.Exit(launcher.follow(str(run)))
+        typer.echo(launcher.logs(str(run)), nl=False)
         return
     server = _job_server(run, address)
     if server is None and follow:
@@ -217,10 +213,8 @@ def stop(
     address: Dashboard = None,
 ) -> None:
     """Ask a run or a job to checkpoint and stop, and wait until it has."""
-    if _is_slurm_job(run):
-        from dist_ft.launchers import slurm
-
-        typer.echo(slurm.stop(str(run), timeout_s))
+    if (launcher := _launcher_of(run)) is not None:
+        typer.echo(launcher.stop(str(run), timeout_s))
         return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers import ray_job
@@ -452,8 +446,17 @@ def _quieten() -> None:
     os.environ.update(QUIET_ENV)
 
 
-def _is_slurm_job(run: Path) -> bool:
-    return str(run).startswith("slurm:")
+def _launcher_of(run: Path) -> Any:
+    """Returns the module that looks after jobs of RUN's kind, if RUN names one by its prefix."""
+    if str(run).startswith("slurm:"):
+        from dist_ft.launchers import slurm
+
+        return slurm
+    if str(run).startswith("kubernetes:"):
+        from dist_ft.launchers import kubernetes_job
+
+        return kubernetes_job
+    return None
 
 
 def _job_server(run: Path, address: str | None) -> Any:

@@ -22,6 +22,8 @@ Manifest = dict[str, Any]
 
 RUN_LABEL = "dist-ft/run"
 """Label of everything that belongs to one run, its pods included."""
+RUN_DIR = "dist-ft/run-dir"
+"""Annotation of a RayJob: its run directory, as its pods see it."""
 CONFIG_KEY = "config.yaml"
 """The run config's key in the ConfigMap, and its file name in the driver's pod."""
 _MAX_SLUG = 40  # a RayJob's name has at most 47 characters: six are left for `-` and a suffix
@@ -155,7 +157,9 @@ def for_run(
     ray_job, config_map = only(own, "RayJob"), only(own, "ConfigMap")
     config_map["data"] = {CONFIG_KEY: dump_set_keys(config)}
     _use_config_map(ray_job, config_map["metadata"]["name"], f"dist-ft-config-{run}")
-    _stop_run_first(ray_job, str(PurePosixPath(config.run.output_dir) / config.run.name))
+    run_dir = str(PurePosixPath(config.run.output_dir) / config.run.name)
+    ray_job["metadata"].setdefault("annotations", {})[RUN_DIR] = run_dir
+    _stop_run_first(ray_job, run_dir)
     _fit_workers(ray_job["spec"]["rayClusterSpec"], config)
     if image is not None:
         _use_image(ray_job, image)

@@ -179,17 +179,3 @@ def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
 )
 def test_the_status_of_a_rayjob_gives_our_exit_code(status: dict[str, str], code: int) -> None:
     assert kubernetes.exit_code(status) == code
-
-
-def test_a_stop_deletes_what_is_at_work_and_waits_for_its_pods(fake: FakeKubectl) -> None:
-    fake.answer([(["get", "rayjobs"], {"items": [_job("Complete", "try-1"), _job("Running", "try-2")]}, 0)])
-    assert "try-2" in kubernetes.stop("try")
-    deletion = fake.calls[-1]
-    assert deletion[:3] == ["delete", "rayjob", "try-2"] and "try-1" not in deletion
-    assert {"--cascade=foreground", "--wait"} <= set(deletion)
-
-
-def test_there_must_be_something_to_stop(fake: FakeKubectl) -> None:
-    fake.answer([(["get", "rayjobs"], {"items": [_job("Complete")]}, 0)])
-    with pytest.raises(UsageError, match="nothing to stop"):
-        kubernetes.stop("try")
