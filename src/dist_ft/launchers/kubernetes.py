@@ -1,7 +1,7 @@
 """Runs on Kubernetes through KubeRay: renders, submits and follows. Talks to a cluster with `kubectl` alone.
 
-Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`; what makes them wrong is
-`kuberay_rules.py` and `lint.py`.
+Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`; what makes them
+wrong is `kuberay_rules.py` and `lint.py`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_the_output_is_the_submitters(fake: FakeKubectl, mode: str, asked: str) 
 
 
 def test_following_ends_with_the_runs_exit_code(fake: FakeKubectl) -> None:
-    fake.answer([answer("Running"), answer("Complete", jobStatus="STOPPED")])
+    fake.answer([answer("Complete", jobStatus="STOPPED")] * 2)
     assert follow(JOB) == 3
 
 
@@ -78,9 +78,7 @@ def test_what_has_ended_is_not_stopped(fake: FakeKubectl) -> None:
     assert len(fake.calls) == 1
 
 
-@pytest.mark.parametrize(
-    "job", ["kubernetes:try-1", "kubernetes:/x", "kubernetes:a/", "kubernetes:a/b/c", "kubernetes:a/-A"]
-)
+@pytest.mark.parametrize("job", [f"kubernetes:{rest}" for rest in ("try-1", "/x", "a/", "a/b/c", "a/-A", "-A/a")])
 def test_what_is_no_name_never_reaches_kubectl(fake: FakeKubectl, job: str) -> None:
     with pytest.raises(UsageError, match="such as kubernetes:dist-ft/"):
         read_job(job)
