@@ -43,6 +43,19 @@ def test_what_does_not_suit_the_config_fails_with_a_remedy(cli: str, ray_address
     assert all(checks[name]["hint"] for name in bad)
 
 
+def test_a_run_that_begins_with_a_look_ends_there_when_something_is_wrong(
+    cli: str, ray_address: str, tmp_path: Path
+) -> None:
+    overrides = [f"run.output_dir={tmp_path / 'runs'}", "monitor.wandb=online"]
+    done = subprocess.run(
+        [cli, "train", str(CONFIG), *overrides, "--address", ray_address, "--preflight"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "FAIL  W&B" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_node_that_hangs_is_named_and_the_others_are_judged(
     cli: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from dist_ft.plan.preflight import (
 )
 
 _LOOK_LIMIT_S = 40.0
-_SUM_STEP_LIMIT_S = 25.0  # longer than a machine takes to import torch
+_SUM_STEP_LIMIT_S = 60.0  # longer than a busy machine takes to import torch
 _SUM_LIMIT_S = 3 * _SUM_STEP_LIMIT_S
 _CLEAN_LIMIT_S = 10.0
 LIMIT_S = 2 * _LOOK_LIMIT_S + _SUM_LIMIT_S + _CLEAN_LIMIT_S
