@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness faults netns soak launch-tests test-unit lint format bench clean help
+.PHONY: setup smoke test exactness faults netns soak launch-tests slurm test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +46,11 @@ netns: setup  ## three hosts in network namespaces that are cut off and switched
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
 	$(BIN)/pytest -v tests/faults/soak
 
-launch-tests: setup  ## manifests on a real API server and on three hosts (needs root; five minutes; docs/launch-kubernetes.md)
-	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py
+launch-tests: setup  ## manifests on a real API server and on three hosts, Slurm (needs root; eight minutes; docs/launch-*.md)
+	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py tests/slurm
+
+slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; three minutes), result in docs/launch-slurm.md
+	$(BIN)/pytest -v tests/slurm
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit

@@ -36,7 +36,7 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory: path or URL.")]
 RunOrJob = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run directory (path or URL), or submission id with --address.")
+    str, typer.Argument(metavar="RUN", help="Run directory (path or URL), submission id with --address, or slurm:ID.")
 ]
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
@@ -58,6 +58,7 @@ def train(
     overrides: Overrides = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default starts one here.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    preflight: Annotated[bool, typer.Option(help="First look at every node, as doctor does; exit 1 if unfit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a config to the end: train, checkpoint, export, measure."""
@@ -73,6 +74,10 @@ def train(
     from dist_ft.orchestrate.ray_version import check_ray_version
 
     check_ray_version()
+    if preflight:
+        from dist_ft.plan.preflight import wanted_by
+
+        _look_around(wanted_by(parsed), parsed.cluster.address)
     console = Console()
     server = ForkServer(on_gpu=has_gpu())
     try:
@@ -97,16 +102,19 @@ def submit(
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    preflight: Annotated[bool, typer.Option(help="There, look at every node first.")] = True,
     overlay: Annotated[
         Path | None, typer.Option(help="Kubernetes: directory such as cluster/kuberay/overlays/gpu.")
     ] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes: where the run goes.")] = "dist-ft",
     image: Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Slurm: script such as cluster/slurm/job.sbatch.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch, as --sbatch=--nodes=4.")] = None,
 ) -> None:
     """Start a run elsewhere."""
     from dist_ft.launchers.request import SubmitRequest
 
-    request = SubmitRequest(config, tuple(overrides or ()), resume, follow)
+    request = SubmitRequest(config, tuple(overrides or ()), resume, follow, preflight)
     if to == "ray":
         from dist_ft.launchers import ray_job
 
@@ -118,7 +126,11 @@ def submit(
 
         raise typer.Exit(kubernetes.submit(request, overlay, namespace=namespace, image=image))
     elif to == "slurm":
-        raise UsageError("--to slurm is not there yet; use --to ray or kubernetes")
+        if template is None:
+            raise UsageError("--to slurm needs --template FILE, such as cluster/slurm/job.sbatch")
+        from dist_ft.launchers import slurm
+
+        raise typer.Exit(slurm.submit(request, template, sbatch or []))
     else:
         raise UsageError(f"--to {to} is none of ray, kubernetes, slurm")
 
@@ -151,6 +163,10 @@ def plan(
 @app.command()
 def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) -> None:
     """Show the state of a run from its files alone, or of a job."""
+    if (launcher := _launcher_of(run)) is not None:
+        found = launcher.read_job(str(run))
+        typer.echo(json.dumps(found) if as_json else launcher.render_job(found))
+        return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers.ray_job import read_job, render_job
 
@@ -170,6 +186,11 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
 ) -> None:
     """Show the output of a job, or what the ranks of a run's newest attempt have written."""
+    if (launcher := _launcher_of(run)) is not None:
+        if follow:
+            raise typer.Exit(launcher.follow(str(run)))
+        typer.echo(launcher.logs(str(run)), nl=False)
+        return
     server = _job_server(run, address)
     if server is None and follow:
         raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
@@ -193,6 +214,9 @@ def stop(
     address: Dashboard = None,
 ) -> None:
     """Ask a run or a job to checkpoint and stop, and wait until it has."""
+    if (launcher := _launcher_of(run)) is not None:
+        typer.echo(launcher.stop(str(run), timeout_s))
+        return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers import ray_job
 
@@ -402,18 +426,33 @@ def report(
 
 @app.command()
 def doctor(
-    cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Run config (YAML) to look for.")] = None,
+    overrides: Overrides = None,
+    cluster: Annotated[str | None, typer.Option(help="Ray address: look at every node of its cluster.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, and a cluster, for what runs need."""
-    from dist_ft.plan.doctor import check_machine, render_checks
+    """Check this machine, or every node of a cluster, for what runs need, or what the run of a config needs."""
+    from dist_ft.plan.preflight import Wanted, wanted_by
 
-    checks = check_machine()
-    if cluster is not None:
+    wanted = Wanted()
+    if config is not None:
+        from dist_ft.config import load_config
+
+        wanted = wanted_by(load_config(config, overrides or []))
+    _look_around(wanted, cluster, as_json)
+
+
+def _look_around(wanted: Any, address: str | None, as_json: bool = False) -> None:
+    """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
+    from dist_ft.plan.doctor import check_installed, check_machine, nearest_existing, render_checks
+
+    if address is None:
+        checks = check_machine(nearest_existing(Path(wanted.output_dir or "")))
+    else:
         from dist_ft.orchestrate.inspect_cluster import check_cluster
 
-        checks += check_cluster(cluster)
-    typer.echo(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks))
+        checks = check_installed() + check_cluster(address, wanted)
+    print(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks), flush=True)
     if not all(check.is_ok for check in checks):
         raise typer.Exit(1)
 
@@ -477,6 +516,19 @@ def _write_page(path: Path, text: str) -> None:
         write_whole(path.absolute(), text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+
+
+def _launcher_of(run: str) -> Any:
+    """Returns the module that looks after jobs of RUN's kind, if RUN names one by its prefix."""
+    if run.startswith("slurm:"):
+        from dist_ft.launchers import slurm
+
+        return slurm
+    if run.startswith("kubernetes:"):
+        from dist_ft.launchers import kubernetes_job
+
+        return kubernetes_job
+    return None
 
 
 def _job_server(run: str, address: str | None) -> Any:

@@ -3,6 +3,7 @@
 from dist_ft.config.continued import with_adapter_settings
 from dist_ft.config.load import (
     config_from_dict,
+    dump_set_keys,
     dump_yaml,
     load_config,
     schema_json,
@@ -18,6 +19,7 @@ __all__ = [
     "check_config",
     "check_config_elsewhere",
     "config_from_dict",
+    "dump_set_keys",
     "dump_yaml",
     "load_config",
     "schema_json",

@@ -171,7 +171,19 @@ def config_from_dict(data: Mapping[str, Any]) -> Config:
 
 def dump_yaml(config: Config) -> str:
     """Returns the resolved config as YAML, in schema order."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return _dump(config.model_dump(mode="json"))
+
+
+def dump_set_keys(config: Config) -> str:
+    """Returns the keys that were set as YAML, for a machine that reads them as if the user had written them there.
+
+    A key that was left out stays left out: an adapter to go on from settles some of them (`with_adapter_settings`).
+    """
+    return _dump(config.model_dump(mode="json", exclude_unset=True))
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def schema_json() -> str:

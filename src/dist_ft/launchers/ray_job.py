@@ -13,22 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dist_ft.config import Config, check_config_elsewhere, dump_yaml, load_config
+from dist_ft.config import Config, check_config_elsewhere, dump_set_keys, load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.ray_follow import Ended, find_result, follow, how_it_ended, wait_for_end
 from dist_ft.launchers.ray_server import JobServer
-from dist_ft.launchers.request import SubmitRequest
+from dist_ft.launchers.request import STOP_ENV, SubmitRequest
 from dist_ft.plan.status import read_status, render_status
 from dist_ft.storage.place import open_run
 
 _CONFIG_NAME = "config.yaml"
-_STOP_ENV = {
-    # Ray's default is 3 s, then SIGKILL.
-    "RAY_JOB_STOP_WAIT_TIME_S": "900",
-    # Ray signals all descendants of the driver. Its fork server and the ranks take SIGINT for the driver's affair;
-    # SIGTERM would end the server, and tell ranks that their machine is about to leave.
-    "RAY_JOB_STOP_SIGNAL": "SIGINT",
-}
 _LIVE = ("PENDING", "RUNNING")
 
 
@@ -49,7 +42,7 @@ def submit(request: SubmitRequest, address: str | None) -> Ended | None:
     run_dir = config.run.address
     _refuse_second(server, run_dir)
     submission_id = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
-    _start(server, submission_id, config, run_dir, request.resume)
+    _start(server, submission_id, config, run_dir, request)
     _say_commands(server, submission_id, run_dir)
     return follow(server, submission_id) if request.follow else None
 
@@ -123,8 +116,8 @@ def _refuse_second(server: JobServer, run_dir: str) -> None:
             )
 
 
-def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, resume: bool) -> None:
-    text = dump_yaml(config)
+def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, request: SubmitRequest) -> None:
+    text = dump_set_keys(config)
     metadata = {
         "run_id": config.run.name,
         "run_dir": run_dir,
@@ -135,8 +128,8 @@ def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, 
         server.submit(
             submission_id,
             # exec: a shell in between would be what the stop signal ends.
-            entrypoint=f"exec dist-ft train {_CONFIG_NAME} --json{' --resume' if resume else ''}",
-            runtime_env={"working_dir": directory, "env_vars": _STOP_ENV},
+            entrypoint=" ".join(["exec dist-ft train", _CONFIG_NAME, "--json", *request.train_options]),
+            runtime_env={"working_dir": directory, "env_vars": STOP_ENV},
             metadata=metadata,
         )
 

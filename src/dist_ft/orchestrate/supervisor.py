@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from dist_ft.messages import (
     RankStarted,
     Reply,
 )
-from dist_ft.orchestrate.network import interface_of
+from dist_ft.orchestrate.network import rendezvous_env
 from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
 from dist_ft.orchestrate.stacks import dump_stacks
 from dist_ft.rundir import rank_log_name, stacks_name
@@ -67,10 +66,7 @@ def make_rank_spec(attempt: AttemptSpec, seat: Seat) -> RankSpec:
     """Returns what the rank at this seat is told."""
     # A rank sees its own devices only, so its device index is 0.
     env = {"CUDA_VISIBLE_DEVICES": ",".join(seat.gpu_ids)} if seat.gpu_ids else {}
-    interface = interface_of(seat.node_ip)
-    if interface is not None:
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            env[name] = os.environ.get(name, interface)
+    env |= rendezvous_env(seat.node_ip)
     threads = max(1, num_cores() // seat.local_world_size)
     local_rank = 0 if seat.gpu_ids else seat.local_rank
     return RankSpec(attempt, seat.rank, seat.world_size, local_rank, seat.node_ip, threads, env)

@@ -108,6 +108,13 @@ def test_the_config_map_holds_the_whole_config_and_the_head_mounts_it(tmp_path: 
     assert head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2] == "/mnt/dist-ft/runs/My_Run"
 
 
+def test_the_config_map_leaves_to_an_adapter_what_the_user_did(tmp_path: Path) -> None:
+    config = on_volume(_config(tmp_path, "method.init_from=adapters/a", "method.lora_dropout=0.1"), MOUNT)
+    written = next(d for d in for_run(_overlay(), config, suffix="a", namespace="n") if d["kind"] == "ConfigMap")
+    method = yaml.safe_load(written["data"]["config.yaml"])["method"]
+    assert method == {"init_from": "/mnt/dist-ft/adapters/a", "lora_dropout": 0.1}
+
+
 def test_the_overlay_is_left_as_it_was(tmp_path: Path) -> None:
     docs = _overlay()
     _run(tmp_path, docs=docs)
