@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.helpers.cluster import kill_tree
@@ -24,18 +25,24 @@ _PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-
 class RayHead:
     """The head, its only node.
 
+    Args:
+        num_cpus: Its worker slots.
+        env: Variables for it and its clients, besides this process's and a token.
+
     Attributes:
+        gcs_port: Where nodes and drivers join.
         url: Its dashboard.
         directory: Where its session lies, with sockets and logs.
         env: Environment of its clients, with the token.
     """
 
-    def __init__(self, num_cpus: int = 4) -> None:
+    def __init__(self, num_cpus: int = 4, env: Mapping[str, str] | None = None) -> None:
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         self.directory = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # sockets below it: 107 characters in all
         self.url = f"http://127.0.0.1:{ports['--dashboard-port']}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.env = {**os.environ, **token, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.gcs_port = ports["--port"]
+        self.env = {**os.environ, **(env or {}), **token, "RAY_USAGE_STATS_ENABLED": "0"}
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             self.env.pop(name, None)
         # Jobs look for `dist-ft` on the head's PATH.

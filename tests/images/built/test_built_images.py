@@ -56,7 +56,7 @@ def runs() -> Iterator[Path]:
 
 
 _WHO = r"""
-echo "$(id -u):$(id -g) $(grep -c '^Cap.*: *0*$' /proc/self/status) $(grep NoNewPrivs /proc/self/status)"
+echo "$(id -u):$(id -g) $(grep -c '^Cap.*:[[:space:]]*0*$' /proc/self/status) $(grep NoNewPrivs /proc/self/status)"
 for place in / /opt/venv /usr/local /home /mnt/dist-ft /tmp /dev/shm; do
   touch $place/x 2>/dev/null && echo "writes $place"
 done
