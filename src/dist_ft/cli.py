@@ -463,13 +463,13 @@ def main() -> None:
     except DistFtError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
+    except ImportError:
         if find_spec("torch") is not None:
             raise
         # The client image (docker/client.txt).
         _print_error(
-            f"this installation has no torch (nor {error.name}): it is a client, for submit, status, logs, stop and "
-            "watch; use the image or environment of the cluster"
+            "this installation has no torch: it is a client, for submit, status, logs, stop and watch; use the image or "
+            "environment of the cluster for the rest"
         )
         sys.exit(2)
     except KeyboardInterrupt:

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 import yaml
-from packaging.requirements import Requirement
 
+from tests.helpers import packages
 from tests.k8s import overlays
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,38 +95,17 @@ for name in ("launchers.ray_job", "launchers.ray_follow", "launchers.kubernetes"
 
 
 def test_the_client_finds_all_that_its_commands_import() -> None:
-    there = _closure((ROOT / "docker" / "client.txt").read_text())
+    listed = (ROOT / "docker" / "client.txt").read_text().splitlines()
+    there = packages.closure(line for line in listed if not line.startswith("#"))
     ray = Path(str(metadata.distribution("ray").locate_file("ray")))
     brought = {"dist_ft", *(path.stem for path in (ray / "thirdparty_files").iterdir())}  # Ray has its own psutil
     barred = [
         module
-        for module, packages in metadata.packages_distributions().items()
-        if module not in brought and not any(_normal(name) in there for name in packages)
+        for module, owners in metadata.packages_distributions().items()
+        if module not in brought and not any(packages.normal(name) in there for name in owners)
     ]
     assert {"torch", "transformers", "deepspeed", "pyarrow"} <= set(barred)
     done = subprocess.run(
         [sys.executable, "-c", _IMPORT_ALL, ",".join(barred)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def _closure(requirements: str) -> set[str]:
-    """Names of the packages that a requirements file brings along, as they are installed here."""
-    waiting = [Requirement(line) for line in requirements.splitlines() if line and not line.startswith("#")]
-    seen: set[tuple[str, str]] = set()
-    while waiting:
-        wanted = waiting.pop()
-        for extra in ("", *wanted.extras):
-            if (wanted.name, extra) in seen:
-                continue
-            seen.add((wanted.name, extra))
-            waiting += [
-                needed
-                for needed in map(Requirement, metadata.requires(wanted.name) or [])
-                if needed.marker is None or needed.marker.evaluate({"extra": extra})
-            ]
-    return {_normal(name) for name, _ in seen}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

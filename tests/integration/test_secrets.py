@@ -144,9 +144,9 @@ class Processes:
 
 
 def files_below(directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields `(name, bytes)` of every plain file; sockets are none."""
+    """Yields `(name, bytes)` of every file; W&B links to some of its logs."""
     for path in directory.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file():
             yield str(path), path.read_bytes()
 
 

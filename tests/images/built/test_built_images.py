@@ -75,7 +75,7 @@ def test_the_cpu_image_trains_without_rights_root_file_system_or_network(images:
     assert (result["state"], result["steps"]) == ("completed", 20)
     assert sorted(last_rows(runs / "r" / "metrics.jsonl")) == list(range(1, 21))
     assert (runs / "r" / "exports" / "final" / "model.safetensors").is_file()
-    assert {path.stat().st_uid for path in runs.rglob("*")} == {1000}
+    assert {path.lstat().st_uid for path in runs.rglob("*")} == {1000}
     print(f"\n{cpu}: {images.size_bytes(cpu) / 1e9:.2f} GB")
 
 
