@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -588,6 +589,15 @@ def main() -> None:
     except DistFtError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
+    except ImportError:
+        if find_spec("torch") is not None:
+            raise
+        # The client image (docker/client.txt).
+        _print_error(
+            "this installation has no torch: it is a client, for submit, status, logs, stop and watch; use the image or "
+            "environment of the cluster for the rest"
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(1)

@@ -58,6 +58,18 @@ def test_a_run_is_applied_for_good_only_after_the_servers_dry_run(
 
 
 @needs_kubectl
+def test_no_secret_of_the_environment_reaches_a_manifest_or_a_command_line(
+    tmp_path: Path, fake: FakeKubectl, built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"planted-{name}")
+    fake.answer([built, NONE])
+    assert kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE) == 0
+    assert "WANDB_API_KEY" in str(fake.applied), "the name of the secret is there"
+    assert "planted-" not in str(fake.applied) + str(fake.calls)
+
+
+@needs_kubectl
 def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built, NONE, (["--dry-run=server"], "rayjobs.ray.io is forbidden", 1)])
     with pytest.raises(DistFtError, match="forbidden"):
