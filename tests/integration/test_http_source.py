@@ -86,7 +86,7 @@ def test_rows_are_read_from_a_server_that_fails_now_and_then(site: tuple[str, An
 
 
 def test_a_file_that_is_not_there_or_changes_is_named(site: tuple[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/d/b\.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"/d/b\.jsonl: no such file or folder"):
         list(read_rows(RowSource(source=f"{site[0]}/d/b.jsonl")))
     source = RowSource(source=f"{site[0]}/d/a.jsonl")
     part = whole(list_files(source))

@@ -7,6 +7,7 @@ environment, as each client looks for them. What the bytes mean is the caller's.
 from __future__ import annotations
 
 import io
+import random
 import re
 import tempfile
 import time
@@ -26,9 +27,9 @@ from dist_ft.storage.urls import is_url
 
 BLOCK_BYTES = 4 << 20
 """What one request reads."""
-MAX_TRIES = 5
+MAX_TRIES = 7
 FIRST_WAIT_S = 0.5
-"""Wait before the second try; doubled before each further one."""
+"""Wait before the second try; doubled before each further one, half a minute in all."""
 
 _EXTRAS: Mapping[str, str] = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
@@ -48,6 +49,7 @@ _VERSIONS = (
 )  # fmt: skip
 """What it says of this object, surest first; two objects can have the same one. A listing has no S3 version."""
 
+_CHANCE = random.SystemRandom()
 T = TypeVar("T")
 
 
@@ -211,7 +213,7 @@ def _retried(address: str, action: Callable[[], T]) -> T:
         except Exception as error:  # what a client raises is its own affair
             if number == MAX_TRIES or not _may_pass(error):
                 raise StorageError(_explain(address, error, number)) from error
-        time.sleep(wait_s)
+        time.sleep(wait_s * _CHANCE.uniform(0.5, 1.5))  # or a thousand readers would come back at once
         wait_s *= 2
     raise AssertionError("unreachable")
 

@@ -30,7 +30,6 @@ _SPLIT_NAME = re.compile(
     r"(^|[-._ ])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([-._ 0-9]|$)"
 )
 """What `datasets` takes for the name of a split in the name of a file."""
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _TOUCH_S = 10.0
 _ACCESS = "check its name, split and revision, and HF_TOKEN if it is private or gated"
 _REMOTE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
@@ -43,12 +42,9 @@ def find_files(source: RowSource) -> list[Path]:
         DataError: There are none, or a hub id can be neither fetched nor found in the cache.
     """
     try:
-        files = _find(source)
+        return _find(source)
     except OSError as error:
         raise DataError(f"{printable(source.source)} cannot be read: {error.strerror or error}") from error
-    if not Path(source.source).is_file():  # one shard by its own name is what was asked for
-        _check_shards(source, files)
-    return files
 
 
 def _find(source: RowSource) -> list[Path]:
@@ -225,17 +221,3 @@ def _not_found(source: RowSource) -> str:
         f"{source.source} is no path here and not wholly in the cache {HF_HUB_CACHE}, and {reason}; fetch it with "
         f"`hf download --repo-type dataset {source.source}` where there is a network, or name a local directory"
     )
-
-
-def _check_shards(source: RowSource, files: Sequence[Path]) -> None:
-    """Refuses a data set of which a shard is missing: its name says how many there are."""
-    numbers: dict[tuple[str, int], set[int]] = {}
-    for file in files:
-        if match := _SHARD.search(file.name):
-            numbers.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
-    for (stem, count), found in numbers.items():
-        if missing := sorted(set(range(count)) - found):
-            raise DataError(
-                f"{printable(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
-                f"number {missing[0]} is missing; fetch the rest"
-            )

@@ -7,15 +7,17 @@ names it. What names files is `hub.py`'s and, for URLs, `storage/remote.py`'s.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import xxhash
 
-from dist_ft.config.rules import EMBEDDED_PREFIX
+from dist_ft.config.rules import EMBEDDED_PREFIX, is_pattern
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError, StorageError
+from dist_ft.printable import printable
 from dist_ft.storage.remote import find_remote, is_remote, shown_url, stat_remote, without_secrets
 from dist_ft.stream.embedded import embedded_rows
 from dist_ft.stream.files import cannot_read
@@ -23,6 +25,7 @@ from dist_ft.stream.hub import find_files
 from dist_ft.stream.identity import content_identity
 from dist_ft.stream.source_file import EMBEDDED, SourceFile, kind_of
 
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _THREADS = 8
 """Files hashed at once: one alone does not use up a network file system."""
 _WAY_OUT = "put back what was there, or start another run (run.name) with the data as it is now"
@@ -42,6 +45,8 @@ def list_files(source: RowSource) -> list[SourceFile]:
         files = _remote_files(source) if is_remote(source.source) else _local_files(source)
     except StorageError as error:
         raise DataError(str(error)) from error
+    if not _is_asked_for_by_name(source, files):
+        _check_shards(source, files)
     if kinds := sorted({file.kind for file in files[1:]} - {files[0].kind}):
         raise DataError(
             f"{shown_url(source.source)} holds {files[0].kind} and {', '.join(kinds)} files; "
@@ -131,6 +136,26 @@ def _local_state(file: SourceFile) -> tuple[int, str]:
     if (found.st_size, found.st_mtime_ns) == (file.size, file.modified_ns):
         return file.size, file.identity
     return found.st_size, content_identity(path)[0]
+
+
+def _is_asked_for_by_name(source: RowSource, files: Sequence[SourceFile]) -> bool:
+    """Whether these files, and no others, are what the source names."""
+    is_one = len(files) == 1 and Path(source.source).name == Path(files[0].address).name
+    return is_one or is_pattern(source.source)
+
+
+def _check_shards(source: RowSource, files: Sequence[SourceFile]) -> None:
+    """Refuses a folder or data set of which a shard is missing: its name says how many there are."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.search(name := Path(file.address).name):
+            numbers.setdefault((name[: match.start()], int(match[2])), set()).add(int(match[1]))
+    for (stem, count), found in numbers.items():
+        if missing := sorted(set(range(count)) - found):
+            raise DataError(
+                f"{shown_url(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
+                f"number {missing[0]} is missing; fetch the rest"
+            )
 
 
 def _remote_state(file: SourceFile) -> tuple[int, str]:

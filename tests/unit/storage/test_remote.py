@@ -86,7 +86,7 @@ def test_only_what_is_asked_for_is_read(store: type[FlakyStore], monkeypatch: py
 )
 def test_what_passes_is_tried_again(store: type[FlakyStore], failure: Exception | bytes) -> None:
     file = stat_remote("flaky://d/a.jsonl")
-    store.failures.extend([failure] * 4)
+    store.failures.extend([failure] * 6)
     with open_remote(file) as opened:
         assert opened.read() == CONTENT
     assert not store.failures
@@ -94,9 +94,9 @@ def test_what_passes_is_tried_again(store: type[FlakyStore], failure: Exception 
 
 def test_what_does_not_pass_is_one_error_after_the_last_try(store: type[FlakyStore]) -> None:
     store.failures.extend([StatusError(503)] * 9)
-    with pytest.raises(StorageError, match=r"^flaky://d/a.jsonl cannot be read after 5 tries: 503"):
+    with pytest.raises(StorageError, match=r"^flaky://d/a.jsonl cannot be read after 7 tries: 503"):
         stat_remote("flaky://d/a.jsonl")
-    assert len(store.failures) == 4
+    assert len(store.failures) == 2
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_listing_that_fails_is_no_shorter_list(store: type[FlakyStore]) -> Non
     store.failures.append(OSError("SlowDown"))
     assert find_remote("flaky://d/**/*.jsonl") == whole
     store.failures.extend([OSError("SlowDown")] * 9)
-    with pytest.raises(StorageError, match="cannot be read after 5 tries: SlowDown"):
+    with pytest.raises(StorageError, match="cannot be read after 7 tries: SlowDown"):
         find_remote("flaky://d/**/*.jsonl")
 
 

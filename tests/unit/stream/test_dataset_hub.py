@@ -148,7 +148,7 @@ def test_a_missing_shard_of_a_data_set_is_noticed(tmp_path: Path) -> None:
     shard = root / "data" / "train-00000-of-00002.parquet"
     (root / "data" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(DataError, match="has 1 of 2 shards, number 1 is missing"):
-        find_files(RowSource(source=str(root)))
+        list_files(RowSource(source=str(root)))
     assert asked(str(shard)) == TRAIN[:3]
 
 

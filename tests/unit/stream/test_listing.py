@@ -195,7 +195,7 @@ def test_remote_files_are_listed_without_being_read_and_checked_when_they_are(st
     with pytest.raises(DataError, match=r"b\.jsonl has changed since the run began"):
         list(scan_part(whole(files), source))
     store().rm("/d/b.jsonl")
-    with pytest.raises(DataError, match=r"b\.jsonl: no such file; it had 14 bytes"):
+    with pytest.raises(DataError, match=r"b\.jsonl: no such file or folder; it had 14 bytes"):
         list(scan_part(whole(files), source))
 
 
