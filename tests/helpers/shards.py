@@ -17,7 +17,6 @@ from dist_ft.stream.pack import PackedSequence
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import ShardInfo, ShardWriter, TokenShards
 
-
 Fault = Callable[[str, int, bytes], bytes]
 
 
