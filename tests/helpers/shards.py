@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dist_ft.config.schema import LoaderConfig
+from dist_ft.errors import CheckpointError
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream.pack import PackedSequence
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import ShardInfo, ShardWriter, TokenShards
+
+Fault = Callable[[str, int, bytes], bytes]
+
+
+class Remote:
+    """An object store: what a directory holds, asked for by name; `fault(name, nth ask, data)` spoils answers."""
+
+    def __init__(self, directory: Path, fault: Fault = lambda name, nth, data: data) -> None:
+        self.inner, self.fault = LocalStore(directory), fault
+        self.asked: Counter[str] = Counter()
+
+    def read(self, name: str) -> bytes:
+        return self._answer(name, self.inner.read(name))
+
+    def read_range(self, name: str, start: int, count: int) -> bytes:
+        data = self._answer(name, self.inner.read_range(name, start, count))
+        if len(data) != count:
+            raise CheckpointError(f"{name} ends early")
+        return data
+
+    def _answer(self, name: str, data: bytes) -> bytes:
+        self.asked[name] += 1
+        return self.fault(name, self.asked[name], data)
 
 
 def make_sequence(rng: random.Random, first_token: int) -> PackedSequence:

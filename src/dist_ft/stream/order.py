@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from threading import Lock
 from typing import Protocol
 
@@ -98,16 +97,16 @@ class Order:
         shuffle: bool = True,
         exhaust: str = "all",
     ) -> None:
-        self._weights, self._exhaust = weights, exhaust
         self._sources = [_Source(sizes, index, seed, shuffle) for index, sizes in enumerate(sources)]
         self._rates = rates_of(weights) if weights else self._own_counts()
+        known = [source.total for source in self._sources if source.total is not None]
+        # Settled here: what becomes known later must not change how epochs are counted.
+        self._epoch_size = epoch_size(known, weights, exhaust) if len(known) == len(sources) else None
 
-    @cached_property
+    @property
     def epoch_size(self) -> int | None:
-        """Positions of one epoch; None where it has no end, or its end is not known yet."""
-        totals = [source.total for source in self._sources]
-        known = [total for total in totals if total is not None]
-        return epoch_size(known, self._weights, self._exhaust) if len(known) == len(totals) else None
+        """Positions of one epoch; None where it has no end, or not all sizes were known from the start."""
+        return self._epoch_size
 
     def epoch(self, position: int) -> int:
         """Returns the epochs completed at a position; without epochs, the passes over the first source.

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -46,7 +47,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _FIRST_BATCH = 8 + _SCHEMA.serialize().size
-"""Where record batches begin: after Arrow's magic bytes and the schema."""
+"""Where a writer of this version of Arrow puts the first record batch: after magic bytes and schema."""
 
 DAMAGED = (
     "is damaged: its bytes are not those that were written. Delete it and the files of the same name with another "
@@ -76,7 +77,7 @@ class ShardInfo:
         hash: xxh3-128 of the Arrow file.
         num_index_bytes: Of the index.
         index_hash: xxh3-128 of the index.
-        batch_ends: Where each record batch ends in the Arrow file.
+        batch_bounds: Where the record batches begin in the Arrow file, and the end of the last one.
         batch_hashes: xxh3-64 of each record batch.
     """
 
@@ -94,12 +95,12 @@ class ShardInfo:
     hash: str
     num_index_bytes: int
     index_hash: str
-    batch_ends: tuple[int, ...]
+    batch_bounds: tuple[int, ...]
     batch_hashes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON object."""
-        return {**asdict(self), "batch_ends": list(self.batch_ends), "batch_hashes": list(self.batch_hashes)}
+        return {**asdict(self), "batch_bounds": list(self.batch_bounds), "batch_hashes": list(self.batch_hashes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShardInfo:
@@ -110,7 +111,7 @@ class ShardInfo:
         """
         values = {field.name: data[field.name] for field in fields(cls)}
         return cls(
-            **{**values, "batch_ends": tuple(data["batch_ends"]), "batch_hashes": tuple(data["batch_hashes"])},
+            **{**values, "batch_bounds": tuple(data["batch_bounds"]), "batch_hashes": tuple(data["batch_hashes"])},
         )
 
 
@@ -131,7 +132,7 @@ class ShardWriter:
         self._writer = pa.ipc.new_file(self._sink, _SCHEMA)
         self._waiting: list[PackedSequence] = []
         self._sizes: list[npt.NDArray[np.int32]] = [np.zeros((0, 2), np.int32)]
-        self._batch_ends: list[int] = []
+        self._batch_bounds = [_FIRST_BATCH]
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -167,9 +168,10 @@ class ShardWriter:
             num_trained_tokens=int(sizes[:, 1].sum(dtype=np.int64)), num_untrained_rows=num_untrained_rows,
             num_long_samples=num_long_samples, num_bad_rows=num_bad_rows, max_tokens=int(most[0]),
             max_trained_tokens=int(most[1]), num_bytes=arrow.size, hash=xxhash.xxh3_128_hexdigest(arrow),
-            num_index_bytes=len(index), index_hash=xxhash.xxh3_128_hexdigest(index), batch_ends=tuple(self._batch_ends),
+            num_index_bytes=len(index), index_hash=xxhash.xxh3_128_hexdigest(index),
+            batch_bounds=tuple(self._batch_bounds),
             batch_hashes=tuple(
-                xxhash.xxh3_64_hexdigest(arrow[start:end]) for start, end in _spans(self._batch_ends)
+                xxhash.xxh3_64_hexdigest(arrow[start:end]) for start, end in pairwise(self._batch_bounds)
             ),
         )  # fmt: skip
         write_json(self._path(INFO), info.to_dict())
@@ -181,7 +183,7 @@ class ShardWriter:
         columns = [[s.input_ids for s in batch], [s.trained for s in batch], [s.starts for s in batch]]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-        self._batch_ends.append(self._sink.tell())
+        self._batch_bounds.append(self._sink.tell())
         self._sizes.append(np.array([(len(s.input_ids), sum(s.trained)) for s in batch], np.int32))
         self._waiting = []
 
@@ -301,7 +303,7 @@ class _OpenShard:
         index = _open_whole(files, info, INDEX, lambda data: xxhash.xxh3_128_hexdigest(data) == info.index_hash)
         self.index: npt.NDArray[np.int32] = np.load(io.BytesIO(index.data.to_pybytes()))
         self._arrow: ShardFile | None = None
-        self._spans = list(_spans(info.batch_ends))
+        self._spans = list(pairwise(info.batch_bounds))
         self._batches: dict[int, _Batch] = {}
 
     def row(self, row: int) -> Row:
@@ -342,11 +344,6 @@ def map_file(path: Path) -> pa.Buffer:
     """Returns a file's bytes, mapped; no descriptor stays open, and deleting the file does no harm."""
     with pa.memory_map(str(path), "r") as file:
         return file.read_buffer()
-
-
-def _spans(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields begin and end of each record batch."""
-    return zip([_FIRST_BATCH, *ends[:-1]], ends, strict=False)
 
 
 def _open_whole(files: ShardFiles, info: ShardInfo, ending: str, is_whole: Callable[[pa.Buffer], bool]) -> ShardFile:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.errors import DataError, DataUnavailableError
-from dist_ft.storage.store import LocalStore
+from dist_ft.storage.store import LocalStore, Store
 from dist_ft.stream.loader import (
     IGNORE,
     MicroBatch,
@@ -27,7 +27,7 @@ from dist_ft.stream.order import Order, digest
 from dist_ft.stream.pack import PackedSequence
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import ShardInfo, TokenShards
-from tests.helpers.shards import open_shards, write_shards
+from tests.helpers.shards import Remote, open_shards, write_shards
 
 WORLD_SIZES = range(1, 6)
 MICRO_BATCHES = range(1, 5)
@@ -297,6 +297,20 @@ def test_an_error_of_the_thread_comes_up_in_the_step_it_belongs_to(tmp_path: Pat
     with pytest.raises(DataError, match=r"s1\.arrow is damaged"):
         made.step(1)
     assert made.step(2).position == 12
+    made.close()
+
+
+def test_the_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_path: Path) -> None:
+    write_shards(tmp_path / "remote", [2] * 24)
+    place = Place("remote", cast(Store, Remote(tmp_path / "remote")))
+    files = ShardCache([place], LoaderConfig(cache_dir=str(tmp_path / "copies")))
+    order = Order([np.array([2] * 24)], None, 0)
+    shards = TokenShards([f"s{n}" for n in range(24)], files, np.array([2] * 24))
+    made = TrainLoader(order, [shards], RankLayout(0, 1, 4), 4, 48, 1)
+    made.step(0)
+    made._fetchers.shutdown()  # waits until they are done
+    fetched = {int(path.name.split(".")[0][1:]) for path in (tmp_path / "copies").glob("*.arrow")}
+    assert fetched == {i.shard for i in order.locate(np.arange(32))}  # two windows, of three
     made.close()
 
 

@@ -6,8 +6,6 @@ import errno
 import multiprocessing
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -16,36 +14,13 @@ import numpy as np
 import pytest
 
 from dist_ft.config.schema import LoaderConfig
-from dist_ft.errors import CheckpointError, DataError, DataUnavailableError, StorageError
+from dist_ft.errors import DataError, DataUnavailableError, StorageError
 from dist_ft.storage.store import LocalStore, Store
 from dist_ft.stream import shard_cache as module
 from dist_ft.stream.order import Order
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import ARROW, INDEX, ShardInfo, TokenShards
-from tests.helpers.shards import places, write_shards
-
-Fault = Callable[[str, int, bytes], bytes]
-
-
-class Remote:
-    """An object store: what a directory holds, asked for by name; `fault(name, nth ask, data)` spoils answers."""
-
-    def __init__(self, directory: Path, fault: Fault = lambda name, nth, data: data) -> None:
-        self.inner, self.fault = LocalStore(directory), fault
-        self.asked: Counter[str] = Counter()
-
-    def read(self, name: str) -> bytes:
-        return self._answer(name, self.inner.read(name))
-
-    def read_range(self, name: str, start: int, count: int) -> bytes:
-        data = self._answer(name, self.inner.read_range(name, start, count))
-        if len(data) != count:
-            raise CheckpointError(f"{name} ends early")
-        return data
-
-    def _answer(self, name: str, data: bytes) -> bytes:
-        self.asked[name] += 1
-        return self.fault(name, self.asked[name], data)
+from tests.helpers.shards import Fault, Remote, places, write_shards
 
 
 def make_cache(directory: Path, *stores: Any, gib: float = 1.0, max_tries: int = 4, ready_s: float = 0.0) -> ShardCache:

@@ -172,7 +172,7 @@ def flip(path: Path, at: int) -> None:
 @pytest.mark.parametrize("batch", [0, 1, 2])
 def test_damage_is_found_where_it_is_read_and_nowhere_else(tmp_path: Path, batch: int) -> None:
     (sequences,) = write_shards(tmp_path, [12])
-    ends = json.loads((tmp_path / "s0.json").read_text())["batch_ends"]
+    ends = json.loads((tmp_path / "s0.json").read_text())["batch_bounds"][1:]
     flip(tmp_path / "s0.arrow", ends[batch] - 9)
     opened = open_shards(tmp_path, 1)
     for row in range(12):
