@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.errors import ExportError, StorageError
-from dist_ft.rundir import read_rows, write_json
+from dist_ft.checkpoint.lineage import take_attempt
+from dist_ft.coordinator.books import Books
+from dist_ft.coordinator.state import RunRecord
+from dist_ft.errors import ExportError, StaleAttemptError, StorageError
+from dist_ft.rundir import read_json, read_rows, write_json
 from dist_ft.storage import records, retries
-from dist_ft.storage.place import RunPlace, local_copy, node_dir, open_run, published, send_logs
+from dist_ft.storage.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
 from dist_ft.storage.records import Sender
 from tests.helpers.s3 import Fault, S3Server, s3_server
 
@@ -155,6 +158,30 @@ def test_a_new_driver_goes_on_behind_the_last_segment(url: str) -> None:
     zombie.close()
     assert sorted(steps(second)) == [1, 2, 3, 9]
     assert json.loads(second.store.read("run.json"))["attempt"] == 2
+
+
+def test_an_overtaken_driver_leaves_the_record_of_the_newer_one(run: RunPlace) -> None:
+    books = Books(run, RunRecord("r", max_steps=9), [])
+    books.begin_attempt(take_attempt(run.store, None), world_size=1)
+    newer = open_run(run.address)
+    newer.fetch(*RECORDS)
+    attempt = take_attempt(newer.store, None)
+    record = RunRecord("r", attempt=2, max_steps=9)
+    others = Books(newer, record, [])
+    others.begin_attempt(attempt, world_size=2)
+    others.send()
+    books.look_again()
+    with pytest.raises(StaleAttemptError, match="attempt 2 of this run has begun elsewhere"):
+        books.check_mine()
+    others.finish("failed", {}, None)
+    books.log_step({"step": 1, "attempt": 1, "step_s": 0.1})
+    books.finish("completed", {}, None)
+    found = open_run(run.address)
+    found.fetch(*RECORDS)
+    assert (read_json(found.run_json)["attempt"], read_json(found.run_json)["state"]) == (2, "failed")
+    events = [row["event"] for row in read_rows(found.ledger)]
+    assert events.count("attempt") == 2
+    assert "completed" not in events
 
 
 def test_a_coordinator_that_died_between_sending_and_noting_sends_nothing_twice(

@@ -177,13 +177,19 @@ class Books:
             self.record.workers = []
             self.note(state, step=self.record.step, **({"error": error} if error else {}))
             self.write_record()
-            self._run_dir.forget_stop()
+            self._forget_stop()
         for sink in self._sinks:
             sink.close(state)
         self._metrics.close()
         self._evals.close()
         self._ledger.close()
         self._sender.close()
+
+    def _forget_stop(self) -> None:
+        try:
+            self._run_dir.forget_stop()
+        except OSError as error:  # the next driver takes it for an old one
+            logger.warning("the request to stop stays: %s", error)
 
 
 def _active_s(run_dir: RunDir, record: RunRecord) -> float:

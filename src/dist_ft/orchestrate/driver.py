@@ -27,7 +27,14 @@ from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError, StartTimeoutError, WorkerCrashError
+from dist_ft.errors import (
+    CoordinatorLostError,
+    DistFtError,
+    StaleAttemptError,
+    StartTimeoutError,
+    StorageError,
+    WorkerCrashError,
+)
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
@@ -158,6 +165,8 @@ class _Driver:
             return RunResult(self._run_dir.address, "failed", error=failure.to_dict())
         except DistFtError as failure:
             result, error, state = numbers(self._run_dir), failure.to_dict(), "failed"
+        except OSError as failure:  # after the training, of the file system or the store
+            result, error, state = numbers(self._run_dir), StorageError(str(failure)).to_dict(), "failed"
         self._console.close()
         self._coordinator.call("finish", state, persistent(result), error)
         record = read_json(self._run_dir.run_json)
