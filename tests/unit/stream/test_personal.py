@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from typing import Any
 
@@ -175,3 +176,27 @@ def test_a_long_text_takes_no_more_than_its_length(piece: str) -> None:
     began = time.process_time()
     find_personal(piece * (400_000 // len(piece)))
     assert time.process_time() - began < 5.0  # measured: 0.2 s; what is not linear takes minutes
+
+
+VERSIONS = st.lists(st.integers(0, 999), min_size=2, max_size=5).map(lambda parts: ".".join(map(str, parts)))
+NOISE = st.one_of(
+    st.uuids().map(str), st.binary(min_size=8, max_size=32).map(bytes.hex), st.floats(0, 1e6).map(str), VERSIONS,
+    st.integers(-(10**12), 10**12).map(str), st.datetimes().map(str), st.dates().map(str),
+    st.builds("{} + {} = {}".format, st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9)),
+    st.ip_addresses().map(str),
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(NOISE)
+def test_numbers_of_other_kinds_are_left_alone(text: str) -> None:
+    framed = f"it is {text}, and so on"
+    assert [framed[one.start : one.end] for one in find_personal(framed)] == []
+
+
+def test_of_random_digits_few_pass_as_a_card_and_none_as_anything_else() -> None:
+    rng = random.Random(0)
+    numbers = ["".join(rng.choices("0123456789", k=16)) for _ in range(4000)]
+    found = [one.kind for number in numbers for one in find_personal(number)]
+    assert set(found) == {"card"}
+    assert len(found) < 0.035 * len(numbers)  # by prefix and checksum 0.023 are to be expected

@@ -163,3 +163,12 @@ def test_the_space_that_some_tokenizers_drop_at_the_start_is_kept() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     segments = list(data_show._segments(tokenizer, [0, 1, 2], [False, True, True]))
     assert [segment.text for segment in segments] == ["Hello", " world again"]
+
+
+def test_what_is_left_out_and_redacted_is_shown_as_it_is_trained(config_for: ConfigFor, tmp_path: Path) -> None:
+    lines = [conversation(f"q{n} a@b.com", "x" * n) for n in range(1, 9)]
+    changes: dict[str, Any] = {"data__curation": {"drop": [{"pattern": "q[1-5]"}]}, "data__redact": ["email"]}
+    shown = show_data(config_for(*lines, **changes), "0", 1, 9)
+    samples = [sample for sequence in shown["sequences"] for sample in sequence["samples"]]
+    assert [sample["place"] for sample in samples] == [f"{tmp_path / 'a.jsonl'}:{n}" for n in (6, 7, 8)]
+    assert all("user\nq" in text and "<EMAIL>" in text for sample in samples for text, _ in kinds(sample)[1:2])
