@@ -46,10 +46,10 @@ netns: setup  ## three hosts in network namespaces that are cut off and switched
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
 	$(BIN)/pytest -v tests/faults/soak
 
-launch-tests: setup  ## manifests on a real API server and on three hosts, Slurm (needs root; eight minutes; docs/launch-*.md)
+launch-tests: setup  ## manifests on a real API server and on three hosts, Slurm (needs root; twelve minutes; docs/launch-*.md)
 	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py tests/slurm
 
-slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; three minutes), result in docs/launch-slurm.md
+slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; six minutes), result in docs/launch-slurm.md
 	$(BIN)/pytest -v tests/slurm
 
 test-unit: setup  ## architecture and unit tests only
