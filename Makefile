@@ -51,7 +51,7 @@ soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equalit
 image-test: setup  ## build the images with buildah and run them as a pod would (needs root; eight minutes; docs/images.md)
 	$(BIN)/pytest -v tests/images/built
 
-slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; three minutes), result in docs/launch-slurm.md
+slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; six minutes), result in docs/launch-slurm.md
 	$(BIN)/pytest -v tests/slurm
 
 launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)

@@ -115,7 +115,7 @@ def submit(request: SubmitRequest, template: Path, more: Sequence[str] = ()) -> 
     # `auto` only says that this machine is not the one: the job names its own Ray.
     config = load_config(request.config_path, [*request.overrides, "cluster.address=auto"])
     check_config(config)
-    with_adapter_settings(config)
+    with_adapter_settings(config)  # a contradiction is told here; the keys themselves are settled there
     config = with_absolute_paths(config)
     if not request.resume:
         check_new_run(config)
