@@ -35,7 +35,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute
-from dist_ft.stream.cache import WINDOW_ROWS
+from dist_ft.stream.request import WINDOW_ROWS
 from transformers import AutoTokenizer
 
 from dist_ft.config.schema import RowSource

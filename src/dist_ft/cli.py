@@ -594,8 +594,8 @@ def main() -> None:
             raise
         # The client image (docker/client.txt).
         _print_error(
-            "this installation has no torch: it is a client, for submit, status, logs, stop and watch; use the image "
-            "or environment of the cluster for the rest"
+            "this installation has no torch: it is a client, for submit, status, logs, stop and watch; the rest needs "
+            "the image or environment of the cluster"
         )
         sys.exit(2)
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from dist_ft.stream.cache import SplitRequest
+from dist_ft.stream.request import SplitRequest
 
 from dist_ft.config.schema import LimitsConfig, RowSource
 from dist_ft.plan.data_limits import limit_problems
