@@ -36,7 +36,7 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 RunOrJob = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run directory, submission id with --address, or slurm:ID.")
+    Path, typer.Argument(metavar="RUN", help="Run directory, job with --address, slurm:ID, kubernetes:NAMESPACE/NAME.")
 ]
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
