@@ -35,7 +35,6 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute
-from dist_ft.stream.request import WINDOW_ROWS
 from transformers import AutoTokenizer
 
 from dist_ft.config.schema import RowSource
@@ -46,6 +45,7 @@ from dist_ft.stream.batches import render_rows
 from dist_ft.stream.listing import list_files
 from dist_ft.stream.pack import Window
 from dist_ft.stream.parts import Part, cut_parts
+from dist_ft.stream.request import WINDOW_ROWS
 from dist_ft.stream.sources import scan_part
 
 MARKED_CHATML = (

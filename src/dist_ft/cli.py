@@ -37,7 +37,8 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory: path or URL.")]
 RunOrJob = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run directory (path or URL), submission id with --address, or slurm:ID.")
+    str,
+    typer.Argument(metavar="RUN", help="Run (path or URL), job with --address, slurm:ID, kubernetes:NAMESPACE/NAME."),
 ]
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")

@@ -260,7 +260,8 @@ def _eval_loss(parts: RankParts) -> float | None:
     split = parts.eval_split
     if split is None:
         return None
-    return evaluate(parts.engine, split.open(), parts.layout, split.num_trained_tokens)["eval_loss"]
+    shards = split.open(parts.config.data.loader)
+    return evaluate(parts.engine, shards, parts.layout, split.num_trained_tokens)["eval_loss"]
 
 
 def _compare_frozen(parts: RankParts) -> dict[str, Any]:

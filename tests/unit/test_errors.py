@@ -77,6 +77,7 @@ def test_only_what_may_pass_is_retried() -> None:
     assert {cls.__name__ for cls in ALL if cls.retryable} == {
         "CoordinatorLostError",
         "CutOffError",
+        "DataUnavailableError",
         "HubUnreachableError",
         "NodeLostError",
         "OutOfMemoryError",
