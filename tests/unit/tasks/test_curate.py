@@ -14,11 +14,11 @@ from dist_ft.config import Config
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
-from dist_ft.stream.split_plan import plan_split
-from dist_ft.stream.left_out import describe_left_out
-from dist_ft.tasks import curate as module
-from dist_ft.stream.curation import Curation
 from dist_ft.storage.store import LocalStore
+from dist_ft.stream.curation import Curation
+from dist_ft.stream.left_out import describe_left_out
+from dist_ft.stream.split_plan import plan_split
+from dist_ft.tasks import curate as module
 from dist_ft.tasks.prepare import prepare_splits, run, split_requests
 from tests.helpers.configs import tiny_config
 
