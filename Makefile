@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness faults netns soak launch-tests test-unit lint format bench clean help
+.PHONY: setup smoke test exactness faults netns soak image-test launch-tests slurm test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,10 +22,12 @@ setup: .venv/ready  ## make .venv with everything that smoke and test need (abou
 smoke: setup  ## fine-tune the embedded 135M chat model on two workers and show what it learnt
 	$(BIN)/python launch/smoke.py
 
-lint: setup  ## format check, lint, types
+lint: setup  ## format check, lint, types, dependencies (known vulnerabilities: if pip-audit is there and gets an answer)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/pytest -q tests/dependencies
+	$(BIN)/python tests/dependencies/audit.py
 
 format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -46,8 +48,14 @@ netns: setup  ## three hosts in network namespaces that are cut off and switched
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
 	$(BIN)/pytest -v tests/faults/soak
 
-launch-tests: setup  ## manifests on a real API server and on three hosts (needs root; five minutes; docs/launch-kubernetes.md)
-	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py
+image-test: setup  ## build the images with buildah and run them as a pod would (needs root; eight minutes; docs/images.md)
+	$(BIN)/pytest -v tests/images/built
+
+slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; six minutes), result in docs/launch-slurm.md
+	$(BIN)/pytest -v tests/slurm
+
+launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)
+	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py tests/slurm tests/images/built
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit

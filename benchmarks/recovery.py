@@ -266,15 +266,16 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
     import numpy as np
 
     from dist_ft.config import load_config
+    from dist_ft.config.schema import LoaderConfig
     from dist_ft.model.base import model_dir
-    from dist_ft.stream.cache import PreparedSplit
     from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.stream.prepared import PreparedSplit
     from dist_ft.tasks import prepare as prepare_task
 
     config = load_config(path, overrides)
     prepared = prepare_task.run(config.model_dump(mode="json"))
-    shards = [PreparedSplit.from_dict(split).open() for split in prepared["splits"]]
-    order = build_order(shards, config.data.weights, config.run.seed)
+    shards = [PreparedSplit.from_dict(split).open(LoaderConfig()) for split in prepared["splits"]]
+    order = build_order(shards, config.data, config.run.seed)
     micro, rows = config.train.micro_batch_size, config.train.global_batch_size
     for size in range(1, max(case.num_workers for case in CASES.values()) + 1):
         for rank in range(size):

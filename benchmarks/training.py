@@ -99,16 +99,17 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from torch.nn import functional as F
     from transformers import AutoModelForCausalLM
 
+    from dist_ft.config.schema import LoaderConfig
     from dist_ft.model.embedded import materialise
-    from dist_ft.stream.cache import PreparedSplit
     from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.stream.prepared import PreparedSplit
     from dist_ft.tasks import prepare
 
     config = make_config(case, directory)
     prepared = prepare.run(config.model_dump(mode="json"))
-    shards = [PreparedSplit.from_dict(split).open() for split in prepared["splits"]]
+    shards = [PreparedSplit.from_dict(split).open(LoaderConfig()) for split in prepared["splits"]]
     loader = TrainLoader(
-        build_order(shards, None, 0),
+        build_order(shards, config.data, config.run.seed),
         shards,
         RankLayout(0, 1, MICRO_BATCH),
         config.train.global_batch_size,

@@ -108,13 +108,14 @@ class Hosts:
         """Address of a host."""
         return f"10.77.0.{10 + host}"
 
-    def up(self, num_hosts: int, num_cpus: int = 1, drain_s: float = 30.0) -> None:
+    def up(self, num_hosts: int, num_cpus: int = 1, drain_s: float = 30.0, with_ray: bool = True) -> None:
         """Makes the hosts and starts a Ray node on each.
 
         Args:
             num_hosts: How many; host 1 is the head.
             num_cpus: Ray CPUs, that is worker slots, of each host.
             drain_s: How long a drained node keeps its work.
+            with_ray: False leaves the hosts bare, for whoever starts Ray there himself.
 
         Raises:
             HostsError: They are there already, cannot be made here, or Ray does not start.
@@ -139,8 +140,9 @@ class Hosts:
         self._make_network()
         for host in self.all():
             self._boot(host)
-        self._start_ray([1])
-        self._start_ray(self.all()[1:])
+        if with_ray:
+            self._start_ray([1])
+            self._start_ray(self.all()[1:])
 
     def all(self) -> list[int]:
         """Numbers of all hosts, on or off."""

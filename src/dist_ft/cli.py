@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,8 +35,10 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Overrides with YAML values.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-RunOrJob = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or submission id with --address.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory: path or URL.")]
+RunOrJob = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run directory (path or URL), submission id with --address, or slurm:ID.")
+]
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
 ]
@@ -56,6 +59,7 @@ def train(
     overrides: Overrides = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default starts one here.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    preflight: Annotated[bool, typer.Option(help="First look at every node, as doctor does; exit 1 if unfit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a config to the end: train, checkpoint, export, measure."""
@@ -71,6 +75,10 @@ def train(
     from dist_ft.orchestrate.ray_version import check_ray_version
 
     check_ray_version()
+    if preflight:
+        from dist_ft.plan.preflight import wanted_by
+
+        _look_around(wanted_by(parsed), parsed.cluster.address)
     console = Console()
     server = ForkServer(on_gpu=has_gpu())
     try:
@@ -95,16 +103,19 @@ def submit(
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    preflight: Annotated[bool, typer.Option(help="There, look at every node first.")] = True,
     overlay: Annotated[
         Path | None, typer.Option(help="Kubernetes: directory such as cluster/kuberay/overlays/gpu.")
     ] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes: where the run goes.")] = "dist-ft",
     image: Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Slurm: script such as cluster/slurm/job.sbatch.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch, as --sbatch=--nodes=4.")] = None,
 ) -> None:
     """Start a run elsewhere."""
     from dist_ft.launchers.request import SubmitRequest
 
-    request = SubmitRequest(config, tuple(overrides or ()), resume, follow)
+    request = SubmitRequest(config, tuple(overrides or ()), resume, follow, preflight)
     if to == "ray":
         from dist_ft.launchers import ray_job
 
@@ -116,7 +127,11 @@ def submit(
 
         raise typer.Exit(kubernetes.submit(request, overlay, namespace=namespace, image=image))
     elif to == "slurm":
-        raise UsageError("--to slurm is not there yet; use --to ray or kubernetes")
+        if template is None:
+            raise UsageError("--to slurm needs --template FILE, such as cluster/slurm/job.sbatch")
+        from dist_ft.launchers import slurm
+
+        raise typer.Exit(slurm.submit(request, template, sbatch or []))
     else:
         raise UsageError(f"--to {to} is none of ray, kubernetes, slurm")
 
@@ -138,25 +153,30 @@ def plan(
         raise UsageError("plan needs a CONFIG, or --schema")
     parsed = _load(config, overrides or [])
     _quieten()
+    prepared = _prepare_here(parsed)
     from dist_ft.plan.plan import make_plan
     from dist_ft.plan.render import render_plan
 
-    result = make_plan(parsed)
+    result = make_plan(parsed, prepared)
     typer.echo(json.dumps(result) if as_json else render_plan(result))
 
 
 @app.command()
 def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) -> None:
     """Show the state of a run from its files alone, or of a job."""
+    if (launcher := _launcher_of(run)) is not None:
+        found = launcher.read_job(str(run))
+        typer.echo(json.dumps(found) if as_json else launcher.render_job(found))
+        return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers.ray_job import read_job, render_job
 
-        job = read_job(server, str(run))
+        job = read_job(server, run)
         typer.echo(json.dumps(job) if as_json else render_job(job))
         return
     from dist_ft.plan.status import read_status, render_status
 
-    result = read_status(run)
+    result = read_status(_open(run))
     typer.echo(json.dumps(result) if as_json else render_status(result))
 
 
@@ -167,20 +187,25 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
 ) -> None:
     """Show the output of a job, or what the ranks of a run's newest attempt have written."""
+    if (launcher := _launcher_of(run)) is not None:
+        if follow:
+            raise typer.Exit(launcher.follow(str(run)))
+        typer.echo(launcher.logs(str(run)), nl=False)
+        return
     server = _job_server(run, address)
     if server is None and follow:
         raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
     if server is None:
         from dist_ft.plan.status import read_rank_logs
 
-        for name, text in read_rank_logs(run):
+        for name, text in read_rank_logs(_open(run)):
             typer.echo(f"==> {name} <==\n{text}")
     elif follow:
         from dist_ft.launchers import ray_follow
 
-        _exit_as(ray_follow.follow(server, str(run)))
+        _exit_as(ray_follow.follow(server, run))
     else:
-        typer.echo(server.logs(str(run)), nl=False)
+        typer.echo(server.logs(run), nl=False)
 
 
 @app.command()
@@ -190,14 +215,17 @@ def stop(
     address: Dashboard = None,
 ) -> None:
     """Ask a run or a job to checkpoint and stop, and wait until it has."""
+    if (launcher := _launcher_of(run)) is not None:
+        typer.echo(launcher.stop(str(run), timeout_s))
+        return
     if (server := _job_server(run, address)) is not None:
         from dist_ft.launchers import ray_job
 
-        typer.echo(ray_job.stop(server, str(run), timeout_s))
+        typer.echo(ray_job.stop(server, run, timeout_s))
         return
     from dist_ft.plan.status import request_stop
 
-    typer.echo(request_stop(run, timeout_s))
+    typer.echo(request_stop(_open(run), timeout_s))
 
 
 @app.command()
@@ -208,9 +236,10 @@ def watch(
     """Show a run's state anew every few seconds, until it has ended; Ctrl-C leaves it alone."""
     from dist_ft.plan.watch import view
 
+    place = _open(run)
     shown, has_ended = None, False
     while not has_ended:
-        text, has_ended = view(run)
+        text, has_ended = view(place)
         if text != shown:
             typer.echo(f"{_CLEAR_SCREEN if sys.stdout.isatty() else ''}{text}")
         shown = text
@@ -228,7 +257,7 @@ def checkpoint_ls(run: RunPath, as_json: AsJson = False) -> None:
     """List the checkpoints of a run."""
     from dist_ft.plan.checkpoints import list_checkpoints, render_checkpoints
 
-    entries, problems = list_checkpoints(run)
+    entries, problems = list_checkpoints(_open(run))
     found = {"checkpoints": [vars(entry) for entry in entries], "problems": problems}
     typer.echo(json.dumps(found) if as_json else render_checkpoints(entries, problems))
 
@@ -239,7 +268,7 @@ def checkpoint_verify(run: RunPath, step: Steps = None) -> None:
     from dist_ft.plan.checkpoints import verify_checkpoints
 
     is_whole = True
-    for name, damage in verify_checkpoints(run, step or []):
+    for name, damage in verify_checkpoints(_open(run), step or []):
         is_whole = is_whole and damage is None
         typer.echo(f"{name}: {damage or 'whole'}")
     if not is_whole:
@@ -257,7 +286,7 @@ def checkpoint_rm(
 
     if not step:
         raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
-    for name in remove_checkpoints(run, step, force):
+    for name in remove_checkpoints(_open(run), step, force):
         typer.echo(f"deleted {name}")
 
 
@@ -279,6 +308,7 @@ def data_show(
     """Show what the model is fed: tokens, what of them is trained, where samples begin and are cut."""
     parsed = _load(config, overrides or [])
     _quieten()
+    _prepare_here(parsed)
     from dist_ft.plan.data_text import render_show
     from dist_ft.tasks.data_show import show_data
 
@@ -315,11 +345,11 @@ def data_check(
 def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Turn the data into token shards now, so that a run need not."""
     parsed = _load(config, overrides or [])
-    _quieten()
+    ahead = parsed.data.model_copy(update={"preparation": "ahead"})
+    prepared = _prepare_here(parsed.model_copy(update={"data": ahead}))
     from dist_ft.plan.data_text import render_prepared
-    from dist_ft.tasks.prepare import prepare_ahead
 
-    typer.echo(render_prepared(*prepare_ahead(parsed)))
+    typer.echo(render_prepared(prepared))
 
 
 @app.command()
@@ -337,11 +367,12 @@ def export(
         raise UsageError(f"--dtype {dtype} is not float32 or bfloat16")
     if to.exists():
         raise UsageError(f"--to {to} exists; choose another directory")
-    config, checkpoint = find_checkpoint(run, step)
+    place = _open(run)
+    config, checkpoint = find_checkpoint(place, step)
     from dist_ft.orchestrate.processes import ForkServer, run_task
 
     arguments = {
-        "config": config, "run_dir": str(run.absolute()), "checkpoint": checkpoint, "to": str(to.absolute()),
+        "config": config, "run_dir": place.address, "checkpoint": checkpoint, "to": str(to.absolute()),
         "merge": merge, "dtype": dtype,
     }  # fmt: skip
     server = ForkServer()
@@ -354,7 +385,7 @@ def export(
 
 @app.command("eval")
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run, model or adapter directory.")],
+    path: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run (path or URL), model or adapter directory.")],
     config: ConfigPath,
     overrides: Overrides = None,
     step: Annotated[int | None, typer.Option(help="Step of a run; default is its exports.")] = None,
@@ -385,27 +416,44 @@ def report(
     """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
     from dist_ft.plan.run_page import read_run_page
 
-    page = read_run_page(run)
-    path = to or run / "report.html"
+    place = _open(run)
+    if to is None and place.is_remote:
+        raise UsageError(f"{run} is a URL; name the file to write with --to")
+    path = to or place.path / "report.html"
     _check_page(path)
-    _write_page(path, page)
+    _write_page(path, read_run_page(place))
     typer.echo(str(path.absolute()))
 
 
 @app.command()
 def doctor(
-    cluster: Annotated[str | None, typer.Option(help="Ray address to look at, too.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Run config (YAML) to look for.")] = None,
+    overrides: Overrides = None,
+    cluster: Annotated[str | None, typer.Option(help="Ray address: look at every node of its cluster.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, and a cluster, for what runs need."""
-    from dist_ft.plan.doctor import check_machine, render_checks
+    """Check this machine, or every node of a cluster, for what runs need, or what the run of a config needs."""
+    from dist_ft.plan.preflight import Wanted, wanted_by
 
-    checks = check_machine()
-    if cluster is not None:
+    wanted = Wanted()
+    if config is not None:
+        from dist_ft.config import load_config
+
+        wanted = wanted_by(load_config(config, overrides or []))
+    _look_around(wanted, cluster, as_json)
+
+
+def _look_around(wanted: Any, address: str | None, as_json: bool = False) -> None:
+    """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
+    from dist_ft.plan.doctor import check_installed, check_machine, nearest_existing, render_checks
+
+    if address is None:
+        checks = check_machine(nearest_existing(Path(wanted.output_dir or "")))
+    else:
         from dist_ft.orchestrate.inspect_cluster import check_cluster
 
-        checks += check_cluster(cluster)
-    typer.echo(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks))
+        checks = check_installed() + check_cluster(address, wanted)
+    print(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks), flush=True)
     if not all(check.is_ok for check in checks):
         raise typer.Exit(1)
 
@@ -416,6 +464,31 @@ def _load(path: Path, overrides: list[str]) -> Any:
     config = load_config(path, overrides)
     check_config(config)
     return with_absolute_paths(with_adapter_settings(config))
+
+
+def _prepare_here(config: Any) -> dict[str, Any]:
+    """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
+    _quieten()
+    from dist_ft.monitor.console import Console
+    from dist_ft.orchestrate.prepare_here import make_shards_here
+    from dist_ft.tasks import prepare
+
+    values = config.model_dump(mode="json")
+    prepared = prepare.run(values, makes_all=False)
+    if not (missing := prepared["missing"]):
+        return prepared
+    console = Console()
+    try:
+        make_shards_here(config, missing, console.progress)
+    finally:
+        console.close()
+    return {**prepare.run(values), "num_made": len(missing)}
+
+
+def _open(run: str) -> Any:
+    from dist_ft.storage.place import open_run
+
+    return open_run(run)
 
 
 def _is_colored(no_color: bool) -> bool:
@@ -446,9 +519,22 @@ def _write_page(path: Path, text: str) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another file") from error
 
 
-def _job_server(run: Path, address: str | None) -> Any:
+def _launcher_of(run: str) -> Any:
+    """Returns the module that looks after jobs of RUN's kind, if RUN names one by its prefix."""
+    if run.startswith("slurm:"):
+        from dist_ft.launchers import slurm
+
+        return slurm
+    if run.startswith("kubernetes:"):
+        from dist_ft.launchers import kubernetes_job
+
+        return kubernetes_job
+    return None
+
+
+def _job_server(run: str, address: str | None) -> Any:
     """Returns the server of the cluster that is named, if RUN can only be a job of it."""
-    is_one_word = len(run.parts) == 1 and not run.exists()
+    is_one_word = len(Path(run).parts) == 1 and not Path(run).exists()
     if not is_one_word or not (address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")):
         return None
     from dist_ft.launchers.ray_server import JobServer
@@ -503,6 +589,15 @@ def main() -> None:
     except DistFtError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
+    except ImportError:
+        if find_spec("torch") is not None:
+            raise
+        # The client image (docker/client.txt).
+        _print_error(
+            "this installation has no torch: it is a client, for submit, status, logs, stop and watch; the rest needs "
+            "the image or environment of the cluster"
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(1)

@@ -52,6 +52,12 @@ class HubUnreachableError(DistFtError):
     retryable = True
 
 
+class DataUnavailableError(DistFtError):
+    """Prepared data that cannot be fetched, or is not ready in time."""
+
+    retryable = True
+
+
 class CheckpointError(DistFtError):
     """A checkpoint that is incomplete, damaged or made for something else."""
 
@@ -95,7 +101,7 @@ class OutOfMemoryError(DistFtError):
 
 
 class StorageError(DistFtError):
-    """Checkpoints that cannot be written: a full disk, a store that does not answer."""
+    """Files that cannot be written or read: a full disk, a store that refuses or does not answer."""
 
 
 class CoordinatorLostError(DistFtError):

@@ -25,6 +25,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def sources(self) -> Path:
+        """Files of the training sources, as they were when the run began."""
+        return self.path / "sources.json"
+
+    @property
     def run_json(self) -> Path:
         """State of the run, rewritten atomically."""
         return self.path / "run.json"
@@ -68,9 +73,13 @@ class RunDir:
         """Directory that `attempt` writes step `step` into."""
         return self.checkpoints / checkpoint_name(step, attempt)
 
+    def export_name(self, step: int) -> str:
+        """Name, in the run, of the model exported from `step`."""
+        return f"exports/step-{step:08d}"
+
     def export(self, step: int) -> Path:
         """Directory of the model exported from `step`."""
-        return self.exports / f"step-{step:08d}"
+        return self.path / self.export_name(step)
 
     def samples(self, step: int) -> Path:
         """Sample answers of the model exported from `step`."""

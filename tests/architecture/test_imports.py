@@ -32,7 +32,6 @@ ROWS = (
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 SIDEWAYS = {
-    ("dist_ft.plan.plan", "dist_ft.tasks.prepare"): "a plan counts what the run's own preparation makes",
     ("dist_ft.tasks.evaluate", "dist_ft.train.evaluate"): "a finished model is measured as one in training is",
     ("dist_ft.plan.data_check", "dist_ft.tasks.data_scan"): "findings are drawn from what was measured",
     ("dist_ft.plan.data_limits", "dist_ft.tasks.data_scan"): "limits are of what was measured",

@@ -223,6 +223,8 @@ def test_a_failure_says_whether_the_group_had_started() -> None:
 def test_the_state_of_the_nodes_can_be_asked_for() -> None:
     assert callable(ray._private.state.available_resources_per_node), _needed("available_resources_per_node", NODES)
     assert callable(ray._private.state.state.get_draining_nodes), _needed("get_draining_nodes", NODES)
+    waiting = "src/dist_ft/orchestrate/await_nodes.py"
+    assert callable(ray._raylet.InnerGcsClient.get_all_node_info), _needed("GcsClient.get_all_node_info", waiting)
 
 
 def test_a_job_can_be_given_time_for_a_checkpoint_and_a_signal_that_leaves_ranks_alone() -> None:

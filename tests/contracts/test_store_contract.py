@@ -16,15 +16,28 @@ from typing import Any
 import pytest
 
 from dist_ft.errors import CheckpointError
+from dist_ft.storage.objects import ObjectStore, open_store
 from dist_ft.storage.store import LocalStore, Store
+from tests.helpers.s3 import S3Server, s3_server
 
-IMPLEMENTATIONS: dict[str, Callable[[Path], Store]] = {"local": LocalStore}
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture
+def local(tmp_path: Path) -> LocalStore:
     (tmp_path / "run").mkdir()
-    return IMPLEMENTATIONS[request.param](tmp_path / "run")
+    return LocalStore(tmp_path / "run")
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest) -> Store:
+    if request.param == "local":
+        return request.getfixturevalue("local")
+    return ObjectStore(f"{request.getfixturevalue('s3').new_bucket()}/run", first_wait_s=0.001)
 
 
 def test_a_created_object_reads_back(store: Store) -> None:
@@ -60,9 +73,8 @@ def test_of_many_threads_one_creates_a_name(store: Store) -> None:
 
 _RACER = """
 import sys, time
-from pathlib import Path
-from dist_ft.storage.store import LocalStore
-store, who, begin = LocalStore(Path(sys.argv[1])), sys.argv[2], float(sys.argv[3])
+from dist_ft.storage.objects import open_store
+store, who, begin = open_store(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 time.sleep(max(0.0, begin - time.time()))
 for number in range(40):
     if store.create_exclusive(f"race/{number:04d}", who.encode() * 100):
@@ -70,8 +82,9 @@ for number in range(40):
 """
 
 
-def test_of_many_processes_one_creates_each_name(tmp_path: Path) -> None:
-    root = tmp_path / "run"
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_of_many_processes_one_creates_each_name(kind: str, tmp_path: Path, s3: S3Server) -> None:
+    root = str(tmp_path / "run") if kind == "local" else f"{s3.new_bucket()}/run"
     begin = str(time.time() + 1.5)  # after the imports of all of them
     racers = [
         subprocess.Popen([sys.executable, "-c", _RACER, str(root), who, begin], stdout=subprocess.PIPE, text=True)
@@ -80,7 +93,7 @@ def test_of_many_processes_one_creates_each_name(tmp_path: Path) -> None:
     won = {who: racer.communicate(timeout=60)[0].split() for who, racer in zip("abcd", racers, strict=True)}
     assert [racer.returncode for racer in racers] == [0, 0, 0, 0]
     assert sorted(int(n) for numbers in won.values() for n in numbers) == list(range(40))
-    store = LocalStore(root)
+    store = open_store(root)
     for who, numbers in won.items():
         for number in numbers:
             assert store.read(f"race/{int(number):04d}") == who.encode() * 100
@@ -110,16 +123,16 @@ def test_a_reader_sees_the_whole_object_or_none(store: Store) -> None:
     assert set(seen) <= {len(data)}
 
 
-def test_a_write_that_fails_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(OSError, match="no space"):
-            store.create_exclusive("a/b", b"data")
-    assert store.names("") == []
-    assert store.create_exclusive("a/b", b"later")
+            local.create_exclusive("a/b", b"data")
+    assert local.names("") == []
+    assert local.create_exclusive("a/b", b"later")
 
 
 def test_reading_what_is_not_there_is_file_not_found(store: Store) -> None:
@@ -143,14 +156,14 @@ def test_a_range_past_the_end_is_a_checkpoint_error(store: Store, start: int, co
 
 
 def test_a_range_is_whole_although_the_system_reads_less_at_a_time(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.create_exclusive("a", b"0123456789")
+    local.create_exclusive("a", b"0123456789")
     pread = os.pread
     with monkeypatch.context() as patch:
         # Linux gives at most 0x7ffff000 bytes a call; three stand for them here.
         patch.setattr(os, "pread", lambda fd, count, at: pread(fd, min(count, 3), at))
-        assert store.read_range("a", 1, 8) == b"12345678"
+        assert local.read_range("a", 1, 8) == b"12345678"
 
 
 def test_lists_are_sorted_and_go_below_a_folder(store: Store) -> None:
@@ -188,6 +201,8 @@ def test_delete_takes_a_folder_and_nothing_else(store: Store) -> None:
     store.delete("c/1")
     assert store.names("") == ["c/10/x", "d"]
     store.delete("c/1")  # again: nothing there, no error
+    store.delete("d")  # or a single object
+    assert store.names("") == ["c/10/x"]
     assert store.create_exclusive("c/1/x", b"anew")
 
 
@@ -225,7 +240,7 @@ def test_the_root_itself_is_not_deleted(store: Store, name: str) -> None:
 
 
 def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    local: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
 
@@ -236,8 +251,8 @@ def test_a_link_that_was_made_but_reported_as_existing_counts_as_made(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", retransmitted)
-        assert store.create_exclusive("attempts/0001.json", b"mine")
-    assert store.read("attempts/0001.json") == b"mine"
+        assert local.create_exclusive("attempts/0001.json", b"mine")
+    assert local.read("attempts/0001.json") == b"mine"
 
 
 def test_what_is_put_in_parts_reads_back_and_may_be_replaced(store: Store) -> None:
@@ -260,6 +275,20 @@ def test_parts_that_end_in_an_error_leave_what_was_there(store: Store) -> None:
             store.put(name, parts())
     assert store.read("c/f") == b"before"
     assert store.names("c") == ["c/f"]
+
+
+def test_folders_are_those_of_one_folder(store: Store) -> None:
+    for name in ("c/1/x", "c/10/y/z", "c/file", "d/x"):
+        store.create_exclusive(name, b"")
+    assert store.folders("c") == ["c/1", "c/10"]
+    assert store.folders("none") == []
+
+
+def test_the_size_of_an_object(store: Store) -> None:
+    store.create_exclusive("c/x", b"12345")
+    assert store.size("c/x") == 5
+    with pytest.raises(FileNotFoundError):
+        store.size("c/y")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])

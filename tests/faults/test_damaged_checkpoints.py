@@ -22,7 +22,8 @@ from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import CheckpointError
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.processes import run_task
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
+from dist_ft.rundir import last_rows, read_json, read_rows, slices_name
+from dist_ft.storage.place import RunPlace, open_run
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
@@ -97,14 +98,14 @@ class Made:
     base: Path
     config: Config
     prepared: Prepared
-    dir: RunDir
+    dir: RunPlace
     undisturbed: Group
 
     def copy(self, tmp_path: Path) -> Damaged:
         """Returns a run of its own with the same contents."""
         config = tiny_config(self.base, **CHANGES, run__name="t", run__output_dir=str(tmp_path))
         shutil.copytree(self.dir.path, tmp_path / "t")
-        return Damaged(config, self.prepared, RunDir(tmp_path / "t"))
+        return Damaged(config, self.prepared, open_run(tmp_path / "t"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Damaged:
 
     config: Config
     prepared: Prepared
-    dir: RunDir
+    dir: RunPlace
 
     def open(self) -> AttemptSpec:
         """Opens the next attempt, as the coordinator of a resuming driver does."""
@@ -311,7 +312,7 @@ def test_a_folder_without_a_manifest_is_ignored(run: Damaged, caplog: pytest.Log
 # Resumed to the end ---------------------------------------------------------
 
 
-def assert_ends_as_undisturbed(made: Made, run_dir: RunDir, first_replayed: int) -> None:
+def assert_ends_as_undisturbed(made: Made, run_dir: RunPlace, first_replayed: int) -> None:
     """Losses, digests, weights and optimizer state are bitwise those of the run that nothing happened to."""
     rows = last_rows(run_dir.metrics)
     assert {step: row["loss"] for step, row in rows.items()} == made.undisturbed.losses

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dist_ft.config import Config
@@ -17,7 +16,8 @@ from dist_ft.coordinator.state import RunRecord
 from dist_ft.messages import Envelope
 from dist_ft.orchestrate.processes import run_task
 from dist_ft.orchestrate.supervisor import Seat, supervise
-from dist_ft.rundir import RunDir, last_rows, read_json
+from dist_ft.rundir import last_rows, read_json
+from dist_ft.storage.place import RECORDS, RunPlace, open_run
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Group:
         ended_at: When each supervisor ended, in monotonic seconds.
     """
 
-    run_dir: RunDir
+    run_dir: RunPlace
     coordinator: Coordinator
     outcome: str = ""
     errors: dict[int, BaseException] = field(default_factory=dict)
@@ -67,7 +67,8 @@ class _Direct:
 
 def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool = False) -> Group:
     """Prepares, runs one attempt at `cluster.num_workers`, and closes the books."""
-    run_dir = RunDir(Path(config.run.output_dir) / config.run.name)
+    run_dir = open_run(config.run.address)
+    run_dir.fetch(*RECORDS)
     prepared = Prepared(**run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
     attempt = read_json(run_dir.run_json)["attempt"] if run_dir.run_json.exists() else 0
     record = RunRecord(config.run.name, attempt=attempt, max_steps=prepared.max_steps)

@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.helpers.cluster import kill_tree
@@ -24,17 +25,24 @@ _PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-
 class RayHead:
     """The head, its only node.
 
+    Args:
+        num_cpus: Its worker slots.
+        env: Variables for it and its clients, besides this process's and a token.
+
     Attributes:
+        gcs_port: Where nodes and drivers join.
         url: Its dashboard.
+        directory: Where its session lies, with sockets and logs.
         env: Environment of its clients, with the token.
     """
 
-    def __init__(self, num_cpus: int = 4) -> None:
+    def __init__(self, num_cpus: int = 4, env: Mapping[str, str] | None = None) -> None:
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
-        self._directory = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # sockets below it: 107 characters in all
+        self.directory = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # sockets below it: 107 characters in all
         self.url = f"http://127.0.0.1:{ports['--dashboard-port']}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.env = {**os.environ, **token, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.gcs_port = ports["--port"]
+        self.env = {**os.environ, **(env or {}), **token, "RAY_USAGE_STATS_ENABLED": "0"}
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             self.env.pop(name, None)
         # Jobs look for `dist-ft` on the head's PATH.
@@ -42,7 +50,7 @@ class RayHead:
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", str(num_cpus),
-                "--object-store-memory", "100000000", "--temp-dir", str(self._directory),
+                "--object-store-memory", "100000000", "--temp-dir", str(self.directory),
                 "--dashboard-host", "127.0.0.1", *(str(word) for port in ports.items() for word in port),
             ],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -55,17 +63,19 @@ class RayHead:
 
     def jobs(self) -> list[str]:
         """Submission ids of all jobs that it has been given, past ones too."""
+        return [job["submission_id"] for job in json.loads(self.ask("/api/jobs/"))]
+
+    def ask(self, path: str) -> bytes:
+        """Returns what the dashboard answers to a GET with the token."""
         token = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{self.url}/api/jobs/", headers=token), timeout=30
-        ) as reply:
-            return [job["submission_id"] for job in json.load(reply)]
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", headers=token), timeout=30) as reply:
+            return bytes(reply.read())
 
     def close(self) -> None:
         """Ends the head and all that it has started."""
         kill_tree(self._process.pid)
         self._process.wait(30)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _wait_until_up(self) -> None:
         deadline = time.monotonic() + _START_LIMIT_S

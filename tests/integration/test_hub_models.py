@@ -22,7 +22,7 @@ from dist_ft.model import hub as hub_door
 from dist_ft.model.base import at_commit, model_dir
 from dist_ft.model.embedded import materialise
 from dist_ft.orchestrate.result import with_recorded_commit
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import open_run
 from tests.helpers.configs import tiny_config
 from tests.helpers.hub import MODEL, Hub, files_of, serve
 from tests.helpers.runs import Run
@@ -36,6 +36,8 @@ FETCH = """
 import sys
 from dist_ft.config import load_config
 from dist_ft.model import hub
+from dist_ft.storage.place import open_run
+from dist_ft.storage.place import open_run
 print(hub.fetch(load_config(__import__("pathlib").Path(sys.argv[1]))))
 """
 
@@ -111,7 +113,7 @@ def test_a_run_keeps_its_commit_when_the_branch_moves(hub: Hub, tmp_path: Path) 
     config = make_config(tmp_path)
     begun = at_commit(config)
     assert begun.model.commit == first
-    run_dir = RunDir(tmp_path / "run")
+    run_dir = open_run(tmp_path / "run")
     run_dir.path.mkdir()
     run_dir.config.write_text(dump_yaml(begun))
     hub.commit({**FILES, "model.safetensors": b"moved"})
@@ -122,7 +124,7 @@ def test_a_run_keeps_its_commit_when_the_branch_moves(hub: Hub, tmp_path: Path) 
 
 
 def test_another_revision_than_the_runs_is_resolved_anew(hub: Hub, tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
+    run_dir = open_run(tmp_path / "run")
     run_dir.path.mkdir()
     run_dir.config.write_text(dump_yaml(at_commit(make_config(tmp_path))))
     other = hub.commit({**FILES, "model.safetensors": b"other"}, branch="v2")

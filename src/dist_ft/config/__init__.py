@@ -1,7 +1,16 @@
 """The run config: schema, loading, rules."""
 
 from dist_ft.config.continued import with_adapter_settings
-from dist_ft.config.load import config_from_dict, dump_yaml, load_config, schema_json, with_absolute_paths, with_commit
+from dist_ft.config.load import (
+    config_from_dict,
+    dump_set_keys,
+    dump_yaml,
+    load_config,
+    schema_json,
+    with_absolute_paths,
+    with_commit,
+    with_model_dir,
+)
 from dist_ft.config.rules import check_config, check_config_elsewhere
 from dist_ft.config.schema import Config
 
@@ -10,10 +19,12 @@ __all__ = [
     "check_config",
     "check_config_elsewhere",
     "config_from_dict",
+    "dump_set_keys",
     "dump_yaml",
     "load_config",
     "schema_json",
     "with_absolute_paths",
     "with_adapter_settings",
     "with_commit",
+    "with_model_dir",
 ]

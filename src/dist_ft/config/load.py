@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from dist_ft.config.foreign import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
 from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError
+from dist_ft.storage.urls import is_url
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
@@ -120,16 +121,24 @@ def with_absolute_paths(config: Config) -> Config:
     def absolute(path: str | None) -> str | None:
         return path if path is None or not Path(path).expanduser().exists() else str(Path(path).expanduser().absolute())
 
+    def placed(path: str | None) -> str | None:
+        """Of what is yet to be made, too."""
+        return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
+
     data = config.data
     sources = [s.model_copy(update={"source": absolute(s.source)}) for s in data.train]
     held_out = absolute(data.eval) if isinstance(data.eval, str) else data.eval
     if isinstance(held_out, RowSource):
         held_out = held_out.model_copy(update={"source": absolute(held_out.source)})
     template = absolute(data.template_path) or data.chat_template
-    changes = {"train": sources, "eval": held_out, "chat_template": template}
+    loader = data.loader.model_copy(update={"cache_dir": placed(data.loader.cache_dir)})
+    changes = {
+        "train": sources, "eval": held_out, "chat_template": template, "cache_dir": placed(data.cache_dir),
+        "loader": loader,
+    }  # fmt: skip
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"output_dir": str(Path(config.run.output_dir).absolute())}),
+            "run": config.run.model_copy(update={"output_dir": placed(config.run.output_dir)}),
             "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
             "method": config.method.model_copy(update={"init_from": absolute(config.method.init_from)}),
             "data": data.model_copy(update=changes),
@@ -140,6 +149,12 @@ def with_absolute_paths(config: Config) -> Config:
 def with_commit(config: Config, commit: str | None) -> Config:
     """Returns the config with its hub model held at a commit."""
     return config.model_copy(update={"model": config.model.model_copy(update={"commit": commit})})
+
+
+def with_model_dir(config: Config, directory: str, dtype: str | None = None) -> Config:
+    """Returns the config with the model of a directory in place of its own, which has no revision and no commit."""
+    changes = {"name": directory, "revision": None, "commit": None, "dtype": dtype or config.model.dtype}
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 
 def config_from_dict(data: Mapping[str, Any]) -> Config:
@@ -156,7 +171,19 @@ def config_from_dict(data: Mapping[str, Any]) -> Config:
 
 def dump_yaml(config: Config) -> str:
     """Returns the resolved config as YAML, in schema order."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return _dump(config.model_dump(mode="json"))
+
+
+def dump_set_keys(config: Config) -> str:
+    """Returns the keys that were set as YAML, for a machine that reads them as if the user had written them there.
+
+    A key that was left out stays left out: an adapter to go on from settles some of them (`with_adapter_settings`).
+    """
+    return _dump(config.model_dump(mode="json", exclude_unset=True))
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def schema_json() -> str:

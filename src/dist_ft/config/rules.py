@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
+from dist_ft.storage.place import open_run
+from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme, without_secrets
+from dist_ft.storage.urls import checked_store_url, is_url
 
 EMBEDDED_PREFIX = "embedded:"
+_LEAST_SHARE = Fraction(1, 10**9)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_HUB_ID = 96  # the hub's own limit
-_FILE_ENDING = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.gz)?$", re.IGNORECASE)
+_FILE_ENDING = re.compile(
+    r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
+)
+_PATTERN = re.compile(r"[*?[]")
 
 
 def check_config(config: Config) -> None:
@@ -44,9 +52,14 @@ def check_new_run(config: Config) -> None:
 
     Raises:
         UsageError: It exists.
+        ConfigError: It is in a store that does not answer, or refuses.
     """
-    run_dir = Path(config.run.output_dir).absolute() / config.run.name
-    if is_there(run_dir):
+    run_dir = open_run(config.run.address)
+    try:
+        is_taken = run_dir.has("")
+    except OSError as error:
+        raise ConfigError(f"run.output_dir={config.run.output_dir} cannot be used: {error}") from error
+    if is_taken:
         raise UsageError(
             f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
         )
@@ -56,6 +69,11 @@ def is_hub_id(source: str) -> bool:
     """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
     return is_one and not _FILE_ENDING.search(source)
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source that is no path can stand for several files, such as `data/*.jsonl`."""
+    return _PATTERN.search(source) is not None
 
 
 def _is_on_hub(source: str) -> bool:
@@ -125,21 +143,55 @@ def _section_problems(config: Config) -> list[str]:
             f"cluster.allowed_sizes={sizes}: none of them is within cluster.num_workers={workers.num_workers}; "
             "change one of the two"
         )
-    weights = [source.weight for source in data.train]
-    if any(w is None for w in weights) and any(w is not None for w in weights):
-        problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
-    problems += _eval_problems(config)
+    problems += _mixing_problems(config)
+    problems += _eval_problems(config) + _secret_problems(config)
     problems += _curation_problems(data)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
     if data.group_by is not None and data.eval_fraction is None:
         problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
-    if "://" in config.run.output_dir:
+    return problems + _output_url_problem(config.run.output_dir)
+
+
+def _output_url_problem(output_dir: str) -> list[str]:
+    if not is_url(output_dir):
+        return []
+    try:
+        checked_store_url(output_dir)
+    except ConfigError as error:
+        return [f"run.output_dir: {error}"]
+    return []
+
+
+def _mixing_problems(config: Config) -> list[str]:
+    """What is wrong with how sources share the stream (docs/data.md, "Mixing")."""
+    problems, data = [], config.data
+    weights = [source.weight for source in data.train if source.weight is not None]
+    if 0 < len(weights) < len(data.train):
+        problems.append("data.train: weight is set on some sources only; set it on all of them or on none")
+    whole = sum(map(Fraction, weights))
+    for index, weight in enumerate(weights):
+        if Fraction(weight) / whole < _LEAST_SHARE:
+            problems.append(
+                f"data.train.{index}.weight={weight:g} is less than a billionth of the sum of all weights; raise it or "
+                "remove the source"
+            )
+    if not weights and data.exhaust != "all":
         problems.append(
-            f"run.output_dir={config.run.output_dir}: this release writes to file systems only; "
-            "set a path that all machines share"
+            f"data.exhaust={data.exhaust} is for sources with a weight; set data.train.0.weight (and so on), or remove "
+            "it: without weights an epoch takes every sequence once"
         )
+    if not weights and data.preparation == "stream" and len(data.train) > 1:
+        problems.append(
+            "data.preparation=stream: how large the sources are is not known at the start; set a weight on each"
+        )
+    endless = [
+        f"data.{key}={value}" for key, value in (("exhaust", data.exhaust), ("preparation", data.preparation))
+        if value in ("repeat", "stream")
+    ]  # fmt: skip
+    if endless and config.train.max_steps is None:
+        problems.append(f"{' and '.join(endless)} has no end of an epoch to stop at; set train.max_steps")
     return problems
 
 
@@ -151,6 +203,16 @@ def _eval_problems(config: Config) -> list[str]:
     if ("regex" in wanted.metrics) != (wanted.regex is not None):
         problems.append(
             f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both"
+        )
+    if config.data.preparation == "stream" and config.data.eval_fraction is not None:
+        problems.append(
+            f"data.eval={config.data.eval_fraction} is a fraction of rows that data.preparation=stream has not read "
+            "yet; name a source, or set data.preparation=ahead"
+        )
+    if config.data.preparation == "stream" and config.data.curates:
+        problems.append(
+            "data.curation and max_rows look at all rows, which data.preparation=stream has not read yet; "
+            "remove them, or set data.preparation=ahead"
         )
     steering = {"early_stopping": wanted.early_stopping, "best_metric": wanted.best_metric}
     used = [key for key, value in steering.items() if value is not None]
@@ -222,12 +284,11 @@ def _relative_paths(config: Config) -> list[str]:
 
 
 def _file_problems(config: Config) -> list[str]:
-    problems = []
-    for index, source in enumerate(config.data.train):
-        problems += _source_problem(f"data.train.{index}", ".source", source)
-    if config.data.eval_source is not None:
-        written = "" if isinstance(config.data.eval, str) else ".source"
-        problems += _source_problem("data.eval", written, config.data.eval_source)
+    problems = [
+        problem
+        for section, written, source in _sources(config)
+        for problem in _source_problem(section, written, source)
+    ]
     template = config.data.template_path
     if template is not None and not _is_file(Path(template)):
         problems.append(
@@ -237,8 +298,27 @@ def _file_problems(config: Config) -> list[str]:
     if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
         problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
     named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
+    named = {key: value for key, value in named.items() if not is_url(value)}
     unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
     return problems + (unusable or _output_problem(config) + _model_problem(config))
+
+
+def _sources(config: Config) -> list[tuple[str, str, RowSource]]:
+    """Returns every source with its section, and what of a key follows where its address is written."""
+    found = [(f"data.train.{index}", ".source", source) for index, source in enumerate(config.data.train)]
+    if config.data.eval_source is None:
+        return [*found]
+    return [*found, ("data.eval", "" if isinstance(config.data.eval, str) else ".source", config.data.eval_source)]
+
+
+def _secret_problems(config: Config) -> list[str]:
+    """What a config holds is kept in the run directory and shown."""
+    return [
+        f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
+        "the credentials in the environment of all machines, or name a copy"
+        for section, written, source in _sources(config)
+        if without_secrets(source.source) != source.source
+    ]
 
 
 def _unusable_name(key: str, value: str) -> str | None:
@@ -258,17 +338,22 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
         written: What of a key follows where the path itself is written.
         source: The source.
     """
-    key, path = f"{section}{written}={source.source}", Path(source.source).expanduser()
+    address = source.source
+    key, path = f"{section}{written}={shown_url(address)}", Path(without_scheme(address)).expanduser()
     is_embedded = source.source.startswith(EMBEDDED_PREFIX)
     is_hub = not is_embedded and not is_there(path) and is_hub_id(source.source)
     for_hub = {"name": source.name, "split": source.split, "revision": source.revision}
     given = [name for name, value in for_hub.items() if value is not None]
     if given and not is_hub and not (given != ["revision"] and is_there(path) and path.is_dir()):
-        return [f"{section}.{given[0]} is for a Hugging Face data set, which {source.source} is not; remove it"]
+        return [f"{section}.{given[0]} is for a Hugging Face data set, which {shown_url(address)} is not; remove it"]
+    if is_remote(address):  # what it names is found when it is listed
+        return [f"{key}: {problem}"] if (problem := missing_package(address)) else []
     if is_embedded or is_hub:
         return []
     if not source.source:
         return [f"{key} names nothing; name a file, a folder or a data set of the hub"]
+    if not is_there(path) and is_pattern(address):
+        return []
     if not is_there(path):
         return [f"{key}: no such file (looked in {Path.cwd()}), and no hub id such as org/name"]
     if path.is_file() and path.stat().st_size == 0:
@@ -292,6 +377,8 @@ def _model_problem(config: Config) -> list[str]:
 
 
 def _output_problem(config: Config) -> list[str]:
+    if is_url(config.run.output_dir):
+        return []  # asked when the run is opened
     parent = Path(config.run.output_dir).absolute()
     while not is_there(parent) and parent != parent.parent:
         parent = parent.parent

@@ -7,9 +7,12 @@ change a value; whatever is derived is a property.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from dist_ft.storage.urls import is_url
 
 
 def _compiled(pattern: str) -> str:
@@ -43,9 +46,16 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Run id and name of the run directory. Default: the config file's stem."""
     output_dir: str = "runs"
-    """Parent of the run directory; all machines of the cluster must see it under this path."""
+    """Parent of the run directory: a path that all machines of the cluster see, or a URL such as `s3://bucket/runs`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds order, dropout and adapter initialisation."""
+
+    @property
+    def address(self) -> str:
+        """Path or URL of the run directory."""
+        if is_url(self.output_dir):
+            return f"{self.output_dir.rstrip('/')}/{self.name}"
+        return str(Path(self.output_dir).absolute() / self.name)
 
 
 class ModelConfig(Section):
@@ -114,9 +124,10 @@ class RowSource(Section):
     """Where rows are, and how they are written."""
 
     source: str
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz), a folder of files of
-    one kind, a Hugging Face data set by path or by id such as `org/name`, or an embedded one such as
-    `embedded:orders/train`."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz, .bz2, .xz, .zst), a
+    folder of files of one kind, a pattern such as `data/*.jsonl`, each also as a URL (`s3://`, `gs://`, `az://`,
+    `https://`, `hf://datasets/org/name/…`), a Hugging Face data set by path or by id such as `org/name`, or an embedded
+    one such as `embedded:orders/train`."""
     format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
     """How a row is written; `auto` looks at its keys."""
     columns: dict[Column, str] = {}
@@ -256,6 +267,9 @@ class DataConfig(Section):
     preparation: Literal["ahead", "stream"] = "ahead"
     """When rows become token shards: all before the first step, or from the first window of shards on while training
     goes on, which needs train.max_steps. The order of samples is the same."""
+    part_mib: Annotated[float, Field(gt=0)] = 32.0
+    """MiB of a source, as stored, that become one token shard: what a machine prepares at a time. Files that cannot be
+    cut are larger parts; small ones are joined."""
     cache_dir: str | None = None
     """Where token shards are kept: a path that all machines see, or a URL such as `s3://bucket/cache`. Null is
     `.dist-ft-cache/data` in run.output_dir."""
@@ -279,6 +293,16 @@ class DataConfig(Section):
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens are trained: those of all assistant turns, of the last one only, or every one. A turn's
     `"weight": 0` leaves it out, save with `all`."""
+
+    @property
+    def curates(self) -> bool:
+        """Whether rows are left out by `curation` or `max_rows`."""
+        return self.curation.is_on or any(source.max_rows is not None for source in self.train)
+
+    @property
+    def part_bytes(self) -> int:
+        """`part_mib` in bytes."""
+        return max(1, int(self.part_mib * 2**20))
 
     @property
     def template_path(self) -> str | None:
@@ -445,6 +469,8 @@ class PhaseLimits(Section):
     load_s: Annotated[float, Field(gt=0)] | None = None
     """Loading model and checkpoint. Null, here and below: ten times the longest so far, at least ten minutes; an hour
     or two while there was none."""
+    data_s: Annotated[float, Field(gt=0)] | None = None
+    """Waiting for a token shard that is not there yet, in `data.preparation: stream`."""
     first_step_s: Annotated[float, Field(gt=0)] | None = None
     """The first step, which compiles and allocates."""
     step_s: Annotated[float, Field(gt=0)] | None = None

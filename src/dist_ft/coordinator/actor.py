@@ -18,7 +18,8 @@ from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError
 from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
-from dist_ft.rundir import RunDir, last_rows
+from dist_ft.rundir import last_rows
+from dist_ft.storage.place import open_run
 
 
 @ray.remote(num_cpus=0)
@@ -38,13 +39,14 @@ class CoordinatorActor:
         self,
         config: dict[str, Any],
         run_dir: str,
+        scratch: str,
         record: dict[str, Any],
         prepared: dict[str, Any],
         on_gpu: bool,
     ) -> None:
-        """Opens the run's books."""
+        """Opens the run's books; `scratch` is where the driver has fetched its records to."""
         parsed = config_from_dict(config)
-        place = RunDir(Path(run_dir))
+        place = open_run(run_dir, Path(scratch))
         state = RunRecord(**record)
         mode = resolve_mode(parsed.monitor.wandb)
         sinks: list[Sink] = []

@@ -7,6 +7,7 @@ readers prefer the rows of the newest attempt.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +21,10 @@ from dist_ft.errors import StaleAttemptError
 from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
 from dist_ft.rundir import RunDir, checkpoint_name, last_rows, read_json, read_rows, write_json
-from dist_ft.storage.store import LocalStore
+from dist_ft.storage.place import RunPlace
+from dist_ft.storage.records import Sender
+
+logger = logging.getLogger(__name__)
 
 
 class Books:
@@ -33,31 +37,58 @@ class Books:
         last_eval: Newest row of eval.jsonl.
     """
 
-    def __init__(self, run_dir: RunDir, record: RunRecord, sinks: Sequence[Sink]) -> None:
+    def __init__(self, run_dir: RunPlace, record: RunRecord, sinks: Sequence[Sink]) -> None:
         self.record = record
         self.attempt = 0
         self.last_row: dict[str, Any] | None = None
         self.last_eval: dict[str, Any] | None = None
         self._run_dir = run_dir
-        self._store = LocalStore(run_dir.path)
+        self._newest = newest_number(run_dir.store)
+        self._looked_at = time.monotonic()
         self._ledger = Ledger(run_dir.ledger)
         self._metrics = JsonlWriter(run_dir.metrics)
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
         self._goodput = Goodput(last_rows(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
+        self._sender = Sender(run_dir)
         # The record of a run that is there says how its last attempt stands until this driver has one.
         self.write_record()
 
     @property
     def is_mine(self) -> bool:
-        """Whether nobody has taken an attempt after this driver's, or before it has one."""
-        return newest_number(self._store) == self.attempt
+        """Whether nobody has taken an attempt after this driver's, or before it has one.
+
+        As of the last look at the store, which is `look_every_s` old at most.
+        """
+        if time.monotonic() - self._looked_at >= self._run_dir.look_every_s:
+            try:
+                self.look_again()
+            except OSError as error:  # what matters is looked at again, before it is done
+                self._looked_at = time.monotonic()
+                logger.warning("nobody knows whether a newer attempt has begun: %s", error)
+        return self._newest == self.attempt
 
     @property
     def entries(self) -> list[dict[str, Any]]:
         """Ledger entries of this process."""
         return self._ledger.entries
+
+    def look_again(self) -> None:
+        """Looks which attempt is the newest: before something that an overtaken driver must not do.
+
+        Raises:
+            OSError: The store does not say.
+        """
+        self._newest, self._looked_at = newest_number(self._run_dir.store), time.monotonic()
+
+    def send(self) -> None:
+        """Returns when all rows so far are where the run lives: before the commit of the steps that they are of.
+
+        Raises:
+            OSError: They cannot be written there.
+        """
+        self._sender.send()
 
     def commits(self) -> set[str]:
         """Returns the folders of all checkpoints that the ledger says were committed."""
@@ -74,15 +105,15 @@ class Books:
 
     def check_mine(self) -> None:
         """Raises StaleAttemptError when another driver has taken over the run."""
-        newest = newest_number(self._store)
-        if self.attempt and newest > self.attempt:
+        if self.attempt and not self.is_mine and self._newest > self.attempt:
             raise StaleAttemptError(
-                f"attempt {newest} of this run has begun elsewhere; attempt {self.attempt} writes nothing more"
+                f"attempt {self._newest} of this run has begun elsewhere; attempt {self.attempt} writes nothing more"
             )
 
     def begin_attempt(self, attempt: Attempt, world_size: int) -> None:
         """Opens the books for an attempt that this driver has taken."""
-        self.attempt = attempt.number
+        self.attempt = self._sender.attempt = attempt.number
+        self.look_again()
         self.record.workers = []
         self.record.attempt = attempt.number
         self.record.step = attempt.start_step
@@ -96,9 +127,14 @@ class Books:
         if not self.attempt or self.is_mine:
             own = {"attempt": self.attempt} if self.attempt else {}
             self._ledger.add(event, **{**own, **facts})
+            self._sender.soon()
 
     def write_record(self) -> None:
-        """Replaces run.json."""
+        """Replaces run.json, and has it sent."""
+        self._write_record()
+        self._sender.soon()
+
+    def _write_record(self) -> None:
         self._written_at = now = time.monotonic()
         if self.is_mine:
             self.record.active_s = round(self._goodput.active_s(now), 2)
@@ -110,7 +146,7 @@ class Books:
         """Replaces run.json if that was not done a moment ago."""
         # An fsync a step would cost more than the step of a small model.
         if time.monotonic() - self._written_at > 1.0:
-            self.write_record()
+            self._write_record()
 
     def log_step(self, row: dict[str, Any]) -> None:
         """Takes a row of metrics.jsonl."""
@@ -141,12 +177,19 @@ class Books:
             self.record.workers = []
             self.note(state, step=self.record.step, **({"error": error} if error else {}))
             self.write_record()
-            self._run_dir.stop_request.unlink(missing_ok=True)
+            self._forget_stop()
         for sink in self._sinks:
             sink.close(state)
         self._metrics.close()
         self._evals.close()
         self._ledger.close()
+        self._sender.close()
+
+    def _forget_stop(self) -> None:
+        try:
+            self._run_dir.forget_stop()
+        except OSError as error:  # the next driver takes it for an old one
+            logger.warning("the request to stop stays: %s", error)
 
 
 def _active_s(run_dir: RunDir, record: RunRecord) -> float:

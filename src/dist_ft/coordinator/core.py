@@ -7,6 +7,7 @@ What belongs to one attempt is in `group.py`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +28,10 @@ from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.monitor.sinks import Sink
-from dist_ft.rundir import RunDir, last_rows
-from dist_ft.storage.store import LocalStore
+from dist_ft.rundir import last_rows
+from dist_ft.storage.place import RunPlace
+
+logger = logging.getLogger(__name__)
 
 _LOSSES_TO_JUDGE = 50
 
@@ -59,7 +62,7 @@ class Coordinator:
 
     Args:
         config: The run config.
-        run_dir: The run directory, which exists.
+        run_dir: The run, whose records have been fetched.
         record: What run.json starts with.
         prepared: What preparation found out.
         sinks: Where rows go besides the JSONL files.
@@ -69,7 +72,7 @@ class Coordinator:
     def __init__(
         self,
         config: Config,
-        run_dir: RunDir,
+        run_dir: RunPlace,
         record: RunRecord,
         prepared: Prepared,
         sinks: Sequence[Sink] = (),
@@ -80,9 +83,10 @@ class Coordinator:
         self._books = Books(run_dir, record, sinks)
         self._record = self._books.record
         self._on_gpu = on_gpu
-        self._store = LocalStore(run_dir.path)
+        self._store = run_dir.store
         self._prepared = prepared
         self._stop = False
+        self._looked_for_stop: float | None = None
         self._history = History()
         self._sizing = Sizing(config.cluster)
         self._group = self._new_group(0)
@@ -97,6 +101,7 @@ class Coordinator:
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
         prepared = self._prepared
+        self._books.look_again()
         self._books.check_mine()  # a driver that was overtaken does not fight back
         start, attempt = self._take_attempt()
         self.recovery.decision = None
@@ -105,7 +110,7 @@ class Coordinator:
         return AttemptSpec(
             run_id=self._record.run_id,
             attempt=attempt.number,
-            run_dir=str(self._run_dir.path),
+            run_dir=self._run_dir.address,
             config=self._config.model_dump(mode="json"),
             splits=prepared.splits,
             eval_split=prepared.eval_split,
@@ -169,9 +174,20 @@ class Coordinator:
         """
         with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
             self._group.check_newest()
-        if self._run_dir.stop_request.exists():
+        if self._is_asked_to_stop(now):
             self.request_stop("dist-ft stop")
         self._group.check_late(now)
+
+    def _is_asked_to_stop(self, now: float) -> bool:
+        looked = self._looked_for_stop
+        if self._stop or (looked is not None and now - looked < self._run_dir.look_every_s):
+            return False
+        self._looked_for_stop = now
+        try:
+            return self._run_dir.stop_asked_at() is not None
+        except OSError as error:  # a store that does not answer now is asked again
+            logger.warning("nobody knows whether the run is asked to stop: %s", error)
+            return False
 
     def choose_size(self, view: ClusterView, now: float) -> int | None:
         """Looks whether the group at work should have another size; asked a few times a second.

@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import RunPlace
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class TaskSpec:
     needs_device: bool = False
 
 
-def export_task(config: Config, run_dir: RunDir, manifest: Manifest) -> TaskSpec:
+def export_task(config: Config, run_dir: RunPlace, manifest: Manifest) -> TaskSpec:
     """Consolidates a checkpoint into `exports/step-…` and verifies it."""
     arguments = {
         "config": config.model_dump(mode="json"),
-        "run_dir": str(run_dir.path),
+        "run_dir": run_dir.address,
         "checkpoint": f"{manifest.directory}/manifest.json",
-        "to": str(run_dir.export(manifest.step)),
+        "to": run_dir.address_of(run_dir.export_name(manifest.step)),
     }
     return TaskSpec("export", arguments)
 

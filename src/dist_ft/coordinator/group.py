@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -38,8 +39,10 @@ from dist_ft.messages import (
     StepDone,
     Whereabouts,
 )
-from dist_ft.rundir import RunDir, stacks_name
-from dist_ft.storage.store import LocalStore
+from dist_ft.rundir import stacks_name
+from dist_ft.storage.place import RunPlace
+
+logger = logging.getLogger(__name__)
 
 _LOOKS_APART_S = 5.0
 """From which on this process itself was held up, and nobody's silence can be judged."""
@@ -71,7 +74,7 @@ class Group:
     """
 
     def __init__(
-        self, config: Config, run_dir: RunDir, books: Books, history: History, world_size: int, now: float
+        self, config: Config, run_dir: RunPlace, books: Books, history: History, world_size: int, now: float
     ) -> None:
         self.world_size = world_size
         self.formed_at: float | None = None
@@ -84,7 +87,7 @@ class Group:
         self.done: dict[int, str] = {}
         self._config = config
         self._run_dir = run_dir
-        self._store = LocalStore(run_dir.path)
+        self._store = run_dir.store
         self._books = books
         self._history = history
         self._ranks = {rank: RankView(rank, "start", 0, now) for rank in range(world_size)}
@@ -181,9 +184,9 @@ class Group:
     def _end_late(self, late: Sequence[RankView], now: float) -> None:
         culprits = find_culprits([view.rank for view in late], self._states)
         first = next(view for view in late if view.rank == culprits[0])
-        directory = self._run_dir.logs(self._books.attempt) / "stacks"
+        directory = self._run_dir.address_of(f"logs/attempt-{self._books.attempt:04d}/stacks")
         if len(culprits) == 1:
-            who, where = f"rank {first.rank} makes", f"where it is: {directory / stacks_name(first.rank)}"
+            who, where = f"rank {first.rank} makes", f"where it is: {directory}/{stacks_name(first.rank)}"
         else:
             who, where = f"ranks {', '.join(map(str, sorted(culprits)))} make", f"where they are: {directory}"
         state = self._states.get(first.rank)
@@ -274,6 +277,9 @@ class Group:
         self.check_newest()
         record = self._books.record
         try:
+            self._books.look_again()
+            self.check_newest()
+            self._books.send()
             manifest = commit(self._store, record.run_id, record.attempt, record.wandb_id, staging)
         except CheckpointError as error:
             self.abort = str(error)
@@ -285,8 +291,17 @@ class Group:
         self.committed_step = manifest.step
         self._unsaved.clear()
         self._books.note("commit", step=manifest.step)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        try:
+            self._books.look_again()
+        except OSError as error:
+            logger.warning("old checkpoints stay for now: %s", error)
+            return
         if self._books.is_mine:
-            clean_up(self._store, self._config.checkpoint.keep_last, record.attempt, self._scores())
+            keep_last, attempt = self._config.checkpoint.keep_last, self._books.record.attempt
+            clean_up(self._store, keep_last, attempt, self._scores())
 
     def _scores(self) -> Scores | None:
         """By what the best checkpoint is kept; None when none is."""

@@ -15,9 +15,9 @@ from statistics import median
 from dist_ft.config.schema import PhaseLimits
 from dist_ft.messages import Whereabouts
 
-PHASES = ("start", "load", "evaluate", "save", "first_step", "step", "drain")
+PHASES = ("start", "load", "evaluate", "save", "data", "first_step", "step", "drain")
 """In the order in which a rank goes through them after the same number of steps."""
-_LIMITS_S = {"load": 3600.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0, "save": 3600.0}
+_LIMITS_S = {"load": 3600.0, "data": 7200.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0, "save": 3600.0}
 _LEAST_S = 600.0
 """However fast a phase was so far: a disk may stall for minutes and recover."""
 _STEP_SLACK_S = 10.0

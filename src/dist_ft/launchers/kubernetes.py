@@ -1,6 +1,7 @@
-"""Runs on Kubernetes through KubeRay: renders, submits, follows and stops. Talks to a cluster with `kubectl` alone.
+"""Runs on Kubernetes through KubeRay: renders, submits and follows. Talks to a cluster with `kubectl` alone.
 
-What a run's manifests are is `manifests.py`; what makes them wrong is `kuberay_rules.py` and `lint.py`.
+Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`; what makes them
+wrong is `kuberay_rules.py` and `lint.py`.
 """
 
 from __future__ import annotations
@@ -28,19 +29,18 @@ from dist_ft.launchers.manifests import (
     only,
     pod_templates,
     shared_mount,
-    slug,
 )
 from dist_ft.launchers.request import SubmitRequest
 
 NAMESPACE = "dist-ft"
+PREFIX = "kubernetes:"
+"""Of what a submitted run is called: `kubernetes:NAMESPACE/NAME`."""
 _FIELD_MANAGER = "dist-ft"
-_FINAL = frozenset({"Complete", "Failed", "ValidationFailed"})
+FINAL = frozenset({"Complete", "Failed", "ValidationFailed"})
 _STOPPED_EXIT_CODE = 3
-_KUBECTL_LIMIT_S = 120.0
+KUBECTL_LIMIT_S = 120.0
 _EXAMPLE_REGISTRY = "registry.example.com/"
 """Where the images of the shipped overlays are not."""
-_STOP_LIMIT_S = 300.0
-"""For a checkpoint (the head's preStop takes two minutes at most) and the end of all pods."""
 
 
 def render(
@@ -66,6 +66,9 @@ def render(
     built = [doc for doc in yaml.safe_load_all(kubectl("kustomize", str(overlay))) if doc]
     placed = on_volume(config, shared_mount(only(built, "RayJob")))
     manifests = for_run(built, placed, suffix=suffix, namespace=namespace, image=image)
+    if not request.preflight:
+        spec = only(manifests, "RayJob")["spec"]
+        spec["entrypoint"] = spec["entrypoint"].replace(" --preflight", "")
     problems = problems_of(manifests) + _placeholders(manifests)
     if problems:
         raise ConfigError("\n".join(f"overlay {overlay}: {problem}" for problem in problems))
@@ -99,9 +102,8 @@ def submit(
     apply = ("apply", "--server-side", f"--field-manager={_FIELD_MANAGER}", "-f", "-")
     kubectl(*apply, "--dry-run=server", stdin=text)
     kubectl(*apply, stdin=text)
-    print(f"submitted RayJob {name} in namespace {namespace}")
-    print(f"  output: kubectl -n {namespace} logs --follow job/{name}")
-    print(f"  stop:   kubectl -n {namespace} delete rayjob {name}   (it checkpoints first)", flush=True)
+    job = f"{PREFIX}{namespace}/{name}"
+    print(f"submitted {job}\n  dist-ft status|logs|stop {job}", flush=True)
     return follow(name, namespace, poll_s=poll_s) if request.follow else 0
 
 
@@ -115,7 +117,7 @@ def follow(name: str, namespace: str = NAMESPACE, *, poll_s: float = 2.0) -> int
         job = json.loads(kubectl("get", "rayjob", name, "-n", namespace, "-o", "json"))
         status = job.get("status", {})
         state = status.get("jobDeploymentStatus", "")
-        if state in _FINAL:
+        if state in FINAL:
             print(f"{name}: {state} {status.get('message', '')}".rstrip(), flush=True)
             return exit_code(status)
         if state != said:
@@ -125,25 +127,6 @@ def follow(name: str, namespace: str = NAMESPACE, *, poll_s: float = 2.0) -> int
         if state == "Running" and shown != status.get("jobId") and _show_output(job, namespace):
             shown = status.get("jobId")
         time.sleep(poll_s)
-
-
-def stop(run_name: str, namespace: str = NAMESPACE, *, timeout_s: float = _STOP_LIMIT_S) -> str:
-    """Has a run checkpoint and stop, and waits until its pods are gone; returns what was stopped.
-
-    Deleting the RayJob does it: the operator stops the job, and the head's preStop waits for the checkpoint. (A stop by
-    `dist-ft stop` alone would count as a failed try, and begin again while `backoffLimit` allows.)
-
-    Raises:
-        UsageError: No such run is there.
-        DistFtError: It is not gone in time.
-    """
-    jobs = _live(_jobs(slug(run_name), namespace))
-    if not jobs:
-        raise UsageError(f"no run {run_name} is at work in namespace {namespace}; there is nothing to stop")
-    names = [job["metadata"]["name"] for job in jobs]
-    wait = ("--cascade=foreground", "--wait", f"--timeout={timeout_s:.0f}s")
-    kubectl("delete", "rayjob", *names, "-n", namespace, *wait, limit_s=timeout_s + _KUBECTL_LIMIT_S)
-    return f"stopped {', '.join(names)}; submit it with --resume to go on"
 
 
 def exit_code(status: dict[str, Any]) -> int:
@@ -156,7 +139,7 @@ def exit_code(status: dict[str, Any]) -> int:
     return int(found[1]) if found else DistFtError.exit_code
 
 
-def kubectl(*arguments: str, stdin: str | None = None, limit_s: float = _KUBECTL_LIMIT_S) -> str:
+def kubectl(*arguments: str, stdin: str | None = None, limit_s: float = KUBECTL_LIMIT_S) -> str:
     """Runs kubectl and returns what it prints. The only door to a cluster, but for the output of a run.
 
     Raises:
@@ -192,7 +175,7 @@ def _jobs(run: str, namespace: str) -> list[Manifest]:
 
 
 def _live(jobs: list[Manifest]) -> list[Manifest]:
-    return [job for job in jobs if job.get("status", {}).get("jobDeploymentStatus") not in _FINAL]
+    return [job for job in jobs if job.get("status", {}).get("jobDeploymentStatus") not in FINAL]
 
 
 def _check_not_there(run: str, namespace: str, resume: bool) -> None:
@@ -210,12 +193,15 @@ def _check_not_there(run: str, namespace: str, resume: bool) -> None:
         )
 
 
+def output_of(job: Manifest) -> list[str]:
+    """Returns what `kubectl logs` is asked for: the submitter, which is a pod of its own or a container of the head."""
+    if job["spec"].get("submissionMode") == "SidecarMode":
+        cluster = job.get("status", {}).get("rayClusterName", "")
+        return ["-l", f"ray.io/cluster={cluster},ray.io/node-type=head", "-c", "ray-job-submitter", "--tail=-1"]
+    return [f"job/{job['metadata']['name']}"]
+
+
 def _show_output(job: Manifest, namespace: str) -> bool:
     """Streams the submitter's output until the job ends or the submitter is lost; returns whether there was one."""
-    if job["spec"].get("submissionMode") == "SidecarMode":
-        cluster = job["status"]["rayClusterName"]
-        what = ["-l", f"ray.io/cluster={cluster},ray.io/node-type=head", "-c", "ray-job-submitter", "--tail=-1"]
-    else:
-        what = [f"job/{job['metadata']['name']}"]
-    command = ["kubectl", "logs", "--follow", "--pod-running-timeout=60s", "-n", namespace, *what]
+    command = ["kubectl", "logs", "--follow", "--pod-running-timeout=60s", "-n", namespace, *output_of(job)]
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0

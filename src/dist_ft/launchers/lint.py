@@ -8,10 +8,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
+import yaml
 from packaging.requirements import Requirement
 
 from dist_ft.launchers.kuberay_rules import operator_problems
 from dist_ft.launchers.manifests import Manifest, pod_templates
+from dist_ft.launchers.request import STOP_ENV
 
 _GPU = "nvidia.com/gpu"
 _SECRET_NAME = re.compile(r"(?:\b|_)(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD|CREDENTIALS?)\b", re.IGNORECASE)
@@ -27,7 +29,7 @@ def problems_of(manifests: Sequence[Manifest]) -> list[str]:
     for ray in rays:
         found = operator_problems(ray) + _ray_problems(ray)
         if ray["kind"] == "RayJob":
-            found += _entrypoint_problems(ray, manifests)
+            found += _entrypoint_problems(ray, manifests) + _stop_problems(ray["spec"])
         problems += [f"{ray['kind']} {ray['metadata'].get('name')}: {problem}" for problem in found]
     templates = [template for ray in rays for _, template in pod_templates(ray)]
     templates += [m["spec"]["template"] for m in manifests if m.get("kind") in ("StatefulSet", "Deployment")]
@@ -183,6 +185,19 @@ def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[s
         if where != "submitter" and where.startswith("worker") == on_worker:
             problems += [f"{where}: {p}" for p in _config_problems(template["spec"], path, manifests)]
     return problems
+
+
+def _stop_problems(spec: Manifest) -> list[str]:
+    """What Ray does to a job that is to stop would otherwise end it without a checkpoint."""
+    try:
+        found = (yaml.safe_load(spec.get("runtimeEnvYAML", "")) or {}).get("env_vars") or {}
+        return [
+            f"runtimeEnvYAML: env_vars.{name} is {found.get(name)}, not {value}; a stop would cut the checkpoint short"
+            for name, value in STOP_ENV.items()
+            if str(found.get(name)) != value
+        ]
+    except (yaml.YAMLError, AttributeError):
+        return ["runtimeEnvYAML has no `env_vars:` that can be read"]
 
 
 def _config_problems(pod: Manifest, path: PurePosixPath, manifests: Sequence[Manifest]) -> list[str]:

@@ -13,15 +13,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from dist_ft.config import Config, dump_yaml
+from dist_ft.config import Config, dump_set_keys
 from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError, UsageError
+from dist_ft.storage.remote import is_remote
 
 Manifest = dict[str, Any]
 
 RUN_LABEL = "dist-ft/run"
 """Label of everything that belongs to one run, its pods included."""
+RUN_DIR = "dist-ft/run-dir"
+"""Annotation of a RayJob: its run directory, as its pods see it."""
 CONFIG_KEY = "config.yaml"
 """The run config's key in the ConfigMap, and its file name in the driver's pod."""
 _MAX_SLUG = 40  # a RayJob's name has at most 47 characters: six are left for `-` and a suffix
@@ -85,7 +88,7 @@ def on_volume(config: Config, mount: str) -> Config:
 
     def rows_below(key: str, source: RowSource) -> RowSource:
         # What can be a hub's data set is one: a folder of the volume is told apart by a leading `./`.
-        place = source.source if is_hub_id(source.source) else below(key, source.source)
+        place = source.source if is_hub_id(source.source) or is_remote(source.source) else below(key, source.source)
         return source.model_copy(update={"source": place})
 
     name, data = config.model.name, config.data
@@ -153,9 +156,11 @@ def for_run(
     run = slug(config.run.name)
     own = [copy.deepcopy(manifest) for manifest in manifests if RUN_LABEL in _labels(manifest)]
     ray_job, config_map = only(own, "RayJob"), only(own, "ConfigMap")
-    config_map["data"] = {CONFIG_KEY: dump_yaml(config)}
+    config_map["data"] = {CONFIG_KEY: dump_set_keys(config)}
     _use_config_map(ray_job, config_map["metadata"]["name"], f"dist-ft-config-{run}")
-    _stop_run_first(ray_job, str(PurePosixPath(config.run.output_dir) / config.run.name))
+    run_dir = str(PurePosixPath(config.run.output_dir) / config.run.name)
+    ray_job["metadata"].setdefault("annotations", {})[RUN_DIR] = run_dir
+    _stop_run_first(ray_job, run_dir)
     _fit_workers(ray_job["spec"]["rayClusterSpec"], config)
     if image is not None:
         _use_image(ray_job, image)

@@ -13,22 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dist_ft.config import Config, check_config_elsewhere, dump_yaml, load_config
-from dist_ft.errors import DistFtError, UsageError
+from dist_ft.config import Config, check_config_elsewhere, dump_set_keys, load_config
+from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.ray_follow import Ended, find_result, follow, how_it_ended, wait_for_end
 from dist_ft.launchers.ray_server import JobServer
-from dist_ft.launchers.request import SubmitRequest
+from dist_ft.launchers.request import STOP_ENV, SubmitRequest
 from dist_ft.plan.status import read_status, render_status
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import open_run
 
 _CONFIG_NAME = "config.yaml"
-_STOP_ENV = {
-    # Ray's default is 3 s, then SIGKILL.
-    "RAY_JOB_STOP_WAIT_TIME_S": "900",
-    # Ray signals all descendants of the driver. Its fork server and the ranks take SIGINT for the driver's affair;
-    # SIGTERM would end the server, and tell ranks that their machine is about to leave.
-    "RAY_JOB_STOP_SIGNAL": "SIGINT",
-}
 _LIVE = ("PENDING", "RUNNING")
 
 
@@ -46,10 +39,10 @@ def submit(request: SubmitRequest, address: str | None) -> Ended | None:
     server = JobServer(address)
     for line in server.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    run_dir = str(Path(config.run.output_dir) / config.run.name)
+    run_dir = config.run.address
     _refuse_second(server, run_dir)
     submission_id = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
-    _start(server, submission_id, config, run_dir, request.resume)
+    _start(server, submission_id, config, run_dir, request)
     _say_commands(server, submission_id, run_dir)
     return follow(server, submission_id) if request.follow else None
 
@@ -62,7 +55,7 @@ def read_job(server: JobServer, submission_id: str) -> dict[str, Any]:
     details = server.info(submission_id)
     metadata = details.metadata or {}
     run_dir = metadata.get("run_dir")
-    is_visible = run_dir is not None and RunDir(Path(run_dir)).run_json.is_file()
+    is_visible = run_dir is not None and _is_visible(str(run_dir))
     return {
         "submission_id": submission_id,
         "job_state": details.status.value,
@@ -70,7 +63,7 @@ def read_job(server: JobServer, submission_id: str) -> dict[str, Any]:
         "message": details.message,
         "run_id": metadata.get("run_id"),
         "run_dir": run_dir,
-        "run": read_status(Path(str(run_dir))) if is_visible else None,
+        "run": read_status(open_run(str(run_dir))) if is_visible else None,
     }
 
 
@@ -106,6 +99,13 @@ def stop(server: JobServer, submission_id: str, timeout_s: float) -> str:
     return line
 
 
+def _is_visible(run_dir: str) -> bool:
+    try:
+        return open_run(run_dir).has("run.json")
+    except (OSError, ConfigError):  # no bucket of this machine's
+        return False
+
+
 def _refuse_second(server: JobServer, run_dir: str) -> None:
     """One job a run on a cluster; across clusters the attempts in the run directory are the fence."""
     for job in server.jobs():
@@ -116,8 +116,8 @@ def _refuse_second(server: JobServer, run_dir: str) -> None:
             )
 
 
-def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, resume: bool) -> None:
-    text = dump_yaml(config)
+def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, request: SubmitRequest) -> None:
+    text = dump_set_keys(config)
     metadata = {
         "run_id": config.run.name,
         "run_dir": run_dir,
@@ -128,8 +128,8 @@ def _start(server: JobServer, submission_id: str, config: Config, run_dir: str, 
         server.submit(
             submission_id,
             # exec: a shell in between would be what the stop signal ends.
-            entrypoint=f"exec dist-ft train {_CONFIG_NAME} --json{' --resume' if resume else ''}",
-            runtime_env={"working_dir": directory, "env_vars": _STOP_ENV},
+            entrypoint=" ".join(["exec dist-ft train", _CONFIG_NAME, "--json", *request.train_options]),
+            runtime_env={"working_dir": directory, "env_vars": STOP_ENV},
             metadata=metadata,
         )
 

@@ -8,7 +8,9 @@ strips the reasoning of earlier turns) go into samples of their own, each as it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dist_ft.config.schema import CHAT_TEMPLATES
@@ -49,13 +51,20 @@ class Renderer:
             DataError: The template refuses the conversation or leaves something of it out.
             ModelError: The tokenizer has no chat template.
         """
-        if isinstance(record, Completion):
-            return [self._complete(record)]
-        if self._train_on == "all":
-            text = self.text(record.messages, record.tools)
-            check_context(text, record.messages, record.tools)
-            return [self._tokenise(text, [(0, len(text))])]
-        return self._converse(record)
+        return self._tokenise(self._spell(record))
+
+    def render_many(self, records: Sequence[Record]) -> list[list[Sample] | DataError]:
+        """Does the same for many records with one call of the tokenizer, which is faster than a call for each.
+
+        Returns:
+            Of each record its samples, or the error that `__call__` raises.
+
+        Raises:
+            ModelError: As `__call__`.
+        """
+        spelled = [self._try_to_spell(record) for record in records]
+        samples = iter(self._tokenise([text for texts in spelled if isinstance(texts, list) for text in texts]))
+        return [[next(samples) for _ in texts] if isinstance(texts, list) else texts for texts in spelled]
 
     def prompt(self, record: Record) -> str:
         """Returns the text before the last assistant turn, or the prompt, ready for the model to continue."""
@@ -103,7 +112,23 @@ class Renderer:
             self._languages[has_tools] = template, find_dialect(template)
         return self._languages[has_tools]
 
-    def _converse(self, record: Conversation) -> list[Sample]:
+    def _try_to_spell(self, record: Record) -> list[_Text] | DataError:
+        try:
+            return self._spell(record)
+        except DataError as error:
+            return error
+
+    def _spell(self, record: Record) -> list[_Text]:
+        """Returns the texts of a record, each of which becomes a sample."""
+        if isinstance(record, Completion):
+            return [self._complete(record)]
+        if self._train_on == "all":
+            text = self.text(record.messages, record.tools)
+            check_context(text, record.messages, record.tools)
+            return [_Text(text, ((0, len(text)),))]
+        return self._converse(record)
+
+    def _converse(self, record: Conversation) -> list[_Text]:
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
             return self.text(messages, record.tools, add_generation_prompt)
 
@@ -111,7 +136,7 @@ class Renderer:
         if answers:
             last = max(answers)
             check_context(answers[last].until, record.messages[:last], record.tools)
-        samples = []
+        texts = []
         while answers:
             # What follows the last answer can teach nothing; every answer that its text leaves as it was goes along.
             text = answers[max(answers)].until
@@ -119,9 +144,9 @@ class Renderer:
             found = {number: span for number, span in spans.items() if span}
             for number, (start, end) in found.items():
                 check_answer(text[start:end], number, record.messages[number])
-            samples.append(self._tokenise(text, list(found.values())))
+            texts.append(_Text(text, tuple(found.values())))
             answers = {number: answer for number, answer in answers.items() if number not in found}
-        return samples[::-1]
+        return texts[::-1]
 
     def _trained_turns(self, record: Conversation) -> list[int]:
         answers = [number for number, message in enumerate(record.messages) if message["role"] == "assistant"]
@@ -129,32 +154,73 @@ class Renderer:
             answers = answers[-1:]
         return [number for number in answers if record.messages[number].get("weight") != 0]
 
-    def _complete(self, record: Completion) -> Sample:
+    def _complete(self, record: Completion) -> _Text:
         text = record.prompt + record.completion
         opening = [] if text.startswith(self._bos) else [self._tokenizer.bos_token_id]
         if not text.endswith(self._eos):
             text += self._eos
         start = 0 if self._train_on == "all" else len(record.prompt)
-        return self._tokenise(text, [(start, len(text))], opening)
+        return _Text(text, ((start, len(text)),), tuple(opening))
 
-    def _tokenise(self, text: str, spans: Sequence[Span], opening: Sequence[int] = ()) -> Sample:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        trained = [False for _ in opening] + list(_trained(text, spans, encoded["offset_mapping"]))
-        trained[:1] = [False for _ in trained[:1]]
-        return Sample([*opening, *encoded["input_ids"]], trained)
+    def _tokenise(self, texts: Sequence[_Text]) -> list[Sample]:
+        backend = self._tokenizer.backend_tokenizer
+        # Whoever used it before may have left them on. Beyond this, transformers adds nothing but time.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self._tokenizer.split_special_tokens
+        encodings = backend.encode_batch([text.text for text in texts], add_special_tokens=False)
+        return [_sample(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
 
-def _trained(text: str, spans: Sequence[Span], offsets: Sequence[Span]) -> Iterator[bool]:
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What becomes one sample.
+
+    Attributes:
+        text: To be tokenised as a whole.
+        spans: Its characters that are trained, in order.
+        opening: Tokens before it.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    opening: tuple[int, ...] = ()
+
+
+def _sample(text: _Text, encoding: Any) -> Sample:
+    trained = [False] * len(text.opening) + find_trained(text.text, text.spans, encoding)
+    trained[:1] = [False for _ in trained[:1]]
+    return Sample([*text.opening, *encoding.ids], trained)
+
+
+def find_trained(text: str, spans: Sequence[Span], encoding: Any) -> list[bool]:
     """Says of each token whether it is of a span.
 
     A token that begins before its span counts when it brings nothing along but white space: " yes" behind "Answer:"
-    is the answer, wherever the space was written.
+    is the answer, wherever the space was written. Tokens are found by bisection: a tokenizer goes from left to right,
+    and a list of all offsets would take longer to make than the tokens themselves.
+
+    Args:
+        text: What was tokenised.
+        spans: Characters, in order and apart from one another.
+        encoding: Of the library `tokenizers`.
     """
-    inside = bytearray(len(text) + 1)
+    count = len(encoding)
+    trained = [False] * count
+    first_free = 0
     for start, end in spans:
-        inside[start:end] = b"\1" * (end - start)
-    for at, until in offsets:
-        if inside[at] or at >= until - 1 or not inside[until - 1]:
-            yield bool(inside[at])
-        else:
-            yield text[at : inside.index(1, at)].isspace()
+        if start >= end:
+            continue
+        first, behind = (_first_token(encoding, count, at) for at in (start, end))
+        trained[first:behind] = [True] * (behind - first)
+        if first > first_free:
+            at, until = encoding.token_to_chars(first - 1)
+            brings_space_along = until > start and text[at:start].isspace()
+            trained[first - 1] = brings_space_along and any(a < until <= b for a, b in spans)
+        first_free = behind
+    return trained
+
+
+def _first_token(encoding: Any, count: int, at: int) -> int:
+    """Returns the first token that begins at a character or behind it."""
+    return bisect_left(range(count), at, key=lambda token: encoding.token_to_chars(token)[0])

@@ -31,6 +31,12 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def bar(share: float) -> str:
+    """Returns a bar of which a share is done."""
+    done = int(_BAR * share)
+    return f"{'━' * done}{'╌' * (_BAR - done)}"
+
+
 def describe_event(entry: dict[str, Any]) -> str | None:
     """Returns the line for a ledger entry; None for those that a person need not see."""
     event = entry["event"]
@@ -102,6 +108,16 @@ class Console:
         if not self._is_quiet:
             self._show(status)
 
+    def progress(self, line: str) -> None:
+        """Shows how far something has got that comes before the steps."""
+        if self._is_quiet:
+            return
+        if self._console.is_terminal:
+            self._show_live(line)
+        elif time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
+            self._last_plain = time.monotonic()
+            self.say(line)
+
     def close(self) -> None:
         """Ends the live line, leaving its last state on the screen."""
         if self._live is not None:
@@ -111,10 +127,7 @@ class Console:
     def _show(self, status: dict[str, Any]) -> None:
         line = self._line(status)
         if self._console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self._console, refresh_per_second=4)
-                self._live.start()
-            self._live.update(Text(line))
+            self._show_live(line)
             return
         step, now = status["step"], time.monotonic()
         is_first_or_last = step in (1, status["max_steps"])
@@ -122,14 +135,19 @@ class Console:
             self._shown_step, self._last_plain = step, now
             self.say(line)
 
+    def _show_live(self, line: str) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(Text(line))
+
     def _line(self, status: dict[str, Any]) -> str:
         row, step, total = status["row"], status["step"], max(1, status["max_steps"])
         if row is None:
             return f"  {status['state']}: {', '.join(status['phases']) or 'waiting for workers'}"
-        done = _BAR * step // total
         loss = "left out" if row["loss"] is None else f"{row['loss']:.4f}"
         return (
-            f"  {'━' * done}{'╌' * (_BAR - done)} step {step}/{total}  loss {loss}  "
+            f"  {bar(step / total)} step {step}/{total}  loss {loss}  "
             f"{row['tokens_per_s']:.0f} tok/s  {row['world_size']} workers  ETA {self._eta(step, total)}"
         )
 

@@ -113,7 +113,8 @@ class WandbSink:
                 **self._settings,
                 config=self._config,
                 resume="allow" if self._settings["mode"] == "online" else None,
-                settings=wandb.Settings(console="off", silent=True, x_disable_stats=False),
+                # disable_git: the repository around is none of the run's, and its remote's URL may hold a token.
+                settings=wandb.Settings(console="off", silent=True, x_disable_stats=False, disable_git=True),
             )
             run.define_metric("train/step")
             run.define_metric("*", step_metric="train/step")

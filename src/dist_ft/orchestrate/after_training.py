@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
@@ -16,8 +13,8 @@ from dist_ft.coordinator.exports import TaskSpec, evaluate_tasks, export_task
 from dist_ft.evals import Scores
 from dist_ft.monitor.console import Console
 from dist_ft.orchestrate.coordination import CoordinatorHandle
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, write_whole
-from dist_ft.storage.store import LocalStore
+from dist_ft.rundir import last_rows, read_json, read_rows, write_whole
+from dist_ft.storage.place import RunPlace
 from dist_ft.tasks.results import merge
 
 RunTasks = Callable[[Sequence[TaskSpec]], list[dict[str, Any]]]
@@ -27,26 +24,25 @@ _SAMPLES_SHOWN = 3
 
 def export_and_measure(
     config: Config,
-    run_dir: RunDir,
+    run_dir: RunPlace,
     coordinator: CoordinatorHandle,
     run_tasks: RunTasks,
     num_nodes: int,
     console: Console,
 ) -> dict[str, Any]:
     """Exports the last checkpoint and the best one, and measures both; returns the result."""
-    manifests = committed(LocalStore(run_dir.path))
+    manifests = committed(run_dir.store)
     steps = {"tuned": manifests[-1].step}
     best = _best(config, run_dir, manifests)
     if best is not None and best != manifests[-1].step:
         steps["best"] = best
     for manifest in (m for m in manifests if m.step in steps.values()):
         _export(config, run_dir, manifest, coordinator, run_tasks, console)
-    _link(run_dir.exports / "final", run_dir.export(steps["tuned"]))
-    result = {**numbers(run_dir), "export_dir": str(run_dir.export(steps["tuned"]))}
+    result = {**numbers(run_dir), "export_dir": _name(run_dir, "final", steps["tuned"])}
     if best is not None:
-        _link(run_dir.exports / "best", run_dir.export(best))
-        result |= {"best_step": best, "best_dir": str(run_dir.export(best))}
-    models = {"base": None, **{name: str(run_dir.export(step)) for name, step in steps.items()}}
+        result |= {"best_step": best, "best_dir": _name(run_dir, "best", best)}
+    places = {name: run_dir.address_of(run_dir.export_name(step)) for name, step in steps.items()}
+    models: dict[str, str | None] = {"base": None, **places}
     tasks = evaluate_tasks(config, models, int(read_json(run_dir.run_json)["world_size"]), num_nodes)
     if tasks:
         console.say(f"  measuring {', '.join(config.eval.metrics)} of {', '.join(models)}")
@@ -60,7 +56,7 @@ def export_and_measure(
     return result
 
 
-def numbers(run_dir: RunDir) -> dict[str, Any]:
+def numbers(run_dir: RunPlace) -> dict[str, Any]:
     """Returns the numbers of a run as far as it has got."""
     last = int(read_json(run_dir.run_json)["step"])
     rows = {step: row for step, row in last_rows(run_dir.metrics).items() if step <= last}
@@ -75,7 +71,7 @@ def numbers(run_dir: RunDir) -> dict[str, Any]:
     }
 
 
-def _best(config: Config, run_dir: RunDir, manifests: Sequence[Manifest]) -> int | None:
+def _best(config: Config, run_dir: RunPlace, manifests: Sequence[Manifest]) -> int | None:
     metric, every = config.eval.best_metric, config.eval.every_steps
     if metric is None or every is None:
         return None
@@ -86,23 +82,23 @@ def _best(config: Config, run_dir: RunDir, manifests: Sequence[Manifest]) -> int
 
 def _export(
     config: Config,
-    run_dir: RunDir,
+    run_dir: RunPlace,
     manifest: Manifest,
     coordinator: CoordinatorHandle,
     run_tasks: RunTasks,
     console: Console,
 ) -> None:
-    target = run_dir.export(manifest.step)
+    target = run_dir.export_name(manifest.step)
     exported = {"step": manifest.step, "checkpoint": manifest.directory}
-    if target.exists() and not _was_exported(run_dir, exported):
-        shutil.rmtree(target)  # of this step, but from before a fork
-    if not target.exists():
+    if run_dir.has(target) and not _was_exported(run_dir, exported):
+        run_dir.store.delete(target)  # of this step, but from before a fork; or an upload that was cut off
+    if not run_dir.has(target):
         console.say(f"  exporting step {manifest.step}")
         run_tasks([export_task(config, run_dir, manifest)])
         coordinator.call("add_event", "exported", exported)
 
 
-def _compare(run_dir: RunDir, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+def _compare(run_dir: RunPlace, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
     """Returns what is known of each model, by metric."""
     rows = last_rows(run_dir.evals)
     return {
@@ -112,17 +108,17 @@ def _compare(run_dir: RunDir, steps: Mapping[str, int]) -> dict[str, dict[str, f
     }
 
 
-def _write_samples(run_dir: RunDir, step: int, samples: Sequence[Mapping[str, str]]) -> None:
+def _write_samples(run_dir: RunPlace, step: int, samples: Sequence[Mapping[str, str]]) -> None:
     write_whole(run_dir.samples(step), "".join(json.dumps(sample) + "\n" for sample in samples))
 
 
-def _was_exported(run_dir: RunDir, exported: dict[str, Any]) -> bool:
+def _was_exported(run_dir: RunPlace, exported: dict[str, Any]) -> bool:
     rows = [row for row in read_rows(run_dir.ledger) if row["event"] == "exported" and row["step"] == exported["step"]]
     return bool(rows) and rows[-1]["checkpoint"] == exported["checkpoint"]
 
 
-def _link(link: Path, target: Path) -> None:
-    """Points a relative link at a sibling, replacing an old one atomically."""
-    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
+def _name(run_dir: RunPlace, name: str, step: int) -> str:
+    """Has `exports/<name>` lead to the export of a step; returns where that is."""
+    target = run_dir.export_name(step)
+    run_dir.point(f"exports/{name}", target.rpartition("/")[2])
+    return run_dir.address_of(target)

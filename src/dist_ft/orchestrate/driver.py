@@ -11,10 +11,9 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,10 +23,18 @@ from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
+from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError, StartTimeoutError, WorkerCrashError
+from dist_ft.errors import (
+    CoordinatorLostError,
+    DistFtError,
+    StaleAttemptError,
+    StartTimeoutError,
+    StorageError,
+    WorkerCrashError,
+)
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
@@ -38,15 +45,19 @@ from dist_ft.orchestrate.result import (
     RunResult,
     Timeline,
     changed_settings,
+    check_sources,
     find_finished,
     persistent,
     with_recorded_commit,
 )
+from dist_ft.orchestrate.shard_jobs import ShardJobs, make_all
 from dist_ft.orchestrate.starters import Starters
+from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import RunDir, read_json, write_whole
-from dist_ft.storage.store import LocalStore
+from dist_ft.rundir import read_json, write_json, write_whole
+from dist_ft.storage.objects import check_exclusive_creation
+from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from dist_ft.stream.left_out import describe_left_out
 
 _POLL_S = 0.25
@@ -65,10 +76,11 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
     Raises:
         UserError: Bad input; nothing was changed.
     """
-    run_dir = RunDir(Path(config.run.output_dir).absolute() / config.run.name)
+    run_dir = open_run(config.run.address)
+    run_dir.fetch(*RECORDS)
     finished = find_finished(config, run_dir)
     if finished is not None:
-        console.say(f"{run_dir.path} is complete; nothing to do")
+        console.say(f"{run_dir} is complete; nothing to do")
         return finished
     config = with_recorded_commit(config, run_dir)
     timeline = Timeline(began)
@@ -92,7 +104,7 @@ class _Driver:
     def __init__(
         self,
         config: Config,
-        run_dir: RunDir,
+        run_dir: RunPlace,
         console: Console,
         timeline: Timeline,
         server: ForkServer,
@@ -118,14 +130,19 @@ class _Driver:
         self._coordinator.call("set_starters", self._starters.paths)
         group = self._start_group()
         prepared = preparing.result()  # until here Ctrl-C simply ends the command
-        self._timeline.mark("prepared")
+        self._timeline.mark("listed" if prepared["missing"] else "prepared")
         self._look_after_starters()
+        check_sources(self._run_dir, prepared["files"])
+        if prepared["missing"]:
+            self._config = with_commit(self._config, prepared["commit"])
+            prepared = self._make_shards(prepared["missing"])
         stack.enter_context(self._signals())
         self._begin(prepared)
+        streamed = StreamedData(self._config, prepared, self._on_gpu)
         state, error = "failed", None
         result: dict[str, Any] = {}
         try:
-            outcome, group = self._follow(group)
+            outcome, group = self._follow(group, streamed)
             state = "stopped" if outcome == "stopped" else "completed"
             if outcome == "completed":
                 with contextlib.suppress(Exception):  # how the group ended is known from the ranks
@@ -139,20 +156,22 @@ class _Driver:
             # The run is another driver's now, and so are its numbers.
             self._console.close()
             self._coordinator.call("finish", "failed", {})
-            return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
+            return RunResult(self._run_dir.address, "failed", error=failure.to_dict())
         except KeyboardInterrupt:
             interrupted = DistFtError("interrupted at once; --resume goes on after the last checkpoint")
             result, error, state = numbers(self._run_dir), interrupted.to_dict(), "failed"
         except CoordinatorLostError as failure:
             self._console.close()
-            return RunResult(str(self._run_dir.path), "failed", error=failure.to_dict())
+            return RunResult(self._run_dir.address, "failed", error=failure.to_dict())
         except DistFtError as failure:
             result, error, state = numbers(self._run_dir), failure.to_dict(), "failed"
+        except OSError as failure:  # after the training, of the file system or the store
+            result, error, state = numbers(self._run_dir), StorageError(str(failure)).to_dict(), "failed"
         self._console.close()
         self._coordinator.call("finish", state, persistent(result), error)
         record = read_json(self._run_dir.run_json)
         return RunResult(
-            str(self._run_dir.path), state, record["step"], attempts=record["attempt"], error=error, **result
+            self._run_dir.address, state, record["step"], attempts=record["attempt"], error=error, **result
         )
 
     def _start_group(self) -> Future[Any]:
@@ -167,10 +186,21 @@ class _Driver:
         trainer = make_trainer(self._config, resources=self._cluster.resources, loop_config=loop_config)
         return _in_thread(trainer.fit)
 
+    def _make_shards(self, missing: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Has all nodes make the token shards that are missing; returns what is then prepared."""
+        self._console.say(f"  preparing data: {len(missing)} shards on {len(self._starters.paths)} nodes")
+        make_all(ShardJobs(self._config, missing, 1.0, self._on_gpu), self._starters_now, self._console.progress)
+        self._timeline.mark("prepared")
+        return run_task(self._server.socket_path, "prepare", {"config": self._config.model_dump(mode="json")})
+
+    def _starters_now(self) -> Mapping[str, str]:
+        self._look_after_starters()
+        return self._starters.paths
+
     def _begin(self, prepared: dict[str, Any]) -> None:
         """Checks a resume and opens the run's books: the first change on disk."""
         self._config = with_commit(self._config, prepared["commit"])
-        store = LocalStore(self._run_dir.path)
+        store = self._run_dir.store
         previous = read_json(self._run_dir.run_json) if self._run_dir.run_json.exists() else {}
         checkpoints = committed(store)
         if checkpoints:
@@ -178,11 +208,13 @@ class _Driver:
             batch = self._config.train.global_batch_size
             check_length(checkpoints, batch, prepared["max_steps"], prepared["num_positions"])
         changes = changed_settings(self._config, self._run_dir)
+        check_exclusive_creation(store)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._run_dir.config, dump_yaml(self._config))
-        request = self._run_dir.stop_request
-        if request.exists() and request.stat().st_mtime < self._began_at:
-            request.unlink()  # meant for an earlier attempt
+        write_json(self._run_dir.sources, {"files": prepared["files"]})
+        asked_at = self._run_dir.stop_asked_at()
+        if asked_at is not None and asked_at < self._began_at:
+            self._run_dir.forget_stop()  # meant for an earlier attempt
         wandb_id = previous.get("wandb_id")
         if wandb_id is None and resolve_mode(self._config.monitor.wandb) != "disabled":
             wandb_id = uuid.uuid4().hex[:8]
@@ -195,13 +227,15 @@ class _Driver:
             active_s=previous.get("active_s", 0.0) + time.monotonic() - self._timeline.began,
         )
         config = self._config.model_dump(mode="json")
-        self._coordinator.begin(config, str(self._run_dir.path), asdict(record), prepared, self._on_gpu)
+        place = (self._run_dir.address, str(self._run_dir.path))
+        found = {name: prepared[name] for name in Prepared.__dataclass_fields__}
+        self._coordinator.begin(config, *place, asdict(record), found, self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
             self._coordinator.call("add_event", "settings_changed", {"changes": changes})
         _say_data(self._console, prepared, self._config.data)
 
-    def _follow(self, group: Future[Any]) -> tuple[str, Future[Any]]:
+    def _follow(self, group: Future[Any], streamed: StreamedData) -> tuple[str, Future[Any]]:
         """Shows progress until the group has ended; returns `completed` or `stopped`, and the last group.
 
         Raises:
@@ -221,6 +255,9 @@ class _Driver:
             self._console.update(status)
             self._note_start(status)
             self._look_after_starters()
+            if streamed.look(self._starters.paths):
+                self._coordinator.call("request_stop", "a shard of the data cannot be prepared")
+            streamed.check(has_stopped=status["outcome"] == "stopped")
             if self._stop_signal is not None:
                 self._coordinator.call("request_stop", self._stop_signal)
                 self._stop_signal = None
@@ -294,7 +331,7 @@ class _Driver:
 
 def _prepare(config: Config, server: ForkServer) -> dict[str, Any]:
     """Checks model and data and prepares them; once more when the fork server has died under it."""
-    arguments = {"config": config.model_dump(mode="json")}
+    arguments = {"config": config.model_dump(mode="json"), "makes_all": False}
     try:
         return run_task(server.socket_path, "prepare", arguments)
     except WorkerCrashError:
@@ -320,6 +357,10 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
 
 def _say_data(console: Console, prepared: dict[str, Any], data: DataConfig) -> None:
     splits = prepared["splits"]
+    if prepared["to_stream"] is not None:
+        num_shards = sum(split["num_shards"] for split in splits)
+        console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {prepared['max_steps']} steps")
+        return
     rows, sequences = sum(s["num_rows"] for s in splits), sum(s["num_sequences"] for s in splits)
     trained, tokens = sum(s["num_trained_tokens"] for s in splits), sum(s["num_tokens"] for s in splits)
     console.say(

@@ -13,44 +13,73 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dist_ft.orchestrate.preflight import LIMIT_S, Member, look, members
 from dist_ft.plan.doctor import Check
+from dist_ft.plan.preflight import Wanted, check_versions, check_workers
 
 _CONNECT_LIMIT_S = 3.0
-_LOOK_LIMIT_S = 16.0
-_NODE_LIMIT_S = 10.0
-_VERSIONS = "cluster versions"
-_VERSIONS_HINT = "install the same versions on every machine"
+_CONNECT_RAY_LIMIT_S = 60.0  # 2 s; 16 s were seen where five processes shared a core
+_NODE_LIMIT_S = 30.0
+_CONNECTED = "connected"
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def check_cluster(address: str) -> list[Check]:
-    """Looks at the cluster at a Ray address; takes at most about 20 s and never raises.
+def check_cluster(address: str, wanted: Wanted) -> list[Check]:
+    """Looks at the cluster at a Ray address and never raises; where none answers, that takes a minute at most.
 
     Args:
         address: `host:port`, `auto`, or `ray://host:port`.
+        wanted: What a run asks of it.
     """
     problem = _unreachable(address)
     if problem is not None:
         return [_no_cluster(address, problem)]
-    command = [sys.executable, "-m", "dist_ft.orchestrate.inspect_cluster", address]
+    command = [sys.executable, "-m", "dist_ft.orchestrate.inspect_cluster", address, json.dumps(asdict(wanted))]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        try:
+            lines = _output_of(process)
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        words = log.read()
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_LOOK_LIMIT_S)
-    except subprocess.TimeoutExpired as error:
-        return [_no_cluster(address, f"no answer within {_LOOK_LIMIT_S:g} s", error.stderr or b"")]
-    try:
-        return [Check(**check) for check in json.loads(done.stdout.splitlines()[-1])]
+        return [Check(**check) for check in json.loads(lines[-1])]
     except (IndexError, ValueError, TypeError):
-        return [_no_cluster(address, f"Ray ended with status {done.returncode}", done.stderr)]
+        was_connected = _CONNECTED.encode() in lines
+        limit_s = LIMIT_S if was_connected else _CONNECT_RAY_LIMIT_S
+        text = f"Ray ended with status {status}" if status != -signal.SIGKILL else f"no answer within {limit_s:g} s"
+        return [_no_cluster(address, text, words)]
+
+
+def _output_of(process: subprocess.Popen[bytes]) -> list[bytes]:
+    """Returns what a look prints; one that does not connect, or not end, within the limits is killed."""
+    assert process.stdout is not None
+    watch = threading.Timer(_CONNECT_RAY_LIMIT_S, process.kill)
+    watch.start()
+    lines = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if lines[-1] == _CONNECTED.encode():
+            watch.cancel()
+            watch = threading.Timer(LIMIT_S + _NODE_LIMIT_S, process.kill)
+            watch.start()
+    watch.cancel()
+    return lines
 
 
 def _unreachable(address: str) -> str | None:
@@ -78,7 +107,7 @@ def _no_cluster(address: str, problem: str, log: bytes = b"") -> Check:
     return Check("cluster", False, f"no Ray cluster answers at {address}: {problem}", hint)
 
 
-def _look(address: str) -> list[Check]:
+def _look(address: str, wanted: Wanted) -> Iterator[Check]:
     """Connects and looks; runs in the process of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
@@ -86,53 +115,52 @@ def _look(address: str) -> list[Check]:
     except Exception as error:  # Ray raises many types, for an old version among others
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "version mismatch" in str(error).lower():
-            return [Check(_VERSIONS, False, " ".join(str(error).split()), _VERSIONS_HINT)]
-        return [_no_cluster(address, text)]
+            yield Check("versions", False, " ".join(str(error).split()), "install the same versions on every machine")
+        else:
+            yield _no_cluster(address, text)
+        return
+    print(_CONNECTED, flush=True)
     try:
-        return list(_describe(address))
+        yield from _describe(address, wanted)
     finally:
         ray.shutdown()
 
 
-def _describe(address: str) -> Iterator[Check]:
+def _describe(address: str, wanted: Wanted) -> Iterator[Check]:
     nodes = ray.nodes()
-    alive = [node for node in nodes if node["Alive"]]
-    gone = f", {len(nodes) - len(alive)} gone" if len(nodes) > len(alive) else ""
-    yield Check("cluster", bool(alive), f"{address}: {len(alive)} nodes alive{gone}")
+    group = members(nodes, ray.get_runtime_context().get_node_id())
+    gone = f", {len(nodes) - len(group)} gone" if len(nodes) > len(group) else ""
+    yield Check("cluster", bool(group), f"{address}: {len(group)} nodes alive{gone}")
     total, free = ray.cluster_resources(), ray.available_resources()
     for name in ("CPU", "GPU"):
         shown = f"{free.get(name, 0):g} of {total.get(name, 0):g} free"
         is_ok = name == "GPU" or total.get("CPU", 0) > 0
         yield Check(f"cluster {name}s", is_ok, shown if total.get(name) else "none")
-    yield _compare_versions([(node["NodeID"], node["NodeManagerAddress"]) for node in alive])
+    yield check_workers([member.resources for member in group], wanted)
+    here, found = _versions(), _versions_of(group)
+    yield check_versions(here, found)
+    yield from look([m for m in group if (found[m.seat.label] or {}).get("dist-ft") == here["dist-ft"]], wanted)
 
 
-def _compare_versions(nodes: list[tuple[str, str]]) -> Check:
+def _versions_of(group: Sequence[Member]) -> dict[str, dict[str, str | None] | None]:
     """Asks every node what it would run, as a task that needs no slot."""
     ask = ray.remote(num_cpus=0)(_versions)
     asked = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): ip
-        for node, ip in nodes
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(member.node_id, soft=False)).remote(): member
+        for member in group
     }
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_LIMIT_S)
-    here, problems = _versions(), []
-    for reference, ip in asked.items():
-        found: dict[str, Any] = {}
+    found: dict[str, dict[str, str | None] | None] = dict.fromkeys((m.seat.label for m in group), None)
+    for reference in ready:
         with contextlib.suppress(Exception):  # a node that dies now is a problem like one that is silent
-            found = ray.get(reference) if reference in ready else {}
-        if found != here:
-            wrong = [f"{key} {found.get(key)}, here {here[key]}" for key in here if found.get(key) != here[key]]
-            problems.append(f"{ip}: {', '.join(wrong) if found else 'no answer'}")
-    if problems:
-        return Check(_VERSIONS, False, "; ".join(problems), _VERSIONS_HINT)
-    shown = ", ".join(f"{key} {value}" for key, value in here.items())
-    return Check(_VERSIONS, True, f"{shown} on every node")
+            found[asked[reference].seat.label] = ray.get(reference)
+    return found
 
 
 def _versions() -> dict[str, str | None]:
     """Returns the versions that must agree. Pickled by value, so it also runs where dist-ft is missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("ray", "dist-ft"):
+    for package in ("dist-ft", "ray", "torch", "deepspeed", "transformers", "peft"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -141,4 +169,5 @@ def _versions() -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([asdict(check) for check in _look(sys.argv[1])]))
+    checks = [asdict(check) for check in _look(sys.argv[1], Wanted(**json.loads(sys.argv[2])))]
+    print(json.dumps(checks))

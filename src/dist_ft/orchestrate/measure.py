@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from dist_ft.config.rules import has_gpu
@@ -12,11 +11,11 @@ from dist_ft.plan.measured import Target
 from dist_ft.tasks.results import merge
 
 
-def measure(path: Path, target: Target) -> dict[str, Any]:
+def measure(address: str, target: Target) -> dict[str, Any]:
     """Returns `{"models": {name: {metric: value}}, "num_rows", "samples", "eval_s"}`.
 
     Args:
-        path: The run, if the target is a checkpoint of one.
+        address: Path or URL of the run, if the target is a checkpoint of one.
         target: What to measure.
 
     Raises:
@@ -27,7 +26,7 @@ def measure(path: Path, target: Target) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="dist-ft-eval-") as scratch:
             models = dict(target.models)
             if target.checkpoint is not None:
-                models["tuned"] = _export(server, path, target, f"{scratch}/export")
+                models["tuned"] = _export(server, address, target, f"{scratch}/export")
             arguments = {"config": target.config.model_dump(mode="json"), "models": models, "with_loss": True}
             found = run_task(server.socket_path, "evaluate", arguments)
     finally:
@@ -37,7 +36,7 @@ def measure(path: Path, target: Target) -> dict[str, Any]:
     return {"models": scores, **merged}
 
 
-def _export(server: ForkServer, path: Path, target: Target, to: str) -> str:
+def _export(server: ForkServer, address: str, target: Target, to: str) -> str:
     config = target.config.model_dump(mode="json")
-    arguments = {"config": config, "run_dir": str(path.absolute()), "checkpoint": target.checkpoint, "to": to}
+    arguments = {"config": config, "run_dir": address, "checkpoint": target.checkpoint, "to": to}
     return str(run_task(server.socket_path, "export", arguments)["export_dir"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import socket
 import struct
 import sys
@@ -27,3 +28,14 @@ def interface_of(address: str) -> str | None:
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
     return None
+
+
+def rendezvous_env(address: str) -> dict[str, str]:
+    """Returns the variables with which gloo and NCCL talk through the interface of this address.
+
+    What is set on the machine already stands.
+    """
+    interface = interface_of(address)
+    if interface is None:
+        return {}
+    return {name: os.environ.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}

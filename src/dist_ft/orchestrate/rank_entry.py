@@ -33,7 +33,8 @@ from dist_ft.messages import (
     encode_line,
 )
 from dist_ft.orchestrate.stacks import answer_to_dump_signal
-from dist_ft.rundir import RunDir, rank_log_name
+from dist_ft.rundir import rank_log_name
+from dist_ft.storage.place import node_dir
 from dist_ft.train.build import build_rank
 from dist_ft.train.loop import run_loop
 from dist_ft.zero.engine import init_process_group, open_store
@@ -133,7 +134,7 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
     os.environ.update(spec.env)
     # DeepSpeed reads these; the rendezvous itself goes through our own store.
     os.environ.update(RANK=str(spec.rank), WORLD_SIZE=str(spec.world_size), LOCAL_RANK=str(spec.local_rank))
-    _log_to(RunDir(Path(attempt.run_dir)).logs(attempt.attempt) / rank_log_name(spec.rank))
+    _log_to(node_dir(attempt.run_dir).logs(attempt.attempt) / rank_log_name(spec.rank))
     answer_to_dump_signal()
     signal.signal(signal.SIGTERM, link.on_sigterm)
     torch.set_num_threads(spec.num_threads)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ft import errors
 from dist_ft.config import Config, load_config, with_commit
 from dist_ft.rundir import RunDir, read_json
+from dist_ft.storage.place import RunPlace
+from dist_ft.stream.listing import check_frozen
+from dist_ft.stream.source_file import SourceFile
 
 
 @dataclass
@@ -16,7 +20,7 @@ class RunResult:
     """What `dist-ft train --json` prints.
 
     Attributes:
-        run_dir: The run directory.
+        run_dir: Path or URL of the run.
         state: completed, stopped or failed.
         steps: Completed steps.
         final_loss: Training loss of the last step.
@@ -71,7 +75,7 @@ class Timeline:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
 
 
-def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
+def find_finished(config: Config, run_dir: RunPlace) -> RunResult | None:
     """Returns the result of a run that is complete already, with the end that the config asks for."""
     if not run_dir.run_json.exists():
         return None
@@ -79,7 +83,7 @@ def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
     if record["state"] != "completed" or not _asks_for_same_end(config, run_dir, record):
         return None
     return RunResult(
-        run_dir=str(run_dir.path),
+        run_dir=run_dir.address,
         state="completed",
         steps=record["step"],
         attempts=record["attempt"],
@@ -87,7 +91,7 @@ def find_finished(config: Config, run_dir: RunDir) -> RunResult | None:
     )
 
 
-def with_recorded_commit(config: Config, run_dir: RunDir) -> Config:
+def with_recorded_commit(config: Config, run_dir: RunPlace) -> Config:
     """Returns the config at the commit that the run began with, if it asks for the same model and revision."""
     if config.model.commit is not None or not run_dir.config.exists():
         return config
@@ -96,7 +100,24 @@ def with_recorded_commit(config: Config, run_dir: RunDir) -> Config:
     return with_commit(config, began.commit) if is_same else config
 
 
-def changed_settings(config: Config, run_dir: RunDir) -> list[str]:
+def check_sources(run_dir: RunDir, files: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Checks that the training sources are what they were when the run began.
+
+    Args:
+        run_dir: Of the run; it may be a new one.
+        files: Of each source, as `SourceFile.to_dict` gives them.
+
+    Raises:
+        DataError: With the first file that is not.
+    """
+    if not run_dir.sources.exists():
+        return
+    frozen = read_json(run_dir.sources)["files"]
+    for before, now in zip(frozen, files, strict=False):  # another number of sources is the fingerprint's to refuse
+        check_frozen([SourceFile.from_dict(file) for file in before], [SourceFile.from_dict(file) for file in now])
+
+
+def changed_settings(config: Config, run_dir: RunPlace) -> list[str]:
     """Returns `key: old → new` for what differs from the last attempt's config."""
     if not run_dir.config.exists():
         return []
@@ -117,7 +138,7 @@ def persistent(result: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _asks_for_same_end(config: Config, run_dir: RunDir, record: dict[str, Any]) -> bool:
+def _asks_for_same_end(config: Config, run_dir: RunPlace, record: dict[str, Any]) -> bool:
     stored = load_config(run_dir.config)
     if (stored.train.max_steps, stored.train.epochs) != (config.train.max_steps, config.train.epochs):
         return False

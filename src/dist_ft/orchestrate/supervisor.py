@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from dist_ft.config.rules import num_cores
@@ -25,10 +23,11 @@ from dist_ft.messages import (
     RankStarted,
     Reply,
 )
-from dist_ft.orchestrate.network import interface_of
+from dist_ft.orchestrate.network import rendezvous_env
 from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
 from dist_ft.orchestrate.stacks import dump_stacks
-from dist_ft.rundir import RunDir, rank_log_name, stacks_name
+from dist_ft.rundir import rank_log_name, stacks_name
+from dist_ft.storage.place import node_dir, send_logs
 
 _HEARTBEAT_S = 0.25
 _HEARTBEATS_PER_S = 1000  # of all workers together, which one actor answers easily
@@ -67,10 +66,7 @@ def make_rank_spec(attempt: AttemptSpec, seat: Seat) -> RankSpec:
     """Returns what the rank at this seat is told."""
     # A rank sees its own devices only, so its device index is 0.
     env = {"CUDA_VISIBLE_DEVICES": ",".join(seat.gpu_ids)} if seat.gpu_ids else {}
-    interface = interface_of(seat.node_ip)
-    if interface is not None:
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            env[name] = os.environ.get(name, interface)
+    env |= rendezvous_env(seat.node_ip)
     threads = max(1, num_cores() // seat.local_world_size)
     local_rank = 0 if seat.gpu_ids else seat.local_rank
     return RankSpec(attempt, seat.rank, seat.world_size, local_rank, seat.node_ip, threads, env)
@@ -92,8 +88,11 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
     oom_kills = num_oom_kills()
     child = Child(starter, {"entry": "rank", "spec": make_rank_spec(attempt, seat).to_dict()})
     heartbeat_s = max(_HEARTBEAT_S, seat.world_size / _HEARTBEATS_PER_S)
-    logs = RunDir(Path(attempt.run_dir)).logs(attempt.attempt)
+    logs = node_dir(attempt.run_dir).logs(attempt.attempt)
     log = logs / rank_log_name(seat.rank)
+    # Where they end, and are looked for.
+    folder = f"logs/attempt-{attempt.attempt:04d}"
+    log_name, stacks = f"{folder}/{rank_log_name(seat.rank)}", f"{folder}/stacks/{stacks_name(seat.rank)}"
     last: Message | None = None
     pid: int | None = None
     is_located = False
@@ -121,13 +120,14 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
                 child.send(reply.to_dict())
     finally:
         child.close()
+        send_logs(attempt.run_dir, (log_name, stacks))
     if isinstance(last, RankDone):
         _keep_place(attempt, seat, coordinator, heartbeat_s)
         return
     if isinstance(last, RankFailed):
         raise WorkerCrashError(f"rank {seat.rank}: {last.error['message']}")
     error: DistFtError = WorkerCrashError(
-        f"rank {seat.rank} died ({describe_exit(child.exit_status)}); its log is {log}"
+        f"rank {seat.rank} died ({describe_exit(child.exit_status)}); its log is {attempt.run_dir}/{log_name}"
     )
     if child.exit_status == -signal.SIGKILL and num_oom_kills() > oom_kills:
         error = OutOfMemoryError(f"rank {seat.rank} was ended by the system, which has run out of memory")

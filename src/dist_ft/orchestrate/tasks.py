@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft import errors
 from dist_ft.coordinator.exports import TaskSpec
@@ -56,7 +57,7 @@ def run_tasks(
         for reference in ray.wait([*waiting], timeout=_POLL_S)[0]:
             index = waiting.pop(reference)
             try:
-                results[index] = _result(reference)
+                results[index] = result_of(reference)
             except DistFtError as error:
                 if not error.retryable or tries[index] > 1:
                     raise
@@ -66,12 +67,24 @@ def run_tasks(
     return [results[index] for index in range(len(specs))]
 
 
+def submit_to(node_id: str, spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
+    """Runs a task on a node without asking Ray for a CPU; whoever calls this decides how many run there."""
+    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    remote = _run.options(num_cpus=0, scheduling_strategy=place)
+    return remote.remote(spec.name, spec.arguments, {node_id: starters[node_id]}, on_gpu)
+
+
 def _submit(spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
     num_gpus = 1 if spec.needs_device and on_gpu else 0
     return _run.options(num_gpus=num_gpus).remote(spec.name, spec.arguments, starters, on_gpu)
 
 
-def _result(reference: ray.ObjectRef[dict[str, Any]]) -> dict[str, Any]:
+def result_of(reference: ray.ObjectRef[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what a finished task returned.
+
+    Raises:
+        DistFtError: What it raised, or a WorkerCrashError when it was lost.
+    """
     try:
         answer = ray.get(reference)
     except ray.exceptions.RayError as error:

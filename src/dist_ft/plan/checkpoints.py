@@ -11,7 +11,7 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.plan.doctor import format_bytes
 from dist_ft.plan.status import FINAL_STATES, read_record
-from dist_ft.storage.store import LocalStore
+from dist_ft.storage.place import RunPlace
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ class Entry:
     counts: bool
 
 
-def list_checkpoints(run: Path) -> tuple[list[Entry], list[str]]:
+def list_checkpoints(run: RunPlace) -> tuple[list[Entry], list[str]]:
     """Returns the checkpoints of a run, oldest first, and what cannot be read.
 
     Raises:
         UsageError: There is no run at that path.
     """
     manifests, counting, problems = _read(run)
-    root = run.absolute()
     entries = [
         Entry(
             manifest.step,
@@ -52,7 +51,7 @@ def list_checkpoints(run: Path) -> tuple[list[Entry], list[str]]:
             manifest.world_size,
             manifest.zero_stage,
             sum(file.num_bytes for file in manifest.files),
-            str(root / manifest.directory),
+            run.address_of(manifest.directory),
             manifest.directory in counting,
         )
         for manifest in sorted(manifests, key=lambda m: (m.step, m.attempt))
@@ -72,11 +71,11 @@ def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str
     return "\n".join([*lines, *(f"unreadable: {problem}" for problem in problems)])
 
 
-def verify_checkpoints(run: Path, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
+def verify_checkpoints(run: RunPlace, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
     """Reads every byte of the checkpoints that count, and yields (directory, what is wrong or None).
 
     Args:
-        run: Run directory.
+        run: The run.
         steps: Steps to look at; none looks at all.
 
     Raises:
@@ -86,7 +85,7 @@ def verify_checkpoints(run: Path, steps: Sequence[int]) -> Iterator[tuple[str, s
     for problem in problems:
         name, _, what = problem.partition(": ")
         yield name, what
-    store = LocalStore(run)
+    store = run.store
     used = [manifest for manifest in manifests if manifest.directory in counting]
     for manifest in _choose(run, used, steps):
         try:
@@ -102,11 +101,11 @@ def verify_checkpoints(run: Path, steps: Sequence[int]) -> Iterator[tuple[str, s
             yield manifest.directory, None
 
 
-def remove_checkpoints(run: Path, steps: Sequence[int], force: bool) -> list[str]:
+def remove_checkpoints(run: RunPlace, steps: Sequence[int], force: bool) -> list[str]:
     """Deletes checkpoints and returns their directories.
 
     Args:
-        run: Run directory.
+        run: The run.
         steps: Steps whose checkpoints go, superseded ones of these steps included.
         force: Also while the run's record says that it is at work, and also the newest.
 
@@ -124,21 +123,21 @@ def remove_checkpoints(run: Path, steps: Sequence[int], force: bool) -> list[str
     newest = max((m.step for m in manifests if m.directory in counting), default=None)
     if newest in steps and not force:
         raise UsageError(f"step {newest} is the newest checkpoint of run {run}: without it work is lost; pass --force")
-    store = LocalStore(run)
+    store = run.store
     for manifest in chosen:
         store.delete(manifest.directory)
     return [manifest.directory for manifest in chosen]
 
 
-def _read(run: Path) -> tuple[list[Manifest], set[str], list[str]]:
+def _read(run: RunPlace) -> tuple[list[Manifest], set[str], list[str]]:
     read_record(run)
-    store = LocalStore(run)
+    store = run.store
     problems: list[str] = []
     manifests = list(read_manifests(store, problems))
     return manifests, {manifest.directory for manifest in follow(read_attempts(store), manifests)}, problems
 
 
-def _choose(run: Path, manifests: Sequence[Manifest], steps: Sequence[int]) -> list[Manifest]:
+def _choose(run: RunPlace, manifests: Sequence[Manifest], steps: Sequence[int]) -> list[Manifest]:
     known = sorted({manifest.step for manifest in manifests})
     for step in steps:
         if step not in known:

@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import Any
 
 from dist_ft.printable import printable
-from dist_ft.stream.cache import PreparedSplit
 
 _WIDTH = 110
 _PLACE = 240
@@ -45,7 +44,7 @@ def render_check(report: dict[str, Any], is_colored: bool) -> str:
 def describe_cost(cost: dict[str, Any]) -> str:
     """Returns what a run on this data takes, in a line."""
     return (
-        f"{cost['epochs']:g} epochs in {_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens, about "
+        f"{_epochs(cost['epochs'])}{_count(cost['steps'], 'step')}, {cost['tokens']:,} tokens, about "
         f"{cost['flops']:.1e} operations; {cost['trained_params']:,} parameters trained"
     )
 
@@ -180,17 +179,23 @@ def _paint(text: str, color: str) -> str:
     return f"{color}{text}{_END}" if color and text else text
 
 
-def render_prepared(splits: Sequence[tuple[str, PreparedSplit, bool]], directory: str) -> str:
-    """Returns what `data prepare` made and found, by (name, split, whether it was there already)."""
+def render_prepared(prepared: dict[str, Any]) -> str:
+    """Returns what `data prepare` made and found."""
+    splits = [(f"train.{index}", split) for index, split in enumerate(prepared["splits"])]
+    splits += [("eval", prepared["eval_split"])] if prepared["eval_split"] else []
     lines = [
-        f"  {name:<8} {_count(split.num_rows, 'row')} in {_count(split.num_sequences, 'sequence')}, "
-        f"{_count(split.num_tokens, 'token')}, "
-        f"{split.num_trained_tokens:,} trained  {'was there' if was_there else 'made'}"
-        for name, split, was_there in splits
+        f"  {name:<8} {_count(split['num_rows'], 'row')} in {_count(split['num_sequences'], 'sequence')} of "
+        f"{_count(split['num_shards'], 'shard')}, {_count(split['num_tokens'], 'token')}, "
+        f"{split['num_trained_tokens']:,} trained"
+        for name, split in splits
     ]
-    is_all_there = all(was_there for _, _, was_there in splits)
-    head = "all is there already" if is_all_there else "prepared"
-    return "\n".join([f"{head}: {printable(directory)}", *lines])
+    made = prepared["num_made"]
+    head = f"{_count(made, 'shard')} made" if made else "all is there already"
+    return "\n".join([f"{head}: {printable(splits[0][1]['address'])}", *lines])
+
+
+def _epochs(epochs: float | None) -> str:
+    return "" if epochs is None else f"{epochs:g} epochs in "
 
 
 def _count(number: int, noun: str) -> str:

@@ -24,14 +24,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dist_ft.config.rules import num_cores
+from dist_ft.config.rules import is_there, num_cores
 from dist_ft.storage.store import LocalStore
 
 _PACKAGE = "dist-ft"
 _SHOWN_PACKAGES = ("torch", "deepspeed", "ray", "transformers", "peft")
 _MIN_MEMORY_BYTES = 2 << 30  # Ray and two workers of a tiny model
-_MIN_SHM_BYTES = 128 << 20  # Ray's object store as `orchestrate/cluster.py` starts it
-_MIN_DISK_BYTES = 2 << 30
+MIN_SHM_BYTES = 128 << 20  # Ray's object store as `orchestrate/cluster.py` starts it
+MIN_DISK_BYTES = 2 << 30
 _TORCH_LIMIT_S = 120.0
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 _RAY_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -61,23 +61,39 @@ class Check:
     hint: str = ""
 
 
-def check_machine() -> list[Check]:
-    """Runs every check on this machine; about as long as importing torch takes."""
+def check_machine(place: Path) -> list[Check]:
+    """Runs every check on this machine; about as long as importing torch takes.
+
+    Args:
+        place: Where runs are written, or the nearest directory to it that exists.
+    """
     num_gpus = count_gpus()
     return [
-        check_python(),
-        *check_packages(),
+        *check_installed(),
         check_processor(),
         check_shared_memory(),
         Check("GPUs", True, str(num_gpus) if num_gpus else "none; CPU runs"),
         check_torch(num_gpus),
         check_temp_dir(Path(tempfile.gettempdir())),
-        check_hard_links(Path.cwd()),
-        check_disk(Path.cwd()),
+        check_hard_links(place),
+        check_disk(place),
         check_embedded_model(),
         check_wandb(),
         Check("compiler", True, f"not needed ({shutil.which('g++') or 'none found'})"),
     ]
+
+
+def check_installed() -> list[Check]:
+    """Looks only at what a node of a cluster cannot say of this machine: Python and packages."""
+    return [check_python(), *check_packages()]
+
+
+def nearest_existing(path: Path) -> Path:
+    """Returns the path, or the nearest directory above it that is there."""
+    path = path.absolute()
+    while not is_there(path) and path != path.parent:
+        path = path.parent
+    return path
 
 
 def render_checks(checks: list[Check]) -> str:
@@ -131,7 +147,7 @@ def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
     if not path.is_dir():
         return Check("shared memory", True, f"no {path}; Ray uses the temp directory")
     size = shutil.disk_usage(path).free
-    is_ok = size >= _MIN_SHM_BYTES
+    is_ok = size >= MIN_SHM_BYTES
     hint = "" if is_ok else "give the container more: docker run --shm-size=1g"
     return Check("shared memory", is_ok, f"{format_bytes(size)} free in {path}", hint)
 
@@ -184,10 +200,10 @@ def check_hard_links(path: Path) -> Check:
 
 
 def check_disk(path: Path) -> Check:
-    """Looks at the free space where runs are written by default."""
+    """Looks at the free space where runs are written."""
     free = shutil.disk_usage(path).free
-    is_ok = free >= _MIN_DISK_BYTES
-    hint = "" if is_ok else f"free {format_bytes(_MIN_DISK_BYTES)} or set run.output_dir elsewhere"
+    is_ok = free >= MIN_DISK_BYTES
+    hint = "" if is_ok else f"free {format_bytes(MIN_DISK_BYTES)} or set run.output_dir elsewhere"
     return Check("disk", is_ok, f"{format_bytes(free)} free in {path}", hint)
 
 
@@ -207,6 +223,20 @@ def check_wandb() -> Check:
     if os.environ.get("WANDB_API_KEY"):
         return Check("W&B", True, "WANDB_API_KEY is set; runs are logged online")
     return Check("W&B", True, "no WANDB_API_KEY; runs are logged offline, `wandb sync` sends them later")
+
+
+def size_of_shared_memory(path: Path = Path("/dev/shm")) -> int | None:
+    """Returns the size of /dev/shm, used or not; None where there is none."""
+    return shutil.disk_usage(path).total if path.is_dir() else None
+
+
+def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Returns the version of NVIDIA's driver, if there is one."""
+    try:
+        found = re.search(r"Kernel Module\D+([\d.]+)", path.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def count_gpus() -> int:

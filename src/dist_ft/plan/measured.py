@@ -8,7 +8,7 @@ from pathlib import Path
 from dist_ft.config import Config, load_config
 from dist_ft.errors import UsageError
 from dist_ft.plan.status import find_checkpoint, read_record
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import RunPlace, open_run
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Target:
     checkpoint: str | None = None
 
 
-def find_target(path: Path, config: Config, step: int | None) -> Target:
-    """Finds out what a path is.
+def find_target(address: str, config: Config, step: int | None) -> Target:
+    """Finds out what an address is.
 
     Args:
-        path: A run directory, a Hugging Face model directory or a PEFT adapter directory.
+        address: Path or URL of a run; path of a Hugging Face model directory or a PEFT adapter directory.
         config: Names the held-out data, and the base model of an adapter.
         step: Step of a run; None takes its exports, else its last checkpoint.
 
@@ -39,32 +39,35 @@ def find_target(path: Path, config: Config, step: int | None) -> Target:
     """
     if config.data.eval is None:
         raise UsageError("eval needs held-out data; set data.eval in the config")
-    if RunDir(path).run_json.is_file():
-        return _run(path, config, step)
+    run = open_run(address)
+    if run.has("run.json"):
+        return _run(run, config, step)
+    path = Path(address)
     if step is not None:
-        raise UsageError(f"--step {step} is for runs, but {path} is none (no run.json)")
+        raise UsageError(f"--step {step} is for runs, but {address} is none (no run.json)")
     if (path / "adapter_config.json").is_file():
         return Target(config, {"base": None, "tuned": str(path.absolute())})
     if (path / "config.json").is_file():
         place = config.model.model_copy(update={"name": str(path.absolute()), "revision": None})
         return Target(config.model_copy(update={"model": place}), {"model": None})
     raise UsageError(
-        f"{path} is neither a run (run.json), nor a model (config.json), nor an adapter (adapter_config.json)"
+        f"{address} is neither a run (run.json), nor a model (config.json), nor an adapter (adapter_config.json)"
     )
 
 
-def _run(path: Path, config: Config, step: int | None) -> Target:
-    read_record(path)
-    trained = load_config(RunDir(path).config)
+def _run(run: RunPlace, config: Config, step: int | None) -> Target:
+    read_record(run)
+    run.fetch("config.yaml")
+    trained = load_config(run.config)
     config = config.model_copy(update={"model": trained.model, "method": trained.method})
-    exports = RunDir(path.absolute())
     if step is not None:
-        found = {"tuned": exports.export(step)}
+        name = run.export_name(step)
+        found = {"tuned": name if run.has(name) else None}
     else:
-        found = {"tuned": exports.exports / "final", "best": exports.exports / "best"}
-    models = {name: str(place.resolve()) for name, place in found.items() if place.is_dir()}
+        found = {"tuned": run.pointed_at("exports/final"), "best": run.pointed_at("exports/best")}
+    models: dict[str, str | None] = {name: run.address_of(export) for name, export in found.items() if export}
     if models.get("best") == models.get("tuned"):
         models.pop("best", None)
     if "tuned" in models:
         return Target(config, {"base": None, **models})
-    return Target(config, {"base": None}, find_checkpoint(path, step)[1])
+    return Target(config, {"base": None}, find_checkpoint(run, step)[1])

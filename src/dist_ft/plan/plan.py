@@ -9,8 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dist_ft.batch import layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config, with_commit
@@ -18,11 +19,10 @@ from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_mic
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
-from dist_ft.stream.cache import PreparedSplit
 from dist_ft.stream.left_out import describe_left_out
 from dist_ft.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
 from dist_ft.stream.order import step_positions
-from dist_ft.tasks import prepare
+from dist_ft.stream.prepared import PreparedSplit
 
 _MAX_SIZES = 8
 _MAX_SAMPLED_STEPS = 50
@@ -33,27 +33,28 @@ Lengths = list[int]
 """Tokens of the sequences of one step."""
 
 
-def make_plan(config: Config) -> dict[str, Any]:
-    """Prepares the data, checks the model and returns what the run will take, as JSON values.
+def make_plan(config: Config, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the run will take, as JSON values.
 
-    Leaves prepared data in the cache of `run.output_dir`; the run itself reuses it.
-
-    Raises:
-        UserError: Whatever would stop the run before its start.
+    Args:
+        config: A checked config.
+        prepared: What `tasks.prepare` found in its model and data; the run itself reuses the token shards.
     """
     with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
-        prepared = prepare.run(config.model_dump(mode="json"))
         config = with_commit(config, prepared["commit"])
         shape = model_shape(select_trained(skeleton(config), config), config)
     splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
-    steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
+    if prepared["to_stream"] is None:
+        steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
+    else:
+        steps = [[config.data.seq_len] * config.train.global_batch_size]
     held_out = [PreparedSplit.from_dict(prepared["eval_split"])] if prepared["eval_split"] else []
     batch = largest_batch(config, [*splits, *held_out])
     sizes = world_sizes(config.cluster.min_workers, config.cluster.max_workers)
     micro = {size: _micro_batch_size(config, shape, batch, size) for size in sizes}
     plan = {
         "run": config.run.name,
-        "run_dir": str(Path(config.run.output_dir).absolute() / config.run.name),
+        "run_dir": config.run.address,
         "model": {
             "name": config.model.name,
             "num_params": shape.num_params,
@@ -79,6 +80,11 @@ def make_plan(config: Config) -> dict[str, Any]:
         "world_sizes": [_size_row(config, steps, size, micro[size]) for size in sizes],
     }
     left_out = describe_left_out(prepared["splits"], prepared["eval_split"], config.data)
+    if prepared["to_stream"] is not None:
+        left_out.append(
+            "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
+            f"(data.seq_len={config.data.seq_len})"
+        )
     return {**plan, "warnings": left_out + _warnings(config, plan)}
 
 
@@ -92,13 +98,13 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 
 def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Lengths]:
     """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
-    shards = [split.open() for split in splits]
-    order = build_order(shards, config.data.weights, config.run.seed)
+    shards = [split.open(config.data.loader) for split in splits]
+    order = build_order(shards, config.data, config.run.seed)
     global_batch = config.train.global_batch_size
     count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))
     for index in range(count):
-        ids = [order.locate(p) for p in step_positions(index * steps // count, global_batch, positions)]
-        yield [shards[i.source].sizes(i.row)[0] for i in ids]
+        ids = order.locate(np.array(step_positions(index * steps // count, global_batch, positions)))
+        yield [int(shards[i.source].sizes(i.shard, np.array([i.row]))[0, 0]) for i in ids]
 
 
 def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int]:

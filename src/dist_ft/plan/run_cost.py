@@ -10,7 +10,7 @@ from dist_ft.config import Config
 from dist_ft.memory import ModelShape
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
-from dist_ft.stream.order import shares
+from dist_ft.stream.mixing import counts_before, epoch_size, rates_of
 from dist_ft.tasks.data_scan import SplitCounts
 from dist_ft.tasks.prepare import plan_length
 
@@ -32,18 +32,19 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelSha
     if not all(counts):
         return None
     steps, positions = plan_length(config, counts)
-    epoch = shares(counts, config.data.weights)
-    passes = positions / sum(epoch)
+    weights = config.data.weights
+    used = counts_before(positions, rates_of(weights) if weights else counts)
+    epoch = epoch_size(counts, weights, config.data.exhaust)
     tokens, trained = (
-        round(sum(passes * share * total / count for share, total, count in zip(epoch, totals, counts, strict=True)))
+        round(sum(taken * total / count for taken, total, count in zip(used, totals, counts, strict=True)))
         for totals in (
             [split.num_tokens for split in trained_on], [split.num_trained_tokens for split in trained_on],
         )
     )  # fmt: skip
     return {
         "steps": steps,
-        "epochs": round(passes, 4),
-        "passes": [round(passes * share / count, 4) for share, count in zip(epoch, counts, strict=True)],
+        "epochs": round(positions / epoch, 4) if epoch else None,
+        "passes": [round(taken / count, 4) for taken, count in zip(used, counts, strict=True)],
         "sequences": positions,
         "tokens": tokens,
         "trained_tokens": trained,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from dist_ft.plan.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
 from dist_ft.plan.status import read_status
-from dist_ft.rundir import RunDir, last_rows, read_rows
+from dist_ft.rundir import last_rows, read_rows
+from dist_ft.storage.place import RunPlace
+from dist_ft.storage.records import GROWING
 
 _MAX_POINTS = 600
 """Of a line: neighbouring steps beyond it are drawn as their mean."""
@@ -28,16 +29,15 @@ Rows = Mapping[int, dict[str, Any]]
 Point = tuple[float, float]
 
 
-def read_run_page(run: Path) -> str:
-    """Returns the page of a run directory.
+def read_run_page(run: RunPlace) -> str:
+    """Returns the page of a run.
 
     Raises:
         UsageError: There is no run at that path, or its run.json cannot be read.
     """
-    status, directory = read_status(run), RunDir(run)
-    return render_run_page(
-        status, last_rows(directory.metrics), last_rows(directory.evals), read_rows(directory.ledger)
-    )
+    status = read_status(run)
+    run.fetch(*GROWING)
+    return render_run_page(status, last_rows(run.metrics), last_rows(run.evals), read_rows(run.ledger))
 
 
 def render_run_page(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import load_config
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.printable import printable
-from dist_ft.rundir import RunDir, read_json, write_json
-from dist_ft.storage.store import LocalStore
+from dist_ft.rundir import read_json
+from dist_ft.storage.place import RunPlace
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""
 _POLL_S = 0.2
+_RANK_LOG = re.compile(r"logs/attempt-\d+/rank-\d+\.log")
 _BAR = 30
 _MESSAGE = 2000  # characters; an error can quote data
 
 
-def read_status(run: Path) -> dict[str, Any]:
+def read_status(run: RunPlace) -> dict[str, Any]:
     """Returns what design section 7 lists (`run_id, state, attempt, step, …, wandb_id`) and `goodput`, 0 to 1.
 
     `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` are
@@ -37,14 +39,13 @@ def read_status(run: Path) -> dict[str, Any]:
         UsageError: There is no run at that path, or its run.json cannot be read.
     """
     record = read_record(run)
-    directory = RunDir(run.absolute())
     status = {
         **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
         "workers": record["workers"],
         "checkpoints": [
-            {"step": manifest.step, "path": str(directory.path / manifest.directory)} for manifest in _committed(run)
+            {"step": manifest.step, "path": run.address_of(manifest.directory)} for manifest in _committed(run)
         ],
-        "exports": [str(path) for path in _exports(directory)],
+        "exports": [run.address_of(name) for name in _exports(run)],
         "wandb_id": record["wandb_id"],
         "goodput": record["goodput"],
     }
@@ -79,11 +80,11 @@ def render_status(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def request_stop(run: Path, timeout_s: float) -> str:
+def request_stop(run: RunPlace, timeout_s: float) -> str:
     """Asks a run to checkpoint and stop; returns a line that says how it ended.
 
     Args:
-        run: Run directory.
+        run: The run.
         timeout_s: Seconds to wait. The request stays in the run directory when they are over.
 
     Raises:
@@ -93,41 +94,39 @@ def request_stop(run: Path, timeout_s: float) -> str:
     record = read_record(run)
     if record["state"] in FINAL_STATES:
         raise UsageError(f"run {run} is not running: it {_ended(record)}; there is nothing to stop")
-    request = RunDir(run).stop_request
-    write_json(request, {"time": time.time(), "pid": os.getpid(), "user": _user()})
+    run.ask_to_stop({"time": time.time(), "pid": os.getpid(), "user": _user()})
     deadline = time.monotonic() + timeout_s
     while (record := read_record(run))["state"] not in FINAL_STATES:
         if time.monotonic() >= deadline:
             raise DistFtError(_no_answer(run, record, timeout_s))
-        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-    request.unlink(missing_ok=True)  # a run that ended by itself has not seen it
+        time.sleep(min(max(_POLL_S, run.look_every_s), max(0.0, deadline - time.monotonic())))
+    run.forget_stop()  # a run that ended by itself has not seen it
     if record["state"] == "failed":
         raise DistFtError(f"run {run} {_ended(record)}")
     manifests = _committed(run)
     return f"{_ended(record)}, {f'checkpoint {manifests[-1].directory}' if manifests else 'no checkpoint'}"
 
 
-def read_rank_logs(run: Path) -> list[tuple[str, str]]:
+def read_rank_logs(run: RunPlace) -> list[tuple[str, str]]:
     """Returns name and text of the rank logs of a run's newest attempt that has some.
 
     Raises:
         UsageError: There is no run at that path, or no rank of it has written a log.
     """
     read_record(run)
-    attempts = sorted((run / "logs").glob("attempt-*"), reverse=True)
-    for attempt in attempts:
-        if found := sorted(attempt.glob("rank-*.log")):
-            return [
-                (f"{attempt.name}/{path.name}", path.read_text(encoding="utf-8", errors="replace")) for path in found
-            ]
+    names = [name for name in run.store.names("logs") if _RANK_LOG.fullmatch(name)]
+    newest = max((name.split("/")[1] for name in names), default=None)
+    found = [name for name in names if name.split("/")[1] == newest]
+    if found:
+        return [(name.partition("/")[2], run.store.read(name).decode(errors="replace")) for name in found]
     raise UsageError(f"run {run} has no rank logs yet; they come with its first attempt")
 
 
-def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
+def find_checkpoint(run: RunPlace, step: int | None) -> tuple[dict[str, Any], str]:
     """Returns the run's config as JSON values and the manifest's path relative to the run directory.
 
     Args:
-        run: Run directory.
+        run: The run.
         step: Step of a committed checkpoint; None takes the last.
 
     Raises:
@@ -142,50 +141,49 @@ def find_checkpoint(run: Path, step: int | None) -> tuple[dict[str, Any], str]:
         known = ", ".join(map(str, manifests))
         raise UsageError(f"run {run} has no checkpoint at step {step}; choose one of: {known}")
     manifest = manifests[max(manifests) if step is None else step]
-    config = load_config(RunDir(run).config).model_dump(mode="json")
+    run.fetch("config.yaml")
+    config = load_config(run.config).model_dump(mode="json")
     return config, f"{manifest.directory}/{MANIFEST}"
 
 
 _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
-def read_record(run: Path) -> dict[str, Any]:
+def read_record(run: RunPlace) -> dict[str, Any]:
     """Returns run.json of a run directory.
 
     Raises:
         UsageError: It is none, or it cannot be read.
     """
-    directory = RunDir(run)
-    if not run.is_dir():
+    run.fetch("run.json")
+    name = run.address_of("run.json")
+    if not run.path.is_dir():
         raise UsageError(f"{run} is not a directory; pass a run directory, <run.output_dir>/<run.name>")
-    if not directory.run_json.is_file():
+    if not run.run_json.is_file():
         raise UsageError(f"{run} is not a run directory (no run.json); pass <run.output_dir>/<run.name>")
     try:
-        record = read_json(directory.run_json)
+        record = read_json(run.run_json)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{directory.run_json} cannot be read: {error}") from error
+        raise UsageError(f"{name} cannot be read: {error}") from error
     missing = [key for key in _RECORD_KEYS if key not in record]
     if missing:
-        raise UsageError(f"{directory.run_json} is not a run's record: {', '.join(missing)} is missing")
+        raise UsageError(f"{name} is not a run's record: {', '.join(missing)} is missing")
     return record
 
 
 _RECORD_KEYS = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "wandb_id")
 
 
-def _committed(run: Path) -> list[Manifest]:
+def _committed(run: RunPlace) -> list[Manifest]:
     try:
-        return committed(LocalStore(run))
+        return committed(run.store)
     except FileNotFoundError:  # the run deleted an old checkpoint while we listed it
-        return committed(LocalStore(run))
+        return committed(run.store)
 
 
-def _exports(run: RunDir) -> list[Path]:
+def _exports(run: RunPlace) -> list[str]:
     """Finished exports: links point at one of them, hidden folders are being written."""
-    if not run.exports.is_dir():
-        return []
-    found = (path for path in run.exports.iterdir() if path.is_dir() and not path.is_symlink())
-    return sorted(path for path in found if not path.name.startswith("."))
+    return [name for name in run.store.folders("exports") if not name.rpartition("/")[2].startswith(".")]
 
 
 def _ended(record: dict[str, Any]) -> str:
@@ -193,13 +191,11 @@ def _ended(record: dict[str, Any]) -> str:
     return f"{text}: {printable(record['error']['message'], _MESSAGE)}" if record.get("error") else text
 
 
-def _no_answer(run: Path, record: dict[str, Any], timeout_s: float) -> str:
-    silent_s = time.time() - RunDir(run).run_json.stat().st_mtime
+def _no_answer(run: RunPlace, record: dict[str, Any], timeout_s: float) -> str:
     return (
-        f"run {run} did not answer within {timeout_s:g} s: state {record['state']}, step {record['step']}, "
-        f"run.json written {silent_s:.0f} s ago. The request stays in {RunDir(run).stop_request.name} and is "
-        "followed once the run reads it. If its driver is dead, run.json keeps this state for ever; "
-        "`dist-ft train CONFIG --resume` continues after the last checkpoint"
+        f"run {run} did not answer within {timeout_s:g} s: state {record['state']}, step {record['step']}. The "
+        f"request stays in {run.stop_request.name} and is followed once the run reads it. If its driver is dead, "
+        "run.json keeps this state for ever; `dist-ft train CONFIG --resume` continues after the last checkpoint"
     )
 
 

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.plan.status import FINAL_STATES, read_status, render_status
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import RunPlace
 
 _TAIL_BYTES = 4096
 
 
-def view(run: Path) -> tuple[str, bool]:
+def view(run: RunPlace) -> tuple[str, bool]:
     """Returns the run's status with its newest numbers, and whether it has ended.
 
     Raises:
         UsageError: There is no run at that path.
     """
     status = read_status(run)
-    row = newest_row(RunDir(run).metrics)
+    run.fetch("metrics.jsonl")
+    row = newest_row(run.metrics)
     text = render_status(status)
     if row is not None:
         text += (

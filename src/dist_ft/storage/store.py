@@ -1,7 +1,7 @@
 """Where checkpoints lie: a handful of operations, one of them exclusive creation.
 
 Fencing rests on `create_exclusive`: of two writers of one name, one wins and the other is told. A store that
-cannot do this is refused. Local (and shared) file systems now; object stores fit behind the same protocol.
+cannot do this is refused. Here: local and shared file systems; `objects.py` has the object stores.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Store(Protocol):
         ...
 
     def delete(self, prefix: str) -> None:
-        """Deletes everything below a folder, if any."""
+        """Deletes an object, or everything below a folder, if any."""
         ...
 
 
@@ -126,6 +126,8 @@ class LocalStore:
             raise CheckpointError(f"{prefix!r} is the whole of {self.root}; name a folder in it")
         if base.name.startswith(".deleted-"):
             shutil.rmtree(base)
+        elif base.is_file():
+            base.unlink(missing_ok=True)
         elif base.exists():
             doomed = base.with_name(f".deleted-{base.name}.{uuid.uuid4().hex[:8]}")
             base.rename(doomed)

@@ -64,12 +64,14 @@ class Removed:
         rules: For each, the index of its rule in `names`.
         names: Names of rules.
         first: Places of the first few by rule.
+        part_ends: Number behind the last row of each part of the source.
     """
 
     numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
     rules: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     names: tuple[str, ...] = ()
     first: Mapping[str, list[str]] = field(default_factory=dict)
+    part_ends: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def key(self) -> str:
@@ -82,10 +84,13 @@ class Removed:
         counts = np.bincount(self.rules, minlength=len(self.names)).tolist()
         return {name: count for name, count in zip(self.names, counts, strict=True) if count}
 
-    def part(self, first_row: int, num_rows: int) -> Removed:
-        """Returns those of a part of the source, numbered from the part's first row; without places."""
-        start, end = np.searchsorted(self.numbers, (first_row, first_row + num_rows))
-        return Removed(self.numbers[start:end] - first_row, self.rules[start:end], self.names)
+    def of_part(self, index: int) -> Numbers:
+        """Returns the rows of a part that are left out, numbered from the part's first row."""
+        if not len(self.numbers):
+            return self.numbers
+        begin, end = (int(self.part_ends[index - 1]) if index else 0), int(self.part_ends[index])
+        start, stop = np.searchsorted(self.numbers, (begin, end))
+        return self.numbers[start:stop] - begin
 
 
 NOTHING = Removed()

@@ -1,4 +1,4 @@
-"""Rows of one data file, one after the other: JSONL, JSON, CSV, Parquet, Arrow or Feather, plain text.
+"""Rows of a data file, or a piece of it, one after the other: JSONL, JSON, CSV, Parquet, Arrow or Feather, plain text.
 
 A row that cannot be read is yielded with its problem, so that whoever reads decides what follows; a file that cannot
 be read is an error. Memory holds a line, a batch of rows or, of a JSON or text file, the whole, up to a limit. What a
@@ -11,132 +11,111 @@ A text file is one row. A row a line or a paragraph would cut prose at places th
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from functools import partial
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dist_ft.errors import DataError
-from dist_ft.printable import excerpt, printable
+from dist_ft.config.rules import EMBEDDED_PREFIX
+from dist_ft.errors import DataError, StorageError
+from dist_ft.printable import excerpt
+from dist_ft.stream.columnar import read_arrow, read_parquet
+from dist_ft.stream.compressed import DAMAGED, decompressed
+from dist_ft.stream.embedded import embedded_rows
+from dist_ft.stream.places import Before, Place
+from dist_ft.stream.raw import RawRow
+from dist_ft.stream.source_file import EMBEDDED, SourceFile
 
-KINDS: Mapping[str, str] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".arrow": "arrow", ".feather": "arrow", ".txt": "text",
-}  # fmt: skip
-"""File name endings, and what they mean; those of text may have `.gz` behind them."""
 MAX_LINE_BYTES = 256 << 20
 """Longest line of a JSONL file."""
 MAX_WHOLE_BYTES = 256 << 20
 """Largest JSON file: it is read whole, which takes several times its size."""
 MAX_TEXT_BYTES = 64 << 20
 """Largest text file: it is one row."""
-_BATCH_ROWS = 256
-_IN_BINARY = ("parquet", "arrow")
+MAX_COUNTED_BYTES = 1 << 30
+"""As far into a file lines are counted to name one of a piece; behind it a row is named by its byte."""
+_BLOCK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class RawRow:
-    """One row as the file has it.
-
-    Attributes:
-        place: `file:line` where rows are lines, else `file: row N`, counted from 1.
-        data: The parsed row; the bare text where it cannot be parsed.
-        problem: Why it cannot be used; None for a sound row.
-    """
-
-    place: str
-    data: Any
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A file to read.
-
-    Attributes:
-        path: Where it lies.
-        kind: A value of `KINDS`.
-        is_compressed: Whether it is a gzip file.
-    """
-
-    path: Path
-    kind: str
-    is_compressed: bool
-
-    @property
-    def shown(self) -> str:
-        """The path, safe for a terminal."""
-        return printable(str(self.path))
-
-    @classmethod
-    def at(cls, path: Path) -> DataFile:
-        """Finds the kind by the name.
-
-        Raises:
-            DataError: It has no known ending.
-        """
-        is_compressed = path.suffix.lower() == ".gz"
-        kind = KINDS.get((path.with_suffix("") if is_compressed else path).suffix.lower())
-        if kind is None or (is_compressed and kind in _IN_BINARY):
-            raise DataError(
-                f"{printable(str(path))}: unknown kind of file; known endings are {', '.join(KINDS)}, "
-                "and .gz behind those of text"
-            )
-        return cls(path, kind, is_compressed)
-
-
-def read_file(file: DataFile) -> Iterator[RawRow]:
+def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
     """Yields the rows of a file in its order.
+
+    Args:
+        file: Where they are.
+        start: First byte of a JSONL file, row group of a Parquet file or record batch of an Arrow file.
+        stop: The one behind the last; None is the end. A line belongs to the piece in which it starts.
 
     Raises:
         DataError: The file cannot be read, or is damaged.
     """
     try:
-        yield from _READERS[file.kind](file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield from _READERS[file.kind](file, start, stop)
+    except DAMAGED as error:
         raise DataError(f"{file.shown} is damaged: {error}; make it again") from error
-    except OSError as error:
-        reason = error.strerror or excerpt(str(error)).strip("'\"")
-        raise DataError(f"{file.shown} cannot be read: {reason}; all machines must see it under this path") from error
     except pa.ArrowException as error:
         reason = excerpt(str(error)).strip("'\"")
         raise DataError(f"{file.shown} is not a sound {file.kind} file: {reason}; make it again") from error
-
-
-def read_bytes(file: DataFile) -> Iterator[bytes]:
-    """Yields the bytes of a file as it lies on disk, in blocks."""
-    try:
-        with file.path.open("rb") as opened:
-            while block := opened.read(1 << 22):
-                yield block
+    except StorageError as error:  # it names the file
+        raise DataError(str(error)) from error
     except OSError as error:
-        raise DataError(
-            f"{file.shown} cannot be read: {error.strerror}; all machines must see it under this path"
-        ) from error
+        if file.compression == "bzip2" and error.errno is None:
+            raise DataError(f"{file.shown} is damaged: {error}; make it again") from error
+        raise DataError(cannot_read(file.shown, error)) from error
 
 
-def _read_lines(file: DataFile) -> Iterator[RawRow]:
+def cannot_read(shown: str, error: OSError) -> str:
+    """Says that a local file cannot be read."""
+    reason = error.strerror or excerpt(str(error)).strip("'\"")
+    return f"{shown} cannot be read: {reason}; all machines must see it under this path"
+
+
+def _read_embedded(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
+    for number, row in enumerate(embedded_rows(file.address.removeprefix(EMBEDDED_PREFIX)), start=1):
+        yield RawRow(Place(file.address, number, "line"), row)
+
+
+def _read_lines(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
     with _open(file) as opened:
-        number = 0
-        while line := opened.readline(MAX_LINE_BYTES):
+        at = _first_line(opened, start)
+        before = Before(partial(_count_lines, file, at)) if at else None
+        shown, is_far, number = file.shown, at > MAX_COUNTED_BYTES, 0
+        while (stop is None or at < stop) and (line := opened.readline(MAX_LINE_BYTES)):
             number += 1
-            place = f"{file.shown}:{number}"
+            place = Place(shown, at, "byte") if is_far else Place(shown, number, "line", before)
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                 raise DataError(f"{place}: longer than {MAX_LINE_BYTES >> 20} MiB; a JSONL file has a row a line")
             if line.strip():
-                yield _parse_line(place, line, is_first=number == 1)
+                yield _parse_line(place, line, is_first=at == 0)
+            at += len(line)
 
 
-def _parse_line(place: str, line: bytes, is_first: bool) -> RawRow:
+def _first_line(opened: BinaryIO, start: int) -> int:
+    """Goes to the first line that starts at a byte or behind it, and returns where that is."""
+    if start == 0:
+        return 0
+    at = opened.seek(start - 1)
+    while rest := opened.readline(MAX_LINE_BYTES):
+        at += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return at
+
+
+def _count_lines(file: SourceFile, stop: int) -> int:
+    count, left = 0, stop
+    with file.open() as stored:
+        while left and (block := stored.read(min(left, _BLOCK_BYTES))):
+            count += block.count(b"\n")
+            left -= len(block)
+    return count
+
+
+def _parse_line(place: Place, line: bytes, is_first: bool) -> RawRow:
     try:
         text = line.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
@@ -151,12 +130,12 @@ def _parse_line(place: str, line: bytes, is_first: bool) -> RawRow:
     return RawRow(place, text.rstrip("\r\n"), problem)
 
 
-def _read_json(file: DataFile) -> Iterator[RawRow]:
+def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
     """An array of rows, an object with one list of rows, or, as the hub has them, lines under this name."""
     with _open(file) as opened:
         has_lines = _begins_with_a_whole_object(opened)
     if has_lines:
-        yield from _read_lines(file)
+        yield from _read_lines(file, start, stop)
         return
     content = _read_whole(file, MAX_WHOLE_BYTES, "convert it to JSONL, a row a line")
     try:
@@ -165,7 +144,7 @@ def _read_json(file: DataFile) -> Iterator[RawRow]:
         raise DataError(f"{file.shown}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.shown}: not usable JSON: {error}") from error
-    yield from (RawRow(f"{file.shown}: row {number}", row) for number, row in enumerate(rows, start=1))
+    yield from (RawRow(Place(file.shown, number, "row"), row) for number, row in enumerate(rows, start=1))
 
 
 def _begins_with_a_whole_object(opened: BinaryIO) -> bool:
@@ -174,7 +153,9 @@ def _begins_with_a_whole_object(opened: BinaryIO) -> bool:
     first = next(lines, b"").strip().removeprefix(b"\xef\xbb\xbf")
     if not first.startswith(b"{"):
         return False
-    return isinstance(_parse_line("", first, is_first=True).data, dict) and next(lines, None) is not None
+    return (
+        isinstance(_parse_line(Place("", 1, "line"), first, is_first=True).data, dict) and next(lines, None) is not None
+    )
 
 
 def _list_of_rows(data: Any) -> list[Any]:
@@ -187,7 +168,7 @@ def _list_of_rows(data: Any) -> list[Any]:
     return lists[0]
 
 
-def _read_csv(file: DataFile) -> Iterator[RawRow]:
+def _read_csv(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
     # For the whole process, but only ever this value: the default of 128 KiB refuses long texts.
     csv.field_size_limit(MAX_LINE_BYTES)
     # Wrong bytes become half characters, so that the row is refused and not the file.
@@ -201,12 +182,12 @@ def _read_csv(file: DataFile) -> Iterator[RawRow]:
             if len(set(header)) != len(header):
                 raise DataError(f"{file.shown}: the header {excerpt(header)} names a column twice")
             for number, cells in enumerate(filter(None, rows), start=1):
-                yield _csv_row(f"{file.shown}: row {number}", header, cells)
+                yield _csv_row(Place(file.shown, number, "row"), header, cells)
         except csv.Error as error:  # where the next row begins is unknown
             raise DataError(f"{file.shown}:{rows.line_num}: not valid CSV: {error}") from error
 
 
-def _csv_row(place: str, header: list[str], cells: list[str]) -> RawRow:
+def _csv_row(place: Place, header: list[str], cells: list[str]) -> RawRow:
     if len(cells) != len(header):
         return RawRow(place, cells, f"{len(cells)} cells, but the header has {len(header)}; quote cells with commas")
     row = dict(zip(header, cells, strict=True))
@@ -215,57 +196,8 @@ def _csv_row(place: str, header: list[str], cells: list[str]) -> RawRow:
     return RawRow(place, row)
 
 
-def _read_parquet(file: DataFile) -> Iterator[RawRow]:
-    with pq.ParquetFile(file.path, memory_map=True, pre_buffer=False) as opened:
-        yield from _number_rows(file, opened.iter_batches(batch_size=_BATCH_ROWS))
-
-
-def _read_arrow(file: DataFile) -> Iterator[RawRow]:
-    with pa.memory_map(str(file.path), "r") as source:
-        yield from _number_rows(file, _arrow_batches(source))
-
-
-def _arrow_batches(source: Any) -> Iterator[Any]:
-    try:
-        opened = pa.ipc.open_file(source)
-    except pa.ArrowInvalid:
-        source.seek(0)
-        opened = pa.ipc.open_stream(source)  # as the `datasets` library writes them
-        batches = iter(opened)
-    else:
-        batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
-    for batch in batches:
-        yield from (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
-
-
-def _number_rows(file: DataFile, batches: Iterator[Any]) -> Iterator[RawRow]:
-    number = 0
-    for batch in batches:
-        for row in _rows_of(batch):
-            number += 1
-            problem = row if isinstance(row, str) else None
-            yield RawRow(f"{file.shown}: row {number}", None if problem else _without_nulls(row), problem)
-
-
-def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
-    """Returns rows, or in place of a row what is wrong with it."""
-    try:
-        return cast("list[dict[str, Any] | str]", batch.to_pylist())
-    except UnicodeDecodeError:
-        if batch.num_rows == 1:
-            return ["not valid UTF-8"]
-        return [row for at in range(batch.num_rows) for row in _rows_of(batch.slice(at, 1))]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Returns a value without the keys that are null: a columnar file gives every row the keys of all rows."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _read_text(file: DataFile) -> Iterator[RawRow]:
-    place = f"{file.shown}: row 1"
+def _read_text(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
+    place = Place(file.shown, 1, "row")
     content = _read_whole(file, MAX_TEXT_BYTES, "split it into several files, or make it rows of a JSONL file")
     try:
         yield RawRow(place, {"text": content.decode("utf-8-sig")})
@@ -273,7 +205,7 @@ def _read_text(file: DataFile) -> Iterator[RawRow]:
         yield RawRow(place, None, f"not valid UTF-8 ({error.reason} at byte {error.start})")
 
 
-def _read_whole(file: DataFile, limit: int, advice: str) -> bytes:
+def _read_whole(file: SourceFile, limit: int, advice: str) -> bytes:
     with _open(file) as opened:
         content = opened.read(limit + 1)
     if len(content) > limit:
@@ -282,9 +214,8 @@ def _read_whole(file: DataFile, limit: int, advice: str) -> bytes:
 
 
 @contextmanager
-def _open(file: DataFile) -> Iterator[BinaryIO]:
-    opener: Callable[[Path, str], Any] = gzip.open if file.is_compressed else open
-    with opener(file.path, "rb") as opened:
+def _open(file: SourceFile) -> Iterator[BinaryIO]:
+    with file.open() as stored, decompressed(stored, file.compression) as opened:
         yield opened
 
 
@@ -300,12 +231,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_READERS: Mapping[str, Callable[[DataFile], Iterator[RawRow]]] = {
+_READERS: Mapping[str, Callable[[SourceFile, int, int | None], Iterator[RawRow]]] = {
     "jsonl": _read_lines,
     "json": _read_json,
     "csv": _read_csv,
     "tsv": _read_csv,
-    "parquet": _read_parquet,
-    "arrow": _read_arrow,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
     "text": _read_text,
+    EMBEDDED: _read_embedded,
 }

@@ -1,4 +1,4 @@
-"""Finds the files of a source: one file, a folder of files, or a Hugging Face data set by path or by id.
+"""Finds the files of a source that is no URL: a file, a pattern, a folder, or a Hugging Face data set by path or by id.
 
 The `datasets` library says which files make up a configuration and a split, as a data set's card or the names of its
 files tell; reading them is `files.py`'s, so a data set reads the same by path and by id. No code of a data set is
@@ -7,6 +7,7 @@ ever run: the library has no support for scripts left. What an id names is kept 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -18,53 +19,47 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.config.rules import is_hub_id
+from dist_ft.config.rules import is_hub_id, is_pattern
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt, printable
 from dist_ft.rundir import read_json, write_json
-from dist_ft.stream.files import DataFile
+from dist_ft.storage.remote import without_scheme
 
 _SPLIT_NAME = re.compile(
     r"(^|[-._ ])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([-._ 0-9]|$)"
 )
 """What `datasets` takes for the name of a split in the name of a file."""
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _TOUCH_S = 10.0
 _ACCESS = "check its name, split and revision, and HF_TOKEN if it is private or gated"
 _REMOTE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
 
 
-def find_files(source: RowSource) -> list[DataFile]:
-    """Returns the files of a source, in the order in which they are read.
+def find_files(source: RowSource) -> list[Path]:
+    """Returns the files of a source that is a path or a hub id, in the order in which they are read.
 
     Raises:
-        DataError: There are none, they are of several kinds, or a hub id can be neither fetched nor found in the cache.
+        DataError: There are none, or a hub id can be neither fetched nor found in the cache.
     """
     try:
-        files = _find(source)
+        return _find(source)
     except OSError as error:
         raise DataError(f"{printable(source.source)} cannot be read: {error.strerror or error}") from error
-    if not Path(source.source).is_file():  # one shard by its own name is what was asked for
-        _check_shards(source, files)
-    found = [DataFile.at(file) for file in files]
-    if kinds := sorted({file.kind for file in found[1:]} - {found[0].kind}):
-        raise DataError(
-            f"{printable(source.source)} holds {found[0].kind} and {', '.join(kinds)} files; "
-            "keep one kind in a folder, or name the files as sources of their own"
-        )
-    return found
 
 
 def _find(source: RowSource) -> list[Path]:
-    path = Path(source.source).expanduser()
+    path = Path(without_scheme(source.source)).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():
             path = _saved_split(path, source)
         if (path / "state.json").is_file():
             return _saved_files(path)
         return _dataset_files(path, source) if _is_dataset(path, source) else _folder_files(path)
-    if path.exists() or not is_hub_id(source.source):
+    if path.exists():
+        return [path]
+    if is_pattern(str(path)):
+        return _matching_files(path)
+    if not is_hub_id(source.source):
         return [path]
     return list(_hub_files(source.source, source.name, source.split, source.revision))
 
@@ -93,6 +88,14 @@ def _folder_files(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if not files:
         raise DataError(f"{printable(str(folder))} holds no files; name a data file or a folder of them")
+    return files
+
+
+def _matching_files(pattern: Path) -> list[Path]:
+    names = glob.iglob(str(pattern), recursive=True)  # noqa: PTH207 (it leaves hidden files out, as a shell does)
+    files = sorted(path for name in names if (path := Path(name)).is_file())
+    if not files:
+        raise DataError(f"{printable(str(pattern))} matches no files (looked in {Path.cwd()}); check the pattern")
     return files
 
 
@@ -218,17 +221,3 @@ def _not_found(source: RowSource) -> str:
         f"{source.source} is no path here and not wholly in the cache {HF_HUB_CACHE}, and {reason}; fetch it with "
         f"`hf download --repo-type dataset {source.source}` where there is a network, or name a local directory"
     )
-
-
-def _check_shards(source: RowSource, files: Sequence[Path]) -> None:
-    """Refuses a data set of which a shard is missing: its name says how many there are."""
-    numbers: dict[tuple[str, int], set[int]] = {}
-    for file in files:
-        if match := _SHARD.search(file.name):
-            numbers.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
-    for (stem, count), found in numbers.items():
-        if missing := sorted(set(range(count)) - found):
-            raise DataError(
-                f"{printable(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
-                f"number {missing[0]} is missing; fetch the rest"
-            )

@@ -11,8 +11,11 @@ from typing import Any
 
 from dist_ft.config.schema import DataConfig
 
-QUARANTINE = "quarantine.jsonl"
-"""File, beside the token shards, of the rows left out as bad: place, problem and the row."""
+
+def quarantine_of(key: str) -> str:
+    """Name, where the token shards are kept, of the rows of a split that were left out as bad: place, problem, row."""
+    return f"splits/{key}.quarantine.jsonl"
+
 
 _LONG = {"truncate": "are cut", "drop": "are left out", "split": "are made into pieces"}
 
@@ -43,5 +46,5 @@ def _lines(splits: Sequence[dict[str, Any]], data: DataConfig) -> Iterator[str]:
         yield f"{long:,} samples are longer than data.seq_len={data.seq_len} and {_LONG[data.long_samples]}"
     if with_bad:
         bad = sum(split["num_bad_rows"] for split in with_bad)
-        paths = ", ".join(f"{split['directory']}/{QUARANTINE}" for split in with_bad)
+        paths = ", ".join(f"{split['address']}/{quarantine_of(split['key'])}" for split in with_bad)
         yield f"{bad:,} bad rows are left out; they are in {paths}"

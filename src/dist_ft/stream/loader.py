@@ -1,11 +1,16 @@
 """Gives one rank the rows of a step. Owns how positions become arrays; the order itself is `order.py`.
 
+Batches of the next steps are made by a background thread while one is computed, and the files of the next window are
+fetched by a few others. All of that is a head start: the state of a loader is the step that is asked for.
+
 Shapes: B rows of a micro batch, T tokens of its longest row (rounded up).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +18,13 @@ import numpy.typing as npt
 
 from dist_ft.batch import IGNORE, layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
+from dist_ft.config.schema import DataConfig
 from dist_ft.memory import BatchShape
-from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.order import Order, SequenceId, SourceSpec, digest, shares, step_positions
-from dist_ft.stream.shards import TokenShards
+from dist_ft.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
+from dist_ft.stream.prepared import PreparedSplit
+from dist_ft.stream.shards import Row, TokenShards
 
+NUM_FETCHERS = 4
 LENGTH_MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices
 
 Ints = npt.NDArray[np.int64]
@@ -68,11 +75,10 @@ class RankLayout:
     micro_batch_size: int
 
 
-def build_order(shards: Sequence[TokenShards], weights: Sequence[float] | None, seed: int) -> Order:
-    """Returns the order over opened sources; `weights` as in `DataConfig.weights`."""
-    sizes = [opened.shard_sizes for opened in shards]
-    taken = shares([sum(size) for size in sizes], weights)
-    return Order(tuple(SourceSpec(size, share) for size, share in zip(sizes, taken, strict=True)), seed)
+def build_order(shards: Sequence[TokenShards], data: DataConfig, seed: int) -> Order:
+    """Returns the order over opened sources."""
+    sizes = [opened if opened.known_sizes is None else opened.known_sizes for opened in shards]
+    return Order(sizes, data.weights, seed, data.shuffle, data.exhaust)
 
 
 def largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape:
@@ -87,7 +93,16 @@ def largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape
 
 
 class TrainLoader:
-    """Random access to the steps of a run."""
+    """Random access to the steps of a run, quick when they are taken one after the other. `close` it.
+
+    Args:
+        order: Which sequence when.
+        shards: Of each source.
+        layout: This rank's part.
+        global_batch_size: Sequences of a step.
+        total: Positions of the run.
+        prefetch_steps: Steps that are made ready ahead of the one asked for; 0 makes each when it is asked for.
+    """
 
     def __init__(
         self,
@@ -96,65 +111,134 @@ class TrainLoader:
         layout: RankLayout,
         global_batch_size: int,
         total: int,
+        prefetch_steps: int = 0,
     ) -> None:
-        self._order = order
-        self._shards = shards
-        self._layout = layout
-        self._global_batch_size = global_batch_size
-        self._total = total
+        self._order, self._shards, self._layout = order, shards, layout
+        self._global_batch_size, self._total = global_batch_size, total
+        self._prefetch_steps = prefetch_steps
+        # One thread: shards are not for several, and steps are taken in order anyway.
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._fetchers = ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="fetch")
+        self._ready: deque[tuple[int, Future[StepBatch]]] = deque()
+        self._fetched: dict[int, tuple[int, int]] = {}
 
     def step(self, step: int) -> StepBatch:
-        """Returns this rank's rows of step `step`, counted from 0."""
+        """Returns this rank's rows of step `step`, counted from 0. What went wrong with them is raised here."""
+        self._look_ahead(step)
+        return self._ready.popleft()[1].result()
+
+    def is_ready(self, step: int, within_s: float) -> bool:
+        """Whether the rows of a step are there within so many seconds; if not, `step` will wait for them."""
+        self._look_ahead(step)
+        return not wait([self._ready[0][1]], within_s).not_done
+
+    def epoch(self, position: int) -> int:
+        """Returns the epochs completed at a position."""
+        return self._order.epoch(position)
+
+    def close(self) -> None:
+        """Ends the threads, and with an error whatever they wait for."""
+        for opened in self._shards:
+            opened.close()
+        self._maker.shutdown(cancel_futures=True)
+        self._fetchers.shutdown(cancel_futures=True)
+
+    def _look_ahead(self, step: int) -> None:
+        """Has the rows of a step and of those behind it made."""
+        if self._ready and self._ready[0][0] != step:
+            for _, future in self._ready:
+                future.cancel()
+            self._ready.clear()
+        following = self._ready[-1][0] + 1 if self._ready else step
+        for ahead in range(following, step + self._prefetch_steps + 1):
+            if ahead == step or ahead * self._global_batch_size < self._total:
+                self._ready.append((ahead, self._maker.submit(self._make, ahead)))
+
+    def _make(self, step: int) -> StepBatch:
         positions = step_positions(step, self._global_batch_size, self._total)
-        ids = [self._order.locate(position) for position in positions]
-        sizes = [self._shards[i.source].sizes(i.row) for i in ids]
+        self._fetch_ahead(positions.start)
+        ids = self._order.locate(np.arange(positions.start, positions.stop))
+        sizes = self._sizes(ids)
         layout = layout_slots(
-            [tokens for tokens, _ in sizes],
-            self._layout.micro_batch_size,
-            self._layout.world_size,
-            self._global_batch_size,
+            sizes[:, 0].tolist(), self._layout.micro_batch_size, self._layout.world_size, self._global_batch_size
         )
+        named = list(ids)
         return StepBatch(
-            micro_batches=[self._micro_batch(ids, ranks[self._layout.rank]) for ranks in layout],
-            num_tokens=sum(tokens for tokens, _ in sizes),
-            num_trained_tokens=sum(trained for _, trained in sizes),
+            micro_batches=[self._micro_batch(named, ranks[self._layout.rank]) for ranks in layout],
+            num_tokens=int(sizes[:, 0].sum()),
+            num_trained_tokens=int(sizes[:, 1].sum()),
             digest=digest(ids),
             position=positions.stop,
         )
 
-    def epoch(self, position: int) -> int:
-        """Returns the epochs completed at a position."""
-        return position // self._order.epoch_size
+    def _sizes(self, ids: SequenceIds) -> npt.NDArray[np.int64]:
+        """Returns tokens and trained tokens of each sequence [sequences, 2]."""
+        sizes = np.zeros((len(ids), 2), np.int64)
+        groups = ids.source << 32 | ids.shard
+        for group in np.unique(groups).tolist():
+            mine = np.flatnonzero(groups == group)
+            sizes[mine] = self._shards[group >> 32].sizes(group & 0xFFFFFFFF, ids.row[mine])
+        return sizes
 
     def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
-        rows = [self._shards[ids[slot].source].read(ids[slot].row) for slot in slots]
+        rows = [self._shards[ids[slot].source].read(ids[slot].shard, ids[slot].row) for slot in slots]
         return collate(rows, slots, self._layout.micro_batch_size)
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Has the shards of the window at a position and of the next one brought here, where they are not yet.
+
+        What goes wrong is not looked at: it comes up again when the shard is read.
+        """
+        if all(opened.is_local for opened in self._shards):
+            return
+        for source, (window, shards) in enumerate(self._order.windows(position)):
+            if self._fetched.get(source) != window:
+                self._fetched[source] = window
+                for shard in shards.tolist():
+                    self._fetchers.submit(self._shards[source].fetch, shard)
 
 
 def num_eval_batches(shards: TokenShards, layout: RankLayout) -> int:
     """Returns the batches of a held-out split over all ranks, without those that only fill up."""
-    return num_micro_steps(sum(shards.shard_sizes), layout.micro_batch_size, 1)
+    counts = shards.num_sequences(np.arange(shards.num_shards))
+    windows = [int(counts[begin : begin + WINDOW_SHARDS].sum()) for begin in range(0, len(counts), WINDOW_SHARDS)]
+    return sum(num_micro_steps(count, layout.micro_batch_size, 1) for count in windows)
 
 
 def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch]:
     """Yields this rank's part of a held-out split; every rank gets the same number of batches.
 
     A batch holds the same rows whatever the number of ranks, so that it gives the same numbers. They are dealt round
-    robin: this rank's i-th is number `i * world_size + rank` of all; those beyond the last are padding.
+    robin: this rank's i-th is number `i * world_size + rank` of all; those beyond the last are padding. Slots count
+    the rows of the split.
     """
-    lengths = [shards.sizes(row)[0] for row in range(sum(shards.shard_sizes))]
-    batches = [slots for (slots,) in layout_slots(lengths, layout.micro_batch_size, 1)]
-    for first in range(0, len(batches), layout.world_size):
-        mine = batches[first + layout.rank : first + layout.rank + 1]
-        slots = mine[0] if mine else []
-        yield collate([shards.read(row) for row in slots], slots, layout.micro_batch_size)
+    whole = _all_eval_batches(shards, layout.micro_batch_size)
+    for number in range(-(-num_eval_batches(shards, layout) // layout.world_size) * layout.world_size):
+        slots, places = next(whole, ([], []))
+        if number % layout.world_size == layout.rank:
+            yield collate([shards.read(*place) for place in places], slots, layout.micro_batch_size)
 
 
-def collate(
-    rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.int32]]],
-    slots: Sequence[int],
-    num_rows: int,
-) -> MicroBatch:
+def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Yields slots and (shard, row) of each batch; rows of similar length within a window of shards."""
+    first = 0
+    for sizes, rows in _eval_windows(shards):
+        for (slots,) in layout_slots(sizes, micro_batch_size, 1):
+            yield [first + slot for slot in slots], [rows[slot] for slot in slots]
+        first += len(rows)
+
+
+def _eval_windows(shards: TokenShards) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Yields lengths and (shard, row) of the rows of a few shards at a time: a reader has no more of them open."""
+    for begin in range(0, shards.num_shards, WINDOW_SHARDS):
+        members = np.arange(begin, min(begin + WINDOW_SHARDS, shards.num_shards))
+        counts = shards.num_sequences(members).tolist()
+        held = list(zip(members.tolist(), counts, strict=True))
+        lengths = [n for shard, count in held for n in shards.sizes(shard, np.arange(count))[:, 0].tolist()]
+        yield lengths, [(shard, row) for shard, count in held for row in range(count)]
+
+
+def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBatch:
     """Pads rows to one length and fills up with padding rows."""
     length = round_up(max((len(ids) for ids, _, _ in rows), default=1), LENGTH_MULTIPLE)
     input_ids = np.zeros((num_rows, length), dtype=np.int64)
@@ -164,11 +248,10 @@ def collate(
         count = len(ids)
         input_ids[row, :count] = ids
         targets[row, : count - 1] = np.where(trained[1:], ids[1:], IGNORE)
-        for start in starts[1:]:
-            position_ids[row, start:] = np.arange(length - start)
-        if count < length and len(starts) > 1:
+        if len(starts) > 1:
             # The padding after packed samples is a sample of its own.
-            position_ids[row, count:] = np.arange(length - count)
+            ends = np.append(starts, count) if count < length else starts
+            position_ids[row] -= np.repeat(ends, np.diff(ends, append=length))
     slot_column = np.full(num_rows, -1, dtype=np.int64)
     slot_column[: len(slots)] = slots
     return MicroBatch(input_ids, targets, position_ids, slot_column)

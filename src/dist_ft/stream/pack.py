@@ -6,9 +6,12 @@ depend on what else is in the data set.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 from dist_ft.records import Sample
 
@@ -28,10 +31,49 @@ class PackedSequence:
     starts: list[int]
 
 
-def pack(samples: Sequence[Sample], seq_len: int, packing: bool) -> list[PackedSequence]:
+class Window:
+    """The samples of one window until they are packed, at five bytes a token: as lists they would take fifty."""
+
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        self._input_ids = array("i")
+        self._trained = bytearray()
+        self._ends = [0]
+        for sample in samples:
+            self.add(sample)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, sample: Sample) -> None:
+        """Takes one more sample."""
+        self._input_ids.extend(sample.input_ids)
+        self._trained.extend(sample.trained)
+        self._ends.append(len(self._input_ids))
+
+    def sequences(self, seq_len: int, packing: bool) -> Iterator[PackedSequence]:
+        """Yields the sequences, each made when it is asked for; without packing, one a sample."""
+        lengths = [end - start for start, end in pairwise(self._ends)]
+        bins = plan_bins(lengths, seq_len) if packing else [[number] for number in range(len(lengths))]
+        for members in bins:
+            yield self._join(members)
+
+    def _join(self, members: Sequence[int]) -> PackedSequence:
+        input_ids: list[int] = []
+        trained: list[bool] = []
+        starts: list[int] = []
+        for number in members:
+            start, end = self._ends[number : number + 2]
+            starts.append(len(input_ids))
+            input_ids += self._input_ids[start:end]
+            if end > start:
+                flags = memoryview(self._trained).cast("?")
+                trained += [False, *cast("list[bool]", flags[start + 1 : end].tolist())]
+        return PackedSequence(input_ids, trained, starts)
+
+
+def pack(samples: Iterable[Sample], seq_len: int, packing: bool) -> list[PackedSequence]:
     """Returns the sequences of one window; without packing, one a sample."""
-    bins = plan_bins([len(s.input_ids) for s in samples], seq_len) if packing else [[i] for i in range(len(samples))]
-    return [_join([samples[i] for i in members]) for members in bins]
+    return list(Window(samples).sequences(seq_len, packing))
 
 
 def plan_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -48,14 +90,3 @@ def plan_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         bins[target].append(index)
         insort(free, (left - lengths[index], target))
     return sorted(sorted(members) for members in bins)
-
-
-def _join(samples: Sequence[Sample]) -> PackedSequence:
-    input_ids: list[int] = []
-    trained: list[bool] = []
-    starts: list[int] = []
-    for sample in samples:
-        starts.append(len(input_ids))
-        input_ids += sample.input_ids
-        trained += [False, *sample.trained[1:]]
-    return PackedSequence(input_ids, trained, starts)

@@ -1,7 +1,8 @@
 """Rows of a source, each with its place, its record and the hash that decides on which side of a split it falls.
 
-Joins what finds files (`hub.py`), reads them (`files.py`) and understands rows (`formats.py`). What becomes of a bad
-row is the caller's: `scan_rows` gives it out, `read_rows` raises. Turning records into tokens is the renderer's work.
+Joins what lists files (`listing.py`), reads them (`files.py`) and understands rows (`formats.py`). What becomes of a
+bad row is the caller's: `scan_part` and `scan_rows` give it out, `read_rows` raises. Turning records into tokens is
+the renderer's work.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.config.schema import DataConfig, RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record
-from dist_ft.stream.embedded import embedded_rows
-from dist_ft.stream.files import RawRow, read_bytes, read_file
+from dist_ft.storage.remote import shown_url
+from dist_ft.stream.files import read_piece
 from dist_ft.stream.formats import read_record
-from dist_ft.stream.hub import find_files
+from dist_ft.stream.listing import check_unchanged, list_files
+from dist_ft.stream.parts import Part, whole
+from dist_ft.stream.places import Place
+from dist_ft.stream.raw import RawRow
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,21 @@ class Row:
     """One row of a source.
 
     Attributes:
-        place: `file:line`, or `file: row N`, for messages to people.
+        where: Its place.
         record: What it says.
         key: Hash of the content, or of the group's name, which decides on which side of a held-out split it falls.
         raw: The row as the file has it.
     """
 
-    place: str
+    where: Place
     record: Record
     key: int
     raw: Any
+
+    @property
+    def place(self) -> str:
+        """`file:line`, or `file: row N`, for messages to people. May count the lines before a piece of a file."""
+        return str(self.where)
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,41 @@ class BadRow:
     """A row that cannot be used.
 
     Attributes:
-        place: As in `Row`.
+        where: Its place.
         problem: What is wrong and how to mend it.
         raw: The row as the file has it: parsed, or text where it could not be.
     """
 
-    place: str
+    where: Place
     problem: str
     raw: Any
+
+    @property
+    def place(self) -> str:
+        """As in `Row`."""
+        return str(self.where)
 
     def error(self) -> DataError:
         """Returns the error that names place and problem."""
         return DataError(f"{self.place}: {self.problem}")
+
+
+def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
+    """Yields every row of a part in order, the bad ones too; memory holds a line or a batch of rows.
+
+    Args:
+        part: What to read; it must be what it was when it was listed, before and after.
+        source: How the rows are written.
+        group_by: `data.group_by`.
+
+    Raises:
+        DataError: A file that has changed, is gone, or cannot be read at all.
+    """
+    for piece in part.pieces:
+        check_unchanged(piece.file)
+        for raw in read_piece(piece.file, piece.start, piece.stop):
+            yield _read(raw, source, group_by)
+        check_unchanged(piece.file)
 
 
 def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
@@ -69,12 +100,12 @@ def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | 
     Raises:
         DataError: A file that cannot be read at all, or a source without rows.
     """
-    count = 0
-    for raw in _raw_rows(source):
-        yield _read(raw, source, group_by)
-        count += 1
-    if count == 0:
-        raise DataError(f"{source.source} holds no rows; expected one conversation or text a row")
+    is_empty = True
+    for row in scan_part(whole(list_files(source)), source, group_by):
+        is_empty = False
+        yield row
+    if is_empty:
+        raise DataError(f"{shown_url(source.source)} holds no rows; expected one conversation or text a row")
 
 
 def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
@@ -111,26 +142,8 @@ def is_held_out(row: Row, fraction: float) -> bool:
 
 
 def content_hash(source: RowSource) -> str:
-    """Returns the hash of a source's bytes (xxh3-128), the base of its cache key: all its files, in order."""
-    hasher = xxhash.xxh3_128()
-    if source.source.startswith(EMBEDDED_PREFIX):
-        hasher.update(json.dumps(embedded_rows(source.source.removeprefix(EMBEDDED_PREFIX))).encode())
-        return hasher.hexdigest()
-    for file in find_files(source):
-        of_file = xxhash.xxh3_128()
-        for block in read_bytes(file):
-            of_file.update(block)
-        hasher.update(f"{file.kind} {file.is_compressed} {of_file.hexdigest()}\n".encode())
-    return hasher.hexdigest()
-
-
-def _raw_rows(source: RowSource) -> Iterator[RawRow]:
-    if source.source.startswith(EMBEDDED_PREFIX):
-        for number, row in enumerate(embedded_rows(source.source.removeprefix(EMBEDDED_PREFIX)), start=1):
-            yield RawRow(f"{source.source}:{number}", row)
-        return
-    for file in find_files(source):
-        yield from read_file(file)
+    """Returns the hash of a source's bytes and kinds, the base of its cache key: all its files, in order."""
+    return whole(list_files(source)).identity()
 
 
 def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:

@@ -18,18 +18,21 @@ import numpy as np
 import xxhash
 
 from dist_ft.config import Config
-from dist_ft.errors import DataError
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
-from dist_ft.stream.cache import WINDOW_ROWS, Render, SplitRequest, rows_of_side, usable
+from dist_ft.storage.objects import open_store
+from dist_ft.stream.batches import RenderMany, render_rows
 from dist_ft.stream.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.stream.pack import plan_bins
 from dist_ft.stream.personal import PersonalKind, find_personal, mask
 from dist_ft.stream.repeats import Keys, Numbers, find_repeats, find_shared
+from dist_ft.stream.request import SplitRequest, is_window_full
+from dist_ft.stream.samples import usable
 from dist_ft.stream.sources import BadRow, Row
+from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split
 from dist_ft.stream.texts import answer_text, compared_text, num_turns, record_key, role_texts
 from dist_ft.tasks.curate import curate
-from dist_ft.tasks.prepare import make_renderer, split_requests
+from dist_ft.tasks.prepare import cache_address, make_renderer, split_requests
 
 FEW = 5
 """Places that are named of whatever is counted."""
@@ -85,6 +88,8 @@ class SplitCounts:
         keys: Hash of each row's content.
         answers: Hash of each row's answer; 0 for one that is short.
         window: Lengths of the samples that are yet to be packed.
+        num_window_rows: Rows that they come from.
+        num_window_tokens: Their sum.
     """
 
     name: str
@@ -112,6 +117,8 @@ class SplitCounts:
     keys: array[int] = field(default_factory=lambda: array("Q"))
     answers: array[int] = field(default_factory=lambda: array("Q"))
     window: list[int] = field(default_factory=list)
+    num_window_rows: int = 0
+    num_window_tokens: int = 0
 
     def close_window(self) -> None:
         """Counts the sequences of a window as `stream/pack.py` would make them."""
@@ -119,6 +126,7 @@ class SplitCounts:
         self.num_packed += num_bins
         self.num_sequences += num_bins if self.request.packing else len(self.window)
         self.window.clear()
+        self.num_window_rows = self.num_window_tokens = 0
 
 
 @dataclass(frozen=True)
@@ -153,14 +161,14 @@ def measure(config: Config) -> Measures:
         UserError: The tokenizer, or a source as a whole, cannot be read.
     """
     tokenizer = load_tokenizer(config)
-    render, render_key = make_renderer(config, tokenizer)
-    train, held_out = split_requests(config, render_key, curate(config))
+    render_many, render_key = make_renderer(config, tokenizer)
+    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
     trained_on = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     evaluated = [SplitCounts("eval", held_out)] if held_out is not None else []
     stops = _stop_ids(config, tokenizer)
-    meter = _Meter(render, tokenizer, stops, config.data.redact)
-    signatures = _scan(trained_on, meter)
-    eval_signatures = _scan(evaluated, meter)
+    meter = _Meter(tokenizer, stops, config.data.redact)
+    signatures = _scan(trained_on, render_many, meter)
+    eval_signatures = _scan(evaluated, render_many, meter)
     return Measures(
         splits=[*trained_on, *evaluated],
         repeats=_note_repeats(trained_on),
@@ -181,18 +189,17 @@ def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
 
 
 class _Meter:
-    """Renders rows and notes what is found in them."""
+    """Notes what is found in rows."""
 
-    def __init__(self, render: Render, tokenizer: Any, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
-        self._render = render
+    def __init__(self, tokenizer: Any, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
         self._redacted = frozenset(redacted)
         self._stops = stops
         self._bos = tokenizer.bos_token_id
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
-    def note(self, row: Row, split: SplitCounts) -> None:
-        """Counts a row."""
+    def note(self, row: Row, samples: list[Sample] | BadRow, split: SplitCounts) -> None:
+        """Counts a row and what it was rendered to."""
         split.num_rows += 1
         split.keys.append(record_key(row.record))
         split.answers.append(_answer_key(row.record))
@@ -200,10 +207,8 @@ class _Meter:
         self._note_personal(row, split)
         if _has_empty_answer(row.record):
             split.empty_answers.add(row.place)
-        try:
-            samples = self._render(row.record)
-        except DataError as error:
-            split.refused.add(f"{row.place}: {error}")
+        if isinstance(samples, BadRow):
+            split.refused.add(f"{row.place}: {samples.problem}")
             return
         if found := next(filter(None, map(self._special.search, _texts(row.record))), None):
             split.control_text.add(f"{row.place}: {found[0]}")
@@ -213,7 +218,9 @@ class _Meter:
             split.untrained.add(row.place)
             split.num_hidden_rows += any(any(sample.trained[1:]) for sample in samples)
         split.window += [len(piece.input_ids) for piece in used]
-        if (split.num_rows - split.refused.count) % WINDOW_ROWS == 0:
+        split.num_window_rows += 1
+        split.num_window_tokens += sum(len(piece.input_ids) for piece in used)
+        if is_window_full(split.num_window_rows, split.num_window_tokens):
             split.close_window()
 
     def _note_personal(self, row: Row, split: SplitCounts) -> None:
@@ -244,17 +251,18 @@ class _Meter:
         return pieces
 
 
-def _scan(splits: Sequence[SplitCounts], meter: _Meter) -> Signatures:
+def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter) -> Signatures:
     """Counts all rows; returns the signatures of those that can be read, in order."""
     signatures = SignatureFile()
     for split in splits:
-        for row in rows_of_side(split.request):
-            if isinstance(row, BadRow):
-                split.unreadable.add(f"{row.place}: {row.problem}")
-            else:
-                meter.note(row, split)
-                signatures.add(compared_text(row.record))
-        split.close_window()
+        for shard in plan_split(split.request).shards:
+            for row, samples in render_rows(rows_of_shard(split.request, shard), render_many):
+                if isinstance(row, BadRow):
+                    split.unreadable.add(f"{row.place}: {row.problem}")
+                else:
+                    meter.note(row, samples, split)
+                    signatures.add(compared_text(row.record))
+            split.close_window()
     return signatures.read()
 
 
@@ -357,4 +365,4 @@ def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
 
 
 def _good_rows(split: SplitCounts) -> Iterator[Row]:
-    return (row for row in rows_of_side(split.request) if isinstance(row, Row))
+    return (row for row in rows_of_split(plan_split(split.request)) if isinstance(row, Row))

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, groupby, islice
+from itertools import groupby
 from typing import Any
+
+import numpy as np
 
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
-from dist_ft.stream.cache import WINDOW_ROWS, Render, SplitRequest, render_row, rows_of_side, usable
+from dist_ft.stream.batches import RenderMany, render_rows
+from dist_ft.stream.request import SplitRequest
+from dist_ft.stream.samples import usable
 from dist_ft.stream.shards import TokenShards
-from dist_ft.stream.sources import Row
-from dist_ft.tasks.curate import curate
-from dist_ft.tasks.prepare import make_renderer, prepare_splits, split_requests
+from dist_ft.stream.sources import BadRow, Row
+from dist_ft.stream.split_plan import PlannedShard, SplitPlan, rows_of_shard
+from dist_ft.tasks.prepare import make_renderer, plan_splits, prepare_split
 
 Tokens = tuple[int, ...]
 
@@ -71,20 +75,20 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     """
     tokenizer = load_tokenizer(config)
     render, render_key = make_renderer(config, tokenizer)
-    request = _choose(split_requests(config, render_key, curate(config)), source)
-    splits, eval_split = prepare_splits(config, tokenizer)
-    split = eval_split if source == "eval" else splits[int(source)]
-    assert split is not None
+    plan = _choose(*plan_splits(config, render_key), source)
+    split = prepare_split(config, plan, render)
     if first > split.num_sequences:
         raise UsageError(f"--row {first}: source {source} has {split.num_sequences:,} sequences")
-    shards = split.open()
+    shards = split.open(config.data.loader)
     rows = range(first - 1, min(first - 1 + count, split.num_sequences))
-    sequences = [list(_samples(shards, row)) for row in rows]
+    places = [_locate(shards, row) for row in rows]
+    sequences = [list(_samples(shards, *place)) for place in places]
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
-    origins = _find_origins(request, render, wanted, _first_row(shards, rows))
+    parts = [plan.shards[shard] for shard in dict.fromkeys(shard for shard, _ in places)]
+    origins = _find_origins(plan.request, parts, render, wanted)
     shown = [[_show(tokenizer, ids, trained, origins) for ids, trained in samples] for samples in sequences]
     return {
-        "source": request.shown,
+        "source": plan.request.shown,
         "split": "eval" if source == "eval" else f"train.{source}",
         "seq_len": config.data.seq_len,
         "num_rows": split.num_rows,
@@ -98,9 +102,8 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     }
 
 
-def _choose(requests: tuple[list[SplitRequest], SplitRequest | None], source: str) -> SplitRequest:
-    train, held_out = requests
-    known = {str(index): request for index, request in enumerate(train)}
+def _choose(train: list[SplitPlan], held_out: SplitPlan | None, source: str) -> SplitPlan:
+    known = {str(index): plan for index, plan in enumerate(train)}
     if held_out is not None:
         known["eval"] = held_out
     if source not in known:
@@ -108,36 +111,43 @@ def _choose(requests: tuple[list[SplitRequest], SplitRequest | None], source: st
     return known[source]
 
 
-def _samples(shards: TokenShards, row: int) -> Iterator[tuple[list[int], list[bool]]]:
-    ids, trained, starts = shards.read(row)
+def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
+    """Returns the shard of a sequence of the split, and its row in it."""
+    for shard, size in enumerate(shards.num_sequences(np.arange(shards.num_shards)).tolist()):
+        if row < size:
+            return shard, row
+        row -= size
+    raise AssertionError(f"row {row} is beyond the split")
+
+
+def _samples(shards: TokenShards, shard: int, row: int) -> Iterator[tuple[list[int], list[bool]]]:
+    ids, trained, starts = shards.read(shard, row)
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
         yield ids[start:end].tolist(), trained[start:end].tolist()
 
 
-def _first_row(shards: TokenShards, rows: range) -> int:
-    """Returns a row of the split before which none of these sequences has its rows: a token shard is one window."""
-    ends = accumulate(shards.shard_sizes)
-    return WINDOW_ROWS * next(shard for shard, end in enumerate(ends) if rows.start < end)
-
-
-def _find_origins(request: SplitRequest, render: Render, wanted: set[Tokens], first: int) -> dict[Tokens, _Origin]:
-    """Renders rows again until each sample has been seen: shards do not say where a sample comes from.
+def _find_origins(
+    request: SplitRequest, parts: Sequence[PlannedShard], render_many: RenderMany, wanted: set[Tokens]
+) -> dict[Tokens, _Origin]:
+    """Renders the rows of the shards again until each sample has been seen: shards do not say where a sample comes
+    from.
 
     Rows with the same tokens are told apart by nothing; the first one is named.
     """
     found: dict[Tokens, _Origin] = {}
-    rows = (row for row in rows_of_side(request) if isinstance(row, Row))
-    for tokens, origin in _pieces(request, render, islice(rows, first, None)):
-        if tokens in wanted:
-            found.setdefault(tokens, origin)
-        if len(found) == len(wanted):
-            break
+    for part in parts:
+        for tokens, origin in _pieces(request, render_many, rows_of_shard(request, part)):
+            if tokens in wanted:
+                found.setdefault(tokens, origin)
+            if len(found) == len(wanted):
+                return found
     return found
 
 
-def _pieces(request: SplitRequest, render: Render, rows: Iterable[Row]) -> Iterator[tuple[Tokens, _Origin]]:
-    for row in rows:
-        samples = render_row(row, render)
+def _pieces(
+    request: SplitRequest, render_many: RenderMany, rows: Iterable[Row | BadRow]
+) -> Iterator[tuple[Tokens, _Origin]]:
+    for row, samples in render_rows(rows, render_many):
         for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none
             for piece in usable(sample, request):
                 num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(piece.input_ids)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_ft.config import Config, config_from_dict
+from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.config.rules import num_cores
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.loss import TokenLoss
 from dist_ft.model.render import Renderer
+from dist_ft.storage.place import local_copy
 from dist_ft.stream.loader import RankLayout
 from dist_ft.tasks.generate import generate, make_batches
 from dist_ft.tasks.prepare import prepare_held_out
@@ -39,7 +41,7 @@ def run(
 
     Args:
         config: Names the base model and the held-out data.
-        models: Name → directory of a model or of an adapter of the base model; None is the base model itself.
+        models: Name → directory or URL of a model or of an adapter of the base model; None is the base model itself.
         shard: Which share, counted from 0.
         num_shards: Shares.
         num_local: Tasks of this kind that share a node.
@@ -58,17 +60,21 @@ def run(
     rows = {row: _shown(row, questions[row]) for batch in batches for row in batch}
     split = prepare_held_out(parsed, tokenizer) if with_loss else None
     numbers: dict[str, dict[str, float | None]] = {}
-    for name, model in _each(parsed, models) if batches or split is not None else ():
-        if split is not None:
-            layout = RankLayout(0, 1, parsed.train.micro_batch_size)
-            with torch.no_grad():
-                sums = batch_sums(TokenLoss(model).eval(), split.open(), layout, model.device)
-            numbers[name] = means(sums, split.num_trained_tokens)
-        for batch in batches:
-            prompts = [questions[row].prompt for row in batch]
-            for row, answer in zip(batch, generate(model, tokenizer, prompts, parsed.eval.max_new_tokens), strict=True):
-                rows[row][name] = answer
-        del model  # before the next one is loaded
+    with ExitStack() as stack:
+        is_asked = bool(batches) or split is not None
+        copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
+        for name, model in _each(parsed, copies):
+            if split is not None:
+                layout = RankLayout(0, 1, parsed.train.micro_batch_size)
+                with torch.no_grad():
+                    sums = batch_sums(TokenLoss(model).eval(), split.open(parsed.data.loader), layout, model.device)
+                numbers[name] = means(sums, split.num_trained_tokens)
+            for batch in batches:
+                prompts = [questions[row].prompt for row in batch]
+                answers = generate(model, tokenizer, prompts, parsed.eval.max_new_tokens)
+                for row, answer in zip(batch, answers, strict=True):
+                    rows[row][name] = answer
+            del model  # before the next one is loaded
     return {
         "rows": [rows[row] for row in sorted(rows)],
         "numbers": numbers,
@@ -80,20 +86,20 @@ def _shown(row: int, question: Question) -> dict[str, Any]:
     return {"row": row, "prompt": question.shown, "reference": question.reference}
 
 
-def _each(config: Config, models: Mapping[str, str | None]) -> Iterator[tuple[str, Any]]:
+def _each(config: Config, models: Mapping[str, Path | None]) -> Iterator[tuple[str, Any]]:
     """Yields the models one after the other, ready; a base model is loaded once for itself and all its adapters."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_base = {name: path for name, path in models.items() if path is None or (Path(path) / ADAPTER_CONFIG).is_file()}
+    on_base = {name: path for name, path in models.items() if path is None or (path / ADAPTER_CONFIG).is_file()}
     if on_base:
         base: Any = load_model(config).eval().to(device)
         for name, path in on_base.items():
             if path is None:
                 yield name, base
                 continue
-            adapted = load_adapter(base, Path(path)).eval()
+            adapted = load_adapter(base, path).eval()
             yield name, adapted
             base = adapted.unload()
         del base
-    for name in [name for name in models if name not in on_base]:
-        place = config.model.model_copy(update={"name": models[name], "revision": None})
-        yield name, load_model(config.model_copy(update={"model": place})).eval().to(device)
+    for name, path in models.items():
+        if path is not None and name not in on_base:
+            yield name, load_model(with_model_dir(config, str(path))).eval().to(device)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 
 from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
-from dist_ft.config import Config, config_from_dict
+from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.errors import ExportError
 from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import (
@@ -30,7 +28,8 @@ from dist_ft.model.trained import select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.rundir import RunDir, last_rows
 from dist_ft.state import ParamInfo
-from dist_ft.storage.store import LocalStore
+from dist_ft.storage.place import open_run, published
+from dist_ft.storage.store import Store
 
 _MAX_SHARD_BYTES = 5 << 30
 _RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -49,9 +48,9 @@ def run(
 
     Args:
         config: Config of the run.
-        run_dir: The run directory.
+        run_dir: Path or URL of the run.
         checkpoint: Manifest path relative to it.
-        to: Target directory, which must not exist.
+        to: Target directory or URL, which must not exist.
         merge: Fold the adapter into the base model.
         dtype: Dtype of the files; default is `model.dtype`.
 
@@ -63,35 +62,27 @@ def run(
         ExportError: The reloaded model does not compute what the trained one did.
     """
     parsed = config_from_dict(config)
-    store = LocalStore(Path(run_dir))
-    manifest = Manifest.decode(store.read(checkpoint))
-    verify_files(store, manifest)
-    target = Path(to).absolute()
-    if target.exists():
-        raise ExportError(f"{target} exists; choose another directory or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    scratch.mkdir()
-    try:
+    place = open_run(run_dir)
+    place.fetch("metrics.jsonl", "eval.jsonl")
+    manifest = Manifest.decode(place.store.read(checkpoint))
+    verify_files(place.store, manifest)
+    with published(to) as directory:
         out_dtype = dtype or parsed.model.torch_dtype
         is_merged = merge and parsed.method.kind == "lora"
         # An adapter that is merged keeps all its digits until the sum is rounded.
         first_dtype = "float32" if is_merged else out_dtype
-        _write_weights(parsed, store, manifest, scratch, first_dtype)
-        difference = _check(parsed, manifest, scratch, first_dtype)
+        _write_weights(parsed, place.store, manifest, directory, first_dtype)
+        difference = _check(parsed, manifest, directory, first_dtype)
         if is_merged:
-            _merge(parsed, scratch, out_dtype)
-            difference = max(difference, _check(parsed, manifest, scratch, out_dtype))
-        _write_sidecars(parsed, RunDir(Path(run_dir)), manifest, scratch, merge)
-        for file in scratch.iterdir():
+            _merge(parsed, directory, out_dtype)
+            difference = max(difference, _check(parsed, manifest, directory, out_dtype))
+        _write_sidecars(parsed, place, manifest, directory, merge)
+        for file in directory.iterdir():
             file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return {"export_dir": str(target), "probe_difference": difference}
+    return {"export_dir": to, "probe_difference": difference}
 
 
-def _write_weights(config: Config, store: LocalStore, manifest: Manifest, directory: Path, dtype: str) -> None:
+def _write_weights(config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str) -> None:
     """Writes weights and the config that names them. The names are checked against the model's structure."""
     model = select_trained(skeleton(config), config)
     is_adapter = config.method.kind == "lora"
@@ -144,8 +135,7 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
 def _load_export(config: Config, directory: Path, dtype: str) -> Any:
     if (directory / "adapter_config.json").is_file():
         return load_adapter(load_model(config), directory)
-    here = {**config.model.model_dump(), "name": str(directory), "revision": None, "dtype": dtype}
-    return load_model(config.model_copy(update={"model": config.model.model_copy(update=here)}))
+    return load_model(with_model_dir(config, str(directory), dtype))
 
 
 def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> float:

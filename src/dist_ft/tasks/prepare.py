@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,71 +11,171 @@ import xxhash
 
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
-from dist_ft.errors import ConfigError
+from dist_ft.errors import ConfigError, DataError
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
 from dist_ft.records import Record, Sample
-from dist_ft.stream.cache import PreparedSplit, Render, SplitRequest, prepare_split
+from dist_ft.storage.objects import open_store
+from dist_ft.storage.store import Store
+from dist_ft.stream.batches import RenderMany
 from dist_ft.stream.curation import Curation
-from dist_ft.stream.order import run_length, shares
+from dist_ft.stream.make_shard import check_bad_rows, find_info, make_shard
+from dist_ft.stream.mixing import epoch_size
+from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.stream.personal import PATTERNS_VERSION, redact
+from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, open_ended_split
+from dist_ft.stream.request import SplitRequest
+from dist_ft.stream.split_plan import PlannedShard, SplitPlan, plan_split
 from dist_ft.tasks.curate import curate, nothing_removed
 
+_SMALL_SHARE = 0.25
+"""Of a part: so much is made by whoever asks."""
 CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""
 
 
-def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `coordinator.core.Prepared`.
+def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
+    """Checks model and data and makes the token shards that are missing.
+
+    Args:
+        config: The run config, as JSON values.
+        makes_all: Make every shard here; else only if they are so few that other processes would take longer.
+
+    Returns:
+        Either `missing`, the arguments of `tasks.make_shard` (but the config) for each shard to make first, or
+        an empty `missing`, the number of shards made here as `num_made`, and the fields of
+        `coordinator.core.Prepared`. Besides, `files`: what the sources are made
+        of; `to_stream`: in mode `stream`, the shards to make while training goes on, in the order in which it needs
+        them, and what is there; `commit`: of the model.
 
     Raises:
         UserError: Of the kind that says what is wrong.
     """
     parsed = at_commit(config_from_dict(config))
     check_model(parsed)
-    tokenizer = load_tokenizer(parsed)
-    splits, eval_split = prepare_splits(parsed, tokenizer)
+    render, render_key = make_renderer(parsed, load_tokenizer(parsed))
+    train, held_out = plan_splits(parsed, render_key)
+    store = open_store(cache_address(parsed))
+    is_stream = parsed.data.preparation == "stream"
+    wanted = [held_out] if is_stream else [*train, held_out]
+    missing = [job for plan in wanted if plan is not None for job in _jobs(plan, store)]
+    found: dict[str, Any] = {
+        "files": [[file.to_dict() for file in plan.files] for plan in train],
+        "commit": parsed.model.commit,
+    }
+    few = parsed.data.part_bytes * _SMALL_SHARE
+    if not makes_all and sum(job.shard.part.size for job in missing) > few:
+        return {"missing": [job.to_dict() for job in missing], **found}
+    found["num_made"] = len(missing)
+    for job in missing:
+        make_shard(job.plan.request, job.shard, render, store)
+    splits, eval_split = _finish(parsed, train, held_out, store)
     max_steps, num_positions = plan_length(parsed, [split.num_sequences for split in splits])
     return {
+        "missing": [],
+        "to_stream": _to_stream(parsed, train, store) if is_stream else None,
         "splits": [asdict(split) for split in splits],
         "eval_split": asdict(eval_split) if eval_split else None,
         "fingerprint": asdict(make_fingerprint(parsed, splits)),
         "max_steps": max_steps,
         "num_positions": num_positions,
-        "commit": parsed.model.commit,
+        **found,
     }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A shard to make, the split that it belongs to, and (source, window) of its place in the order of `stream`."""
+
+    plan: SplitPlan
+    shard: PlannedShard
+    place: tuple[int, int] = (0, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the arguments of `tasks.make_shard.run` but for the config, and what the driver wants to know."""
+        arguments = {"take_held_out": self.plan.request.take_held_out, "shard": self.shard.to_dict()}
+        return {"arguments": arguments, "num_bytes": self.shard.part.size, "place": self.place}
 
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
     render, render_key = make_renderer(config, tokenizer)
-    train, held_out = split_requests(config, render_key, curate(config))
-    directory = cache_dir(config)
-    splits = [prepare_split(request, render, directory) for request in train]
-    return splits, prepare_split(held_out, render, directory) if held_out else None
+    train, held_out = plan_splits(config, render_key)
+    splits = [prepare_split(config, plan, render) for plan in train]
+    return splits, prepare_split(config, held_out, render) if held_out else None
 
 
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
     """Prepares the held-out rows alone; None when there are none."""
     render, render_key = make_renderer(config, tokenizer)
-    held_out = split_requests(config, render_key, nothing_removed(config))[1]
-    return prepare_split(held_out, render, cache_dir(config)) if held_out else None
+    request = split_requests(config, render_key, nothing_removed(config))[1]
+    return prepare_split(config, plan_split(request), render) if request else None
 
 
-def make_renderer(config: Config, tokenizer: Any) -> tuple[Render, str]:
+def prepare_split(config: Config, plan: SplitPlan, render: RenderMany) -> PreparedSplit:
+    """Makes what is missing of a split, one shard after the other."""
+    store = open_store(cache_address(config))
+    for shard in missing_shards(plan, store):
+        make_shard(plan.request, shard, render, store)
+    return complete_split(plan, store, cache_address(config))
+
+
+def _finish(
+    config: Config, train: list[SplitPlan], held_out: SplitPlan | None, store: Store
+) -> tuple[list[PreparedSplit], PreparedSplit | None]:
+    address = cache_address(config)
+    finish = open_ended_split if config.data.preparation == "stream" else complete_split
+    splits = [finish(plan, store, address) for plan in train]
+    return splits, complete_split(held_out, store, address) if held_out else None
+
+
+def _jobs(plan: SplitPlan, store: Store) -> list[_Job]:
+    return [_Job(plan, shard) for shard in missing_shards(plan, store)]
+
+
+def _to_stream(config: Config, train: list[SplitPlan], store: Store) -> dict[str, Any]:
+    jobs, made = _in_order_of_need(config, train, store)
+    return {"jobs": [job.to_dict() for job in jobs], "made": made}
+
+
+def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> tuple[list[_Job], list[list[Any]]]:
+    """Returns the missing shards as the stream reaches them (the first of each source, then the second of each), and
+    (source, window, sequences) of those that are there."""
+    needed, made = [], []
+    for source, plan in enumerate(train):
+        order = first_pass(len(plan.shards), config.run.seed, source, config.data.shuffle)
+        weight = (config.data.weights or [1.0] * len(train))[source]
+        for index_in_pass, index in enumerate(order):
+            shard, window = plan.shards[index], index_in_pass // WINDOW_SHARDS
+            info = find_info(store, shard.key)
+            if info is None:
+                needed.append((index_in_pass / weight, source, _Job(plan, shard, (source, window))))
+            else:
+                check_bad_rows(plan.request, info, store)
+                made.append([source, window, info.num_sequences])
+    return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
+
+
+def make_renderer(config: Config, tokenizer: Any) -> tuple[RenderMany, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
     renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
     if not kinds:
-        return renderer, key
+        return renderer.render_many, key
 
-    def render(record: Record) -> list[Sample]:
-        return renderer(redact(record, kinds))
+    def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
+        return renderer.render_many([redact(record, kinds) for record in records])
 
-    return render, f"{key} redact {kinds} {PATTERNS_VERSION}"
+    return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}"
+
+
+def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
+    """Lists the sources: a plan a training source, and the held-out one."""
+    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
+    return [plan_split(request) for request in train], plan_split(held_out) if held_out else None
 
 
 def split_requests(
@@ -91,6 +192,7 @@ def split_requests(
         group_by=data.group_by,
         long_samples=data.long_samples,
         bad_rows=data.bad_rows,
+        part_bytes=data.part_bytes,
     )
     train = [
         replace(common, sources=(source,), removed=removed)
@@ -101,28 +203,17 @@ def split_requests(
     return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
 
 
-def cache_dir(config: Config) -> Path:
-    """Returns the directory of prepared data, which all machines see."""
-    return Path(config.run.output_dir).absolute() / CACHE_NAME / "data"
-
-
-def prepare_ahead(config: Config) -> tuple[list[tuple[str, PreparedSplit, bool]], str]:
-    """Prepares the data of a run that comes later.
-
-    Returns:
-        Each split as (name, split, whether it was there already), and the directory where they lie.
-    """
-    directory = cache_dir(config)
-    before = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    splits, eval_split = prepare_splits(config, load_tokenizer(config))
-    named = [(f"train.{index}", split) for index, split in enumerate(splits)]
-    named += [("eval", eval_split)] if eval_split else []
-    return [(name, split, split.key in before) for name, split in named], str(directory)
+def cache_address(config: Config) -> str:
+    """Returns where token shards are kept, which all machines see: a path or a URL."""
+    given, output = config.data.cache_dir, config.run.output_dir
+    if given is None:
+        return f"{output if '://' in output else Path(output).absolute()}/{CACHE_NAME}/data"
+    return given if "://" in given else str(Path(given).expanduser().absolute())
 
 
 def plan_length(config: Config, num_sequences: list[int]) -> tuple[int, int]:
     """Returns (steps, positions) of a run on training sources of so many sequences."""
-    epoch = sum(shares(num_sequences, config.data.weights))
+    epoch = epoch_size(num_sequences, config.data.weights, config.data.exhaust)
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
@@ -134,7 +225,9 @@ def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint
         trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(
         model=fingerprint(config),
-        data=xxhash.xxh3_128_hexdigest(f"{[split.key for split in splits]} {config.data.weights}".encode()),
+        data=xxhash.xxh3_128_hexdigest(
+            f"{[split.key for split in splits]} {config.data.weights} {config.data.shuffle}".encode()
+        ),
         seed=config.run.seed,
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,

@@ -7,7 +7,6 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +24,9 @@ from dist_ft.model.loss import TokenLoss
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.state import ParamInfo
-from dist_ft.storage.store import LocalStore
-from dist_ft.stream.cache import PreparedSplit
+from dist_ft.storage.objects import open_store
 from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
+from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
 from dist_ft.zero.sharding import full_shape, shard_model
@@ -176,13 +175,14 @@ def environment(num_threads: int, micro_batch_size: int) -> dict[str, Any]:
 
 
 def _build_loader(config: Config, splits: list[PreparedSplit], num_positions: int, layout: RankLayout) -> TrainLoader:
-    opened = [split.open() for split in splits]
+    opened = [split.open(config.data.loader) for split in splits]
     return TrainLoader(
-        build_order(opened, config.data.weights, config.run.seed),
+        build_order(opened, config.data, config.run.seed),
         opened,
         layout,
         config.train.global_batch_size,
         num_positions,
+        config.data.loader.prefetch_steps,
     )
 
 
@@ -195,7 +195,7 @@ class _Restored:
 def _restore(engine: Any, names: dict[nn.Parameter, str], attempt: AttemptSpec) -> _Restored | None:
     if attempt.start_checkpoint is None:
         return None
-    store = LocalStore(Path(attempt.run_dir))
+    store = open_store(attempt.run_dir)
     manifest = Manifest.decode(store.read(attempt.start_checkpoint))
     reader = SliceReader(store, manifest)
     restore_slices(engine, names, reader, manifest.optimizer_step)

@@ -30,6 +30,9 @@ from dist_ft.train.tensors import to_device
 from dist_ft.train.timing import Stopwatch
 from dist_ft.zero.engine import apply_step
 
+_PATIENCE_S = 1.0
+"""A rank that waits longer for its data says so."""
+
 
 @dataclass(frozen=True)
 class Agreed:
@@ -79,6 +82,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
                 saver.save(step)
             elif parts.spec.rank == 0:
                 link.send(SaveSkipped(step))
+    parts.loader.close()
     link.send(PhaseChanged("drain", step))
     if step > parts.start_step:
         link.wait_committed(step)
@@ -107,7 +111,7 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     began = time.perf_counter()
     engine, config, spec = parts.engine, parts.config, parts.spec
     own_part = Stopwatch(engine.device)  # until the first word with the other ranks
-    batch = parts.loader.step(step)
+    batch = _next_batch(parts, link, step)
     data_s = time.perf_counter() - began
     # Loss sum, wishes to stop, saves in flight, seconds of each rank's own part.
     totals = torch.zeros(3 + spec.world_size, dtype=torch.float64, device=engine.device)
@@ -149,9 +153,19 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     return Agreed(bool(wishes), bool(num_saving))
 
 
+def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
+    """Returns this rank's part of a step. A rank that waits for data says so: that may take longer than a step."""
+    if not parts.loader.is_ready(step, _PATIENCE_S):
+        link.send(PhaseChanged("data", step))
+        batch = parts.loader.step(step)
+        link.send(PhaseChanged("first_step" if step == parts.start_step else "step", step))
+        return batch
+    return parts.loader.step(step)
+
+
 def _pass_over(parts: RankParts, link: Link, step: int, is_saving: bool) -> Agreed:
     """Leaves out the update of a step whose numbers were bad: the cursor moves on, weights and optimizer stay."""
-    batch = parts.loader.step(step)
+    batch = _next_batch(parts, link, step)
     totals = torch.tensor([float(link.should_stop()), float(is_saving)], device=parts.engine.device)
     dist.all_reduce(totals)
     if parts.spec.rank == 0:
@@ -187,7 +201,7 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
     if split is None:
         return []
     link.send(PhaseChanged("evaluate", step))
-    numbers = evaluate(parts.engine, split.open(), parts.layout, split.num_trained_tokens)
+    numbers = evaluate(parts.engine, split.open(parts.config.data.loader), parts.layout, split.num_trained_tokens)
     row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
     if parts.spec.rank == 0:
         link.send(EvalDone(row))

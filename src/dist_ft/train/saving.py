@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from dist_ft.checkpoint.snapshot import copy_slices, write_slices
 from dist_ft.messages import PhaseChanged, SaveFailed, Staged
 from dist_ft.rundir import checkpoint_name, slices_name
 from dist_ft.state import Cursor, SliceKey
-from dist_ft.storage.store import LocalStore
+from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
 from dist_ft.train.evaluate import probe_logits
 from dist_ft.train.link import Link
@@ -42,6 +41,7 @@ class Saver:
     def __init__(self, parts: RankParts, link: Link) -> None:
         self._parts = parts
         self._link = link
+        self._store = open_store(parts.spec.attempt.run_dir)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -92,7 +92,7 @@ class Saver:
         spec = self._parts.spec
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
-            file = write_slices(LocalStore(Path(spec.attempt.run_dir)), name, slices)
+            file = write_slices(self._store, name, slices)
             self._link.send(Staged(step, asdict(file), details, is_last))
         except OSError as error:
             logger.exception("step %d could not be saved", step)

@@ -62,6 +62,8 @@ def adapter(path: Path, name: str) -> Path:
         "data.chat_template=chatml",
         "data.chat_template='{{ messages[0].content }}'",
         "data.train_on=last",
+        "data.train=[{source: a.jsonl, weight: 1.0e+308}, {source: a.jsonl, weight: 1.0e+308}]",  # no float as a sum
+        "data.train=[{source: a.jsonl, weight: 1.0e-9}, {source: a.jsonl, weight: 0.99}]",
     ],
 )
 def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None:
@@ -76,6 +78,7 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["data.train=[{source: a.jsonl}, {source: b.jsonl}]"], "data.train.1.source=b.jsonl: no such file"),
         (["data.train=[{source: empty.jsonl}]"], "data.train.0.source=empty.jsonl is empty"),
         (["data.train=[{source: ''}]"], "data.train.0.source= names nothing"),
+        (["data.preparation=stream", "data.eval=0.1", "train.max_steps=1"], "data.eval=0.1 is a fraction of rows that"),
         (["data.eval=b.jsonl"], "data.eval=b.jsonl: no such file"),
         (["data.eval={source: b.jsonl}"], "data.eval.source=b.jsonl: no such file"),
         (["data.eval={source: a.jsonl, split: test}"], "data.eval.split is for a Hugging Face data set"),
@@ -84,6 +87,19 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["data.train=[{source: 'embedded:orders/train', split: x}]"], "data.train.0.split is for a Hugging Face"),
         (["data.train=[{source: folder/b.jsonl}]"], "data.train.0.source=folder/b.jsonl: no such file"),
         (["data.train=[{source: squad}]"], "data.train.0.source=squad: no such file"),
+        (
+            ["data.train=[{source: 'gs://b/*.jsonl'}]"],
+            "data.train.0.source=gs://b/*.jsonl: reading gs:// needs a package",
+        ),
+        (
+            ["data.train=[{source: 'what://b/x'}]"],
+            "data.train.0.source=what://b/x: what:// is no known kind of address",
+        ),
+        (
+            ["data.eval={source: 'https://h/a.jsonl', split: x}"],
+            "data.eval.split is for a Hugging Face data set, which",
+        ),
+        (["data.eval=https://h/a?sig=abc"], "data.eval=https://h/a?sig=*** holds a secret"),
         (["data.group_by=user"], "data.group_by=user is for a held-out fraction"),
         (["data.group_by=user", "data.eval=a.jsonl"], "data.group_by=user is for a held-out fraction"),
         (["data.chat_template=b.jinja"], "data.chat_template=b.jinja: no such file"),
@@ -91,7 +107,11 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (["method.init_from=folder"], "method.init_from=folder: no PEFT adapter there"),
         (["run.output_dir=a.jsonl"], "run.output_dir=a.jsonl: "),
         (["run.output_dir=a.jsonl/below/it"], "run.output_dir=a.jsonl/below/it: "),
-        (["run.output_dir=s3://bucket/runs"], "run.output_dir=s3://bucket/runs: "),
+        (
+            ["run.output_dir=s3://bucket/runs?X-Amz-Signature=abc"],
+            "run.output_dir: s3://bucket/runs?***: user info and signatures",
+        ),
+        (["run.output_dir=sftp://host/runs"], "run.output_dir: sftp://host/runs: a store without exclusive creation"),
         (["model.name=./nowhere"], "model.name=./nowhere: no such directory"),
         (["model.name=~/no-such-model"], "model.name=~/no-such-model: no such directory"),
         (["model.name=folder"], "model.name=folder is not a model: config.json is missing"),
@@ -103,6 +123,20 @@ def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None
         (
             ["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl}]"],
             "data.train: weight is set on some sources",
+        ),
+        (
+            ["data.train=[{source: a.jsonl, weight: 1}, {source: a.jsonl, weight: 1.0e-10}]"],
+            "data.train.1.weight=1e-10 is less than a billionth of the sum of all weights",
+        ),
+        (["data.exhaust=first"], "data.exhaust=first is for sources with a weight"),
+        (
+            ["data.exhaust=repeat", "data.train=[{source: a.jsonl, weight: 1}]"],
+            "data.exhaust=repeat has no end of an epoch to stop at; set train.max_steps",
+        ),
+        (["data.preparation=stream"], "data.preparation=stream has no end of an epoch to stop at; set train.max_steps"),
+        (
+            ["data.preparation=stream", "train.max_steps=9", "data.train=[{source: a.jsonl}, {source: a.jsonl}]"],
+            "data.preparation=stream: how large the sources are is not known at the start; set a weight on each",
         ),
         (["eval.metrics=[exact_match]"], "eval.metrics=['exact_match'] needs held-out data"),
         (
@@ -141,6 +175,21 @@ def test_a_model_directory_passes(check: Check, tmp_path: Path) -> None:
 def test_an_adapter_to_start_from_passes(check: Check, tmp_path: Path) -> None:
     adapter(tmp_path / "adapter", "adapter_config.json")
     assert check("method.init_from=adapter") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://h/a.jsonl",
+        "hf://datasets/a/b/*.parquet",
+        "memory://a",
+        "*.jsonl",
+        "none/**/*.csv",
+        "file://{here}/a.jsonl",
+    ],
+)
+def test_urls_and_patterns_pass_until_they_are_listed(check: Check, tmp_path: Path, source: str) -> None:
+    assert check(f"data.train=[{{source: '{source.format(here=tmp_path)}'}}]") == []
 
 
 def test_every_mistake_is_reported(check: Check) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config import Config, config_from_dict, load_config, with_adapter_settings
+from dist_ft.config import Config, config_from_dict, dump_set_keys, load_config, with_adapter_settings
 from dist_ft.errors import ConfigError
 
 STORED = {
@@ -41,6 +41,15 @@ def test_what_is_left_out_is_the_adapters(tmp_path: Path) -> None:
     assert (method.r, method.lora_alpha, method.lora_dropout, method.use_rslora) == (4, 12.0, 0.2, True)
     assert (method.target_modules, method.modules_to_save) == (["q_proj", "v_proj"], [])
     assert (method.layers_to_transform, method.use_dora) == ([1], False)
+
+
+def test_a_config_that_is_shipped_leaves_to_the_adapter_what_the_user_did(tmp_path: Path) -> None:
+    adapter, path, shipped = write_adapter(tmp_path / "a"), tmp_path / "run.yaml", tmp_path / "shipped.yaml"
+    path.write_text("model: {name: tiny-random}\ndata: {train: [{source: a.jsonl}]}\n")
+    shipped.write_text(dump_set_keys(load_config(path, [f"method.init_from={adapter}", "optimizer.lr=3e-5"])))
+    config = with_adapter_settings(load_config(shipped))
+    assert (config.method.r, config.method.lora_alpha, config.optimizer.lr) == (4, 12.0, 3e-5)
+    assert config.run.name == "run"
 
 
 def test_what_the_adapter_leaves_out_is_pefts_default(tmp_path: Path) -> None:

@@ -42,8 +42,9 @@ from dist_ft.messages import (
     StepDone,
     Whereabouts,
 )
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows, slices_name
+from dist_ft.rundir import last_rows, read_json, read_rows, slices_name
 from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.storage.place import RunPlace, open_run
 from dist_ft.storage.store import LocalStore
 
 RUN_ID = "full"
@@ -95,7 +96,7 @@ class RecordingSink:
 class Run:
     """A run directory, the coordinator of this driver, and ranks that say what real ones say."""
 
-    dir: RunDir
+    dir: RunPlace
     keep_last: int = 2
     failure: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -184,7 +185,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(RunDir(tmp_path / "run"))
+    return Run(open_run(tmp_path / "run"))
 
 
 # The record ----------------------------------------------------------------
@@ -351,7 +352,7 @@ STEERED = {"every_steps": 10, "best_metric": "eval_loss", "early_stopping": {"pa
 def test_the_best_checkpoint_stays_also_under_another_driver(
     tmp_path: Path, losses: list[float | None], kept: list[int]
 ) -> None:
-    run = Run(RunDir(tmp_path / "run"), keep_last=1, evaluation=STEERED)
+    run = Run(open_run(tmp_path / "run"), keep_last=1, evaluation=STEERED)
     run.open()
     for index, loss in enumerate(losses):
         if index == 2:
@@ -365,7 +366,7 @@ def test_the_best_checkpoint_stays_also_under_another_driver(
 
 
 def test_a_step_that_was_measured_and_not_saved_is_not_the_best_checkpoint(tmp_path: Path) -> None:
-    run = Run(RunDir(tmp_path / "run"), keep_last=1, evaluation=STEERED)
+    run = Run(open_run(tmp_path / "run"), keep_last=1, evaluation=STEERED)
     run.open()
     for step, loss in [(10, 3.0), (20, 1.0), (30, 4.0)]:
         run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
@@ -378,7 +379,7 @@ def test_a_step_that_was_measured_and_not_saved_is_not_the_best_checkpoint(tmp_p
 
 @pytest.mark.parametrize(("last_step", "stops"), [(30, [(30, 10, 2)]), (60, [])])
 def test_a_run_that_ends_early_says_so(tmp_path: Path, last_step: int, stops: list[tuple[int, int, int]]) -> None:
-    run = Run(RunDir(tmp_path / "run"), evaluation=STEERED)
+    run = Run(open_run(tmp_path / "run"), evaluation=STEERED)
     run.open()
     for step, loss in [(10, 1.0), (20, 2.0), (30, 3.0)]:
         run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
@@ -566,7 +567,7 @@ def test_a_rank_that_is_told_to_end_takes_the_group_along_behind_a_checkpoint(ru
 
 
 def test_a_step_that_is_left_out_stays_left_out(tmp_path: Path) -> None:
-    run = Run(RunDir(tmp_path / "run"), failure={"bad_numbers": "skip_batch"})
+    run = Run(open_run(tmp_path / "run"), failure={"bad_numbers": "skip_batch"})
     run.open()
     run.send(1, RankFailed({"type": "DivergedError", "message": "loss nan"}, step=8))
     assert run.coordinator.decide("", [], 100.0).skip_step == 8
@@ -601,7 +602,7 @@ def test_a_checkpoint_is_never_replaced(run: Run) -> None:
 
 @pytest.mark.parametrize("keep_last", [1, 2, 3])
 def test_the_last_checkpoints_are_kept(tmp_path: Path, keep_last: int) -> None:
-    run = Run(RunDir(tmp_path / "run"), keep_last)
+    run = Run(open_run(tmp_path / "run"), keep_last)
     run.open()
     for step in (10, 20, 30, 40):
         run.commit(step)

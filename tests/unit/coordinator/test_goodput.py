@@ -12,7 +12,8 @@ import pytest
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.goodput import Goodput
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.rundir import RunDir, read_json, write_json
+from dist_ft.rundir import read_json, write_json
+from dist_ft.storage.place import open_run
 
 
 def _rows(*seconds: float) -> dict[int, dict[str, float]]:
@@ -53,7 +54,7 @@ def test_rows_that_are_lost_are_no_reason_to_fail() -> None:
 
 
 def test_the_time_before_a_restart_of_the_coordinator_counts(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
+    run_dir = open_run(tmp_path / "run")
     run_dir.path.mkdir()
     said = RunRecord("run", active_s=5.0)  # by the driver at its begin, and again after each restart
     Books(run_dir, replace(said), [])

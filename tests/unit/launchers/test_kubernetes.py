@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def test_a_run_is_applied_for_good_only_after_the_servers_dry_run(
 
 
 @needs_kubectl
+def test_no_secret_of_the_environment_reaches_a_manifest_or_a_command_line(
+    tmp_path: Path, fake: FakeKubectl, built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"planted-{name}")
+    fake.answer([built, NONE])
+    assert kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE) == 0
+    assert "WANDB_API_KEY" in str(fake.applied), "the name of the secret is there"
+    assert "planted-" not in str(fake.applied) + str(fake.calls)
+
+
+@needs_kubectl
 def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built, NONE, (["--dry-run=server"], "rayjobs.ray.io is forbidden", 1)])
     with pytest.raises(DistFtError, match="forbidden"):
@@ -82,6 +95,17 @@ def test_a_run_that_has_ended_goes_on_only_when_asked_to(tmp_path: Path, fake: F
     fake.answer([built, ended])
     assert kubernetes.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE) == 0
     assert "--resume" in next(item for item in fake.applied if item["kind"] == "RayJob")["spec"]["entrypoint"]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("preflight", [True, False])
+def test_the_nodes_are_looked_at_first_unless_told_not_to(
+    tmp_path: Path, fake: FakeKubectl, built: Any, preflight: bool
+) -> None:
+    fake.answer([built, NONE])
+    kubernetes.submit(replace(_request(tmp_path), preflight=preflight), OVERLAY, image=IMAGE)
+    job = next(item for item in fake.applied if item["kind"] == "RayJob")
+    assert ("--preflight" in job["spec"]["entrypoint"].split()) is preflight
 
 
 @needs_kubectl
@@ -167,17 +191,3 @@ def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
 )
 def test_the_status_of_a_rayjob_gives_our_exit_code(status: dict[str, str], code: int) -> None:
     assert kubernetes.exit_code(status) == code
-
-
-def test_a_stop_deletes_what_is_at_work_and_waits_for_its_pods(fake: FakeKubectl) -> None:
-    fake.answer([(["get", "rayjobs"], {"items": [_job("Complete", "try-1"), _job("Running", "try-2")]}, 0)])
-    assert "try-2" in kubernetes.stop("try")
-    deletion = fake.calls[-1]
-    assert deletion[:3] == ["delete", "rayjob", "try-2"] and "try-1" not in deletion
-    assert {"--cascade=foreground", "--wait"} <= set(deletion)
-
-
-def test_there_must_be_something_to_stop(fake: FakeKubectl) -> None:
-    fake.answer([(["get", "rayjobs"], {"items": [_job("Complete")]}, 0)])
-    with pytest.raises(UsageError, match="nothing to stop"):
-        kubernetes.stop("try")

@@ -76,8 +76,12 @@ def test_a_home_is_refused_with_its_key(tmp_path: Path) -> None:
 
 
 def test_an_object_store_is_refused_with_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.eval=s3://b/e\.jsonl: object stores"):
-        on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT)
+    with pytest.raises(ConfigError, match=r"method\.init_from=s3://b/a: object stores"):
+        on_volume(_config(tmp_path, "method.init_from=s3://b/a"), MOUNT)
+
+
+def test_data_behind_a_url_is_read_from_there(tmp_path: Path) -> None:
+    assert on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT).data.eval == "s3://b/e.jsonl"
 
 
 def test_everything_of_a_run_carries_its_name_and_nothing_else_is_taken_along(tmp_path: Path) -> None:
@@ -102,6 +106,13 @@ def test_the_config_map_holds_the_whole_config_and_the_head_mounts_it(tmp_path: 
     head = docs[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert {"name": written["metadata"]["name"]} in [volume.get("configMap") for volume in head["volumes"]]
     assert head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2] == "/mnt/dist-ft/runs/My_Run"
+
+
+def test_the_config_map_leaves_to_an_adapter_what_the_user_did(tmp_path: Path) -> None:
+    config = on_volume(_config(tmp_path, "method.init_from=adapters/a", "method.lora_dropout=0.1"), MOUNT)
+    written = next(d for d in for_run(_overlay(), config, suffix="a", namespace="n") if d["kind"] == "ConfigMap")
+    method = yaml.safe_load(written["data"]["config.yaml"])["method"]
+    assert method == {"init_from": "/mnt/dist-ft/adapters/a", "lora_dropout": 0.1}
 
 
 def test_the_overlay_is_left_as_it_was(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.launchers.ray_job import read_job, render_job, stop
+from dist_ft.launchers import ray_job
+from dist_ft.launchers.ray_job import read_job, render_job, stop, submit
 from dist_ft.launchers.ray_server import JobServer
+from dist_ft.launchers.request import STOP_ENV, SubmitRequest
 from dist_ft.rundir import RunDir, write_json
 
 
@@ -40,6 +43,44 @@ class Server:
 
 def server(*states: str, **more: Any) -> JobServer:
     return cast(JobServer, Server(*states, **more))
+
+
+given: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+
+
+class EmptyServer:
+    """A server without jobs, which keeps what it is given."""
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address or ""
+
+    def jobs(self) -> list[JobDetails]:
+        return []
+
+    def submit(self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], **job: Any) -> None:
+        text = (Path(runtime_env["working_dir"]) / "config.yaml").read_text()
+        given.append((entrypoint, yaml.safe_load(text), runtime_env["env_vars"]))
+
+
+def test_a_job_gets_the_keys_that_were_set_and_a_stop_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_job, "JobServer", EmptyServer)
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {name: tiny-random}\ndata: {train: [{source: /d/a.jsonl}]}\nmethod: {init_from: /d/a}\n")
+    submit(SubmitRequest(path, ("run.output_dir=/d/runs",)), "http://h:8265")
+    [(entrypoint, config, env)] = given
+    assert entrypoint == "exec dist-ft train config.yaml --json --preflight"
+    assert config == {
+        "run": {"name": "mine", "output_dir": "/d/runs"},
+        "model": {"name": "tiny-random"},
+        "method": {"init_from": "/d/a"},
+        "data": {"train": [{"source": "/d/a.jsonl"}]},
+        "cluster": {"address": "auto"},
+    }
+    assert env == STOP_ENV
 
 
 def test_a_run_directory_that_is_visible_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
 from dist_ft.monitor.console import Console, describe_event, format_duration
-from dist_ft.rundir import RunDir
+from dist_ft.storage.place import open_run
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def _coordinator(path: Path) -> Coordinator:
             "monitor": {"wandb": "disabled"},
         }
     )
-    return Coordinator(config, RunDir(path), RunRecord("run", max_steps=2), Prepared([], None, {}, 2, 16))
+    return Coordinator(config, open_run(path), RunRecord("run", max_steps=2), Prepared([], None, {}, 2, 16))
 
 
 def _row(step: int, attempt: int, loss: float = 1.25) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -248,3 +249,29 @@ def _wait_for_file(directory: Path) -> None:
     while not list(directory.glob("wandb/offline-run-*/*.wandb")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_token_in_the_remote_of_the_directory_that_a_run_starts_from_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forges take a token as user name; W&B leaves out passwords only."""
+    repository = tmp_path / "repository"
+    identity = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
+    for words in (
+        ["init", "-q", str(repository)],
+        ["-C", str(repository), "commit", "-q", "--allow-empty", "-m", "x"],
+        ["-C", str(repository), "remote", "add", "origin", "https://planted-token@git.example.com/x"],
+    ):
+        subprocess.run(["git", *words], env={**os.environ, **identity}, check=True)
+    monkeypatch.chdir(repository)
+    sink = _sink(tmp_path / "run")
+    sink.log_step(_row(1))
+    sink.close("completed")
+    files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(b"abc12345" in data for data in files)
+    assert not any(b"planted-token" in data or b"git.example.com" in data for data in files)

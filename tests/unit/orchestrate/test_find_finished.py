@@ -11,7 +11,8 @@ import pytest
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.orchestrate.result import find_finished
-from dist_ft.rundir import RunDir, write_json
+from dist_ft.rundir import write_json
+from dist_ft.storage.place import open_run
 
 STOPPING = {"patience": 2}
 
@@ -42,7 +43,7 @@ def _config(early_stopping: Any = None, max_steps: int = 60) -> Config:
 def test_a_run_is_complete_for_the_end_that_it_was_asked_for(
     ended_at: int, had: Any, wants: Config, is_finished: bool, tmp_path: Path
 ) -> None:
-    run_dir = RunDir(tmp_path)
+    run_dir = open_run(tmp_path)
     result = {"final_loss": 1.0, "early_stop": {"metric": "eval_loss", "best_step": 10, "patience": 2}}
     record = RunRecord("r", state="completed", attempt=1, step=ended_at, max_steps=60, result=result)
     write_json(run_dir.run_json, asdict(record))

@@ -27,6 +27,7 @@ from dist_ft.messages import Staged
 from dist_ft.plan.checkpoints import list_checkpoints, remove_checkpoints, verify_checkpoints
 from dist_ft.rundir import RunDir, slices_name, write_json
 from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.storage.place import open_run
 from dist_ft.storage.store import LocalStore
 
 PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
@@ -173,7 +174,7 @@ def name(step: int, attempt: int = 1) -> str:
 
 
 def test_every_checkpoint_is_listed_oldest_first_with_what_it_takes(forked: Run) -> None:
-    entries, problems = list_checkpoints(forked.path)
+    entries, problems = list_checkpoints(open_run(forked.path))
     assert problems == []
     assert [(e.step, e.attempt, e.world_size, e.zero_stage) for e in entries] == [
         (10, 1, 2, 2), (20, 1, 2, 2), (20, 2, 3, 2), (30, 1, 2, 2),
@@ -185,7 +186,7 @@ def test_every_checkpoint_is_listed_oldest_first_with_what_it_takes(forked: Run)
 
 
 def test_what_counts_is_what_a_resume_would_see(forked: Run) -> None:
-    entries, _ = list_checkpoints(forked.path)
+    entries, _ = list_checkpoints(open_run(forked.path))
     counting = [(entry.step, entry.attempt) for entry in entries if entry.counts]
     assert counting == [(m.step, m.attempt) for m in committed(forked.store)] == [(10, 1), (20, 2)]
 
@@ -202,7 +203,7 @@ def test_superseded_checkpoints_are_marked_in_the_table_and_no_other(forked: Run
 
 def test_json_is_one_object_with_the_same_facts(forked: Run, call: Call) -> None:
     result = call("ls", forked.path, "--json")
-    entries, problems = list_checkpoints(forked.path)
+    entries, problems = list_checkpoints(open_run(forked.path))
     assert result.code == 0
     assert result.json == {"checkpoints": [asdict(entry) for entry in entries], "problems": problems}
     assert [c["counts"] for c in result.json["checkpoints"]] == [True, False, True, False]
@@ -346,7 +347,7 @@ def test_a_manifest_without_a_rank_lacks_its_elements(run: Run, call: Call) -> N
 def test_every_damaged_checkpoint_is_named(three: Run) -> None:
     for step in (10, 30):
         flip(RunDir(three.path).checkpoint(step, 1) / slices_name(0, 2), -1)
-    found = dict(verify_checkpoints(three.path, []))
+    found = dict(verify_checkpoints(open_run(three.path), []))
     assert [directory for directory, damage in found.items() if damage] == [
         f"checkpoints/{name(10)}", f"checkpoints/{name(30)}",
     ]  # fmt: skip
@@ -377,7 +378,7 @@ def test_verify_refuses_a_step_that_does_not_count(forked: Run, call: Call, step
 
 
 def test_a_checkpoint_that_retention_deletes_meanwhile_is_not_damaged(three: Run) -> None:
-    verified = verify_checkpoints(three.path, [])
+    verified = verify_checkpoints(open_run(three.path), [])
     assert next(verified) == (f"checkpoints/{name(10)}", None)
     three.store.delete(f"checkpoints/{name(20)}")  # what `checkpoint/retention.py` does
     assert list(verified) == [(f"checkpoints/{name(30)}", None)]
@@ -496,13 +497,13 @@ def test_rm_deletes_what_is_asked_or_nothing(steps: set[int], chosen: list[int],
         refused = not set(chosen) <= steps or (max(steps) in chosen and not force)
         if refused:
             with pytest.raises(UsageError):
-                remove_checkpoints(run.path, chosen, force)
+                remove_checkpoints(open_run(run.path), chosen, force)
         else:
-            removed = remove_checkpoints(run.path, chosen, force)
+            removed = remove_checkpoints(open_run(run.path), chosen, force)
             assert sorted(removed) == [f"checkpoints/{name(step)}" for step in sorted(set(chosen))]
         left = steps if refused else steps - set(chosen)
         assert run.directories == [name(step) for step in sorted(left)]
-        assert all(damage is None for _, damage in verify_checkpoints(run.path, []))
+        assert all(damage is None for _, damage in verify_checkpoints(open_run(run.path), []))
 
 
 # What is no run --------------------------------------------------------------------------------------------

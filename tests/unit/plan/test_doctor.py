@@ -21,7 +21,7 @@ GOOD_PROBE = 'import json; print("noise"); print(json.dumps({"version": "2.9", "
 def test_every_check_of_this_machine_returns_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "check_torch", lambda num_gpus: Check("torch", True, "2.9"))
     monkeypatch.chdir(tmp_path)
-    checks = check_machine()
+    checks = check_machine(tmp_path)
     assert json.loads(json.dumps([vars(check) for check in checks]))
     assert len({check.name for check in checks}) == len(checks)
     assert {"python", "packages", "exclusive creation"} <= {check.name for check in checks if check.is_ok}

@@ -50,7 +50,7 @@ def _export(run: RunDir, step: int, *links: str) -> str:
 
 def test_a_run_without_exports_is_measured_by_its_last_checkpoint_or_the_one_asked_for(run: RunDir) -> None:
     for step, wanted in ((None, 40), (30, 30)):
-        target = find_target(run.path, GIVEN, step)
+        target = find_target(str(run.path), GIVEN, step)
         assert target.models == {"base": None}
         assert target.checkpoint == f"checkpoints/step-{wanted:08d}-a0001/manifest.json"
     assert target.config.model.name == "of the run"
@@ -59,28 +59,28 @@ def test_a_run_without_exports_is_measured_by_its_last_checkpoint_or_the_one_ask
 
 def test_exports_of_a_run_are_used(run: RunDir) -> None:
     final = _export(run, 40, "final")
-    assert find_target(run.path, GIVEN, None).models == {"base": None, "tuned": final}
+    assert find_target(str(run.path), GIVEN, None).models == {"base": None, "tuned": final}
     best = _export(run, 30, "best")
-    assert find_target(run.path, GIVEN, None).models == {"base": None, "tuned": final, "best": best}
-    target = find_target(run.path, GIVEN, 30)
+    assert find_target(str(run.path), GIVEN, None).models == {"base": None, "tuned": final, "best": best}
+    target = find_target(str(run.path), GIVEN, 30)
     assert (target.models, target.checkpoint) == ({"base": None, "tuned": best}, None)
 
 
 def test_the_best_is_not_measured_twice(run: RunDir) -> None:
     final = _export(run, 40, "final", "best")
-    assert find_target(run.path, GIVEN, None).models == {"base": None, "tuned": final}
+    assert find_target(str(run.path), GIVEN, None).models == {"base": None, "tuned": final}
 
 
 def test_an_adapter_stands_on_the_model_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
-    target = find_target(tmp_path, GIVEN, None)
+    target = find_target(str(tmp_path), GIVEN, None)
     assert target.models == {"base": None, "tuned": str(tmp_path)}
     assert target.config == GIVEN
 
 
 def test_a_model_is_measured_alone_with_its_own_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    target = find_target(tmp_path, GIVEN, None)
+    target = find_target(str(tmp_path), GIVEN, None)
     assert target.models == {"model": None}
     assert target.config.model.name == str(tmp_path)
 
@@ -95,11 +95,11 @@ def test_a_model_is_measured_alone_with_its_own_tokenizer(tmp_path: Path) -> Non
 )
 def test_what_cannot_be_measured_is_said(config: Config, step: int | None, problem: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=problem):
-        find_target(tmp_path, config, step)
+        find_target(str(tmp_path), config, step)
     with pytest.raises(UsageError):
-        find_target(tmp_path / "nowhere", config, step)
+        find_target(str(tmp_path / "nowhere"), config, step)
 
 
 def test_a_step_that_was_never_kept_is_said(run: RunDir) -> None:
     with pytest.raises(UsageError, match="no checkpoint at step 35"):
-        find_target(run.path, GIVEN, 35)
+        find_target(str(run.path), GIVEN, 35)

@@ -13,9 +13,8 @@ from dist_ft.errors import ConfigError
 from dist_ft.model.base import load_model
 from dist_ft.plan.plan import make_plan, world_sizes
 from dist_ft.plan.render import render_plan
-from dist_ft.stream.cache import PreparedSplit
-from dist_ft.stream.loader import RankLayout, TrainLoader
-from dist_ft.stream.order import Order, SourceSpec
+from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
+from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.tasks import prepare
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
@@ -30,9 +29,13 @@ def _config(output_dir: Path, *overrides: str) -> Config:
     return load_config(SMOKE, [f"run.output_dir={output_dir}", *overrides])
 
 
+def planned(config: Config) -> dict[str, Any]:
+    return make_plan(config, prepare.run(config.model_dump(mode="json")))
+
+
 @pytest.fixture(scope="module")
 def plan(output_dir: Path) -> dict[str, Any]:
-    return make_plan(_config(output_dir, "train.max_steps=20", "cluster.num_workers=[1, 3]"))
+    return planned(_config(output_dir, "train.max_steps=20", "cluster.num_workers=[1, 3]"))
 
 
 def test_plan_is_json(plan: dict[str, Any]) -> None:
@@ -47,7 +50,7 @@ def test_length_of_the_run(plan: dict[str, Any]) -> None:
 
 
 def test_epochs_cover_every_sequence(output_dir: Path, plan: dict[str, Any]) -> None:
-    whole = make_plan(_config(output_dir, "train.max_steps=null", "train.epochs=1"))
+    whole = planned(_config(output_dir, "train.max_steps=null", "train.epochs=1"))
     assert whole["positions"] == plan["data"]["sequences"]
     assert whole["steps"] == -(-whole["positions"] // 8)
     # Sampled evenly, so close to the mean over the epoch.
@@ -61,7 +64,7 @@ def test_parameters_are_the_real_models(output_dir: Path, plan: dict[str, Any]) 
 
 
 def test_lora_trains_few_parameters(output_dir: Path, plan: dict[str, Any]) -> None:
-    lora = make_plan(_config(output_dir, "method.kind=lora", "method.r=2"))
+    lora = planned(_config(output_dir, "method.kind=lora", "method.r=2"))
     assert lora["method"] == "lora"
     # r x (in + out) a linear layer; 7 of them in each of 2 layers.
     assert lora["model"]["num_trained"] == 2 * 2 * (128 + 96 + 96 + 128 + 3 * 192)
@@ -79,8 +82,8 @@ def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]
     config = _config(output_dir, "train.max_steps=20")
     prepared = prepare.run(config.model_dump(mode="json"))
     split = PreparedSplit.from_dict(prepared["splits"][0])
-    shards = split.open()
-    order = Order((SourceSpec(shards.shard_sizes, split.num_sequences),), config.run.seed)
+    shards = split.open(config.data.loader)
+    order = build_order([shards], config.data, config.run.seed)
     for row in plan["world_sizes"]:
         size = row["world_size"]
         ranks = [TrainLoader(order, [shards], RankLayout(r, size, 2), 8, 160) for r in range(size)]
@@ -108,7 +111,7 @@ def test_world_sizes(fewest: int, most: int, expected: list[int]) -> None:
 
 
 def test_bfloat16_at_stage_0_says_that_it_runs_as_stage_1(output_dir: Path) -> None:
-    plan = make_plan(_config(output_dir, "zero.stage=0", "model.dtype=bfloat16"))
+    plan = planned(_config(output_dir, "zero.stage=0", "model.dtype=bfloat16"))
     assert plan["zero_stage"] == 1
     assert "stage 1" in plan["zero_note"]
     by_stage = {row["stage"]: row["total_bytes"] for row in plan["memory"]}
@@ -117,7 +120,7 @@ def test_bfloat16_at_stage_0_says_that_it_runs_as_stage_1(output_dir: Path) -> N
 
 
 def test_sizes_that_waste_slots_are_named(output_dir: Path) -> None:
-    plan = make_plan(_config(output_dir, "cluster.num_workers=[1, 8]", "train.micro_batch_size=8"))
+    plan = planned(_config(output_dir, "cluster.num_workers=[1, 8]", "train.micro_batch_size=8"))
     assert [line for line in plan["warnings"] if line.startswith("with 2, 3, 4, 5, 6, 7, 8 workers")]
 
 
@@ -129,7 +132,7 @@ def test_long_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: P
         for asked, said in texts
     ]
     source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    plan = make_plan(_config(output_dir, "data.seq_len=200", f"data.train=[{{source: {source}}}]"))
+    plan = planned(_config(output_dir, "data.seq_len=200", f"data.train=[{{source: {source}}}]"))
     assert (plan["data"]["long_samples"], plan["data"]["untrained_rows"]) == (2, 1)
     page = render_plan(plan)
     assert "2 samples are longer than data.seq_len=200" in page
@@ -142,7 +145,7 @@ def test_bad_rows_and_long_samples_of_both_sides_are_said(output_dir: Path) -> N
     long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "no" * 200}]}
     source.write_text("\n".join([json.dumps(row), "broken", json.dumps(long)]), encoding="utf-8")
     overrides = [f"data={{train: [{{source: {source}}}], eval: {{source: {source}}}, seq_len: 64}}"]
-    plan = make_plan(_config(output_dir, *overrides, "data.bad_rows=skip", "data.long_samples=drop"))
+    plan = planned(_config(output_dir, *overrides, "data.bad_rows=skip", "data.long_samples=drop"))
     assert (plan["data"]["rows"], plan["data"]["bad_rows"], plan["data"]["long_samples"]) == (2, 1, 1)
     long_line, bad_line, *held_out = plan["warnings"]
     assert long_line == "1 samples are longer than data.seq_len=64 and are left out"
@@ -161,7 +164,7 @@ def test_bad_rows_and_long_samples_of_both_sides_are_said(output_dir: Path) -> N
 )
 def test_what_would_stop_the_run_is_an_error_now(output_dir: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        make_plan(_config(output_dir, override))
+        planned(_config(output_dir, override))
 
 
 def test_rendering_shows_what_matters_on_one_page(plan: dict[str, Any]) -> None:

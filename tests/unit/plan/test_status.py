@@ -19,6 +19,7 @@ from dist_ft.errors import DistFtError, UsageError
 from dist_ft.plan.status import FINAL_STATES, find_checkpoint, read_status, render_status, request_stop
 from dist_ft.rundir import RunDir, read_json, write_json
 from dist_ft.state import Cursor
+from dist_ft.storage.place import open_run
 from dist_ft.storage.store import LocalStore
 
 CONFIG = config_from_dict(
@@ -60,7 +61,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_status_has_exactly_the_promised_keys(run: Path) -> None:
     _commit(run, 10)
-    status = read_status(run)
+    status = read_status(open_run(run))
     assert set(status) == KEYS
     assert (status["run_id"], status["state"], status["step"], status["max_steps"]) == (
         "demo",
@@ -79,7 +80,7 @@ def test_status_lists_committed_checkpoints_and_finished_exports(run: Path) -> N
     for name in ("step-00000020", ".step-00000030.x"):
         (run / "exports" / name).mkdir(parents=True)
     (run / "exports" / "final").symlink_to("step-00000020")
-    status = read_status(run)
+    status = read_status(open_run(run))
     assert [c["step"] for c in status["checkpoints"]] == [10, 20]
     assert all((Path(c["path"]) / "manifest.json").is_file() for c in status["checkpoints"])
     assert status["exports"] == [str(run / "exports" / "step-00000020")]
@@ -88,19 +89,19 @@ def test_status_lists_committed_checkpoints_and_finished_exports(run: Path) -> N
 def test_paths_do_not_depend_on_the_working_directory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _commit(run, 10)
     monkeypatch.chdir(run.parent)
-    assert read_status(Path("demo")) == read_status(run)
+    assert read_status(open_run(Path("demo"))) == read_status(open_run(run))
 
 
 def test_status_of_a_failed_run_shows_why(run: Path) -> None:
     _write_record(run, state="failed", error={"type": "DataError", "message": "row 3 is empty"})
-    status = read_status(run)
+    status = read_status(open_run(run))
     assert status["error"] == {"type": "DataError", "message": "row 3 is empty"}
     assert "row 3 is empty" in render_status(status)
 
 
 def test_an_error_that_quotes_data_cannot_steer_the_terminal(run: Path) -> None:
     _write_record(run, state="failed", error={"type": "DataError", "message": "\x1b[2J" + "x" * 1_000_000})
-    page = render_status(read_status(run))
+    page = render_status(read_status(open_run(run)))
     assert r"DataError: \x1b[2Jxxx" in page
     assert "\x1b" not in page
     assert len(page) < 4000
@@ -108,7 +109,7 @@ def test_an_error_that_quotes_data_cannot_steer_the_terminal(run: Path) -> None:
 
 def test_rendering_names_workers_checkpoints_and_progress(run: Path) -> None:
     _commit(run, 10)
-    page = render_status(read_status(run))
+    page = render_status(read_status(open_run(run)))
     for text in (
         "demo: running",
         "17 of 40",
@@ -123,12 +124,12 @@ def test_rendering_names_workers_checkpoints_and_progress(run: Path) -> None:
 def test_rendering_a_run_that_ended_early(run: Path) -> None:
     result = {"final_loss": 1.5, "early_stop": {"metric": "eval_loss", "best_step": 10, "patience": 2}}
     _write_record(run, state="completed", result=result)
-    assert "patience 2 for eval_loss" in render_status(read_status(run))
+    assert "patience 2 for eval_loss" in render_status(read_status(open_run(run)))
 
 
 def test_rendering_a_run_that_has_just_started(run: Path) -> None:
     _write_record(run, state="starting", step=0, max_steps=0, world_size=0, wandb_id=None)
-    assert "0 of 0" in render_status(read_status(run))
+    assert "0 of 0" in render_status(read_status(open_run(run)))
 
 
 def _spoil_json(run: Path) -> None:
@@ -154,14 +155,15 @@ def _later_format(run: Path) -> None:
 )
 def test_what_is_not_a_run_is_a_usage_error(run: Path, spoil: Callable[[Path], None], expected: str) -> None:
     spoil(run)
-    for call in (read_status, lambda path: request_stop(path, 0.0), lambda path: find_checkpoint(path, None)):
+    place = open_run(run)
+    for call in (read_status, lambda place: request_stop(place, 0.0), lambda place: find_checkpoint(place, None)):
         with pytest.raises(UsageError, match=expected):
-            call(run)
+            call(place)
 
 
 def test_no_directory_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a directory"):
-        read_status(tmp_path / "nowhere")
+        read_status(open_run(tmp_path / "nowhere"))
 
 
 def test_final_states_are_the_coordinators() -> None:
@@ -194,7 +196,7 @@ def _stop_with(run: Path, end: Callable[[], None]) -> tuple[str, dict[str, Any]]
     coordinator = FakeCoordinator(run, end)
     coordinator.start()
     try:
-        text = request_stop(run, 20.0)
+        text = request_stop(open_run(run), 20.0)
     finally:
         coordinator.stop()
         coordinator.join(5)
@@ -235,7 +237,7 @@ def test_stop_of_a_run_that_fails_is_an_error(run: Path) -> None:
 
 def test_no_answer_keeps_the_request_and_says_what_to_do(run: Path) -> None:
     with pytest.raises(DistFtError, match=r"did not answer within 0\.01 s.*request stays.*--resume") as caught:
-        request_stop(run, 0.01)
+        request_stop(open_run(run), 0.01)
     assert caught.value.exit_code == 1
     assert RunDir(run).stop_request.exists()
 
@@ -244,7 +246,7 @@ def test_no_answer_keeps_the_request_and_says_what_to_do(run: Path) -> None:
 def test_a_run_that_has_ended_cannot_be_stopped(run: Path, state: str) -> None:
     _write_record(run, state=state)
     with pytest.raises(UsageError, match=f"{state} at step 17"):
-        request_stop(run, 1.0)
+        request_stop(open_run(run), 1.0)
     assert not RunDir(run).stop_request.exists()
 
 
@@ -252,7 +254,7 @@ def test_a_run_that_has_ended_cannot_be_stopped(run: Path, state: str) -> None:
 def test_find_checkpoint(run: Path, step: int | None, chosen: int) -> None:
     _commit(run, 10)
     _commit(run, 20)
-    config, manifest = find_checkpoint(run, step)
+    config, manifest = find_checkpoint(open_run(run), step)
     assert config_from_dict(config) == CONFIG
     assert manifest == f"checkpoints/step-{chosen:08d}-a0001/manifest.json"
 
@@ -261,10 +263,10 @@ def test_unknown_step_lists_those_there_are(run: Path) -> None:
     _commit(run, 10)
     _commit(run, 20)
     with pytest.raises(UsageError, match="no checkpoint at step 15; choose one of: 10, 20"):
-        find_checkpoint(run, 15)
+        find_checkpoint(open_run(run), 15)
 
 
 @pytest.mark.parametrize("step", [None, 10])
 def test_no_checkpoint_at_all(run: Path, step: int | None) -> None:
     with pytest.raises(UsageError, match="no committed checkpoint"):
-        find_checkpoint(run, step)
+        find_checkpoint(open_run(run), step)

@@ -14,6 +14,7 @@ import pytest
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.stream.hub import find_files
+from dist_ft.stream.listing import list_files
 from dist_ft.stream.sources import read_rows
 from tests.unit.stream.test_files import write_arrow_stream
 
@@ -97,7 +98,7 @@ def test_a_folder_that_is_no_source_is_refused(tmp_path: Path, files: list[str],
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(DataError, match=says):
-        find_files(RowSource(source=str(tmp_path)))
+        list_files(RowSource(source=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_missing_shard_of_a_data_set_is_noticed(tmp_path: Path) -> None:
     shard = root / "data" / "train-00000-of-00002.parquet"
     (root / "data" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(DataError, match="has 1 of 2 shards, number 1 is missing"):
-        find_files(RowSource(source=str(root)))
+        list_files(RowSource(source=str(root)))
     assert asked(str(shard)) == TRAIN[:3]
 
 

@@ -16,14 +16,20 @@ import pytest
 
 from dist_ft.errors import DataError
 from dist_ft.stream import files
-from dist_ft.stream.files import DataFile, RawRow, read_file
+from dist_ft.stream.files import read_piece
+from dist_ft.stream.raw import RawRow
+from dist_ft.stream.source_file import SourceFile, kind_of
 
 ROWS = [{"q": f"a{n} ü,\n\"'", "a": str(n)} for n in range(600)]
 """More than one batch."""
 
 
 def rows_of(path: Path) -> list[RawRow]:
-    return list(read_file(DataFile.at(path)))
+    return list(read_piece(file_at(path)))
+
+
+def file_at(path: Path) -> SourceFile:
+    return SourceFile(str(path), *kind_of(str(path)), path.stat().st_size, "not hashed")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -91,12 +97,13 @@ def test_every_kind_of_file_gives_its_rows_in_order(tmp_path: Path, name: str) -
     assert not any(row.problem for row in found)
     by_line = "jsonl" in name or "lines" in name or "ndjson" in name
     places = [f"{tmp_path / name}:{n}" if by_line else f"{tmp_path / name}: row {n}" for n in (1, 600)]
-    assert [found[0].place, found[-1].place] == places
+    assert [str(found[0].place), str(found[-1].place)] == places
 
 
 def test_a_text_file_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo\n")
-    assert rows_of(tmp_path / "a.txt") == [RawRow(f"{tmp_path}/a.txt: row 1", {"text": "one\n\ntwo\n"})]
+    (row,) = rows_of(tmp_path / "a.txt")
+    assert (str(row.place), row.data) == (f"{tmp_path}/a.txt: row 1", {"text": "one\n\ntwo\n"})
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
@@ -168,10 +175,10 @@ def test_a_damaged_file_is_one_error_that_names_it(tmp_path: Path, name: str, co
     assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a", "a.jsonl.zst", "a.parquet.gz", "a.md", ".gz"])
+@pytest.mark.parametrize("name", ["a", "a.jsonl.lz4", "a.parquet.gz", "a.zst", "a.md", ".gz"])
 def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"unknown kind of file; known endings are \.jsonl, "):
-        DataFile.at(tmp_path / name)
+        kind_of(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -193,5 +200,5 @@ def test_what_would_fill_the_memory_is_refused(
 
 def test_a_line_is_read_only_when_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("q\n" + "x\n" * 10 + '"never ended')
-    rows = read_file(DataFile.at(tmp_path / "a.csv"))
+    rows = read_piece(file_at(tmp_path / "a.csv"))
     assert [next(rows).data["q"] for _ in range(10)] == ["x"] * 10

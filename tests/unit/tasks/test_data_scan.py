@@ -15,7 +15,7 @@ from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
 from dist_ft.records import Sample
-from dist_ft.stream import cache
+from dist_ft.stream import request
 from dist_ft.tasks import data_scan
 from dist_ft.tasks.data_scan import Noted, SplitCounts, measure
 from dist_ft.tasks.prepare import prepare_splits
@@ -66,8 +66,7 @@ def test_counts_are_those_of_the_runs_own_preparation(
     held_out: str | float | None,
     long_samples: str,
 ) -> None:
-    monkeypatch.setattr(cache, "WINDOW_ROWS", window_rows)
-    monkeypatch.setattr(data_scan, "WINDOW_ROWS", window_rows)
+    monkeypatch.setattr(request, "WINDOW_ROWS", window_rows)
     held = {} if held_out == "a source" else {"data__eval": held_out}
     config = tiny_config(
         tmp_path, data__packing=packing, data__seq_len=seq_len, data__long_samples=long_samples, **held
@@ -94,8 +93,7 @@ def test_counts_are_those_of_the_runs_own_preparation(
 def test_rows_that_a_run_skips_are_counted_as_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write, window_rows: int
 ) -> None:
-    monkeypatch.setattr(cache, "WINDOW_ROWS", window_rows)
-    monkeypatch.setattr(data_scan, "WINDOW_ROWS", window_rows)
+    monkeypatch.setattr(request, "WINDOW_ROWS", window_rows)
     (tmp_path / "t.jinja").write_text(REFUSES_BAD + CHATML)
     lines = [line for n in range(20) for line in ("broken", conversation("bad", "x"), conversation(f"q{n}", "x" * n))]
     config = config_of(

@@ -17,7 +17,7 @@ from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import byte_tokenizer
-from dist_ft.stream import cache
+from dist_ft.stream import request
 from dist_ft.tasks import data_show
 from dist_ft.tasks.data_show import show_data
 from dist_ft.tasks.prepare import prepare_splits
@@ -65,15 +65,16 @@ def test_each_token_is_shown_with_what_it_is(config_for: ConfigFor) -> None:
 def test_all_sequences_are_those_of_the_shards_and_every_sample_has_its_row(
     config_for: ConfigFor, monkeypatch: pytest.MonkeyPatch, packing: bool, window_rows: int
 ) -> None:
-    monkeypatch.setattr(cache, "WINDOW_ROWS", window_rows)
-    monkeypatch.setattr(data_show, "WINDOW_ROWS", window_rows)
+    monkeypatch.setattr(request, "WINDOW_ROWS", window_rows)
     lines = [conversation(f"question {n} " + "x" * (n % 9), f"answer {n}") for n in range(30)]
     config = config_for(*lines, data__packing=packing, data__seq_len=160)
-    shards = prepare_splits(config, load_tokenizer(config))[0][0].open()
+    split = prepare_splits(config, load_tokenizer(config))[0][0]
+    shards = split.open(config.data.loader)
+    assert split.num_shards == 1
     shown = show_data(config, "0", 1, 1000)["sequences"]
-    assert [sequence["row"] for sequence in shown] == list(range(1, sum(shards.shard_sizes) + 1))
+    assert [sequence["row"] for sequence in shown] == list(range(1, split.num_sequences + 1))
     for sequence in shown:
-        ids, trained, starts = shards.read(sequence["row"] - 1)
+        ids, trained, starts = shards.read(0, sequence["row"] - 1)
         samples = sequence["samples"]
         assert [token for sample in samples for token in sample["input_ids"]] == ids.tolist()
         assert [flag for sample in samples for flag in sample["trained"]] == trained.tolist()

@@ -1,15 +1,18 @@
-"""Token shards on disk, and what a rank gets of a step."""
+"""What a rank gets of a step: the right rows, each once over all ranks, the same whatever was asked before."""
 
 from __future__ import annotations
 
-import itertools
-import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from dist_ft.config.schema import LoaderConfig
+from dist_ft.errors import DataError, DataUnavailableError
+from dist_ft.storage.store import LocalStore, Store
 from dist_ft.stream.loader import (
     IGNORE,
     MicroBatch,
@@ -18,53 +21,33 @@ from dist_ft.stream.loader import (
     TrainLoader,
     collate,
     eval_batches,
+    num_eval_batches,
 )
-from dist_ft.stream.order import Order, SourceSpec, digest
+from dist_ft.stream.order import Order, digest
 from dist_ft.stream.pack import PackedSequence
-from dist_ft.stream.shards import TokenShards, write_shard
+from dist_ft.stream.shard_cache import Place, ShardCache
+from dist_ft.stream.shards import ShardInfo, TokenShards
+from tests.helpers.shards import Remote, open_shards, write_shards
 
 WORLD_SIZES = range(1, 6)
 MICRO_BATCHES = range(1, 5)
-
-
-def make_sequence(rng: random.Random, first_token: int) -> PackedSequence:
-    """One to four samples; the first token names the sequence, the others are small."""
-    lengths = [rng.randint(1, 9) for _ in range(rng.randint(1, 4))]
-    total = sum(lengths)
-    starts = [0, *itertools.accumulate(lengths)][:-1]
-    ids = [first_token, *(rng.randint(1, 99) for _ in range(total - 1))]
-    trained = [place not in starts and rng.random() < 0.7 for place in range(total)]
-    return PackedSequence(ids, trained, starts)
-
-
-def write_source(directory: Path, shard_sizes: list[int], seed: int) -> tuple[TokenShards, list[PackedSequence]]:
-    rng = random.Random(seed)
-    tokens = itertools.count(1000 * (seed + 1))
-    shards = [[make_sequence(rng, next(tokens)) for _ in range(size)] for size in shard_sizes]
-    for index, sequences in enumerate(shards):
-        write_shard(directory, index, sequences)
-    return TokenShards(directory, len(shards)), [sequence for shard in shards for sequence in shard]
 
 
 class Data:
     """Two sources on disk, the order over them and the sequences as they were written."""
 
     def __init__(self, directory: Path) -> None:
-        written = [
-            write_source(directory / "a", [5, 1, 7], seed=0),
-            write_source(directory / "b", [4], seed=1),
-        ]
-        self.shards = [shards for shards, _ in written]
-        self.sequences = [sequences for _, sequences in written]
-        specs = (SourceSpec((5, 1, 7), 13), SourceSpec((4,), 8))
-        self.order = Order(specs, seed=5)
+        sizes = [[5, 1, 7], [8]]
+        self.sequences = [write_shards(directory / str(i), counts, seed=i) for i, counts in enumerate(sizes)]
+        self.shards = [open_shards(directory / str(i), len(counts)) for i, counts in enumerate(sizes)]
+        self.order = Order([np.array(counts) for counts in sizes], None, seed=5)
 
-    def loader(self, layout: RankLayout, global_batch_size: int, total: int) -> TrainLoader:
-        return TrainLoader(self.order, self.shards, layout, global_batch_size, total)
+    def loader(self, layout: RankLayout, global_batch_size: int, total: int, prefetch_steps: int = 0) -> TrainLoader:
+        return TrainLoader(self.order, self.shards, layout, global_batch_size, total, prefetch_steps)
 
     def at(self, position: int) -> PackedSequence:
-        found = self.order.locate(position)
-        return self.sequences[found.source][found.row]
+        found = self.order.at(position)
+        return self.sequences[found.source][found.shard][found.row]
 
 
 @pytest.fixture(scope="module")
@@ -95,47 +78,6 @@ def rows_of(micro: MicroBatch) -> list[tuple[int, dict[str, list[int]]]]:
         )
         for row, slot in enumerate(micro.slots)
     ]
-
-
-# Shards
-
-
-def test_a_shard_comes_back_as_written(data: Data) -> None:
-    for shards, sequences in zip(data.shards, data.sequences, strict=True):
-        assert sum(shards.shard_sizes) == len(sequences)
-        for row, sequence in enumerate(sequences):
-            ids, trained, starts = shards.read(row)
-            assert (ids.tolist(), trained.tolist(), starts.tolist()) == (
-                sequence.input_ids, sequence.trained, sequence.starts,
-            )  # fmt: skip
-            assert shards.sizes(row) == (len(sequence.input_ids), sum(sequence.trained))
-
-
-def test_shard_sizes_come_from_the_indexes_alone(tmp_path: Path) -> None:
-    write_source(tmp_path, [3, 2], seed=0)
-    for path in tmp_path.glob("*.arrow"):
-        path.unlink()
-    shards = TokenShards(tmp_path, 2)
-    assert shards.shard_sizes == (3, 2)
-    assert shards.sizes(4)[0] >= 1
-
-
-def test_rows_may_be_read_in_any_order(data: Data) -> None:
-    for row in [12, 0, 5, 6, 4, 12, 0]:
-        assert data.shards[0].read(row)[0].tolist() == data.sequences[0][row].input_ids
-
-
-@pytest.mark.parametrize("row", [13, 99])
-def test_a_row_beyond_the_end_is_an_error(data: Data, row: int) -> None:
-    with pytest.raises(IndexError):
-        data.shards[0].sizes(row)
-    with pytest.raises(OSError):
-        data.shards[0].read(row)
-
-
-def test_tokens_of_large_vocabularies_fit(tmp_path: Path) -> None:
-    write_shard(tmp_path, 0, [PackedSequence([2**31 - 1, 0], [False, True], [0])])
-    assert TokenShards(tmp_path, 1).read(0)[0].tolist() == [2**31 - 1, 0]
 
 
 # Training
@@ -173,7 +115,7 @@ def test_totals_and_digest_are_the_steps_own_on_every_rank(data: Data, world_siz
         expected = (
             sum(len(s.input_ids) for s in sequences),
             sum(sum(s.trained) for s in sequences),
-            digest(map(data.order.locate, positions)),
+            digest(data.order.locate(np.array(positions))),
             positions.stop,
         )
         batches = all_ranks(data, world_size, micro_batch_size, step)
@@ -228,9 +170,7 @@ def test_a_run_takes_every_sequence_of_an_epoch_once(data: Data) -> None:
         for row, slot in enumerate(micro.slots)
         if slot >= 0
     ]
-    a = [sequence.input_ids[0] for sequence in data.sequences[0]]
-    b = [sequence.input_ids[0] for sequence in data.sequences[1]]
-    assert sorted(firsts) == sorted([*a, *b, *b])  # b's share is twice its size
+    assert sorted(firsts) == sorted(s.input_ids[0] for source in data.sequences for shard in source for s in shard)
 
 
 @pytest.mark.parametrize(("position", "epoch"), [(0, 0), (20, 0), (21, 1), (42, 2), (45, 2)])
@@ -278,9 +218,131 @@ def test_evaluation_takes_the_whole_split_once_at_any_size(data: Data, world_siz
     ranks = [list(eval_batches(data.shards[0], RankLayout(r, world_size, micro_batch_size))) for r in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     rows = [row for batches in ranks for micro in batches for row in rows_of(micro)]
+    written = [sequence for shard in data.sequences[0] for sequence in shard]
     assert sorted(slot for slot, _ in rows if slot >= 0) == list(range(13))
     for slot, values in rows:
         if slot >= 0:
-            assert values == expected_row(data.sequences[0][slot], len(values["input_ids"]))
+            assert values == expected_row(written[slot], len(values["input_ids"]))
         else:
             assert set(values["targets"]) == {IGNORE}
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_long_split_gives_the_same_batches_at_any_size(tmp_path: Path, world_size: int) -> None:
+    written = [s for shard in write_shards(tmp_path, [3] * 10 + [0, 1]) for s in shard]
+    shards = open_shards(tmp_path, 12)
+    (alone,) = [[rows_of(m) for m in eval_batches(shards, RankLayout(0, 1, 2))]]
+    assert num_eval_batches(shards, RankLayout(0, 1, 2)) == len(alone) == 12 + 4
+    ranks = [[rows_of(m) for m in eval_batches(shards, RankLayout(r, world_size, 2))] for r in range(world_size)]
+    dealt = [batch for turn in zip(*ranks, strict=True) for batch in turn]
+    assert dealt[: len(alone)] == alone
+    assert all(slot == -1 for batch in dealt[len(alone) :] for slot, _ in batch)
+    assert sorted(slot for batch in alone for slot, _ in batch if slot >= 0) == list(range(len(written)))
+    for batch in alone:
+        for slot, values in batch:
+            assert slot == -1 or values == expected_row(written[slot], len(values["input_ids"]))
+
+
+# Made ready ahead
+
+
+@pytest.fixture
+def loader(data: Data) -> Iterator[TrainLoader]:
+    made = data.loader(RankLayout(1, 3, 2), GLOBAL_BATCH, TOTAL, prefetch_steps=2)
+    yield made
+    made.close()
+
+
+def same(now: StepBatch, then: StepBatch) -> bool:
+    rows = [[rows_of(micro) for micro in batch.micro_batches] for batch in (now, then)]
+    return rows[0] == rows[1] and (now.digest, now.position) == (then.digest, then.position)
+
+
+@pytest.mark.parametrize("steps", [range(6), [0, 1, 4, 5, 2, 2, 3, 0], [5, 6, 0]])
+def test_steps_made_ready_are_those_that_are_asked_for(data: Data, loader: TrainLoader, steps: list[int]) -> None:
+    plain = data.loader(RankLayout(1, 3, 2), GLOBAL_BATCH, TOTAL)
+    assert all(same(loader.step(step), plain.step(step)) for step in steps)
+
+
+class Slow:
+    """Shards that say when a row is read and wait to be let on."""
+
+    def __init__(self, shards: TokenShards) -> None:
+        self._shards, self.reads = shards, threading.Semaphore(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shards, name)
+
+    def read(self, shard: int, row: int) -> Any:
+        self.reads.release()
+        return self._shards.read(shard, row)
+
+
+def test_the_next_steps_are_made_while_nobody_asks(data: Data) -> None:
+    slow = [Slow(shards) for shards in data.shards]
+    made = TrainLoader(data.order, slow, RankLayout(0, 1, 8), 8, 32, prefetch_steps=2)  # type: ignore[arg-type]
+    made.step(0)
+    reads = 0
+    while reads < 24:  # 8 of the step, 16 of the two after it
+        reads += sum(s.reads.acquire(timeout=0.01) for s in slow)
+    made.close()
+
+
+def test_an_error_of_the_thread_comes_up_in_the_step_it_belongs_to(tmp_path: Path) -> None:
+    write_shards(tmp_path, [4] * 3)
+    shards = open_shards(tmp_path, 3)
+    (tmp_path / "s1.arrow").write_bytes(b"x" * (tmp_path / "s1.arrow").stat().st_size)
+    made = TrainLoader(Order([np.array([4] * 3)], None, 0, False), [shards], RankLayout(0, 1, 4), 4, 12, 2)
+    assert made.step(0).position == 4
+    with pytest.raises(DataError, match=r"s1\.arrow is damaged"):
+        made.step(1)
+    assert made.step(2).position == 12
+    made.close()
+
+
+def test_the_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_path: Path) -> None:
+    write_shards(tmp_path / "remote", [2] * 24)
+    place = Place("remote", cast(Store, Remote(tmp_path / "remote")))
+    files = ShardCache([place], LoaderConfig(cache_dir=str(tmp_path / "copies")))
+    order = Order([np.array([2] * 24)], None, 0)
+    shards = TokenShards([f"s{n}" for n in range(24)], files, np.array([2] * 24))
+    made = TrainLoader(order, [shards], RankLayout(0, 1, 4), 4, 48, 1)
+    made.step(0)
+    made._fetchers.shutdown()  # waits until they are done
+    fetched = {int(path.name.split(".")[0][1:]) for path in (tmp_path / "copies").glob("*.arrow")}
+    assert fetched == {i.shard for i in order.locate(np.arange(32))}  # two windows, of three
+    made.close()
+
+
+class Watched(ShardCache):
+    """Says when a shard is asked for that is not there."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__([Place(str(directory), LocalStore(directory))], LoaderConfig(), ready_limit_s=600)
+        self.is_asked = threading.Event()
+
+    def info(self, key: str) -> ShardInfo:
+        if key.startswith("late"):
+            self.is_asked.set()
+        return super().info(key)
+
+
+def test_closing_ends_a_wait_for_a_shard_that_never_comes(tmp_path: Path) -> None:
+    write_shards(tmp_path, [4])
+    files = Watched(tmp_path)
+    shards = TokenShards(["s0", "late"], files)
+    made = TrainLoader(Order([shards], None, 0), [shards], RankLayout(0, 1, 4), 4, 12, 2)
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            made.step(0)
+        except DataUnavailableError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert files.is_asked.wait(20)
+    made.close()
+    asking.join(20)
+    assert [str(error) for error in errors] == ["the loader was closed while it waited for data"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
-from dist_ft.stream import cache
-from dist_ft.stream.cache import PreparedSplit, SplitRequest, prepare_split
-from dist_ft.stream.curation import Removed
-from dist_ft.stream.left_out import QUARANTINE
+from dist_ft.storage.store import LocalStore
+from dist_ft.stream import request as request_module
+from dist_ft.stream.batches import RenderMany
+from dist_ft.stream.curation import NOTHING, Removed
+from dist_ft.stream.left_out import quarantine_of
+from dist_ft.stream.listing import list_files
+from dist_ft.stream.make_shard import make_shard
+from dist_ft.stream.parts import cut_parts
+from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards
+from dist_ft.stream.request import SplitRequest
+from dist_ft.stream.split_plan import plan_split
+
+Render = Callable[[Record], list[Sample]]
 
 
 def render(record: Record) -> list[Sample]:
@@ -32,6 +43,31 @@ def render(record: Record) -> list[Sample]:
             [turn["role"] == "assistant" for turn in messages for _ in turn["content"]],
         )
     ]
+
+
+def many(render: Render) -> RenderMany:
+    """Makes of a renderer of one record one of many."""
+
+    def render_one(record: Record) -> list[Sample] | DataError:
+        try:
+            return render(record)
+        except DataError as error:
+            return error
+
+    return lambda records: [render_one(record) for record in records]
+
+
+def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> PreparedSplit:
+    """Makes what is missing of a split, as a run does."""
+    store = LocalStore(cache_dir)
+    plan = plan_split(request)
+    for shard in missing_shards(plan, store):
+        make_shard(plan.request, shard, many(render), store)
+    return complete_split(plan, store, str(cache_dir))
+
+
+def key_of(request: SplitRequest) -> str:
+    return plan_split(request).key
 
 
 def must_not_render(record: Record) -> list[Sample]:
@@ -70,13 +106,20 @@ def request_for(tmp_path: Path) -> Callable[..., SplitRequest]:
 
 
 def removed(*numbers: int) -> Removed:
-    return Removed(np.array(numbers, np.int64), np.zeros(len(numbers), np.uint16), ("exact",))
+    rules, ends = np.zeros(len(numbers), np.uint16), np.array([100])
+    return Removed(np.array(numbers, np.int64), rules, ("exact",), part_ends=ends)
 
 
 def texts(split: PreparedSplit) -> list[str]:
     """Every sequence as text, the user's `?` included."""
-    shards = split.open()
-    return ["".join(map(chr, shards.read(row)[0])) for row in range(split.num_sequences)]
+    shards = split.open(LoaderConfig())
+    return ["".join(map(chr, shards.read(*place)[0])) for place in places(split)]
+
+
+def places(split: PreparedSplit) -> list[tuple[int, int]]:
+    """(shard, row) of every sequence."""
+    sizes = split.open(LoaderConfig()).num_sequences(np.arange(split.num_shards)).tolist()
+    return [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 
 
 RequestFor = Callable[..., SplitRequest]
@@ -86,20 +129,19 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     split = prepare_split(request_for(["one", "two", "three"]), render, cache_dir)
     assert texts(split) == ["?one", "?two", "?three"]
     assert asdict(split) == {
-        "directory": str(cache_dir / split.key), "key": split.key, "num_shards": 1, "num_rows": 3,
+        "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
         "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
         "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
-    assert split.open().sizes(2) == (6, 5)
 
 
 def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> None:
     answers = [chr(ord("a") + n) * (1 + n % 9) for n in range(26)]
     split = prepare_split(request_for(answers, packing=True, seq_len=16), render, cache_dir)
-    shards = split.open()
+    shards = split.open(LoaderConfig())
     found = []
-    for row in range(split.num_sequences):
-        ids, trained, starts = shards.read(row)
+    for place in places(split):
+        ids, trained, starts = shards.read(*place)
         assert len(ids) <= 16
         assert not trained[starts].any()
         found += [
@@ -132,22 +174,22 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
     "change",
     [
         {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
-        {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"}, {"bad_rows": "skip"},
+        {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"},
         {"removed": removed(0)},
     ],
     ids=str,
 )  # fmt: skip
 def test_every_setting_is_in_the_key(request_for: RequestFor, change: dict[str, Any]) -> None:
     request = request_for(["one"])
-    assert replace(request, **change).key() != request.key()
+    assert key_of(replace(request, **change)) != key_of(request)
 
 
 @pytest.mark.parametrize("change", [{"format": "messages"}, {"columns": {"messages": "dialog"}}], ids=str)
 def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[str, Any]) -> None:
     request = request_for(["one"])
     other = request.sources[0].model_copy(update=change)
-    assert replace(request, sources=(other,)).key() != request.key()
-    assert replace(request, sources=request.sources * 2).key() != request.key()
+    assert key_of(replace(request, sources=(other,))) != key_of(request)
+    assert key_of(replace(request, sources=request.sources * 2)) != key_of(request)
 
 
 def test_removed_rows_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
@@ -166,31 +208,43 @@ def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
         "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
-        "bad_rows", "removed",
+        "bad_rows", "part_bytes", "removed",
     }  # fmt: skip
+
+
+def test_a_run_may_go_on_without_the_bad_row_that_it_met(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for(["one", "two"])
+    append(request, "broken\n")
+    key = key_of(request)
+    with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
+        prepare_split(request, render, cache_dir)
+    split = prepare_split(replace(request, bad_rows="skip"), render, cache_dir)
+    assert (split.key, split.num_bad_rows, texts(split)) == (key, 1, ["?one", "?two"])
+    with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
+        prepare_split(request, must_not_render, cache_dir)
 
 
 def test_both_sides_of_a_held_out_split_have_their_own_key(request_for: RequestFor) -> None:
     request = request_for(["one"], held_out=0.1)
-    assert replace(request, take_held_out=True).key() != request.key()
+    assert key_of(replace(request, take_held_out=True)) != key_of(request)
 
 
 def test_the_key_is_of_content_not_of_the_path(request_for: RequestFor, tmp_path: Path, cache_dir: Path) -> None:
     request = request_for(["one", "two"])
     moved = replace(request, sources=(RowSource(source=str(shutil.copy(tmp_path / "a.jsonl", tmp_path / "b.jsonl"))),))
-    assert moved.key() == request.key()
-    assert request_for(["one", "two!"]).key() != moved.key()
-    assert prepare_split(moved, render, cache_dir).key == moved.key()
+    assert key_of(moved) == key_of(request)
+    assert key_of(request_for(["one", "two!"])) != key_of(moved)
+    assert prepare_split(moved, render, cache_dir).key == key_of(moved)
 
 
 def test_the_version_of_preparation_is_in_the_key(request_for: RequestFor, monkeypatch: pytest.MonkeyPatch) -> None:
     request = request_for(["one"])
-    keys = {request.key()}
-    for name in ("PREPARATION_VERSION", "WINDOW_ROWS"):
+    keys = {key_of(request)}
+    for name in ("PREPARATION_VERSION", "WINDOW_ROWS", "WINDOW_TOKENS"):
         with monkeypatch.context() as patch:
-            patch.setattr(cache, name, 99)
-            keys.add(request.key())
-    assert len(keys) == 3
+            patch.setattr(request_module, name, 99)
+            keys.add(key_of(request))
+    assert len(keys) == 4
 
 
 def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
@@ -213,11 +267,11 @@ def test_a_long_sample_is_cut_at_the_end(request_for: RequestFor, cache_dir: Pat
     "render_nothing", [lambda _: [], lambda _: [Sample([], [])], lambda _: [Sample([1, 2], [True, False])]]
 )
 def test_a_split_without_a_trained_token_is_refused(
-    request_for: RequestFor, cache_dir: Path, render_nothing: cache.Render
+    request_for: RequestFor, cache_dir: Path, render_nothing: Render
 ) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl: none of 2 rows has a trained token"):
         prepare_split(request_for(["one", "two"]), render_nothing, cache_dir)
-    assert not cache_dir.exists() or not list(cache_dir.iterdir())
+    assert not list(cache_dir.glob("splits/*"))
 
 
 def test_a_side_of_the_held_out_split_without_rows_is_refused(request_for: RequestFor, cache_dir: Path) -> None:
@@ -312,7 +366,7 @@ def test_bad_rows_are_put_aside_and_counted(request_for: RequestFor, cache_dir: 
     split = prepare_split(request, refuse_two, cache_dir)
     assert texts(split) == ["?one", "?three", "?four"]
     assert (split.num_rows, split.num_bad_rows) == (3, 3)
-    text = (Path(split.directory) / QUARANTINE).read_text()
+    text = (cache_dir / quarantine_of(split.key)).read_text()
     aside = [json.loads(line) for line in text.splitlines()]
     assert [row["place"].rsplit(":")[-1] for row in aside] == ["2", "4", "5"]
     assert [row["problem"][:20] for row in aside] == [
@@ -331,7 +385,7 @@ def test_a_source_of_bad_rows_only_is_refused(request_for: RequestFor, cache_dir
     append(request, "x\ny\n")
     with pytest.raises(DataError, match=r"all 2 rows are bad; the first is .*a\.jsonl:1: not valid JSON"):
         prepare_split(request, render, cache_dir)
-    assert not cache_dir.exists() or not list(cache_dir.iterdir())
+    assert not list(cache_dir.glob("splits/*"))
 
 
 def test_a_bad_row_counts_on_one_side_only(request_for: RequestFor, cache_dir: Path) -> None:
@@ -339,27 +393,36 @@ def test_a_bad_row_counts_on_one_side_only(request_for: RequestFor, cache_dir: P
     append(request, "broken\n")
     sides = [prepare_split(replace(request, take_held_out=take), render, cache_dir) for take in (False, True)]
     assert [split.num_bad_rows for split in sides] == [1, 0]
-    assert [(Path(split.directory) / QUARANTINE).exists() for split in sides] == [True, False]
+    assert [(cache_dir / quarantine_of(split.key)).exists() for split in sides] == [True, False]
 
 
-def test_windows_become_shards_and_packing_never_looks_beyond(
+def test_packing_never_looks_beyond_a_window(
     request_for: RequestFor, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(request_module, "WINDOW_ROWS", 4)
     answers = [chr(ord("a") + n) * 3 for n in range(10)]
     split = prepare_split(request_for(answers, packing=True, seq_len=8), render, cache_dir)
-    assert split.num_shards == 3
-    assert split.open().shard_sizes == (2, 2, 1)
+    assert split.num_shards == 1
     assert texts(split) == ["?aaa?bbb", "?ccc?ddd", "?eee?fff", "?ggg?hhh", "?iii?jjj"]
 
 
-def test_a_window_without_a_usable_row_makes_no_shard(
+def test_a_window_ends_early_when_it_holds_many_tokens(
     request_for: RequestFor, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "WINDOW_ROWS", 2)
-    split = prepare_split(request_for(["a", "b", "", "", "c", "d"]), render, cache_dir)
-    assert split.open().shard_sizes == (2, 2)
+    monkeypatch.setattr(request_module, "WINDOW_TOKENS", 8)
+    split = prepare_split(request_for(["aaa", "bbb", "c", "ddd"], packing=True, seq_len=16), render, cache_dir)
+    assert texts(split) == ["?aaa?bbb", "?c?ddd"]
+
+
+def test_windows_without_a_usable_row_and_shards_without_one_do_no_harm(
+    request_for: RequestFor, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(request_module, "WINDOW_ROWS", 2)
+    request = request_for(["a", "b", "", "", "c", "d"])
+    empty = RowSource(source=write_source(tmp_path / "b.jsonl", ["", ""]))
+    split = prepare_split(replace(request, sources=(empty, *request.sources)), render, cache_dir)
     assert texts(split) == ["?a", "?b", "?c", "?d"]
+    assert (split.num_shards, split.num_untrained_rows) == (2, 4)
 
 
 def test_a_row_may_become_several_samples(request_for: RequestFor, cache_dir: Path) -> None:
@@ -372,7 +435,7 @@ def test_a_row_may_become_several_samples(request_for: RequestFor, cache_dir: Pa
 def test_dying_half_way_leaves_nothing_behind(
     request_for: RequestFor, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
-    monkeypatch.setattr(cache, "WINDOW_ROWS", 2)  # the first shard is on disk before the third row
+    monkeypatch.setattr(request_module, "WINDOW_ROWS", 2)  # the first shard is on disk before the third row
     rendered = 0
 
     def dying(record: Record) -> list[Sample]:
@@ -385,7 +448,7 @@ def test_dying_half_way_leaves_nothing_behind(
     request = request_for(["one", "two", "three", "four"])
     with pytest.raises(KeyboardInterrupt):
         prepare_split(request, dying, cache_dir)
-    assert not cache_dir.exists() or not list(cache_dir.iterdir())
+    assert not [path for path in cache_dir.rglob("*") if path.is_file()]
     assert texts(prepare_split(request, render, cache_dir)) == ["?one", "?two", "?three", "?four"]
 
 
@@ -405,37 +468,57 @@ def test_a_bad_row_stops_the_preparation_and_leaves_nothing(request_for: Request
     append(request, "broken\n")
     with pytest.raises(DataError, match=r"a\.jsonl:2: "):
         prepare_split(request, render, cache_dir)
-    assert not cache_dir.exists() or not list(cache_dir.iterdir())
+    assert not [path for path in cache_dir.rglob("*") if path.is_file()]
 
 
-def test_of_two_writers_at_once_both_get_the_split(request_for: RequestFor, cache_dir: Path) -> None:
-    request = request_for(["one", "two"])
-    other: list[PreparedSplit] = []
+def test_of_two_runs_at_once_one_does_the_work(request_for: RequestFor, cache_dir: Path) -> None:
+    request, rendered, begun = request_for(["one", "two"]), [], threading.Event()
 
     def slow(record: Record) -> list[Sample]:
-        if not other:
-            other.append(prepare_split(request, render, cache_dir))
+        rendered.append(record)
+        begun.wait(5)  # until the other has come as far as the claim
         return render(record)
 
-    assert prepare_split(request, slow, cache_dir) == other[0]
-    assert [path.name for path in cache_dir.iterdir()] == [request.key()]
-    assert texts(other[0]) == ["?one", "?two"]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare_split, request, slow, cache_dir)
+        while not rendered:
+            threading.Event().wait(0.01)
+        second = pool.submit(prepare_split, request, slow, cache_dir)
+        begun.set()
+        assert first.result() == second.result()
+    assert len(rendered) == 2
+    assert texts(first.result()) == ["?one", "?two"]
 
 
 def test_shards_are_the_same_bytes_whoever_writes_them(request_for: RequestFor, tmp_path: Path) -> None:
     request = request_for([f"answer {n}" for n in range(50)], packing=True)
-    splits = [prepare_split(request, render, tmp_path / name) for name in ("x", "y")]
-    contents = [{p.name: p.read_bytes() for p in Path(s.directory).glob("shard-*")} for s in splits]
+    for name in ("x", "y"):
+        prepare_split(request, render, tmp_path / name)
+    contents = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.is_file()} for name in ("x", "y")]
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 2
+    assert sorted(name.partition(".")[2] for name in contents[0]) == ["arrow", "index.npy", "json"]
 
 
-@pytest.mark.parametrize("leftover", [None, "shard-00000.arrow"])
-def test_a_directory_without_its_last_file_is_made_anew(
-    request_for: RequestFor, cache_dir: Path, leftover: str | None
-) -> None:
+@pytest.mark.parametrize("leftover", ["arrow", "index.npy"])
+def test_a_shard_without_its_description_is_made_anew(request_for: RequestFor, cache_dir: Path, leftover: str) -> None:
     request = request_for(["one", "two"])
-    (cache_dir / request.key()).mkdir(parents=True)
-    if leftover:
-        (cache_dir / request.key() / leftover).write_bytes(b"")
+    key = plan_split(request).shards[0].key
+    cache_dir.mkdir()
+    (cache_dir / f"{key}.{leftover}").write_bytes(b"")
     assert texts(prepare_split(request, render, cache_dir)) == ["?one", "?two"]
+
+
+def test_only_what_has_changed_is_made_anew(tmp_path: Path, cache_dir: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_source(folder / f"{name}.jsonl", [f"{name} {n}" for n in range(3)])
+    source = RowSource(source=str(folder))
+    listed = list_files(source)
+    parts = cut_parts(listed, part_bytes=1)
+    assert len(parts) >= 2
+    request = SplitRequest((source,), 32, False, "k")
+    before = [request.part_key(source, part, NOTHING.numbers) for part in parts]
+    write_source(folder / "b.jsonl", ["changed"])
+    after = [request.part_key(source, part, NOTHING.numbers) for part in cut_parts(list_files(source), part_bytes=1)]
+    assert set(before) & set(after) == {key for key, part in zip(before, parts, strict=True) if "a.jsonl" in str(part)}

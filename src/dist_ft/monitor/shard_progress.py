@@ -1,0 +1,44 @@
+"""How far the preparation of data has got, in one line. Pure but for the time it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dist_ft.monitor.console import bar, format_duration
+
+
+@dataclass
+class ShardProgress:
+    """Counts of a preparation.
+
+    Attributes:
+        num_shards: Shards to make.
+        num_bytes: Stored bytes of their parts.
+        began: Monotonic time at which the first was begun.
+        shards: Made so far.
+        bytes: Of these.
+        rows: Of these.
+    """
+
+    num_shards: int
+    num_bytes: int
+    began: float
+    shards: int = 0
+    bytes: int = 0
+    rows: int = 0
+
+    def add(self, num_bytes: int, num_rows: int) -> None:
+        """Counts a shard that is there."""
+        self.shards += 1
+        self.bytes += num_bytes
+        self.rows += num_rows
+
+    def line(self, now: float) -> str:
+        """Returns the line, with rows per second and what is left as the bytes so far let expect."""
+        elapsed = max(1e-9, now - self.began)
+        share = self.bytes / max(1, self.num_bytes)
+        eta = format_duration(elapsed * (1 - share) / share) if share else "…"
+        return (
+            f"  {bar(share)} preparing data: {self.shards}/{self.num_shards} shards  {self.rows:,} rows  "
+            f"{self.rows / elapsed:,.0f} rows/s  ETA {eta}"
+        )

@@ -1,0 +1,50 @@
+"""Waits until a Ray has so many nodes: `python -m dist_ft.orchestrate.await_nodes HOST:PORT COUNT LIMIT_S`.
+
+For scripts that start the nodes. Asks Ray's table of nodes directly: to join as a driver takes seconds each time.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import ray
+
+_EVERY_S = 0.5
+
+
+def await_nodes(count: Callable[[], int], wanted: int, limit_s: float) -> int:
+    """Returns the number of nodes as soon as it is the wanted one, or at the end of the limit.
+
+    Args:
+        count: Counts them; raises while nobody answers.
+        wanted: How many are awaited.
+        limit_s: Seconds to wait.
+    """
+    deadline, found = time.monotonic() + limit_s, 0
+    while found < wanted and time.monotonic() < deadline:
+        try:
+            found = count()
+        except Exception:  # not there yet; Ray raises many types
+            found = 0
+        if found < wanted:
+            time.sleep(_EVERY_S)
+    return found
+
+
+def _num_alive(address: str) -> int:
+    nodes = ray._raylet.GcsClient(address=address).get_all_node_info().values()
+    return sum(node.state == 0 for node in nodes)  # GcsNodeInfo.ALIVE
+
+
+def main() -> None:
+    """Entry of the command; exit code 1 when they are not all there in time."""
+    address, wanted, limit_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    found = await_nodes(lambda: _num_alive(address), wanted, limit_s)
+    print(f"{found} of {wanted} Ray nodes at {address}", flush=True)
+    sys.exit(found < wanted)
+
+
+if __name__ == "__main__":
+    main()

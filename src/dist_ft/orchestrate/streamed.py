@@ -1,0 +1,58 @@
+"""Mode `stream`: shards are made while training goes on, in the order in which it needs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from dist_ft.config import Config
+from dist_ft.errors import DistFtError
+from dist_ft.orchestrate.shard_jobs import ShardJobs
+from dist_ft.stream.need import Need
+
+_SHARE = 0.5
+"""Of each node's cores; the workers have the rest."""
+_LAST_CHECKPOINT_LIMIT_S = 60.0
+"""Ranks that wait for a shard that will never come cannot make a last checkpoint."""
+
+
+class StreamedData:
+    """The shards of a run that are yet to come; nothing in mode `ahead`.
+
+    Args:
+        config: The run config.
+        prepared: What `tasks.prepare` returned.
+        on_gpu: Whether the run uses CUDA devices.
+    """
+
+    def __init__(self, config: Config, prepared: Mapping[str, Any], on_gpu: bool) -> None:
+        self._jobs: ShardJobs | None = None
+        self._error: DistFtError | None = None
+        self._failed_at = 0.0
+        streamed = prepared["to_stream"]
+        if streamed is not None:
+            need = Need.of(prepared["num_positions"], config.data.weights, len(config.data.train))
+            for source, window, num_sequences in streamed["made"]:
+                need.add(source, window, num_sequences)
+            self._jobs = ShardJobs(config, streamed["jobs"], _SHARE, on_gpu, need)
+
+    def look(self, starters: Mapping[str, str]) -> bool:
+        """Goes on making shards, without waiting; returns whether the run should now make a last checkpoint and stop,
+        because a shard cannot be made."""
+        if self._jobs is None or self._error is not None:
+            return False
+        try:
+            self._jobs.look(starters)
+        except DistFtError as error:
+            self._error, self._failed_at = error, time.monotonic()
+        return self._error is not None
+
+    def check(self, has_stopped: bool) -> None:
+        """Raises what kept a shard from being made, once the last checkpoint is there or cannot be had.
+
+        Raises:
+            DistFtError: With the place of the row, or what else it was.
+        """
+        if self._error is not None and (has_stopped or time.monotonic() - self._failed_at > _LAST_CHECKPOINT_LIMIT_S):
+            raise self._error

@@ -1,0 +1,294 @@
+"""Judges what was found on the nodes of a cluster, before a run starts there. Pure; who looks is `orchestrate/`.
+
+One check a subject, one line a check: it names the nodes that are at fault, a few of them where they are many, and what
+to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dist_ft.config import Config, with_absolute_paths
+from dist_ft.plan.doctor import MIN_DISK_BYTES, MIN_SHM_BYTES, Check, format_bytes
+
+MAX_SKEW_S = 2.0
+_MIN_TEMP_BYTES = 512 << 20  # Ray's logs; what it would spill never comes, weights and data pass it by
+_NUM_NAMED = 5
+_SLOW_BYTES_PER_S = 0.1e9  # what a 1 Gbit/s cable carries; less is an interface that nobody meant
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run asks of the cluster.
+
+    Attributes:
+        output_dir: Absolute `run.output_dir`; None: no run is meant, and storage is not looked at.
+        wandb: `monitor.wandb`.
+        num_workers: The fewest that it starts with.
+        resources: Of a worker; None: a GPU where the cluster has any, else a CPU.
+    """
+
+    output_dir: str | None = None
+    wandb: str = "auto"
+    num_workers: int = 1
+    resources: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What was found on a node.
+
+    Attributes:
+        shm_bytes: Size of its shared memory; None where it has none of its own.
+        temp_dir: Where Ray keeps its logs and what it spills.
+        temp_free_bytes: What is free there.
+        gpus: NVIDIA device files.
+        driver: Version of NVIDIA's driver.
+        interface: The network interface that has the node's address.
+        host_name: What it calls itself.
+        knows_itself: Whether it resolves that name.
+        unknown: Names of other nodes that it cannot resolve.
+        unreached: Addresses of other nodes that it cannot connect to.
+        free_port: One that nobody listened at.
+        place: The nearest directory to `run.output_dir` that exists there.
+        output_free_bytes: What is free in it.
+        storage_problem: Why a file could not be written, renamed and created exclusively there.
+        is_first: Whether this node created the file that only one of all may create.
+    """
+
+    shm_bytes: int | None
+    temp_dir: str
+    temp_free_bytes: int
+    gpus: int
+    driver: str | None
+    interface: str | None
+    host_name: str
+    knows_itself: bool
+    unknown: Sequence[str]
+    unreached: Sequence[str]
+    free_port: int
+    place: str | None = None
+    output_free_bytes: int | None = None
+    storage_problem: str | None = None
+    is_first: bool = False
+
+
+def wanted_by(config: Config) -> Wanted:
+    """Returns what a config asks of a cluster."""
+    return Wanted(
+        output_dir=with_absolute_paths(config).run.output_dir,
+        wandb=config.monitor.wandb,
+        num_workers=config.cluster.min_workers,
+        resources=config.cluster.resources_per_worker,
+    )
+
+
+def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Wanted) -> Check:
+    """Compares the resources of the nodes with the fewest workers that the run starts with; a worker is on one node."""
+    has_gpu = any(node.get("GPU") for node in nodes)
+    each = wanted.resources or ({"GPU": 1.0, "CPU": 1.0} if has_gpu else {"CPU": 1.0})
+    room = sum(
+        min((int(node.get(name, 0) / amount + 1e-6) for name, amount in each.items() if amount), default=0)
+        for node in nodes
+    )
+    shown = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+    hint = "" if room >= wanted.num_workers else "add machines, or lower cluster.num_workers or resources_per_worker"
+    detail = f"room for {room} of {shown}, the run starts with {wanted.num_workers}"
+    return Check("workers", not hint, detail, hint)
+
+
+def check_versions(here: Mapping[str, str | None], found: Mapping[str, Mapping[str, str | None] | None]) -> Check:
+    """Compares versions on every node with those here; None is a node that did not answer."""
+    problems = []
+    for node, theirs in found.items():
+        wrong = [
+            f"{key} {theirs.get(key)}, here {here[key]}" for key in here if theirs and theirs.get(key) != here[key]
+        ]
+        if wrong or theirs is None:
+            problems.append(f"{node}: {', '.join(wrong) or 'no answer'}")
+    if problems:
+        return Check("versions", False, _few(problems), "install the same versions on every machine, or use one image")
+    return Check("versions", True, f"{', '.join(f'{k} {v}' for k, v in here.items() if v)} on every node")
+
+
+def check_answers(silent: Sequence[str], during: str, limit_s: float) -> list[Check]:
+    """Names the nodes that did not come back from a look in time."""
+    if not silent:
+        return []
+    hint = "log in there: a disk or network mount that hangs, or no CPU left; `ray stop` on it takes it out"
+    return [Check("answers", False, f"{_few(silent)}: no answer within {limit_s:g} s ({during})", hint)]
+
+
+def check_nodes(nodes: Mapping[str, NodeFacts], gpus: Mapping[str, float]) -> list[Check]:
+    """Judges each node by itself, and its way to the others.
+
+    Args:
+        nodes: By label.
+        gpus: How many GPUs Ray has of each.
+    """
+    return [_devices(nodes, gpus), _shared_memory(nodes), _temp_space(nodes), _interfaces(nodes), _names(nodes),
+            _ways(nodes)]  # fmt: skip
+
+
+def check_storage(nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[str]], wanted: Wanted) -> list[Check]:
+    """Judges `run.output_dir` as seen from every node.
+
+    Args:
+        nodes: By label.
+        unread: For each node the others whose files it did not find.
+        wanted: The run.
+    """
+    if wanted.output_dir is None:
+        return [Check("storage", True, "not looked at; name a CONFIG to have its run.output_dir checked")]
+    where = wanted.output_dir
+    places = Counter(facts.place for facts in nodes.values())
+    usual = places.most_common(1)[0][0] if places else None
+    absent = [
+        f"{n}: the nearest that exists is {f.place}, elsewhere {usual}" for n, f in nodes.items() if f.place != usual
+    ]
+    failed = [f"{node}: {facts.storage_problem}" for node, facts in nodes.items() if facts.storage_problem]
+    checks = []
+    if absent or failed:
+        hint = "mount it on every machine, writable for the user who runs Ray (a file system with hard links)"
+        checks.append(Check("output directory", False, f"{where}: {_few([*absent, *failed])}", hint))
+    else:
+        checks.append(Check("output directory", True, f"{where}: writable from every node"))
+        checks += _shared_files(nodes, unread, where)
+    free = {node: facts.output_free_bytes for node, facts in nodes.items() if facts.output_free_bytes is not None}
+    if free:
+        checks.append(_space("disk", free, MIN_DISK_BYTES, where, "free some, or set run.output_dir elsewhere"))
+    return checks
+
+
+def check_clocks(offsets: Mapping[str, tuple[float, float]]) -> Check:
+    """Compares the clocks of the nodes with that here.
+
+    Args:
+        offsets: The least and the most that each may be ahead, in seconds.
+    """
+    # What is certain: a message that was under way for a second says no more than that.
+    sure = {node: max(low, 0.0) + min(high, 0.0) for node, (low, high) in offsets.items()}
+    wrong = [f"{n} {abs(s):.1f} s {'ahead' if s > 0 else 'behind'}" for n, s in sure.items() if abs(s) > MAX_SKEW_S]
+    if wrong:
+        return Check(
+            "clocks", False, _few(wrong), "let NTP (chrony, systemd-timesyncd) set the clock of these machines"
+        )
+    return Check("clocks", True, f"within {MAX_SKEW_S:g} s of one another")
+
+
+def check_all_reduce(
+    answers: Mapping[str, Mapping[str, float | str] | None], backend: str, num_bytes: int, limit_s: float
+) -> Check:
+    """Judges a sum over all nodes.
+
+    Args:
+        answers: Of each node `bytes_per_s`, or a `problem`; None where none came.
+        backend: gloo or nccl.
+        num_bytes: How much was summed.
+        limit_s: How long was waited.
+    """
+    problems = [
+        f"{node}: {answer['problem'] if answer else f'no answer within {limit_s:g} s'}"
+        for node, answer in answers.items()
+        if not answer or "problem" in answer
+    ]
+    if problems:
+        hint = "open all TCP ports between the machines; set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME before ray start"
+        return Check("all-reduce", False, f"{backend}: {_few(problems)}", hint)
+    speed = min(float(answer["bytes_per_s"]) for answer in answers.values() if answer)
+    if len(answers) == 1:
+        return Check("all-reduce", True, f"{backend} works; one node, so there is no network to measure")
+    detail = f"{backend} over {len(answers)} nodes: {speed / 1e9:.2f} GB/s with {format_bytes(num_bytes)}"
+    hint = "" if speed >= _SLOW_BYTES_PER_S else "that is slow: is it the interface that you mean?"
+    return Check("all-reduce", True, detail, hint)
+
+
+def check_wandb(mode: str, problem: str | None, host: str, is_reached: bool) -> Check:
+    """Judges where numbers go. One that is unreachable never holds a run up, so it is only said."""
+    if problem is not None:
+        return Check("W&B", False, problem, "set WANDB_API_KEY before ray start on the head, or monitor.wandb=offline")
+    if mode != "online":
+        return Check("W&B", True, mode)
+    hint = "" if is_reached else "let the head out, set HTTPS_PROXY there, or monitor.wandb=offline"
+    return Check("W&B", True, f"online, {host} {'answers' if is_reached else 'does not answer'}", hint)
+
+
+def _devices(nodes: Mapping[str, NodeFacts], gpus: Mapping[str, float]) -> Check:
+    if not any(gpus.values()) and not any(facts.gpus for facts in nodes.values()):
+        return Check("devices", True, "no GPUs; CPU runs")
+    missing = [f"{n}: Ray has {gpus[n]:g} GPUs, /dev has {f.gpus}" for n, f in nodes.items() if gpus[n] > f.gpus]
+    if missing:
+        return Check("devices", False, _few(missing), "restart Ray there; give the container its devices")
+    kinds = Counter((f.gpus, f.driver) for f in nodes.values() if f.gpus)
+    shown = ", ".join(f"{count} nodes of {num} GPUs (driver {driver})" for (num, driver), count in kinds.items())
+    unused = [node for node, facts in nodes.items() if facts.gpus and not gpus[node]]
+    differ = "drivers differ: if NCCL fails, look here first" if len({driver for _, driver in kinds}) > 1 else ""
+    return Check("devices", True, shown, f"Ray uses no GPU of {_few(unused)}" if unused else differ)
+
+
+def _shared_memory(nodes: Mapping[str, NodeFacts]) -> Check:
+    sizes = {node: facts.shm_bytes for node, facts in nodes.items() if facts.shm_bytes is not None}
+    small = [f"{node}: {format_bytes(size)}" for node, size in sizes.items() if size < MIN_SHM_BYTES]
+    if small:
+        hint = f"{format_bytes(MIN_SHM_BYTES)} at least: docker run --shm-size, or a volume in memory at /dev/shm"
+        return Check("shared memory", False, _few(small), hint)
+    least = f"at least {format_bytes(min(sizes.values()))} on every node" if sizes else "none of its own"
+    return Check("shared memory", True, least)
+
+
+def _temp_space(nodes: Mapping[str, NodeFacts]) -> Check:
+    free = {node: facts.temp_free_bytes for node, facts in nodes.items()}
+    where = _few(sorted({facts.temp_dir for facts in nodes.values()}))
+    return _space("temp directory", free, _MIN_TEMP_BYTES, where, "free some, or start Ray with --temp-dir elsewhere")
+
+
+def _space(name: str, free: Mapping[str, int], wanted: int, where: str, hint: str) -> Check:
+    full = [f"{node}: {format_bytes(count)}" for node, count in free.items() if count < wanted]
+    if full:
+        return Check(name, False, f"{where}: {_few(full)} free, wanted {format_bytes(wanted)}", hint)
+    return Check(name, True, f"at least {format_bytes(min(free.values()))} free in {where}")
+
+
+def _interfaces(nodes: Mapping[str, NodeFacts]) -> Check:
+    without = [node for node, facts in nodes.items() if facts.interface is None]
+    if without:
+        hint = "start Ray there with --node-ip-address, an address that the machine itself has"
+        return Check("interfaces", False, f"{_few(without)}: no interface has this address", hint)
+    used = Counter(facts.interface for facts in nodes.values())
+    return Check("interfaces", True, ", ".join(f"{name} on {count} nodes" for name, count in used.items()))
+
+
+def _names(nodes: Mapping[str, NodeFacts]) -> Check:
+    lost = [f"{node} ({facts.host_name})" for node, facts in nodes.items() if not facts.knows_itself]
+    if lost:
+        hint = "add the machine's own name to its /etc/hosts"
+        return Check("names", False, f"{_few(lost)} cannot resolve its own name", hint)
+    unknown = sorted({name for facts in nodes.values() for name in facts.unknown})
+    others = f"; {_few(unknown)} not everywhere, which runs do not need" if unknown else ", and the others'"
+    return Check("names", True, f"every node resolves its own{others}")
+
+
+def _ways(nodes: Mapping[str, NodeFacts]) -> Check:
+    cut = [f"{node} → {_few(facts.unreached)}" for node, facts in nodes.items() if facts.unreached]
+    if cut:
+        return Check("network", False, f"no way: {_few(cut)}", "open all TCP ports between the machines")
+    return Check("network", True, f"every node reaches every other ({len(nodes)})")
+
+
+def _shared_files(nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[str]], where: str) -> list[Check]:
+    blind = [f"{node} does not see files of {_few(others)}" for node, others in unread.items() if others]
+    if blind:
+        return [Check("shared files", False, f"{where}: {_few(blind)}", "name a directory that all machines share")]
+    num_first = sum(facts.is_first for facts in nodes.values())
+    if num_first != 1:
+        hint = "use a file system with hard links that all machines agree on (NFS, Lustre, CephFS)"
+        return [Check("exclusive creation", False, f"{where}: {num_first} nodes created the same file", hint)]
+    return [Check("shared files", True, "what a node writes the others read; of two creators one wins")]
+
+
+def _few(items: Iterable[str]) -> str:
+    named = list(items)
+    rest = f" and {len(named) - _NUM_NAMED} more" if len(named) > _NUM_NAMED else ""
+    return f"{'; '.join(named[:_NUM_NAMED])}{rest}"

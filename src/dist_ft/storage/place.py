@@ -1,0 +1,231 @@
+"""Where a run lives: its store, and a directory of this machine for what is appended to and rewritten.
+
+Of a run in a directory the two are the same, and nothing is copied. Of a run at a URL the directory is scratch that
+lives as long as the process: what it begins with is fetched, and `records.py` sends what is written into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dist_ft.errors import CheckpointError, ExportError, StorageError
+from dist_ft.rundir import FORMAT_VERSION, RunDir, user_cache_dir
+from dist_ft.storage.objects import open_store
+from dist_ft.storage.records import GROWING, fetch_rows
+from dist_ft.storage.store import Store
+from dist_ft.storage.urls import is_url
+
+logger = logging.getLogger(__name__)
+
+RECORDS = ("run.json", "config.yaml", "sources.json", *GROWING)
+"""What a driver needs to go on with a run."""
+_LOOK_EVERY_S = 5.0
+_PART_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class RunPlace(RunDir):
+    """A run that is open here. Its paths are those of this machine.
+
+    Attributes:
+        address: Path or URL, by which everybody knows it.
+        store: What lies there.
+    """
+
+    address: str
+    store: Store = field(repr=False, compare=False)
+    _scratch: Any = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether what is written into the paths must be sent to the store."""
+        return is_url(self.address)
+
+    @property
+    def look_every_s(self) -> float:
+        """How old an answer of the store may be: each question costs money there, and tens of milliseconds."""
+        return _LOOK_EVERY_S if self.is_remote else 0.0
+
+    def fetch(self, *names: str) -> None:
+        """Brings records to their paths, as they are in the store now; those that are not there stay away.
+
+        Raises:
+            StorageError: The store does not answer, or refuses.
+        """
+        if not self.is_remote:
+            return
+        try:
+            for name in names:
+                if name in GROWING:
+                    fetch_rows(self.store, name, self.path / name)
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        (self.path / name).write_bytes(self.store.read(name))
+        except OSError as error:
+            raise StorageError(f"the run cannot be read: {error}") from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object, or a folder with something in it."""
+        try:
+            self.store.size(name)
+        except FileNotFoundError:
+            return bool(self.store.names(name))
+        return True
+
+    def address_of(self, name: str) -> str:
+        """Returns the path or URL of something in the run."""
+        return f"{self.address}/{name}"
+
+    def point(self, name: str, sibling: str) -> None:
+        """Has `exports/final` or its like name a sibling: a link, or where there are none a file with one line."""
+        if self.is_remote:
+            self.store.put(name, [f"{sibling}\n".encode()])
+            return
+        link = self.path / name
+        temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
+        temporary.symlink_to(sibling)
+        temporary.replace(link)
+
+    def pointed_at(self, name: str) -> str | None:
+        """Returns the name, in the run, of what `point` had it name; None where that is gone, or was never there."""
+        if not self.is_remote:
+            found = (self.path / name).resolve()
+            return f"exports/{found.name}" if found.is_dir() else None
+        try:
+            sibling = self.store.read(name).decode().strip()
+        except FileNotFoundError:
+            return None
+        target = f"{PurePosixPath(name).parent}/{PurePosixPath(sibling).name}"
+        return target if self.has(target) else None
+
+    def ask_to_stop(self, facts: dict[str, Any]) -> None:
+        """Leaves a request that the run checkpoint and stop; `facts` hold its `time`."""
+        self.store.put(self.stop_request.name, [json.dumps({"format_version": FORMAT_VERSION, **facts}).encode()])
+
+    def stop_asked_at(self) -> float | None:
+        """Returns when the run was asked to stop, in Unix time; None when it was not."""
+        try:
+            return float(json.loads(self.store.read(self.stop_request.name))["time"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            return math.inf  # somebody's own file: its being there is the request
+
+    def forget_stop(self) -> None:
+        """Removes the request, if any."""
+        with contextlib.suppress(FileNotFoundError):
+            self.store.delete(self.stop_request.name)
+
+
+def open_run(address: str | Path, scratch: Path | None = None) -> RunPlace:
+    """Opens a run; asks nothing of the store yet.
+
+    Args:
+        address: Path or URL of the run directory.
+        scratch: Of a URL, the directory of another process of this machine to use; else one is made.
+
+    Raises:
+        ConfigError: See `open_store`.
+    """
+    if not is_url(str(address)):
+        path = Path(address).absolute()
+        return RunPlace(path, str(path), open_store(str(path)))
+    url = str(address).rstrip("/")
+    store = open_store(url)
+    owned = None if scratch else tempfile.TemporaryDirectory(prefix="dist-ft-run-")  # goes with the process
+    return RunPlace(scratch or Path(owned.name if owned else ""), url, store, owned)
+
+
+def node_dir(address: str) -> RunDir:
+    """Returns where the ranks of this machine write their logs: the run itself, or a folder of the user's cache."""
+    if not is_url(address):
+        return RunDir(Path(address))
+    return RunDir(user_cache_dir() / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16])
+
+
+def send_logs(address: str, names: Iterable[str]) -> None:
+    """Sends logs from `node_dir` to a run at a URL, and removes them here. What fails is logged and left there."""
+    if not is_url(address):
+        return
+    store, here = open_store(address), node_dir(address).path
+    for name in names:
+        try:
+            if (here / name).is_file():
+                store.put(name, file_parts(here / name))
+                (here / name).unlink()
+        except (OSError, CheckpointError) as error:
+            logger.warning("%s stays in %s: %s", name, here, error)
+
+
+@contextlib.contextmanager
+def published(to: str) -> Iterator[Path]:
+    """Gives an empty directory, whose files are under a path or URL when all has gone well, and nowhere else before.
+
+    Raises:
+        ExportError: There is something under that name.
+    """
+    if is_url(to):
+        with tempfile.TemporaryDirectory(prefix="dist-ft-export-") as scratch:
+            yield Path(scratch)
+            _send_directory(Path(scratch), to)
+        return
+    target = Path(to).absolute()
+    if target.exists():
+        raise ExportError(f"{target} exists; choose another directory or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    hidden.mkdir()
+    try:
+        yield hidden
+        hidden.rename(target)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_copy(address: str) -> Iterator[Path]:
+    """Gives the directory at a path, or a copy of the one at a URL."""
+    if not is_url(address):
+        yield Path(address)
+        return
+    store = open_store(address)
+    with tempfile.TemporaryDirectory(prefix="dist-ft-model-") as scratch:
+        for name in store.names(""):
+            target = Path(scratch) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                size = store.size(name)
+                for start in range(0, size, _PART_BYTES):
+                    file.write(store.read_range(name, start, min(_PART_BYTES, size - start)))
+        yield Path(scratch)
+
+
+def file_parts(path: Path) -> Iterator[bytes]:
+    """Yields a file in pieces."""
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            yield part
+
+
+def _send_directory(directory: Path, url: str) -> None:
+    """JSON files go last: they are what a directory is known by."""
+    store = open_store(url)
+    if store.names(""):
+        raise ExportError(f"{url} exists; choose another name or remove it")
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: (path.suffix == ".json", path)):
+        store.put(path.relative_to(directory).as_posix(), file_parts(path))

@@ -1,0 +1,55 @@
+"""Addresses of object stores: what is one, what is wrong with it, and how it is shown. Opens nothing."""
+
+from __future__ import annotations
+
+import re
+
+from dist_ft.errors import ConfigError
+
+S3, GOOGLE, AZURE = frozenset({"s3", "s3a"}), frozenset({"gs", "gcs"}), frozenset({"az", "abfs", "abfss"})
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*")
+_AZURE_HOST = re.compile(r"[A-Za-z0-9][\w-]*@[A-Za-z0-9][\w.-]*")
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is a URL and not a path."""
+    return _URL.match(address) is not None
+
+
+def redacted(url: str) -> str:
+    """Returns a URL without what may be secret in it: user info, query and fragment."""
+    if not is_url(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    # A password may hold a slash, which then ends the host too early.
+    tail = f"{host}{slash}{path}"
+    hidden = f"***@{tail.rpartition('@')[2]}" if "@" in tail and not _AZURE_HOST.fullmatch(host) else tail
+    return f"{scheme}://{hidden}" + ("?***" if re.search(r"[?#]", rest) else "")
+
+
+def checked_store_url(url: str) -> str:
+    """Returns the URL of a folder in an object store, without a slash at its end.
+
+    Raises:
+        ConfigError: It holds secrets, names no bucket, or a store without exclusive creation.
+    """
+    shown = redacted(url)
+    if shown != url:
+        raise ConfigError(
+            f"{shown}: user info and signatures do not belong into a URL, which is stored and shown; take them out and "
+            "set credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, a role of the machine)"
+        )
+    scheme, _, rest = url.partition("://")
+    scheme, (host, _, path) = scheme.lower(), rest.rstrip("/").partition("/")
+    if scheme not in S3 | GOOGLE | AZURE:
+        raise ConfigError(
+            f"{url}: a store without exclusive creation is refused, and {scheme}:// is not known to have it; "
+            "use s3://, gs://, az:// or a path"
+        )
+    if not (_BUCKET.fullmatch(host) or (scheme in AZURE and _AZURE_HOST.fullmatch(host))):
+        raise ConfigError(f"{url}: names no bucket; write {scheme}://BUCKET/FOLDER")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise ConfigError(f"{url}: an empty name, `.` or `..` in it; object stores take names literally")
+    return url.rstrip("/")

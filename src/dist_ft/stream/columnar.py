@@ -1,0 +1,117 @@
+"""Rows of Parquet and Arrow files, whole or a range of their row groups or record batches.
+
+Memory holds a batch of rows and a buffer a column of a Parquet file, a record batch of an Arrow file. No file is
+mapped: pages that were looked at would count as memory of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dist_ft.stream.places import Before, Place
+from dist_ft.stream.raw import RawRow
+from dist_ft.stream.source_file import SourceFile
+
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 1 << 20
+
+
+def read_parquet(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
+    """Yields the rows of row groups `start` to `stop`."""
+    with _opened(file) as source, _parquet(source) as opened:
+        groups = range(start, opened.num_row_groups if stop is None else stop)
+        first = sum(opened.metadata.row_group(group).num_rows for group in range(start))
+        batches = opened.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups), use_threads=False)
+        yield from _number_rows(file, batches, first, None)
+
+
+def read_arrow(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
+    """Yields the rows of record batches `start` to `stop`."""
+    before = Before(partial(_count_rows, file, start)) if start else None
+    with _opened(file) as source:
+        yield from _number_rows(file, _arrow_batches(source, start, stop), 0, before)
+
+
+def group_sizes(file: SourceFile) -> list[int]:
+    """Returns the stored bytes of each row group or record batch, from the footer alone.
+
+    Record batches are taken as equally large, which is how they are written. An Arrow stream has no footer and is one.
+    """
+    with _opened(file) as source:
+        if file.kind == "parquet":
+            with _parquet(source) as opened:
+                return [_stored_bytes(opened.metadata.row_group(i)) for i in range(opened.num_row_groups)]
+        try:
+            count = pa.ipc.open_file(source).num_record_batches
+        except pa.ArrowInvalid:
+            count = 1
+        return [file.size // max(1, count)] * count
+
+
+def _stored_bytes(group: Any) -> int:
+    return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+
+
+def _parquet(source: Any) -> Any:
+    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+@contextmanager
+def _opened(file: SourceFile) -> Iterator[Any]:
+    if not file.is_remote:
+        with pa.OSFile(file.address, "rb") as source:
+            yield source
+        return
+    with file.open() as stored, pa.PythonFile(stored, mode="r") as source:
+        yield source
+
+
+def _arrow_batches(source: Any, start: int, stop: int | None) -> Iterator[Any]:
+    try:
+        opened = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        batches = iter(pa.ipc.open_stream(source))  # as the `datasets` library writes them
+    else:
+        end = opened.num_record_batches if stop is None else stop
+        batches = (opened.get_batch(number) for number in range(start, end))
+    for batch in batches:
+        yield from (batch.slice(at, _BATCH_ROWS) for at in range(0, batch.num_rows, _BATCH_ROWS))
+
+
+def _count_rows(file: SourceFile, stop: int) -> int:
+    with _opened(file) as source:
+        opened = pa.ipc.open_file(source)
+        return sum(opened.get_batch(number).num_rows for number in range(stop))
+
+
+def _number_rows(file: SourceFile, batches: Iterator[Any], first: int, before: Before | None) -> Iterator[RawRow]:
+    number, shown = first, file.shown
+    for batch in batches:
+        for row in _rows_of(batch):
+            number += 1
+            problem = row if isinstance(row, str) else None
+            yield RawRow(Place(shown, number, "row", before), None if problem else _without_nulls(row), problem)
+
+
+def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
+    """Returns rows, or in place of a row what is wrong with it."""
+    try:
+        return cast("list[dict[str, Any] | str]", batch.to_pylist())
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return ["not valid UTF-8"]
+        return [row for at in range(batch.num_rows) for row in _rows_of(batch.slice(at, 1))]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Returns a value without the keys that are null: a columnar file gives every row the keys of all rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,176 @@
+"""The files of a source, each with what tells its bytes from others, and whether they are still the same.
+
+A list is made when a run begins and frozen: from then on a file that changes, vanishes or appears is an error that
+names it. What names files is `hub.py`'s and, for URLs, `storage/remote.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import xxhash
+
+from dist_ft.config.rules import EMBEDDED_PREFIX, is_pattern
+from dist_ft.config.schema import RowSource
+from dist_ft.errors import DataError, StorageError
+from dist_ft.printable import printable
+from dist_ft.storage.remote import find_remote, is_remote, shown_url, stat_remote, without_secrets
+from dist_ft.stream.embedded import embedded_rows
+from dist_ft.stream.files import cannot_read
+from dist_ft.stream.hub import find_files
+from dist_ft.stream.identity import content_identity
+from dist_ft.stream.source_file import EMBEDDED, SourceFile, kind_of
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_THREADS = 8
+"""Files hashed at once: one alone does not use up a network file system."""
+_WAY_OUT = "put back what was there, or start another run (run.name) with the data as it is now"
+
+
+def list_files(source: RowSource) -> list[SourceFile]:
+    """Returns the files of a source, in the order in which they are read.
+
+    Local files are read once to be hashed, and not again until they change; of remote ones only the listing is.
+
+    Raises:
+        DataError: There are none, they are of several kinds, or cannot be read.
+    """
+    if source.source.startswith(EMBEDDED_PREFIX):
+        return [_embedded(source.source)]
+    try:
+        files = _remote_files(source) if is_remote(source.source) else _local_files(source)
+    except StorageError as error:
+        raise DataError(str(error)) from error
+    if not _is_asked_for_by_name(source, files):
+        _check_shards(source, files)
+    if kinds := sorted({file.kind for file in files[1:]} - {files[0].kind}):
+        raise DataError(
+            f"{shown_url(source.source)} holds {files[0].kind} and {', '.join(kinds)} files; "
+            "keep one kind in a folder, or name the files as sources of their own"
+        )
+    return files
+
+
+def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> None:
+    """Checks that a source is what it was when the run began. Pure.
+
+    Args:
+        frozen: Its files then; secrets of their URLs may be gone.
+        now: Its files now.
+
+    Raises:
+        DataError: With the first file that changed, vanished or appeared.
+    """
+    before = {without_secrets(file.address): file for file in frozen}
+    after = {without_secrets(file.address): file for file in now}
+    for address, file in before.items():
+        if address not in after:
+            raise DataError(f"{file.shown} is gone; it had {_said(file)} when the run began; {_WAY_OUT}")
+        if not _is_same(file, after[address]):
+            raise DataError(_changed(file, after[address].size, after[address].identity))
+    for address, file in after.items():
+        if address not in before:
+            raise DataError(
+                f"{file.shown} ({_said(file)}) was not there when the run began; move it out of the source, or start "
+                "another run (run.name) with it"
+            )
+    if list(before) != list(after):
+        raise DataError(
+            f"the {len(frozen)} files of a source come in another order than when the run began; {_WAY_OUT}"
+        )
+
+
+def check_unchanged(file: SourceFile) -> None:
+    """Checks that a file is what it was when it was listed; one look at its entry, unless it was written to.
+
+    Raises:
+        DataError: It changed, or cannot be found.
+    """
+    if file.kind == EMBEDDED:
+        return
+    try:
+        size, identity = _remote_state(file) if file.is_remote else _local_state(file)
+    except StorageError as error:
+        raise DataError(f"{error}; it had {_said(file)} when the run began") from error
+    except OSError as error:
+        raise DataError(f"{cannot_read(file.shown, error)}; it had {_said(file)} when the run began") from error
+    if (size, identity) != (file.size, file.identity):
+        raise DataError(_changed(file, size, identity))
+
+
+def _embedded(address: str) -> SourceFile:
+    content = json.dumps(embedded_rows(address.removeprefix(EMBEDDED_PREFIX))).encode()
+    return SourceFile(address, EMBEDDED, None, len(content), f"xxh3:{xxhash.xxh3_128_hexdigest(content)}")
+
+
+def _remote_files(source: RowSource) -> list[SourceFile]:
+    found = find_remote(source.source)
+    return [
+        SourceFile(file.address, *kind_of(file.address), file.size, file.identity, has_ranges=file.has_ranges)
+        for file in found
+    ]
+
+
+def _local_files(source: RowSource) -> list[SourceFile]:
+    paths = find_files(source)
+    kinds = [kind_of(str(path)) for path in paths]  # before the first of them is read
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(_local_file, paths, kinds))
+
+
+def _local_file(path: Path, kind: tuple[str, str | None]) -> SourceFile:
+    try:
+        identity, found = content_identity(path)
+    except OSError as error:
+        raise DataError(cannot_read(shown_url(str(path)), error)) from error
+    return SourceFile(str(path), *kind, found.st_size, identity, found.st_mtime_ns)
+
+
+def _local_state(file: SourceFile) -> tuple[int, str]:
+    path = Path(file.address)
+    found = path.stat()
+    if (found.st_size, found.st_mtime_ns) == (file.size, file.modified_ns):
+        return file.size, file.identity
+    return found.st_size, content_identity(path)[0]
+
+
+def _is_asked_for_by_name(source: RowSource, files: Sequence[SourceFile]) -> bool:
+    """Whether these files, and no others, are what the source names."""
+    is_one = len(files) == 1 and Path(source.source).name == Path(files[0].address).name
+    return is_one or is_pattern(source.source)
+
+
+def _check_shards(source: RowSource, files: Sequence[SourceFile]) -> None:
+    """Refuses a folder or data set of which a shard is missing: its name says how many there are."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.search(name := Path(file.address).name):
+            numbers.setdefault((name[: match.start()], int(match[2])), set()).add(int(match[1]))
+    for (stem, count), found in numbers.items():
+        if missing := sorted(set(range(count)) - found):
+            raise DataError(
+                f"{shown_url(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
+                f"number {missing[0]} is missing; fetch the rest"
+            )
+
+
+def _remote_state(file: SourceFile) -> tuple[int, str]:
+    found = stat_remote(file.address)
+    return found.size, found.identity
+
+
+def _is_same(a: SourceFile, b: SourceFile) -> bool:
+    return (a.size, a.identity, a.kind, a.compression) == (b.size, b.identity, b.kind, b.compression)
+
+
+def _changed(file: SourceFile, size: int, identity: str) -> str:
+    now = f"{size:,} bytes ({identity})"
+    return f"{file.shown} has changed since the run began: it had {_said(file)}, now {now}; {_WAY_OUT}"
+
+
+def _said(file: SourceFile) -> str:
+    return f"{file.size:,} bytes ({file.identity})"

@@ -1,0 +1,36 @@
+"""Which shards a run in mode `stream` still needs: those whose window begins before its last position. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+
+@dataclass
+class Need:
+    """Counts the sequences of each source, window by window.
+
+    Attributes:
+        wanted: Sequences that the run takes of each source.
+        sequences: (source, window) → sequences made.
+    """
+
+    wanted: Sequence[int]
+    sequences: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, num_positions: int, weights: Sequence[float] | None, num_sources: int) -> Need:
+        """Returns what a run of so many positions needs."""
+        shares = weights or [1.0] * num_sources
+        return cls([ceil(num_positions * share / sum(shares)) + 1 for share in shares])
+
+    def add(self, source: int, window: int, num_sequences: int) -> None:
+        """Notes a shard that is there."""
+        self.sequences[source, window] += num_sequences
+
+    def is_needed(self, source: int, window: int) -> bool:
+        """Whether the run gets as far as a window, as far as is known: shards that are being made count nothing yet."""
+        before = sum(count for (of, at), count in self.sequences.items() if of == source and at < window)
+        return before < self.wanted[source]

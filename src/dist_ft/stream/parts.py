@@ -1,0 +1,154 @@
+"""Source files → parts of about `PART_BYTES`: what one task prepares, and one token shard is made of.
+
+Large JSONL files are cut at bytes, with no byte read; Parquet and Arrow files at row groups and record batches; other
+kinds and compressed files stay whole. Small neighbours share a part. The same files always give the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from dist_ft.errors import DataError, StorageError
+from dist_ft.stream.columnar import group_sizes
+from dist_ft.stream.files import cannot_read
+from dist_ft.stream.source_file import SourceFile
+
+PART_BYTES = 32 << 20
+"""Stored bytes of a part. Part of what decides where sequences end: another value gives other token shards."""
+_THREADS = 8
+"""Footers read at once."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of a file.
+
+    Attributes:
+        file: The file.
+        start: First byte (JSONL), row group (Parquet) or record batch (Arrow).
+        stop: The one behind the last; None is the end of the file. A line belongs to the piece in which it starts.
+        size: Stored bytes, about.
+    """
+
+    file: SourceFile
+    start: int
+    stop: int | None
+    size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What becomes one token shard.
+
+    Attributes:
+        pieces: In the order in which they are read.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Stored bytes, about."""
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def shown(self) -> str:
+        """Its files, for messages to people."""
+        first, *rest = self.pieces
+        end = "end" if first.stop is None else first.stop
+        text = (
+            first.file.shown if (first.start, first.stop) == (0, None) else f"{first.file.shown}[{first.start}:{end}]"
+        )
+        return f"{text} and {len(rest)} more" if rest else text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values for the process that prepares it; secrets of URLs included, so nothing to keep."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Part:
+        """Inverse of `to_dict`."""
+        return cls(tuple(Piece(**{**piece, "file": SourceFile.from_dict(piece["file"])}) for piece in data["pieces"]))
+
+    def identity(self) -> str:
+        """Returns a hash of its bytes and of how they are read, whatever the files are called."""
+        said = [(p.file.kind, p.file.compression, p.file.identity, p.start, p.stop) for p in self.pieces]
+        return xxhash.xxh3_128_hexdigest(f"{said}".encode())
+
+
+def cut_parts(files: Sequence[SourceFile], part_bytes: int = PART_BYTES) -> list[Part]:
+    """Returns the parts of a source.
+
+    Args:
+        files: Of one source, in order.
+        part_bytes: Aim; a file or row group that cannot be cut may be larger.
+
+    Raises:
+        DataError: The footer of a file cannot be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        cut = list(pool.map(partial(_cut, part_bytes=part_bytes), files))
+    return list(_joined((piece for pieces in cut for piece in pieces), part_bytes))
+
+
+def whole(files: Sequence[SourceFile]) -> Part:
+    """Returns all files of a source as one part."""
+    return Part(tuple(Piece(file, 0, None, file.size) for file in files))
+
+
+def _cut(file: SourceFile, part_bytes: int) -> list[Piece]:
+    if file.size <= part_bytes or file.compression or not file.has_ranges:
+        return [Piece(file, 0, None, file.size)]
+    if file.kind == "jsonl":
+        count = -(-file.size // part_bytes)
+        edges = [number * file.size // count for number in range(count + 1)]
+        return [Piece(file, start, stop, stop - start) for start, stop in pairwise(edges)]
+    if file.kind in ("parquet", "arrow"):
+        return _cut_groups(file, _sizes(file), part_bytes)
+    return [Piece(file, 0, None, file.size)]
+
+
+def _sizes(file: SourceFile) -> list[int]:
+    try:
+        return group_sizes(file)
+    except StorageError as error:
+        raise DataError(str(error)) from error
+    except pa.ArrowException as error:
+        raise DataError(f"{file.shown} is not a sound {file.kind} file; make it again") from error
+    except OSError as error:
+        raise DataError(cannot_read(file.shown, error)) from error
+
+
+def _cut_groups(file: SourceFile, sizes: Sequence[int], part_bytes: int) -> list[Piece]:
+    if len(sizes) < 2:
+        return [Piece(file, 0, None, file.size)]
+    pieces = [Piece(file, 0, 1, sizes[0])]
+    for number, size in enumerate(sizes[1:], start=1):
+        last = pieces[-1]
+        if last.size + size <= part_bytes:
+            pieces[-1] = replace(last, stop=number + 1, size=last.size + size)
+        else:
+            pieces.append(Piece(file, number, number + 1, size))
+    return pieces
+
+
+def _joined(pieces: Iterable[Piece], part_bytes: int) -> Iterator[Part]:
+    """Yields parts of neighbours that fit together."""
+    members: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if members and size + piece.size > part_bytes:
+            yield Part(tuple(members))
+            members, size = [], 0
+        members.append(piece)
+        size += piece.size
+    if members:
+        yield Part(tuple(members))

@@ -1,0 +1,58 @@
+"""Where a row stands, as people count: over the whole file, though only a piece of it was read.
+
+The rows before a piece are counted when a place is shown, once a piece: most rows are never named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from dist_ft.errors import DistFtError
+
+_FORMS: Mapping[str, str] = {"line": "{file}:{number}", "row": "{file}: row {number}", "byte": "{file}: byte {number}"}
+
+
+class Before:
+    """Lines or rows of a file before a piece of it.
+
+    Args:
+        count: Counts them; may read the file.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    @cached_property
+    def number(self) -> int | None:
+        """How many there are; None when the file cannot be read any more."""
+        try:
+            return self._count()
+        except (OSError, DistFtError, pa.ArrowException):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row's place; `str` gives `file:line`, `file: row N` or, far behind, `file: byte N`.
+
+    Attributes:
+        file: The file as it is shown.
+        number: Counted from 1 in the piece; a byte from 0 in the file.
+        form: `line`, `row` or `byte`.
+        before: What comes before the piece; None at the start of a file.
+    """
+
+    file: str
+    number: int
+    form: str
+    before: Before | None = None
+
+    def __str__(self) -> str:
+        before = 0 if self.before is None else self.before.number
+        if before is None:
+            return f"{self.file}: {self.form} {self.number} of a part"
+        return _FORMS[self.form].format(file=self.file, number=before + self.number)

@@ -1,0 +1,82 @@
+"""What a split is made of and how, and the keys under which its token shards are kept.
+
+A key holds everything that changes tokens and nothing else: not the path, not the time. It is known from the listing of
+the sources, before a row is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from dist_ft.config.schema import RowSource
+from dist_ft.stream.curation import NOTHING, Numbers, Removed
+from dist_ft.stream.parts import Part
+
+PREPARATION_VERSION = 4
+"""Part of every key; raised when the same input would give other tokens or other files."""
+WINDOW_ROWS = 8192
+"""Most rows that are packed together; a window ends with its part at the latest."""
+WINDOW_TOKENS = 1 << 22
+"""A window ends early once it holds so many tokens: it is kept in memory."""
+
+
+def is_window_full(num_rows: int, num_tokens: int) -> bool:
+    """Whether so many rows with so many tokens are to be packed now."""
+    return num_rows >= WINDOW_ROWS or num_tokens >= WINDOW_TOKENS
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """What to prepare.
+
+    Attributes:
+        sources: Where the rows are; read one after the other.
+        seq_len: `data.seq_len`.
+        packing: `data.packing`.
+        render_key: Of tokenizer, template and whatever else decides which tokens a row becomes.
+        held_out: Fraction of the rows kept for evaluation.
+        take_held_out: Prepare that fraction instead of the rest.
+        group_by: `data.group_by`.
+        long_samples: `data.long_samples`.
+        bad_rows: `data.bad_rows`.
+        part_bytes: `data.part_mib` in bytes.
+        removed: Rows that the config leaves out, of a request with one source.
+    """
+
+    sources: tuple[RowSource, ...]
+    seq_len: int
+    packing: bool
+    render_key: str
+    held_out: float = 0.0
+    take_held_out: bool = False
+    group_by: str | None = None
+    long_samples: str = "truncate"
+    bad_rows: str = "error"
+    part_bytes: int = 32 << 20
+    removed: Removed = NOTHING
+
+    @property
+    def shown(self) -> str:
+        """The sources, for messages to people."""
+        return ", ".join(source.source for source in self.sources)
+
+    def part_key(self, source: RowSource, part: Part, removed: Numbers) -> str:
+        """Returns the key of the shard that a part becomes without some of its rows.
+
+        What becomes of bad rows is not in it: a shard without any is the same either way, and one with some says so.
+        A run that meets a bad row may therefore go on with `data.bad_rows: skip`.
+        """
+        how = [
+            PREPARATION_VERSION, WINDOW_ROWS, WINDOW_TOKENS, source.format, sorted(source.columns.items()),
+            self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
+            self.long_samples, removed.tolist(),
+        ]  # fmt: skip
+        return xxhash.xxh3_128_hexdigest(f"{part.identity()} {how}".encode())
+
+
+def split_key(shard_keys: Sequence[str]) -> str:
+    """Returns the key of a split: two splits with the same key hold the same sequences."""
+    return xxhash.xxh3_128_hexdigest(" ".join(shard_keys).encode())

@@ -1,0 +1,311 @@
+"""Gives the files of token shards to a reader: where they lie, or as copies that all ranks and runs of a machine share.
+
+A store that is a directory is read in place. From any other, a file is copied once: under a lock, beside its name,
+checked against the hash in its `ShardInfo`, then renamed, so that nobody believes half a copy. The copies take no more
+than a set part of the disk; those not used for longest are deleted. A copy that some rank has mapped may be among
+them: a deleted file that is mapped stays readable on Linux and macOS, its space comes back when the last one lets go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import xxhash
+from filelock import FileLock, Timeout
+
+from dist_ft.config.schema import LoaderConfig
+from dist_ft.errors import DataError, DataUnavailableError, DistFtError, StorageError
+from dist_ft.rundir import user_cache_dir
+from dist_ft.storage.store import LocalStore, Store
+from dist_ft.stream.shards import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file
+
+FIRST_PAUSE_S = 0.5
+"""Wait after the first failed try; it doubles with each."""
+MAX_PAUSE_S = 30.0
+READY_POLL_S = 2.0
+"""Between two looks for a shard that is being prepared."""
+LOCK_LIMIT_S = 900.0
+"""Longest wait for another process that copies the same file."""
+_CHUNK_BYTES = 8 << 20
+_NUM_LOCKS = 64
+_OURS = re.compile(r"\.?.+\.[0-9a-f]{16}(\.arrow|\.index\.npy)(\.part)?")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store of prepared data.
+
+    Attributes:
+        shown: Its path or URL, for messages to people; without secrets.
+        store: The store.
+    """
+
+    shown: str
+    store: Store
+
+
+class ShardCache:
+    """The files of shards on this machine. Safe for many threads and processes.
+
+    Args:
+        places: Where the data lies; each holds the same, the first is asked first.
+        loader: `data.loader`.
+        ready_limit_s: Longest wait for a shard that is not prepared yet; 0 where all are.
+        first_pause_s: As `FIRST_PAUSE_S`.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        loader: LoaderConfig,
+        ready_limit_s: float = 0.0,
+        first_pause_s: float = FIRST_PAUSE_S,
+    ) -> None:
+        self._places, self._loader = places, loader
+        self._ready_limit_s, self._first_pause_s = ready_limit_s, first_pause_s
+        self._directory = Path(loader.cache_dir).expanduser() if loader.cache_dir else user_cache_dir() / "shards"
+        self._limit_bytes = int(loader.cache_gib * (1 << 30))
+        self._closed = threading.Event()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all data is read where it lies."""
+        return all(isinstance(place.store, LocalStore) for place in self._places)
+
+    def info(self, key: str) -> ShardInfo:
+        """Returns what a shard holds, as soon as it is prepared.
+
+        Raises:
+            DataError: It is not there, or damaged.
+            DataUnavailableError: It is not there in time, no place answers, or the cache was closed meanwhile.
+        """
+        deadline = time.monotonic() + self._ready_limit_s
+        while True:
+            try:
+                return self._from_any(f"{key}{INFO}", lambda place: _read_info(place, key))
+            except FileNotFoundError:
+                if time.monotonic() >= deadline:
+                    raise self._not_ready(key) from None
+            self._pause(min(READY_POLL_S, self._first_pause_s * 4))
+
+    def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
+        """Maps a file of a shard, copying it to this machine first where it lies elsewhere.
+
+        Args:
+            info: Of the shard.
+            ending: Which of its files.
+            damaged: Files on this machine that turned out not to be whole.
+
+        Raises:
+            DataError: Each place has lost the file or holds a damaged one.
+            DataUnavailableError: No place gives the whole file; each is named with its reason.
+            StorageError: The copy cannot be written.
+        """
+        name = f"{info.key}{ending}"
+        try:
+            return self._from_any(name, lambda place: self._open_at(place, info, ending, damaged))
+        except FileNotFoundError:
+            places = ", ".join(place.shown for place in self._places)
+            raise DataError(f"shard file {name} is not at {places}; resume, and what is missing is made anew") from None
+
+    def close(self) -> None:
+        """Ends all waiting, here and in other threads, with an error."""
+        self._closed.set()
+
+    def _from_any(self, name: str, attempt: Callable[[Place], T]) -> T:
+        """Asks each place in turn, round after round, as long as another try can help."""
+        reasons: dict[str, str] = {}
+        for number in range(self._loader.max_tries):
+            if number:
+                self._pause(min(MAX_PAUSE_S, self._first_pause_s * 2 ** (number - 1)))
+            num_missing = num_damaged = 0
+            for place in self._places:
+                try:
+                    return attempt(place)
+                except FileNotFoundError:
+                    num_missing += 1
+                    reasons[place.shown] = "it is not there"
+                except (StorageError, _ClosedError):
+                    raise
+                except (OSError, DistFtError) as error:
+                    num_damaged += isinstance(error, DataError) and isinstance(place.store, LocalStore)
+                    reasons[place.shown] = f"{type(error).__name__}: {error}"
+            if num_missing == len(self._places):
+                raise FileNotFoundError(name)
+            if num_missing + num_damaged == len(self._places):
+                raise DataError(_explain(name, reasons))
+        raise DataUnavailableError(_explain(name, reasons))
+
+    def _open_at(self, place: Place, info: ShardInfo, ending: str, damaged: Collection[Path]) -> ShardFile:
+        if isinstance(place.store, LocalStore):
+            path = place.store.root / f"{info.key}{ending}"
+            if path in damaged:
+                raise DataError(f"{path} {DAMAGED}")
+            return ShardFile(path, map_file(path))
+        # The hash is part of the name: a shard that was prepared anew, with other bytes, is another copy.
+        path = self._directory / f"{info.key}.{_hash(info, ending)[:16]}{ending}"
+        with _disk_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if path in damaged:
+                path.unlink(missing_ok=True)
+        if (data := self._mapped_copy(path, info, ending)) is None:
+            with self._locked(f"copy-{int(xxhash.xxh3_64_intdigest(path.name.encode())) % _NUM_LOCKS}"):
+                # Another process may have made it while this one waited.
+                if (data := self._mapped_copy(path, info, ending)) is None:
+                    data = self._copy(place.store, path, info, ending)
+        return ShardFile(path, data)
+
+    def _mapped_copy(self, path: Path, info: ShardInfo, ending: str) -> pa.Buffer | None:
+        try:
+            data = map_file(path)
+        except FileNotFoundError:
+            return None
+        with suppress(OSError):  # gone meanwhile, or somebody else's: it is mapped, and only counts as older than it is
+            os.utime(path)
+        return data if data.size == _num_bytes(info, ending) else None
+
+    def _copy(self, store: Store, path: Path, info: ShardInfo, ending: str) -> pa.Buffer:
+        """Copies, checks and maps a file. The caller holds its lock, so what lies under the other name is garbage."""
+        part, name = path.with_name(f".{path.name}.part"), f"{info.key}{ending}"
+        num_bytes = _num_bytes(info, ending)
+        with self._locked("space"), _disk_errors(self._directory):
+            part.unlink(missing_ok=True)
+            self._make_room(num_bytes, name)
+            with part.open("wb") as file:
+                file.truncate(num_bytes)  # counted from now on, before its bytes are here
+        try:
+            if self._fill(part, store, name, num_bytes) != _hash(info, ending):
+                raise DataError(f"{num_bytes} bytes came, but they are not those that were written; delete it there")
+            with _disk_errors(self._directory):
+                mapped = map_file(part)
+                part.replace(path)
+            return mapped
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _fill(self, part: Path, store: Store, name: str, num_bytes: int) -> str:
+        """Writes an object's bytes into a file, durably; returns their hash."""
+        hasher = xxhash.xxh3_128()
+        with part.open("r+b") as file:
+            for start in range(0, num_bytes, _CHUNK_BYTES):
+                self._check_open()
+                data = store.read_range(name, start, min(_CHUNK_BYTES, num_bytes - start))
+                hasher.update(data)
+                with _disk_errors(self._directory):
+                    file.write(data)
+                    file.flush()
+            with _disk_errors(self._directory):
+                os.fsync(file.fileno())
+        return str(hasher.hexdigest())
+
+    def _make_room(self, num_bytes: int, name: str) -> None:
+        """Deletes the copies not used for longest until a file fits."""
+        if num_bytes > self._limit_bytes:
+            raise StorageError(
+                f"data.loader.cache_gib={self._loader.cache_gib:g} is less than the one file {name} ({num_bytes} bytes)"
+                "; raise it"
+            )
+        found = []
+        for entry in os.scandir(self._directory):
+            if _OURS.fullmatch(entry.name):  # the directory may be one that holds other things
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((status.st_mtime, status.st_size, Path(entry.path)))
+        used = sum(size for _, size, _ in found)
+        for modified, size, path in sorted(found):
+            if used + num_bytes <= self._limit_bytes:
+                break
+            is_being_written = path.suffix == ".part" and time.time() - modified < LOCK_LIMIT_S
+            if not is_being_written:
+                path.unlink(missing_ok=True)
+                used -= size
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Holds a lock of the cache directory; the system frees it when its holder dies."""
+        deadline = time.monotonic() + LOCK_LIMIT_S
+        lock = FileLock(self._directory / f".{name}.lock", thread_local=False, is_singleton=False)
+        while True:
+            try:
+                with _disk_errors(self._directory):
+                    lock.acquire(timeout=1.0, poll_interval=0.02)
+                break
+            except Timeout:
+                self._check_open()
+                if time.monotonic() > deadline:
+                    raise DataUnavailableError(
+                        f"{lock.lock_file} is held by another process for {LOCK_LIMIT_S:g} s; look for one that hangs"
+                    ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _pause(self, seconds: float) -> None:
+        """Waits a little longer or shorter than asked, so that many ranks do not come back at once."""
+        self._closed.wait(seconds * random.uniform(0.5, 1.5))
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise _ClosedError("the loader was closed while it waited for data")
+
+    def _not_ready(self, key: str) -> DistFtError:
+        places = ", ".join(place.shown for place in self._places)
+        if not self._ready_limit_s:
+            return DataError(f"shard {key} is not at {places}; resume, and what is missing is prepared anew")
+        return DataUnavailableError(
+            f"shard {key} was not prepared within {self._ready_limit_s:g} s (looked at {places}); see the log of the "
+            "preparation, or set data.preparation=ahead"
+        )
+
+
+class _ClosedError(DataUnavailableError):
+    """Not a failure: nobody wants the data any more."""
+
+
+def _explain(name: str, reasons: dict[str, str]) -> str:
+    tried = "; ".join(f"{shown}: {reason}" for shown, reason in reasons.items())
+    return f"shard file {name} cannot be read. {tried}"
+
+
+def _read_info(place: Place, key: str) -> ShardInfo:
+    name = f"{key}{INFO}"
+    try:
+        return ShardInfo.from_dict(json.loads(place.store.read(name)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{name} is damaged ({type(error).__name__}: {error}); delete it and resume") from error
+
+
+def _hash(info: ShardInfo, ending: str) -> str:
+    return info.hash if ending == ARROW else info.index_hash
+
+
+def _num_bytes(info: ShardInfo, ending: str) -> int:
+    return info.num_bytes if ending == ARROW else info.num_index_bytes
+
+
+@contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Makes an error of the cache's own disk one that says so."""
+    try:
+        yield
+    except Timeout:  # of a lock; an OSError, too
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"data.loader.cache_dir={directory}: {error.strerror}; free some space, set data.loader.cache_gib lower, "
+            "or name another directory"
+        ) from error

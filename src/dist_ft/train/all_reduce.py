@@ -1,0 +1,51 @@
+"""A sum over all nodes, one process a node: does the group form, is the sum right, how fast is it.
+
+`python -m dist_ft.train.all_reduce RANK WORLD_SIZE HOST PORT BACKEND` … prints `{"bytes_per_s": …}` as its last line.
+Every rank calls it; rank 0 listens at HOST:PORT. Nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+NUM_ROUNDS = 3
+
+
+def measure(rank: int, world_size: int, host: str, port: int, backend: str, num_bytes: int, limit_s: float) -> float:
+    """Returns the bytes a second that each process sends and receives. Collective.
+
+    Raises:
+        RuntimeError: The group did not form, broke, or the sum is wrong.
+    """
+    limit = timedelta(seconds=limit_s)
+    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
+    numbers = torch.empty(num_bytes // 4, device=device)
+    took = min(_one_round(numbers, world_size) for _ in range(NUM_ROUNDS))
+    dist.barrier()
+    dist.destroy_process_group()
+    # What an all-reduce over a ring sends; of one process nothing.
+    return num_bytes * max(1.0, 2 * (world_size - 1) / world_size) / took
+
+
+def _one_round(numbers: torch.Tensor, world_size: int) -> float:
+    numbers.fill_(1.0)
+    began = time.perf_counter()
+    dist.all_reduce(numbers)
+    # Also waits for the device.
+    if (lowest := float(numbers.min())) != world_size or (highest := float(numbers.max())) != world_size:
+        raise RuntimeError(f"the sum of {world_size} ones is between {lowest} and {highest}")
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    _rank, _world_size, _host, _port, _backend, _num_bytes, _limit_s = sys.argv[1:]
+    speed = measure(int(_rank), int(_world_size), _host, int(_port), _backend, int(_num_bytes), float(_limit_s))
+    print(json.dumps({"bytes_per_s": speed}))

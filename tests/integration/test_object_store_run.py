@@ -1,0 +1,158 @@
+"""A whole run in a bucket: refused requests, a killed rank, a killed driver; and the same model as on a disk.
+
+The server is moto's, on loopback. What counts is what lies in the bucket; scratch directories are new with each driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_ft.config import dump_yaml
+from dist_ft.rundir import last_rows, read_json, read_rows
+from dist_ft.storage.place import RECORDS, RunPlace, open_run
+from tests.helpers.cluster import LoopbackCluster
+from tests.helpers.configs import tiny_config
+from tests.helpers.s3 import SECRET, Fault, S3Server, s3_server
+
+STEPS = 40
+
+
+@dataclass
+class Bench:
+    """A bucket, a Ray whose processes know how to reach it, and a config."""
+
+    server: S3Server
+    bucket: str
+    address: str
+    folder: Path
+    cli: str
+
+    def start(self, name: str, output_dir: str, *more: str) -> subprocess.Popen[str]:
+        """Starts a run in the background."""
+        command = [
+            self.cli, "train", "config.yaml", "--json", f"run.name={name}", f"run.output_dir={output_dir}",
+            f"cluster.address={self.address}", *more,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+        )
+
+    def object(self, name: str) -> bytes | None:
+        """Returns an object of the bucket."""
+        return self.server.object(f"{self.bucket}/runs/{name}")
+
+    def until_committed(self, name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+        """Waits for the first checkpoint in the bucket; returns run.json as it is there."""
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            record = json.loads(self.object(f"{name}/run.json") or b"{}")
+            manifests = [key for key in self.server.names(self.bucket) if f"{name}/" in key and "manifest" in key]
+            if manifests and len(record.get("workers", [])) == 2:
+                return dict(record)
+            time.sleep(0.02)
+        raise AssertionError(f"no checkpoint in {self.bucket}")
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Waits for a run to end well, and returns its result."""
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, f"{out}\n{err}"
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, cli: str) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("objects")
+    config = tiny_config(folder, train__max_steps=STEPS, checkpoint__every_steps=10, data__eval=None)
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    with s3_server() as server:
+        cluster = LoopbackCluster(head_cpus=4)
+        try:
+            yield Bench(server, server.new_bucket(), cluster.address, folder, cli)
+        finally:
+            cluster.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench: Bench) -> RunPlace:
+    """The run in a directory."""
+    result = finish(bench.start("local", str(bench.folder / "runs")))
+    return open_run(result["run_dir"])
+
+
+def check_same(bench: Bench, run: RunPlace, undisturbed: RunPlace) -> None:
+    """What lies in the bucket is what the undisturbed run left on the disk, and nothing secret."""
+    run.fetch(*RECORDS)
+    assert read_json(run.run_json)["state"] == "completed"
+    found, wanted = last_rows(run.metrics), last_rows(undisturbed.metrics)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert {step: row["digest"] for step, row in found.items()} == {s: row["digest"] for s, row in wanted.items()}
+    assert {step: row["loss"] for step, row in found.items()} == {s: row["loss"] for s, row in wanted.items()}
+    export = run.pointed_at("exports/final")
+    assert export == f"exports/step-{STEPS:08d}"
+    weights = (undisturbed.exports / "final" / "model.safetensors").read_bytes()
+    assert run.store.read(f"{export}/model.safetensors") == weights
+    logs = run.store.names("logs")
+    assert [name.rsplit("/", 1)[1] for name in logs if "attempt-0002" in name] == ["rank-00000.log", "rank-00001.log"]
+    leaks = [name for name, data in bench.server.objects(bench.bucket).items() if SECRET.encode() in data]
+    assert not leaks
+    assert bench.server.unfinished_uploads(bench.bucket) == 0
+
+
+def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undisturbed: RunPlace) -> None:
+    bench.server.faults[:] = [Fault("503", method, "runs/", times=60, every=9) for method in ("GET", "PUT", "HEAD")]
+    process = bench.start("rank", f"{bench.bucket}/runs")
+    record = bench.until_committed("rank", process)
+    os.kill(record["workers"][1]["pid"], signal.SIGKILL)
+    result = finish(process)
+    assert result["attempts"] == 2
+    assert sum(fault.done for fault in bench.server.faults) > 10
+    bench.server.faults.clear()
+    run = open_run(f"{bench.bucket}/runs/rank")
+    assert (result["run_dir"], result["export_dir"]) == (run.address, f"{run}/exports/step-{STEPS:08d}")
+    check_same(bench, run, undisturbed)
+    starts = [row["start_step"] for row in read_rows(run.ledger) if row["event"] == "attempt"]
+    assert starts[0] == 0 and starts[1] >= 10
+
+
+def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
+    bench: Bench, undisturbed: RunPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = bench.start("driver", f"{bench.bucket}/runs")
+    bench.until_committed("driver", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # As on another machine: nothing of the first driver's is there.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    again = bench.start("driver", f"{bench.bucket}/runs")
+    assert again.wait(100) == 2, "a run that is there is not begun anew"
+    assert "exists; continue it with --resume" in again.communicate()[1]
+    result = finish(bench.start("driver", f"{bench.bucket}/runs", "--resume"))
+    assert result["attempts"] == 2
+    check_same(bench, open_run(f"{bench.bucket}/runs/driver"), undisturbed)
+    shown = subprocess.run(
+        [bench.cli, "status", f"{bench.bucket}/runs/driver", "--json"], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(shown)["exports"] == [f"{bench.bucket}/runs/driver/exports/step-{STEPS:08d}"]
+
+
+def test_stop_reaches_a_run_through_the_bucket(bench: Bench) -> None:
+    process = bench.start("stopped", f"{bench.bucket}/runs", "train.max_steps=100000")
+    bench.until_committed("stopped", process)
+    said = subprocess.run(
+        [bench.cli, "stop", f"{bench.bucket}/runs/stopped"], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert "stopped at step" in said.stdout, said.stderr
+    assert process.wait(60) == 3
+    assert bench.object("stopped/stop-request.json") is None
