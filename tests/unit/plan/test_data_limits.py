@@ -6,10 +6,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from dist_ft.stream.request import SplitRequest
 
 from dist_ft.config.schema import LimitsConfig, RowSource
 from dist_ft.plan.data_limits import limit_problems
+from dist_ft.stream.request import SplitRequest
 from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
 
 

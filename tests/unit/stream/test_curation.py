@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,22 +55,21 @@ def test_without_leaves_out_what_stands_at_the_numbers(items: list[int], numbers
     assert left == [item for number, item in enumerate(items) if number not in numbers]
 
 
-def removed(numbers: set[int]) -> Removed:
+def removed(numbers: set[int], part_ends: list[int] | None = None) -> Removed:
     ordered = np.array(sorted(numbers), np.int64)
-    return Removed(ordered, (ordered % 2).astype(np.uint16), ("exact", "near"))
+    rules = (ordered % 2).astype(np.uint16)
+    return Removed(ordered, rules, ("exact", "near"), part_ends=np.array(part_ends or [100], np.int64))
 
 
-@given(st.sets(st.integers(0, 99)), st.lists(st.integers(1, 40), min_size=1))
-def test_the_parts_of_a_source_hold_together_what_the_whole_holds(numbers: set[int], sizes: list[int]) -> None:
-    whole, first, found, counts = removed(numbers), 0, [], {"exact": 0, "near": 0}
-    for size in [*sizes, 100]:
-        part = whole.part(first, size)
-        assert all(0 <= number < size for number in part.numbers)
-        found += (part.numbers + first).tolist()
-        counts = {rule: count + part.counts.get(rule, 0) for rule, count in counts.items()}
-        first += size
+@given(st.sets(st.integers(0, 99)), st.lists(st.integers(0, 100)))
+def test_the_parts_of_a_source_hold_together_what_the_whole_holds(numbers: set[int], ends: list[int]) -> None:
+    ends = [*sorted(ends), 100]
+    whole, found = removed(numbers, ends), []
+    for index, (first, end) in enumerate(pairwise([0, *ends])):
+        of_part = whole.of_part(index)
+        assert all(0 <= number < end - first for number in of_part)
+        found += (of_part + first).tolist()
     assert found == sorted(numbers)
-    assert {rule: count for rule, count in counts.items() if count} == whole.counts
 
 
 def test_the_key_is_of_the_rows_that_go() -> None:
