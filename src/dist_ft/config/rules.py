@@ -237,6 +237,8 @@ def _curation_problems(data: DataConfig) -> list[str]:
             )
     if curation.against_eval and data.eval is None:
         problems.append("data.curation.against_eval=true needs held-out data; set data.eval, or remove it")
+    if data.limits.leaked is not None and data.eval is None:
+        problems.append(f"data.limits.leaked={data.limits.leaked:g} needs held-out data; set data.eval, or remove it")
     return problems
 
 

@@ -42,10 +42,10 @@ def limit_problems(limits: LimitsConfig, measures: Measures) -> Iterator[Finding
     """Yields an error for every limit that is exceeded, with key, limit and what was found."""
     for key, limit in limits.model_dump().items():
         for split, noted, total in _found(key, measures) if limit is not None else ():
-            if noted.count > limit * total:
+            share = noted.count / max(1, total)
+            if share > limit:
                 message = (
-                    f"data.limits.{key}={limit:g} is exceeded: {_WHAT[key]} {noted.count:,} of {total:,} "
-                    f"({noted.count / max(1, total):.2%})"
+                    f"data.limits.{key}={limit:g} is exceeded: {_WHAT[key]} {noted.count:,} of {total:,} ({share:.2%})"
                 )
                 yield Finding("error", split, message, noted.count, noted.first)
 

@@ -309,6 +309,7 @@ def test_layers_are_chosen_beside_names(check: Check) -> None:
     [
         (["data.curation={min_characters: 9, max_characters: 8}"], "data.curation.min_characters=9 is more than"),
         (["data.curation={min_turns: 3, max_turns: 2}"], "data.curation.min_turns=3 is more than"),
+        (["data.limits.leaked=0.0"], "data.limits.leaked=0 needs held-out data; set data.eval"),
         (["data.curation.against_eval=true"], "data.curation.against_eval=true needs held-out data; set data.eval"),
     ],
 )

@@ -64,3 +64,9 @@ def test_a_limit_of_zero_allows_none_and_holds_where_there_is_none() -> None:
     limits = LimitsConfig.model_validate(dict.fromkeys(LimitsConfig.model_fields, 0.0))
     assert list(limit_problems(limits, measures_of())) == []
     assert len(list(limit_problems(limits, measures_of(near=noted(1))))) == 1
+
+
+@pytest.mark.parametrize("count", range(101))
+def test_what_is_just_at_its_limit_does_not_exceed_it(count: int) -> None:
+    limits = LimitsConfig.model_validate({"untrained": count / 100})
+    assert list(limit_problems(limits, measures_of({"untrained": noted(count)}))) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,13 @@ from typing import Any
 import pytest
 
 from dist_ft.config import Config
-from dist_ft.config.schema import LoaderConfig
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream.curation import Curation
 from dist_ft.stream.left_out import describe_left_out
-from dist_ft.stream.split_plan import plan_split
 from dist_ft.tasks import curate as module
-from dist_ft.tasks.prepare import prepare_splits, run, split_requests
+from dist_ft.tasks.prepare import prepare_splits, run
 from tests.helpers.configs import tiny_config
 
 Write = Callable[..., str]
@@ -50,14 +49,8 @@ def config_of(tmp_path: Path, *sources: str | dict[str, Any], **changes: Any) ->
 
 
 def curate(config: Config) -> Curation:
-    """Curates twice; the second time no row is read."""
-    store = LocalStore(Path(config.run.output_dir) / "curation-cache")
-    first = module.curate(config, store)
-    second = module.curate(config, store)
-    assert [vars(removed).keys() for removed in first.sources] == [vars(removed).keys() for removed in second.sources]
-    assert first.key == second.key
-    assert [removed.counts for removed in first.sources] == [removed.counts for removed in second.sources]
-    return second
+    """Anew each time: with a store of its own."""
+    return module.curate(config, LocalStore(Path(config.run.output_dir) / uuid.uuid4().hex))
 
 
 def dropped(config: Config) -> list[list[int]]:
@@ -187,7 +180,7 @@ def test_a_rule_that_removes_nothing_leaves_the_prepared_data_as_it_was(tmp_path
     keys = set()
     for curation in ({}, {"exact": True}, {"min_turns": 1}):
         config = config_of(tmp_path, source, data__curation=curation)
-        keys.add(plan_split(split_requests(config, "k", curate(config))[0][0]).key)
+        keys.add(prepare_splits(config, load_tokenizer(config))[0][0].key)
     assert len(keys) == 1
 
 
@@ -205,7 +198,7 @@ def test_redacted_rows_are_other_data_with_the_same_turns(tmp_path: Path, write:
     )
     tokenizer = load_tokenizer(config_of(tmp_path, source))
     assert plain.key != redacted.key
-    ids, trained, _ = redacted.open(LoaderConfig()).read(0, 0)
+    ids, trained, _ = redacted.open(config_of(tmp_path, source).data.loader).read(0, 0)
     texts = [tokenizer.decode(ids[trained == is_trained]) for is_trained in (True, False)]
     assert texts[0].startswith("Hello <EMAIL>") and "I am <EMAIL>" in texts[1]
     assert plain.num_rows == redacted.num_rows == 2
