@@ -29,8 +29,8 @@ MAX_TRIES = 7
 FIRST_WAIT_S = 0.5
 """Wait before the second try; doubled before each further one, half a minute in all."""
 
-_GIVE_UP_S = 60.0
-"""No further try after so long: clients have waits of their own, of minutes where nobody answers."""
+_GIVE_UP_S = 30.0
+"""No further try after so long: clients have waits of their own, of a minute where nobody answers."""
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MAX_DEPTH = 32
 """Folders that `**` goes down at most."""
