@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.urls import is_url, missing_package, shown_url, without_scheme, without_secrets
+from dist_ft.storage.remote import is_url, missing_package, shown_url, without_scheme, without_secrets
 
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

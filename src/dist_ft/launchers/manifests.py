@@ -17,7 +17,7 @@ from dist_ft.config import Config, dump_yaml
 from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.urls import is_url
+from dist_ft.storage.remote import is_url
 
 Manifest = dict[str, Any]
 

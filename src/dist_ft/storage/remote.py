@@ -1,7 +1,7 @@
 """Files behind URLs, read through fsspec: found, told apart, and read by ranges with further tries.
 
-Owns which failures pass by themselves. Credentials come from the environment, as each client looks for them. What the
-bytes mean is the caller's.
+Owns which failures pass by themselves, and that no URL is shown with its secrets. Credentials come from the
+environment, as each client looks for them. What the bytes mean is the caller's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, TypeVar, cast
 
+import fsspec
 import xxhash
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from dist_ft.errors import StorageError
-from dist_ft.storage.urls import missing_package, shown_url, without_secrets
+from dist_ft.printable import printable
 
 BLOCK_BYTES = 4 << 20
 """What one request reads."""
@@ -31,11 +32,17 @@ FIRST_WAIT_S = 0.5
 
 _GIVE_UP_S = 30.0
 """No further try after so long: clients have waits of their own, of a minute where nobody answers."""
+_EXTRAS: Mapping[str, str] = {
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
+}  # fmt: skip
+_LOCAL = ("file://", "local://")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MAX_DEPTH = 32
 """Folders that `**` goes down at most."""
 _TRANSIENT_STATUS = (408, 425, 429)
 _CLIENTS = ("aiohttp", "httpx", "urllib3", "requests", "botocore", "aiobotocore", "google", "azure", "gcsfs")
+_SECRET_NAME = re.compile(r"sig|token|key|secret|credential|password|auth", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _CHECKSUMS = ("sha256", "blob_id", "md5Hash", "Content-MD5", "Digest")
 """What a listing says of the bytes alone."""
 _VERSIONS = (
@@ -62,6 +69,42 @@ class RemoteFile:
     size: int
     identity: str
     has_ranges: bool = True
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is read through fsspec; `file://` is a path."""
+    return "://" in address and not address.startswith(_LOCAL)
+
+
+def without_scheme(address: str) -> str:
+    """Returns the path that a `file://` address names; any other address as it is."""
+    return next((address.removeprefix(scheme) for scheme in _LOCAL if address.startswith(scheme)), address)
+
+
+def shown_url(text: str) -> str:
+    """Returns text in which no URL has user info or a signature left, safe for a terminal."""
+    return printable(_URL.sub(lambda match: _redacted(match[0]), text))
+
+
+def without_secrets(address: str) -> str:
+    """Returns an address without user info and signatures: it names the same file, but may not open it."""
+    return _redacted(address) if is_url(address) else address
+
+
+def missing_package(address: str) -> str | None:
+    """Says what is to be installed to read a URL, or that nothing can; None when it can be read."""
+    scheme = address.partition("://")[0].lower()
+    if "::" in address:
+        return "URLs that are joined by `::` are not read; name the file itself"
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        extra = _EXTRAS.get(scheme)
+        install = f"pip install dist-ft[{extra}]" if extra else f"pip install the fsspec package for {scheme}"
+        return f"reading {scheme}:// needs a package that is not installed; run `{install}`"
+    except ValueError:
+        return f"{scheme}:// is no known kind of address; use s3://, gs://, az://, https:// or hf://"
+    return None
 
 
 def find_remote(address: str) -> list[RemoteFile]:
@@ -245,7 +288,7 @@ def _identity(address: str, entry: Mapping[str, Any]) -> str:
     size = known["size"]
     if checksum := _first(known, _CHECKSUMS):
         return f"{checksum}:{size}"
-    name = xxhash.xxh3_64_hexdigest(without_secrets(address).encode())
+    name = xxhash.xxh3_64_hexdigest(_redacted(address).encode())
     return f"{_first(known, _VERSIONS) or 'unversioned'}:{size}:{name}"
 
 
@@ -282,3 +325,19 @@ def _fetched(fs: Any, path: str, size: int) -> BinaryIO:
         raise ConnectionError(f"{copy.tell()} bytes came, {size} were asked for")
     copy.seek(0)
     return cast("BinaryIO", copy)
+
+
+def _redacted(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, server = host.rpartition("@")
+    if at and (":" in user or scheme.lower() in ("http", "https", "ftp", "sftp", "ssh")):
+        host = f"***@{server}"
+    path, mark, query = path.partition("?")
+    pairs = [_without_value(pair) for pair in query.split("&")]
+    return f"{scheme}://{host}{slash}{path}{mark}{'&'.join(pairs)}"
+
+
+def _without_value(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    return f"{name}=***" if equals and _SECRET_NAME.search(name) else pair

@@ -23,7 +23,7 @@ from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.records import Record, Sample
 from dist_ft.rundir import read_json, write_json
-from dist_ft.storage.urls import shown_url
+from dist_ft.storage.remote import shown_url
 from dist_ft.stream.left_out import QUARANTINE
 from dist_ft.stream.pack import pack
 from dist_ft.stream.shards import TokenShards, write_shard

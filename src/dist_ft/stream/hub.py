@@ -24,7 +24,7 @@ from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt, printable
 from dist_ft.rundir import read_json, write_json
-from dist_ft.storage.urls import without_scheme
+from dist_ft.storage.remote import without_scheme
 
 _SPLIT_NAME = re.compile(
     r"(^|[-._ ])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([-._ 0-9]|$)"

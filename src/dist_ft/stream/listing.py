@@ -18,8 +18,7 @@ from dist_ft.config.rules import EMBEDDED_PREFIX, is_pattern
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError, StorageError
 from dist_ft.printable import printable
-from dist_ft.storage.remote import find_remote, stat_remote
-from dist_ft.storage.urls import is_url, shown_url, without_secrets
+from dist_ft.storage.remote import find_remote, is_url, shown_url, stat_remote, without_secrets
 from dist_ft.stream.embedded import embedded_rows
 from dist_ft.stream.files import cannot_read
 from dist_ft.stream.hub import find_files

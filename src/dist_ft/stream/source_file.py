@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 from dist_ft.config.rules import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
 from dist_ft.printable import printable
-from dist_ft.storage.remote import RemoteFile, open_remote
-from dist_ft.storage.urls import is_url, shown_url, without_secrets
+from dist_ft.storage.remote import RemoteFile, is_url, open_remote, shown_url, without_secrets
 
 KINDS: Mapping[str, str] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",

@@ -17,7 +17,7 @@ import xxhash
 from dist_ft.config.schema import DataConfig, RowSource
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record
-from dist_ft.storage.urls import shown_url
+from dist_ft.storage.remote import shown_url
 from dist_ft.stream.files import read_piece
 from dist_ft.stream.formats import read_record
 from dist_ft.stream.listing import check_unchanged, list_files
