@@ -31,6 +31,8 @@ MAX_TRIES = 7
 FIRST_WAIT_S = 0.5
 """Wait before the second try; doubled before each further one, half a minute in all."""
 
+_GIVE_UP_S = 30.0
+"""No further try after so long: clients have waits of their own, of a minute where nobody answers."""
 _EXTRAS: Mapping[str, str] = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
 }  # fmt: skip
@@ -39,7 +41,7 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _MAX_DEPTH = 32
 """Folders that `**` goes down at most."""
 _TRANSIENT_STATUS = (408, 425, 429)
-_CLIENTS = ("aiohttp", "httpx", "urllib3", "requests", "botocore", "aiobotocore", "google", "azure")
+_CLIENTS = ("aiohttp", "httpx", "urllib3", "requests", "botocore", "aiobotocore", "google", "azure", "gcsfs")
 _SECRET_NAME = re.compile(r"sig|token|key|secret|credential|password|auth", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _CHECKSUMS = ("sha256", "blob_id", "md5Hash", "Content-MD5", "Digest")
@@ -165,7 +167,7 @@ def open_remote(file: RemoteFile) -> BinaryIO:
     """
     fs, path = _open_fs(file.address)
     if not file.has_ranges:
-        return _retried(file.address, lambda: _fetched(fs, path))
+        return _retried(file.address, lambda: _fetched(fs, path, file.size))
     return io.BufferedReader(_Ranges(fs, path, file), BLOCK_BYTES)
 
 
@@ -206,12 +208,13 @@ class _Ranges(io.RawIOBase):
 
 
 def _retried(address: str, action: Callable[[], T]) -> T:
-    wait_s = FIRST_WAIT_S
+    wait_s, began = FIRST_WAIT_S, time.monotonic()
     for number in range(1, MAX_TRIES + 1):
         try:
             return action()
         except Exception as error:  # what a client raises is its own affair
-            if number == MAX_TRIES or not _may_pass(error):
+            is_over = number == MAX_TRIES or time.monotonic() - began > _GIVE_UP_S
+            if is_over or not _may_pass(error):
                 raise StorageError(_explain(address, error, number)) from error
         time.sleep(wait_s * _CHANCE.uniform(0.5, 1.5))  # or a thousand readers would come back at once
         wait_s *= 2
@@ -230,8 +233,10 @@ def _may_pass(error: Exception) -> bool:
 
 def _status(error: Exception) -> int | None:
     """Returns the HTTP status that a client's error carries, however it spells it."""
-    found = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return found if isinstance(found, int) else None
+    response = getattr(error, "response", None)
+    spellings = [(error, "status"), (error, "status_code"), (error, "code"), (response, "status_code")]
+    found = [getattr(holder, name, None) for holder, name in spellings]
+    return next((status for status in found if isinstance(status, int)), None)
 
 
 def _explain(address: str, error: Exception, tries: int) -> str:
@@ -312,11 +317,13 @@ def _serves_ranges(fs: Any, path: str, address: str, entry: Mapping[str, Any]) -
     return _retried(address, read_one)
 
 
-def _fetched(fs: Any, path: str) -> BinaryIO:
+def _fetched(fs: Any, path: str, size: int) -> BinaryIO:
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     with fs.open(path, "rb", block_size=0) as opened:
         while block := opened.read(BLOCK_BYTES):
             copy.write(block)
+    if copy.tell() != size:
+        raise ConnectionError(f"{copy.tell()} bytes came, {size} were asked for")
     copy.seek(0)
     return cast("BinaryIO", copy)
 

@@ -6,15 +6,17 @@ one another, and a start that is interrupted loses nothing of what it has read.
 
 from __future__ import annotations
 
+import json
 import os
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
-from dist_ft.rundir import read_json, user_cache_dir, write_json
+from dist_ft.rundir import FORMAT_VERSION, read_json, user_cache_dir
 
 _BLOCK_BYTES = 1 << 22
 _SETTLED_NS = 2_000_000_000
@@ -57,8 +59,14 @@ def _kept_identity(kept: Path, stamp: dict[str, object]) -> str | None:
 
 
 def _keep(kept: Path, stamp: dict[str, object], identity: str) -> None:
-    with suppress(OSError, UnicodeEncodeError):  # a cache that cannot be written costs time, nothing else
-        write_json(kept, {**stamp, "identity": identity})
+    """Not flushed to disk: what a power cut damages is hashed again."""
+    temporary = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **stamp, "identity": identity}))
+        temporary.replace(kept)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _hash_bytes(path: Path) -> str:
