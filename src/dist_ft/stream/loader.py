@@ -244,14 +244,16 @@ def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBa
     input_ids = np.zeros((num_rows, length), dtype=np.int64)
     targets = np.full((num_rows, length), IGNORE, dtype=np.int64)
     position_ids = np.tile(np.arange(length, dtype=np.int64), (num_rows, 1))
+    is_trained = np.zeros((num_rows, length), dtype=np.bool_)
     for row, (ids, trained, starts) in enumerate(rows):
         count = len(ids)
         input_ids[row, :count] = ids
-        targets[row, : count - 1] = np.where(trained[1:], ids[1:], IGNORE)
+        is_trained[row, :count] = trained
         if len(starts) > 1:
             # The padding after packed samples is a sample of its own.
             ends = np.append(starts, count) if count < length else starts
             position_ids[row] -= np.repeat(ends, np.diff(ends, append=length))
+    np.copyto(targets[:, :-1], input_ids[:, 1:], where=is_trained[:, 1:])
     slot_column = np.full(num_rows, -1, dtype=np.int64)
     slot_column[: len(slots)] = slots
     return MicroBatch(input_ids, targets, position_ids, slot_column)
