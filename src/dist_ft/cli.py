@@ -590,6 +590,9 @@ def main() -> None:
     except DistFtError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
+    except (ConnectionError, PermissionError) as error:  # of the store that a run is in
+        _print_error(str(error))
+        sys.exit(1)
     except ImportError:
         if find_spec("torch") is not None:
             raise

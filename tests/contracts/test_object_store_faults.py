@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from dist_ft.checkpoint.manifest import Fingerprint, Manifest, verify_files
+from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.errors import CheckpointError, ConfigError, StorageError
+from dist_ft.state import Cursor
 from dist_ft.storage import objects
 from dist_ft.storage.objects import ObjectStore, check_exclusive_creation, open_store
 from dist_ft.storage.store import LocalStore
@@ -57,10 +60,23 @@ def test_refused_requests_are_made_again(s3: S3Server, store: ObjectStore) -> No
 
 def test_a_store_that_keeps_refusing_is_an_error_that_names_the_object(s3: S3Server, store: ObjectStore) -> None:
     s3.faults.append(Fault("503", "PUT", "run", times=1000))
-    with pytest.raises(OSError, match=r"s3://bucket-\w+/run/folder/x: .*Reduce your request rate") as caught:
+    with pytest.raises(ConnectionError, match=r"s3://bucket-\w+/run/folder/x: .*Reduce your request rate") as caught:
         store.create_exclusive("folder/x", b"")
     assert SECRET not in str(caught.value)
     assert s3.faults[0].done == 8
+
+
+def test_a_store_that_does_not_answer_says_nothing_about_a_checkpoint(s3: S3Server, store: ObjectStore) -> None:
+    mark = Fingerprint("m", "d", 0, "full", 8)
+    store.put("checkpoints/step-00000001-a0001/slices", [b"0123456789"])
+    files = (WrittenFile("slices", 10, "0" * 32),)
+    manifest = Manifest("run", 1, 1, Cursor(0, 8), 1, 2, 1, mark, (), [], {}, files, {}, {}, None)
+    s3.faults.append(Fault("503", "GET", "slices", times=1000))
+    with pytest.raises(ConnectionError, match="slices"):
+        verify_files(store, manifest)
+    s3.faults.clear()
+    with pytest.raises(CheckpointError, match="is damaged: xxh3"):
+        verify_files(store, manifest)
 
 
 def test_a_creation_whose_answer_is_lost_counts_as_made(s3: S3Server, store: ObjectStore) -> None:

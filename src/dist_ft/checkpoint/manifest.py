@@ -197,6 +197,7 @@ def verify_files(store: Store, manifest: Manifest) -> None:
 
     Raises:
         CheckpointError: Naming the first file that is missing or damaged.
+        ConnectionError: The store does not answer, which says nothing about the files.
     """
     for file in manifest.files:
         path = f"{manifest.directory}/{file.name}"
@@ -207,8 +208,10 @@ def verify_files(store: Store, manifest: Manifest) -> None:
             found = hash_file(store, path, file.num_bytes)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
+        except ConnectionError:
+            raise
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         if found != file.xxh3:
             raise CheckpointError(f"{path} is damaged: xxh3 {found}, the manifest says {file.xxh3}")
 
@@ -219,6 +222,9 @@ def read_manifests(store: Store, problems: list[str] | None = None) -> Iterator[
     Args:
         store: The run directory.
         problems: Gets a line for each manifest that cannot be read, or that lies in another's folder.
+
+    Raises:
+        ConnectionError: The store does not answer.
     """
     for name in store.names("checkpoints"):
         if PurePosixPath(name).name != MANIFEST:
@@ -230,6 +236,8 @@ def read_manifests(store: Store, problems: list[str] | None = None) -> Iterator[
             yield manifest
         except FileNotFoundError:
             continue  # retention was quicker
+        except ConnectionError:
+            raise  # it may be there, and the newest
         except (CheckpointError, OSError) as error:
             if problems is not None:
                 problems.append(f"{name}: {error}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from fsspec.core import url_to_fs
 
 from dist_ft.errors import CheckpointError, ConfigError, StorageError
-from dist_ft.storage.retries import FIRST_WAIT_S, error_code, http_status, retried
+from dist_ft.storage.retries import FIRST_WAIT_S, error_code, http_status, retried, will_pass
 from dist_ft.storage.store import LocalStore, Store
 from dist_ft.storage.urls import AZURE, GOOGLE, S3, checked_store_url, is_url, redacted
 
@@ -165,7 +165,12 @@ class ObjectStore:
             return []
 
     def _call(self, call: Callable[[Any], T], name: str) -> T:
-        """Asks the store, several times if need be; whatever goes wrong in the end is an OSError that says where."""
+        """Asks the store, several times if need be.
+
+        Raises:
+            ConnectionError: It does not answer, or is too busy; what was asked for may be well.
+            OSError: Whatever else went wrong, and where.
+        """
         with self._explained(name):
             fs = self._filesystem
             return retried(lambda: call(fs), self._shown(name), self._first_wait_s)
@@ -185,6 +190,8 @@ class ObjectStore:
             said = f"{where}: {type(error).__name__}: {str(error) or 'no answer'}"
             if isinstance(error, PermissionError):
                 raise PermissionError(f"{said}; check the credentials in the environment") from error
+            if will_pass(error):
+                raise ConnectionError(said) from error
             raise OSError(said) from error
 
     @property
