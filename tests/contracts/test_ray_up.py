@@ -84,8 +84,10 @@ def test_ray_starts_with_a_token_and_shows_its_dashboard_to_nobody(path: Path) -
 def test_it_installs_the_pinned_versions_where_ray_is_started_from(path: Path) -> None:
     config = load(path)
     assert any("--constraint ~/dist-ft/constraints.txt" in command for command in config["setup_commands"])
-    assert config["file_mounts"]["~/dist-ft"] == "."
-    assert {".git", ".venv", "runs", "docker/ray-token"} <= set(config["rsync_exclude"])
+    needed = ("src", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+    sent = {remote: local for remote, local in config["file_mounts"].items() if "auth_token" not in remote}
+    assert sent == {f"~/dist-ft/{name}": name for name in needed}
+    assert all((ROOT / name).exists() for name in needed)
     assert all("PATH=$HOME/dist-ft-env/bin:$PATH" in line for line in ray_starts(config).values())
 
 

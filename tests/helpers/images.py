@@ -64,7 +64,7 @@ class Images:
         name = f"localhost/dist-ft:{__version__}-{target}"
         secret, mounts = self._index_settings()
         self._run(
-            "buildah", "bud", "--isolation", "chroot", "--pull-never", "--format", "docker",
+            "nice", "buildah", "bud", "--isolation", "chroot", "--pull-never", "--format", "docker",
             "--build-arg", f"BASE_IMAGE={_BASE}", "--secret", f"id=pip,src={secret}",
             *(f"--volume={path}:{path}:ro" for path in mounts),
             "--file", "docker/Dockerfile", "--target", target, "--tag", name, ".",
@@ -101,7 +101,7 @@ class Images:
             options: More of podman's.
         """
         return [
-            "nice", "podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", "run", "--rm", "--network", network,
+            "podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", "run", "--rm", "--network", network,
             *_CLOSED, *(f"--env={name}={value}" for name, value in (env or {}).items()),
             *(f"--volume={mount}" for mount in mounts), *options, image, *words,
         ]  # fmt: skip
@@ -127,7 +127,7 @@ class Images:
 
     def _run(self, *command: str, limit_s: float = 300.0) -> str:
         done = subprocess.run(
-            ["nice", *command], env=self._env, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False
+            command, env=self._env, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False
         )
         assert done.returncode == 0, (
             f"{command}: exit code {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"

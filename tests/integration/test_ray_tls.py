@@ -17,6 +17,8 @@ from tests.helpers import certificates
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG
 
+pytestmark = pytest.mark.timeout(600)  # a head and a run
+
 _TASK = """
 import logging, sys, ray
 ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)

@@ -18,6 +18,8 @@ from dist_ft.rundir import RunDir, read_json
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the run
+
 NAMES = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_REDIS_PASSWORD")
 WHAT_A_RUN_WRITES = {
     "config.yaml", "run.json", "ledger.jsonl", "metrics.jsonl", "manifest.json", "adapter_model.safetensors",
