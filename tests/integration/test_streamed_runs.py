@@ -98,12 +98,13 @@ def test_a_bad_row_met_while_training_stops_with_a_checkpoint_and_may_be_left_ou
 
 def test_a_source_that_changes_under_a_run_is_named(cli: str, ray_address: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", 200)
-    run = Run(cli, tmp_path, ray_address, "changed", *SETTINGS, sources(path))
+    settings = [*SETTINGS, sources(path), "train.max_steps=300"]
+    run = Run(cli, tmp_path, ray_address, "changed", *settings)
     run.wait_for(lambda record: record["step"] >= 3)
     os.kill(run.process.pid, signal.SIGTERM)
     assert run.finish()[0] == 3
     write_rows(path, 201)
-    again = Run(cli, tmp_path, ray_address, "changed", *SETTINGS, sources(path), "--resume")
+    again = Run(cli, tmp_path, ray_address, "changed", *settings, "--resume")
     _, err = again.process.communicate(timeout=120)
     assert again.process.returncode == 2, err
     assert f"{path} has changed" in err
