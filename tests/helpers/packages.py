@@ -45,5 +45,7 @@ def pins() -> list[tuple[str, str]]:
 def requirements_of_the_project() -> list[str]:
     """What `make setup` installs, the packages that it names itself among it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    return [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    own = {f"{project['name']}[{name}]": lines for name, lines in extras.items()}
+    asked = [line for name in ("embedded", "dev") for line in extras[name]]
+    return [*project["dependencies"], *(line for name in asked for line in own.get(name, [name]))]
