@@ -155,7 +155,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, starter: str) -> Made:
     undisturbed = run_group(tiny_config(base, **CHANGES, run__name="undisturbed"), starter)
     assert undisturbed.outcome == "completed"
     config = tiny_config(base, **CHANGES, run__name="t")
-    prepared = Prepared(**run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
+    prepared = Prepared.from_dict(run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
     group = run_group(config, starter, on_message=cut_off_after(NEWEST, 1))
     assert [m.step for m in committed(LocalStore(group.run_dir.path))] == [PREVIOUS, NEWEST]
     return Made(base, config, prepared, group.run_dir, undisturbed)

@@ -69,7 +69,7 @@ def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool
     """Prepares, runs one attempt at `cluster.num_workers`, and closes the books."""
     run_dir = open_run(config.run.address)
     run_dir.fetch(*RECORDS)
-    prepared = Prepared(**run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
+    prepared = Prepared.from_dict(run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
     attempt = read_json(run_dir.run_json)["attempt"] if run_dir.run_json.exists() else 0
     record = RunRecord(config.run.name, attempt=attempt, max_steps=prepared.max_steps)
     coordinator = Coordinator(config, run_dir, record, prepared, on_gpu=on_gpu)

@@ -55,7 +55,7 @@ class CoordinatorActor:
             sinks.append(
                 WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
             )
-        self._coordinator = Coordinator(parsed, place, state, Prepared(**prepared), sinks, on_gpu)
+        self._coordinator = Coordinator(parsed, place, state, Prepared.from_dict(prepared), sinks, on_gpu)
 
     def open_attempt(self, world_size: int) -> int | None:
         """Opens an attempt and returns its number; None while the preparation is still at work, or a wait."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +55,11 @@ class Prepared:
     max_steps: int
     num_positions: int
     commit: str | None = None
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Prepared:
+        """Returns what the coordinator needs of a preparation's findings; extra keys are ignored."""
+        return cls(**{name: found[name] for name in cls.__dataclass_fields__})
 
 
 class Coordinator:

@@ -228,8 +228,7 @@ class _Driver:
         )
         config = self._config.model_dump(mode="json")
         place = (self._run_dir.address, str(self._run_dir.path))
-        found = {name: prepared[name] for name in Prepared.__dataclass_fields__}
-        self._coordinator.begin(config, *place, asdict(record), found, self._on_gpu)
+        self._coordinator.begin(config, *place, asdict(record), asdict(Prepared.from_dict(prepared)), self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
             self._coordinator.call("add_event", "settings_changed", {"changes": changes})
