@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dist_ft.errors import DataError
+from dist_ft.errors import ConfigError, DataError
 from dist_ft.records import Sample
 from dist_ft.storage.store import Store
+from dist_ft.storage.urls import redacted
 from dist_ft.stream.batches import RenderMany, render_rows
 from dist_ft.stream.claims import kept, wait_for_claim
 from dist_ft.stream.left_out import describe_removed
@@ -32,6 +34,23 @@ _MAX_KEPT_CHARACTERS = 10_000
 def quarantine_name(key: str) -> str:
     """Name of a shard's bad rows in the store."""
     return f"{key}.quarantine.jsonl"
+
+
+@contextmanager
+def cache_errors(address: str) -> Iterator[None]:
+    """Turns what the store of token shards or the scratch directory refuses into one error that names them.
+
+    Raises:
+        ConfigError: With the reason and the way out.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise ConfigError(
+            f"token shards cannot be kept at {redacted(address)}: {where}{error.strerror or error}; free some space "
+            "there, or set data.cache_dir (and TMPDIR, where they are made) to another place"
+        ) from error
 
 
 def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store) -> ShardInfo:

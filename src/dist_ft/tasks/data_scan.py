@@ -32,7 +32,7 @@ from dist_ft.stream.sources import BadRow, Row
 from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split
 from dist_ft.stream.texts import answer_text, compared_text, num_turns, record_key, role_texts
 from dist_ft.tasks.curate import curate
-from dist_ft.tasks.prepare import cache_address, make_renderer, split_requests
+from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 
 FEW = 5
 """Places that are named of whatever is counted."""

@@ -22,7 +22,8 @@ from dist_ft.stream.samples import usable
 from dist_ft.stream.shards import TokenShards
 from dist_ft.stream.sources import BadRow, Row
 from dist_ft.stream.split_plan import PlannedShard, SplitPlan, rows_of_shard
-from dist_ft.tasks.prepare import make_renderer, plan_splits, prepare_split
+from dist_ft.tasks.prepare import prepare_split
+from dist_ft.tasks.requests import make_renderer, plan_splits
 
 Tokens = tuple[int, ...]
 
@@ -74,9 +75,9 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
         UserError: The data cannot be prepared, or has no such source or sequence.
     """
     tokenizer = load_tokenizer(config)
-    render, render_key = make_renderer(config, tokenizer)
+    render_many, render_key = make_renderer(config, tokenizer)
     plan = _choose(*plan_splits(config, render_key), source)
-    split = prepare_split(config, plan, render)
+    split = prepare_split(config, plan, render_many)
     if first > split.num_sequences:
         raise UsageError(f"--row {first}: source {source} has {split.num_sequences:,} sequences")
     shards = split.open(config.data.loader)
@@ -85,7 +86,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     sequences = [list(_samples(shards, *place)) for place in places]
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
     parts = [plan.shards[shard] for shard in dict.fromkeys(shard for shard, _ in places)]
-    origins = _find_origins(plan.request, parts, render, wanted)
+    origins = _find_origins(plan.request, parts, render_many, wanted)
     shown = [[_show(tokenizer, ids, trained, origins) for ids, trained in samples] for samples in sequences]
     return {
         "source": plan.request.shown,

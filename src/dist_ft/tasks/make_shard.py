@@ -8,10 +8,10 @@ from dist_ft.config import config_from_dict
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.objects import open_store
-from dist_ft.stream.make_shard import make_shard
+from dist_ft.stream.make_shard import cache_errors, make_shard
 from dist_ft.stream.split_plan import PlannedShard
 from dist_ft.tasks.curate import nothing_removed
-from dist_ft.tasks.prepare import cache_address, make_renderer, split_requests
+from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 
 
 def run(config: dict[str, Any], take_held_out: bool, shard: dict[str, Any]) -> dict[str, Any]:
@@ -24,12 +24,15 @@ def run(config: dict[str, Any], take_held_out: bool, shard: dict[str, Any]) -> d
 
     Raises:
         DataError: A row that cannot be used, or the data has changed.
+        ConfigError: The shard cannot be kept.
     """
     parsed, planned = config_from_dict(config), PlannedShard.from_dict(shard)
-    render, render_key = make_renderer(parsed, load_tokenizer(parsed))
+    render_many, render_key = make_renderer(parsed, load_tokenizer(parsed))
     train, held_out = split_requests(parsed, render_key, nothing_removed(parsed))
     request = held_out if take_held_out else train[0]  # which differ in their sources alone
     assert request is not None
     if request.part_key(planned.source, planned.part, planned.removed) != planned.key:
         raise DataError("this machine has another tokenizer or chat template than the driver; give all the same files")
-    return make_shard(request, planned, render, open_store(cache_address(parsed))).to_dict()
+    address = cache_address(parsed)
+    with cache_errors(address):
+        return make_shard(request, planned, render_many, open_store(address)).to_dict()

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import xxhash
 
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
-from dist_ft.errors import ConfigError, DataError
+from dist_ft.errors import ConfigError
 from dist_ft.model.adapter import adapter_hash
-from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton, tokenizer_key
+from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
-from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.model.trained import select_trained
-from dist_ft.records import Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 from dist_ft.stream.batches import RenderMany
-from dist_ft.stream.curation import Curation
-from dist_ft.stream.make_shard import check_bad_rows, find_info, make_shard
+from dist_ft.stream.make_shard import cache_errors, check_bad_rows, find_info, make_shard
 from dist_ft.stream.mixing import epoch_size
 from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
-from dist_ft.stream.personal import PATTERNS_VERSION, redact
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, open_ended_split
-from dist_ft.stream.request import SplitRequest
 from dist_ft.stream.split_plan import PlannedShard, SplitPlan, plan_split
-from dist_ft.tasks.curate import curate, nothing_removed
+from dist_ft.tasks.curate import nothing_removed
+from dist_ft.tasks.requests import cache_address, make_renderer, plan_splits, split_requests
 
 _SMALL_SHARE = 0.25
 """Of a part: so much is made by whoever asks."""
-CACHE_NAME = ".dist-ft-cache"
-"""Folder of prepared data in `run.output_dir`, which all machines see."""
 
 
 def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
@@ -56,7 +48,12 @@ def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
     """
     parsed = at_commit(config_from_dict(config))
     check_model(parsed)
-    render, render_key = make_renderer(parsed, load_tokenizer(parsed))
+    with cache_errors(cache_address(parsed)):
+        return _prepare(parsed, makes_all)
+
+
+def _prepare(parsed: Config, makes_all: bool) -> dict[str, Any]:
+    render_many, render_key = make_renderer(parsed, load_tokenizer(parsed))
     train, held_out = plan_splits(parsed, render_key)
     store = open_store(cache_address(parsed))
     is_stream = parsed.data.preparation == "stream"
@@ -71,7 +68,7 @@ def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
         return {"missing": [job.to_dict() for job in missing], **found}
     found["num_made"] = len(missing)
     for job in missing:
-        make_shard(job.plan.request, job.shard, render, store)
+        make_shard(job.plan.request, job.shard, render_many, store)
     splits, eval_split = _finish(parsed, train, held_out, store)
     max_steps, num_positions = plan_length(parsed, [split.num_sequences for split in splits])
     return {
@@ -102,24 +99,24 @@ class _Job:
 
 def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
     """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
-    render, render_key = make_renderer(config, tokenizer)
+    render_many, render_key = make_renderer(config, tokenizer)
     train, held_out = plan_splits(config, render_key)
-    splits = [prepare_split(config, plan, render) for plan in train]
-    return splits, prepare_split(config, held_out, render) if held_out else None
+    splits = [prepare_split(config, plan, render_many) for plan in train]
+    return splits, prepare_split(config, held_out, render_many) if held_out else None
 
 
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
     """Prepares the held-out rows alone; None when there are none."""
-    render, render_key = make_renderer(config, tokenizer)
+    render_many, render_key = make_renderer(config, tokenizer)
     request = split_requests(config, render_key, nothing_removed(config))[1]
-    return prepare_split(config, plan_split(request), render) if request else None
+    return prepare_split(config, plan_split(request), render_many) if request else None
 
 
-def prepare_split(config: Config, plan: SplitPlan, render: RenderMany) -> PreparedSplit:
+def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> PreparedSplit:
     """Makes what is missing of a split, one shard after the other."""
     store = open_store(cache_address(config))
     for shard in missing_shards(plan, store):
-        make_shard(plan.request, shard, render, store)
+        make_shard(plan.request, shard, render_many, store)
     return complete_split(plan, store, cache_address(config))
 
 
@@ -157,58 +154,6 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
                 check_bad_rows(plan.request, info, store)
                 made.append([source, window, info.num_sequences])
     return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
-
-
-def make_renderer(config: Config, tokenizer: Any) -> tuple[RenderMany, str]:
-    """Returns what turns rows into tokens, and a key of all that decides which."""
-    train_on, kinds = config.data.train_on, sorted(config.data.redact)
-    renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
-    if not kinds:
-        return renderer.render_many, key
-
-    def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
-        return renderer.render_many([redact(record, kinds) for record in records])
-
-    return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}"
-
-
-def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
-    """Lists the sources: a plan a training source, and the held-out one."""
-    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
-    return [plan_split(request) for request in train], plan_split(held_out) if held_out else None
-
-
-def split_requests(
-    config: Config, render_key: str, curation: Curation
-) -> tuple[list[SplitRequest], SplitRequest | None]:
-    """Returns what a run prepares: a split a training source, and the held-out one."""
-    data = config.data
-    common = SplitRequest(
-        sources=(),
-        seq_len=data.seq_len,
-        packing=data.packing,
-        render_key=render_key,
-        held_out=data.eval_fraction or 0.0,
-        group_by=data.group_by,
-        long_samples=data.long_samples,
-        bad_rows=data.bad_rows,
-        part_bytes=data.part_bytes,
-    )
-    train = [
-        replace(common, sources=(source,), removed=removed)
-        for source, removed in zip(data.train, curation.sources, strict=True)
-    ]
-    if data.eval_source:
-        return train, replace(common, sources=(data.eval_source,))
-    return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
-
-
-def cache_address(config: Config) -> str:
-    """Returns where token shards are kept, which all machines see: a path or a URL."""
-    given, output = config.data.cache_dir, config.run.output_dir
-    if given is None:
-        return f"{output if '://' in output else Path(output).absolute()}/{CACHE_NAME}/data"
-    return given if "://" in given else str(Path(given).expanduser().absolute())
 
 
 def plan_length(config: Config, num_sequences: list[int]) -> tuple[int, int]:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from dist_ft.config import Config
+from dist_ft.errors import ConfigError
 from dist_ft.model.embedded import byte_tokenizer
-from dist_ft.tasks.prepare import prepare_splits
+from dist_ft.storage.store import LocalStore
+from dist_ft.stream.prepared import PreparedSplit
+from dist_ft.tasks import make_shard
+from dist_ft.tasks.prepare import prepare_splits, run
+from dist_ft.tasks.requests import cache_address
 from tests.helpers.configs import tiny_config
 
 
@@ -20,3 +31,76 @@ def test_what_is_trained_on_is_a_part_of_what_was_prepared(tmp_path: Path) -> No
     trained = {train_on: split.num_trained_tokens for train_on, split in splits.items()}
     assert trained["assistant"] == trained["last"] < trained["all"]
     assert trained["all"] == splits["all"].num_tokens - splits["all"].num_sequences
+
+
+SMALL = {"data__part_mib": 0.002}
+"""Parts of some ten rows."""
+
+
+def values(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def test_many_shards_are_left_to_other_processes_and_then_found(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **SMALL)
+    found = run(values(config), makes_all=False)
+    assert len(found["missing"]) > 2
+    assert "splits" not in found
+    for job in found["missing"]:
+        info = make_shard.run(values(config), **job["arguments"])
+        assert info["key"] == job["arguments"]["shard"]["key"]
+    prepared = run(values(config), makes_all=False)
+    assert (prepared["missing"], prepared["num_made"]) == ([], 0)
+    assert prepared == {**run(values(tiny_config(tmp_path, **SMALL, data__cache_dir=str(tmp_path / "other")))),
+                        "splits": prepared["splits"], "eval_split": prepared["eval_split"], "num_made": 0}  # fmt: skip
+
+
+def test_a_streamed_run_names_its_shards_in_the_order_in_which_it_needs_them(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **SMALL, data__preparation="stream")
+    prepared = run(values(config))
+    jobs = prepared["to_stream"]["jobs"]
+    (split,) = map(PreparedSplit.from_dict, prepared["splits"])
+    assert (split.is_complete, split.num_shards, split.max_tokens) == (False, len(jobs), config.data.seq_len)
+    assert (prepared["max_steps"], prepared["num_positions"]) == (6, 48)
+    assert [job["place"] for job in jobs] == [(0, index // 8) for index in range(len(jobs))]
+    made = make_shard.run(values(config), **jobs[0]["arguments"])
+    later = run(values(config))["to_stream"]
+    assert later["jobs"] == jobs[1:]
+    assert later["made"] == [[0, 0, made["num_sequences"]]]
+
+
+def test_shards_lie_below_the_runs_or_where_the_config_says(tmp_path: Path) -> None:
+    assert cache_address(tiny_config(tmp_path)) == str(tmp_path / "runs" / ".dist-ft-cache" / "data")
+    url = {"run__output_dir": "s3://bucket/runs"}
+    assert cache_address(tiny_config(tmp_path, **url)) == "s3://bucket/runs/.dist-ft-cache/data"
+    assert cache_address(tiny_config(tmp_path, **url, data__cache_dir=str(tmp_path))) == str(tmp_path)
+
+
+def test_a_cache_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = tiny_config(tmp_path, data__cache_dir=str(tmp_path / "file" / "cache"))
+    with pytest.raises(ConfigError, match=r"cannot be kept at .*file/cache.*set data\.cache_dir"):
+        run(values(config))
+
+
+def test_a_full_cache_directory_is_named_and_what_is_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, config = LocalStore.put, tiny_config(tmp_path, **SMALL)
+    num_written = 0
+
+    def full(self: LocalStore, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        nonlocal num_written
+        num_written += 1
+        if num_written > 8:
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        put(self, name, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "put", full)
+        with pytest.raises(ConfigError, match=r"No space left on device; free some space"):
+            run(values(config))
+    kept = len(list(Path(cache_address(config)).glob("*.json")))
+    assert kept > 0
+    missing = run(values(config), makes_all=False)["missing"]
+    assert len(missing) + kept == sum(split["num_shards"] for split in run(values(config))["splits"]) + 1

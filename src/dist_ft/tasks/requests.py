@@ -1,0 +1,75 @@
+"""What a run prepares, and how rows become tokens, as its config says. Makes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dist_ft.config import Config
+from dist_ft.errors import DataError
+from dist_ft.model.base import tokenizer_key
+from dist_ft.model.render import RENDERING_VERSION, Renderer
+from dist_ft.records import Record, Sample
+from dist_ft.storage.objects import open_store
+from dist_ft.storage.urls import is_url
+from dist_ft.stream.batches import RenderMany
+from dist_ft.stream.curation import Curation
+from dist_ft.stream.personal import PATTERNS_VERSION, redact
+from dist_ft.stream.request import SplitRequest
+from dist_ft.stream.split_plan import SplitPlan, plan_split
+from dist_ft.tasks.curate import curate
+
+CACHE_NAME = ".dist-ft-cache"
+"""Folder of prepared data in `run.output_dir`, which all machines see."""
+
+
+def make_renderer(config: Config, tokenizer: Any) -> tuple[RenderMany, str]:
+    """Returns what turns rows into tokens, and a key of all that decides which."""
+    train_on, kinds = config.data.train_on, sorted(config.data.redact)
+    renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
+    if not kinds:
+        return renderer.render_many, key
+
+    def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
+        return renderer.render_many([redact(record, kinds) for record in records])
+
+    return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}"
+
+
+def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
+    """Lists the sources: a plan a training source, and the held-out one."""
+    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
+    return [plan_split(request) for request in train], plan_split(held_out) if held_out else None
+
+
+def split_requests(
+    config: Config, render_key: str, curation: Curation
+) -> tuple[list[SplitRequest], SplitRequest | None]:
+    """Returns what a run prepares: a split a training source, and the held-out one."""
+    data = config.data
+    common = SplitRequest(
+        sources=(),
+        seq_len=data.seq_len,
+        packing=data.packing,
+        render_key=render_key,
+        held_out=data.eval_fraction or 0.0,
+        group_by=data.group_by,
+        long_samples=data.long_samples,
+        bad_rows=data.bad_rows,
+        part_bytes=data.part_bytes,
+    )
+    train = [
+        replace(common, sources=(source,), removed=removed)
+        for source, removed in zip(data.train, curation.sources, strict=True)
+    ]
+    if data.eval_source:
+        return train, replace(common, sources=(data.eval_source,))
+    return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
+
+
+def cache_address(config: Config) -> str:
+    """Returns where token shards are kept, which all machines see: a path or a URL."""
+    address = config.data.cache_dir or f"{config.run.output_dir}/{CACHE_NAME}/data"
+    return address if is_url(address) else str(Path(address).expanduser().absolute())
