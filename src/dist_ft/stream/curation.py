@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from dist_ft.config.schema import CurationConfig, TextRule
 from dist_ft.records import Conversation, Record
@@ -74,11 +73,6 @@ class Removed:
     part_ends: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
-    def key(self) -> str:
-        """Part of the cache key of what is left; empty when all is."""
-        return xxhash.xxh3_128_hexdigest(self.numbers.astype("<i8").tobytes()) if len(self.numbers) else ""
-
-    @property
     def counts(self) -> dict[str, int]:
         """Rows by rule, in the order of the rules; those without a row are not named."""
         counts = np.bincount(self.rules, minlength=len(self.names)).tolist()
@@ -101,15 +95,6 @@ class Curation:
     """What is left out of each training source, in order."""
 
     sources: tuple[Removed, ...]
-
-    def dropped(self, source_index: int) -> Numbers:
-        """Returns the numbers of the rows of a source that are left out, ascending."""
-        return self.sources[source_index].numbers
-
-    @property
-    def key(self) -> str:
-        """Hash of all that is left out; the order of rules and the places do not count."""
-        return xxhash.xxh3_128_hexdigest(" ".join(removed.key for removed in self.sources).encode())
 
 
 def without(items: Iterable[Item], numbers: Numbers) -> Iterator[Item]:

@@ -71,11 +71,6 @@ class Window:
         return PackedSequence(input_ids, trained, starts)
 
 
-def pack(samples: Iterable[Sample], seq_len: int, packing: bool) -> list[PackedSequence]:
-    """Returns the sequences of one window; without packing, one a sample."""
-    return list(Window(samples).sequences(seq_len, packing))
-
-
 def plan_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Places samples into bins by best fit decreasing; bins and members come back in input order."""
     bins: list[list[int]] = []

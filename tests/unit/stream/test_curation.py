@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dist_ft.config.schema import CurationConfig
 from dist_ft.records import Completion, Conversation, Record
-from dist_ft.stream.curation import NOTHING, Curation, Removed, broken_rule, rule_names, without
+from dist_ft.stream.curation import Removed, broken_rule, rule_names, without
 
 
 def chat(*contents: str) -> Conversation:
@@ -70,11 +70,3 @@ def test_the_parts_of_a_source_hold_together_what_the_whole_holds(numbers: set[i
         assert all(0 <= number < end - first for number in of_part)
         found += (of_part + first).tolist()
     assert found == sorted(numbers)
-
-
-def test_the_key_is_of_the_rows_that_go() -> None:
-    some, others = removed({1, 5}), removed({1, 6})
-    assert some.key == Removed(some.numbers, some.rules[::-1], ("a", "b"), {"a": ["x:1"]}).key != others.key
-    assert NOTHING.key == removed(set()).key == ""
-    keys = {Curation(sources).key for sources in [(some, others), (others, some), (some, NOTHING), (NOTHING, some)]}
-    assert len(keys) == 4

@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_ft.records import Sample
-from dist_ft.stream.pack import PackedSequence, pack, plan_bins
+from dist_ft.stream.pack import PackedSequence, Window, plan_bins
 
 CAPACITY = 16
 LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=40)
+
+
+def packed(samples: list[Sample], seq_len: int, packing: bool) -> list[PackedSequence]:
+    return list(Window(samples).sequences(seq_len, packing))
 
 
 def make_samples(lengths: list[int]) -> list[Sample]:
@@ -30,28 +34,28 @@ def split(sequence: PackedSequence) -> list[list[int]]:
 @given(LENGTHS, st.booleans())
 def test_every_sample_is_in_exactly_one_sequence(lengths: list[int], packing: bool) -> None:
     samples = make_samples(lengths)
-    found = [part for sequence in pack(samples, CAPACITY, packing) for part in split(sequence)]
+    found = [part for sequence in packed(samples, CAPACITY, packing) for part in split(sequence)]
     assert sorted(found) == [sample.input_ids for sample in samples]
 
 
 @settings(deadline=None)
 @given(LENGTHS)
 def test_no_sequence_is_longer_than_the_limit(lengths: list[int]) -> None:
-    sequences = pack(make_samples(lengths), CAPACITY, packing=True)
+    sequences = packed(make_samples(lengths), CAPACITY, packing=True)
     assert all(0 < len(sequence.input_ids) <= CAPACITY for sequence in sequences)
 
 
 @settings(deadline=None)
 @given(LENGTHS)
 def test_no_two_sequences_would_fit_into_one(lengths: list[int]) -> None:
-    sizes = sorted(len(s.input_ids) for s in pack(make_samples(lengths), CAPACITY, packing=True))
+    sizes = sorted(len(s.input_ids) for s in packed(make_samples(lengths), CAPACITY, packing=True))
     assert len(sizes) < 2 or sizes[0] + sizes[1] > CAPACITY
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.booleans())
 def test_the_first_token_of_each_sample_is_never_trained(lengths: list[int], packing: bool) -> None:
-    for sequence in pack(make_samples(lengths), CAPACITY, packing):
+    for sequence in packed(make_samples(lengths), CAPACITY, packing):
         untrained = [place for place, trained in enumerate(sequence.trained) if not trained]
         assert untrained == sequence.starts
         assert len(sequence.trained) == len(sequence.input_ids)
@@ -59,7 +63,7 @@ def test_the_first_token_of_each_sample_is_never_trained(lengths: list[int], pac
 
 def test_the_mask_travels_with_its_sample() -> None:
     samples = [Sample([1, 2, 3], [False, False, True]), Sample([4, 5], [False, True])]
-    assert pack(samples, 8, packing=True) == [
+    assert packed(samples, 8, packing=True) == [
         PackedSequence([1, 2, 3, 4, 5], [False, False, True, False, True], [0, 3])
     ]
 
@@ -68,12 +72,12 @@ def test_the_mask_travels_with_its_sample() -> None:
 @given(LENGTHS)
 def test_the_same_samples_give_the_same_sequences(lengths: list[int]) -> None:
     samples = make_samples(lengths)
-    assert pack(samples, CAPACITY, packing=True) == pack(list(samples), CAPACITY, packing=True)
+    assert packed(samples, CAPACITY, packing=True) == packed(list(samples), CAPACITY, packing=True)
 
 
 def test_packing_leaves_the_samples_alone() -> None:
     samples = make_samples([3, 3])
-    pack(samples, CAPACITY, packing=True)
+    packed(samples, CAPACITY, packing=True)
     assert samples == make_samples([3, 3])
 
 
@@ -81,7 +85,7 @@ def test_packing_leaves_the_samples_alone() -> None:
 @given(LENGTHS)
 def test_without_packing_a_sequence_is_a_sample_in_order(lengths: list[int]) -> None:
     samples = make_samples(lengths)
-    sequences = pack(samples, CAPACITY, packing=False)
+    sequences = packed(samples, CAPACITY, packing=False)
     assert [s.input_ids for s in sequences] == [sample.input_ids for sample in samples]
     assert all(s.starts == [0] for s in sequences)
 
