@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import ray
@@ -81,12 +82,13 @@ class ShardJobs:
             self._looked_at = time.monotonic()
             self._slots = {node.node_id: self._num_slots(node.total) for node in list_nodes() if not node.is_leaving}
         busy = Counter(running.node_id for running in self._running.values())
-        # One more on every node before a second one on any.
-        for level in range(max(self._slots.values(), default=0)):
-            for node_id, slots in self._slots.items():
-                if node_id in starters and level < slots and busy[node_id] <= level and self._next_is_needed():
-                    self._begin(node_id, starters)
-                    busy[node_id] += 1
+        free = [(busy[node], node) for node, slots in self._slots.items() if node in starters and busy[node] < slots]
+        heapify(free)  # one more on every node before a second one on any
+        while free and self._next_is_needed():
+            count, node_id = heappop(free)
+            self._begin(node_id, starters)
+            if count + 1 < self._slots[node_id]:
+                heappush(free, (count + 1, node_id))
 
     def _next_is_needed(self) -> bool:
         """Passes over the shards that the run does not get to."""

@@ -7,8 +7,10 @@ reader sees a whole shard or none. Never made twice: see `claims.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +29,7 @@ from dist_ft.stream.sources import BadRow
 from dist_ft.stream.split_plan import PlannedShard, rows_of_shard
 
 _BLOCK_BYTES = 8 << 20
+_READERS = 32
 _MAX_KEPT_CHARACTERS = 10_000
 """Of a bad row in the quarantine."""
 
@@ -68,6 +71,12 @@ def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMa
     info = read_info(store, key)
     check_bad_rows(request, info, store)
     return info
+
+
+def read_infos(store: Store, keys: Sequence[str]) -> list[ShardInfo]:
+    """Returns what shards hold that are all there; many are asked for at a time, for an object store takes its time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(partial(read_info, store), keys))
 
 
 def find_info(store: Store, key: str) -> ShardInfo | None:

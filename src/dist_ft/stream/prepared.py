@@ -21,7 +21,7 @@ from dist_ft.storage.objects import open_store
 from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
 from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_info
+from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_infos
 from dist_ft.stream.samples import Counts
 from dist_ft.stream.shard_cache import Place, ShardCache
 from dist_ft.stream.shards import INFO, ShardInfo, TokenShards
@@ -103,7 +103,7 @@ def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit
         split = PreparedSplit.from_dict({**_read(store, name)["split"], "address": address})
         if split.num_bad_rows == 0 or plan.request.bad_rows == "skip":
             return split
-    infos = [read_info(store, shard.key) for shard in plan.shards]
+    infos = read_infos(store, [shard.key for shard in plan.shards])
     for info in infos:
         check_bad_rows(plan.request, info, store)
     split = _total(plan, infos, address)

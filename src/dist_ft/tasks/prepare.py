@@ -17,7 +17,7 @@ from dist_ft.model.trained import select_trained
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 from dist_ft.stream.batches import RenderMany
-from dist_ft.stream.make_shard import cache_errors, check_bad_rows, find_info, make_shard
+from dist_ft.stream.make_shard import cache_errors, check_bad_rows, make_shard, read_infos
 from dist_ft.stream.mixing import epoch_size
 from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards, open_ended_split
@@ -143,16 +143,18 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
     (source, window, sequences) of those that are there."""
     needed, made = [], []
     for source, plan in enumerate(train):
+        missing = {shard.key for shard in missing_shards(plan, store)}
+        there = list(dict.fromkeys(shard.key for shard in plan.shards if shard.key not in missing))
+        infos = {info.key: info for info in read_infos(store, there)}
         order = first_pass(len(plan.shards), config.run.seed, source, config.data.shuffle)
         weight = (config.data.weights or [1.0] * len(train))[source]
         for index_in_pass, index in enumerate(order):
             shard, window = plan.shards[index], index_in_pass // WINDOW_SHARDS
-            info = find_info(store, shard.key)
-            if info is None:
+            if shard.key in missing:
                 needed.append((index_in_pass / weight, source, _Job(plan, shard, (source, window))))
             else:
-                check_bad_rows(plan.request, info, store)
-                made.append([source, window, info.num_sequences])
+                check_bad_rows(plan.request, infos[shard.key], store)
+                made.append([source, window, infos[shard.key].num_sequences])
     return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
 
 
