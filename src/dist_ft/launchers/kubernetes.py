@@ -49,7 +49,7 @@ def render(
     """Returns the manifests of a run: its config, put into what `kubectl kustomize OVERLAY` builds.
 
     Args:
-        request: What to run. Relative paths in its config are below the shared volume.
+        request: What to run. Relative paths in its config are below the shared volume; without one all has URLs.
         overlay: Kustomization directory, such as `cluster/kuberay/overlays/gpu`.
         suffix: Tells this submission from earlier ones of the run.
         namespace: Where the objects go.

@@ -36,6 +36,15 @@ def _overlay() -> list[dict[str, Any]]:
     return [*docs, {"kind": "PersistentVolumeClaim", "metadata": {"name": "dist-ft"}}]
 
 
+def _without_volume() -> list[dict[str, Any]]:
+    docs = _overlay()
+    pod = docs[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "shared"]
+    mounts = pod["containers"][0]["volumeMounts"]
+    pod["containers"][0]["volumeMounts"] = [mount for mount in mounts if mount["name"] != "shared"]
+    return docs
+
+
 def _run(tmp_path: Path, *overrides: str, docs: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
     config = on_volume(_config(tmp_path, *overrides), MOUNT)
     return for_run(docs or _overlay(), config, suffix="abcde", namespace="team")
@@ -75,13 +84,93 @@ def test_a_home_is_refused_with_its_key(tmp_path: Path) -> None:
         on_volume(_config(tmp_path, "data.train=[{source: ~/a.jsonl}]"), MOUNT)
 
 
-def test_an_object_store_is_refused_with_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.init_from=s3://b/a: object stores"):
+def test_a_url_of_what_is_only_read_from_paths_is_refused_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method\.init_from=s3://b/a: this is not read from a URL"):
         on_volume(_config(tmp_path, "method.init_from=s3://b/a"), MOUNT)
 
 
 def test_data_behind_a_url_is_read_from_there(tmp_path: Path) -> None:
     assert on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT).data.eval == "s3://b/e.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [("cache", f"{MOUNT}/cache"), ("/mnt/dist-ft/c", "/mnt/dist-ft/c"), ("gs://b/c/", "gs://b/c"), ("null", None)],
+)
+def test_token_shards_are_on_the_volume_or_at_a_url_and_their_copies_where_the_pod_has_them(
+    tmp_path: Path, written: str, means: str | None
+) -> None:
+    overrides = [f"data.cache_dir={written}", f"data.loader.replicas=[{written}]", "data.loader.cache_dir=here"]
+    data = on_volume(_config(tmp_path, *overrides[: None if means else 1], overrides[2]), MOUNT).data
+    assert (data.cache_dir, data.loader.cache_dir) == (means, "here")
+    assert data.loader.replicas == ([means] if means else [])
+
+
+IN_A_STORE = ("run.output_dir=s3://b/runs/", "data.train=[{source: 's3://b/a.jsonl'}]")
+
+
+@pytest.mark.parametrize("mount", [MOUNT, None])
+def test_a_run_in_an_object_store_is_known_by_its_url_and_stopped_by_it(tmp_path: Path, mount: str | None) -> None:
+    docs = _overlay() if mount else _without_volume()
+    assert shared_mount(docs[0]) == mount
+    job = for_run(docs, on_volume(_config(tmp_path, *IN_A_STORE), mount), suffix="a", namespace="n")[0]
+    assert job["metadata"]["annotations"] == {"dist-ft/run-dir": "s3://b/runs/My_Run"}
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1:3] == ["stop", "s3://b/runs/My_Run"]
+
+
+@pytest.mark.parametrize("key", ["run.output_dir", "data.cache_dir"])
+@pytest.mark.parametrize("mount", [MOUNT, None])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://host/runs", "without exclusive creation"),
+        ("s3://u:Zq9@b/runs", "user info"),
+        ("s3:///runs", "no bucket"),
+        ("s3://b/../c", "literally"),
+        ("file:///runs", "without exclusive creation"),
+    ],
+)
+def test_a_url_of_no_object_store_is_refused_with_its_key(
+    tmp_path: Path, key: str, mount: str | None, url: str, words: str
+) -> None:
+    config = _config(tmp_path, *IN_A_STORE)
+    section, name = key.split(".")
+    changed = getattr(config, section).model_copy(update={name: url})
+    # Not as an override: what reads the file refuses a password before.
+    with pytest.raises(ConfigError, match=rf"{key}: .*{words}") as caught:
+        on_volume(config.model_copy(update={section: changed}), mount)
+    assert "Zq9" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("run.output_dir=runs", "run.output_dir=runs"),
+        ("run.output_dir=/mnt/dist-ft/runs", "run.output_dir=/mnt"),
+        ("data.train=[{source: a.jsonl}]", "data.train.0.source=a.jsonl"),
+        ("data.train=[{source: /mnt/dist-ft/a.jsonl}]", "data.train.0.source=/mnt"),
+        ("data.eval=./e.jsonl", "data.eval=./e.jsonl"),
+        ("data.cache_dir=/mnt/dist-ft/cache", "data.cache_dir=/mnt"),
+        ("data.loader.replicas=[c]", "data.loader.replicas.0=c"),
+        ("data.chat_template=t.jinja", "data.chat_template=t.jinja"),
+        ("model.name=./m", "model.name=./m"),
+        ("method.init_from=adapters/a", "method.init_from=adapters/a"),
+    ],
+)
+def test_without_a_volume_a_path_that_pods_would_share_is_refused(tmp_path: Path, override: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{re.escape(key)}.*: the overlay's head mounts no persistentVolumeClaim"):
+        on_volume(_config(tmp_path, *IN_A_STORE, override), None)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.name=/opt/models/m", "data.train=[{source: 'embedded:orders/train'}]", "data.train=[{source: org/name}]",
+     "data.chat_template=chatml", "data.cache_dir=s3://b/cache"],
+)  # fmt: skip
+def test_without_a_volume_what_is_in_the_image_on_a_hub_or_at_a_url_is_taken(tmp_path: Path, override: str) -> None:
+    config = _config(tmp_path, "run.output_dir=s3://b/runs", IN_A_STORE[1], override)
+    assert on_volume(config, None) == config
 
 
 def test_everything_of_a_run_carries_its_name_and_nothing_else_is_taken_along(tmp_path: Path) -> None:
@@ -183,13 +272,9 @@ def test_two_groups_without_an_autoscaler_keep_their_numbers_and_must_hold_the_w
         _run(tmp_path, "cluster.num_workers=9", docs=json.loads(json.dumps(docs)))
 
 
-def test_an_overlay_without_a_run_or_a_volume_is_refused(tmp_path: Path) -> None:
+def test_an_overlay_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 objects of kind RayJob"):
         _run(tmp_path, docs=[{"kind": "Service", "metadata": {"name": "a"}}])
-    job = _overlay()[0]
-    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = []
-    with pytest.raises(UsageError, match="persistentVolumeClaim"):
-        shared_mount(job)
 
 
 @pytest.mark.parametrize(("quantity", "expected"), [("500m", 0.5), ("2", 2.0), (4, 4.0), ("1.5", 1.5)])
