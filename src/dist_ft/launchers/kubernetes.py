@@ -1,7 +1,7 @@
 """Runs on Kubernetes through KubeRay: renders, submits and follows. Talks to a cluster with `kubectl` alone.
 
-Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`; what makes them
-wrong is `kuberay_rules.py` and `lint.py`.
+Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`, what its paths
+mean there `pod_paths.py`; what makes them wrong is `kuberay_rules.py` and `lint.py`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dist_ft.launchers.manifests import (
     RUN_LABEL,
     Manifest,
     for_run,
-    on_volume,
     only,
     pod_templates,
     shared_mount,
 )
+from dist_ft.launchers.pod_paths import on_volume
 from dist_ft.launchers.request import SubmitRequest
 
 NAMESPACE = "dist-ft"
