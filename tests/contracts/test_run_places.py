@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
+from dist_ft.plan.status import read_if_seen
 from dist_ft.rundir import read_json, read_rows, write_json
 from dist_ft.storage import records, retries
 from dist_ft.storage.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
@@ -74,6 +76,21 @@ def test_what_is_written_is_found_by_whoever_opens_the_run_later(run: RunPlace) 
     again.fetch("run.json", "config.yaml")
     assert again.run_json.exists()
     assert not again.config.exists()
+
+
+def test_whoever_looks_after_a_job_reads_its_run_as_soon_as_it_is_seen(run: RunPlace) -> None:
+    assert read_if_seen(run.address) is None
+    run.path.mkdir(exist_ok=True)
+    write_json(run.run_json, asdict(RunRecord("r", state="running", attempt=1, step=17, max_steps=40)))
+    Sender(run, every_s=1000).close()
+    found = read_if_seen(run.address)
+    assert found is not None and (found["state"], found["step"]) == ("running", 17)
+
+
+def test_a_run_in_a_bucket_that_this_machine_does_not_see_is_not_an_error(s3: S3Server) -> None:
+    assert read_if_seen("s3://bucket-of-others/runs/r") is None
+    assert read_if_seen("https://host/runs/r") is None
+    assert read_if_seen(None) is None
 
 
 def test_exports_are_named_by_a_link_or_a_file_with_one_line(run: RunPlace) -> None:

@@ -52,6 +52,8 @@ LINT = [
     ("gpu", "RayJob", f"{HEAD_CONTAINER}/image", "dist-ft", "is not pinned"),
     ("gpu", "RayJob", f"{CONTAINER}/image", "dist-ft:0.2.0", "images differ"),
     ("gpu", "RayJob", f"{CONTAINER}/env/0", PLAIN, "HF_TOKEN holds a secret in plain text"),
+    ("s3", "RayJob", f"{CONTAINER}/env/0", {"name": "AWS_SECRET_ACCESS_KEY", "value": "k"}, "secret in plain text"),
+    ("s3", "RayJob", f"{CONTAINER}/volumeMounts/0/name", "shared", "volumeMount shared has no volume"),
     ("gpu", "RayJob", f"{CONTAINER}/env/0", NO_KEY, "secretKeyRef needs name and key"),
     ("gpu", "RayJob", f"{HEAD_CONTAINER}/env/0", {"name": "RAY_REDIS_ADDRESS", "value": "r:1"}, "RAY_REDIS_ADDRESS"),
     ("gcs-ft", "RayJob", f"{HEAD_CONTAINER}/env/0", {"name": "RAY_REDIS_ADDRESS", "value": "r:1"}, "use its redisAddr"),

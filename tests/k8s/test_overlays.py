@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from dist_ft.cli import app
 from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
-from dist_ft.launchers.lint import problems_of
+from dist_ft.launchers.lint import problems_of, size_bytes
 from dist_ft.launchers.manifests import pod_templates, shared_mount
+from dist_ft.launchers.pod_paths import on_volume
 from tests.k8s import crd, overlays
 
 pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
@@ -44,12 +46,11 @@ def test_entrypoint_and_pre_stop_parse_as_commands_and_mean_the_config_in_the_co
     path.write_text(overlays.find(docs, "ConfigMap")["data"]["config.yaml"])
     config = load_config(path)
     check_sections(config)
-    run_dir = Path(config.run.output_dir) / config.run.name
-    assert run_dir.is_relative_to(shared_mount(job))
+    assert on_volume(config, shared_mount(job)) == config, "pods find all that it names"
     hook = dict(pod_templates(job))["head"]["spec"]["containers"][0].get("lifecycle")
     if hook is not None:
         program, verb, *arguments = hook["preStop"]["exec"]["command"]
-        assert (program, _parse(verb, arguments)["run"]) == ("dist-ft", run_dir)
+        assert (program, _parse(verb, arguments)["run"]) == ("dist-ft", config.run.address)
 
 
 def _parse(verb: str, arguments: list[str]) -> dict[str, object]:
@@ -74,7 +75,33 @@ def test_all_pods_but_the_submitter_see_the_volume_at_one_place(name: str) -> No
         for where, pod in pod_templates(job)
         if where != "submitter"
     }
-    assert set(map(tuple, mounts.values())) == {(shared_mount(job),)}
+    mount = shared_mount(job)
+    assert set(map(tuple, mounts.values())) == {() if mount is None else (mount,)}
+    assert (mount is None) == (name == "s3")
+
+
+def test_runs_in_an_object_store_have_room_for_shards_and_models_and_keys_by_the_name_of_a_secret_alone() -> None:
+    docs = overlays.build("s3")
+    config = yaml.safe_load(overlays.find(docs, "ConfigMap")["data"]["config.yaml"])
+    assert "persistentVolumeClaim" not in str(docs) and "/mnt/dist-ft" not in str(docs)
+    for where, template in pod_templates(overlays.find(docs, "RayJob")):
+        pod = template["spec"]
+        variables = {variable["name"]: variable for variable in pod["containers"][0]["env"]}
+        if where == "submitter":
+            assert not [name for name in variables if name.startswith("AWS_")]
+            continue
+        keys = [
+            variables[f"AWS_{name}"]["valueFrom"]["secretKeyRef"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+        ]
+        assert [(key["name"], key["optional"]) for key in keys] == [("dist-ft-s3", True)] * 2
+        assert all("value" in variables[f"AWS_{name}"] for name in ("ENDPOINT_URL_S3", "DEFAULT_REGION"))
+        tmp = next(volume for volume in pod["volumes"] if volume["name"] == "tmp")["emptyDir"]
+        assert {"name": "tmp", "mountPath": "/tmp"} in pod["containers"][0]["volumeMounts"]
+        for place in (variables["HF_HOME"]["value"], config["data"]["loader"]["cache_dir"]):
+            assert Path(place).is_relative_to("/tmp")
+        if where.startswith("worker"):
+            assert size_bytes(tmp["sizeLimit"]) > 2 * config["data"]["loader"]["cache_gib"] * 2**30
+            assert pod["containers"][0]["resources"]["requests"]["ephemeral-storage"] == tmp["sizeLimit"]
 
 
 def test_launchers_may_not_read_secrets_nor_run_commands_in_pods() -> None:

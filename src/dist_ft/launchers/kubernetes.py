@@ -1,7 +1,7 @@
 """Runs on Kubernetes through KubeRay: renders, submits and follows. Talks to a cluster with `kubectl` alone.
 
-Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`; what makes them
-wrong is `kuberay_rules.py` and `lint.py`.
+Who looks after them later is `kubernetes_job.py`. What a run's manifests are is `manifests.py`, what its paths
+mean there `pod_paths.py`; what makes them wrong is `kuberay_rules.py` and `lint.py`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dist_ft.launchers.manifests import (
     RUN_LABEL,
     Manifest,
     for_run,
-    on_volume,
     only,
     pod_templates,
     shared_mount,
 )
+from dist_ft.launchers.pod_paths import on_volume
 from dist_ft.launchers.request import SubmitRequest
 
 NAMESPACE = "dist-ft"
@@ -49,7 +49,7 @@ def render(
     """Returns the manifests of a run: its config, put into what `kubectl kustomize OVERLAY` builds.
 
     Args:
-        request: What to run. Relative paths in its config are below the shared volume.
+        request: What to run. Relative paths in its config are below the shared volume; without one all has URLs.
         overlay: Kustomization directory, such as `cluster/kuberay/overlays/gpu`.
         suffix: Tells this submission from earlier ones of the run.
         namespace: Where the objects go.

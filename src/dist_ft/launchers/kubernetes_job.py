@@ -6,16 +6,13 @@ Needs the rights of whoever submits (cluster/kuberay/common): no exec, so a run 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers import kubernetes
 from dist_ft.launchers.kubernetes import FINAL, KUBECTL_LIMIT_S, PREFIX, exit_code, kubectl, output_of
 from dist_ft.launchers.manifests import RUN_DIR, Manifest
-from dist_ft.plan.status import read_status, render_status
-from dist_ft.rundir import RunDir
-from dist_ft.storage.place import open_run
+from dist_ft.plan.status import read_if_seen, render_status
 
 
 def read_job(job: str) -> dict[str, Any]:
@@ -28,14 +25,13 @@ def read_job(job: str) -> dict[str, Any]:
     status = manifest.get("status", {})
     state = status.get("jobDeploymentStatus") or "waiting for the operator"
     run_dir = (manifest["metadata"].get("annotations") or {}).get(RUN_DIR)
-    is_visible = run_dir is not None and RunDir(Path(run_dir)).run_json.is_file()
     return {
         "submission_id": job,
         "job_state": state,
         "exit_code": exit_code(status) if state in FINAL else None,
         "message": status.get("message"),
         "run_dir": run_dir,
-        "run": read_status(open_run(str(run_dir))) if is_visible else None,
+        "run": read_if_seen(run_dir),
     }
 
 
@@ -44,7 +40,7 @@ def render_job(job: dict[str, Any]) -> str:
     code = "" if job["exit_code"] is None else f", exit code {job['exit_code']}"
     message = f": {job['message']}" if job["message"] else ""
     lines = [f"{job['submission_id']}: {job['job_state']}{code}{message}"]
-    where = f"  run directory {job['run_dir']} on the volume, not visible from here (or not there yet)"
+    where = f"  run directory {job['run_dir']}, not visible from here (or not there yet)"
     return "\n".join([*lines, render_status(job["run"]) if job["run"] else where])
 
 

@@ -10,21 +10,17 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from dist_ft.config import Config, dump_set_keys
-from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
-from dist_ft.config.schema import RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.remote import is_remote
 
 Manifest = dict[str, Any]
 
 RUN_LABEL = "dist-ft/run"
 """Label of everything that belongs to one run, its pods included."""
 RUN_DIR = "dist-ft/run-dir"
-"""Annotation of a RayJob: its run directory, as its pods see it."""
+"""Annotation of a RayJob: its run directory, a path in its pods or a URL."""
 CONFIG_KEY = "config.yaml"
 """The run config's key in the ConfigMap, and its file name in the driver's pod."""
 _MAX_SLUG = 40  # a RayJob's name has at most 47 characters: six are left for `-` and a suffix
@@ -65,76 +61,14 @@ def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, Manifest]]:
         yield f"worker group {group.get('groupName')}", group["template"]
 
 
-def on_volume(config: Config, mount: str) -> Config:
-    """Returns the config with relative paths taken as below the shared volume, where a run's files are.
-
-    Args:
-        config: As the user wrote it; its paths need not exist here.
-        mount: Where pods mount the volume.
-
-    Raises:
-        ConfigError: A path of this machine's user, or a run directory that is not on the volume.
-    """
-    problems: list[str] = []
-
-    def below(key: str, path: str | None) -> str | None:
-        if path is None or path.startswith(EMBEDDED_PREFIX):
-            return path
-        if path.startswith("~"):
-            problems.append(f"{key}={path}: pods have no such home; name a path on the shared volume, {mount}/…")
-        if "://" in path:
-            problems.append(f"{key}={path}: object stores are not supported yet; name a path on the shared volume")
-        return str(PurePosixPath(mount) / path)
-
-    def rows_below(key: str, source: RowSource) -> RowSource:
-        # What can be a hub's data set is one: a folder of the volume is told apart by a leading `./`.
-        place = source.source if is_hub_id(source.source) or is_remote(source.source) else below(key, source.source)
-        return source.model_copy(update={"source": place})
-
-    name, data = config.model.name, config.data
-    sources = [rows_below(f"data.train.{index}.source", source) for index, source in enumerate(data.train)]
-    held_out = data.eval
-    if data.eval_source:
-        placed_source = rows_below("data.eval", data.eval_source)
-        held_out = placed_source.source if isinstance(data.eval, str) else placed_source
-    template = below("data.chat_template", data.template_path) or data.chat_template
-    output_dir = below("run.output_dir", config.run.output_dir)
-    init_from = below("method.init_from", config.method.init_from)
-    # Without a leading `.` it is a name on the hub, or of an embedded model.
-    model = below("model.name", name) if name.startswith((".", "~", "/")) else name
-    placed = config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"output_dir": output_dir}),
-            "model": config.model.model_copy(update={"name": model}),
-            "method": config.method.model_copy(update={"init_from": init_from}),
-            "data": data.model_copy(update={"train": sources, "eval": held_out, "chat_template": template}),
-        }
-    )
-    path = PurePosixPath(placed.run.output_dir)
-    if not path.is_relative_to(mount) or ".." in path.parts:
-        problems.append(
-            f"run.output_dir={config.run.output_dir} is not on the shared volume; name a path below {mount}, or a "
-            "relative one"
-        )
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return placed
-
-
-def shared_mount(ray_job: Manifest) -> str:
-    """Returns where the head mounts the shared volume.
-
-    Raises:
-        UsageError: It mounts none.
-    """
+def shared_mount(ray_job: Manifest) -> str | None:
+    """Returns where the head mounts the shared volume; None where it mounts none."""
     pod = dict(pod_templates(ray_job))["head"]["spec"]
     claims = {volume["name"] for volume in pod.get("volumes", []) if "persistentVolumeClaim" in volume}
     for mount in pod["containers"][0].get("volumeMounts", []):
         if mount["name"] in claims:
             return str(mount["mountPath"])
-    raise UsageError(
-        "the overlay's head mounts no persistentVolumeClaim; checkpoints need a volume that all pods share"
-    )
+    return None
 
 
 def for_run(
@@ -144,7 +78,7 @@ def for_run(
 
     Args:
         manifests: What the overlay builds; must hold one RayJob and one ConfigMap.
-        config: Checked, with paths as pods see them (`on_volume`).
+        config: Checked, with paths as pods see them (`pod_paths.on_volume`).
         suffix: Tells this submission's RayJob from earlier ones of the run; at most six characters.
         namespace: Where the objects go.
         image: In place of the overlay's, for all of Ray's containers.
@@ -158,7 +92,7 @@ def for_run(
     ray_job, config_map = only(own, "RayJob"), only(own, "ConfigMap")
     config_map["data"] = {CONFIG_KEY: dump_set_keys(config)}
     _use_config_map(ray_job, config_map["metadata"]["name"], f"dist-ft-config-{run}")
-    run_dir = str(PurePosixPath(config.run.output_dir) / config.run.name)
+    run_dir = config.run.address
     ray_job["metadata"].setdefault("annotations", {})[RUN_DIR] = run_dir
     _stop_run_first(ray_job, run_dir)
     _fit_workers(ray_job["spec"]["rayClusterSpec"], config)

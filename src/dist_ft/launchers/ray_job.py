@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.config import Config, check_config_elsewhere, dump_set_keys, load_config
-from dist_ft.errors import ConfigError, DistFtError, UsageError
+from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers.ray_follow import Ended, find_result, follow, how_it_ended, wait_for_end
 from dist_ft.launchers.ray_server import JobServer
 from dist_ft.launchers.request import STOP_ENV, SubmitRequest
-from dist_ft.plan.status import read_status, render_status
-from dist_ft.storage.place import open_run
+from dist_ft.plan.status import read_if_seen, render_status
 
 _CONFIG_NAME = "config.yaml"
 _LIVE = ("PENDING", "RUNNING")
@@ -55,7 +54,6 @@ def read_job(server: JobServer, submission_id: str) -> dict[str, Any]:
     details = server.info(submission_id)
     metadata = details.metadata or {}
     run_dir = metadata.get("run_dir")
-    is_visible = run_dir is not None and _is_visible(str(run_dir))
     return {
         "submission_id": submission_id,
         "job_state": details.status.value,
@@ -63,7 +61,7 @@ def read_job(server: JobServer, submission_id: str) -> dict[str, Any]:
         "message": details.message,
         "run_id": metadata.get("run_id"),
         "run_dir": run_dir,
-        "run": read_status(open_run(str(run_dir))) if is_visible else None,
+        "run": read_if_seen(run_dir),
     }
 
 
@@ -97,13 +95,6 @@ def stop(server: JobServer, submission_id: str, timeout_s: float) -> str:
     if ended.exit_code not in (0, 3):
         raise DistFtError(line)
     return line
-
-
-def _is_visible(run_dir: str) -> bool:
-    try:
-        return open_run(run_dir).has("run.json")
-    except (OSError, ConfigError):  # no bucket of this machine's
-        return False
 
 
 def _refuse_second(server: JobServer, run_dir: str) -> None:

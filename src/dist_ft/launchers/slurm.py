@@ -26,9 +26,7 @@ from dist_ft.config import (
 from dist_ft.config.rules import check_new_run
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.request import SubmitRequest
-from dist_ft.plan.status import read_status, render_status
-from dist_ft.rundir import RunDir
-from dist_ft.storage.place import open_run
+from dist_ft.plan.status import read_if_seen, render_status
 
 PREFIX = "slurm:"
 _END = "@END@"
@@ -146,7 +144,6 @@ def read_job(job: str) -> dict[str, Any]:
             f"{job}: Slurm knows no such job, or has forgotten it; `sacct -j {number}` may tell"
         ) from error
     run_dir = _field(shown, "Comment", r".+")
-    is_visible = run_dir is not None and RunDir(Path(run_dir)).run_json.is_file()
     code, signal = map(int, (_field(shown, "ExitCode", r"\d+:\d+") or "0:0").split(":"))
     return {
         "submission_id": job,
@@ -156,7 +153,7 @@ def read_job(job: str) -> dict[str, Any]:
         "restarts": int(_field(shown, "Restarts", r"\d+") or 0),
         "log": _field(shown, "StdOut", r".+"),
         "run_dir": run_dir,
-        "run": read_status(open_run(str(run_dir))) if is_visible else None,
+        "run": read_if_seen(run_dir),
     }
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import load_config
-from dist_ft.errors import DistFtError, UsageError
+from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.printable import printable
 from dist_ft.rundir import read_json
-from dist_ft.storage.place import RunPlace
+from dist_ft.storage.place import RunPlace, open_run
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""
@@ -50,6 +50,17 @@ def read_status(run: RunPlace) -> dict[str, Any]:
         "goodput": record["goodput"],
     }
     return status | {key: record[key] for key in ("error", "result") if record.get(key)}
+
+
+def read_if_seen(address: str | None) -> dict[str, Any] | None:
+    """Returns `read_status` of a run directory (path or URL); None where this machine does not see it (yet)."""
+    if address is None:
+        return None
+    try:
+        run = open_run(address)
+        return read_status(run) if run.has("run.json") else None
+    except (OSError, ConfigError):  # no bucket of this machine's
+        return None
 
 
 def render_status(status: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers import kubernetes
+from dist_ft.launchers.manifests import pod_templates
 from dist_ft.launchers.request import SubmitRequest
 from tests.helpers.fake_kubectl import FakeKubectl
 from tests.k8s import overlays
@@ -136,6 +137,32 @@ def test_an_overlay_with_a_fault_is_refused_before_the_cluster_is_asked(
     fake.answer([(built[0], built[1].replace('num-cpus: "0"', 'num-cpus: "8"'), 0)])
     with pytest.raises(ConfigError, match="num-cpus='8'"):
         kubernetes.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    assert [call[0] for call in fake.calls] == ["kustomize"]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", ["s3", "smoke-cpu"])
+def test_a_run_in_a_bucket_is_submitted_with_and_without_a_volume(
+    tmp_path: Path, fake: FakeKubectl, overlay: str
+) -> None:
+    fake.answer([(["kustomize"], overlays.text(overlay), 0), NONE])
+    request = _request(tmp_path, "run.output_dir=s3://b/runs", "cluster.resources_per_worker={CPU: 1}")
+    assert kubernetes.submit(request, overlays.KUBERAY / "overlays" / overlay, image=IMAGE) == 0
+    job = next(item for item in fake.applied if item["kind"] == "RayJob")
+    assert job["metadata"]["annotations"]["dist-ft/run-dir"] == "s3://b/runs/try"
+    assert ["dist-ft", "stop", "s3://b/runs/try", "--timeout", "120"] in [
+        container["lifecycle"]["preStop"]["exec"]["command"]
+        for _, template in pod_templates(job)
+        for container in template["spec"]["containers"]
+        if "lifecycle" in container
+    ]
+
+
+@needs_kubectl
+def test_a_run_on_a_path_is_refused_by_an_overlay_without_a_volume(tmp_path: Path, fake: FakeKubectl) -> None:
+    fake.answer([(["kustomize"], overlays.text("s3"), 0)])
+    with pytest.raises(ConfigError, match=r"run\.output_dir=runs: .*no persistentVolumeClaim"):
+        kubernetes.submit(_request(tmp_path), overlays.KUBERAY / "overlays" / "s3", image=IMAGE)
     assert [call[0] for call in fake.calls] == ["kustomize"]
 
 

@@ -36,8 +36,7 @@ def test_the_operators_word_and_the_run_directory_are_said(fake: FakeKubectl) ->
     fake.answer([answer("Running")])
     job = read_job(JOB)
     assert (job["job_state"], job["exit_code"], job["run_dir"], job["run"]) == ("Running", None, "/mnt/r", None)
-    assert render_job(job) == f"{JOB}: Running\n  run directory /mnt/r on the volume, not visible from here (or not " \
-                              "there yet)"  # fmt: skip
+    assert render_job(job) == f"{JOB}: Running\n  run directory /mnt/r, not visible from here (or not there yet)"
 
 
 def test_one_that_has_ended_has_the_runs_own_exit_code_and_state(fake: FakeKubectl, tmp_path: Path) -> None:

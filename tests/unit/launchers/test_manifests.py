@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.launchers.manifests import cores, for_run, on_volume, shared_mount, slots, slug
+from dist_ft.launchers.manifests import cores, for_run, shared_mount, slots, slug
+from dist_ft.launchers.pod_paths import on_volume
 
 BASE = Path(__file__).resolve().parents[3] / "cluster" / "kuberay" / "base"
 MOUNT = "/mnt/dist-ft"
@@ -36,6 +37,15 @@ def _overlay() -> list[dict[str, Any]]:
     return [*docs, {"kind": "PersistentVolumeClaim", "metadata": {"name": "dist-ft"}}]
 
 
+def _without_volume() -> list[dict[str, Any]]:
+    docs = _overlay()
+    pod = docs[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "shared"]
+    mounts = pod["containers"][0]["volumeMounts"]
+    pod["containers"][0]["volumeMounts"] = [mount for mount in mounts if mount["name"] != "shared"]
+    return docs
+
+
 def _run(tmp_path: Path, *overrides: str, docs: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
     config = on_volume(_config(tmp_path, *overrides), MOUNT)
     return for_run(docs or _overlay(), config, suffix="abcde", namespace="team")
@@ -51,37 +61,17 @@ def test_names_that_differ_have_slugs_that_differ() -> None:
     assert len({slug(name) for name in names}) == len(names) and slug("run") == "run"
 
 
-def test_relative_paths_are_below_the_volume_and_names_stay(tmp_path: Path) -> None:
-    config = on_volume(_config(tmp_path, "data.eval=0.1", "method.init_from=adapters/a"), MOUNT)
-    assert config.run.output_dir == "/mnt/dist-ft/runs"
-    assert config.data.train[0].source == "/mnt/dist-ft/chats.jsonl"
-    assert config.method.init_from == "/mnt/dist-ft/adapters/a"
-    assert (config.model.name, config.data.eval) == ("tiny-random", 0.1)
+IN_A_STORE = ("run.output_dir=s3://b/runs/", "data.train=[{source: 's3://b/a.jsonl'}]")
 
 
-@pytest.mark.parametrize(("written", "means"), [("org/model", "org/model"), ("./m", f"{MOUNT}/m"), ("/m", "/m")])
-def test_a_model_is_a_hub_name_unless_it_begins_like_a_path(tmp_path: Path, written: str, means: str) -> None:
-    assert on_volume(_config(tmp_path, f"model.name={written}"), MOUNT).model.name == means
-
-
-@pytest.mark.parametrize("output_dir", ["/home/me/runs", "../runs", "~/runs", "/mnt/dist-ft-other/runs"])
-def test_a_run_directory_off_the_volume_is_refused(tmp_path: Path, output_dir: str) -> None:
-    with pytest.raises(ConfigError, match=r"run\.output_dir"):
-        on_volume(_config(tmp_path, f"run.output_dir={output_dir}"), MOUNT)
-
-
-def test_a_home_is_refused_with_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.train\.0\.source=~/a\.jsonl"):
-        on_volume(_config(tmp_path, "data.train=[{source: ~/a.jsonl}]"), MOUNT)
-
-
-def test_an_object_store_is_refused_with_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.init_from=s3://b/a: object stores"):
-        on_volume(_config(tmp_path, "method.init_from=s3://b/a"), MOUNT)
-
-
-def test_data_behind_a_url_is_read_from_there(tmp_path: Path) -> None:
-    assert on_volume(_config(tmp_path, "data.eval=s3://b/e.jsonl"), MOUNT).data.eval == "s3://b/e.jsonl"
+@pytest.mark.parametrize("mount", [MOUNT, None])
+def test_a_run_in_an_object_store_is_known_by_its_url_and_stopped_by_it(tmp_path: Path, mount: str | None) -> None:
+    docs = _overlay() if mount else _without_volume()
+    assert shared_mount(docs[0]) == mount
+    job = for_run(docs, on_volume(_config(tmp_path, *IN_A_STORE), mount), suffix="a", namespace="n")[0]
+    assert job["metadata"]["annotations"] == {"dist-ft/run-dir": "s3://b/runs/My_Run"}
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1:3] == ["stop", "s3://b/runs/My_Run"]
 
 
 def test_everything_of_a_run_carries_its_name_and_nothing_else_is_taken_along(tmp_path: Path) -> None:
@@ -183,13 +173,9 @@ def test_two_groups_without_an_autoscaler_keep_their_numbers_and_must_hold_the_w
         _run(tmp_path, "cluster.num_workers=9", docs=json.loads(json.dumps(docs)))
 
 
-def test_an_overlay_without_a_run_or_a_volume_is_refused(tmp_path: Path) -> None:
+def test_an_overlay_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 objects of kind RayJob"):
         _run(tmp_path, docs=[{"kind": "Service", "metadata": {"name": "a"}}])
-    job = _overlay()[0]
-    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = []
-    with pytest.raises(UsageError, match="persistentVolumeClaim"):
-        shared_mount(job)
 
 
 @pytest.mark.parametrize(("quantity", "expected"), [("500m", 0.5), ("2", 2.0), (4, 4.0), ("1.5", 1.5)])

@@ -1,0 +1,116 @@
+"""Where pods find what a config names: on the shared volume, in an object store, on a hub or in the image.
+
+Pure: opens nothing, and nothing of it need exist here.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from dist_ft.config import Config
+from dist_ft.config.rules import EMBEDDED_PREFIX, is_hub_id
+from dist_ft.config.schema import RowSource
+from dist_ft.errors import ConfigError
+from dist_ft.storage.remote import is_remote, shown_url
+from dist_ft.storage.urls import checked_store_url, is_url
+
+
+def on_volume(config: Config, mount: str | None) -> Config:
+    """Returns the config with relative paths taken as below the shared volume, where what has no URL is.
+
+    Args:
+        config: As the user wrote it; its paths need not exist here.
+        mount: Where pods mount the volume (`shared_mount`). None: there is none, so that the run, its data and its
+            token shards must have URLs; a model or template may be in the image.
+
+    Raises:
+        ConfigError: A path of this machine's user, one without a volume, a run directory that is not on it, or a URL of
+            no object store.
+    """
+    pods, data = _Pods(mount), config.data
+    sources = [pods.rows(f"data.train.{index}.source", source) for index, source in enumerate(data.train)]
+    held_out = data.eval
+    if data.eval_source:
+        placed_source = pods.rows("data.eval", data.eval_source)
+        held_out = placed_source.source if isinstance(data.eval, str) else placed_source
+    replicas = [pods.kept(f"data.loader.replicas.{index}", place) for index, place in enumerate(data.loader.replicas)]
+    changes = {
+        "train": sources, "eval": held_out, "cache_dir": pods.kept("data.cache_dir", data.cache_dir),
+        "chat_template": pods.below("data.chat_template", data.template_path) or data.chat_template,
+        # loader.cache_dir is a path of each pod's own.
+        "loader": data.loader.model_copy(update={"replicas": replicas}),
+    }  # fmt: skip
+    output_dir = pods.kept("run.output_dir", config.run.output_dir)
+    init_from = pods.below("method.init_from", config.method.init_from)
+    # Without a leading `.` it is a name on the hub, or of an embedded model.
+    name = config.model.name
+    model = pods.below("model.name", name) if name.startswith((".", "~", "/")) else name
+    if mount is not None and output_dir is not None and not is_url(output_dir) and not _is_below(mount, output_dir):
+        pods.problems.append(
+            f"run.output_dir={config.run.output_dir} is not on the shared volume; name a path below {mount}, a "
+            "relative one, or a URL such as s3://bucket/runs"
+        )
+    if pods.problems:
+        raise ConfigError("\n".join(pods.problems))
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"output_dir": output_dir}),
+            "model": config.model.model_copy(update={"name": model}),
+            "method": config.method.model_copy(update={"init_from": init_from}),
+            "data": data.model_copy(update=changes),
+        }
+    )
+
+
+class _Pods:
+    """Says how pods find what a config names, and notes in `problems` what they cannot find.
+
+    Args:
+        mount: Where they mount the shared volume, if any.
+    """
+
+    def __init__(self, mount: str | None) -> None:
+        self.problems: list[str] = []
+        self._mount = mount
+
+    def below(self, key: str, path: str | None, *, may_be_in_image: bool = True) -> str | None:
+        """Returns a path as pods see it."""
+        if path is None or path.startswith(EMBEDDED_PREFIX):
+            return path
+        if path.startswith("~"):
+            self._refuse(key, path, "pods have no such home; name a path on the shared volume")
+        elif is_url(path):
+            self._refuse(key, path, "this is not read from a URL; name a path on the shared volume")
+        elif self._mount is None and not (may_be_in_image and path.startswith("/")):
+            self._refuse(
+                key,
+                path,
+                "the overlay's head mounts no persistentVolumeClaim; name a URL where it can be one (the run, rows, "
+                "token shards), or take an overlay with a volume that all pods share",
+            )
+        return str(PurePosixPath(self._mount or "/") / path)
+
+    def kept(self, key: str, address: str | None) -> str | None:
+        """Returns where something is kept: a path on the volume, or a folder in an object store."""
+        if address is None or not is_url(address):
+            return self.below(key, address, may_be_in_image=False)
+        try:
+            return checked_store_url(address)
+        except ConfigError as error:
+            self.problems.append(f"{key}: {error}")
+            return address
+
+    def rows(self, key: str, source: RowSource) -> RowSource:
+        """Returns a source with its address as pods see it."""
+        # What can be a hub's data set is one: a folder of the volume is told apart by a leading `./`.
+        is_elsewhere = is_hub_id(source.source) or is_remote(source.source)
+        place = source.source if is_elsewhere else self.below(key, source.source, may_be_in_image=False)
+        return source.model_copy(update={"source": place})
+
+    def _refuse(self, key: str, path: str, why: str) -> None:
+        self.problems.append(f"{key}={shown_url(path)}: {why}")
+
+
+def _is_below(mount: str, path: str) -> bool:
+    given = PurePosixPath(path)
+    return given.is_relative_to(mount) and ".." not in given.parts
