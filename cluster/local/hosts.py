@@ -108,7 +108,14 @@ class Hosts:
         """Address of a host."""
         return f"10.77.0.{10 + host}"
 
-    def up(self, num_hosts: int, num_cpus: int = 1, drain_s: float = 30.0, with_ray: bool = True) -> None:
+    def up(
+        self,
+        num_hosts: int,
+        num_cpus: int = 1,
+        drain_s: float = 30.0,
+        with_ray: bool = True,
+        with_dashboard: bool = False,
+    ) -> None:
         """Makes the hosts and starts a Ray node on each.
 
         Args:
@@ -116,6 +123,7 @@ class Hosts:
             num_cpus: Ray CPUs, that is worker slots, of each host.
             drain_s: How long a drained node keeps its work.
             with_ray: False leaves the hosts bare, for whoever starts Ray there himself.
+            with_dashboard: Start Ray's dashboard on host 1, for jobs that are submitted there; loopback only.
 
         Raises:
             HostsError: They are there already, cannot be made here, or Ray does not start.
@@ -131,7 +139,8 @@ class Hosts:
         self.shared_dir.mkdir(parents=True, exist_ok=True)
         self._dir.chmod(0o700)
         settings = {
-            "num_hosts": num_hosts, "num_cpus": num_cpus, "drain_s": drain_s, "token": secrets.token_hex(32),
+            "num_hosts": num_hosts, "num_cpus": num_cpus, "drain_s": drain_s,
+            "with_dashboard": with_dashboard, "token": secrets.token_hex(32),
         }  # fmt: skip
         self._settings_path.touch(mode=0o600)
         self._settings_path.write_text(json.dumps(settings))
@@ -334,7 +343,8 @@ class Hosts:
         logs = {host: self._dir / f"ray-{host}.log" for host in hosts}
         for host, path in logs.items():
             settings = self._settings()
-            where = ["--head", f"--port={_PORT}", "--include-dashboard=false"] if host == 1 else []
+            dashboard = [f"--include-dashboard={str(settings['with_dashboard']).lower()}", "--dashboard-host=127.0.0.1"]
+            where = ["--head", f"--port={_PORT}", *dashboard] if host == 1 else []
             where = where or [f"--address={self.address}"]
             command = [f"{self._bin_dir}/ray", "start", "--block", *where, f"--node-ip-address={self.ip(host)}"]
             command += [f"--num-cpus={settings['num_cpus']}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]

@@ -20,6 +20,8 @@ CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 class Run:
     """One `dist-ft train` in the background; `env` is added to this process's environment."""
 
+    command: tuple[str, ...] = ("train", "--json")
+
     def __init__(
         self, cli: str, output_dir: Path, address: str, name: str, *overrides: str, env: dict[str, str] | None = None
     ) -> None:
@@ -27,7 +29,7 @@ class Run:
         settings = [f"run.output_dir={output_dir}", f"run.name={name}", f"cluster.address={address}", "data.eval=null",
                     "eval.metrics=[]", "monitor.wandb=disabled", *overrides]  # fmt: skip
         self.process = subprocess.Popen(
-            [cli, "train", str(CONFIG), "--json", *settings],
+            [cli, self.command[0], str(CONFIG), *self.command[1:], *settings],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **(env or {})},
         )  # fmt: skip

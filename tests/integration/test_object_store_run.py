@@ -19,6 +19,7 @@ import pytest
 
 from dist_ft.config import dump_yaml
 from dist_ft.rundir import last_rows, read_json, read_rows
+from dist_ft.storage.objects import open_store
 from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from tests.helpers.cluster import LoopbackCluster
 from tests.helpers.configs import tiny_config
@@ -74,7 +75,9 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory, cli: str) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("objects")
-    config = tiny_config(folder, train__max_steps=STEPS, checkpoint__every_steps=10, data__eval=None)
+    # Three parts, so that the cluster prepares them.
+    changes = {"data__eval": None, "data__part_mib": 0.002}
+    config = tiny_config(folder, train__max_steps=STEPS, checkpoint__every_steps=10, **changes)
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     with s3_server() as server:
         cluster = LoopbackCluster(head_cpus=4)
@@ -110,14 +113,24 @@ def check_same(bench: Bench, run: RunPlace, undisturbed: RunPlace) -> None:
     assert bench.server.unfinished_uploads(bench.bucket) == 0
 
 
-def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undisturbed: RunPlace) -> None:
-    bench.server.faults[:] = [Fault("503", method, "runs/", times=60, every=9) for method in ("GET", "PUT", "HEAD")]
-    process = bench.start("rank", f"{bench.bucket}/runs")
+def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undisturbed: RunPlace, tmp_path: Path) -> None:
+    """Rows, token shards and the run are all in the bucket; requests are refused, bodies cut short or slow."""
+    rows = (bench.folder / "train.jsonl").read_bytes()
+    open_store(f"{bench.bucket}/rows").put("train.jsonl", [rows])
+    data = [f"data.train=[{{source: '{bench.bucket}/rows/*.jsonl'}}]", f"data.loader.cache_dir={tmp_path}"]
+    refused = [Fault("503", method, "runs/", times=60, every=9) for method in ("GET", "PUT", "HEAD")]
+    broken = [Fault(kind, "GET", pattern) for kind in ("truncated", "slow") for pattern in ("rows/train", r"\.arrow")]
+    bench.server.faults[:] = [*broken, *refused]
+    process = bench.start("rank", f"{bench.bucket}/runs", *data)
     record = bench.until_committed("rank", process)
     os.kill(record["workers"][1]["pid"], signal.SIGKILL)
     result = finish(process)
     assert result["attempts"] == 2
-    assert sum(fault.done for fault in bench.server.faults) > 10
+    assert sum(fault.done for fault in refused) > 10
+    assert [fault.done for fault in broken] == [1, 1, 1, 1]
+    cache = [name for name in bench.server.names(bench.bucket) if ".dist-ft-cache" in name]
+    assert len([name for name in cache if name.endswith(".arrow")]) == 3
+    assert len(list(tmp_path.glob("*.arrow"))) == 3
     bench.server.faults.clear()
     run = open_run(f"{bench.bucket}/runs/rank")
     assert (result["run_dir"], result["export_dir"]) == (run.address, f"{run}/exports/step-{STEPS:08d}")

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.local import hosts as hosts_module
 from cluster.local.hosts import Hosts, Process, why_not
-from dist_ft.rundir import read_rows
+from dist_ft.rundir import read_json, read_rows
 from tests.helpers.runs import Run
 
 STEPS = 120
@@ -42,6 +43,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"several hosts cannot be made: {reason}"))
 
 
+class Submitted(Run):
+    """A run that `dist-ft submit --follow` follows."""
+
+    command = ("submit", "--to", "ray", "--address", "http://127.0.0.1:8265", "--follow")
+
+    def finish(self, limit_s: float = 200.0) -> tuple[int, dict[str, Any], str]:
+        """Returns exit code, run.json and all that was shown."""
+        out, err = self.process.communicate(timeout=limit_s)
+        record = read_json(self.dir.run_json)
+        return self.process.returncode, {"error": None, **record}, out + err
+
+
 @dataclass
 class Cluster:
     """The hosts, runs on them, and what is said at the end of the session."""
@@ -55,6 +68,12 @@ class Cluster:
         """Starts `dist-ft train` on host 1."""
         settings = (*SETTINGS, *overrides)
         run = Run(self.cli, self.hosts.shared_dir, self.hosts.address, f"{name}-{time.time_ns()}", *settings)
+        self.runs.append(run)
+        return run
+
+    def submit(self, name: str, *overrides: str) -> Run:
+        """Submits the same run, on host 1, as a job of its Ray, and follows it."""
+        run = Submitted(self.cli, self.hosts.shared_dir, "auto", f"{name}-{time.time_ns()}", *SETTINGS, *overrides)
         self.runs.append(run)
         return run
 
@@ -90,7 +109,7 @@ def three_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host
     cli.write_text(f'#!/bin/sh\nexec {command} exec 1 dist-ft "$@"\n')
     cli.chmod(0o755)
     try:
-        hosts.up(3, drain_s=60)
+        hosts.up(3, drain_s=60, with_dashboard=True)
         yield hosts, str(cli)
     finally:
         hosts.down()

@@ -121,6 +121,29 @@ def test_a_run_leaves_a_host_that_is_drained_and_loses_no_step(cluster: Cluster,
     assert _num_repeated(run) == 0
 
 
+def test_a_submitted_job_survives_all_that_happens_to_its_hosts(cluster: Cluster, undisturbed: Run) -> None:
+    """Switched off, joined, unplugged and healed, joined again, drained: one job, followed to its end."""
+    run = cluster.submit("job", ELASTIC, "cluster.grow_after_s=1", "cluster.grow_if_it_pays=false")
+    run.wait_for(lambda record: record["step"] >= 8)
+    cluster.hosts.off(3)
+    cluster.wait_for_new_step(run, "job: host switched off, 3 to 2")
+    cluster.hosts.on(3)
+    cluster.wait_for_new_step(run, "job: host joined, 2 to 3")
+    before = [process for process in cluster.hosts.processes(3) if process.inner_pid != 1]
+    cluster.hosts.unplug(3)
+    cluster.wait_for_new_step(run, "job: host unplugged, 3 to 2")
+    cluster.hosts.plug(3)
+    took = cluster.wait_until_all_ended(3, before, 60.0)
+    cluster.say(f"job: host plugged in again: {took:.1f} s until nothing of the old attempt is left there")
+    cluster.hosts.off(3)
+    cluster.hosts.on(3)
+    cluster.wait_for_new_step(run, "job: host joined again, 2 to 3")
+    cluster.hosts.drain(3)
+    cluster.wait_for_new_step(run, "job: host drained, 3 to 2")
+    _finish_equal(run, undisturbed)
+    assert {row["world_size"] for row in run.all_rows()} == {2, 3}
+
+
 def _finish_equal(run: Run, whole: Run) -> None:
     """The run completes; its samples are those of the undisturbed run, its losses too, and one attempt wrote at a
     time."""
