@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dist_ft.config.foreign import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
+from dist_ft.config.rules import is_pattern
 from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import is_url
@@ -125,13 +126,18 @@ def with_absolute_paths(config: Config) -> Config:
         """Of what is yet to be made, too."""
         return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
 
+    def found(source: str) -> str | None:
+        """A file or folder, or a pattern, which is no path itself."""
+        return placed(source) if is_pattern(source) and not is_url(source) else absolute(source)
+
     data = config.data
-    sources = [s.model_copy(update={"source": absolute(s.source)}) for s in data.train]
-    held_out = absolute(data.eval) if isinstance(data.eval, str) else data.eval
+    sources = [s.model_copy(update={"source": found(s.source)}) for s in data.train]
+    held_out = found(data.eval) if isinstance(data.eval, str) else data.eval
     if isinstance(held_out, RowSource):
-        held_out = held_out.model_copy(update={"source": absolute(held_out.source)})
+        held_out = held_out.model_copy(update={"source": found(held_out.source)})
     template = absolute(data.template_path) or data.chat_template
-    loader = data.loader.model_copy(update={"cache_dir": placed(data.loader.cache_dir)})
+    replicas = [placed(replica) for replica in data.loader.replicas]
+    loader = data.loader.model_copy(update={"cache_dir": placed(data.loader.cache_dir), "replicas": replicas})
     changes = {
         "train": sources, "eval": held_out, "chat_template": template, "cache_dir": placed(data.cache_dir),
         "loader": loader,

@@ -703,3 +703,24 @@ def test_only_the_file_of_a_chat_template_becomes_an_absolute_path(
     for template, found in [("mine.jinja", str(tmp_path / "mine.jinja")), ("chatml", "chatml"), (text, text)]:
         config = load_config(Path("run.yaml"), [f"data.chat_template={json.dumps(template)}"])
         assert with_absolute_paths(config).data.chat_template == found
+
+
+def test_paths_of_data_and_shards_are_made_absolute_and_urls_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: {name: tiny-random}\nrun: {output_dir: runs}\ndata:\n"
+        "  train: [{source: 'rows/*.jsonl'}, {source: 's3://b/*.jsonl'}]\n  cache_dir: shards\n"
+        "  loader: {cache_dir: ~/copies, replicas: [more, 'gs://b/shards']}\n"
+    )
+    config = with_absolute_paths(load_config(path))
+    assert config.run.output_dir == str(tmp_path / "runs")
+    assert [s.source for s in config.data.train] == [str(tmp_path / "rows" / "*.jsonl"), "s3://b/*.jsonl"]
+    assert config.data.cache_dir == str(tmp_path / "shards")
+    assert config.data.loader.cache_dir == str(Path.home() / "copies")
+    assert config.data.loader.replicas == [str(tmp_path / "more"), "gs://b/shards"]
+    on_url = load_config(path, ["run.output_dir=s3://b/runs", "data.cache_dir=s3://b/shards"])
+    assert with_absolute_paths(on_url).run.output_dir == "s3://b/runs"
+    assert with_absolute_paths(on_url).data.cache_dir == "s3://b/shards"
