@@ -13,7 +13,7 @@ from dist_ft.rundir import RunDir, last_rows, read_rows
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 SETTINGS = [
-    "optimizer.lr=0.3", "eval.every_steps=2", "eval.early_stopping={patience: 2}", "eval.best_metric=eval_loss",
+    "eval.every_steps=2", "eval.early_stopping={patience: 2}", "eval.best_metric=eval_loss",
     "eval.metrics=[exact_match, json_valid, rouge_l]", "eval.max_rows=40", "eval.max_new_tokens=4",
 ]  # fmt: skip
 STEERED = ("eval_loss", "token_accuracy", "perplexity")
@@ -23,8 +23,18 @@ def run(cli: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([cli, *arguments], capture_output=True, text=True, timeout=200, check=False)
 
 
+def held_out(output_dir: Path) -> str:
+    """Rows of letters that the training rows lack: what is learnt of those makes these less likely, step by step."""
+    path = output_dir / "held-out.jsonl"
+    if not path.exists():
+        turns = [(f"Скажи число {n}", f"Это число {n * 37 % 101}") for n in range(60)]
+        rows = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in turns]
+        path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    return f"data.eval={path}"
+
+
 def train(cli: str, output_dir: Path, address: str, *more: str) -> tuple[int, dict[str, Any]]:
-    place = [f"run.output_dir={output_dir}", f"cluster.address={address}"]
+    place = [f"run.output_dir={output_dir}", f"cluster.address={address}", held_out(output_dir)]
     done = run(cli, "train", str(CONFIG), *place, *SETTINGS, "--json", *more)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
@@ -69,7 +79,8 @@ def test_a_run_that_ended_early_is_complete(finished: dict[str, Any], cli: str, 
 
 
 def test_eval_finds_what_the_run_has_found(finished: dict[str, Any], cli: str, tmp_path: Path) -> None:
-    place = [str(CONFIG), f"run.output_dir={tmp_path}", *SETTINGS, "--json"]
+    rows = held_out(Path(finished["run_dir"]).parent)
+    place = [str(CONFIG), f"run.output_dir={tmp_path}", rows, *SETTINGS, "--json"]
     done = run(cli, "eval", finished["run_dir"], *place)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
