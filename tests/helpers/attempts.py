@@ -16,6 +16,7 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
+from dist_ft.coordinator.core import Prepared
 from dist_ft.messages import AttemptSpec, Staged
 from dist_ft.state import ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
@@ -84,7 +85,7 @@ def attempt_spec(
     evaluations: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns an `AttemptSpec` as a dict."""
-    facts = dict(prepared)
+    facts = vars(Prepared.from_dict(prepared)).copy()
     config = with_commit(config, facts.pop("commit"))
     return asdict(
         AttemptSpec(
