@@ -198,6 +198,7 @@ def rank_main(setting: dict[str, Any]) -> None:
 
     peak = Peak()
     run_loop(parts, Link())
+    parts.loader.close()
     print(json.dumps({"build": build, "train": peak.stop()}), flush=True)
     os._exit(0)
 

@@ -88,7 +88,9 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
         def wait_committed(self, step: int) -> None:
             pass
 
-    run_loop(build_rank(RankSpec(attempt, 0, 1, 0, "127.0.0.1", threads)), Collect())
+    parts = build_rank(RankSpec(attempt, 0, 1, 0, "127.0.0.1", threads))
+    run_loop(parts, Collect())
+    parts.loader.close()
     return {"step_s": [r["step_s"] for r in rows], "tokens": [r["tokens"] for r in rows], "loss": rows[-1]["loss"]}
 
 

@@ -48,7 +48,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     data = tmp_path_factory.mktemp(request.param)
     write_rows(data / "train.jsonl", 41)
     write_rows(data / "eval.jsonl", NUM_ROWS, first=1000)
-    changes = {"method__kind": request.param, "optimizer__lr": {"lora": 0.3, "full": 0.03}[request.param]}
+    changes = {"method__kind": request.param, "optimizer__lr": {"lora": 0.5, "full": 0.03}[request.param]}
     config = tiny_config(data, **changes, checkpoint__every_steps=3, checkpoint__keep_last=9)
     evaluation = EvalConfig(every_steps=3, metrics=["exact_match", "rouge_l", "bleu"], max_new_tokens=8)
     config = config.model_copy(update={"eval": evaluation})

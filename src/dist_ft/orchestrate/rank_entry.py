@@ -144,6 +144,7 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
         _join_group(link, spec)
         parts = build_rank(spec)
         outcome, step = run_loop(parts, link)
+        parts.loader.close()
         link.send(RankDone(outcome, step))
         status = 0
     except Exception as error:  # the last line of defence: whatever it is, the coordinator must learn it

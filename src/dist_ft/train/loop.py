@@ -82,7 +82,6 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
                 saver.save(step)
             elif parts.spec.rank == 0:
                 link.send(SaveSkipped(step))
-    parts.loader.close()
     link.send(PhaseChanged("drain", step))
     if step > parts.start_step:
         link.wait_committed(step)
