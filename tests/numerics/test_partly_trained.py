@@ -38,8 +38,8 @@ def make_config(data: Path, what: str, name: str, stage: int, size: int) -> Conf
         train__max_steps=4,
         checkpoint__every_steps=2,
         # Adam's first step is g / (|g| + eps): with a small eps, rounding noise moves an element whose gradient is next
-        # to nothing by as much as any other. With 1e-6 a single one of lora_B's 128 moved by 8e-6, at any stage, and its
-        # tensor by 1e-4. With 1e-4 no element can move so far.
+        # to nothing by as much as any other. With 1e-6 a single one of lora_B's 128 moved by 8e-6, at any stage, and
+        # its tensor by 1e-4. With 1e-4 no element can move so far.
         optimizer__eps=1e-4,
     )
 
