@@ -140,7 +140,12 @@ def _first_norm(group: Group) -> float:
 def test_gradient_checkpointing_changes_nothing(kind: str, references: dict, tmp_path: Path, starter: str) -> None:
     reference, weights = references[kind]
     config = tiny_config(
-        tmp_path, method__kind=kind, method__lora_dropout=0.1, zero__stage=3, train__gradient_checkpointing=True
+        tmp_path,
+        method__kind=kind,
+        method__lora_dropout=0.1,
+        zero__stage=3,
+        train__gradient_checkpointing=True,
+        optimizer__eps=EPS,
     )
     group = run_group(config, starter)
     assert group.outcome == "completed"
