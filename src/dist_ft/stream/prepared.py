@@ -83,13 +83,18 @@ class PreparedSplit:
         return cls(**{name: data[name] for name in cls.__dataclass_fields__})
 
 
-def missing_shards(plan: SplitPlan, store: Store) -> list[PlannedShard]:
-    """Returns the shards that are yet to be made, in file order, each once."""
-    if _exists(store, _sizes_name(plan.key)):
-        return []
+def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[SplitPlan, PlannedShard]]:
+    """Returns the shards that are yet to be made, plan by plan in file order, each once a plan.
+
+    What `splits/` says is not asked: a shard that was damaged and deleted is to be made anew.
+    """
     made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
-    missing = {shard.key: shard for shard in plan.shards if shard.key not in made}
-    return list(missing.values())
+    return [
+        (plan, shard)
+        for plan in plans
+        for shard in {shard.key: shard for shard in plan.shards}.values()
+        if shard.key not in made
+    ]
 
 
 def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit:

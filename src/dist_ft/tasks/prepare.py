@@ -57,8 +57,8 @@ def _prepare(parsed: Config, makes_all: bool) -> dict[str, Any]:
     train, held_out = plan_splits(parsed, render_key)
     store = open_store(cache_address(parsed))
     is_stream = parsed.data.preparation == "stream"
-    wanted = [held_out] if is_stream else [*train, held_out]
-    missing = [job for plan in wanted if plan is not None for job in _jobs(plan, store)]
+    wanted = [*([] if is_stream else train), *([held_out] if held_out else [])]
+    missing = [_Job(plan, shard) for plan, shard in missing_shards(wanted, store)]
     found: dict[str, Any] = {
         "files": [[file.to_dict() for file in plan.files] for plan in train],
         "commit": parsed.model.commit,
@@ -115,7 +115,7 @@ def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
 def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> PreparedSplit:
     """Makes what is missing of a split, one shard after the other."""
     store = open_store(cache_address(config))
-    for shard in missing_shards(plan, store):
+    for _, shard in missing_shards([plan], store):
         make_shard(plan.request, shard, render_many, store)
     return complete_split(plan, store, cache_address(config))
 
@@ -129,10 +129,6 @@ def _finish(
     return splits, complete_split(held_out, store, address) if held_out else None
 
 
-def _jobs(plan: SplitPlan, store: Store) -> list[_Job]:
-    return [_Job(plan, shard) for shard in missing_shards(plan, store)]
-
-
 def _to_stream(config: Config, train: list[SplitPlan], store: Store) -> dict[str, Any]:
     jobs, made = _in_order_of_need(config, train, store)
     return {"jobs": [job.to_dict() for job in jobs], "made": made}
@@ -142,8 +138,8 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
     """Returns the missing shards as the stream reaches them (the first of each source, then the second of each), and
     (source, window, sequences) of those that are there."""
     needed, made = [], []
+    missing = {shard.key for _, shard in missing_shards(train, store)}
     for source, plan in enumerate(train):
-        missing = {shard.key for shard in missing_shards(plan, store)}
         there = list(dict.fromkeys(shard.key for shard in plan.shards if shard.key not in missing))
         infos = {info.key: info for info in read_infos(store, there)}
         order = first_pass(len(plan.shards), config.run.seed, source, config.data.shuffle)

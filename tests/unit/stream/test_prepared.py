@@ -61,7 +61,7 @@ def prepare_split(request: SplitRequest, render: Render, cache_dir: Path) -> Pre
     """Makes what is missing of a split, as a run does."""
     store = LocalStore(cache_dir)
     plan = plan_split(request)
-    for shard in missing_shards(plan, store):
+    for _, shard in missing_shards([plan], store):
         make_shard(plan.request, shard, many(render), store)
     return complete_split(plan, store, str(cache_dir))
 
@@ -506,6 +506,17 @@ def test_a_shard_without_its_description_is_made_anew(request_for: RequestFor, c
     cache_dir.mkdir()
     (cache_dir / f"{key}.{leftover}").write_bytes(b"")
     assert texts(prepare_split(request, render, cache_dir)) == ["?one", "?two"]
+
+
+def test_a_shard_that_was_deleted_is_made_anew_though_its_split_was_complete(
+    request_for: RequestFor, cache_dir: Path
+) -> None:
+    request = request_for(["one", "two"])
+    before = prepare_split(request, render, cache_dir)
+    for path in cache_dir.glob(f"{plan_split(request).shards[0].key}.*"):
+        path.unlink()
+    assert prepare_split(request, render, cache_dir) == before
+    assert texts(before) == ["?one", "?two"]
 
 
 def test_only_what_has_changed_is_made_anew(tmp_path: Path, cache_dir: Path) -> None:
