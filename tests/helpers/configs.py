@@ -44,3 +44,9 @@ def tiny_config(tmp_path: Path, **changes: Any) -> Config:
         section, name = key.split("__")
         raw[section][name] = value
     return Config.model_validate(raw)
+
+
+def config_of(tmp_path: Path, *sources: str | dict[str, Any], **changes: Any) -> Config:
+    """Returns the tiny config with these training sources, and nothing held out unless told."""
+    train = [source if isinstance(source, dict) else {"source": source} for source in sources]
+    return tiny_config(tmp_path, data__train=train, **{"data__eval": None, **changes})

@@ -13,6 +13,8 @@ def test_a_window_is_needed_until_those_before_it_hold_enough() -> None:
     need.add(0, 1, 41)
     assert need.is_needed(0, 1)
     assert not need.is_needed(0, 2)
+    assert not need.is_needed(0, 3)
+    assert need.is_needed(0, 1)
 
 
 def test_each_source_is_asked_for_its_share() -> None:

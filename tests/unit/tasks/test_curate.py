@@ -19,7 +19,7 @@ from dist_ft.stream.curation import Curation
 from dist_ft.stream.left_out import describe_left_out
 from dist_ft.tasks import curate as module
 from dist_ft.tasks.prepare import prepare_splits, run
-from tests.helpers.configs import tiny_config
+from tests.helpers.configs import config_of, tiny_config
 
 Write = Callable[..., str]
 WORDS = [f"word{n}" for n in range(3000)]
@@ -32,20 +32,6 @@ def chat(question: str, answer: str = "yes") -> str:
 
 def prose(seed: int) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=60))
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write_file(*lines: str, name: str = "a.jsonl") -> str:
-        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write_file
-
-
-def config_of(tmp_path: Path, *sources: str | dict[str, Any], **changes: Any) -> Config:
-    train = [source if isinstance(source, dict) else {"source": source} for source in sources]
-    return tiny_config(tmp_path, data__train=train, **{"data__eval": None, **changes})
 
 
 def curate(config: Config) -> Curation:

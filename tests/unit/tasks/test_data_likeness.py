@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config import Config
 from dist_ft.tasks.data_scan import Measures, Noted, measure
-from tests.helpers.configs import tiny_config
+from tests.helpers.configs import config_of
 
 Write = Callable[..., str]
 WORDS = [f"word{n}" for n in range(3000)]
@@ -30,19 +29,6 @@ def prose(seed: int) -> str:
 def alike(seed: int) -> str:
     words = prose(seed).split()
     return " ".join([*words[:30], "other", *words[31:]])
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write_file(*lines: str, name: str = "a.jsonl") -> str:
-        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write_file
-
-
-def config_of(tmp_path: Path, *sources: str, **changes: Any) -> Config:
-    return tiny_config(tmp_path, data__train=[{"source": s} for s in sources], **{"data__eval": None, **changes})
 
 
 def measured(tmp_path: Path, *sources: str, **changes: Any) -> Measures:

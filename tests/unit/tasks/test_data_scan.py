@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config import Config
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
@@ -19,7 +18,7 @@ from dist_ft.stream import request
 from dist_ft.tasks import data_scan
 from dist_ft.tasks.data_scan import Noted, SplitCounts, measure
 from dist_ft.tasks.prepare import prepare_splits
-from tests.helpers.configs import tiny_config
+from tests.helpers.configs import config_of, tiny_config
 
 Write = Callable[..., str]
 
@@ -32,20 +31,6 @@ def conversation(*contents: str, **more: Any) -> str:
 
 GOOD = conversation("hi", "hello")
 REFUSES_BAD = "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write_file(*lines: str, name: str = "a.jsonl") -> str:
-        (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return str(tmp_path / name)
-
-    return write_file
-
-
-def config_of(tmp_path: Path, *sources: str, **changes: Any) -> Config:
-    changes = {"data__eval": None, **changes}
-    return tiny_config(tmp_path, data__train=[{"source": source} for source in sources], **changes)
 
 
 def only_split(tmp_path: Path, source: str, **changes: Any) -> SplitCounts:
