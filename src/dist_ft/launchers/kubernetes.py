@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import time
 import uuid
@@ -20,6 +19,7 @@ import yaml
 from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
 from dist_ft.errors import ConfigError, DistFtError, UsageError
+from dist_ft.launchers.command import run_command
 from dist_ft.launchers.lint import problems_of
 from dist_ft.launchers.manifests import (
     RUN_LABEL,
@@ -146,16 +146,14 @@ def kubectl(*arguments: str, stdin: str | None = None, limit_s: float = KUBECTL_
         UsageError: There is no kubectl.
         DistFtError: It failed, with its own words, or did not end within the limit.
     """
-    if shutil.which("kubectl") is None:
-        raise UsageError("kubectl is not on PATH; install it (any version from 1.28) and point it at the cluster")
-    command = ["kubectl", *arguments]
-    try:
-        result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired as error:
-        raise DistFtError(f"kubectl {arguments[0]} did not end within {limit_s:g} s; is the cluster there?") from error
-    if result.returncode != 0:
-        raise DistFtError(f"kubectl {arguments[0]} failed: {result.stderr.strip() or result.returncode}")
-    return result.stdout
+    return run_command(
+        ["kubectl", *arguments],
+        shown=f"kubectl {arguments[0]}",
+        absent="install it (any version from 1.28) and point it at the cluster",
+        question="is the cluster there?",
+        limit_s=limit_s,
+        stdin=stdin,
+    )
 
 
 def _placeholders(manifests: list[Manifest]) -> list[str]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from dist_ft.config import (
 )
 from dist_ft.config.rules import check_new_run
 from dist_ft.errors import ConfigError, DistFtError, UsageError
+from dist_ft.launchers.command import run_command
 from dist_ft.launchers.request import SubmitRequest
 from dist_ft.plan.status import read_if_seen, render_status
 
@@ -229,15 +228,14 @@ def _refuse_second(run_dir: str) -> None:
 
 
 def _slurm(*command: str, stdin: str | None = None) -> str:
-    if shutil.which(command[0]) is None:
-        raise UsageError(f"{command[0]} is not on PATH; submit from a login node of the Slurm cluster")
-    try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
-    except subprocess.TimeoutExpired as error:
-        raise DistFtError(f"{command[0]} did not end within {_LIMIT_S:g} s; is slurmctld there?") from error
-    if done.returncode != 0:
-        raise DistFtError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout
+    return run_command(
+        command,
+        shown=command[0],
+        absent="submit from a login node of the Slurm cluster",
+        question="is slurmctld there?",
+        limit_s=_LIMIT_S,
+        stdin=stdin,
+    )
 
 
 def _read(template: Path) -> str:

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.records import Sample
+from dist_ft.storage.place import file_parts
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import redacted
 from dist_ft.stream.batches import RenderMany, render_rows
@@ -24,11 +25,10 @@ from dist_ft.stream.left_out import describe_removed
 from dist_ft.stream.pack import Window
 from dist_ft.stream.request import SplitRequest, is_window_full
 from dist_ft.stream.samples import Counts, fit
-from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter
+from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
 from dist_ft.stream.sources import BadRow
 from dist_ft.stream.split_plan import PlannedShard, rows_of_shard
 
-_BLOCK_BYTES = 8 << 20
 _READERS = 32
 _MAX_KEPT_CHARACTERS = 10_000
 """Of a bad row in the quarantine."""
@@ -87,20 +87,6 @@ def find_info(store: Store, key: str) -> ShardInfo | None:
         return None
 
 
-def read_info(store: Store, key: str) -> ShardInfo:
-    """Returns what a shard holds.
-
-    Raises:
-        FileNotFoundError: It is yet to be made.
-        DataError: Its description is damaged.
-    """
-    data = store.read(f"{key}{INFO}")
-    try:
-        return ShardInfo.from_dict(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"shard file {key}{INFO} is damaged ({error}); delete it, and it is made anew") from error
-
-
 def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None:
     """Refuses a shard that was made when bad rows were left out, if they now are an error.
 
@@ -126,13 +112,7 @@ def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, 
         )
     for path in (quarantine, *(scratch / f"{key}{ending}" for ending in (ARROW, INDEX, INFO))):
         if path.exists():
-            store.put(path.name, _blocks(path))
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            yield block
+            store.put(path.name, file_parts(path))
 
 
 def _windows(rows: Iterator[list[Sample]]) -> Iterator[Window]:

@@ -15,10 +15,12 @@ class Need:
     Attributes:
         wanted: Sequences that the run takes of each source.
         sequences: (source, window) → sequences made.
+        enough: Source → a window that is not needed; counts only grow, so nor is any behind it.
     """
 
     wanted: Sequence[int]
     sequences: Counter[tuple[int, int]] = field(default_factory=Counter)
+    enough: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, num_positions: int, weights: Sequence[float] | None, num_sources: int) -> Need:
@@ -32,5 +34,10 @@ class Need:
 
     def is_needed(self, source: int, window: int) -> bool:
         """Whether the run gets as far as a window, as far as is known: shards that are being made count nothing yet."""
+        if source in self.enough and window >= self.enough[source]:
+            return False  # without counting: a hundred thousand shards may be passed over at once
         before = sum(count for (of, at), count in self.sequences.items() if of == source and at < window)
-        return before < self.wanted[source]
+        if before < self.wanted[source]:
+            return True
+        self.enough[source] = window
+        return False

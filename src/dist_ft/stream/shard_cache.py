@@ -8,7 +8,6 @@ them: a deleted file that is mapped stays readable on Linux and macOS, its space
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -28,7 +27,7 @@ from dist_ft.config.schema import LoaderConfig
 from dist_ft.errors import DataError, DataUnavailableError, DistFtError, StorageError
 from dist_ft.rundir import user_cache_dir
 from dist_ft.storage.store import LocalStore, Store
-from dist_ft.stream.shards import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file
+from dist_ft.stream.shards import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file, read_info
 
 FIRST_PAUSE_S = 0.5
 """Wait after the first failed try; it doubles with each."""
@@ -94,7 +93,7 @@ class ShardCache:
         deadline = time.monotonic() + self._ready_limit_s
         while True:
             try:
-                return self._from_any(f"{key}{INFO}", lambda place: _read_info(place, key))
+                return self._from_any(f"{key}{INFO}", lambda place: read_info(place.store, key))
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
                     raise self._not_ready(key) from None
@@ -279,14 +278,6 @@ class _ClosedError(DataUnavailableError):
 def _explain(name: str, reasons: dict[str, str]) -> str:
     tried = "; ".join(f"{shown}: {reason}" for shown, reason in reasons.items())
     return f"shard file {name} cannot be read. {tried}"
-
-
-def _read_info(place: Place, key: str) -> ShardInfo:
-    name = f"{key}{INFO}"
-    try:
-        return ShardInfo.from_dict(json.loads(place.store.read(name)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{name} is damaged ({type(error).__name__}: {error}); delete it and resume") from error
 
 
 def _hash(info: ShardInfo, ending: str) -> str:

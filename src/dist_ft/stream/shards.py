@@ -12,6 +12,7 @@ proportion to what a rank reads, wherever the file lies.
 from __future__ import annotations
 
 import io
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ import xxhash
 
 from dist_ft.errors import DataError
 from dist_ft.rundir import write_json
+from dist_ft.storage.store import Store
 from dist_ft.stream.order import WINDOW_SHARDS
 from dist_ft.stream.pack import PackedSequence
 from dist_ft.stream.permute import Ints
@@ -338,6 +340,20 @@ class _Batch:
         bits = np.unpackbits(self._bits[begin >> 3 : (end + 7) >> 3], bitorder="little")
         trained = bits[begin & 7 : (begin & 7) + end - begin].view(np.bool_)
         return self._ids[begin:end], trained, self._starts[self._start_ends[offset] : self._start_ends[offset + 1]]
+
+
+def read_info(store: Store, key: str) -> ShardInfo:
+    """Returns what a shard holds.
+
+    Raises:
+        FileNotFoundError: It is yet to be made.
+        DataError: Its description is damaged.
+    """
+    name = f"{key}{INFO}"
+    try:
+        return ShardInfo.from_dict(json.loads(store.read(name)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{name} is damaged ({type(error).__name__}: {error}); delete it and resume") from error
 
 
 def map_file(path: Path) -> pa.Buffer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class SplitPlan:
     files: tuple[SourceFile, ...]
     shards: tuple[PlannedShard, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Two splits with the same key hold the same sequences."""
         return split_key([shard.key for shard in self.shards])
