@@ -143,6 +143,8 @@ class _Driver:
         result: dict[str, Any] = {}
         try:
             outcome, group = self._follow(group, streamed)
+            if outcome == "stopped":
+                streamed.check()  # a stop that nobody asked for
             state = "stopped" if outcome == "stopped" else "completed"
             if outcome == "completed":
                 with contextlib.suppress(Exception):  # how the group ended is known from the ranks
@@ -256,7 +258,7 @@ class _Driver:
             self._look_after_starters()
             if streamed.look(self._starters.paths):
                 self._coordinator.call("request_stop", "a shard of the data cannot be prepared")
-            streamed.check(has_stopped=status["outcome"] == "stopped")
+            streamed.check_patience()
             if self._stop_signal is not None:
                 self._coordinator.call("request_stop", self._stop_signal)
                 self._stop_signal = None

@@ -48,11 +48,20 @@ class StreamedData:
             self._error, self._failed_at = error, time.monotonic()
         return self._error is not None
 
-    def check(self, has_stopped: bool) -> None:
-        """Raises what kept a shard from being made, once the last checkpoint is there or cannot be had.
+    def check_patience(self) -> None:
+        """Raises what kept a shard from being made, when the last checkpoint has not come in time.
+
+        Raises:
+            DistFtError: As `check`.
+        """
+        if time.monotonic() - self._failed_at > _LAST_CHECKPOINT_LIMIT_S:
+            self.check()
+
+    def check(self) -> None:
+        """Raises what kept a shard from being made.
 
         Raises:
             DistFtError: With the place of the row, or what else it was.
         """
-        if self._error is not None and (has_stopped or time.monotonic() - self._failed_at > _LAST_CHECKPOINT_LIMIT_S):
+        if self._error is not None:
             raise self._error
