@@ -160,6 +160,26 @@ def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
     assert json.loads(shown)["exports"] == [f"{bench.bucket}/runs/driver/exports/step-{STEPS:08d}"]
 
 
+def test_data_larger_than_the_cache_of_a_machine_is_trained_on(
+    bench: Bench, undisturbed: RunPlace, tmp_path: Path
+) -> None:
+    shards = [path for path in bench.folder.glob("runs/.dist-ft-cache/data/*") if path.name.endswith((".arrow", ".index.npy"))]
+    sizes = [path.stat().st_size for path in shards]
+    limit = 2 * max(sizes)
+    assert len(shards) == 6 and sum(sizes) > 1.3 * limit
+    cache = [f"data.loader.cache_dir={tmp_path}", f"data.loader.cache_gib={limit / 2**30:.15f}"]
+    result = finish(bench.start("evicted", f"{bench.bucket}/runs", *cache))
+    run = open_run(f"{bench.bucket}/runs/evicted")
+    copies = [path.stat().st_size for path in tmp_path.iterdir() if path.name.endswith((".arrow", ".index.npy"))]
+    assert 0 < len(copies) < 6 and sum(copies) <= limit
+    run.fetch(*RECORDS)
+    digests = [{step: row["digest"] for step, row in last_rows(of.metrics).items()} for of in (run, undisturbed)]
+    assert len(digests[0]) == STEPS and digests[0] == digests[1]
+    weights = (undisturbed.exports / "final" / "model.safetensors").read_bytes()
+    assert run.store.read(f"{run.pointed_at('exports/final')}/model.safetensors") == weights
+    assert result["attempts"] == 1
+
+
 def test_stop_reaches_a_run_through_the_bucket(bench: Bench) -> None:
     process = bench.start("stopped", f"{bench.bucket}/runs", "train.max_steps=100000")
     bench.until_committed("stopped", process)
