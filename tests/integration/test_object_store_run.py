@@ -163,7 +163,9 @@ def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
 def test_data_larger_than_the_cache_of_a_machine_is_trained_on(
     bench: Bench, undisturbed: RunPlace, tmp_path: Path
 ) -> None:
-    shards = [path for path in bench.folder.glob("runs/.dist-ft-cache/data/*") if path.name.endswith((".arrow", ".index.npy"))]
+    shards = [
+        path for path in bench.folder.glob("runs/.dist-ft-cache/data/*") if path.name.endswith((".arrow", ".index.npy"))
+    ]
     sizes = [path.stat().st_size for path in shards]
     limit = 2 * max(sizes)
     assert len(shards) == 6 and sum(sizes) > 1.3 * limit

@@ -331,7 +331,8 @@ def test_closing_ends_a_wait_for_a_shard_that_never_comes(tmp_path: Path) -> Non
     write_shards(tmp_path, [4])
     files = Watched(tmp_path)
     shards = TokenShards(["s0", "late"], files)
-    made = TrainLoader(Order([shards], None, 0), [shards], RankLayout(0, 1, 4), 4, 12, 2)
+    # Nothing made ahead: the asking thread would still be handing out work when the loader is closed.
+    made = TrainLoader(Order([shards], None, 0), [shards], RankLayout(0, 1, 4), 4, 12)
     errors: list[BaseException] = []
 
     def ask() -> None:
