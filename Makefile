@@ -42,7 +42,7 @@ exactness: setup  ## the whole table of shapes (about 30 minutes), result in doc
 faults: setup  ## every kind of fault, each compared with an undisturbed run (about 30 minutes), result in docs/elasticity.md
 	$(BIN)/pytest -v tests/faults/table
 
-netns: setup  ## three hosts in network namespaces that are cut off and switched off (needs root, about 10 minutes)
+netns: setup  ## three hosts in network namespaces that are cut off and switched off (needs root, about 14 minutes)
 	$(BIN)/pytest -v tests/netns
 
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
