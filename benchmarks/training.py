@@ -162,9 +162,9 @@ def run_reporting(directory: str) -> dict[str, Any]:
 
     from dist_ft.coordinator.core import Coordinator, Prepared
     from dist_ft.coordinator.state import RunRecord
+    from dist_ft.layout import RunDir
     from dist_ft.messages import Envelope, StepDone
     from dist_ft.monitor.wandb_sink import WandbSink
-    from dist_ft.rundir import RunDir
 
     place = RunDir(Path(tempfile.mkdtemp(dir=directory)))
     config = make_config("lora", directory)

@@ -512,7 +512,7 @@ def _check_page(path: Path) -> None:
 
 
 def _write_page(path: Path, text: str) -> None:
-    from dist_ft.rundir import write_whole
+    from dist_ft.layout import write_whole
 
     try:
         write_whole(path.absolute(), text)

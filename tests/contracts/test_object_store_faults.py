@@ -13,7 +13,7 @@ import pytest
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest, verify_files
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.errors import CheckpointError, ConfigError, StorageError
-from dist_ft.state import Cursor
+from dist_ft.slices import Cursor
 from dist_ft.storage import objects
 from dist_ft.storage.objects import ObjectStore, check_exclusive_creation, open_store
 from dist_ft.storage.store import LocalStore

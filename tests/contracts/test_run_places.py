@@ -14,8 +14,8 @@ from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
+from dist_ft.layout import read_json, read_rows, write_json
 from dist_ft.plan.status import read_if_seen
-from dist_ft.rundir import read_json, read_rows, write_json
 from dist_ft.storage import records, retries
 from dist_ft.storage.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
 from dist_ft.storage.records import Sender

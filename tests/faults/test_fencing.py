@@ -31,6 +31,7 @@ from dist_ft.coordinator import core
 from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
+from dist_ft.layout import last_rows, read_json, read_rows, slices_name
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -47,8 +48,7 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
-from dist_ft.rundir import last_rows, read_json, read_rows, slices_name
-from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
 from dist_ft.storage.place import RunPlace, open_run
 from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import is_alive

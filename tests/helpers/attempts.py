@@ -18,7 +18,7 @@ from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.coordinator.core import Prepared
 from dist_ft.messages import AttemptSpec, Staged
-from dist_ft.state import ParamInfo, SliceKey
+from dist_ft.slices import ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
 from tests.helpers.ranks import RankServer
 

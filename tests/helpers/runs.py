@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows
+from dist_ft.layout import RunDir, last_rows, read_json, read_rows
 from dist_ft.storage.store import LocalStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.rundir import RunDir, last_rows, read_rows
+from dist_ft.layout import RunDir, last_rows, read_rows
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
 SETTINGS = [

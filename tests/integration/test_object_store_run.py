@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dist_ft.config import dump_yaml
-from dist_ft.rundir import last_rows, read_json, read_rows
+from dist_ft.layout import last_rows, read_json, read_rows
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from tests.helpers.cluster import LoopbackCluster

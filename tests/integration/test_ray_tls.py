@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.rundir import RunDir, read_json
+from dist_ft.layout import RunDir, read_json
 from tests.helpers import certificates
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG

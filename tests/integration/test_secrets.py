@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dist_ft.rundir import RunDir, read_json
+from dist_ft.layout import RunDir, read_json
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG
 

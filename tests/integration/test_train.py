@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.rundir import RunDir, last_rows, read_json, read_rows
+from dist_ft.layout import RunDir, last_rows, read_json, read_rows
 from tests.helpers.cluster import command_line, descendants
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from dist_ft.batch import IGNORE
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
@@ -29,6 +28,7 @@ from dist_ft.errors import ConfigError, ModelError
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.loss import TokenLoss
 from dist_ft.orchestrate.processes import run_task
+from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.families import FAMILIES, TIED, attention, make_family

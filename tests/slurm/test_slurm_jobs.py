@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.rundir import RunDir, last_rows, read_json
+from dist_ft.layout import RunDir, last_rows, read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.runs import CONFIG
 from tests.slurm.conftest import Slurm

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, map_slices
 from dist_ft.checkpoint.tensorfile import ITEM_BYTES, to_bfloat16, write_tensors
 from dist_ft.errors import ExportError
-from dist_ft.state import ParamInfo
+from dist_ft.slices import ParamInfo
 from dist_ft.storage.store import LocalStore, Store
 
 Floats = npt.NDArray[np.float32]

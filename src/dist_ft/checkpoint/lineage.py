@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from dist_ft.checkpoint.manifest import Manifest, read_manifests
 from dist_ft.errors import CheckpointError, UsageError
-from dist_ft.rundir import FORMAT_VERSION
+from dist_ft.layout import FORMAT_VERSION
 from dist_ft.storage.store import Store
 
 

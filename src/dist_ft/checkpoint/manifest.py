@@ -12,8 +12,8 @@ import xxhash
 
 from dist_ft.checkpoint.tensorfile import WrittenFile, hash_file, read_header
 from dist_ft.errors import CheckpointError
-from dist_ft.rundir import FORMAT_VERSION, checkpoint_name
-from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey, find_gaps
+from dist_ft.layout import FORMAT_VERSION, checkpoint_name
+from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey, find_gaps
 from dist_ft.storage.store import Store
 
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ import torch
 from dist_ft.checkpoint.manifest import Manifest, SliceMap, map_slices
 from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
 from dist_ft.errors import CheckpointError
-from dist_ft.state import SliceKey
+from dist_ft.slices import SliceKey
 from dist_ft.storage.store import Store
 
 

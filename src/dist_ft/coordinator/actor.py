@@ -15,10 +15,10 @@ from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError
+from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
-from dist_ft.rundir import last_rows
 from dist_ft.storage.place import open_run
 
 

@@ -9,7 +9,7 @@ from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest, check_c
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.errors import CheckpointError
 from dist_ft.messages import Staged
-from dist_ft.state import Cursor, ParamInfo
+from dist_ft.slices import Cursor, ParamInfo
 from dist_ft.storage.store import Store
 
 

@@ -26,9 +26,9 @@ from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_al
 from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
+from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.monitor.sinks import Sink
-from dist_ft.rundir import last_rows
 from dist_ft.storage.place import RunPlace
 
 logger = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from dist_ft.coordinator.watchdog import (
 )
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, StorageError, from_exception
 from dist_ft.evals import Scores
+from dist_ft.layout import stacks_name
 from dist_ft.messages import (
     EvalDone,
     Loaded,
@@ -39,7 +40,6 @@ from dist_ft.messages import (
     StepDone,
     Whereabouts,
 )
-from dist_ft.rundir import stacks_name
 from dist_ft.storage.place import RunPlace
 
 logger = logging.getLogger(__name__)

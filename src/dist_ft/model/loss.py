@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dist_ft.batch import IGNORE
+from dist_ft.slots import IGNORE
 
 
 class TokenLoss(nn.Module):

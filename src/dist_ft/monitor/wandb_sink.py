@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_ft.rundir import read_json, write_json
+from dist_ft.layout import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

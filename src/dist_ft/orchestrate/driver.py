@@ -35,6 +35,7 @@ from dist_ft.errors import (
     StorageError,
     WorkerCrashError,
 )
+from dist_ft.layout import read_json, write_json, write_whole
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
@@ -55,7 +56,6 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
-from dist_ft.rundir import read_json, write_json, write_whole
 from dist_ft.storage.objects import check_exclusive_creation
 from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from dist_ft.stream.left_out import describe_left_out

@@ -20,6 +20,7 @@ import torch
 
 from dist_ft import errors
 from dist_ft.errors import DivergedError, StalledError
+from dist_ft.layout import rank_log_name
 from dist_ft.messages import (
     Leaving,
     Message,
@@ -33,7 +34,6 @@ from dist_ft.messages import (
     encode_line,
 )
 from dist_ft.orchestrate.stacks import answer_to_dump_signal
-from dist_ft.rundir import rank_log_name
 from dist_ft.storage.place import node_dir
 from dist_ft.train.build import build_rank
 from dist_ft.train.loop import run_loop

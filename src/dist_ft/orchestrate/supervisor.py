@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from dist_ft.config.rules import num_cores
 from dist_ft.errors import DistFtError, OutOfMemoryError, StaleAttemptError, WorkerCrashError
+from dist_ft.layout import rank_log_name, stacks_name
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -26,7 +27,6 @@ from dist_ft.messages import (
 from dist_ft.orchestrate.network import rendezvous_env
 from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
 from dist_ft.orchestrate.stacks import dump_stacks
-from dist_ft.rundir import rank_log_name, stacks_name
 from dist_ft.storage.place import node_dir, send_logs
 
 _HEARTBEAT_S = 0.25

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from dist_ft.layout import last_rows, read_rows
 from dist_ft.plan.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
 from dist_ft.plan.status import read_status
-from dist_ft.rundir import last_rows, read_rows
 from dist_ft.storage.place import RunPlace
 from dist_ft.storage.records import GROWING
 

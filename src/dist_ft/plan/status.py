@@ -17,8 +17,8 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
+from dist_ft.layout import read_json
 from dist_ft.printable import printable
-from dist_ft.rundir import read_json
 from dist_ft.storage.place import RunPlace, open_run
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})

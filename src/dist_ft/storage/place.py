@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dist_ft.errors import CheckpointError, ExportError, StorageError
-from dist_ft.rundir import FORMAT_VERSION, RunDir, user_cache_dir
+from dist_ft.layout import FORMAT_VERSION, RunDir, user_cache_dir
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.records import GROWING, fetch_rows
 from dist_ft.storage.store import Store

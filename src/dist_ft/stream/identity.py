@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from dist_ft.rundir import FORMAT_VERSION, read_json, user_cache_dir
+from dist_ft.layout import FORMAT_VERSION, read_json, user_cache_dir
 
 _BLOCK_BYTES = 1 << 22
 _SETTLED_NS = 2_000_000_000

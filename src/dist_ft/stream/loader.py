@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dist_ft.batch import IGNORE, layout_slots, num_micro_steps, round_up
 from dist_ft.config import Config
 from dist_ft.config.schema import DataConfig
 from dist_ft.memory import BatchShape
+from dist_ft.slots import IGNORE, layout_slots, num_micro_steps, round_up
 from dist_ft.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.stream.shards import Row, TokenShards

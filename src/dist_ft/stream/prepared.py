@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dist_ft.config.schema import LoaderConfig
-from dist_ft.rundir import FORMAT_VERSION
+from dist_ft.layout import FORMAT_VERSION
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.errors import DataError, DataUnavailableError, DistFtError, StorageError
-from dist_ft.rundir import user_cache_dir
+from dist_ft.layout import user_cache_dir
 from dist_ft.storage.store import LocalStore, Store
 from dist_ft.stream.shards import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file, read_info
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 import xxhash
 
 from dist_ft.errors import DataError
-from dist_ft.rundir import write_json
+from dist_ft.layout import write_json
 from dist_ft.storage.store import Store
 from dist_ft.stream.order import WINDOW_SHARDS
 from dist_ft.stream.pack import PackedSequence

@@ -18,8 +18,8 @@ import xxhash
 
 from dist_ft.config import Config
 from dist_ft.config.schema import DataConfig
+from dist_ft.layout import FORMAT_VERSION
 from dist_ft.records import Record
-from dist_ft.rundir import FORMAT_VERSION
 from dist_ft.storage.store import Store
 from dist_ft.stream.curation import (
     AGAINST_EVAL,

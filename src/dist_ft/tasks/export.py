@@ -14,6 +14,7 @@ from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.errors import ExportError
+from dist_ft.layout import RunDir, last_rows
 from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import (
     load_generation_config,
@@ -26,8 +27,7 @@ from dist_ft.model.base import (
 from dist_ft.model.card import model_card
 from dist_ft.model.trained import select_trained
 from dist_ft.model.weights import WeightFiles
-from dist_ft.rundir import RunDir, last_rows
-from dist_ft.state import ParamInfo
+from dist_ft.slices import ParamInfo
 from dist_ft.storage.place import open_run, published
 from dist_ft.storage.store import Store
 

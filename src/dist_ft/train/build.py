@@ -23,7 +23,7 @@ from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
 from dist_ft.model.loss import TokenLoss
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
-from dist_ft.state import ParamInfo
+from dist_ft.slices import ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
 from dist_ft.stream.prepared import PreparedSplit

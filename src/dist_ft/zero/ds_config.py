@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_ft.batch import num_micro_steps
 from dist_ft.config import Config
+from dist_ft.slots import num_micro_steps
 
 _BUCKET_LIMIT = 200_000_000  # elements; more only costs memory
 _NEVER = 10**9

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dist_ft.state import STATE_KINDS, SliceKey
+from dist_ft.slices import STATE_KINDS, SliceKey
 
 ReadRange = Callable[[SliceKey, int], torch.Tensor]
 """(key with a start, number of elements) → float32 tensor [number of elements]."""

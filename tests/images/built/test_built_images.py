@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dist_ft import __version__
-from dist_ft.rundir import last_rows
+from dist_ft.layout import last_rows
 from tests.helpers.images import ROOT, Images, wait_until, why_not
 
 _REASON = why_not()

@@ -17,7 +17,7 @@ from dist_ft.checkpoint.consolidate import consolidate, plan_shards
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.errors import CheckpointError, ExportError
-from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
 
 PARAMS = (

@@ -13,7 +13,7 @@ import pytest
 from dist_ft.checkpoint.lineage import Attempt, committed, follow, read_attempts, take_attempt
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.errors import CheckpointError, UsageError
-from dist_ft.state import Cursor
+from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
 
 Ref = tuple[int, int]

@@ -25,7 +25,7 @@ from dist_ft.checkpoint.manifest import (
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
 from dist_ft.errors import CheckpointError
-from dist_ft.state import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.retention import deletable, surplus
-from dist_ft.state import Cursor
+from dist_ft.slices import Cursor
 
 
 def _manifest(step: int, attempt: int = 1) -> Manifest:

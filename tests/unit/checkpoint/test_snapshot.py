@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.errors import CheckpointError
-from dist_ft.state import Cursor, ParamInfo, SliceKey
+from dist_ft.slices import Cursor, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
 
 DIRECTORY = "checkpoints/step-00000010-a0001"

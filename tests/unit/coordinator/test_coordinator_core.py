@@ -23,6 +23,7 @@ from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import CheckpointError, StaleAttemptError
+from dist_ft.layout import last_rows, read_json, read_rows, slices_name
 from dist_ft.messages import (
     Envelope,
     EvalDone,
@@ -42,8 +43,7 @@ from dist_ft.messages import (
     StepDone,
     Whereabouts,
 )
-from dist_ft.rundir import last_rows, read_json, read_rows, slices_name
-from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
 from dist_ft.storage.place import RunPlace, open_run
 from dist_ft.storage.store import LocalStore
 

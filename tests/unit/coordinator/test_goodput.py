@@ -12,7 +12,7 @@ import pytest
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.goodput import Goodput
 from dist_ft.coordinator.state import RunRecord
-from dist_ft.rundir import read_json, write_json
+from dist_ft.layout import read_json, write_json
 from dist_ft.storage.place import open_run
 
 

@@ -17,7 +17,7 @@ from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.coordinator.checkpoints import clean_up
 from dist_ft.coordinator.policies import can_go_on, check_length
 from dist_ft.errors import UsageError
-from dist_ft.state import Cursor
+from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
 
 BATCH = 10

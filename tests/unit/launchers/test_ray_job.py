@@ -17,7 +17,7 @@ from dist_ft.launchers import ray_job
 from dist_ft.launchers.ray_job import read_job, render_job, stop, submit
 from dist_ft.launchers.ray_server import JobServer
 from dist_ft.launchers.request import STOP_ENV, SubmitRequest
-from dist_ft.rundir import RunDir, write_json
+from dist_ft.layout import RunDir, write_json
 
 
 class Server:

@@ -17,8 +17,8 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
+from dist_ft.layout import read_json, write_json
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
-from dist_ft.rundir import read_json, write_json
 
 RUN_ID = "abc12345"
 _BLOCK_BYTES = 32768

@@ -10,8 +10,8 @@ import pytest
 
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.state import RunRecord
+from dist_ft.layout import write_json
 from dist_ft.orchestrate.result import find_finished
-from dist_ft.rundir import write_json
 from dist_ft.storage.place import open_run
 
 STOPPING = {"patience": 2}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dist_ft import cli
+from dist_ft.layout import RunDir, write_json
 from dist_ft.plan.run_page import render_run_page
-from dist_ft.rundir import RunDir, write_json
 from tests.helpers.pages import check_inert, texts_of
 
 STATUS: dict[str, Any] = {

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.batch import layout_slots
 from dist_ft.errors import DataError
+from dist_ft.slots import layout_slots
 from dist_ft.stream.order import (
     WINDOW_SHARDS,
     Order,

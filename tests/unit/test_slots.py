@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.batch import layout_slots, num_micro_steps, round_up
+from dist_ft.slots import layout_slots, num_micro_steps, round_up
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=40)
 MICRO_BATCH = st.integers(1, 6)

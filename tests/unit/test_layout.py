@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.rundir import (
+from dist_ft.layout import (
     FORMAT_VERSION,
     RunDir,
     checkpoint_name,

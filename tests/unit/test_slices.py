@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.state import STATE_KINDS, ParamInfo, SliceKey, find_gaps
+from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, find_gaps
 
 
 @pytest.mark.parametrize(("shape", "numel"), [((), 1), ((7,), 7), ((3, 4), 12), ((2, 0, 5), 0)])
