@@ -1,6 +1,6 @@
 """Types that say where a run stands: the data cursor and the slices of trained state.
 
-Torch-free, so that the coordinator can read them. How slices are cut out of DeepSpeed is `zero/slices.py`.
+Torch-free, so that the coordinator can read them. How slices are cut out of DeepSpeed is `zero/partitions.py`.
 """
 
 from __future__ import annotations

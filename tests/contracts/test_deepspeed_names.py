@@ -29,9 +29,9 @@ from deepspeed.utils import link_hp_params
 
 from dist_ft.config import Config
 from dist_ft.zero.ds_config import build_ds_config
-from dist_ft.zero.slices import _stage12
+from dist_ft.zero.partitions import _stage12
 
-SLICES = "src/dist_ft/zero/slices.py"
+SLICES = "src/dist_ft/zero/partitions.py"
 ENGINE = "src/dist_ft/zero/engine.py"
 DS_CONFIG = "src/dist_ft/zero/ds_config.py"
 BUILD = "src/dist_ft/train/build.py"

@@ -29,7 +29,7 @@ from dist_ft.train import build, saving
 from dist_ft.train.build import RankParts, build_rank
 from dist_ft.train.evaluate import evaluate
 from dist_ft.train.loop import run_loop
-from dist_ft.zero.slices import collect_slices, fragments, group_settings, optimizer_step, restore_slices
+from dist_ft.zero.partitions import collect_slices, fragments, group_settings, optimizer_step, restore_slices
 
 _STEPS_OF_A_SLOW_SAVE = 3
 

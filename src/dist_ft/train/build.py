@@ -29,8 +29,8 @@ from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_
 from dist_ft.stream.prepared import PreparedSplit
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
+from dist_ft.zero.partitions import restore_slices
 from dist_ft.zero.sharding import full_shape, shard_model
-from dist_ft.zero.slices import restore_slices
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
 from dist_ft.train.evaluate import probe_logits
 from dist_ft.train.link import Link
-from dist_ft.zero.slices import collect_slices, group_settings, optimizer_step
+from dist_ft.zero.partitions import collect_slices, group_settings, optimizer_step
 
 logger = logging.getLogger(__name__)
 
