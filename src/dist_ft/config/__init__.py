@@ -1,6 +1,6 @@
 """The run config: schema, loading, rules."""
 
-from dist_ft.config.continued import with_adapter_settings
+from dist_ft.config.adapter_settings import with_adapter_settings
 from dist_ft.config.load import (
     config_from_dict,
     dump_set_keys,

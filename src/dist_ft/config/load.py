@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dist_ft.config.foreign import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
+from dist_ft.config.advice import TOKEN, advice_on_key, advice_on_value, keys_with_secrets
 from dist_ft.config.rules import is_pattern
 from dist_ft.config.schema import Config, RowSource
 from dist_ft.errors import ConfigError

@@ -15,7 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from transformers.pytorch_utils import Conv1D
 
 from dist_ft.config import Config
-from dist_ft.config.continued import FREE, adapter_settings, same
+from dist_ft.config.adapter_settings import FREE, adapter_settings, same
 from dist_ft.config.schema import MethodConfig
 from dist_ft.errors import ConfigError
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dist_ft.config import Config, with_commit
-from dist_ft.config.foreign import QUANTISED
+from dist_ft.config.advice import QUANTISED
 from dist_ft.errors import ModelError
 from dist_ft.model import hub
 from dist_ft.model.embedded import is_embedded, materialise
