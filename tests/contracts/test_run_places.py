@@ -16,7 +16,7 @@ from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
 from dist_ft.layout import read_json, read_rows, write_json
 from dist_ft.plan.status import read_if_seen
-from dist_ft.storage import records, retries
+from dist_ft.storage import records, retry
 from dist_ft.storage.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
 from dist_ft.storage.records import Sender
 from tests.helpers.s3 import Fault, S3Server, s3_server
@@ -30,7 +30,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    monkeypatch.setattr(retries, "NUM_TRIES", 2)
+    monkeypatch.setattr(retry, "NUM_TRIES", 2)
     monkeypatch.setattr(records, "_LAST_TRIES", 2)
     server.faults.clear()
     return server

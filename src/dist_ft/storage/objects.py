@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from fsspec.core import url_to_fs
 
 from dist_ft.errors import CheckpointError, ConfigError, StorageError
-from dist_ft.storage.retries import FIRST_WAIT_S, error_code, http_status, retried, will_pass
+from dist_ft.storage.retry import FIRST_WAIT_S, error_code, http_status, retried, will_pass
 from dist_ft.storage.store import LocalStore, Store
 from dist_ft.storage.urls import AZURE, GOOGLE, S3, checked_store_url, is_url, redacted
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.storage.retries import NUM_TRIES, http_status, retried, will_pass
+from dist_ft.storage.retry import NUM_TRIES, http_status, retried, will_pass
 
 
 class ClientError(Exception):
