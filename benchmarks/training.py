@@ -161,10 +161,10 @@ def run_reporting(directory: str) -> dict[str, Any]:
     import queue
 
     from dist_ft.coordinator.core import Coordinator, Prepared
-    from dist_ft.coordinator.state import RunRecord
     from dist_ft.layout import RunDir
     from dist_ft.messages import Envelope, StepDone
     from dist_ft.monitor.wandb_sink import WandbSink
+    from dist_ft.run.state import RunRecord
 
     place = RunDir(Path(tempfile.mkdtemp(dir=directory)))
     config = make_config("lora", directory)

@@ -175,7 +175,7 @@ def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) ->
         job = read_job(server, run)
         typer.echo(json.dumps(job) if as_json else render_job(job))
         return
-    from dist_ft.plan.status import read_status, render_status
+    from dist_ft.run.status import read_status, render_status
 
     result = read_status(_open(run))
     typer.echo(json.dumps(result) if as_json else render_status(result))
@@ -197,7 +197,7 @@ def logs(
     if server is None and follow:
         raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
     if server is None:
-        from dist_ft.plan.status import read_rank_logs
+        from dist_ft.run.status import read_rank_logs
 
         for name, text in read_rank_logs(_open(run)):
             typer.echo(f"==> {name} <==\n{text}")
@@ -224,7 +224,7 @@ def stop(
 
         typer.echo(ray_job.stop(server, run, timeout_s))
         return
-    from dist_ft.plan.status import request_stop
+    from dist_ft.run.status import request_stop
 
     typer.echo(request_stop(_open(run), timeout_s))
 
@@ -362,7 +362,7 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default is model.dtype.")] = None,
 ) -> None:
     """Write any committed checkpoint as a plain Hugging Face directory."""
-    from dist_ft.plan.status import find_checkpoint
+    from dist_ft.run.status import find_checkpoint
 
     if dtype not in (None, "float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype} is not float32 or bfloat16")
@@ -487,7 +487,7 @@ def _prepare_here(config: Any) -> dict[str, Any]:
 
 
 def _open(run: str) -> Any:
-    from dist_ft.storage.place import open_run
+    from dist_ft.run.place import open_run
 
     return open_run(run)
 

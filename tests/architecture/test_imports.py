@@ -71,7 +71,7 @@ LATE = {
 """Modules that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.evals", "dist_ft.messages", "dist_ft.printable", "dist_ft.records", "dist_ft.layout",
+    "dist_ft.errors", "dist_ft.run.scores", "dist_ft.messages", "dist_ft.printable", "dist_ft.records", "dist_ft.layout",
     "dist_ft.slices", "dist_ft.storage", "dist_ft.slots", "dist_ft.memory", "dist_ft.config", "dist_ft.stream",
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",

@@ -12,13 +12,14 @@ import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.coordinator.books import Books
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
 from dist_ft.layout import read_json, read_rows, write_json
-from dist_ft.plan.status import read_if_seen
-from dist_ft.storage import records, retry
-from dist_ft.storage.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
-from dist_ft.storage.records import Sender
+from dist_ft.run import sync
+from dist_ft.run.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
+from dist_ft.run.state import RunRecord
+from dist_ft.run.status import read_if_seen
+from dist_ft.run.sync import Sender
+from dist_ft.storage import retry
 from tests.helpers.s3 import Fault, S3Server, s3_server
 
 
@@ -31,7 +32,7 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     monkeypatch.setattr(retry, "NUM_TRIES", 2)
-    monkeypatch.setattr(records, "_LAST_TRIES", 2)
+    monkeypatch.setattr(sync, "_LAST_TRIES", 2)
     server.faults.clear()
     return server
 
@@ -249,4 +250,4 @@ def test_what_is_hidden_stays_and_what_grows_unread_goes_at_the_end(url: str) ->
 def test_a_store_that_does_not_answer_is_one_clear_error(s3: S3Server, url: str) -> None:
     s3.faults.append(Fault("503", "GET", ".", times=1000))
     with pytest.raises(StorageError, match="the run cannot be read: s3://"):
-        open_run(url).fetch(*records.GROWING)
+        open_run(url).fetch(*sync.GROWING)

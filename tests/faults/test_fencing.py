@@ -29,7 +29,6 @@ from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator import core
 from dist_ft.coordinator.core import Coordinator, Prepared
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
 from dist_ft.layout import last_rows, read_json, read_rows, slices_name
 from dist_ft.messages import (
@@ -48,8 +47,9 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
+from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
-from dist_ft.storage.place import RunPlace, open_run
 from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import is_alive
 from tests.helpers.configs import tiny_config

@@ -22,7 +22,7 @@ from dist_ft.model import hub as hub_door
 from dist_ft.model.base import at_commit, model_dir
 from dist_ft.model.embedded import materialise
 from dist_ft.orchestrate.result import with_recorded_commit
-from dist_ft.storage.place import open_run
+from dist_ft.run.place import open_run
 from tests.helpers.configs import tiny_config
 from tests.helpers.hub import MODEL, Hub, files_of, serve
 from tests.helpers.runs import Run
@@ -36,8 +36,8 @@ FETCH = """
 import sys
 from dist_ft.config import load_config
 from dist_ft.model import hub
-from dist_ft.storage.place import open_run
-from dist_ft.storage.place import open_run
+from dist_ft.run.place import open_run
+from dist_ft.run.place import open_run
 print(hub.fetch(load_config(__import__("pathlib").Path(sys.argv[1]))))
 """
 

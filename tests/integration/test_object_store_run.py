@@ -19,8 +19,8 @@ import pytest
 
 from dist_ft.config import dump_yaml
 from dist_ft.layout import last_rows, read_json, read_rows
+from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.storage.objects import open_store
-from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from tests.helpers.cluster import LoopbackCluster
 from tests.helpers.configs import tiny_config
 from tests.helpers.s3 import SECRET, Fault, S3Server, s3_server

@@ -11,8 +11,8 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
 from dist_ft.config.schema import EarlyStopping, EvalConfig
-from dist_ft.evals import Scores, perplexity
 from dist_ft.layout import last_rows, read_rows
+from dist_ft.run.scores import Scores, perplexity
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, prepare, train
 from tests.helpers.configs import tiny_config

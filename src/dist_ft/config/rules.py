@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.storage.place import open_run
+from dist_ft.run.place import open_run
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme, without_secrets
 from dist_ft.storage.urls import checked_store_url, is_url
 

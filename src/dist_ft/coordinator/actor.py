@@ -13,13 +13,13 @@ import ray
 from dist_ft.config import config_from_dict
 from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.coordinator.sizing import ClusterView
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError
 from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
-from dist_ft.storage.place import open_run
+from dist_ft.run.place import open_run
+from dist_ft.run.state import RunRecord
 
 
 @ray.remote(num_cpus=0)

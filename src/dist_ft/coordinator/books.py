@@ -14,15 +14,15 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, newest_number
-from dist_ft.coordinator.goodput import Goodput
-from dist_ft.coordinator.ledger import Ledger
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import StaleAttemptError
 from dist_ft.layout import RunDir, checkpoint_name, last_rows, read_json, read_rows, write_json
-from dist_ft.monitor.jsonl import JsonlWriter
 from dist_ft.monitor.sinks import Sink
-from dist_ft.storage.place import RunPlace
-from dist_ft.storage.records import Sender
+from dist_ft.run.events import Ledger
+from dist_ft.run.goodput import Goodput
+from dist_ft.run.log import JsonlWriter
+from dist_ft.run.place import RunPlace
+from dist_ft.run.state import RunRecord
+from dist_ft.run.sync import Sender
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dist_ft.checkpoint.retention import deletable
 from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.policies import newest_first, nothing_usable
 from dist_ft.errors import CheckpointError
-from dist_ft.evals import Scores
+from dist_ft.run.scores import Scores
 from dist_ft.storage.store import Store
 
 logger = logging.getLogger(__name__)

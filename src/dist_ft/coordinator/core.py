@@ -23,13 +23,13 @@ from dist_ft.coordinator.group import Group
 from dist_ft.coordinator.policies import can_go_on
 from dist_ft.coordinator.restarts import Decision, Failure, Recovery
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
-from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.monitor.sinks import Sink
-from dist_ft.storage.place import RunPlace
+from dist_ft.run.place import RunPlace
+from dist_ft.run.state import FINAL, RunRecord
 
 logger = logging.getLogger(__name__)
 

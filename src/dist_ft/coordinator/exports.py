@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
-from dist_ft.storage.place import RunPlace
+from dist_ft.run.place import RunPlace
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from dist_ft.coordinator.watchdog import (
     phase_limit,
 )
 from dist_ft.errors import CheckpointError, DistFtError, StaleAttemptError, StalledError, StorageError, from_exception
-from dist_ft.evals import Scores
 from dist_ft.layout import stacks_name
 from dist_ft.messages import (
     EvalDone,
@@ -40,7 +39,8 @@ from dist_ft.messages import (
     StepDone,
     Whereabouts,
 )
-from dist_ft.storage.place import RunPlace
+from dist_ft.run.place import RunPlace
+from dist_ft.run.scores import Scores
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers import kubernetes
 from dist_ft.launchers.kubernetes import FINAL, KUBECTL_LIMIT_S, PREFIX, exit_code, kubectl, output_of
 from dist_ft.launchers.manifests import RUN_DIR, Manifest
-from dist_ft.plan.status import read_if_seen, render_status
+from dist_ft.run.status import read_if_seen, render_status
 
 
 def read_job(job: str) -> dict[str, Any]:

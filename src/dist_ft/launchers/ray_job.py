@@ -18,7 +18,7 @@ from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers.ray_follow import Ended, find_result, follow, how_it_ended, wait_for_end
 from dist_ft.launchers.ray_server import JobServer
 from dist_ft.launchers.request import STOP_ENV, SubmitRequest
-from dist_ft.plan.status import read_if_seen, render_status
+from dist_ft.run.status import read_if_seen, render_status
 
 _CONFIG_NAME = "config.yaml"
 _LIVE = ("PENDING", "RUNNING")

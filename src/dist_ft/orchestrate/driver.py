@@ -26,7 +26,6 @@ from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import (
     CoordinatorLostError,
     DistFtError,
@@ -56,8 +55,9 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
+from dist_ft.run.place import RECORDS, RunPlace, open_run
+from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation
-from dist_ft.storage.place import RECORDS, RunPlace, open_run
 from dist_ft.stream.left_out import describe_left_out
 
 _POLL_S = 0.25

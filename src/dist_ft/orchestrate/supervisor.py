@@ -27,7 +27,7 @@ from dist_ft.messages import (
 from dist_ft.orchestrate.network import rendezvous_env
 from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
 from dist_ft.orchestrate.stacks import dump_stacks
-from dist_ft.storage.place import node_dir, send_logs
+from dist_ft.run.place import node_dir, send_logs
 
 _HEARTBEAT_S = 0.25
 _HEARTBEATS_PER_S = 1000  # of all workers together, which one actor answers easily

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dist_ft.config import Config, load_config
 from dist_ft.errors import UsageError
-from dist_ft.plan.status import find_checkpoint, read_record
-from dist_ft.storage.place import RunPlace, open_run
+from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.status import find_checkpoint, read_record
 
 
 @dataclass(frozen=True)

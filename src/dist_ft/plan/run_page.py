@@ -11,9 +11,9 @@ from typing import Any
 
 from dist_ft.layout import last_rows, read_rows
 from dist_ft.plan.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
-from dist_ft.plan.status import read_status
-from dist_ft.storage.place import RunPlace
-from dist_ft.storage.records import GROWING
+from dist_ft.run.place import RunPlace
+from dist_ft.run.status import read_status
+from dist_ft.run.sync import GROWING
 
 _MAX_POINTS = 600
 """Of a line: neighbouring steps beyond it are drawn as their mean."""

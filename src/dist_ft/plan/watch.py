@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dist_ft.plan.status import FINAL_STATES, read_status, render_status
-from dist_ft.storage.place import RunPlace
+from dist_ft.run.place import RunPlace
+from dist_ft.run.status import FINAL_STATES, read_status, render_status
 
 _TAIL_BYTES = 4096
 

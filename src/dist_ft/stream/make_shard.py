@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.records import Sample
-from dist_ft.storage.place import file_parts
+from dist_ft.run.place import file_parts
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import redacted
 from dist_ft.stream.batches import RenderMany, render_rows

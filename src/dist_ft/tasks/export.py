@@ -27,8 +27,8 @@ from dist_ft.model.base import (
 from dist_ft.model.card import model_card
 from dist_ft.model.trained import select_trained
 from dist_ft.model.weights import WeightFiles
+from dist_ft.run.place import open_run, published
 from dist_ft.slices import ParamInfo
-from dist_ft.storage.place import open_run, published
 from dist_ft.storage.store import Store
 
 _MAX_SHARD_BYTES = 5 << 30

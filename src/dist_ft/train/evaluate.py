@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_ft.evals import perplexity
+from dist_ft.run.scores import perplexity
 from dist_ft.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.stream.shards import TokenShards
 from dist_ft.train.tensors import to_device

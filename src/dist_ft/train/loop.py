@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from dist_ft.config import Config
 from dist_ft.errors import DivergedError
-from dist_ft.evals import Scores
 from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
+from dist_ft.run.scores import Scores
 from dist_ft.stream.loader import StepBatch
 from dist_ft.train.build import RankParts
 from dist_ft.train.checks import find_bad_numbers

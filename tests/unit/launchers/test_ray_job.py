@@ -11,13 +11,13 @@ import pytest
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers import ray_job
 from dist_ft.launchers.ray_job import read_job, render_job, stop, submit
 from dist_ft.launchers.ray_server import JobServer
 from dist_ft.launchers.request import STOP_ENV, SubmitRequest
 from dist_ft.layout import RunDir, write_json
+from dist_ft.run.state import RunRecord
 
 
 class Server:

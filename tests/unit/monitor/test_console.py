@@ -12,10 +12,10 @@ import pytest
 
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator, Prepared
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
 from dist_ft.monitor.console import Console, describe_event, format_duration
-from dist_ft.storage.place import open_run
+from dist_ft.run.place import open_run
+from dist_ft.run.state import RunRecord
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dist_ft.config import Config, dump_yaml
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.layout import write_json
 from dist_ft.orchestrate.result import find_finished
-from dist_ft.storage.place import open_run
+from dist_ft.run.place import open_run
+from dist_ft.run.state import RunRecord
 
 STOPPING = {"patience": 2}
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dist_ft.monitor.jsonl import JsonlWriter
+from dist_ft.run.log import JsonlWriter
 
 
 class Ledger:

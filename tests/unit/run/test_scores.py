@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.evals import LOWER_IS_BETTER, Scores, perplexity
+from dist_ft.run.scores import LOWER_IS_BETTER, Scores, perplexity
 
 NAN = math.nan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.coordinator.state import FINAL, TRANSITIONS, RunRecord, check_transition
+from dist_ft.run.state import FINAL, TRANSITIONS, RunRecord, check_transition
 
 ALLOWED = {
     "starting": "running resizing recovering stopping stopped failed",

@@ -19,7 +19,7 @@ from dist_ft.config import load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.layout import read_json
 from dist_ft.printable import printable
-from dist_ft.storage.place import RunPlace, open_run
+from dist_ft.run.place import RunPlace, open_run
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_ft.layout import last_rows, read_rows
-from dist_ft.monitor.jsonl import JsonlWriter
+from dist_ft.run.log import JsonlWriter
 
 ROWS = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "text": "größer\nals 😀"}]
 

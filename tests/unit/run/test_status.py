@@ -14,12 +14,12 @@ import pytest
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.config import config_from_dict, dump_yaml
-from dist_ft.coordinator.state import FINAL, RunRecord
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.layout import RunDir, read_json, write_json
-from dist_ft.plan.status import FINAL_STATES, find_checkpoint, read_status, render_status, request_stop
+from dist_ft.run.place import open_run
+from dist_ft.run.state import FINAL, RunRecord
+from dist_ft.run.status import FINAL_STATES, find_checkpoint, read_status, render_status, request_stop
 from dist_ft.slices import Cursor
-from dist_ft.storage.place import open_run
 from dist_ft.storage.store import LocalStore
 
 CONFIG = config_from_dict(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dist_ft.coordinator.books import Books
-from dist_ft.coordinator.goodput import Goodput
-from dist_ft.coordinator.state import RunRecord
 from dist_ft.layout import read_json, write_json
-from dist_ft.storage.place import open_run
+from dist_ft.run.goodput import Goodput
+from dist_ft.run.place import open_run
+from dist_ft.run.state import RunRecord
 
 
 def _rows(*seconds: float) -> dict[int, dict[str, float]]:

@@ -21,8 +21,8 @@ from typing import Any
 
 from dist_ft.errors import CheckpointError, ExportError, StorageError
 from dist_ft.layout import FORMAT_VERSION, RunDir, user_cache_dir
+from dist_ft.run.sync import GROWING, fetch_rows
 from dist_ft.storage.objects import open_store
-from dist_ft.storage.records import GROWING, fetch_rows
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import is_url
 
