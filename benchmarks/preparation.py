@@ -38,13 +38,13 @@ import pyarrow.compute
 from transformers import AutoTokenizer
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.model.embedded import materialise
 from dist_ft.model.render import Renderer
 from dist_ft.records import Sample
 from dist_ft.stream.batches import render_rows
-from dist_ft.stream.listing import list_files
 from dist_ft.stream.pack import Window
-from dist_ft.stream.parts import Part, cut_parts
 from dist_ft.stream.request import WINDOW_ROWS
 from dist_ft.stream.sources import scan_part
 

@@ -65,7 +65,7 @@ LATE = {
     "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
     "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
     "dist_ft.tasks.metrics": "libraries of metrics that few runs ask for, each a second to load",
-    "dist_ft.stream.hub": "the hub's libraries take seconds, and only a data set of the hub needs them",
+    "dist_ft.data.sources.hub_files": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
 }
 """Modules that may import inside a function."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from dist_ft import errors
 from dist_ft.config import Config, load_config, with_commit
+from dist_ft.data.sources.listing import check_frozen
+from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.layout import RunDir, read_json
 from dist_ft.run.place import RunPlace
-from dist_ft.stream.listing import check_frozen
-from dist_ft.stream.source_file import SourceFile
 
 
 @dataclass

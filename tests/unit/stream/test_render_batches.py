@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from dist_ft.data.sources.location import Place
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation, Record, Sample
 from dist_ft.stream import batches
 from dist_ft.stream.batches import render_rows
-from dist_ft.stream.places import Place
 from dist_ft.stream.sources import BadRow, Row
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.unit.stream.test_files import write_arrow_stream
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.sources.hub_files import find_files
+from dist_ft.data.sources.listing import list_files
 from dist_ft.errors import DataError
-from dist_ft.stream.hub import find_files
-from dist_ft.stream.listing import list_files
 from dist_ft.stream.sources import read_rows
-from tests.unit.stream.test_files import write_arrow_stream
 
 CARD = """---
 configs:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from dist_ft.data.sources import generated
+from dist_ft.data.sources.generated import CITIES, COLORS, EMBEDDED, ITEMS, NAMES, NUM_EVAL_ONLY, embedded_rows
 from dist_ft.errors import DataError
-from dist_ft.stream import embedded
-from dist_ft.stream.embedded import CITIES, COLORS, EMBEDDED, ITEMS, NAMES, NUM_EVAL_ONLY, embedded_rows
 
 KEYS = ["name", "item", "count", "color", "city", "priority"]
 SPLITS = ["orders/train", "orders/eval"]
@@ -70,16 +70,16 @@ def test_any_seed_keeps_the_splits_apart() -> None:
     for seed in range(20):
         rng = random.Random(seed)
         for name in SPLITS:
-            order = embedded._draw_order(rng, EMBEDDED[name])
-            assert embedded._is_eval_answer(order) == (name == "orders/eval")
+            order = generated._draw_order(rng, EMBEDDED[name])
+            assert generated._is_eval_answer(order) == (name == "orders/eval")
 
 
 def test_a_request_determines_its_answer() -> None:
     words = [*NAMES, *CITIES, *ITEMS, *(f"{item}s" for item in ITEMS), *COLORS]
     lowered = [word.lower() for word in words]
     assert len(set(lowered)) == len(lowered)
-    fixed = " ".join([*embedded._PHRASINGS, *embedded._GREETINGS, *embedded._THANKS]).lower()
-    notes = " ".join(note for notes in embedded._PRIORITY_NOTES.values() for note in notes).lower()
+    fixed = " ".join([*generated._PHRASINGS, *generated._GREETINGS, *generated._THANKS]).lower()
+    notes = " ".join(note for notes in generated._PRIORITY_NOTES.values() for note in notes).lower()
     assert set(lowered).isdisjoint(_tokens(fixed) | _tokens(notes))
 
 
@@ -128,8 +128,8 @@ def test_requests_name_every_value_of_their_answer(name: str) -> None:
         assert data["name"] in request and data["city"] in request
         plural = data["item"] if data["count"] == 1 else f"{data['item']}s"
         goods = f"{data['color']} {plural}" if data["color"] else f"{plural} in any color"
-        assert any(f"{words} {goods}" in request.lower() for words in embedded._COUNT_WORDS[data["count"]])
-        notes = [note for note in embedded._PRIORITY_NOTES[data["priority"]] if note in request]
+        assert any(f"{words} {goods}" in request.lower() for words in generated._COUNT_WORDS[data["count"]])
+        notes = [note for note in generated._PRIORITY_NOTES[data["priority"]] if note in request]
         assert notes
         assert len(request) <= 120 and request[0] == request[0].upper() and "  " not in request
 
@@ -141,7 +141,7 @@ def test_rows_are_varied(name: str) -> None:
         assert len({answer[key] for answer in answers}) >= floor, key
     nulls = sum(answer["color"] is None for answer in answers) / len(answers)
     assert 0.15 <= nulls <= 0.4
-    assert len(embedded._PHRASINGS) >= 12
+    assert len(generated._PHRASINGS) >= 12
     shapes = {request.split()[0] for request in _requests(name) if not request.startswith(("Hi!", "Hello"))}
     assert len(shapes) >= 20
 

@@ -22,14 +22,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from dist_ft.config.rules import EMBEDDED_PREFIX
+from dist_ft.data.sources.columnar import read_arrow, read_parquet
+from dist_ft.data.sources.compressed import DAMAGED, decompressed
+from dist_ft.data.sources.generated import embedded_rows
+from dist_ft.data.sources.location import Before, Place
+from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.source_file import EMBEDDED, SourceFile
 from dist_ft.errors import DataError, StorageError
 from dist_ft.printable import excerpt
-from dist_ft.stream.columnar import read_arrow, read_parquet
-from dist_ft.stream.compressed import DAMAGED, decompressed
-from dist_ft.stream.embedded import embedded_rows
-from dist_ft.stream.places import Before, Place
-from dist_ft.stream.raw import RawRow
-from dist_ft.stream.source_file import EMBEDDED, SourceFile
 
 MAX_LINE_BYTES = 256 << 20
 """Longest line of a JSONL file."""

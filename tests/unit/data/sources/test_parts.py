@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.stream.test_files import file_at
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.sources import readers as files_module
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import Part, Piece, cut_parts, whole
+from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.readers import read_piece
+from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
-from dist_ft.stream import files as files_module
-from dist_ft.stream.files import read_piece
-from dist_ft.stream.listing import list_files
-from dist_ft.stream.parts import Part, Piece, cut_parts, whole
-from dist_ft.stream.raw import RawRow
-from dist_ft.stream.source_file import SourceFile
 from dist_ft.stream.sources import BadRow, Row, scan_part
-from tests.unit.stream.test_files import file_at
 
 LINES = st.lists(st.sampled_from(["", " ", "ü", "😀" * 3, "x" * 40, "\x1b", '"', "]"]), max_size=12)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dist_ft.stream.places import Place
+from dist_ft.data.sources.location import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,15 @@ from pathlib import Path
 import fsspec
 import pytest
 import zstandard
+from tests.unit.stream.test_files import ROWS, WRITERS, file_at
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.sources import readers as files_module
+from dist_ft.data.sources.compressed import decompressed
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import cut_parts
+from dist_ft.data.sources.readers import read_piece
 from dist_ft.errors import DataError
-from dist_ft.stream import files as files_module
-from dist_ft.stream.compressed import decompressed
-from dist_ft.stream.files import read_piece
-from dist_ft.stream.listing import list_files
-from dist_ft.stream.parts import cut_parts
-from tests.unit.stream.test_files import ROWS, WRITERS, file_at
 
 PLAIN = [name for name in WRITERS if not name.endswith(".gz")]
 TEXT = [name for name in PLAIN if name.rpartition(".")[2] in ("jsonl", "ndjson", "json", "csv", "tsv")]

@@ -16,14 +16,14 @@ import xxhash
 
 from dist_ft.config.rules import EMBEDDED_PREFIX, is_pattern
 from dist_ft.config.schema import RowSource
+from dist_ft.data.sources.generated import embedded_rows
+from dist_ft.data.sources.hub_files import find_files
+from dist_ft.data.sources.identity import content_identity
+from dist_ft.data.sources.readers import cannot_read
+from dist_ft.data.sources.source_file import EMBEDDED, SourceFile, kind_of
 from dist_ft.errors import DataError, StorageError
 from dist_ft.printable import printable
 from dist_ft.storage.remote import find_remote, is_remote, shown_url, stat_remote, without_secrets
-from dist_ft.stream.embedded import embedded_rows
-from dist_ft.stream.files import cannot_read
-from dist_ft.stream.hub import find_files
-from dist_ft.stream.identity import content_identity
-from dist_ft.stream.source_file import EMBEDDED, SourceFile, kind_of
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _THREADS = 8

@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
+from dist_ft.data.sources.columnar import group_sizes
+from dist_ft.data.sources.readers import cannot_read
+from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError, StorageError
-from dist_ft.stream.columnar import group_sizes
-from dist_ft.stream.files import cannot_read
-from dist_ft.stream.source_file import SourceFile
 
 PART_BYTES = 32 << 20
 """Stored bytes of a part. Part of what decides where sequences end: another value gives other token shards."""

@@ -14,9 +14,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_ft.stream.places import Before, Place
-from dist_ft.stream.raw import RawRow
-from dist_ft.stream.source_file import SourceFile
+from dist_ft.data.sources.location import Before, Place
+from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.source_file import SourceFile
 
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20

@@ -14,11 +14,11 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
+from dist_ft.data.sources import readers
+from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.readers import read_piece
+from dist_ft.data.sources.source_file import SourceFile, kind_of
 from dist_ft.errors import DataError
-from dist_ft.stream import files
-from dist_ft.stream.files import read_piece
-from dist_ft.stream.raw import RawRow
-from dist_ft.stream.source_file import SourceFile, kind_of
 
 ROWS = [{"q": f"a{n} ü,\n\"'", "a": str(n)} for n in range(600)]
 """More than one batch."""
@@ -193,7 +193,7 @@ def test_what_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, name: str, advice: str
 ) -> None:
     (tmp_path / name).write_text(json.dumps([{"a": 1}] * 1000))
-    monkeypatch.setattr(files, limit, 1000)
+    monkeypatch.setattr(readers, limit, 1000)
     with pytest.raises(DataError, match=advice):
         rows_of(tmp_path / name)
 
