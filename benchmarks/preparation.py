@@ -38,6 +38,7 @@ import pyarrow.compute
 from transformers import AutoTokenizer
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.rows.scan import scan_part
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.model.embedded import materialise
@@ -46,7 +47,6 @@ from dist_ft.records import Sample
 from dist_ft.stream.batches import render_rows
 from dist_ft.stream.pack import Window
 from dist_ft.stream.request import WINDOW_ROWS
-from dist_ft.stream.sources import scan_part
 
 MARKED_CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

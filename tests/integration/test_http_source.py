@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.rows.scan import read_rows, scan_part
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts, whole
 from dist_ft.errors import DataError
 from dist_ft.storage import remote
-from dist_ft.stream.sources import read_rows, scan_part
 
 ROWS = b"".join(b'{"text": "row %d"}\n' % n for n in range(500))
 

@@ -10,18 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.unit.stream.test_dataset_hub import TRAIN, make_dataset
 
 from dist_ft.config.schema import RowSource
-from dist_ft.stream.sources import content_hash
+from dist_ft.data.rows.scan import content_hash
 from tests.helpers.dataset_hub import COMMIT, serve_dataset
-from tests.unit.stream.test_dataset_hub import TRAIN, make_dataset
 
 NO_HUB = "http://127.0.0.1:9"
 READ = """
 import sys, json
 from dist_ft.config.schema import RowSource
 from dist_ft.errors import DataError
-from dist_ft.stream.sources import content_hash, read_rows
+from dist_ft.data.rows.scan import content_hash, read_rows
 source = RowSource(**json.loads(sys.argv[1]))
 try:
     rows = [row.record.messages[0]["content"] for row in read_rows(source)]

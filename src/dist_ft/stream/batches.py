@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.records import Completion, Record, Sample
-from dist_ft.stream.sources import BadRow, Row
 
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 4 << 20

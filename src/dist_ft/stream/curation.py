@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.config.schema import CurationConfig, TextRule
+from dist_ft.data.rows.texts import role_texts
 from dist_ft.records import Conversation, Record
-from dist_ft.stream.texts import role_texts
 
 Numbers = npt.NDArray[np.int64]
 Item = TypeVar("Item")

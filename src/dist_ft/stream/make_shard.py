@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dist_ft.data.rows.scan import BadRow
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.records import Sample
 from dist_ft.run.place import file_parts
@@ -26,7 +27,6 @@ from dist_ft.stream.pack import Window
 from dist_ft.stream.request import SplitRequest, is_window_full
 from dist_ft.stream.samples import Counts, fit
 from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
-from dist_ft.stream.sources import BadRow
 from dist_ft.stream.split_plan import PlannedShard, rows_of_shard
 
 _READERS = 32

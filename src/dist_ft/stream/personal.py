@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
+from dist_ft.data.rows.texts import map_texts
 from dist_ft.records import Record
-from dist_ft.stream.texts import map_texts
 
 PersonalKind = Literal["private_key", "api_key", "email", "iban", "card", "phone"]
 KINDS: tuple[PersonalKind, ...] = get_args(PersonalKind)

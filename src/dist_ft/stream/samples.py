@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.errors import DataError
 from dist_ft.records import Sample
 from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.sources import BadRow, Row
 
 
 @dataclass

@@ -18,6 +18,8 @@ import xxhash
 
 from dist_ft.config import Config
 from dist_ft.config.schema import DataConfig
+from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
+from dist_ft.data.rows.texts import compared_text, record_key
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.layout import FORMAT_VERSION
@@ -37,8 +39,6 @@ from dist_ft.stream.curation import (
 )  # fmt: skip
 from dist_ft.stream.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.stream.repeats import Keys, find_repeats, find_shared
-from dist_ft.stream.sources import BadRow, Row, is_held_out, scan_part
-from dist_ft.stream.texts import compared_text, record_key
 
 CURATION_VERSION = 1
 """Raised when the same rows and rules would leave out others."""

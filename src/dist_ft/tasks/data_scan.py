@@ -18,6 +18,8 @@ import numpy as np
 import xxhash
 
 from dist_ft.config import Config
+from dist_ft.data.rows.scan import BadRow, Row
+from dist_ft.data.rows.texts import answer_text, compared_text, num_turns, record_key, role_texts
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
@@ -28,9 +30,7 @@ from dist_ft.stream.personal import PersonalKind, find_personal, mask
 from dist_ft.stream.repeats import Keys, Numbers, find_repeats, find_shared
 from dist_ft.stream.request import SplitRequest, is_window_full
 from dist_ft.stream.samples import usable
-from dist_ft.stream.sources import BadRow, Row
 from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split
-from dist_ft.stream.texts import answer_text, compared_text, num_turns, record_key, role_texts
 from dist_ft.tasks.curate import curate
 from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.sources.location import Place
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation, Record, Sample
 from dist_ft.stream import batches
 from dist_ft.stream.batches import render_rows
-from dist_ft.stream.sources import BadRow, Row
 
 
 def row(number: int) -> Row | BadRow:

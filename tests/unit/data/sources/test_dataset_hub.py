@@ -13,10 +13,10 @@ import pytest
 from tests.unit.stream.test_files import write_arrow_stream
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.rows.scan import read_rows
 from dist_ft.data.sources.hub_files import find_files
 from dist_ft.data.sources.listing import list_files
 from dist_ft.errors import DataError
-from dist_ft.stream.sources import read_rows
 
 CARD = """---
 configs:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.rows.scan import scan_part
 from dist_ft.data.sources import identity
 from dist_ft.data.sources.identity import content_identity
 from dist_ft.data.sources.listing import check_frozen, check_unchanged, list_files
 from dist_ft.data.sources.parts import whole
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
-from dist_ft.stream.sources import scan_part
 from tests.helpers.flaky_store import FlakyStore, flaky_store
 
 ROW = b'{"text": "x"}\n'

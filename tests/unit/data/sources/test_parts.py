@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.stream.test_files import file_at
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.rows.scan import BadRow, Row, scan_part
 from dist_ft.data.sources import readers as files_module
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, Piece, cut_parts, whole
@@ -24,7 +25,6 @@ from dist_ft.data.sources.raw_row import RawRow
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
-from dist_ft.stream.sources import BadRow, Row, scan_part
 
 LINES = st.lists(st.sampled_from(["", " ", "ü", "😀" * 3, "x" * 40, "\x1b", '"', "]"]), max_size=12)
 

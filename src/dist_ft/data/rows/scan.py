@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 
 from dist_ft.config.schema import DataConfig, RowSource
+from dist_ft.data.rows.formats import read_record
 from dist_ft.data.sources.listing import check_unchanged, list_files
 from dist_ft.data.sources.location import Place
 from dist_ft.data.sources.parts import Part, whole
@@ -23,7 +24,6 @@ from dist_ft.data.sources.readers import read_piece
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record
 from dist_ft.storage.remote import shown_url
-from dist_ft.stream.formats import read_record
 
 
 @dataclass(frozen=True)

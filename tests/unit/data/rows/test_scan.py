@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 
 from dist_ft.config.schema import DataConfig, RowSource, SourceConfig
+from dist_ft.data.rows import scan
+from dist_ft.data.rows.scan import BadRow, Row, held_out_rows, scan_rows
 from dist_ft.errors import DataError
-from dist_ft.stream import sources
-from dist_ft.stream.sources import BadRow, Row, held_out_rows, scan_rows
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 GOOD_LINE = json.dumps(GOOD).encode()
 
 
 def read_rows(source: str, **settings: Any) -> Iterator[Row]:
-    return sources.read_rows(RowSource(source=source, **settings))
+    return scan.read_rows(RowSource(source=source, **settings))
 
 
 def content_hash(source: str) -> str:
-    return sources.content_hash(RowSource(source=source))
+    return scan.content_hash(RowSource(source=source))
 
 
 def write(path: Path, *lines: bytes, end: bytes = b"\n") -> str:
@@ -199,7 +199,7 @@ def test_a_row_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 def test_a_group_shares_its_key_whatever_its_rows_say(tmp_path: Path) -> None:
     rows = [{"messages": [turn("user", str(n)), turn()], "user": n % 3} for n in range(9)]
     source = write(tmp_path / "a.jsonl", *(json.dumps(row).encode() for row in rows))
-    keys = [row.key for row in sources.read_rows(RowSource(source=source), "user")]
+    keys = [row.key for row in scan.read_rows(RowSource(source=source), "user")]
     assert keys == keys[:3] * 3
     assert len(set(keys)) == 3
 
@@ -207,7 +207,7 @@ def test_a_group_shares_its_key_whatever_its_rows_say(tmp_path: Path) -> None:
 def test_a_row_without_its_group_is_bad(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", json.dumps({**GOOD, "user": 1}).encode(), GOOD_LINE)
     with pytest.raises(DataError, match=r"a\.jsonl:2: has no `user`, which data\.group_by names"):
-        list(sources.read_rows(RowSource(source=source), "user"))
+        list(scan.read_rows(RowSource(source=source), "user"))
 
 
 def test_held_out_rows_come_from_every_training_source(tmp_path: Path) -> None:

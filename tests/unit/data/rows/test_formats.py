@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from dist_ft.data.rows.formats import read_record
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation
-from dist_ft.stream.formats import read_record
 
 ASKED = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}

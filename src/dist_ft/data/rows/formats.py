@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dist_ft.data.rows.conversation import assistant_turns, check_values, read_tools, read_turns, with_system
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 from dist_ft.records import Completion, Conversation, Message, Record
-from dist_ft.stream.turns import assistant_turns, check_values, read_tools, read_turns, with_system
 
 _MAX_SHOWN_KEYS = 12
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_ft.data.rows.texts import answer_text, compared_text, map_texts, record_key, role_texts
 from dist_ft.records import Completion, Conversation, Record
-from dist_ft.stream.texts import answer_text, compared_text, map_texts, record_key, role_texts
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": "ü", "n": [1, "y"]}}}
 CHAT = Conversation(
