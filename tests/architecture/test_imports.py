@@ -53,7 +53,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("dist_ft.stream", "dist_ft.model"),
     "fsspec": ("dist_ft.storage",),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
-    "rensa": ("dist_ft.stream.near",),
+    "rensa": ("dist_ft.data.curation.near",),
     "rouge_score": ("dist_ft.tasks.metrics",),
     "sacrebleu": ("dist_ft.tasks.metrics",),
     "rich": ("dist_ft.cli", "dist_ft.monitor.console"),

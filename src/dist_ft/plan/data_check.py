@@ -12,9 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_ft.config import Config
+from dist_ft.data.curation.filters import MAX_ROWS
 from dist_ft.plan.data_limits import SEVERITIES, Finding, Severity, limit_problems, share_of
 from dist_ft.plan.run_cost import estimate_cost, trained_shape
-from dist_ft.stream.curation import MAX_ROWS
 from dist_ft.tasks.data_scan import NEAR, REPEATS, Measures, Noted, SplitCounts, measure
 
 _FEW_SHARE = 0.01

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import xxhash
 
 from dist_ft.config.schema import RowSource
+from dist_ft.data.curation.filters import NOTHING, Numbers, Removed
 from dist_ft.data.sources.parts import Part
-from dist_ft.stream.curation import NOTHING, Numbers, Removed
 
 PREPARATION_VERSION = 4
 """Part of every key; raised when the same input would give other tokens or other files."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from dist_ft.config.schema import RowSource, SourceConfig
+from dist_ft.data.curation.filters import Numbers, without
 from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.data.sources.source_file import SourceFile
-from dist_ft.stream.curation import Numbers, without
 from dist_ft.stream.request import SplitRequest, split_key
 
 

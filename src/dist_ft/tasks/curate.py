@@ -1,7 +1,7 @@
 """Applies `data.curation` and `max_rows`: one pass over all rows says which are left out, and by which rule.
 
-Memory: 24 bytes a row, a removed one 10 more; near copies take what `stream/near.py` says. The result depends on the
-rows and their order alone. Which rule looks at what is `stream/curation.py`'s.
+Memory: 24 bytes a row, a removed one 10 more; near copies take what `data/curation/near.py` says. The result depends on the
+rows and their order alone. Which rule looks at what is `data/curation/filters.py`'s.
 """
 
 from __future__ import annotations
@@ -18,14 +18,8 @@ import xxhash
 
 from dist_ft.config import Config
 from dist_ft.config.schema import DataConfig
-from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
-from dist_ft.data.rows.texts import compared_text, record_key
-from dist_ft.data.sources.listing import list_files
-from dist_ft.data.sources.parts import Part, cut_parts
-from dist_ft.layout import FORMAT_VERSION
-from dist_ft.records import Record
-from dist_ft.storage.store import Store
-from dist_ft.stream.curation import (
+from dist_ft.data.curation.exact import Keys, find_repeats, find_shared
+from dist_ft.data.curation.filters import (
     AGAINST_EVAL,
     EXACT,
     MAX_ROWS,
@@ -37,8 +31,14 @@ from dist_ft.stream.curation import (
     broken_rule,
     rule_names,
 )  # fmt: skip
-from dist_ft.stream.near import SignatureFile, Signatures, find_near, find_near_shared
-from dist_ft.stream.repeats import Keys, find_repeats, find_shared
+from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, find_near_shared
+from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
+from dist_ft.data.rows.texts import compared_text, record_key
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import Part, cut_parts
+from dist_ft.layout import FORMAT_VERSION
+from dist_ft.records import Record
+from dist_ft.storage.store import Store
 
 CURATION_VERSION = 1
 """Raised when the same rows and rules would leave out others."""

@@ -1,7 +1,7 @@
 """Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
 
 Owns the counting. What the counts mean to a person is left to `plan/data_check.py`. Memory is flat: two hashes a row,
-what `stream/near.py` takes, and the first few places of whatever is counted.
+what `data/curation/near.py` takes, and the first few places of whatever is counted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 import xxhash
 
 from dist_ft.config import Config
+from dist_ft.data.curation.exact import Keys, Numbers, find_repeats, find_shared
+from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, find_near_shared
+from dist_ft.data.curation.personal import PersonalKind, find_personal, mask
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.rows.texts import answer_text, compared_text, num_turns, record_key, role_texts
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.stream.batches import RenderMany, render_rows
-from dist_ft.stream.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.stream.pack import plan_bins
-from dist_ft.stream.personal import PersonalKind, find_personal, mask
-from dist_ft.stream.repeats import Keys, Numbers, find_repeats, find_shared
 from dist_ft.stream.request import SplitRequest, is_window_full
 from dist_ft.stream.samples import usable
 from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dist_ft.config import Config
+from dist_ft.data.curation.personal import redact
 from dist_ft.data.rows.scan import held_out_rows
 from dist_ft.model.render import Renderer
 from dist_ft.records import Completion, Conversation, Message, Record
-from dist_ft.stream.personal import redact
 
 
 @dataclass(frozen=True)

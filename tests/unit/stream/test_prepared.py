@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dist_ft.config.schema import LoaderConfig, RowSource
+from dist_ft.data.curation.filters import NOTHING, Removed
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
 from dist_ft.errors import DataError
@@ -23,7 +24,6 @@ from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
 from dist_ft.stream import request as request_module
 from dist_ft.stream.batches import RenderMany
-from dist_ft.stream.curation import NOTHING, Removed
 from dist_ft.stream.left_out import quarantine_of
 from dist_ft.stream.make_shard import make_shard
 from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from dist_ft.config import Config
+from dist_ft.data.curation.filters import Curation
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream.curation import Curation
 from dist_ft.stream.left_out import describe_left_out
 from dist_ft.tasks import curate as module
 from dist_ft.tasks.prepare import prepare_splits, run
@@ -136,8 +136,8 @@ def test_the_selection_is_the_same_every_time(tmp_path: Path, write: Write, monk
     lines = [chat(prose(n % 70) + (" end" if n % 3 else "")) for n in range(300)]
     config = config_of(tmp_path, {"source": write(*lines), "max_rows": 40}, data__curation={"exact": True, "near": 0.8})
     first = curate(config)
-    monkeypatch.setattr("dist_ft.stream.near._BATCH_ROWS", 7)
-    monkeypatch.setattr("dist_ft.stream.near._PAIRS", 5)
+    monkeypatch.setattr("dist_ft.data.curation.near._BATCH_ROWS", 7)
+    monkeypatch.setattr("dist_ft.data.curation.near._PAIRS", 5)
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
     assert dropped(config) == [removed.numbers.tolist() for removed in first.sources]
     assert first.sources[0].counts == {"exact": 160, "near": 70, "max_rows": 30}

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ft.config.schema import CurationConfig
+from dist_ft.data.curation.filters import Removed, broken_rule, rule_names, without
 from dist_ft.records import Completion, Conversation, Record
-from dist_ft.stream.curation import Removed, broken_rule, rule_names, without
 
 
 def chat(*contents: str) -> Conversation:

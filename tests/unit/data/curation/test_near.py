@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.stream.near import NUM_VALUES, SignatureFile, Signatures, find_near, find_near_shared
+from dist_ft.data.curation.near import NUM_VALUES, SignatureFile, Signatures, find_near, find_near_shared
 
 VOCABULARY = [f"word{n}" for n in range(5000)]
 

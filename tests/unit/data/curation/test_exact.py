@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.stream.repeats import Keys, find_repeats, find_shared
+from dist_ft.data.curation.exact import Keys, find_repeats, find_shared
 
 KEYS = st.lists(st.sampled_from([0, 1, 2, 3, 2**63, 2**64 - 1]), max_size=12)
 

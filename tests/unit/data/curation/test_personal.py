@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_ft.data.curation.personal import KINDS, find_personal, mask, redact, redact_text
 from dist_ft.records import Completion, Conversation
-from dist_ft.stream.personal import KINDS, find_personal, mask, redact, redact_text
 
 KEY_BODY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj"
 JWT = (
