@@ -39,14 +39,14 @@ from transformers import AutoTokenizer
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.rows.scan import scan_part
+from dist_ft.data.shards.pack import Window
+from dist_ft.data.shards.render_batches import render_rows
+from dist_ft.data.shards.request import WINDOW_ROWS
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.model.embedded import materialise
 from dist_ft.model.render import Renderer
 from dist_ft.records import Sample
-from dist_ft.stream.batches import render_rows
-from dist_ft.stream.pack import Window
-from dist_ft.stream.request import WINDOW_ROWS
 
 MARKED_CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

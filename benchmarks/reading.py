@@ -52,8 +52,8 @@ def batches_of(samples: Iterator[Any]) -> Iterator[np.ndarray]:
 
 
 def write_ours(directory: Path, count: int, tokens: int) -> None:
-    from dist_ft.stream.pack import PackedSequence
-    from dist_ft.stream.shards import ShardWriter
+    from dist_ft.data.shards.pack import PackedSequence
+    from dist_ft.data.shards.shard_file import ShardWriter
 
     rows = sequences(count, tokens)
     for shard in range(-(-count // SHARD_SEQUENCES)):
@@ -67,11 +67,11 @@ def write_ours(directory: Path, count: int, tokens: int) -> None:
 
 def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
     from dist_ft.config.schema import LoaderConfig
+    from dist_ft.data.shards.shard_file import TokenShards
     from dist_ft.storage.store import LocalStore
     from dist_ft.stream.loader import RankLayout, TrainLoader
     from dist_ft.stream.order import Order
     from dist_ft.stream.shard_cache import Place, ShardCache
-    from dist_ft.stream.shards import TokenShards
 
     keys = sorted(path.stem for path in directory.glob("*.json"))
     files = ShardCache([Place(str(directory), LocalStore(directory))], LoaderConfig())

@@ -102,9 +102,9 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from dist_ft.config.schema import LoaderConfig
+    from dist_ft.data.shards.split import PreparedSplit
     from dist_ft.model.embedded import materialise
     from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
-    from dist_ft.stream.prepared import PreparedSplit
     from dist_ft.tasks import prepare
 
     config = make_config(case, directory)

@@ -109,7 +109,7 @@ def sample(rng: np.random.Generator, length: int) -> tuple[Any, Any]:
 
 
 def join(samples: list[tuple[Any, Any]]) -> Row:
-    """Packs samples into one row, as `stream/pack.py` does."""
+    """Packs samples into one row, as `data/shards/pack.py` does."""
     lengths = [len(ids) for ids, _ in samples]
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
     return np.concatenate([ids for ids, _ in samples]), np.concatenate([trained for _, trained in samples]), starts

@@ -26,6 +26,7 @@ from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
+from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.errors import (
     CoordinatorLostError,
     DistFtError,
@@ -58,7 +59,6 @@ from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation
-from dist_ft.stream.left_out import describe_left_out
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0

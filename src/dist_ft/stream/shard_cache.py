@@ -24,10 +24,10 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from dist_ft.config.schema import LoaderConfig
+from dist_ft.data.shards.shard_file import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file, read_info
 from dist_ft.errors import DataError, DataUnavailableError, DistFtError, StorageError
 from dist_ft.layout import user_cache_dir
 from dist_ft.storage.store import LocalStore, Store
-from dist_ft.stream.shards import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file, read_info
 
 FIRST_PAUSE_S = 0.5
 """Wait after the first failed try; it doubles with each."""

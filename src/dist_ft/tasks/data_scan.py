@@ -23,14 +23,14 @@ from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, fin
 from dist_ft.data.curation.personal import PersonalKind, find_personal, mask
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.rows.texts import answer_text, compared_text, num_turns, record_key, role_texts
+from dist_ft.data.shards.pack import plan_bins
+from dist_ft.data.shards.render_batches import RenderMany, render_rows
+from dist_ft.data.shards.request import SplitRequest, is_window_full
+from dist_ft.data.shards.samples import usable
+from dist_ft.data.shards.split_plan import plan_split, rows_of_shard, rows_of_split
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
-from dist_ft.stream.batches import RenderMany, render_rows
-from dist_ft.stream.pack import plan_bins
-from dist_ft.stream.request import SplitRequest, is_window_full
-from dist_ft.stream.samples import usable
-from dist_ft.stream.split_plan import plan_split, rows_of_shard, rows_of_split
 from dist_ft.tasks.curate import curate
 from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 
@@ -121,7 +121,7 @@ class SplitCounts:
     num_window_tokens: int = 0
 
     def close_window(self) -> None:
-        """Counts the sequences of a window as `stream/pack.py` would make them."""
+        """Counts the sequences of a window as `data/shards/pack.py` would make them."""
         num_bins = len(plan_bins(self.window, self.request.seq_len))
         self.num_packed += num_bins
         self.num_sequences += num_bins if self.request.packing else len(self.window)

@@ -15,13 +15,13 @@ import numpy as np
 
 from dist_ft.config import Config
 from dist_ft.data.rows.scan import BadRow, Row
+from dist_ft.data.shards.render_batches import RenderMany, render_rows
+from dist_ft.data.shards.request import SplitRequest
+from dist_ft.data.shards.samples import usable
+from dist_ft.data.shards.shard_file import TokenShards
+from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, rows_of_shard
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
-from dist_ft.stream.batches import RenderMany, render_rows
-from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.samples import usable
-from dist_ft.stream.shards import TokenShards
-from dist_ft.stream.split_plan import PlannedShard, SplitPlan, rows_of_shard
 from dist_ft.tasks.prepare import prepare_split
 from dist_ft.tasks.requests import make_renderer, plan_splits
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from dist_ft.config import config_from_dict
+from dist_ft.data.shards.make import cache_errors, make_shard
+from dist_ft.data.shards.split_plan import PlannedShard
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.objects import open_store
-from dist_ft.stream.make_shard import cache_errors, make_shard
-from dist_ft.stream.split_plan import PlannedShard
 from dist_ft.tasks.curate import nothing_removed
 from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 

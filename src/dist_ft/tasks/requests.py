@@ -10,15 +10,15 @@ from typing import Any
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
 from dist_ft.data.curation.personal import PATTERNS_VERSION, redact
+from dist_ft.data.shards.render_batches import RenderMany
+from dist_ft.data.shards.request import SplitRequest
+from dist_ft.data.shards.split_plan import SplitPlan, plan_split
 from dist_ft.errors import DataError
 from dist_ft.model.base import tokenizer_key
 from dist_ft.model.render import RENDERING_VERSION, Renderer
 from dist_ft.records import Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.urls import is_url
-from dist_ft.stream.batches import RenderMany
-from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.split_plan import SplitPlan, plan_split
 from dist_ft.tasks.curate import curate
 
 CACHE_NAME = ".dist-ft-cache"

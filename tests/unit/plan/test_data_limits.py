@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dist_ft.config.schema import LimitsConfig, RowSource
+from dist_ft.data.shards.request import SplitRequest
 from dist_ft.plan.data_limits import limit_problems
-from dist_ft.stream.request import SplitRequest
 from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
 
 

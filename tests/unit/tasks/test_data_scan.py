@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from dist_ft.data.shards import request
 from dist_ft.errors import DataError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
 from dist_ft.records import Sample
-from dist_ft.stream import request
 from dist_ft.tasks import data_scan
 from dist_ft.tasks.data_scan import Noted, SplitCounts, measure
 from dist_ft.tasks.prepare import prepare_splits

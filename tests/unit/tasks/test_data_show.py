@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dist_ft.config import Config
+from dist_ft.data.shards import request
 from dist_ft.errors import UsageError
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import byte_tokenizer
-from dist_ft.stream import request
 from dist_ft.tasks import data_show
 from dist_ft.tasks.data_show import show_data
 from dist_ft.tasks.prepare import prepare_splits

@@ -15,19 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dist_ft.data.rows.scan import BadRow
+from dist_ft.data.shards.claims import kept, wait_for_claim
+from dist_ft.data.shards.exclusions import describe_removed
+from dist_ft.data.shards.pack import Window
+from dist_ft.data.shards.render_batches import RenderMany, render_rows
+from dist_ft.data.shards.request import SplitRequest, is_window_full
+from dist_ft.data.shards.samples import Counts, fit
+from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
+from dist_ft.data.shards.split_plan import PlannedShard, rows_of_shard
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.records import Sample
 from dist_ft.run.place import file_parts
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import redacted
-from dist_ft.stream.batches import RenderMany, render_rows
-from dist_ft.stream.claims import kept, wait_for_claim
-from dist_ft.stream.left_out import describe_removed
-from dist_ft.stream.pack import Window
-from dist_ft.stream.request import SplitRequest, is_window_full
-from dist_ft.stream.samples import Counts, fit
-from dist_ft.stream.shards import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
-from dist_ft.stream.split_plan import PlannedShard, rows_of_shard
 
 _READERS = 32
 _MAX_KEPT_CHARACTERS = 10_000

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dist_ft.data.shards.claims import kept, wait_for_claim
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream.claims import kept, wait_for_claim
 
 KEY = "abc"
 

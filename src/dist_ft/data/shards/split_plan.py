@@ -12,10 +12,10 @@ import numpy as np
 from dist_ft.config.schema import RowSource, SourceConfig
 from dist_ft.data.curation.filters import Numbers, without
 from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
+from dist_ft.data.shards.request import SplitRequest, split_key
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.data.sources.source_file import SourceFile
-from dist_ft.stream.request import SplitRequest, split_key
 
 
 @dataclass(frozen=True, eq=False)

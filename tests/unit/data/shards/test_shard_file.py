@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_ft.config.schema import LoaderConfig
+from dist_ft.data.shards import shard_file as module
+from dist_ft.data.shards.pack import PackedSequence
+from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, MAX_OPEN, ShardInfo, ShardWriter, TokenShards
 from dist_ft.errors import DataError
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream import shards as module
-from dist_ft.stream.pack import PackedSequence
 from dist_ft.stream.shard_cache import Place, ShardCache
-from dist_ft.stream.shards import BATCH_SEQUENCES, MAX_OPEN, ShardInfo, ShardWriter, TokenShards
 from tests.helpers.shards import make_sequence, open_shards, places, write_shard, write_shards
 
 ENDINGS = (".arrow", ".index.npy", ".json")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_ft.data.shards.pack import PackedSequence, Window, plan_bins
 from dist_ft.records import Sample
-from dist_ft.stream.pack import PackedSequence, Window, plan_bins
 
 CAPACITY = 16
 LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=40)

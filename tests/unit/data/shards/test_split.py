@@ -17,18 +17,18 @@ import pytest
 
 from dist_ft.config.schema import LoaderConfig, RowSource
 from dist_ft.data.curation.filters import NOTHING, Removed
+from dist_ft.data.shards import request as request_module
+from dist_ft.data.shards.exclusions import quarantine_of
+from dist_ft.data.shards.make import make_shard
+from dist_ft.data.shards.render_batches import RenderMany
+from dist_ft.data.shards.request import SplitRequest
+from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards
+from dist_ft.data.shards.split_plan import plan_split
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream import request as request_module
-from dist_ft.stream.batches import RenderMany
-from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import make_shard
-from dist_ft.stream.prepared import PreparedSplit, complete_split, missing_shards
-from dist_ft.stream.request import SplitRequest
-from dist_ft.stream.split_plan import plan_split
 
 Render = Callable[[Record], list[Sample]]
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pytest
 
 from dist_ft.data.rows.scan import BadRow, Row
+from dist_ft.data.shards import render_batches
+from dist_ft.data.shards.render_batches import render_rows
 from dist_ft.data.sources.location import Place
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation, Record, Sample
-from dist_ft.stream import batches
-from dist_ft.stream.batches import render_rows
 
 
 def row(number: int) -> Row | BadRow:
@@ -45,8 +45,8 @@ class Renders:
 def test_every_row_comes_once_with_its_outcome(
     monkeypatch: pytest.MonkeyPatch, rows_at_once: int, characters: int, largest: int
 ) -> None:
-    monkeypatch.setattr(batches, "_BATCH_ROWS", rows_at_once)
-    monkeypatch.setattr(batches, "_BATCH_CHARACTERS", characters)
+    monkeypatch.setattr(render_batches, "_BATCH_ROWS", rows_at_once)
+    monkeypatch.setattr(render_batches, "_BATCH_CHARACTERS", characters)
     rows = [row(number) for number in range(1, 60)]
     render = Renders()
     found = list(render_rows(rows, render))
@@ -63,7 +63,7 @@ def test_every_row_comes_once_with_its_outcome(
 
 
 def test_rows_are_read_only_as_far_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(render_batches, "_BATCH_ROWS", 3)
     read: list[int] = []
     rows = (read.append(number) or row(number) for number in range(1, 100))
     next(render_rows(rows, Renders()))

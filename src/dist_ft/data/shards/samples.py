@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_ft.data.rows.scan import BadRow, Row
+from dist_ft.data.shards.request import SplitRequest
 from dist_ft.errors import DataError
 from dist_ft.records import Sample
-from dist_ft.stream.request import SplitRequest
 
 
 @dataclass

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from dist_ft.config.schema import LoaderConfig
+from dist_ft.data.shards.exclusions import quarantine_of
+from dist_ft.data.shards.make import check_bad_rows, check_trained, quarantine_name, read_infos
+from dist_ft.data.shards.samples import Counts
+from dist_ft.data.shards.shard_file import INFO, ShardInfo, TokenShards
+from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan
 from dist_ft.layout import FORMAT_VERSION
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
-from dist_ft.stream.left_out import quarantine_of
-from dist_ft.stream.make_shard import check_bad_rows, check_trained, quarantine_name, read_infos
-from dist_ft.stream.samples import Counts
 from dist_ft.stream.shard_cache import Place, ShardCache
-from dist_ft.stream.shards import INFO, ShardInfo, TokenShards
-from dist_ft.stream.split_plan import PlannedShard, SplitPlan
 
 READY_LIMIT_S = 7200.0
 """Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
