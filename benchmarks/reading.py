@@ -68,10 +68,10 @@ def write_ours(directory: Path, count: int, tokens: int) -> None:
 def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
     from dist_ft.config.schema import LoaderConfig
     from dist_ft.data.shards.shard_file import TokenShards
+    from dist_ft.data.stream.cache import Place, ShardCache
+    from dist_ft.data.stream.loader import RankLayout, TrainLoader
+    from dist_ft.data.stream.order import Order
     from dist_ft.storage.store import LocalStore
-    from dist_ft.stream.loader import RankLayout, TrainLoader
-    from dist_ft.stream.order import Order
-    from dist_ft.stream.shard_cache import Place, ShardCache
 
     keys = sorted(path.stem for path in directory.glob("*.json"))
     files = ShardCache([Place(str(directory), LocalStore(directory))], LoaderConfig())
@@ -142,7 +142,7 @@ def measure(side: str, directory: Path, count: int) -> dict[str, float]:
 
 def measure_order() -> str:
     """Says what a billion sequences cost: opening in the middle, and positions a second."""
-    from dist_ft.stream.order import Order
+    from dist_ft.data.stream.order import Order
 
     sizes, opened = np.full(125_000, 8_000), []
     for seed in range(15):

@@ -268,8 +268,8 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
     from dist_ft.config import load_config
     from dist_ft.config.schema import LoaderConfig
     from dist_ft.data.shards.split import PreparedSplit
+    from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.model.base import model_dir
-    from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.tasks import prepare as prepare_task
 
     config = load_config(path, overrides)

@@ -103,8 +103,8 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
 
     from dist_ft.config.schema import LoaderConfig
     from dist_ft.data.shards.split import PreparedSplit
+    from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.model.embedded import materialise
-    from dist_ft.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.tasks import prepare
 
     config = make_config(case, directory)

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.config import Config
 from dist_ft.config.schema import EvalConfig
+from dist_ft.data.stream.loader import collate
 from dist_ft.model.base import load_model
 from dist_ft.model.loss import TokenLoss
 from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream.loader import collate
 from dist_ft.train.tensors import to_device
 from tests.helpers.attempts import Attempt, differing, train
 from tests.helpers.configs import tiny_config

@@ -16,13 +16,13 @@ import numpy as np
 from dist_ft.config import Config, with_commit
 from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
+from dist_ft.data.stream.order import step_positions
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.slots import layout_slots, num_micro_steps, round_up
-from dist_ft.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
-from dist_ft.stream.order import step_positions
 
 _MAX_SIZES = 8
 _MAX_SAMPLED_STEPS = 50

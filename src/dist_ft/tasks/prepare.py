@@ -13,6 +13,8 @@ from dist_ft.data.shards.make import cache_errors, check_bad_rows, make_shard, r
 from dist_ft.data.shards.render_batches import RenderMany
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, open_ended_split
 from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, plan_split
+from dist_ft.data.stream.mixing import epoch_size
+from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.errors import ConfigError
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
@@ -20,8 +22,6 @@ from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
-from dist_ft.stream.mixing import epoch_size
-from dist_ft.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.tasks.curate import nothing_removed
 from dist_ft.tasks.requests import cache_address, make_renderer, plan_splits, split_requests
 

@@ -16,6 +16,7 @@ from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.config import Config, config_from_dict
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
 from dist_ft.memory import fitting_micro_batch
 from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.model.adapter import export_names
@@ -26,7 +27,6 @@ from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.slices import ParamInfo
 from dist_ft.storage.objects import open_store
-from dist_ft.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
 from dist_ft.zero.partitions import restore_slices

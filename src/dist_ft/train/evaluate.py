@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from dist_ft.data.shards.shard_file import TokenShards
+from dist_ft.data.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.run.scores import perplexity
-from dist_ft.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.train.tensors import to_device
 
 PROBE_TOKENS = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dist_ft.stream.loader import MicroBatch
+from dist_ft.data.stream.loader import MicroBatch
 
 
 def to_device(micro: MicroBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from dist_ft.data.stream import loader
+from dist_ft.data.stream.loader import MicroBatch, collate
 from dist_ft.model.embedded import materialise
 from dist_ft.model.loss import IGNORE, TokenLoss
-from dist_ft.stream import loader
-from dist_ft.stream.loader import MicroBatch, collate
 
 TOLERANCE = 1e-5  # fp32; a few hundred terms summed in another order
 

@@ -28,11 +28,11 @@ import pyarrow as pa
 import xxhash
 
 from dist_ft.data.shards.pack import PackedSequence
+from dist_ft.data.stream.order import WINDOW_SHARDS
+from dist_ft.data.stream.permute import Ints
 from dist_ft.errors import DataError
 from dist_ft.layout import write_json
 from dist_ft.storage.store import Store
-from dist_ft.stream.order import WINDOW_SHARDS
-from dist_ft.stream.permute import Ints
 
 ARROW, INDEX, INFO = ".arrow", ".index.npy", ".json"
 """Endings of a shard's files after its key."""

@@ -21,11 +21,11 @@ from dist_ft.data.shards.make import check_bad_rows, check_trained, quarantine_n
 from dist_ft.data.shards.samples import Counts
 from dist_ft.data.shards.shard_file import INFO, ShardInfo, TokenShards
 from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan
+from dist_ft.data.stream.cache import Place, ShardCache
 from dist_ft.layout import FORMAT_VERSION
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
-from dist_ft.stream.shard_cache import Place, ShardCache
 
 READY_LIMIT_S = 7200.0
 """Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""

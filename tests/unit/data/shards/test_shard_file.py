@@ -17,9 +17,9 @@ from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards import shard_file as module
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, MAX_OPEN, ShardInfo, ShardWriter, TokenShards
+from dist_ft.data.stream.cache import Place, ShardCache
 from dist_ft.errors import DataError
 from dist_ft.storage.store import LocalStore
-from dist_ft.stream.shard_cache import Place, ShardCache
 from tests.helpers.shards import make_sequence, open_shards, places, write_shard, write_shards
 
 ENDINGS = (".arrow", ".index.npy", ".json")

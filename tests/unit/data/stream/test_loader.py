@@ -13,9 +13,8 @@ import pytest
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import ShardInfo, TokenShards
-from dist_ft.errors import DataError, DataUnavailableError
-from dist_ft.storage.store import LocalStore, Store
-from dist_ft.stream.loader import (
+from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.loader import (
     IGNORE,
     MicroBatch,
     RankLayout,
@@ -25,8 +24,9 @@ from dist_ft.stream.loader import (
     eval_batches,
     num_eval_batches,
 )
-from dist_ft.stream.order import Order, digest
-from dist_ft.stream.shard_cache import Place, ShardCache
+from dist_ft.data.stream.order import Order, digest
+from dist_ft.errors import DataError, DataUnavailableError
+from dist_ft.storage.store import LocalStore, Store
 from tests.helpers.shards import Remote, open_shards, write_shards
 
 WORLD_SIZES = range(1, 6)

@@ -20,9 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dist_ft.data.stream.mixing import counts_before, epoch_size, rates_of, split
+from dist_ft.data.stream.permute import Ints, Words, absorb, hash_of, permute
 from dist_ft.errors import DataError
-from dist_ft.stream.mixing import counts_before, epoch_size, rates_of, split
-from dist_ft.stream.permute import Ints, Words, absorb, hash_of, permute
 
 WINDOW_SHARDS = 8
 """Shards whose rows are mixed with one another; a reader has at most two windows of a source open."""

@@ -20,9 +20,9 @@ from dist_ft.config import Config
 from dist_ft.config.schema import DataConfig
 from dist_ft.data.shards.shard_file import Row, TokenShards
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 from dist_ft.memory import BatchShape
 from dist_ft.slots import IGNORE, layout_slots, num_micro_steps, round_up
-from dist_ft.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 
 NUM_FETCHERS = 4
 LENGTH_MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.stream.mixing import RATE_TOTAL, counts_before, epoch_size, rates_of, split
+from dist_ft.data.stream.mixing import RATE_TOTAL, counts_before, epoch_size, rates_of, split
 
 RATES = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any)
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)

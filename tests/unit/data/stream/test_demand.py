@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_ft.stream.need import Need
+from dist_ft.data.stream.demand import Need
 
 
 def test_a_window_is_needed_until_those_before_it_hold_enough() -> None:

@@ -17,9 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.errors import DataError
-from dist_ft.slots import layout_slots
-from dist_ft.stream.order import (
+from dist_ft.data.stream.order import (
     WINDOW_SHARDS,
     Order,
     SequenceId,
@@ -28,6 +26,8 @@ from dist_ft.stream.order import (
     run_length,
     step_positions,
 )
+from dist_ft.errors import DataError
+from dist_ft.slots import layout_slots
 
 
 class LateSizes:

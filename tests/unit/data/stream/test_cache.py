@@ -15,11 +15,11 @@ import pytest
 
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards.shard_file import ARROW, INDEX, ShardInfo, TokenShards
+from dist_ft.data.stream import cache as module
+from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.order import Order
 from dist_ft.errors import DataError, DataUnavailableError, StorageError
 from dist_ft.storage.store import LocalStore, Store
-from dist_ft.stream import shard_cache as module
-from dist_ft.stream.order import Order
-from dist_ft.stream.shard_cache import Place, ShardCache
 from tests.helpers.shards import Fault, Remote, places, write_shards
 
 

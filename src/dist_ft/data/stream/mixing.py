@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from dist_ft.stream.permute import Ints
+from dist_ft.data.stream.permute import Ints
 
 RATE_TOTAL = 1 << 30
 """Sum of the rates that come from weights: a share is exact to one in a billion."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.stream.permute import absorb, hash_of, permute
+from dist_ft.data.stream.permute import absorb, hash_of, permute
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
