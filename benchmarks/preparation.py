@@ -44,8 +44,8 @@ from dist_ft.data.shards.render_batches import render_rows
 from dist_ft.data.shards.request import WINDOW_ROWS
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
+from dist_ft.model.chat.render import Renderer
 from dist_ft.model.embedded import materialise
-from dist_ft.model.render import Renderer
 from dist_ft.records import Sample
 
 MARKED_CHATML = (

@@ -1,6 +1,6 @@
 """What a row of data is, between the files it comes from and the tokens it becomes.
 
-`stream/` reads rows of any format into a `Record`; `model/render.py` turns a record into `Sample`s. Neither knows the
+`stream/` reads rows of any format into a `Record`; `model/chat/render.py` turns a record into `Sample`s. Neither knows the
 other.
 """
 

@@ -28,7 +28,7 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiled)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 SteeringMetric = Literal["eval_loss", "token_accuracy"]
 CHAT_TEMPLATES = ("chatml", "gemma", "llama3", "mistral", "phi", "plain")
-"""Names of the templates in `model/chat_templates/`."""
+"""Names of the templates in `model/chat/chat_templates/`."""
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 
 

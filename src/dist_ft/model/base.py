@@ -15,8 +15,8 @@ from dist_ft.config import Config, with_commit
 from dist_ft.config.advice import QUANTISED
 from dist_ft.errors import ModelError
 from dist_ft.model import hub
+from dist_ft.model.chat.templates import template_text
 from dist_ft.model.embedded import is_embedded, materialise
-from dist_ft.model.templates import template_text
 
 _SAMPLE_BLOCKS = 64
 _BLOCK_BYTES = 1 << 16

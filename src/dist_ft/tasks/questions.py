@@ -9,7 +9,7 @@ from itertools import islice
 from dist_ft.config import Config
 from dist_ft.data.curation.personal import redact
 from dist_ft.data.rows.scan import held_out_rows
-from dist_ft.model.render import Renderer
+from dist_ft.model.chat.render import Renderer
 from dist_ft.records import Completion, Conversation, Message, Record
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dist_ft.model.dialect import Dialect, find_dialect
+from dist_ft.model.chat.sandbox import Template
+from dist_ft.model.chat.style import Dialect, find_dialect
 from dist_ft.model.embedded import CHATML
-from dist_ft.model.sandbox import Template
 from tests.helpers.chat_templates import NAMED, STOCK
 
 PARTS = (

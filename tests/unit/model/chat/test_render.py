@@ -10,8 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from dist_ft.errors import DataError, ModelError
+from dist_ft.model.chat.render import Renderer
 from dist_ft.model.embedded import CHATML, byte_tokenizer
-from dist_ft.model.render import Renderer
 from dist_ft.records import Completion, Conversation, Sample
 from tests.helpers.chat_templates import NAMED, STOCK
 

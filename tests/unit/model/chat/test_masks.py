@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_ft.model.render import Renderer
-from dist_ft.model.sandbox import TODAY
+from dist_ft.model.chat.render import Renderer
+from dist_ft.model.chat.sandbox import TODAY
 from dist_ft.records import Completion, Conversation, Message, Sample
 from tests.helpers.chat_templates import NAMED, STOCK, Family
 

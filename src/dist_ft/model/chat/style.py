@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from dist_ft.model.sandbox import Template
+from dist_ft.model.chat.sandbox import Template
 from dist_ft.records import Message
 
 _WORD = "probe0word"

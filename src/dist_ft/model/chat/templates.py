@@ -22,7 +22,7 @@ def template_text(data: DataConfig) -> str | None:
 
 def named_template(name: str) -> str:
     """Returns one of `config.schema.CHAT_TEMPLATES`."""
-    return (files("dist_ft.model") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    return (files("dist_ft.model.chat") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _read(path: str) -> str:

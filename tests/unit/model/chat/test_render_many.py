@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from dist_ft.errors import DataError, ModelError
+from dist_ft.model.chat.render import Renderer, find_trained
 from dist_ft.model.embedded import byte_tokenizer
-from dist_ft.model.render import Renderer, find_trained
 from dist_ft.records import Completion, Conversation, Record
 
 REFUSES_SYSTEM = (

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from dist_ft.model.sandbox import Template
+from dist_ft.model.chat.sandbox import Template
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 

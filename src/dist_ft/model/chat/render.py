@@ -15,10 +15,10 @@ from typing import Any
 
 from dist_ft.config.schema import CHAT_TEMPLATES
 from dist_ft.errors import DataError, ModelError
-from dist_ft.model.dialect import Dialect, find_dialect
-from dist_ft.model.dropped import check_answer, check_context
-from dist_ft.model.sandbox import Template
-from dist_ft.model.turns import Span, find_answer
+from dist_ft.model.chat.answers import Span, find_answer
+from dist_ft.model.chat.omissions import check_answer, check_context
+from dist_ft.model.chat.sandbox import Template
+from dist_ft.model.chat.style import Dialect, find_dialect
 from dist_ft.printable import printable
 from dist_ft.records import Completion, Conversation, Message, Record, Sample
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dist_ft.errors import DataError
-from dist_ft.model.dropped import check_answer, check_context
+from dist_ft.model.chat.omissions import check_answer, check_context
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 

@@ -10,7 +10,7 @@ import pytest
 
 from dist_ft.config.schema import CHAT_TEMPLATES, DataConfig
 from dist_ft.errors import ModelError
-from dist_ft.model.templates import named_template, template_text
+from dist_ft.model.chat.templates import named_template, template_text
 
 
 def _data(**more: Any) -> DataConfig:
@@ -18,7 +18,7 @@ def _data(**more: Any) -> DataConfig:
 
 
 def test_every_name_has_a_file_and_every_file_a_name() -> None:
-    found = {Path(file.name).stem for file in (files("dist_ft.model") / "chat_templates").iterdir()}
+    found = {Path(file.name).stem for file in (files("dist_ft.model.chat") / "chat_templates").iterdir()}
     assert found == set(CHAT_TEMPLATES)
 
 
