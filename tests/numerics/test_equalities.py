@@ -15,7 +15,7 @@ from dist_ft.config import Config
 from dist_ft.config.schema import EvalConfig
 from dist_ft.data.stream.loader import collate
 from dist_ft.model.base import load_model
-from dist_ft.model.loss import TokenLoss
+from dist_ft.objectives.sft import TokenLoss
 from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
 from dist_ft.train.tensors import to_device

@@ -19,7 +19,7 @@ from dist_ft.data.stream.loader import RankLayout
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.chat.render import Renderer
-from dist_ft.model.loss import TokenLoss
+from dist_ft.objectives.sft import TokenLoss
 from dist_ft.run.place import local_copy
 from dist_ft.tasks.generate import generate, make_batches
 from dist_ft.tasks.prepare import prepare_held_out

@@ -22,9 +22,9 @@ from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.model.adapter import export_names
 from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
-from dist_ft.model.loss import TokenLoss
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
+from dist_ft.objectives.sft import TokenLoss
 from dist_ft.slices import ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.train.memory import all_agree_on_least, device_memory_bytes

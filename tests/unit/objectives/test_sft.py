@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from dist_ft.data.stream import loader
 from dist_ft.data.stream.loader import MicroBatch, collate
 from dist_ft.model.embedded import materialise
-from dist_ft.model.loss import IGNORE, TokenLoss
+from dist_ft.objectives.sft import IGNORE, TokenLoss
 
 TOLERANCE = 1e-5  # fp32; a few hundred terms summed in another order
 
