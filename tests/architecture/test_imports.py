@@ -32,7 +32,7 @@ ROWS = (
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 SIDEWAYS = {
-    ("dist_ft.tasks.evaluate", "dist_ft.train.evaluate"): "a finished model is measured as one in training is",
+    ("dist_ft.tasks.evaluate", "dist_ft.evaluate.held_out"): "a finished model is measured as one in training is",
     ("dist_ft.plan.data_check", "dist_ft.tasks.data_scan"): "findings are drawn from what was measured",
     ("dist_ft.plan.data_limits", "dist_ft.tasks.data_scan"): "limits are of what was measured",
     ("dist_ft.plan.run_cost", "dist_ft.tasks.data_scan"): "the cost follows from what was measured",
@@ -54,8 +54,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "fsspec": ("dist_ft.storage",),
     "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
     "rensa": ("dist_ft.data.curation.near",),
-    "rouge_score": ("dist_ft.tasks.metrics",),
-    "sacrebleu": ("dist_ft.tasks.metrics",),
+    "rouge_score": ("dist_ft.evaluate.metrics",),
+    "sacrebleu": ("dist_ft.evaluate.metrics",),
     "rich": ("dist_ft.cli", "dist_ft.monitor.console"),
 }
 """The only places where a library is imported."""
@@ -64,7 +64,7 @@ LATE = {
     "dist_ft.cli": "a verb loads what it needs, so that --help and a typo are answered at once",
     "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
     "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
-    "dist_ft.tasks.metrics": "libraries of metrics that few runs ask for, each a second to load",
+    "dist_ft.evaluate.metrics": "libraries of metrics that few runs ask for, each a second to load",
     "dist_ft.data.sources.hub_files": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
 }

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
+from dist_ft.evaluate.held_out import evaluate
 from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
@@ -27,7 +28,6 @@ from dist_ft.storage.store import LocalStore
 from dist_ft.tasks import prepare as prepare_task
 from dist_ft.train import build, saving
 from dist_ft.train.build import RankParts, build_rank
-from dist_ft.train.evaluate import evaluate
 from dist_ft.train.loop import run_loop
 from dist_ft.zero.partitions import collect_slices, fragments, group_settings, optimizer_step, restore_slices
 

@@ -58,7 +58,7 @@ class Manifest:
         fingerprint: What it belongs to.
         params: Every trained parameter.
         files: The slice files, in rank order.
-        probe: Logits of a fixed prompt (see `train/evaluate.py`), by which an export is checked.
+        probe: Logits of a fixed prompt (see `evaluate/held_out.py`), by which an export is checked.
         groups: Settings of each optimizer group at this step.
         schedule: The learning rate's schedule, with `max_steps`.
         environment: What bitwise equality depends on; a resume says what differs.

@@ -10,12 +10,12 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
 from dist_ft.coordinator.exports import TaskSpec, evaluate_tasks, export_task
+from dist_ft.evaluate.merge import merge
 from dist_ft.layout import last_rows, read_json, read_rows, write_whole
 from dist_ft.monitor.console import Console
 from dist_ft.orchestrate.coordination import CoordinatorHandle
 from dist_ft.run.place import RunPlace
 from dist_ft.run.scores import Scores
-from dist_ft.tasks.results import merge
 
 RunTasks = Callable[[Sequence[TaskSpec]], list[dict[str, Any]]]
 

@@ -6,9 +6,9 @@ import tempfile
 from typing import Any
 
 from dist_ft.config.rules import has_gpu
+from dist_ft.evaluate.merge import merge
 from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.plan.measured import Target
-from dist_ft.tasks.results import merge
 
 
 def measure(address: str, target: Target) -> dict[str, Any]:

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from dist_ft.config import Config
 from dist_ft.data.stream.loader import StepBatch
 from dist_ft.errors import DivergedError
+from dist_ft.evaluate.held_out import evaluate
 from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
 from dist_ft.train.checks import find_bad_numbers
-from dist_ft.train.evaluate import evaluate
 from dist_ft.train.link import Link
 from dist_ft.train.saving import Saver
 from dist_ft.train.schedule import learning_rate

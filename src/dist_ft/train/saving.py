@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from dist_ft.checkpoint.snapshot import copy_slices, write_slices
+from dist_ft.evaluate.held_out import probe_logits
 from dist_ft.layout import checkpoint_name, slices_name
 from dist_ft.messages import PhaseChanged, SaveFailed, Staged
 from dist_ft.slices import Cursor, SliceKey
 from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
-from dist_ft.train.evaluate import probe_logits
 from dist_ft.train.link import Link
 from dist_ft.zero.partitions import collect_slices, group_settings, optimizer_step
 

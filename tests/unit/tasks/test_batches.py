@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.tasks.generate import make_batches
+from dist_ft.evaluate.generate import make_batches
 
 
 @given(st.lists(st.integers(0, 500), max_size=700))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_ft.config.schema import EvalConfig
-from dist_ft.tasks.metrics import score
+from dist_ft.evaluate.metrics import score
 
 _SAMPLES_KEPT = 20
 _SAMPLE_CHARS = 2000

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dist_ft.evaluate.generate import generate
 from dist_ft.model.embedded import materialise
-from dist_ft.tasks.generate import generate
 
 
 @pytest.fixture(scope="module")

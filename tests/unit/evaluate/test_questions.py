@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
+from dist_ft.evaluate.questions import Question, _question
 from dist_ft.model.chat.render import Renderer
 from dist_ft.records import Completion, Conversation, Message, Record
-from dist_ft.tasks.questions import Question, _question
 
 
 class _Plain:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ft.config.schema import EvalConfig
-from dist_ft.tasks.metrics import METRICS, bleu, exact_match, json_fields, json_valid, regex, rouge_l, score
-from dist_ft.tasks.results import merge
+from dist_ft.evaluate.merge import merge
+from dist_ft.evaluate.metrics import METRICS, bleu, exact_match, json_fields, json_valid, regex, rouge_l, score
 
 
 def test_exact_match_looks_away_from_surrounding_space() -> None:
