@@ -15,7 +15,7 @@ import torch.distributed as dist
 from dist_ft.data.shards.shard_file import TokenShards
 from dist_ft.data.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.run.scores import perplexity
-from dist_ft.train.tensors import to_device
+from dist_ft.train.device import to_device
 
 PROBE_TOKENS = 64
 PROBE_COLUMNS = 8

@@ -27,7 +27,7 @@ from dist_ft.model.weights import WeightFiles
 from dist_ft.objectives.sft import TokenLoss
 from dist_ft.slices import ParamInfo
 from dist_ft.storage.objects import open_store
-from dist_ft.train.memory import all_agree_on_least, device_memory_bytes
+from dist_ft.train.device_memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
 from dist_ft.zero.partitions import restore_slices
 from dist_ft.zero.sharding import full_shape, shard_model

@@ -22,11 +22,11 @@ from dist_ft.evaluate.held_out import evaluate
 from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
-from dist_ft.train.checks import find_bad_numbers
+from dist_ft.train.device import to_device
 from dist_ft.train.link import Link
+from dist_ft.train.numbers import find_bad_numbers
 from dist_ft.train.saving import Saver
 from dist_ft.train.schedule import learning_rate
-from dist_ft.train.tensors import to_device
 from dist_ft.train.timing import Stopwatch
 from dist_ft.zero.engine import apply_step
 

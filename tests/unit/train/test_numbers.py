@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dist_ft.train.checks import find_bad_numbers
+from dist_ft.train.numbers import find_bad_numbers
 
 CALM = [2.0, 2.1, 1.9, 2.0] * 5
 
