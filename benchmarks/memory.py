@@ -135,10 +135,10 @@ def rank_main(setting: dict[str, Any]) -> None:
     from dist_ft.checkpoint.lineage import committed, take_attempt
     from dist_ft.config import Config
     from dist_ft.coordinator.commit import Staging, commit
+    from dist_ft.jobs import prepare
     from dist_ft.layout import RunDir
     from dist_ft.messages import AttemptSpec, Message, RankSpec, Staged
     from dist_ft.storage.store import LocalStore
-    from dist_ft.tasks import prepare
     from dist_ft.train.build import build_rank
     from dist_ft.train.loop import run_loop
     from dist_ft.zero.engine import init_process_group, open_store

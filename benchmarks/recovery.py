@@ -269,8 +269,8 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
     from dist_ft.config.schema import LoaderConfig
     from dist_ft.data.shards.split import PreparedSplit
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.jobs import prepare as prepare_task
     from dist_ft.model.base import model_dir
-    from dist_ft.tasks import prepare as prepare_task
 
     config = load_config(path, overrides)
     prepared = prepare_task.run(config.model_dump(mode="json"))

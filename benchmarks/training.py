@@ -57,8 +57,8 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
     """One process of the dist-ft side: the rank's own build and loop, without supervisor."""
     import torch
 
+    from dist_ft.jobs import prepare
     from dist_ft.messages import AttemptSpec, RankSpec
-    from dist_ft.tasks import prepare
     from dist_ft.train.build import build_rank
     from dist_ft.train.loop import run_loop
     from dist_ft.zero.engine import init_process_group, open_store
@@ -104,8 +104,8 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from dist_ft.config.schema import LoaderConfig
     from dist_ft.data.shards.split import PreparedSplit
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
+    from dist_ft.jobs import prepare
     from dist_ft.model.embedded import materialise
-    from dist_ft.tasks import prepare
 
     config = make_config(case, directory)
     prepared = prepare.run(config.model_dump(mode="json"))

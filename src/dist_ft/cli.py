@@ -155,7 +155,7 @@ def plan(
     parsed = _load(config, overrides or [])
     _quieten()
     prepared = _prepare_here(parsed)
-    from dist_ft.plan.plan import make_plan
+    from dist_ft.jobs.plan.plan import make_plan
     from dist_ft.plan.render import render_plan
 
     result = make_plan(parsed, prepared)
@@ -310,8 +310,8 @@ def data_show(
     parsed = _load(config, overrides or [])
     _quieten()
     _prepare_here(parsed)
+    from dist_ft.jobs.data_report.show import show_data
     from dist_ft.plan.data_text import render_show
-    from dist_ft.tasks.data_show import show_data
 
     shown = show_data(parsed, source, row or 1, rows or (1 if row else 3))
     typer.echo(json.dumps(shown) if as_json else render_show(shown, _is_colored(no_color)))
@@ -330,7 +330,7 @@ def data_check(
     if page is not None:
         _check_page(page)
     _quieten()
-    from dist_ft.plan.data_check import check_data
+    from dist_ft.jobs.data_report.findings import check_data
     from dist_ft.plan.data_page import render_check_page
     from dist_ft.plan.data_text import render_check
 
@@ -394,7 +394,7 @@ def evaluate(
 ) -> None:
     """Measure a run, a model or an adapter on a config's held-out data."""
     parsed = _load(config, overrides or [])
-    from dist_ft.plan.measured import find_target
+    from dist_ft.jobs.target import find_target
 
     target = find_target(path, parsed, step)
     from dist_ft.monitor.table import render_comparison, render_samples
@@ -470,9 +470,9 @@ def _load(path: Path, overrides: list[str]) -> Any:
 def _prepare_here(config: Any) -> dict[str, Any]:
     """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
     _quieten()
+    from dist_ft.jobs import prepare
     from dist_ft.monitor.console import Console
     from dist_ft.orchestrate.prepare_here import make_shards_here
-    from dist_ft.tasks import prepare
 
     values = config.model_dump(mode="json")
     prepared = prepare.run(values, makes_all=False)

@@ -32,11 +32,14 @@ ROWS = (
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 
 SIDEWAYS = {
-    ("dist_ft.tasks.evaluate", "dist_ft.evaluate.held_out"): "a finished model is measured as one in training is",
-    ("dist_ft.plan.data_check", "dist_ft.tasks.data_scan"): "findings are drawn from what was measured",
-    ("dist_ft.plan.data_limits", "dist_ft.tasks.data_scan"): "limits are of what was measured",
-    ("dist_ft.plan.run_cost", "dist_ft.tasks.data_scan"): "the cost follows from what was measured",
-    ("dist_ft.plan.run_cost", "dist_ft.tasks.prepare"): "a run is as long as its own preparation says",
+    ("dist_ft.jobs.evaluate", "dist_ft.evaluate.held_out"): "a finished model is measured as one in training is",
+    (
+        "dist_ft.jobs.data_report.findings",
+        "dist_ft.jobs.data_report.measure",
+    ): "findings are drawn from what was measured",
+    ("dist_ft.jobs.data_report.limits", "dist_ft.jobs.data_report.measure"): "limits are of what was measured",
+    ("dist_ft.jobs.plan.cost", "dist_ft.jobs.data_report.measure"): "the cost follows from what was measured",
+    ("dist_ft.jobs.plan.cost", "dist_ft.jobs.prepare"): "a run is as long as its own preparation says",
 }
 """Imports inside a row, each with the reason why it is right."""
 
@@ -224,7 +227,7 @@ def test_everything_outside_the_rank_imports_no_torch() -> None:
 
 def test_rank_and_tasks_import_no_ray() -> None:
     names = [name for name in MODULES if _within(name, RAY_FREE)]
-    assert {"dist_ft.orchestrate.rank_entry", "dist_ft.train.loop", "dist_ft.tasks.export"} <= set(names)
+    assert {"dist_ft.orchestrate.rank_entry", "dist_ft.train.loop", "dist_ft.jobs.export"} <= set(names)
     assert _first_to_load(names, ["ray"]) is None
 
 

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.evaluate.held_out import evaluate
+from dist_ft.jobs import prepare as prepare_task
 from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
 from dist_ft.slices import STATE_KINDS, SliceKey
 from dist_ft.storage.store import LocalStore
-from dist_ft.tasks import prepare as prepare_task
 from dist_ft.train import build, saving
 from dist_ft.train.build import RankParts, build_rank
 from dist_ft.train.loop import run_loop

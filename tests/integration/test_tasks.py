@@ -45,7 +45,7 @@ class Server:
 # In a process of its own: Ray reads the token of the session's cluster when it is imported.
 _DRIVER = """
 import json, sys, ray
-from dist_ft.coordinator.exports import TaskSpec
+from dist_ft.jobs.spec import TaskSpec
 from dist_ft.errors import DistFtError
 from dist_ft.orchestrate.tasks import run_tasks
 address, starter, groups = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])

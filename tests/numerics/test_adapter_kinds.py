@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import Config, with_adapter_settings
+from dist_ft.jobs import export
 from dist_ft.model.adapter import attach_adapter
 from dist_ft.model.base import load_model
 from dist_ft.model.embedded import materialise
-from dist_ft.tasks import export
 from tests.helpers.attempts import Attempt, prepare, relative_l2, run_path, train
 from tests.helpers.configs import tiny_config
 from tests.helpers.ranks import RankServer

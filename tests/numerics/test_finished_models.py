@@ -10,8 +10,8 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
 from dist_ft.config.schema import EvalConfig
-from dist_ft.coordinator.exports import evaluate_tasks, export_task
 from dist_ft.evaluate.merge import merge
+from dist_ft.jobs.spec import evaluate_tasks, export_task
 from dist_ft.layout import last_rows
 from dist_ft.orchestrate.processes import run_task
 from dist_ft.storage.store import LocalStore

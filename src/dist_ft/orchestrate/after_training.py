@@ -9,8 +9,8 @@ from typing import Any
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
-from dist_ft.coordinator.exports import TaskSpec, evaluate_tasks, export_task
 from dist_ft.evaluate.merge import merge
+from dist_ft.jobs.spec import TaskSpec, evaluate_tasks, export_task
 from dist_ft.layout import last_rows, read_json, read_rows, write_whole
 from dist_ft.monitor.console import Console
 from dist_ft.orchestrate.coordination import CoordinatorHandle

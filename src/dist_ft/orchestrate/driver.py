@@ -24,7 +24,6 @@ from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.core import Prepared
-from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.coordinator.policies import check_length, check_resume
 from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.errors import (
@@ -35,6 +34,7 @@ from dist_ft.errors import (
     StorageError,
     WorkerCrashError,
 )
+from dist_ft.jobs.spec import TaskSpec
 from dist_ft.layout import read_json, write_json, write_whole
 from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode

@@ -29,7 +29,7 @@ PRELOAD = (
     "torch._dynamo", "torch.utils.cpp_extension", "deepspeed.runtime.zero.stage3",
     "transformers.models.llama.modeling_llama",
     "dist_ft.train.loop", "dist_ft.train.build", "dist_ft.orchestrate.rank_entry",
-    "dist_ft.tasks.prepare", "dist_ft.tasks.export", "dist_ft.tasks.evaluate",
+    "dist_ft.jobs.prepare", "dist_ft.jobs.export", "dist_ft.jobs.evaluate",
 )  # fmt: skip
 _CLIENT_GONE = select.POLLRDHUP if sys.platform == "linux" else select.POLLHUP
 

@@ -178,7 +178,7 @@ def _run_task(connection: socket.socket, reader: Any, request: dict[str, Any]) -
     os.environ.update(request.get("env", {}))
     if request.get("log"):
         _log_to(Path(request["log"]))
-    module = importlib.import_module(f"dist_ft.tasks.{request['name']}")
+    module = importlib.import_module(f"dist_ft.jobs.{request['name']}")
     try:
         answer = {"result": module.run(**request["arguments"])}
     except Exception as error:  # sent on, whatever it is

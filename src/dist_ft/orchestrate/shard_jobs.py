@@ -18,9 +18,9 @@ import ray
 
 from dist_ft.config import Config
 from dist_ft.config.rules import num_cores
-from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.data.stream.demand import Need
 from dist_ft.errors import DistFtError
+from dist_ft.jobs.spec import TaskSpec
 from dist_ft.monitor.shard_progress import ShardProgress
 from dist_ft.orchestrate.nodes import list_nodes
 from dist_ft.orchestrate.tasks import result_of, submit_to

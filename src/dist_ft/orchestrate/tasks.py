@@ -13,8 +13,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft import errors
-from dist_ft.coordinator.exports import TaskSpec
 from dist_ft.errors import DistFtError, WorkerCrashError
+from dist_ft.jobs.spec import TaskSpec
 from dist_ft.orchestrate.processes import run_task
 from dist_ft.orchestrate.supervisor import starter_on_node
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError
+from dist_ft.jobs.prepare import make_fingerprint
 from dist_ft.model.adapter import adapter_hash, attach_adapter, export_names, load_adapter, save_adapter_config
 from dist_ft.model.embedded import materialise
-from dist_ft.tasks.prepare import make_fingerprint
 
 MODULES: list[Any] = ["all-linear", ["q_proj", "v_proj"], ["down_proj"]]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from dist_ft.config import Config
-from dist_ft.plan.data_check import check_data
+from dist_ft.jobs.data_report.findings import check_data
+from dist_ft.jobs.data_report.show import show_data
 from dist_ft.plan.data_text import render_check, render_show
-from dist_ft.tasks.data_show import show_data
 from tests.helpers.configs import tiny_config
 
 COLOR = re.compile("\x1b\\[[0-9;]*m")

@@ -1,6 +1,6 @@
 """Which training rows are left out by the config's wish: the rules that look at one row, and what all rules removed.
 
-Rules that look at all rows (copies, caps) are applied by `tasks/curate.py`, in one pass. Row numbers count from 0 over
+Rules that look at all rows (copies, caps) are applied by `jobs/curate.py`, in one pass. Row numbers count from 0 over
 a whole source, in the order of `scan_rows`, rows that cannot be used included.
 """
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from dist_ft.config import Config
 from dist_ft.data.shards import request
 from dist_ft.errors import UsageError
+from dist_ft.jobs.data_report import show
+from dist_ft.jobs.data_report.show import show_data
+from dist_ft.jobs.prepare import prepare_splits
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import byte_tokenizer
-from dist_ft.tasks import data_show
-from dist_ft.tasks.data_show import show_data
-from dist_ft.tasks.prepare import prepare_splits
 from tests.helpers.configs import tiny_config
 
 
@@ -149,7 +149,7 @@ def test_segments_join_to_the_text_but_where_a_character_is_cut(text: str, train
     tokenizer = byte_tokenizer()
     ids = tokenizer(f"{text}<|im_end|>{text}", add_special_tokens=False)["input_ids"]
     flags = [trained[i % len(trained)] for i in range(len(ids))]
-    segments = list(data_show._segments(tokenizer, ids, flags))
+    segments = list(show._segments(tokenizer, ids, flags))
     joined = "".join(segment.text for segment in segments)
     if len(set(trained)) == 1 or text.isascii():
         assert joined == f"{text}<|im_end|>{text}"
@@ -161,7 +161,7 @@ def test_the_space_that_some_tokenizers_drop_at_the_start_is_kept() -> None:
     backend = Tokenizer(models.WordLevel(vocab=words, unk_token="▁Hello"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    segments = list(data_show._segments(tokenizer, [0, 1, 2], [False, True, True]))
+    segments = list(show._segments(tokenizer, [0, 1, 2], [False, True, True]))
     assert [segment.text for segment in segments] == ["Hello", " world again"]
 
 

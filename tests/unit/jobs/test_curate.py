@@ -15,10 +15,10 @@ from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
 from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.errors import DataError
+from dist_ft.jobs import curate as module
+from dist_ft.jobs.prepare import prepare_splits, run
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.store import LocalStore
-from dist_ft.tasks import curate as module
-from dist_ft.tasks.prepare import prepare_splits, run
 from tests.helpers.configs import config_of, tiny_config
 
 Write = Callable[..., str]

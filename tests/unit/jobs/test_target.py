@@ -12,8 +12,8 @@ from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.config import Config, dump_yaml
 from dist_ft.errors import UsageError
+from dist_ft.jobs.target import find_target
 from dist_ft.layout import RunDir, write_json
-from dist_ft.plan.measured import find_target
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore

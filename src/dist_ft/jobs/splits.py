@@ -14,12 +14,12 @@ from dist_ft.data.shards.render_batches import RenderMany
 from dist_ft.data.shards.request import SplitRequest
 from dist_ft.data.shards.split_plan import SplitPlan, plan_split
 from dist_ft.errors import DataError
+from dist_ft.jobs.curate import curate
 from dist_ft.model.base import tokenizer_key
 from dist_ft.model.chat.render import RENDERING_VERSION, Renderer
 from dist_ft.records import Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.urls import is_url
-from dist_ft.tasks.curate import curate
 
 CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""

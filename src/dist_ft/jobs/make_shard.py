@@ -8,10 +8,10 @@ from dist_ft.config import config_from_dict
 from dist_ft.data.shards.make import cache_errors, make_shard
 from dist_ft.data.shards.split_plan import PlannedShard
 from dist_ft.errors import DataError
+from dist_ft.jobs.curate import nothing_removed
+from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.objects import open_store
-from dist_ft.tasks.curate import nothing_removed
-from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 
 
 def run(config: dict[str, Any], take_held_out: bool, shard: dict[str, Any]) -> dict[str, Any]:

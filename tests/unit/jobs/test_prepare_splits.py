@@ -12,11 +12,11 @@ import pytest
 from dist_ft.config import Config
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import ConfigError
+from dist_ft.jobs import make_shard
+from dist_ft.jobs.prepare import prepare_splits, run
+from dist_ft.jobs.splits import cache_address
 from dist_ft.model.embedded import byte_tokenizer
 from dist_ft.storage.store import LocalStore
-from dist_ft.tasks import make_shard
-from dist_ft.tasks.prepare import prepare_splits, run
-from dist_ft.tasks.requests import cache_address
 from tests.helpers.configs import tiny_config
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.shards.request import SplitRequest
-from dist_ft.plan.data_check import _quantile, check_data, find_problems
-from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
+from dist_ft.jobs.data_report.findings import _quantile, check_data, find_problems
+from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
 from tests.helpers.configs import tiny_config
 
 

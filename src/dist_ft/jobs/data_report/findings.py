@@ -1,6 +1,6 @@
 """What `dist-ft data check` says: the measures of the data, and what follows from them for a person.
 
-Owns thresholds and words. Counting is `tasks/data_scan.py`'s; `data_limits.py` has the limits that a config sets,
+Owns thresholds and words. Counting is `jobs/data_report/measure.py`'s; `data_limits.py` has the limits that a config sets,
 `data_text.py` and `data_page.py` how it looks.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import MAX_ROWS
-from dist_ft.plan.data_limits import SEVERITIES, Finding, Severity, limit_problems, share_of
-from dist_ft.plan.run_cost import estimate_cost, trained_shape
-from dist_ft.tasks.data_scan import NEAR, REPEATS, Measures, Noted, SplitCounts, measure
+from dist_ft.jobs.data_report.limits import SEVERITIES, Finding, Severity, limit_problems, share_of
+from dist_ft.jobs.data_report.measure import NEAR, REPEATS, Measures, Noted, SplitCounts, measure
+from dist_ft.jobs.plan.cost import estimate_cost, trained_shape
 
 _FEW_SHARE = 0.01
 """Up to this share, cut samples and repeated rows are a note; beyond it a warning."""

@@ -16,14 +16,14 @@ from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, plan_split
 from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.errors import ConfigError
+from dist_ft.jobs.curate import nothing_removed
+from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
-from dist_ft.tasks.curate import nothing_removed
-from dist_ft.tasks.requests import cache_address, make_renderer, plan_splits, split_requests
 
 _SMALL_SHARE = 0.25
 """Of a part: so much is made by whoever asks."""

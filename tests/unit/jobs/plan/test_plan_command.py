@@ -12,10 +12,10 @@ from dist_ft.config import Config, load_config
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.errors import ConfigError
+from dist_ft.jobs import prepare
+from dist_ft.jobs.plan.plan import make_plan, world_sizes
 from dist_ft.model.base import load_model
-from dist_ft.plan.plan import make_plan, world_sizes
 from dist_ft.plan.render import render_plan
-from dist_ft.tasks import prepare
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
 

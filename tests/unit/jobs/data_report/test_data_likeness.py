@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.tasks.data_scan import Measures, Noted, measure
+from dist_ft.jobs.data_report.measure import Measures, Noted, measure
 from tests.helpers.configs import config_of
 
 Write = Callable[..., str]

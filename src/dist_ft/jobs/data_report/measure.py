@@ -1,6 +1,6 @@
 """Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
 
-Owns the counting. What the counts mean to a person is left to `plan/data_check.py`. Memory is flat: two hashes a row,
+Owns the counting. What the counts mean to a person is left to `jobs/data_report/findings.py`. Memory is flat: two hashes a row,
 what `data/curation/near.py` takes, and the first few places of whatever is counted.
 """
 
@@ -28,11 +28,11 @@ from dist_ft.data.shards.render_batches import RenderMany, render_rows
 from dist_ft.data.shards.request import SplitRequest, is_window_full
 from dist_ft.data.shards.samples import usable
 from dist_ft.data.shards.split_plan import plan_split, rows_of_shard, rows_of_split
+from dist_ft.jobs.curate import curate
+from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
-from dist_ft.tasks.curate import curate
-from dist_ft.tasks.requests import cache_address, make_renderer, split_requests
 
 FEW = 5
 """Places that are named of whatever is counted."""

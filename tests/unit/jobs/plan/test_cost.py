@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dist_ft.plan.run_cost import estimate_cost, flops, trained_shape
-from dist_ft.tasks.data_scan import measure
-from dist_ft.tasks.prepare import run
+from dist_ft.jobs.data_report.measure import measure
+from dist_ft.jobs.plan.cost import estimate_cost, flops, trained_shape
+from dist_ft.jobs.prepare import run
 from tests.helpers.configs import tiny_config, write_rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_ft.config.schema import LimitsConfig
-from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
+from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

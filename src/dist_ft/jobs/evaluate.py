@@ -19,12 +19,12 @@ from dist_ft.data.stream.loader import RankLayout
 from dist_ft.evaluate.generate import generate, make_batches
 from dist_ft.evaluate.held_out import batch_sums, means
 from dist_ft.evaluate.questions import Question, held_out_questions
+from dist_ft.jobs.prepare import prepare_held_out
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.chat.render import Renderer
 from dist_ft.objectives.sft import TokenLoss
 from dist_ft.run.place import local_copy
-from dist_ft.tasks.prepare import prepare_held_out
 
 ADAPTER_CONFIG = "adapter_config.json"
 

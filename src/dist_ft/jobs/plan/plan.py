@@ -1,7 +1,7 @@
 """What `dist-ft plan` computes: everything about a run that needs no cluster.
 
 Owns the checks' order, the numbers and their text. The memory formulas are `memory.py`'s, the data and the
-model's limits are checked by `tasks/prepare.py`, exactly as a run does it.
+model's limits are checked by `jobs/prepare.py`, exactly as a run does it.
 """
 
 from __future__ import annotations

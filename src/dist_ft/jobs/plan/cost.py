@@ -8,11 +8,11 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.data.stream.mixing import counts_before, epoch_size, rates_of
+from dist_ft.jobs.data_report.measure import SplitCounts
+from dist_ft.jobs.prepare import plan_length
 from dist_ft.memory import ModelShape
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
-from dist_ft.tasks.data_scan import SplitCounts
-from dist_ft.tasks.prepare import plan_length
 
 
 def trained_shape(config: Config) -> ModelShape:

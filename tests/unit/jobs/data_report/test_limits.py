@@ -9,8 +9,8 @@ import pytest
 
 from dist_ft.config.schema import LimitsConfig, RowSource
 from dist_ft.data.shards.request import SplitRequest
-from dist_ft.plan.data_limits import limit_problems
-from dist_ft.tasks.data_scan import Measures, Noted, SplitCounts
+from dist_ft.jobs.data_report.limits import limit_problems
+from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
 
 
 def noted(count: int) -> Noted:

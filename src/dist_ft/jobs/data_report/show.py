@@ -21,9 +21,9 @@ from dist_ft.data.shards.samples import usable
 from dist_ft.data.shards.shard_file import TokenShards
 from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, rows_of_shard
 from dist_ft.errors import UsageError
+from dist_ft.jobs.prepare import prepare_split
+from dist_ft.jobs.splits import make_renderer, plan_splits
 from dist_ft.model.base import load_tokenizer
-from dist_ft.tasks.prepare import prepare_split
-from dist_ft.tasks.requests import make_renderer, plan_splits
 
 Tokens = tuple[int, ...]
 

@@ -1,1 +1,0 @@
-"""Bodies of Ray tasks: plain functions that join packages below. Each module has one `run(**json) -> json`."""
