@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.coordinator.books import Books
+from dist_ft.coordinator.recorder import Books
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
 from dist_ft.layout import read_json, read_rows, write_json
 from dist_ft.run import sync

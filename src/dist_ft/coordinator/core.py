@@ -16,13 +16,13 @@ from typing import Any
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config, with_commit
-from dist_ft.coordinator.books import Books
 from dist_ft.coordinator.causes import explain, find_causes
-from dist_ft.coordinator.checkpoints import newest_whole, still_stands
 from dist_ft.coordinator.group import Group
-from dist_ft.coordinator.policies import can_go_on
+from dist_ft.coordinator.recorder import Books
 from dist_ft.coordinator.restarts import Decision, Failure, Recovery
+from dist_ft.coordinator.resume_rules import can_go_on
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
+from dist_ft.coordinator.start import newest_whole, still_stands
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.layout import last_rows

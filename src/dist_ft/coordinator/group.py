@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.coordinator.books import Books
-from dist_ft.coordinator.checkpoints import clean_up
 from dist_ft.coordinator.commit import Staging, commit
+from dist_ft.coordinator.recorder import Books
+from dist_ft.coordinator.start import clean_up
 from dist_ft.coordinator.watchdog import (
     ANSWER_LIMIT_S,
     STEPS_TO_COMPARE,

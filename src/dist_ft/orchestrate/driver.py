@@ -24,7 +24,7 @@ from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.schema import DataConfig
 from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.core import Prepared
-from dist_ft.coordinator.policies import check_length, check_resume
+from dist_ft.coordinator.resume_rules import check_length, check_resume
 from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.errors import (
     CoordinatorLostError,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.coordinator.books import Books
+from dist_ft.coordinator.recorder import Books
 from dist_ft.layout import read_json, write_json
 from dist_ft.run.goodput import Goodput
 from dist_ft.run.place import open_run

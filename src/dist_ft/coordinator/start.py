@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
 from dist_ft.checkpoint.retention import deletable
-from dist_ft.coordinator.books import Books
-from dist_ft.coordinator.policies import newest_first, nothing_usable
+from dist_ft.coordinator.recorder import Books
+from dist_ft.coordinator.resume_rules import newest_first, nothing_usable
 from dist_ft.errors import CheckpointError
 from dist_ft.run.scores import Scores
 from dist_ft.storage.store import Store
