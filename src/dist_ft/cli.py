@@ -71,9 +71,9 @@ def train(
         check_new_run(parsed)
     from dataclasses import asdict
 
-    from dist_ft.monitor.console import Console
     from dist_ft.orchestrate.processes import ForkServer
     from dist_ft.orchestrate.ray_version import check_ray_version
+    from dist_ft.report.console import Console
 
     check_ray_version()
     if preflight:
@@ -156,7 +156,7 @@ def plan(
     _quieten()
     prepared = _prepare_here(parsed)
     from dist_ft.jobs.plan.plan import make_plan
-    from dist_ft.plan.render import render_plan
+    from dist_ft.report.plan_text import render_plan
 
     result = make_plan(parsed, prepared)
     typer.echo(json.dumps(result) if as_json else render_plan(result))
@@ -235,7 +235,7 @@ def watch(
     every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 2.0,
 ) -> None:
     """Show a run's state anew every few seconds, until it has ended; Ctrl-C leaves it alone."""
-    from dist_ft.plan.watch import view
+    from dist_ft.report.watch import view
 
     place = _open(run)
     shown, has_ended = None, False
@@ -256,7 +256,7 @@ Steps = Annotated[list[int] | None, typer.Option("--step", help="Step of a check
 @checkpoint.command("ls")
 def checkpoint_ls(run: RunPath, as_json: AsJson = False) -> None:
     """List the checkpoints of a run."""
-    from dist_ft.plan.checkpoints import list_checkpoints, render_checkpoints
+    from dist_ft.report.checkpoints import list_checkpoints, render_checkpoints
 
     entries, problems = list_checkpoints(_open(run))
     found = {"checkpoints": [vars(entry) for entry in entries], "problems": problems}
@@ -266,7 +266,7 @@ def checkpoint_ls(run: RunPath, as_json: AsJson = False) -> None:
 @checkpoint.command("verify")
 def checkpoint_verify(run: RunPath, step: Steps = None) -> None:
     """Read every byte of a run's checkpoints and compare hashes and coverage; exit code 1 when one is damaged."""
-    from dist_ft.plan.checkpoints import verify_checkpoints
+    from dist_ft.report.checkpoints import verify_checkpoints
 
     is_whole = True
     for name, damage in verify_checkpoints(_open(run), step or []):
@@ -283,7 +283,7 @@ def checkpoint_rm(
     force: Annotated[bool, typer.Option("--force", help="Even the newest one, or of a run that seems alive.")] = False,
 ) -> None:
     """Delete checkpoints."""
-    from dist_ft.plan.checkpoints import remove_checkpoints
+    from dist_ft.report.checkpoints import remove_checkpoints
 
     if not step:
         raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
@@ -311,7 +311,7 @@ def data_show(
     _quieten()
     _prepare_here(parsed)
     from dist_ft.jobs.data_report.show import show_data
-    from dist_ft.plan.data_text import render_show
+    from dist_ft.report.data_text import render_show
 
     shown = show_data(parsed, source, row or 1, rows or (1 if row else 3))
     typer.echo(json.dumps(shown) if as_json else render_show(shown, _is_colored(no_color)))
@@ -331,8 +331,8 @@ def data_check(
         _check_page(page)
     _quieten()
     from dist_ft.jobs.data_report.findings import check_data
-    from dist_ft.plan.data_page import render_check_page
-    from dist_ft.plan.data_text import render_check
+    from dist_ft.report.data_page import render_check_page
+    from dist_ft.report.data_text import render_check
 
     report = check_data(parsed)
     if page is not None:
@@ -348,7 +348,7 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     parsed = _load(config, overrides or [])
     ahead = parsed.data.model_copy(update={"preparation": "ahead"})
     prepared = _prepare_here(parsed.model_copy(update={"data": ahead}))
-    from dist_ft.plan.data_text import render_prepared
+    from dist_ft.report.data_text import render_prepared
 
     typer.echo(render_prepared(prepared))
 
@@ -397,8 +397,8 @@ def evaluate(
     from dist_ft.jobs.target import find_target
 
     target = find_target(path, parsed, step)
-    from dist_ft.monitor.table import render_comparison, render_samples
     from dist_ft.orchestrate.measure import measure
+    from dist_ft.report.table import render_comparison, render_samples
 
     result = measure(path, target)
     if as_json:
@@ -415,7 +415,7 @@ def report(
     to: Annotated[Path | None, typer.Option(help="File to write; default is report.html in the run.")] = None,
 ) -> None:
     """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
-    from dist_ft.plan.run_page import read_run_page
+    from dist_ft.report.run_page import read_run_page
 
     place = _open(run)
     if to is None and place.is_remote:
@@ -471,8 +471,8 @@ def _prepare_here(config: Any) -> dict[str, Any]:
     """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
     _quieten()
     from dist_ft.jobs import prepare
-    from dist_ft.monitor.console import Console
     from dist_ft.orchestrate.prepare_here import make_shards_here
+    from dist_ft.report.console import Console
 
     values = config.model_dump(mode="json")
     prepared = prepare.run(values, makes_all=False)
@@ -560,7 +560,7 @@ def _print_result(result: dict[str, Any]) -> None:
     print(f"{result['state']} after {result['steps']} steps: {result['run_dir']}")
     if result["state"] == "stopped":
         print("continue with the same command and --resume")
-    from dist_ft.monitor.table import render_comparison, render_samples
+    from dist_ft.report.table import render_comparison, render_samples
 
     if result["early_stop"]:
         stop = result["early_stop"]

@@ -55,11 +55,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "datasets": ("dist_ft.stream",),
     "huggingface_hub": ("dist_ft.stream", "dist_ft.model"),
     "fsspec": ("dist_ft.storage",),
-    "typer": ("dist_ft.cli", "dist_ft.monitor.console"),
+    "typer": ("dist_ft.cli", "dist_ft.report.console"),
     "rensa": ("dist_ft.data.curation.near",),
     "rouge_score": ("dist_ft.evaluate.metrics",),
     "sacrebleu": ("dist_ft.evaluate.metrics",),
-    "rich": ("dist_ft.cli", "dist_ft.monitor.console"),
+    "rich": ("dist_ft.cli", "dist_ft.report.console"),
 }
 """The only places where a library is imported."""
 

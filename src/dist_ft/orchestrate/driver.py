@@ -36,7 +36,6 @@ from dist_ft.errors import (
 )
 from dist_ft.jobs.spec import TaskSpec
 from dist_ft.layout import read_json, write_json, write_whole
-from dist_ft.monitor.console import Console
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.after_training import export_and_measure, numbers
 from dist_ft.orchestrate.cluster import ClusterInfo, connect
@@ -56,6 +55,7 @@ from dist_ft.orchestrate.starters import Starters
 from dist_ft.orchestrate.streamed import StreamedData
 from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
+from dist_ft.report.console import Console
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation

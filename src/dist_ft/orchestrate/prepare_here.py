@@ -9,8 +9,8 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.config.rules import num_cores
-from dist_ft.monitor.shard_progress import ShardProgress
 from dist_ft.orchestrate.processes import ForkServer, run_task
+from dist_ft.report.progress import ShardProgress
 
 
 def make_shards_here(config: Config, jobs: Sequence[dict[str, Any]], show: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
 """What the model is fed: sequences of a run's prepared data, token by token, with where they come from.
 
 Owns reading them back as text. The tokens are those of the token shards; nothing is prepared in another way. How it
-looks is `plan/data_text.py`'s.
+looks is `report/data_text.py`'s.
 """
 
 from __future__ import annotations

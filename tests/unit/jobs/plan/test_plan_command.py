@@ -15,7 +15,7 @@ from dist_ft.errors import ConfigError
 from dist_ft.jobs import prepare
 from dist_ft.jobs.plan.plan import make_plan, world_sizes
 from dist_ft.model.base import load_model
-from dist_ft.plan.render import render_plan
+from dist_ft.report.plan_text import render_plan
 
 SMOKE = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
 

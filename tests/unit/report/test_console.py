@@ -13,7 +13,7 @@ import pytest
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
-from dist_ft.monitor.console import Console, describe_event, format_duration
+from dist_ft.report.console import Console, describe_event, format_duration
 from dist_ft.run.place import open_run
 from dist_ft.run.state import RunRecord
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_ft.monitor.console import bar, format_duration
+from dist_ft.report.console import bar, format_duration
 
 
 @dataclass

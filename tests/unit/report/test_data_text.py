@@ -14,7 +14,7 @@ import pytest
 from dist_ft.config import Config
 from dist_ft.jobs.data_report.findings import check_data
 from dist_ft.jobs.data_report.show import show_data
-from dist_ft.plan.data_text import render_check, render_show
+from dist_ft.report.data_text import render_check, render_show
 from tests.helpers.configs import tiny_config
 
 COLOR = re.compile("\x1b\\[[0-9;]*m")

@@ -12,7 +12,7 @@ import pytest
 
 from dist_ft import cli
 from dist_ft.layout import RunDir, write_json
-from dist_ft.plan.run_page import render_run_page
+from dist_ft.report.run_page import render_run_page
 from tests.helpers.pages import check_inert, texts_of
 
 STATUS: dict[str, Any] = {

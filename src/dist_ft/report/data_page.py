@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dist_ft.plan.data_text import describe_cost, verdict
-from dist_ft.plan.page import (
+from dist_ft.report.data_text import describe_cost, verdict
+from dist_ft.report.page import (
     Cell,
     Html,
     bar_chart,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.plan.watch import newest_row
+from dist_ft.report.watch import newest_row
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 4, "lo'])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.monitor.table import render_comparison, render_samples
+from dist_ft.report.table import render_comparison, render_samples
 
 
 def test_models_stand_side_by_side_and_what_is_missing_is_a_dash() -> None:

@@ -13,8 +13,8 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
-from dist_ft.monitor.table import METRIC_NAMES, format_value
 from dist_ft.printable import printable
+from dist_ft.report.table import METRIC_NAMES, format_value
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24

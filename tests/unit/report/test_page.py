@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.plan.page import (
+from dist_ft.report.page import (
     bar_chart,
     escape,
     heading,

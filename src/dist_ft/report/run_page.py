@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dist_ft.layout import last_rows, read_rows
-from dist_ft.plan.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
+from dist_ft.report.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
 from dist_ft.run.place import RunPlace
 from dist_ft.run.status import read_status
 from dist_ft.run.sync import GROWING
