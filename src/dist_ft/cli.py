@@ -83,9 +83,9 @@ def train(
     console = Console()
     server = ForkServer(on_gpu=has_gpu())
     try:
-        from dist_ft.orchestrate import driver  # imports ray: two seconds in which the fork server is at work
+        from dist_ft.orchestrate.driver import run
 
-        result = driver.train(parsed, server=server, began=_BEGAN, console=console)
+        result = run.train(parsed, server=server, began=_BEGAN, console=console)
     finally:
         console.close()
         server.close()
@@ -397,7 +397,7 @@ def evaluate(
     from dist_ft.jobs.target import find_target
 
     target = find_target(path, parsed, step)
-    from dist_ft.orchestrate.measure import measure
+    from dist_ft.orchestrate.driver.measure_here import measure
     from dist_ft.report.table import render_comparison, render_samples
 
     result = measure(path, target)
@@ -471,7 +471,7 @@ def _prepare_here(config: Any) -> dict[str, Any]:
     """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
     _quieten()
     from dist_ft.jobs import prepare
-    from dist_ft.orchestrate.prepare_here import make_shards_here
+    from dist_ft.orchestrate.driver.prepare_here import make_shards_here
     from dist_ft.report.console import Console
 
     values = config.model_dump(mode="json")

@@ -35,7 +35,7 @@ from dist_ft.orchestrate.ray_version import SERIES, check_ray_version
 from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer, start_env
 
 TRAINER = "src/dist_ft/orchestrate/trainer.py"
-CLUSTER = "src/dist_ft/orchestrate/cluster.py"
+CLUSTER = "src/dist_ft/orchestrate/driver/connect.py"
 
 
 def _needed(what: str, by: str) -> str:

@@ -47,7 +47,7 @@ _DRIVER = """
 import json, sys, ray
 from dist_ft.jobs.spec import TaskSpec
 from dist_ft.errors import DistFtError
-from dist_ft.orchestrate.tasks import run_tasks
+from dist_ft.orchestrate.driver.tasks import run_tasks
 address, starter, groups = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 ray.init(address=address, log_to_driver=False)
 starters = {ray.get_runtime_context().get_node_id(): starter}

@@ -1,4 +1,4 @@
-"""What is to be computed from a finished run, as task descriptions; running them is `orchestrate/tasks.py`."""
+"""What is to be computed from a finished run, as task descriptions; running them is `orchestrate/driver/tasks.py`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from dist_ft.storage.store import LocalStore
 _PACKAGE = "dist-ft"
 _SHOWN_PACKAGES = ("torch", "deepspeed", "ray", "transformers", "peft")
 _MIN_MEMORY_BYTES = 2 << 30  # Ray and two workers of a tiny model
-MIN_SHM_BYTES = 128 << 20  # Ray's object store as `orchestrate/cluster.py` starts it
+MIN_SHM_BYTES = 128 << 20  # Ray's object store as `orchestrate/driver/connect.py` starts it
 MIN_DISK_BYTES = 2 << 30
 _TORCH_LIMIT_S = 120.0
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103

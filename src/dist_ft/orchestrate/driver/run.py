@@ -37,11 +37,10 @@ from dist_ft.errors import (
 from dist_ft.jobs.spec import TaskSpec
 from dist_ft.layout import read_json, write_json, write_whole
 from dist_ft.monitor.wandb_sink import resolve_mode
-from dist_ft.orchestrate.after_training import export_and_measure, numbers
-from dist_ft.orchestrate.cluster import ClusterInfo, connect
-from dist_ft.orchestrate.coordination import CoordinatorHandle
-from dist_ft.orchestrate.processes import ForkServer, run_task
-from dist_ft.orchestrate.result import (
+from dist_ft.orchestrate.driver.connect import ClusterInfo, connect
+from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
+from dist_ft.orchestrate.driver.finish import export_and_measure, numbers
+from dist_ft.orchestrate.driver.result import (
     RunResult,
     Timeline,
     changed_settings,
@@ -50,10 +49,11 @@ from dist_ft.orchestrate.result import (
     persistent,
     with_recorded_commit,
 )
-from dist_ft.orchestrate.shard_jobs import ShardJobs, make_all
+from dist_ft.orchestrate.driver.shard_jobs import ShardJobs, make_all
+from dist_ft.orchestrate.driver.streamed import StreamedData
+from dist_ft.orchestrate.driver.tasks import run_tasks
+from dist_ft.orchestrate.processes import ForkServer, run_task
 from dist_ft.orchestrate.starters import Starters
-from dist_ft.orchestrate.streamed import StreamedData
-from dist_ft.orchestrate.tasks import run_tasks
 from dist_ft.orchestrate.trainer import make_trainer
 from dist_ft.report.console import Console
 from dist_ft.run.place import RECORDS, RunPlace, open_run

@@ -9,7 +9,7 @@ from typing import Any
 from dist_ft.config import Config
 from dist_ft.data.stream.demand import Need
 from dist_ft.errors import DistFtError
-from dist_ft.orchestrate.shard_jobs import ShardJobs
+from dist_ft.orchestrate.driver.shard_jobs import ShardJobs
 
 _SHARE = 0.5
 """Of each node's cores; the workers have the rest."""

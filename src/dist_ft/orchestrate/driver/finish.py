@@ -12,7 +12,7 @@ from dist_ft.config import Config
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.spec import TaskSpec, evaluate_tasks, export_task
 from dist_ft.layout import last_rows, read_json, read_rows, write_whole
-from dist_ft.orchestrate.coordination import CoordinatorHandle
+from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.report.console import Console
 from dist_ft.run.place import RunPlace
 from dist_ft.run.scores import Scores
