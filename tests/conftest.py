@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.orchestrate.processes import ForkServer
+from dist_ft.orchestrate.workers.processes import ForkServer
 
 _HOLD_RAY = """
 import os, sys, logging, ray

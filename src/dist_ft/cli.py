@@ -71,8 +71,8 @@ def train(
         check_new_run(parsed)
     from dataclasses import asdict
 
-    from dist_ft.orchestrate.processes import ForkServer
-    from dist_ft.orchestrate.ray_version import check_ray_version
+    from dist_ft.orchestrate.workers.processes import ForkServer
+    from dist_ft.orchestrate.workers.ray_version import check_ray_version
     from dist_ft.report.console import Console
 
     check_ray_version()
@@ -370,7 +370,7 @@ def export(
         raise UsageError(f"--to {to} exists; choose another directory")
     place = _open(run)
     config, checkpoint = find_checkpoint(place, step)
-    from dist_ft.orchestrate.processes import ForkServer, run_task
+    from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 
     arguments = {
         "config": config, "run_dir": place.address, "checkpoint": checkpoint, "to": str(to.absolute()),
@@ -498,7 +498,7 @@ def _is_colored(no_color: bool) -> bool:
 
 def _quieten() -> None:
     """Must come before transformers is imported."""
-    from dist_ft.orchestrate.processes import QUIET_ENV
+    from dist_ft.orchestrate.workers.processes import QUIET_ENV
 
     os.environ.update(QUIET_ENV)
 

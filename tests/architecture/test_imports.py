@@ -65,8 +65,8 @@ DOORS: dict[str, tuple[str, ...]] = {
 
 LATE = {
     "dist_ft.cli": "a verb loads what it needs, so that --help and a typo are answered at once",
-    "dist_ft.orchestrate.forkserver": "the rank entry, once torch is loaded",
-    "dist_ft.orchestrate.rank_entry": "a task's module, inside the task",
+    "dist_ft.orchestrate.workers.forkserver": "the rank entry, once torch is loaded",
+    "dist_ft.orchestrate.workers.child": "a task's module, inside the task",
     "dist_ft.evaluate.metrics": "libraries of metrics that few runs ask for, each a second to load",
     "dist_ft.data.sources.hub_files": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
@@ -79,9 +79,9 @@ TORCH_FREE = (
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.coordinator",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip
-TORCH_ALLOWED = ("dist_ft.checkpoint.snapshot", "dist_ft.orchestrate.rank_entry")
+TORCH_ALLOWED = ("dist_ft.checkpoint.snapshot", "dist_ft.orchestrate.workers.child")
 RAY_FREE = (
-    "dist_ft.orchestrate.forkserver", "dist_ft.orchestrate.rank_entry", "dist_ft.tasks", "dist_ft.train",
+    "dist_ft.orchestrate.workers.forkserver", "dist_ft.orchestrate.workers.child", "dist_ft.tasks", "dist_ft.train",
 )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_imports_stand_at_the_top_of_the_file() -> None:
 
 def test_modules_are_imported_by_name_only_where_tasks_and_ranks_start() -> None:
     by_name = {i.importer for i in IMPORTS if i.target == "<by name>"}
-    assert by_name <= {"dist_ft.orchestrate.forkserver", "dist_ft.orchestrate.rank_entry"}
+    assert by_name <= {"dist_ft.orchestrate.workers.forkserver", "dist_ft.orchestrate.workers.child"}
 
 
 _LOADED_AFTER = """
@@ -227,7 +227,7 @@ def test_everything_outside_the_rank_imports_no_torch() -> None:
 
 def test_rank_and_tasks_import_no_ray() -> None:
     names = [name for name in MODULES if _within(name, RAY_FREE)]
-    assert {"dist_ft.orchestrate.rank_entry", "dist_ft.train.loop", "dist_ft.jobs.export"} <= set(names)
+    assert {"dist_ft.orchestrate.workers.child", "dist_ft.train.loop", "dist_ft.jobs.export"} <= set(names)
     assert _first_to_load(names, ["ray"]) is None
 
 

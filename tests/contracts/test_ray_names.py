@@ -30,11 +30,11 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
-from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
-from dist_ft.orchestrate.ray_version import SERIES, check_ray_version
-from dist_ft.orchestrate.trainer import TRAIN_ENV, ElasticTrainer, make_trainer, start_env
+from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, ElasticTrainer, make_trainer, start_env
+from dist_ft.orchestrate.workers.ray_version import SERIES, check_ray_version
+from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy
 
-TRAINER = "src/dist_ft/orchestrate/trainer.py"
+TRAINER = "src/dist_ft/orchestrate/workers/ray_group.py"
 CLUSTER = "src/dist_ft/orchestrate/driver/connect.py"
 
 
@@ -161,7 +161,7 @@ def test_configs_take_the_arguments_we_give(cls: type, names: list[str]) -> None
         assert name in inspect.signature(cls).parameters, _needed(f"{cls.__name__}({name}=)", TRAINER)
 
 
-POLICIES = "src/dist_ft/orchestrate/policies.py"
+POLICIES = "src/dist_ft/orchestrate/workers/scaling.py"
 
 
 def test_the_trainer_gives_its_policies_to_the_controller_by_name() -> None:
@@ -189,7 +189,7 @@ def test_the_trainer_hands_out_our_policies(trainer: ElasticTrainer) -> None:
     assert trainer.coordinator == ("c", "n")
 
 
-NODES = "src/dist_ft/orchestrate/nodes.py"
+NODES = "src/dist_ft/orchestrate/workers/nodes.py"
 JOBS = "src/dist_ft/launchers/"
 
 
@@ -223,7 +223,7 @@ def test_a_failure_says_whether_the_group_had_started() -> None:
 def test_the_state_of_the_nodes_can_be_asked_for() -> None:
     assert callable(ray._private.state.available_resources_per_node), _needed("available_resources_per_node", NODES)
     assert callable(ray._private.state.state.get_draining_nodes), _needed("get_draining_nodes", NODES)
-    waiting = "src/dist_ft/orchestrate/await_nodes.py"
+    waiting = "src/dist_ft/orchestrate/workers/await_nodes.py"
     assert callable(ray._raylet.InnerGcsClient.get_all_node_info), _needed("GcsClient.get_all_node_info", waiting)
 
 

@@ -21,7 +21,7 @@ from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.errors import CheckpointError
 from dist_ft.layout import last_rows, read_json, read_rows, slices_name
 from dist_ft.messages import AttemptSpec
-from dist_ft.orchestrate.processes import run_task
+from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.run.place import RunPlace, open_run
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.store import LocalStore

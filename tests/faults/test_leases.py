@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.orchestrate.processes import Child, ForkServer
+from dist_ft.orchestrate.workers.processes import Child, ForkServer
 from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import command_line, is_alive
 from tests.helpers.configs import tiny_config
@@ -81,8 +81,8 @@ def test_a_rank_whose_supervisor_dies_ends_within_two_seconds(tmp_path: Path, st
 import sys, time
 from tests.helpers.configs import tiny_config
 from pathlib import Path
-from dist_ft.orchestrate.processes import Child
-from dist_ft.orchestrate.supervisor import Seat, make_rank_spec
+from dist_ft.orchestrate.workers.processes import Child
+from dist_ft.orchestrate.workers.supervisor import Seat, make_rank_spec
 from dist_ft.messages import AttemptSpec
 config = tiny_config(Path({str(tmp_path)!r}))
 run = {str(tmp_path / "run")!r}
@@ -143,7 +143,7 @@ def test_a_dead_child_is_seen_at_once_with_its_signal(starter: str, tmp_path: Pa
 def test_the_fork_server_ends_with_its_owner() -> None:
     code = """
 import time
-from dist_ft.orchestrate.processes import ForkServer
+from dist_ft.orchestrate.workers.processes import ForkServer
 server = ForkServer()
 print(server.pid, flush=True)
 time.sleep(60)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_ft.orchestrate.processes import ForkServer
+from dist_ft.orchestrate.workers.processes import ForkServer
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import run_group
 

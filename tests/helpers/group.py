@@ -14,8 +14,8 @@ from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.layout import last_rows, read_json
 from dist_ft.messages import Envelope
-from dist_ft.orchestrate.processes import run_task
-from dist_ft.orchestrate.supervisor import Seat, supervise
+from dist_ft.orchestrate.workers.processes import run_task
+from dist_ft.orchestrate.workers.supervisor import Seat, supervise
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.state import RunRecord
 

@@ -121,7 +121,7 @@ def main() -> None:
     """Entry of the helper process: one JSON line a case on standard input, one back on standard output."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
-    from dist_ft.orchestrate.forkserver import PRELOAD
+    from dist_ft.orchestrate.workers.forkserver import PRELOAD
 
     for module in (*PRELOAD, "tests.helpers.rank_bodies"):
         importlib.import_module(module)
@@ -206,7 +206,7 @@ def _join_group(rank: int, world_size: int, port_read: int, port_write: int) -> 
     """Joins the group on one thread, as ranks in CI do; returns the barrier to leave it by."""
     import torch
 
-    from dist_ft.orchestrate.network import interface_of
+    from dist_ft.orchestrate.workers.network import interface_of
     from dist_ft.zero.engine import init_process_group, open_store
 
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from dist_ft.config import Config
 from dist_ft.errors import ConfigError, ModelError
 from dist_ft.model.dropout import check_dropout
 from dist_ft.objectives.sft import TokenLoss
-from dist_ft.orchestrate.processes import run_task
+from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config

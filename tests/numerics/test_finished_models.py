@@ -13,7 +13,7 @@ from dist_ft.config.schema import EvalConfig
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.spec import evaluate_tasks, export_task
 from dist_ft.layout import last_rows
-from dist_ft.orchestrate.processes import run_task
+from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.group import run_group

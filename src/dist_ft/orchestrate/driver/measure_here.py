@@ -8,7 +8,7 @@ from typing import Any
 from dist_ft.config.rules import has_gpu
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.target import Target
-from dist_ft.orchestrate.processes import ForkServer, run_task
+from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 
 
 def measure(address: str, target: Target) -> dict[str, Any]:

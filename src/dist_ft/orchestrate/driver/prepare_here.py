@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.config.rules import num_cores
-from dist_ft.orchestrate.processes import ForkServer, run_task
+from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 from dist_ft.report.progress import ShardProgress
 
 

@@ -52,9 +52,9 @@ from dist_ft.orchestrate.driver.result import (
 from dist_ft.orchestrate.driver.shard_jobs import ShardJobs, make_all
 from dist_ft.orchestrate.driver.streamed import StreamedData
 from dist_ft.orchestrate.driver.tasks import run_tasks
-from dist_ft.orchestrate.processes import ForkServer, run_task
-from dist_ft.orchestrate.starters import Starters
-from dist_ft.orchestrate.trainer import make_trainer
+from dist_ft.orchestrate.workers.processes import ForkServer, run_task
+from dist_ft.orchestrate.workers.ray_group import make_trainer
+from dist_ft.orchestrate.workers.starters import Starters
 from dist_ft.report.console import Console
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.state import RunRecord

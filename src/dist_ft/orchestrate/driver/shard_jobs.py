@@ -22,7 +22,7 @@ from dist_ft.data.stream.demand import Need
 from dist_ft.errors import DistFtError
 from dist_ft.jobs.spec import TaskSpec
 from dist_ft.orchestrate.driver.tasks import result_of, submit_to
-from dist_ft.orchestrate.nodes import list_nodes
+from dist_ft.orchestrate.workers.nodes import list_nodes
 from dist_ft.report.progress import ShardProgress
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dist_ft import errors
 from dist_ft.errors import DistFtError, WorkerCrashError
 from dist_ft.jobs.spec import TaskSpec
-from dist_ft.orchestrate.processes import run_task
-from dist_ft.orchestrate.supervisor import starter_on_node
+from dist_ft.orchestrate.workers.processes import run_task
+from dist_ft.orchestrate.workers.supervisor import starter_on_node
 
 logger = logging.getLogger(__name__)
 

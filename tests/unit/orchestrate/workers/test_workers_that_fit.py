@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.orchestrate.nodes import Node
-from dist_ft.orchestrate.policies import workers_that_fit
+from dist_ft.orchestrate.workers.nodes import Node
+from dist_ft.orchestrate.workers.scaling import workers_that_fit
 
 GPU = {"GPU": 1.0, "CPU": 4.0}
 

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_ft.orchestrate.nodes import answering, list_nodes
-from dist_ft.orchestrate.processes import ForkServer
+from dist_ft.orchestrate.workers.nodes import answering, list_nodes
+from dist_ft.orchestrate.workers.processes import ForkServer
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from dist_ft.messages import (
     RankStarted,
     Reply,
 )
-from dist_ft.orchestrate.network import rendezvous_env
-from dist_ft.orchestrate.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
-from dist_ft.orchestrate.stacks import dump_stacks
+from dist_ft.orchestrate.workers.network import rendezvous_env
+from dist_ft.orchestrate.workers.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
+from dist_ft.orchestrate.workers.stacks import dump_stacks
 from dist_ft.run.place import node_dir, send_logs
 
 _HEARTBEAT_S = 0.25

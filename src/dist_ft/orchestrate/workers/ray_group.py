@@ -19,9 +19,9 @@ from dist_ft.config import Config
 from dist_ft.config.schema import ClusterConfig
 from dist_ft.errors import CutOffError
 from dist_ft.messages import AttemptSpec
-from dist_ft.orchestrate.nodes import is_listening
-from dist_ft.orchestrate.policies import AskCoordinator, ElasticPolicy
-from dist_ft.orchestrate.supervisor import Seat, starter_on_node, supervise, wait_for_spec
+from dist_ft.orchestrate.workers.nodes import is_listening
+from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy
+from dist_ft.orchestrate.workers.supervisor import Seat, starter_on_node, supervise, wait_for_spec
 
 _PREPARE_LIMIT_S = 6 * 3600.0
 _CUT_OFF = 5  # exit status

@@ -47,7 +47,7 @@ class ForkServer:
         with contextlib.ExitStack() as stack:
             log: Any = stack.enter_context(self._log_path.open("ab")) if self._log_path else subprocess.DEVNULL
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dist_ft.orchestrate.forkserver", self.socket_path],
+                [sys.executable, "-m", "dist_ft.orchestrate.workers.forkserver", self.socket_path],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

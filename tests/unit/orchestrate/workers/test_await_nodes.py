@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dist_ft.orchestrate import await_nodes as module
-from dist_ft.orchestrate.await_nodes import await_nodes
+from dist_ft.orchestrate.workers import await_nodes as module
+from dist_ft.orchestrate.workers.await_nodes import await_nodes
 
 
 def counting(*answers: int | Exception) -> Callable[[], int]:

@@ -1,4 +1,4 @@
-"""Waits until a Ray has so many nodes: `python -m dist_ft.orchestrate.await_nodes HOST:PORT COUNT LIMIT_S`.
+"""Waits until a Ray has so many nodes: `python -m dist_ft.orchestrate.workers.await_nodes HOST:PORT COUNT LIMIT_S`.
 
 For scripts that start the nodes. Asks Ray's table of nodes directly: to join as a driver takes seconds each time.
 """

@@ -28,7 +28,7 @@ PRELOAD = (
     # Imported by the first optimizer and the first engine, 1.4 s a rank.
     "torch._dynamo", "torch.utils.cpp_extension", "deepspeed.runtime.zero.stage3",
     "transformers.models.llama.modeling_llama",
-    "dist_ft.train.loop", "dist_ft.train.build", "dist_ft.orchestrate.rank_entry",
+    "dist_ft.train.loop", "dist_ft.train.build", "dist_ft.orchestrate.workers.child",
     "dist_ft.jobs.prepare", "dist_ft.jobs.export", "dist_ft.jobs.evaluate",
 )  # fmt: skip
 _CLIENT_GONE = select.POLLRDHUP if sys.platform == "linux" else select.POLLHUP
@@ -105,13 +105,13 @@ class _Server:
 
 
 def _run_child(connection: socket.socket) -> int:
-    from dist_ft.orchestrate.rank_entry import run_child  # torch is loaded by now
+    from dist_ft.orchestrate.workers.child import run_child  # torch is loaded by now
 
     return run_child(connection)
 
 
 def main() -> None:
-    """Entry of `python -m dist_ft.orchestrate.forkserver SOCKET`."""
+    """Entry of `python -m dist_ft.orchestrate.workers.forkserver SOCKET`."""
     path = Path(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     listener = socket.socket(socket.AF_UNIX)

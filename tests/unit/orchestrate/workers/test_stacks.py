@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.orchestrate.stacks import dump_stacks, is_in_collective
+from dist_ft.orchestrate.workers.stacks import dump_stacks, is_in_collective
 
 _PROCESS = """
 import threading, time
-from dist_ft.orchestrate.stacks import answer_to_dump_signal
+from dist_ft.orchestrate.workers.stacks import answer_to_dump_signal
 answer_to_dump_signal()
 exec(compile("def all_reduce(): print('ready', flush=True); time.sleep(1e6)", {file!r}, "exec"))
 def wrapper(): all_reduce()

@@ -23,7 +23,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from dist_ft.config.schema import ClusterConfig
 from dist_ft.coordinator.sizing import ClusterView, largest_allowed
-from dist_ft.orchestrate.nodes import Node, answering, list_nodes
+from dist_ft.orchestrate.workers.nodes import Node, answering, list_nodes
 
 logger = logging.getLogger(__name__)
 

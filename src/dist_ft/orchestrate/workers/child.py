@@ -33,7 +33,7 @@ from dist_ft.messages import (
     Reply,
     encode_line,
 )
-from dist_ft.orchestrate.stacks import answer_to_dump_signal
+from dist_ft.orchestrate.workers.stacks import answer_to_dump_signal
 from dist_ft.run.place import node_dir
 from dist_ft.train.build import build_rank
 from dist_ft.train.loop import run_loop
