@@ -77,7 +77,7 @@ def train(
 
     check_ray_version()
     if preflight:
-        from dist_ft.plan.preflight import wanted_by
+        from dist_ft.orchestrate.health.judge import wanted_by
 
         _look_around(wanted_by(parsed), parsed.cluster.address)
     console = Console()
@@ -434,7 +434,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, or every node of a cluster, for what runs need, or what the run of a config needs."""
-    from dist_ft.plan.preflight import Wanted, wanted_by
+    from dist_ft.orchestrate.health.judge import Wanted, wanted_by
 
     wanted = Wanted()
     if config is not None:
@@ -446,12 +446,12 @@ def doctor(
 
 def _look_around(wanted: Any, address: str | None, as_json: bool = False) -> None:
     """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
-    from dist_ft.plan.doctor import check_installed, check_machine, nearest_existing, render_checks
+    from dist_ft.orchestrate.health.this_machine import check_installed, check_machine, nearest_existing, render_checks
 
     if address is None:
         checks = check_machine(nearest_existing(Path(wanted.output_dir or "")))
     else:
-        from dist_ft.orchestrate.inspect_cluster import check_cluster
+        from dist_ft.orchestrate.health.ask_cluster import check_cluster
 
         checks = check_installed() + check_cluster(address, wanted)
     print(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks), flush=True)

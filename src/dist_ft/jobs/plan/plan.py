@@ -21,7 +21,7 @@ from dist_ft.data.stream.order import step_positions
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
-from dist_ft.plan.doctor import available_memory_bytes, count_gpus, format_bytes
+from dist_ft.orchestrate.health.this_machine import available_memory_bytes, count_gpus, format_bytes
 from dist_ft.slots import layout_slots, num_micro_steps, round_up
 
 _MAX_SIZES = 8

@@ -24,10 +24,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dist_ft.monitor.wandb_sink import resolve_mode
+from dist_ft.orchestrate.health.judge import NodeFacts
+from dist_ft.orchestrate.health.this_machine import count_gpus, nearest_existing, nvidia_driver, size_of_shared_memory
 from dist_ft.orchestrate.workers.network import interface_of, rendezvous_env
 from dist_ft.orchestrate.workers.nodes import is_listening
-from dist_ft.plan.doctor import count_gpus, nearest_existing, nvidia_driver, size_of_shared_memory
-from dist_ft.plan.preflight import NodeFacts
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.urls import is_url
 
@@ -121,7 +121,7 @@ def all_reduce(
         limit_s: Of each wait inside; the whole takes at most twice as long.
     """
     arguments = [rank, world_size, *first, backend, num_bytes, limit_s]
-    command = [sys.executable, "-m", "dist_ft.train.all_reduce", *map(str, arguments)]
+    command = [sys.executable, "-m", "dist_ft.orchestrate.health.all_reduce", *map(str, arguments)]
     env = os.environ | rendezvous_env(me.address)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=2 * limit_s, env=env)

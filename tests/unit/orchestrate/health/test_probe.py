@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.orchestrate import node_look
-from dist_ft.orchestrate.node_look import Seat, clean_up, look, unread
-from dist_ft.plan.preflight import NodeFacts
+from dist_ft.orchestrate.health import probe
+from dist_ft.orchestrate.health.judge import NodeFacts
+from dist_ft.orchestrate.health.probe import Seat, clean_up, look, unread
 
 LISTENER = socket.create_server(("127.0.0.1", 0))
 HERE, OTHER = Seat("a", "127.0.0.1", LISTENER.getsockname()[1], "localhost"), Seat("b", "127.0.0.1", 1, "no.invalid")
@@ -64,6 +64,6 @@ def test_where_wandb_goes(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    found = node_look.ask_wandb(setting)
+    found = probe.ask_wandb(setting)
     assert (found["mode"], found["problem"] is not None) == expected
     assert not found["is_reached"] and found["host"] == "127.0.0.1"

@@ -25,9 +25,9 @@ from dataclasses import asdict
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_ft.orchestrate.preflight import LIMIT_S, Member, look, members
-from dist_ft.plan.doctor import Check
-from dist_ft.plan.preflight import Wanted, check_versions, check_workers
+from dist_ft.orchestrate.health.ask_nodes import LIMIT_S, Member, look, members
+from dist_ft.orchestrate.health.judge import Wanted, check_versions, check_workers
+from dist_ft.orchestrate.health.this_machine import Check
 
 _CONNECT_LIMIT_S = 3.0
 _CONNECT_RAY_LIMIT_S = 60.0  # 2 s; 16 s were seen where five processes shared a core
@@ -46,7 +46,7 @@ def check_cluster(address: str, wanted: Wanted) -> list[Check]:
     problem = _unreachable(address)
     if problem is not None:
         return [_no_cluster(address, problem)]
-    command = [sys.executable, "-m", "dist_ft.orchestrate.inspect_cluster", address, json.dumps(asdict(wanted))]
+    command = [sys.executable, "-m", "dist_ft.orchestrate.health.ask_cluster", address, json.dumps(asdict(wanted))]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         try:

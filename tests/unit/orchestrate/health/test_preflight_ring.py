@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from dist_ft.orchestrate.preflight import _others as others
-from dist_ft.orchestrate.preflight import members
+from dist_ft.orchestrate.health.ask_nodes import _others as others
+from dist_ft.orchestrate.health.ask_nodes import members
 
 
 def nodes(count: int, same_address: bool = False) -> list[dict[str, object]]:

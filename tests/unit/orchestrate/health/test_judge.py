@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.plan import preflight
-from dist_ft.plan.doctor import Check
-from dist_ft.plan.preflight import NodeFacts, Wanted
+from dist_ft.orchestrate.health import judge
+from dist_ft.orchestrate.health.judge import NodeFacts, Wanted
+from dist_ft.orchestrate.health.this_machine import Check
 
 GOOD = NodeFacts(
     shm_bytes=1 << 30, temp_dir="/tmp", temp_free_bytes=9 << 30, gpus=0, driver=None, interface="eth0",
@@ -35,11 +35,11 @@ def failed(checks: list[Check]) -> list[str]:
 
 
 def of_nodes(of_ray: float = 0, **changes: Any) -> list[str]:
-    return failed(preflight.check_nodes(nodes(**changes), {"10.0.0.1": 0, "10.0.0.2": of_ray}))
+    return failed(judge.check_nodes(nodes(**changes), {"10.0.0.1": 0, "10.0.0.2": of_ray}))
 
 
 def of_storage(unread: dict[str, list[str]] | None = None, **changes: Any) -> list[str]:
-    return failed(preflight.check_storage(nodes(**changes), unread or {}, WANTED))
+    return failed(judge.check_storage(nodes(**changes), unread or {}, WANTED))
 
 
 def test_good_nodes_pass() -> None:
@@ -62,13 +62,13 @@ def test_a_node_that_is_unfit_is_named(of_ray: float, changes: dict[str, Any], w
 
 
 def test_names_of_others_that_do_not_resolve_are_said_and_no_fault() -> None:
-    names = preflight.check_nodes(nodes(unknown=["pod-b"]), {"10.0.0.1": 0, "10.0.0.2": 0})[4]
+    names = judge.check_nodes(nodes(unknown=["pod-b"]), {"10.0.0.1": 0, "10.0.0.2": 0})[4]
     assert names.is_ok and "pod-b not everywhere" in names.detail
 
 
 def test_devices_and_drivers_are_counted() -> None:
     gpu = {"a": replace(GOOD, gpus=8, driver="550.1"), "b": replace(GOOD, gpus=8, driver="560.2"), "c": GOOD}
-    devices = preflight.check_nodes(gpu, {"a": 8, "b": 0, "c": 0})[0]
+    devices = judge.check_nodes(gpu, {"a": 8, "b": 0, "c": 0})[0]
     assert devices.is_ok
     assert devices.detail == "1 nodes of 8 GPUs (driver 550.1), 1 nodes of 8 GPUs (driver 560.2)"
     assert devices.hint == "Ray uses no GPU of b"
@@ -91,43 +91,43 @@ def test_storage_that_is_unfit_is_named(unread: dict[str, list[str]], changes: d
 
 def test_versions_that_differ_are_named_with_both() -> None:
     other = {**HERE, "torch": "2.8.0", "dist-ft": None}
-    [line] = failed([preflight.check_versions(HERE, {"a": HERE, "b": other, "c": None})])
+    [line] = failed([judge.check_versions(HERE, {"a": HERE, "b": other, "c": None})])
     assert line == "versions: b: dist-ft None, here 0.1.0, torch 2.8.0, here 2.13.0; c: no answer"
-    assert preflight.check_versions(HERE, {"a": HERE}).is_ok
+    assert judge.check_versions(HERE, {"a": HERE}).is_ok
 
 
 @given(offset=st.floats(-1e4, 1e4), before=st.floats(0, 60), after=st.floats(0, 60))
 def test_a_clock_is_blamed_only_for_what_is_certain(offset: float, before: float, after: float) -> None:
     """Whatever the message took, a good clock passes, and one that is off by more than that took fails."""
-    check = preflight.check_clocks({"a": (offset - before, offset + after)})
-    if abs(offset) <= preflight.MAX_SKEW_S:
+    check = judge.check_clocks({"a": (offset - before, offset + after)})
+    if abs(offset) <= judge.MAX_SKEW_S:
         assert check.is_ok
-    if abs(offset) > preflight.MAX_SKEW_S + max(before, after):
+    if abs(offset) > judge.MAX_SKEW_S + max(before, after):
         assert not check.is_ok and ("ahead" if offset > 0 else "behind") in check.detail
 
 
 def test_a_node_that_hangs_is_named() -> None:
-    [line] = failed(preflight.check_answers([f"n{i}" for i in range(7)], "looking", 40))
+    [line] = failed(judge.check_answers([f"n{i}" for i in range(7)], "looking", 40))
     assert line == "answers: n0; n1; n2; n3; n4 and 2 more: no answer within 40 s (looking)"
-    assert preflight.check_answers([], "looking", 40) == []
+    assert judge.check_answers([], "looking", 40) == []
 
 
 def test_a_sum_that_failed_names_each_node_and_a_slow_one_is_said() -> None:
     answers = {"a": {"bytes_per_s": 1e9}, "b": {"problem": "connection refused"}, "c": None}
-    [line] = failed([preflight.check_all_reduce(answers, "gloo", 1 << 24, 75)])
+    [line] = failed([judge.check_all_reduce(answers, "gloo", 1 << 24, 75)])
     assert line == "all-reduce: gloo: b: connection refused; c: no answer within 75 s"
-    slow = preflight.check_all_reduce({"a": {"bytes_per_s": 1e9}, "b": {"bytes_per_s": 1e6}}, "gloo", 1 << 24, 75)
+    slow = judge.check_all_reduce({"a": {"bytes_per_s": 1e9}, "b": {"bytes_per_s": 1e6}}, "gloo", 1 << 24, 75)
     assert slow.is_ok and "over 2 nodes" in slow.detail and "slow" in slow.hint
 
 
 def test_a_worker_is_on_one_node() -> None:
     halves = [{"CPU": 2.0}, {"CPU": 2.0}]
-    assert not preflight.check_workers(halves, Wanted(resources={"CPU": 4})).is_ok
-    assert preflight.check_workers(halves, Wanted(num_workers=2, resources={"CPU": 2})).is_ok
-    assert not preflight.check_workers([{"CPU": 8, "GPU": 1}], Wanted(num_workers=2)).is_ok
+    assert not judge.check_workers(halves, Wanted(resources={"CPU": 4})).is_ok
+    assert judge.check_workers(halves, Wanted(num_workers=2, resources={"CPU": 2})).is_ok
+    assert not judge.check_workers([{"CPU": 8, "GPU": 1}], Wanted(num_workers=2)).is_ok
 
 
 def test_wandb_out_of_reach_is_said_and_a_missing_key_is_a_fault() -> None:
-    away = preflight.check_wandb("online", None, "api.wandb.ai", False)
+    away = judge.check_wandb("online", None, "api.wandb.ai", False)
     assert away.is_ok and "does not answer" in away.detail and away.hint
-    assert not preflight.check_wandb("online", "no key", "api.wandb.ai", False).is_ok
+    assert not judge.check_wandb("online", "no key", "api.wandb.ai", False).is_ok

@@ -16,10 +16,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_ft.orchestrate import node_look
-from dist_ft.orchestrate.node_look import Seat
-from dist_ft.plan.doctor import Check
-from dist_ft.plan.preflight import (
+from dist_ft.orchestrate.health import probe
+from dist_ft.orchestrate.health.judge import (
     NodeFacts,
     Wanted,
     check_all_reduce,
@@ -29,6 +27,8 @@ from dist_ft.plan.preflight import (
     check_storage,
     check_wandb,
 )
+from dist_ft.orchestrate.health.probe import Seat
+from dist_ft.orchestrate.health.this_machine import Check
 
 _LOOK_LIMIT_S = 40.0
 _SUM_STEP_LIMIT_S = 60.0  # longer than a busy machine takes to import torch
@@ -89,7 +89,7 @@ def look(group: Sequence[Member], wanted: Wanted) -> Iterator[Check]:
     """Yields the checks of a group of nodes that have this very dist-ft."""
     scratch = f".dist-ft-doctor-{uuid.uuid4().hex[:8]}"
     try:
-        answers = _ask(group, lambda m: (node_look.look, m.seat, _others(m, group), wanted.output_dir, scratch),
+        answers = _ask(group, lambda m: (probe.look, m.seat, _others(m, group), wanted.output_dir, scratch),
                        _LOOK_LIMIT_S)  # fmt: skip
         yield from _failures(group, answers, "looking at machine and storage", _LOOK_LIMIT_S)
         facts = {label: NodeFacts(**answer.value) for label, answer in answers.items() if answer.value}
@@ -102,7 +102,7 @@ def look(group: Sequence[Member], wanted: Wanted) -> Iterator[Check]:
         yield from _wandb(there, wanted)
     finally:
         if wanted.output_dir is not None:
-            _ask(group, lambda _: (node_look.clean_up, wanted.output_dir, scratch), _CLEAN_LIMIT_S)
+            _ask(group, lambda _: (probe.clean_up, wanted.output_dir, scratch), _CLEAN_LIMIT_S)
 
 
 def _storage_and_clocks(
@@ -114,7 +114,7 @@ def _storage_and_clocks(
         answers = _ask(there, lambda _: (time.time,), _LOOK_LIMIT_S)
     else:
         # On all nodes: a second message to each sets narrower bounds to its clock.
-        answers = _ask(there, lambda m: (node_look.unread, m.seat, _others(m, written), output_dir, scratch),
+        answers = _ask(there, lambda m: (probe.unread, m.seat, _others(m, written), output_dir, scratch),
                        _LOOK_LIMIT_S)  # fmt: skip
     yield from _failures(there, answers, "reading what others wrote", _LOOK_LIMIT_S)
     unread = {m.seat.label: answers[m.seat.label].value or [] for m in written if m.seat.label in answers}
@@ -134,7 +134,7 @@ def _all_reduce(there: Sequence[Member], facts: Mapping[str, NodeFacts], wanted:
     size, num_bytes = len(group), _SUM_BYTES[backend]
     answers = _ask(
         group,
-        lambda m: (node_look.all_reduce, m.seat, ranks[m.node_id], first, size, backend, num_bytes, _SUM_STEP_LIMIT_S),
+        lambda m: (probe.all_reduce, m.seat, ranks[m.node_id], first, size, backend, num_bytes, _SUM_STEP_LIMIT_S),
         _SUM_LIMIT_S,
         num_gpus=_A_GPU if on_gpu else 0,
     )
@@ -151,7 +151,7 @@ def _sum_of(answer: Answer | None) -> dict[str, Any] | None:
 def _wandb(there: Sequence[Member], wanted: Wanted) -> Iterator[Check]:
     """Asks the driver's node, where the coordinator lives."""
     here = [member for member in there if member.is_here]
-    for answer in _ask(here, lambda _: (node_look.ask_wandb, wanted.wandb), _LOOK_LIMIT_S).values():
+    for answer in _ask(here, lambda _: (probe.ask_wandb, wanted.wandb), _LOOK_LIMIT_S).values():
         if answer.value:
             yield check_wandb(**answer.value)
 
