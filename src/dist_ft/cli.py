@@ -114,19 +114,19 @@ def submit(
     sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch, as --sbatch=--nodes=4.")] = None,
 ) -> None:
     """Start a run elsewhere."""
-    from dist_ft.launchers.request import SubmitRequest
+    from dist_ft.launchers.launcher import SubmitRequest
 
     request = SubmitRequest(config, tuple(overrides or ()), resume, follow, preflight)
     if to == "ray":
-        from dist_ft.launchers import ray_job
+        from dist_ft.launchers.ray import jobs
 
-        _exit_as(ray_job.submit(request, address))
+        _exit_as(jobs.submit(request, address))
     elif to == "kubernetes":
         if overlay is None:
             raise UsageError("--to kubernetes needs --overlay DIR, such as cluster/kuberay/overlays/gpu")
-        from dist_ft.launchers import kubernetes
+        from dist_ft.launchers.kubernetes import submit
 
-        raise typer.Exit(kubernetes.submit(request, overlay, namespace=namespace, image=image))
+        raise typer.Exit(submit.submit(request, overlay, namespace=namespace, image=image))
     elif to == "slurm":
         if template is None:
             raise UsageError("--to slurm needs --template FILE, such as cluster/slurm/job.sbatch")
@@ -170,7 +170,7 @@ def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) ->
         typer.echo(json.dumps(found) if as_json else launcher.render_job(found))
         return
     if (server := _job_server(run, address)) is not None:
-        from dist_ft.launchers.ray_job import read_job, render_job
+        from dist_ft.launchers.ray.jobs import read_job, render_job
 
         job = read_job(server, run)
         typer.echo(json.dumps(job) if as_json else render_job(job))
@@ -202,9 +202,9 @@ def logs(
         for name, text in read_rank_logs(_open(run)):
             typer.echo(f"==> {name} <==\n{text}")
     elif follow:
-        from dist_ft.launchers import ray_follow
+        from dist_ft.launchers.ray import output
 
-        _exit_as(ray_follow.follow(server, run))
+        _exit_as(output.follow(server, run))
     else:
         typer.echo(server.logs(run), nl=False)
 
@@ -220,9 +220,9 @@ def stop(
         typer.echo(launcher.stop(str(run), timeout_s))
         return
     if (server := _job_server(run, address)) is not None:
-        from dist_ft.launchers import ray_job
+        from dist_ft.launchers.ray import jobs
 
-        typer.echo(ray_job.stop(server, run, timeout_s))
+        typer.echo(jobs.stop(server, run, timeout_s))
         return
     from dist_ft.run.status import request_stop
 
@@ -527,8 +527,6 @@ def _launcher_of(run: str) -> Any:
 
         return slurm
     if run.startswith("kubernetes:"):
-        from dist_ft.launchers import kubernetes_job
-
         return kubernetes_job
     return None
 
@@ -538,7 +536,7 @@ def _job_server(run: str, address: str | None) -> Any:
     is_one_word = len(Path(run).parts) == 1 and not Path(run).exists()
     if not is_one_word or not (address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")):
         return None
-    from dist_ft.launchers.ray_server import JobServer
+    from dist_ft.launchers.ray.server import JobServer
 
     return JobServer(address)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.launchers.manifests import pod_templates
+from dist_ft.launchers.kubernetes.manifests import pod_templates
 from tests.k8s import overlays
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")

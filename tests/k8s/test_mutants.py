@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.launchers.lint import problems_of
+from dist_ft.launchers.kubernetes.lint import problems_of
 from tests.k8s import crd, overlays
 
 pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)

@@ -12,9 +12,9 @@ import yaml
 from dist_ft.cli import app
 from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
-from dist_ft.launchers.lint import problems_of, size_bytes
-from dist_ft.launchers.manifests import pod_templates, shared_mount
-from dist_ft.launchers.pod_paths import on_volume
+from dist_ft.launchers.kubernetes.lint import problems_of, size_bytes
+from dist_ft.launchers.kubernetes.manifests import pod_templates, shared_mount
+from dist_ft.launchers.kubernetes.pod_paths import on_volume
 from tests.k8s import crd, overlays
 
 pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.launchers.manifests import pod_templates
+from dist_ft.launchers.kubernetes.manifests import pod_templates
 from tests.k8s import overlays, server
 
 WHY_ABSENT = server.why_absent()

@@ -16,9 +16,9 @@ import pytest
 
 from cluster.local.hosts import Hosts, why_not
 from dist_ft.config import load_config
-from dist_ft.launchers.kubernetes import render
-from dist_ft.launchers.manifests import Manifest, pod_templates
-from dist_ft.launchers.request import SubmitRequest
+from dist_ft.launchers.kubernetes.manifests import Manifest, pod_templates
+from dist_ft.launchers.kubernetes.submit import render
+from dist_ft.launchers.launcher import SubmitRequest
 from tests.k8s import overlays
 
 _REASON = why_not() or (None if overlays.is_kubectl_there() else overlays.WHY_ABSENT)

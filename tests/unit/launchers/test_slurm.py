@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers import slurm
-from dist_ft.launchers.request import SubmitRequest
+from dist_ft.launchers.launcher import SubmitRequest
 from dist_ft.launchers.slurm import check_room, follow, logs, read_job, render, render_job, room, stop, submit
 
 TEMPLATE = Path(__file__).resolve().parents[3] / "cluster" / "slurm" / "job.sbatch"

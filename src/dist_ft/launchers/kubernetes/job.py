@@ -9,9 +9,9 @@ import json
 from typing import Any
 
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.launchers import kubernetes
-from dist_ft.launchers.kubernetes import FINAL, KUBECTL_LIMIT_S, PREFIX, exit_code, kubectl, output_of
-from dist_ft.launchers.manifests import RUN_DIR, Manifest
+from dist_ft.launchers.kubernetes import submit
+from dist_ft.launchers.kubernetes.manifests import RUN_DIR, Manifest
+from dist_ft.launchers.kubernetes.submit import FINAL, KUBECTL_LIMIT_S, PREFIX, exit_code, kubectl, output_of
 from dist_ft.run.status import read_if_seen, render_status
 
 
@@ -57,7 +57,7 @@ def follow(job: str) -> int:
     """Shows what a job writes until it has ended, over all its retries; returns its exit code."""
     _get(job)
     namespace, name = _parts(job)
-    return kubernetes.follow(name, namespace)
+    return submit.follow(name, namespace)
 
 
 def stop(job: str, timeout_s: float) -> str:

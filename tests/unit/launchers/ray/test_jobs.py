@@ -12,10 +12,10 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.launchers import ray_job
-from dist_ft.launchers.ray_job import read_job, render_job, stop, submit
-from dist_ft.launchers.ray_server import JobServer
-from dist_ft.launchers.request import STOP_ENV, SubmitRequest
+from dist_ft.launchers.launcher import STOP_ENV, SubmitRequest
+from dist_ft.launchers.ray import jobs
+from dist_ft.launchers.ray.jobs import read_job, render_job, stop, submit
+from dist_ft.launchers.ray.server import JobServer
 from dist_ft.layout import RunDir, write_json
 from dist_ft.run.state import RunRecord
 
@@ -67,7 +67,7 @@ class EmptyServer:
 def test_a_job_gets_the_keys_that_were_set_and_a_stop_that_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_job, "JobServer", EmptyServer)
+    monkeypatch.setattr(jobs, "JobServer", EmptyServer)
     path = tmp_path / "mine.yaml"
     path.write_text("model: {name: tiny-random}\ndata: {train: [{source: /d/a.jsonl}]}\nmethod: {init_from: /d/a}\n")
     submit(SubmitRequest(path, ("run.output_dir=/d/runs",)), "http://h:8265")

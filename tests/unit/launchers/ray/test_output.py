@@ -11,8 +11,8 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from dist_ft.errors import DistFtError
-from dist_ft.launchers import ray_follow
-from dist_ft.launchers.ray_follow import follow, how_it_ended
+from dist_ft.launchers.ray import output
+from dist_ft.launchers.ray.output import follow, how_it_ended
 
 RESULT = {"run_dir": "/runs/a", "state": "completed", "steps": 3}
 LOG = f"one\ntwo\n{json.dumps(RESULT)}\n"
@@ -49,7 +49,7 @@ class Jobs:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_follow, "_RECONNECT_S", (0.0, 0.0))
+    monkeypatch.setattr(output, "_RECONNECT_S", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("cut", range(len(LOG)))

@@ -15,9 +15,9 @@ from typing import Any
 
 from dist_ft.config import Config, check_config_elsewhere, dump_set_keys, load_config
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.launchers.ray_follow import Ended, find_result, follow, how_it_ended, wait_for_end
-from dist_ft.launchers.ray_server import JobServer
-from dist_ft.launchers.request import STOP_ENV, SubmitRequest
+from dist_ft.launchers.launcher import STOP_ENV, SubmitRequest
+from dist_ft.launchers.ray.output import Ended, find_result, follow, how_it_ended, wait_for_end
+from dist_ft.launchers.ray.server import JobServer
 from dist_ft.run.status import read_if_seen, render_status
 
 _CONFIG_NAME = "config.yaml"

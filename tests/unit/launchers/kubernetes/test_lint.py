@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.launchers.lint import problems_of, size_bytes
+from dist_ft.launchers.kubernetes.lint import problems_of, size_bytes
 
 
 def _cluster(name: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from dist_ft.errors import UsageError
-from dist_ft.launchers.ray_server import JobServer, resolve_address
+from dist_ft.launchers.ray.server import JobServer, resolve_address
 
 
 @pytest.fixture(autouse=True)

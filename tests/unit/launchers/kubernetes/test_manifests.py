@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError, UsageError
-from dist_ft.launchers.manifests import cores, for_run, shared_mount, slots, slug
-from dist_ft.launchers.pod_paths import on_volume
+from dist_ft.launchers.kubernetes.manifests import cores, for_run, shared_mount, slots, slug
+from dist_ft.launchers.kubernetes.pod_paths import on_volume
 
 BASE = Path(__file__).resolve().parents[3] / "cluster" / "kuberay" / "base"
 MOUNT = "/mnt/dist-ft"

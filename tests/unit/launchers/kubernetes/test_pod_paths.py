@@ -9,7 +9,7 @@ import pytest
 
 from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError
-from dist_ft.launchers.pod_paths import on_volume
+from dist_ft.launchers.kubernetes.pod_paths import on_volume
 
 MOUNT = "/mnt/dist-ft"
 IN_A_STORE = ("run.output_dir=s3://b/runs/", "data.train=[{source: 's3://b/a.jsonl'}]")

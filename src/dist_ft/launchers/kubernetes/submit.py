@@ -20,8 +20,8 @@ from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.command import run_command
-from dist_ft.launchers.lint import problems_of
-from dist_ft.launchers.manifests import (
+from dist_ft.launchers.kubernetes.lint import problems_of
+from dist_ft.launchers.kubernetes.manifests import (
     RUN_LABEL,
     Manifest,
     for_run,
@@ -29,8 +29,8 @@ from dist_ft.launchers.manifests import (
     pod_templates,
     shared_mount,
 )
-from dist_ft.launchers.pod_paths import on_volume
-from dist_ft.launchers.request import SubmitRequest
+from dist_ft.launchers.kubernetes.pod_paths import on_volume
+from dist_ft.launchers.launcher import SubmitRequest
 
 NAMESPACE = "dist-ft"
 PREFIX = "kubernetes:"

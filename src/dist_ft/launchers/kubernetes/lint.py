@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 import yaml
 from packaging.requirements import Requirement
 
-from dist_ft.launchers.kuberay_rules import operator_problems
-from dist_ft.launchers.manifests import Manifest, pod_templates
-from dist_ft.launchers.request import STOP_ENV
+from dist_ft.launchers.kubernetes.manifests import Manifest, pod_templates
+from dist_ft.launchers.kubernetes.operator_rules import operator_problems
+from dist_ft.launchers.launcher import STOP_ENV
 
 _GPU = "nvidia.com/gpu"
 _SECRET_NAME = re.compile(r"(?:\b|_)(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD|CREDENTIALS?)\b", re.IGNORECASE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.launchers.kubernetes_job import follow, logs, read_job, render_job, stop
+from dist_ft.launchers.kubernetes.job import follow, logs, read_job, render_job, stop
 from dist_ft.layout import RunDir, write_json
 from dist_ft.run.state import RunRecord
 from tests.helpers.fake_kubectl import FakeKubectl
