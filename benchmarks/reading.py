@@ -67,10 +67,10 @@ def write_ours(directory: Path, count: int, tokens: int) -> None:
 
 def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
     from dist_ft.config.schema import LoaderConfig
-    from dist_ft.data.shards.shard_file import TokenShards
     from dist_ft.data.stream.cache import Place, ShardCache
     from dist_ft.data.stream.loader import RankLayout, TrainLoader
     from dist_ft.data.stream.order import Order
+    from dist_ft.data.stream.token_shards import TokenShards
     from dist_ft.storage.store import LocalStore
 
     keys = sorted(path.stem for path in directory.glob("*.json"))

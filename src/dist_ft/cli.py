@@ -65,7 +65,8 @@ def train(
 ) -> None:
     """Run a config to the end: train, checkpoint, export, measure."""
     parsed = _load(config, [*(overrides or []), *([f"cluster.address={address}"] if address else [])])
-    from dist_ft.config.rules import check_new_run, has_gpu
+    from dist_ft.machine import has_gpu
+    from dist_ft.run.place import check_new_run
 
     if not resume:
         check_new_run(parsed)
@@ -527,7 +528,9 @@ def _launcher_of(run: str) -> Any:
 
         return slurm
     if run.startswith("kubernetes:"):
-        return kubernetes_job
+        from dist_ft.launchers.kubernetes import job
+
+        return job
     return None
 
 

@@ -1,7 +1,7 @@
 """What a row of data is, between the files it comes from and the tokens it becomes.
 
-`stream/` reads rows of any format into a `Record`; `model/chat/render.py` turns a record into `Sample`s. Neither knows the
-other.
+`data/rows/` reads rows of any format into a `Record`; `model/chat/render.py` turns a record into `Sample`s.
+Neither knows the other.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 FILES = sorted((ROOT / "cluster" / "ray-up").glob("*.yaml"))
 CLOUDS = [path for path in FILES if path.stem != "local"]
 

@@ -27,10 +27,11 @@ import pytest
 from dist_ft.config import Config
 from tests.helpers.attempts import Attempt, Floats, prepare, relative_l2, train
 from tests.helpers.configs import tiny_config, write_rows
+from tests.helpers.paths import ROOT
 from tests.helpers.ranks import RankServer
 
 NUM_STEPS = 60
-REPORT = Path(__file__).resolve().parents[2] / "build" / "exactness.json"
+REPORT = ROOT / "build" / "exactness.json"
 
 
 @dataclass(frozen=True)

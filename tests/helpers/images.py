@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dist_ft import __version__
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 _TOOLS = ("buildah", "podman", "runc", "debootstrap", "ip")
 _BASE = "localhost/python:3.11-slim-bookworm"
 _BUILD_LIMIT_S = 1500.0

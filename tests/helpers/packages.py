@@ -6,11 +6,10 @@ import re
 import tomllib
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
 
 
 def normal(name: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
+from dist_ft.data.stream.cache import open_split
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.jobs import prepare as prepare_task
 from dist_ft.layout import RunDir, slices_name
@@ -260,7 +261,7 @@ def _eval_loss(parts: RankParts) -> float | None:
     split = parts.eval_split
     if split is None:
         return None
-    shards = split.open(parts.config.data.loader)
+    shards = open_split(split, parts.config.data.loader)
     return evaluate(parts.engine, shards, parts.layout, split.num_trained_tokens)["eval_loss"]
 
 

@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-_ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 _PEER_GRACE_S = 5.0  # what the others get once one rank has failed
 _LEASE_LOST = 4
 _FAILED = 1
@@ -45,7 +46,7 @@ class RankServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd=_ROOT,
+                cwd=ROOT,
                 env={**os.environ, "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"},
                 start_new_session=True,
             )

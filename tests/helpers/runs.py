@@ -13,8 +13,9 @@ from typing import Any
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.layout import RunDir, last_rows, read_json, read_rows
 from dist_ft.storage.store import LocalStore
+from tests.helpers.paths import ROOT
 
-CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
+CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 
 
 class Run:

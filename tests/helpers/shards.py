@@ -12,8 +12,9 @@ import numpy as np
 
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards.pack import PackedSequence
-from dist_ft.data.shards.shard_file import ShardInfo, ShardWriter, TokenShards
+from dist_ft.data.shards.shard_file import ShardInfo, ShardWriter
 from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import CheckpointError
 from dist_ft.storage.store import LocalStore
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from dist_ft import __version__
+from tests.helpers.paths import ROOT
 
-FILE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
+FILE = ROOT / "docker" / "compose.yaml"
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 NODES = ("head", "worker-1", "worker-2")

@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from tests.helpers import packages
+from tests.helpers.paths import ROOT
 from tests.k8s import overlays
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
 

@@ -15,8 +15,9 @@ from dist_ft.config import load_config
 from dist_ft.errors import UserError
 from dist_ft.layout import user_cache_dir
 from dist_ft.orchestrate.workers.processes import run_task
+from tests.helpers.paths import ROOT
 
-CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
+CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.stream.test_dataset_hub import TRAIN, make_dataset
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.rows.scan import content_hash
 from tests.helpers.dataset_hub import COMMIT, serve_dataset
+from tests.unit.data.sources.test_dataset_hub import TRAIN, make_dataset
 
 NO_HUB = "http://127.0.0.1:9"
 READ = """

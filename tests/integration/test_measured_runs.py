@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from dist_ft.layout import RunDir, last_rows, read_rows
+from tests.helpers.paths import ROOT
 
-CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
+CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 SETTINGS = [
     "eval.every_steps=2", "eval.early_stopping={patience: 2}", "eval.best_metric=eval_loss",
     "eval.metrics=[exact_match, json_valid, rouge_l]", "eval.max_rows=40", "eval.max_new_tokens=4",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.timeout(1500)
@@ -28,6 +28,8 @@ def test_the_smoke_run_teaches_the_task(tmp_path: Path) -> None:
 import sys, json
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.paths import ROOT
 export, base = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), export)
 tokenizer = AutoTokenizer.from_pretrained(export)

@@ -15,8 +15,9 @@ import pytest
 
 from dist_ft.layout import RunDir, last_rows, read_json, read_rows
 from tests.helpers.cluster import command_line, descendants
+from tests.helpers.paths import ROOT
 
-CONFIG = Path(__file__).parents[2] / "configs" / "smoke" / "full.yaml"
+CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 
 
 def command(cli: str, tmp_path: Path, address: str, *overrides: str) -> list[str]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 CRDS = Path(os.environ.get("DIST_FT_CRDS") or ROOT.parent / "shared" / "data" / "crds")
 WHY_ABSENT = f"the KubeRay CRDs are not at {CRDS}; set DIST_FT_CRDS to a folder with ray.io_rayjobs.json.gz"
 _FILES = {"RayJob": "ray.io_rayjobs.json.gz", "RayCluster": "ray.io_rayclusters.json.gz"}

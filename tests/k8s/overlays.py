@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-KUBERAY = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
+from tests.helpers.paths import ROOT
+
+KUBERAY = ROOT / "cluster" / "kuberay"
 OVERLAYS = sorted(path.parent.name for path in KUBERAY.glob("overlays/*/kustomization.yaml"))
 OTHERS = ("common", "redis", "shared")
 WHY_ABSENT = "kubectl is not on PATH; it builds the overlays (`kubectl kustomize`)"

@@ -15,10 +15,10 @@ from dist_ft.config.rules import check_sections
 from dist_ft.launchers.kubernetes.lint import problems_of, size_bytes
 from dist_ft.launchers.kubernetes.manifests import pod_templates, shared_mount
 from dist_ft.launchers.kubernetes.pod_paths import on_volume
+from tests.helpers.paths import ROOT
 from tests.k8s import crd, overlays
 
 pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", [*overlays.OVERLAYS, "shared"])

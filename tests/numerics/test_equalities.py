@@ -15,10 +15,10 @@ from dist_ft.config import Config
 from dist_ft.config.schema import EvalConfig
 from dist_ft.data.stream.loader import collate
 from dist_ft.model.base import load_model
+from dist_ft.objectives.micro_batch import to_device
 from dist_ft.objectives.sft import TokenLoss
 from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
-from dist_ft.train.device import to_device
 from tests.helpers.attempts import Attempt, differing, train
 from tests.helpers.configs import tiny_config
 from tests.helpers.ranks import RankServer

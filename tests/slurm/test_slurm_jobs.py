@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +13,10 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.layout import RunDir, last_rows, read_json
 from dist_ft.storage.store import LocalStore
+from tests.helpers.paths import ROOT
 from tests.helpers.runs import CONFIG
 from tests.slurm.conftest import Slurm
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "cluster" / "slurm" / "job.sbatch"
 STEPS = 60
 

@@ -8,8 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from dist_ft.config.schema import CHAT_TEMPLATES, Config, DataConfig, MethodConfig, RowSource
-from dist_ft.errors import ConfigError, UsageError
-from dist_ft.run.place import open_run
+from dist_ft.errors import ConfigError
+from dist_ft.machine import has_gpu, local_slots
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme, without_secrets
 from dist_ft.storage.urls import checked_store_url, is_url
 
@@ -47,24 +47,6 @@ def check_config_elsewhere(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_new_run(config: Config) -> None:
-    """Refuses to write into a run directory that is there already.
-
-    Raises:
-        UsageError: It exists.
-        ConfigError: It is in a store that does not answer, or refuses.
-    """
-    run_dir = open_run(config.run.address)
-    try:
-        is_taken = run_dir.has("")
-    except OSError as error:
-        raise ConfigError(f"run.output_dir={config.run.output_dir} cannot be used: {error}") from error
-    if is_taken:
-        raise UsageError(
-            f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
-        )
-
-
 def is_hub_id(source: str) -> bool:
     """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
@@ -89,31 +71,6 @@ def check_sections(config: Config) -> None:
     problems = _section_problems(config)
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def local_slots() -> int:
-    """CPU worker slots of a Ray that we start: logical, up to four a core, at least eight."""
-    return max(8, 4 * num_cores())
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA device, found without loading CUDA."""
-    return Path("/dev/nvidiactl").exists()
-
-
-def has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU has instructions that oneDNN computes bfloat16 with; yes where that cannot be found out."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return True
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
-    return not flags or bool(flags & {"avx512bw", "avx_ne_convert", "amx_bf16", "bf16"})
 
 
 def _capacity_problem(config: Config) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_ft.data.shards.shard_file import TokenShards
 from dist_ft.data.stream.loader import RankLayout, eval_batches, num_eval_batches
+from dist_ft.data.stream.token_shards import TokenShards
+from dist_ft.objectives.micro_batch import to_device
 from dist_ft.run.scores import perplexity
-from dist_ft.train.device import to_device
 
 PROBE_TOKENS = 64
 PROBE_COLUMNS = 8

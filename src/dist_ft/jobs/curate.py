@@ -1,7 +1,7 @@
 """Applies `data.curation` and `max_rows`: one pass over all rows says which are left out, and by which rule.
 
-Memory: 24 bytes a row, a removed one 10 more; near copies take what `data/curation/near.py` says. The result depends on the
-rows and their order alone. Which rule looks at what is `data/curation/filters.py`'s.
+Memory: 24 bytes a row, a removed one 10 more; near copies take what `data/curation/near.py` says. The result
+depends on the rows and their order alone. Which rule looks at what is `data/curation/filters.py`'s.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from dist_ft.config import Config, config_from_dict, with_model_dir
-from dist_ft.config.rules import num_cores
+from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout
 from dist_ft.evaluate.generate import generate, make_batches
 from dist_ft.evaluate.held_out import batch_sums, means
 from dist_ft.evaluate.questions import Question, held_out_questions
 from dist_ft.jobs.prepare import prepare_held_out
+from dist_ft.machine import num_cores
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.chat.render import Renderer
@@ -67,7 +68,9 @@ def run(
             if split is not None:
                 layout = RankLayout(0, 1, parsed.train.micro_batch_size)
                 with torch.no_grad():
-                    sums = batch_sums(TokenLoss(model).eval(), split.open(parsed.data.loader), layout, model.device)
+                    sums = batch_sums(
+                        TokenLoss(model).eval(), open_split(split, parsed.data.loader), layout, model.device
+                    )
                 numbers[name] = means(sums, split.num_trained_tokens)
             for batch in batches:
                 prompts = [questions[row].prompt for row in batch]

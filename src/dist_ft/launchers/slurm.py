@@ -21,10 +21,10 @@ from dist_ft.config import (
     with_absolute_paths,
     with_adapter_settings,
 )
-from dist_ft.config.rules import check_new_run
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.command import run_command
 from dist_ft.launchers.launcher import SubmitRequest
+from dist_ft.run.place import check_new_run
 from dist_ft.run.status import read_if_seen, render_status
 
 PREFIX = "slurm:"

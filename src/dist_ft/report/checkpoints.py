@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_ft.checkpoint.lineage import follow, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices, read_manifests, verify_files
 from dist_ft.errors import CheckpointError, UsageError
-from dist_ft.orchestrate.health.this_machine import format_bytes
+from dist_ft.printable import format_bytes
 from dist_ft.run.place import RunPlace
 from dist_ft.run.status import FINAL_STATES, read_record
 

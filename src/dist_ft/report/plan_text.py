@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from dist_ft.orchestrate.health.this_machine import format_bytes
+from dist_ft.printable import format_bytes
 
 
 def render_plan(plan: dict[str, Any]) -> str:

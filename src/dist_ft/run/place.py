@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dist_ft.errors import CheckpointError, ExportError, StorageError
+from dist_ft.config import Config
+from dist_ft.errors import CheckpointError, ConfigError, ExportError, StorageError, UsageError
 from dist_ft.layout import FORMAT_VERSION, RunDir, user_cache_dir
 from dist_ft.run.sync import GROWING, fetch_rows
 from dist_ft.storage.objects import open_store
-from dist_ft.storage.store import Store
+from dist_ft.storage.store import PART_BYTES, Store, file_parts
 from dist_ft.storage.urls import is_url
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 RECORDS = ("run.json", "config.yaml", "sources.json", *GROWING)
 """What a driver needs to go on with a run."""
 _LOOK_EVERY_S = 5.0
-_PART_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -209,16 +209,9 @@ def local_copy(address: str) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
                 size = store.size(name)
-                for start in range(0, size, _PART_BYTES):
-                    file.write(store.read_range(name, start, min(_PART_BYTES, size - start)))
+                for start in range(0, size, PART_BYTES):
+                    file.write(store.read_range(name, start, min(PART_BYTES, size - start)))
         yield Path(scratch)
-
-
-def file_parts(path: Path) -> Iterator[bytes]:
-    """Yields a file in pieces."""
-    with path.open("rb") as file:
-        while part := file.read(_PART_BYTES):
-            yield part
 
 
 def _send_directory(directory: Path, url: str) -> None:
@@ -229,3 +222,21 @@ def _send_directory(directory: Path, url: str) -> None:
     files = [path for path in directory.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: (path.suffix == ".json", path)):
         store.put(path.relative_to(directory).as_posix(), file_parts(path))
+
+
+def check_new_run(config: Config) -> None:
+    """Refuses to write into a run directory that is there already.
+
+    Raises:
+        UsageError: It exists.
+        ConfigError: It is in a store that does not answer, or refuses.
+    """
+    run_dir = open_run(config.run.address)
+    try:
+        is_taken = run_dir.has("")
+    except OSError as error:
+        raise ConfigError(f"run.output_dir={config.run.output_dir} cannot be used: {error}") from error
+    if is_taken:
+        raise UsageError(
+            f"run directory {run_dir} exists; continue it with --resume, or choose another run.name or run.output_dir"
+        )

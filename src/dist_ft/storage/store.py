@@ -17,6 +17,9 @@ from typing import BinaryIO, Protocol
 
 from dist_ft.errors import CheckpointError
 
+PART_BYTES = 8 * 2**20
+"""How much of a file is held in memory while it is copied."""
+
 
 class Store(Protocol):
     """Named byte strings below a root. Names are relative and use `/`."""
@@ -179,3 +182,10 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_parts(path: Path) -> Iterator[bytes]:
+    """Yields a file in pieces."""
+    with path.open("rb") as file:
+        while part := file.read(PART_BYTES):
+            yield part

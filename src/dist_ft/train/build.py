@@ -16,6 +16,7 @@ from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.config import Config, config_from_dict
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
 from dist_ft.memory import fitting_micro_batch
 from dist_ft.messages import AttemptSpec, RankSpec
@@ -175,7 +176,7 @@ def environment(num_threads: int, micro_batch_size: int) -> dict[str, Any]:
 
 
 def _build_loader(config: Config, splits: list[PreparedSplit], num_positions: int, layout: RankLayout) -> TrainLoader:
-    opened = [split.open(config.data.loader) for split in splits]
+    opened = [open_split(split, config.data.loader) for split in splits]
     return TrainLoader(
         build_order(opened, config.data, config.run.seed),
         opened,

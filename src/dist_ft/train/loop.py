@@ -16,13 +16,14 @@ import torch
 import torch.distributed as dist
 
 from dist_ft.config import Config
+from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import StepBatch
 from dist_ft.errors import DivergedError
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
+from dist_ft.objectives.micro_batch import to_device
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
-from dist_ft.train.device import to_device
 from dist_ft.train.link import Link
 from dist_ft.train.numbers import find_bad_numbers
 from dist_ft.train.saving import Saver
@@ -200,7 +201,9 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
     if split is None:
         return []
     link.send(PhaseChanged("evaluate", step))
-    numbers = evaluate(parts.engine, split.open(parts.config.data.loader), parts.layout, split.num_trained_tokens)
+    numbers = evaluate(
+        parts.engine, open_split(split, parts.config.data.loader), parts.layout, split.num_trained_tokens
+    )
     row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
     if parts.spec.rank == 0:
         link.send(EvalDone(row))

@@ -18,7 +18,8 @@ import yaml
 
 from dist_ft import __version__
 from dist_ft.layout import last_rows
-from tests.helpers.images import ROOT, Images, wait_until, why_not
+from tests.helpers.images import Images, wait_until, why_not
+from tests.helpers.paths import ROOT
 
 _REASON = why_not()
 pytestmark = [pytest.mark.skipif(_REASON is not None, reason=str(_REASON)), pytest.mark.timeout(2400)]

@@ -26,8 +26,8 @@ from dist_ft.config import (
 )
 from dist_ft.config.schema import RowSource, SourceConfig
 from dist_ft.errors import ConfigError
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 MINIMAL = """\
 model:

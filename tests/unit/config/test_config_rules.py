@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dist_ft.config import Config, check_config, load_config
-from dist_ft.config.rules import has_fast_bfloat16
 from dist_ft.errors import ConfigError
+from dist_ft.machine import has_fast_bfloat16
 
 Check = Callable[..., list[str]]
 

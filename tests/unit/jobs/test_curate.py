@@ -14,6 +14,7 @@ import pytest
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
 from dist_ft.data.shards.exclusions import describe_left_out
+from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.jobs import curate as module
 from dist_ft.jobs.prepare import prepare_splits, run
@@ -184,7 +185,7 @@ def test_redacted_rows_are_other_data_with_the_same_turns(tmp_path: Path, write:
     )
     tokenizer = load_tokenizer(config_of(tmp_path, source))
     assert plain.key != redacted.key
-    ids, trained, _ = redacted.open(config_of(tmp_path, source).data.loader).read(0, 0)
+    ids, trained, _ = open_split(redacted, config_of(tmp_path, source).data.loader).read(0, 0)
     texts = [tokenizer.decode(ids[trained == is_trained]) for is_trained in (True, False)]
     assert texts[0].startswith("Hello <EMAIL>") and "I am <EMAIL>" in texts[1]
     assert plain.num_rows == redacted.num_rows == 2

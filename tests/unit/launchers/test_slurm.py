@@ -16,8 +16,9 @@ from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers import slurm
 from dist_ft.launchers.launcher import SubmitRequest
 from dist_ft.launchers.slurm import check_room, follow, logs, read_job, render, render_job, room, stop, submit
+from tests.helpers.paths import ROOT
 
-TEMPLATE = Path(__file__).resolve().parents[3] / "cluster" / "slurm" / "job.sbatch"
+TEMPLATE = ROOT / "cluster" / "slurm" / "job.sbatch"
 BIN = Path("/opt/it's here/bin")
 SHOWN = """\
 JobId=17 JobName=mine

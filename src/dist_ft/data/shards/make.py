@@ -25,8 +25,7 @@ from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardW
 from dist_ft.data.shards.split_plan import PlannedShard, rows_of_shard
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.records import Sample
-from dist_ft.run.place import file_parts
-from dist_ft.storage.store import Store
+from dist_ft.storage.store import Store, file_parts
 from dist_ft.storage.urls import redacted
 
 _READERS = 32

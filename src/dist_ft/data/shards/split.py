@@ -13,22 +13,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards.exclusions import quarantine_of
 from dist_ft.data.shards.make import check_bad_rows, check_trained, quarantine_name, read_infos
 from dist_ft.data.shards.samples import Counts
-from dist_ft.data.shards.shard_file import INFO, ShardInfo, TokenShards
+from dist_ft.data.shards.shard_file import INFO, ShardInfo
 from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan
-from dist_ft.data.stream.cache import Place, ShardCache
 from dist_ft.layout import FORMAT_VERSION
 from dist_ft.storage.objects import open_store
-from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import Store
-
-READY_LIMIT_S = 7200.0
-"""Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,15 @@ class PreparedSplit:
     max_tokens: int = 0
     max_trained_tokens: int = 0
 
-    def open(self, loader: LoaderConfig) -> TokenShards:
-        """Opens the shards for reading."""
-        store = open_store(self.address)
-        keys = _read(store, _list_name(self.key))["keys"]
-        places = [Place(shown_url(address), open_store(address)) for address in (self.address, *loader.replicas)]
-        if not self.is_complete:
-            return TokenShards(keys, ShardCache(places, loader, READY_LIMIT_S))
-        sizes = _read(store, _sizes_name(self.key))["sizes"]
-        return TokenShards(keys, ShardCache(places, loader), np.array(sizes, np.int64))
+    def read_keys(self) -> list[str]:
+        """Returns the keys of the shards, in the source's order."""
+        keys: list[str] = _read(open_store(self.address), _list_name(self.key))["keys"]
+        return keys
+
+    def read_sizes(self) -> list[int]:
+        """Returns the sequences of each shard of a complete split."""
+        sizes: list[int] = _read(open_store(self.address), _sizes_name(self.key))["sizes"]
+        return sizes
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:

@@ -19,14 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 from filelock import FileLock, Timeout
 
 from dist_ft.config.schema import LoaderConfig
-from dist_ft.data.shards.shard_file import ARROW, DAMAGED, INFO, ShardFile, ShardInfo, map_file, read_info
+from dist_ft.data.shards.shard_file import ARROW, INFO, ShardInfo, map_file, read_info
+from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.token_shards import DAMAGED, ShardFile, TokenShards
 from dist_ft.errors import DataError, DataUnavailableError, DistFtError, StorageError
 from dist_ft.layout import user_cache_dir
+from dist_ft.storage.objects import open_store
+from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import LocalStore, Store
 
 FIRST_PAUSE_S = 0.5
@@ -34,6 +39,8 @@ FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
 READY_POLL_S = 2.0
 """Between two looks for a shard that is being prepared."""
+READY_LIMIT_S = 7200.0
+"""Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
 LOCK_LIMIT_S = 900.0
 """Longest wait for another process that copies the same file."""
 _CHUNK_BYTES = 8 << 20
@@ -269,6 +276,15 @@ class ShardCache:
             f"shard {key} was not prepared within {self._ready_limit_s:g} s (looked at {places}); see the log of the "
             "preparation, or set data.preparation=ahead"
         )
+
+
+def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:
+    """Opens the shards of a split for reading, from its store or one of `loader.replicas`."""
+    addresses = (split.address, *loader.replicas)
+    places = [Place(shown_url(address), open_store(address)) for address in addresses]
+    if not split.is_complete:
+        return TokenShards(split.read_keys(), ShardCache(places, loader, READY_LIMIT_S))
+    return TokenShards(split.read_keys(), ShardCache(places, loader), np.array(split.read_sizes(), np.int64))
 
 
 class _ClosedError(DataUnavailableError):

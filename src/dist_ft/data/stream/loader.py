@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from dist_ft.config import Config
 from dist_ft.config.schema import DataConfig
-from dist_ft.data.shards.shard_file import Row, TokenShards
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
+from dist_ft.data.stream.token_shards import Row, TokenShards
 from dist_ft.memory import BatchShape
 from dist_ft.slots import IGNORE, layout_slots, num_micro_steps, round_up
 

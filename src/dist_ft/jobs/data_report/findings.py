@@ -1,7 +1,7 @@
 """What `dist-ft data check` says: the measures of the data, and what follows from them for a person.
 
-Owns thresholds and words. Counting is `jobs/data_report/measure.py`'s; `data_limits.py` has the limits that a config sets,
-`data_text.py` and `data_page.py` how it looks.
+Owns thresholds and words. Counting is `jobs/data_report/measure.py`'s; `limits.py` has the limits that a config sets,
+`report/data_text.py` and `report/data_page.py` how it looks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
 
-Owns the counting. What the counts mean to a person is left to `jobs/data_report/findings.py`. Memory is flat: two hashes a row,
-what `data/curation/near.py` takes, and the first few places of whatever is counted.
+Owns the counting. What the counts mean to a person is left to `jobs/data_report/findings.py`. Memory is flat:
+two hashes a row, what `data/curation/near.py` takes, and the first few places of whatever is counted.
 """
 
 from __future__ import annotations

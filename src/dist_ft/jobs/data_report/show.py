@@ -18,8 +18,9 @@ from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.render_batches import RenderMany, render_rows
 from dist_ft.data.shards.request import SplitRequest
 from dist_ft.data.shards.samples import usable
-from dist_ft.data.shards.shard_file import TokenShards
 from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, rows_of_shard
+from dist_ft.data.stream.cache import open_split
+from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import UsageError
 from dist_ft.jobs.prepare import prepare_split
 from dist_ft.jobs.splits import make_renderer, plan_splits
@@ -80,7 +81,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     split = prepare_split(config, plan, render_many)
     if first > split.num_sequences:
         raise UsageError(f"--row {first}: source {source} has {split.num_sequences:,} sequences")
-    shards = split.open(config.data.loader)
+    shards = open_split(split, config.data.loader)
     rows = range(first - 1, min(first - 1 + count, split.num_sequences))
     places = [_locate(shards, row) for row in rows]
     sequences = [list(_samples(shards, *place)) for place in places]

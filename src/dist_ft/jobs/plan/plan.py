@@ -16,12 +16,14 @@ import numpy as np
 from dist_ft.config import Config, with_commit
 from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
 from dist_ft.data.stream.order import step_positions
+from dist_ft.machine import available_memory_bytes, count_gpus
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
-from dist_ft.orchestrate.health.this_machine import available_memory_bytes, count_gpus, format_bytes
+from dist_ft.printable import format_bytes
 from dist_ft.slots import layout_slots, num_micro_steps, round_up
 
 _MAX_SIZES = 8
@@ -98,7 +100,7 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 
 def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, positions: int) -> Iterator[Lengths]:
     """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
-    shards = [split.open(config.data.loader) for split in splits]
+    shards = [open_split(split, config.data.loader) for split in splits]
     order = build_order(shards, config.data, config.run.seed)
     global_batch = config.train.global_batch_size
     count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))

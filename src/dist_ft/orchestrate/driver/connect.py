@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import ray
 
 from dist_ft.config import Config
-from dist_ft.config.rules import has_fast_bfloat16, local_slots, num_cores
 from dist_ft.errors import CapacityError, UsageError
+from dist_ft.machine import has_fast_bfloat16, local_slots, num_cores
 from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, start_env
 
 _CONNECT_LIMIT_S = 5.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from dist_ft.config.rules import has_gpu
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.target import Target
+from dist_ft.machine import has_gpu
 from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.config.rules import num_cores
+from dist_ft.machine import num_cores
 from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 from dist_ft.report.progress import ShardProgress
 

@@ -17,10 +17,10 @@ from typing import Any
 import ray
 
 from dist_ft.config import Config
-from dist_ft.config.rules import num_cores
 from dist_ft.data.stream.demand import Need
 from dist_ft.errors import DistFtError
 from dist_ft.jobs.spec import TaskSpec
+from dist_ft.machine import num_cores
 from dist_ft.orchestrate.driver.tasks import result_of, submit_to
 from dist_ft.orchestrate.workers.nodes import list_nodes
 from dist_ft.report.progress import ShardProgress

@@ -1,7 +1,7 @@
 """A sum over all nodes, one process a node: does the group form, is the sum right, how fast is it.
 
-`python -m dist_ft.orchestrate.health.all_reduce RANK WORLD_SIZE HOST PORT BACKEND` … prints `{"bytes_per_s": …}` as its last line.
-Every rank calls it; rank 0 listens at HOST:PORT. Nothing stays behind.
+`python -m dist_ft.orchestrate.health.all_reduce RANK WORLD_SIZE HOST PORT BACKEND` … prints
+`{"bytes_per_s": …}` as its last line. Every rank calls it; rank 0 listens at HOST:PORT. Nothing stays behind.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_ft.config import Config, with_absolute_paths
-from dist_ft.orchestrate.health.this_machine import MIN_DISK_BYTES, MIN_SHM_BYTES, Check, format_bytes
+from dist_ft.orchestrate.health.this_machine import MIN_DISK_BYTES, MIN_SHM_BYTES, Check
+from dist_ft.printable import format_bytes
 
 MAX_SKEW_S = 2.0
 _MIN_TEMP_BYTES = 512 << 20  # Ray's logs; what it would spill never comes, weights and data pass it by

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dist_ft.machine import count_gpus, nvidia_driver, size_of_shared_memory
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.health.judge import NodeFacts
-from dist_ft.orchestrate.health.this_machine import count_gpus, nearest_existing, nvidia_driver, size_of_shared_memory
+from dist_ft.orchestrate.health.this_machine import nearest_existing
 from dist_ft.orchestrate.workers.network import interface_of, rendezvous_env
 from dist_ft.orchestrate.workers.nodes import is_listening
 from dist_ft.storage.objects import open_store

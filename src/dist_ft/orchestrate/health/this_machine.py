@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
@@ -24,7 +23,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dist_ft.config.rules import is_there, num_cores
+from dist_ft.config.rules import is_there
+from dist_ft.machine import available_memory_bytes, count_gpus, num_cores
+from dist_ft.printable import format_bytes
 from dist_ft.storage.store import LocalStore
 
 _PACKAGE = "dist-ft"
@@ -223,47 +224,6 @@ def check_wandb() -> Check:
     if os.environ.get("WANDB_API_KEY"):
         return Check("W&B", True, "WANDB_API_KEY is set; runs are logged online")
     return Check("W&B", True, "no WANDB_API_KEY; runs are logged offline, `wandb sync` sends them later")
-
-
-def size_of_shared_memory(path: Path = Path("/dev/shm")) -> int | None:
-    """Returns the size of /dev/shm, used or not; None where there is none."""
-    return shutil.disk_usage(path).total if path.is_dir() else None
-
-
-def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Returns the version of NVIDIA's driver, if there is one."""
-    try:
-        found = re.search(r"Kernel Module\D+([\d.]+)", path.read_text(errors="replace"))
-    except OSError:
-        return None
-    return found[1] if found else None
-
-
-def count_gpus() -> int:
-    """Counts NVIDIA devices by their device files, without a driver call."""
-    return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
-
-
-def available_memory_bytes() -> int | None:
-    """Returns the memory that new processes can have, container limit included; None where it is unknown."""
-    found = []
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        found += [int(kib) << 10 for kib in re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        found += [int(limit)] if limit.isdigit() else []
-    except OSError:
-        pass
-    return min(found, default=None)
-
-
-def format_bytes(count: float) -> str:
-    """Returns `1.5 GiB` and the like."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def _version(name: str) -> str | None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dist_ft.config.rules import num_cores
 from dist_ft.errors import DistFtError, OutOfMemoryError, StaleAttemptError, WorkerCrashError
 from dist_ft.layout import rank_log_name, stacks_name
+from dist_ft.machine import num_cores
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,

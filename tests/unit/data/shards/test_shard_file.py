@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards import shard_file as module
 from dist_ft.data.shards.pack import PackedSequence
-from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, MAX_OPEN, ShardInfo, ShardWriter, TokenShards
+from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, ShardInfo, ShardWriter
+from dist_ft.data.stream import token_shards
 from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.token_shards import MAX_OPEN, TokenShards
 from dist_ft.errors import DataError
 from dist_ft.storage.store import LocalStore
 from tests.helpers.shards import make_sequence, open_shards, places, write_shard, write_shards
@@ -27,7 +29,8 @@ ENDINGS = (".arrow", ".index.npy", ".json")
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_SEQUENCES", 4)
+    for part in (module, token_shards):
+        monkeypatch.setattr(part, "BATCH_SEQUENCES", 4)
 
 
 def assert_holds(shards: TokenShards, written: list[list[PackedSequence]]) -> None:

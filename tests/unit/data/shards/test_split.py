@@ -26,6 +26,7 @@ from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_sha
 from dist_ft.data.shards.split_plan import plan_split
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
+from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
@@ -112,13 +113,13 @@ def removed(*numbers: int) -> Removed:
 
 def texts(split: PreparedSplit) -> list[str]:
     """Every sequence as text, the user's `?` included."""
-    shards = split.open(LoaderConfig())
+    shards = open_split(split, LoaderConfig())
     return ["".join(map(chr, shards.read(*place)[0])) for place in places(split)]
 
 
 def places(split: PreparedSplit) -> list[tuple[int, int]]:
     """(shard, row) of every sequence."""
-    sizes = split.open(LoaderConfig()).num_sequences(np.arange(split.num_shards)).tolist()
+    sizes = open_split(split, LoaderConfig()).num_sequences(np.arange(split.num_shards)).tolist()
     return [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 
 
@@ -138,7 +139,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
 def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> None:
     answers = [chr(ord("a") + n) * (1 + n % 9) for n in range(26)]
     split = prepare_split(request_for(answers, packing=True, seq_len=16), render, cache_dir)
-    shards = split.open(LoaderConfig())
+    shards = open_split(split, LoaderConfig())
     found = []
     for place in places(split):
         ids, trained, starts = shards.read(*place)

@@ -11,7 +11,6 @@ from pathlib import Path
 import fsspec
 import pytest
 import zstandard
-from tests.unit.stream.test_files import ROWS, WRITERS, file_at
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.sources import readers as files_module
@@ -20,6 +19,7 @@ from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.errors import DataError
+from tests.unit.data.sources.test_readers import ROWS, WRITERS, file_at
 
 PLAIN = [name for name in WRITERS if not name.endswith(".gz")]
 TEXT = [name for name in PLAIN if name.rpartition(".")[2] in ("jsonl", "ndjson", "json", "csv", "tsv")]

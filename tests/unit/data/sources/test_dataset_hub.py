@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.stream.test_files import write_arrow_stream
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.rows.scan import read_rows
 from dist_ft.data.sources.hub_files import find_files
 from dist_ft.data.sources.listing import list_files
 from dist_ft.errors import DataError
+from tests.unit.data.sources.test_readers import write_arrow_stream
 
 CARD = """---
 configs:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.stream.test_files import file_at
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.rows.scan import BadRow, Row, scan_part
@@ -25,6 +24,7 @@ from dist_ft.data.sources.raw_row import RawRow
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
+from tests.unit.data.sources.test_readers import file_at
 
 LINES = st.lists(st.sampled_from(["", " ", "ü", "😀" * 3, "x" * 40, "\x1b", '"', "]"]), max_size=12)
 

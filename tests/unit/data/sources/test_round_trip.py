@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.stream.test_files import WRITERS
 
 from dist_ft.config.schema import RowSource
 from dist_ft.data.rows.scan import read_rows
 from dist_ft.records import Completion, Conversation, Message, Record
+from tests.unit.data.sources.test_readers import WRITERS
 
 KINDS = ("a.jsonl", "a.json", "wrapped.json", "a.csv", "a.tsv", "a.parquet", "stream.arrow", "a.feather", "a.csv.gz")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)

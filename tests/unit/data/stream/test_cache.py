@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from dist_ft.config.schema import LoaderConfig
-from dist_ft.data.shards.shard_file import ARROW, INDEX, ShardInfo, TokenShards
+from dist_ft.data.shards.shard_file import ARROW, INDEX, ShardInfo
 from dist_ft.data.stream import cache as module
 from dist_ft.data.stream.cache import Place, ShardCache
 from dist_ft.data.stream.order import Order
+from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import DataError, DataUnavailableError, StorageError
 from dist_ft.storage.store import LocalStore, Store
 from tests.helpers.shards import Fault, Remote, places, write_shards

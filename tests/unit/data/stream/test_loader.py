@@ -12,7 +12,7 @@ import pytest
 
 from dist_ft.config.schema import LoaderConfig
 from dist_ft.data.shards.pack import PackedSequence
-from dist_ft.data.shards.shard_file import ShardInfo, TokenShards
+from dist_ft.data.shards.shard_file import ShardInfo
 from dist_ft.data.stream.cache import Place, ShardCache
 from dist_ft.data.stream.loader import (
     IGNORE,
@@ -25,6 +25,7 @@ from dist_ft.data.stream.loader import (
     num_eval_batches,
 )
 from dist_ft.data.stream.order import Order, digest
+from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import DataError, DataUnavailableError
 from dist_ft.storage.store import LocalStore, Store
 from tests.helpers.shards import Remote, open_shards, write_shards

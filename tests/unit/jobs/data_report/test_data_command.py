@@ -13,8 +13,9 @@ import pytest
 from dist_ft import cli
 from tests.helpers.configs import write_rows
 from tests.helpers.pages import check_inert
+from tests.helpers.paths import ROOT
 
-CONFIG = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
+CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from dist_ft.data.shards import request
 from dist_ft.errors import DataError
-from dist_ft.jobs.data_report import measure
+from dist_ft.jobs.data_report import measure as module
 from dist_ft.jobs.data_report.measure import Noted, SplitCounts, measure
 from dist_ft.jobs.prepare import prepare_splits
 from dist_ft.model.base import load_tokenizer
@@ -183,7 +183,7 @@ def test_empty_answers_are_found(tmp_path: Path, write: Write, answer: str, is_e
     ],
 )
 def test_an_answer_that_calls_or_is_not_trained_is_not_empty(turn: dict[str, Any], is_empty: bool) -> None:
-    assert measure._is_empty_answer({"content": " ", **turn}) == is_empty
+    assert module._is_empty_answer({"content": " ", **turn}) == is_empty
 
 
 NO_END = (
@@ -284,4 +284,4 @@ def test_few_places_are_kept_of_many(tmp_path: Path, write: Write) -> None:
 @pytest.mark.parametrize(("trained", "ends"), [("", []), ("....", []), (".xx.", [2]), (".x.x", [1, 3]), ("xxxx", [3])])
 def test_ends_of_answers(trained: str, ends: list[int]) -> None:
     sample = Sample([0] * len(trained), [mark == "x" for mark in trained])
-    assert measure._answer_ends(sample) == ends
+    assert module._answer_ends(sample) == ends

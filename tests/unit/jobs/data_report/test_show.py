@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dist_ft.config import Config
 from dist_ft.data.shards import request
+from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import UsageError
 from dist_ft.jobs.data_report import show
 from dist_ft.jobs.data_report.show import show_data
@@ -69,7 +70,7 @@ def test_all_sequences_are_those_of_the_shards_and_every_sample_has_its_row(
     lines = [conversation(f"question {n} " + "x" * (n % 9), f"answer {n}") for n in range(30)]
     config = config_for(*lines, data__packing=packing, data__seq_len=160)
     split = prepare_splits(config, load_tokenizer(config))[0][0]
-    shards = split.open(config.data.loader)
+    shards = open_split(split, config.data.loader)
     assert split.num_shards == 1
     shown = show_data(config, "0", 1, 1000)["sequences"]
     assert [sequence["row"] for sequence in shown] == list(range(1, split.num_sequences + 1))

@@ -10,14 +10,16 @@ import pytest
 
 from dist_ft.config import Config, load_config
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.errors import ConfigError
 from dist_ft.jobs import prepare
 from dist_ft.jobs.plan.plan import make_plan, world_sizes
 from dist_ft.model.base import load_model
 from dist_ft.report.plan_text import render_plan
+from tests.helpers.paths import ROOT
 
-SMOKE = Path(__file__).parents[3] / "configs" / "smoke" / "full.yaml"
+SMOKE = ROOT / "configs" / "smoke" / "full.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]
     config = _config(output_dir, "train.max_steps=20")
     prepared = prepare.run(config.model_dump(mode="json"))
     split = PreparedSplit.from_dict(prepared["splits"][0])
-    shards = split.open(config.data.loader)
+    shards = open_split(split, config.data.loader)
     order = build_order([shards], config.data, config.run.seed)
     for row in plan["world_sizes"]:
         size = row["world_size"]

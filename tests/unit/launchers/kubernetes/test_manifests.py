@@ -16,8 +16,9 @@ from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError, UsageError
 from dist_ft.launchers.kubernetes.manifests import cores, for_run, shared_mount, slots, slug
 from dist_ft.launchers.kubernetes.pod_paths import on_volume
+from tests.helpers.paths import ROOT
 
-BASE = Path(__file__).resolve().parents[3] / "cluster" / "kuberay" / "base"
+BASE = ROOT / "cluster" / "kuberay" / "base"
 MOUNT = "/mnt/dist-ft"
 
 

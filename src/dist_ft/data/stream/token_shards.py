@@ -1,0 +1,192 @@
+"""Reads token shards: their sizes from the indexes, their sequences from the record batches that a rank needs.
+
+Where the files lie, and whether they are copied first, is left to `ShardFiles` (`cache.py`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from dist_ft.data.shards.shard_file import ARROW, BATCH_SEQUENCES, INDEX, SCHEMA, ShardInfo
+from dist_ft.data.stream.order import WINDOW_SHARDS
+from dist_ft.data.stream.permute import Ints
+from dist_ft.errors import DataError
+
+MAX_OPEN = 3 * WINDOW_SHARDS
+"""Shards of a source that are kept mapped: two windows and some air. No descriptor stays open."""
+
+DAMAGED = (
+    "is damaged: its bytes are not those that were written. Delete it and the files of the same name with another "
+    "ending, and resume: the shard is prepared anew"
+)
+
+Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.int32]]
+"""`input_ids`, `trained` and `starts` of a sequence."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A file of a shard, mapped.
+
+    Attributes:
+        path: Where it lies on this machine.
+        data: Its bytes; they stay readable when the file is deleted.
+    """
+
+    path: Path
+    data: pa.Buffer
+
+
+class ShardFiles(Protocol):
+    """Where a reader gets the files of shards from."""
+
+    def info(self, key: str) -> ShardInfo:
+        """Returns what a shard holds; may wait until it is prepared."""
+        ...
+
+    def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
+        """Maps a shard's file; may copy it to this machine first. Files found to be damaged are not given again."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files are read where they lie."""
+        ...
+
+    def close(self) -> None:
+        """Ends all waiting with an error."""
+        ...
+
+
+class TokenShards:
+    """The shards of one prepared source. Not for several threads at once.
+
+    Args:
+        keys: Of the shards, in the source's order.
+        files: Where they are.
+        sizes: Sequences of each shard, where known; else each shard is asked.
+    """
+
+    def __init__(self, keys: Sequence[str], files: ShardFiles, sizes: Ints | None = None) -> None:
+        self._keys, self._files, self._sizes = keys, files, sizes
+        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the source."""
+        return len(self._keys)
+
+    @property
+    def known_sizes(self) -> Ints | None:
+        """Sequences of each shard, where all are known."""
+        return self._sizes
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files are read where they lie, so that there is nothing to fetch."""
+        return self._files.is_local
+
+    def num_sequences(self, shards: Ints) -> Ints:
+        """Returns the sequences of some shards; waits where they are not prepared yet."""
+        if self._sizes is not None:
+            return self._sizes[shards]
+        return np.array([self._files.info(self._keys[shard]).num_sequences for shard in shards.tolist()], np.int64)
+
+    def sizes(self, shard: int, rows: Ints) -> npt.NDArray[np.int32]:
+        """Returns [rows, 2], tokens and trained tokens of each, from the index alone."""
+        return self._open(shard).index[rows]
+
+    def read(self, shard: int, row: int) -> Row:
+        """Returns `input_ids`, `trained` and `starts` of a row.
+
+        Raises:
+            DataError: The file is damaged where the row lies.
+        """
+        return self._open(shard).row(row)
+
+    def close(self) -> None:
+        """Lets go of all files; a call that waits for one fails. Another thread may call this."""
+        self._files.close()
+
+    def fetch(self, shard: int) -> None:
+        """Brings a shard's files to this machine, if they are not there. Any thread may call this."""
+        info = self._files.info(self._keys[shard])
+        for ending in (INDEX, ARROW):
+            self._files.open(info, ending)
+
+    def _open(self, shard: int) -> _OpenShard:
+        opened = self._opened.get(shard)
+        if opened is None:
+            while len(self._opened) >= MAX_OPEN:
+                self._opened.popitem(last=False)
+            opened = self._opened[shard] = _OpenShard(self._files, self._files.info(self._keys[shard]))
+        self._opened.move_to_end(shard)
+        return opened
+
+
+class _OpenShard:
+    """One mapped shard: its index, and those record batches that have been touched."""
+
+    def __init__(self, files: ShardFiles, info: ShardInfo) -> None:
+        self._files, self._info = files, info
+        index = _open_whole(files, info, INDEX, lambda data: xxhash.xxh3_128_hexdigest(data) == info.index_hash)
+        self.index: npt.NDArray[np.int32] = np.load(io.BytesIO(index.data.to_pybytes()))
+        self._arrow: ShardFile | None = None
+        self._spans = list(pairwise(info.batch_bounds))
+        self._batches: dict[int, _Batch] = {}
+
+    def row(self, row: int) -> Row:
+        number, offset = divmod(row, BATCH_SEQUENCES)
+        batch = self._batches.get(number)
+        if batch is None:
+            batch = self._batches[number] = self._verified(number)
+        return batch.row(offset)
+
+    def _verified(self, number: int) -> _Batch:
+        start, end = self._spans[number]
+
+        def is_whole(data: pa.Buffer) -> bool:
+            return bool(xxhash.xxh3_64_hexdigest(data[start:end]) == self._info.batch_hashes[number])
+
+        if self._arrow is None or not is_whole(self._arrow.data):
+            self._arrow = _open_whole(self._files, self._info, ARROW, is_whole)
+        return _Batch(pa.ipc.read_record_batch(self._arrow.data[start:end], SCHEMA))
+
+
+class _Batch:
+    """Arrays over the memory of one record batch; nothing is copied until a row is unpacked."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        ids, trained, starts = batch.columns
+        self._ends, self._ids = ids.offsets.to_numpy(), ids.values.to_numpy()
+        self._start_ends, self._starts = starts.offsets.to_numpy(), starts.values.to_numpy()
+        self._bits = np.frombuffer(trained.values.buffers()[1], np.uint8)
+
+    def row(self, offset: int) -> Row:
+        begin, end = int(self._ends[offset]), int(self._ends[offset + 1])
+        bits = np.unpackbits(self._bits[begin >> 3 : (end + 7) >> 3], bitorder="little")
+        trained = bits[begin & 7 : (begin & 7) + end - begin].view(np.bool_)
+        return self._ids[begin:end], trained, self._starts[self._start_ends[offset] : self._start_ends[offset + 1]]
+
+
+def _open_whole(files: ShardFiles, info: ShardInfo, ending: str, is_whole: Callable[[pa.Buffer], bool]) -> ShardFile:
+    """Opens a file whose bytes are right, from wherever there is one."""
+    damaged: set[Path] = set()
+    while True:
+        file = files.open(info, ending, damaged)
+        if is_whole(file.data):
+            return file
+        if file.path in damaged:
+            raise DataError(f"{file.path} {DAMAGED}")
+        damaged.add(file.path)
