@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness faults netns soak image-test launch-tests slurm test-unit lint format bench clean help
+.PHONY: setup smoke test exactness faults netns soak image-test launch-tests slurm shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's sl
 
 launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)
 	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py tests/slurm tests/images/built
+
+shape: setup  ## figures of the source tree, as in docs/architecture.md
+	$(BIN)/python tests/architecture/shape.py
 
 test-unit: setup  ## architecture and unit tests only
 	$(BIN)/pytest tests/architecture tests/unit
