@@ -1,8 +1,8 @@
 """Prints the figures of docs/architecture.md: how large the parts are, how they hang together, how they are typed.
 
 `make shape` runs it on this checkout; a path to another checkout may follow. It judges nothing and ends with 0. How
-each figure is counted is said where it is counted; `--json` prints them as one object, `--by-package` the typing figures of
-each package, `--private` the helpers with one caller.
+each figure is counted is said where it is counted; `--json` prints them as one object, `--by-package` the typing
+figures of each package, `--private` the helpers with one caller.
 """
 
 from __future__ import annotations
