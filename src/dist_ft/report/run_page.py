@@ -62,9 +62,11 @@ def _parts(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Sequence[di
     yield from _chart("Share of a step spent waiting for data", [("share", _points(steps, _waiting_share))])
     yield from _chart("Goodput: share of the time in steps that count", [("goodput", _points(steps, "goodput"))])
     yield from _chart("Workers over time, in minutes", [("workers", _world_sizes(ledger))])
-    if evals:
+    # A row may hold other metrics alone, or a loss that was not finite.
+    measured = [(step, row["eval_loss"]) for step, row in sorted(evals.items()) if row.get("eval_loss") is not None]
+    if measured:
         yield heading("Evaluations")
-        yield table(("step", "held-out loss"), _last([(step, row["eval_loss"]) for step, row in sorted(evals.items())]))
+        yield table(("step", "held-out loss"), _last(measured))
     yield heading("Attempts and what ended them")
     yield table(("", "when (UTC)", "attempt", "step", "what"), _last([_event_row(e) for e in ledger if _is_news(e)]))
     yield heading("Checkpoints")

@@ -24,9 +24,9 @@ def view(run: RunPlace) -> tuple[str, bool]:
     row = newest_row(run.metrics)
     text = render_status(status)
     if row is not None:
+        loss = "left out" if row["loss"] is None else f"{row['loss']:.4f}"
         text += (
-            f"\n  newest step  {row['step']:,}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-            f"{row['tokens_per_s']:,.0f} tokens/s"
+            f"\n  newest step  {row['step']:,}  loss {loss}  lr {row['lr']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
         )
     return text, status["state"] in FINAL_STATES
 

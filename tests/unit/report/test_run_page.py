@@ -88,6 +88,14 @@ def test_losses_that_are_no_numbers_are_left_out() -> None:
     assert len(points_of(render_run_page(STATUS, steps, {}, []), "training")) == 2
 
 
+def test_evaluations_without_a_loss_are_left_out() -> None:
+    evals: dict[int, dict[str, Any]] = {0: {"step": 0, "eval_loss": 2.5}, 2: {"step": 2, "eval_loss": None},
+                                        4: {"step": 4, "exact_match": 0.5}}  # fmt: skip
+    page = render_run_page(STATUS, rows(4), evals, [])
+    assert len(points_of(page, "held-out")) == 1
+    assert page.count("<tr>") == 3 + 2  # the heads of three tables, an evaluation, a checkpoint
+
+
 def test_hostile_text_stays_inert() -> None:
     hostile = '<script>alert(1)</script>" onload="x \x1b[2J\u202e'
     status = {

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.report.watch import newest_row
+from dist_ft.layout import RunDir, write_json
+from dist_ft.report.watch import newest_row, view
+from dist_ft.run.place import open_run
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 4, "lo'])
@@ -26,3 +28,19 @@ def test_there_is_none_before_the_first_step(tmp_path: Path, content: bytes | No
     if content is not None:
         path.write_bytes(content)
     assert newest_row(path) is None
+
+
+def test_a_step_that_was_left_out_is_shown(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    write_json(
+        run_dir.run_json,
+        {
+            "run_id": "r", "state": "running", "attempt": 2, "step": 3, "max_steps": 4, "world_size": 1, "workers": [],
+            "wandb_id": None, "goodput": 0.5,
+        },
+    )  # fmt: skip
+    row = {"step": 3, "attempt": 2, "loss": None, "grad_norm": None, "lr": 1e-4, "tokens_per_s": 0.0}
+    run_dir.metrics.write_text(json.dumps(row) + "\n")
+    text, is_ended = view(open_run(tmp_path))
+    assert "newest step  3  loss left out  lr 1.00e-04" in text
+    assert not is_ended
