@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.compute
 from transformers import AutoTokenizer
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import scan_part
 from dist_ft.data.shards.pack import Window
 from dist_ft.data.shards.render_batches import render_rows

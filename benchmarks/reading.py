@@ -66,7 +66,7 @@ def write_ours(directory: Path, count: int, tokens: int) -> None:
 
 
 def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
-    from dist_ft.config.schema import LoaderConfig
+    from dist_ft.config.data_sections import LoaderConfig
     from dist_ft.data.stream.cache import Place, ShardCache
     from dist_ft.data.stream.loader import RankLayout, TrainLoader
     from dist_ft.data.stream.order import Order

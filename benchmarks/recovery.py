@@ -266,7 +266,7 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
     import numpy as np
 
     from dist_ft.config import load_config
-    from dist_ft.config.schema import LoaderConfig
+    from dist_ft.config.data_sections import LoaderConfig
     from dist_ft.data.shards.split import PreparedSplit
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.jobs import prepare as prepare_task

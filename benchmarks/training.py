@@ -101,7 +101,7 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from torch.nn import functional as F
     from transformers import AutoModelForCausalLM
 
-    from dist_ft.config.schema import LoaderConfig
+    from dist_ft.config.data_sections import LoaderConfig
     from dist_ft.data.shards.split import PreparedSplit
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.jobs import prepare

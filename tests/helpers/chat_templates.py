@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dist_ft.config.schema import CHAT_TEMPLATES
+from dist_ft.config.data_sections import CHAT_TEMPLATES
 from dist_ft.model.chat.templates import named_template
 from dist_ft.model.embedded import CHATML, byte_tokenizer
 from dist_ft.records import Message

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_ft.config.schema import LoaderConfig
+from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import ShardInfo, ShardWriter
 from dist_ft.data.stream.cache import Place, ShardCache

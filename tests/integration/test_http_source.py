@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import read_rows, scan_part
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts, whole

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import content_hash
 from tests.helpers.dataset_hub import COMMIT, serve_dataset
 from tests.unit.data.sources.test_dataset_hub import TRAIN, make_dataset
@@ -19,7 +19,7 @@ from tests.unit.data.sources.test_dataset_hub import TRAIN, make_dataset
 NO_HUB = "http://127.0.0.1:9"
 READ = """
 import sys, json
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.errors import DataError
 from dist_ft.data.rows.scan import content_hash, read_rows
 source = RowSource(**json.loads(sys.argv[1]))

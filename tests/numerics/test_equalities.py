@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.config import Config
-from dist_ft.config.schema import EvalConfig
+from dist_ft.config.training_sections import EvalConfig
 from dist_ft.data.stream.loader import collate
 from dist_ft.model.base import load_model
 from dist_ft.objectives.micro_batch import to_device

@@ -10,7 +10,7 @@ import pytest
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
-from dist_ft.config.schema import EarlyStopping, EvalConfig
+from dist_ft.config.training_sections import EarlyStopping, EvalConfig
 from dist_ft.layout import last_rows, read_rows
 from dist_ft.run.scores import Scores, perplexity
 from dist_ft.storage.store import LocalStore

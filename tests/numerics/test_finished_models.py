@@ -9,7 +9,7 @@ import pytest
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
-from dist_ft.config.schema import EvalConfig
+from dist_ft.config.training_sections import EvalConfig
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.spec import evaluate_tasks, export_task
 from dist_ft.layout import last_rows

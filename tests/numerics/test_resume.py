@@ -12,7 +12,7 @@ import pytest
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
-from dist_ft.config.schema import ScheduleConfig
+from dist_ft.config.training_sections import ScheduleConfig
 from dist_ft.layout import last_rows
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, differing, prepare, read_state, relative_l2, train

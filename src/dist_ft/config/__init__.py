@@ -11,7 +11,7 @@ from dist_ft.config.load import (
     with_commit,
     with_model_dir,
 )
-from dist_ft.config.rules import check_config, check_config_elsewhere
+from dist_ft.config.paths import check_config, check_config_elsewhere
 from dist_ft.config.schema import Config
 
 __all__ = [

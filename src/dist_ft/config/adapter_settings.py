@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_ft.config.rules import is_there
+from dist_ft.config.paths import is_there
 from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
 

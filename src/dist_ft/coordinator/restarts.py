@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from dist_ft.config.schema import FailureConfig
+from dist_ft.config.cluster_sections import FailureConfig
 from dist_ft.errors import DistFtError, DivergedError, NodeLostError, OutOfMemoryError
 
 _LONGEST_WAIT_S = 60.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from dist_ft.config.schema import ClusterConfig
+from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.watchdog import History
 
 _FIRST_GUESS_S = 15.0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from dist_ft.config.schema import PhaseLimits
+from dist_ft.config.cluster_sections import PhaseLimits
 from dist_ft.messages import Whereabouts
 
 PHASES = ("start", "load", "evaluate", "save", "data", "first_step", "step", "drain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_ft.config.schema import EvalConfig
+from dist_ft.config.training_sections import EvalConfig
 from dist_ft.evaluate.metrics import score
 
 _SAMPLES_KEPT = 20

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 
 from dist_ft.config import Config
-from dist_ft.config.schema import DataConfig
+from dist_ft.config.data_sections import DataConfig
 from dist_ft.data.curation.exact import Keys, find_repeats, find_shared
 from dist_ft.data.curation.filters import (
     AGAINST_EVAL,

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dist_ft.config import Config
 from dist_ft.config.adapter_settings import FREE, adapter_settings, same
-from dist_ft.config.schema import MethodConfig
+from dist_ft.config.training_sections import MethodConfig
 from dist_ft.errors import ConfigError
 
 ADAPTER = "default"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dist_ft.config.schema import ScheduleConfig
+from dist_ft.config.training_sections import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, max_steps: int) -> float:

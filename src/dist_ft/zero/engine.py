@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_ft.config import Config
-from dist_ft.config.schema import OptimizerConfig
+from dist_ft.config.training_sections import OptimizerConfig
 from dist_ft.zero.ds_config import build_ds_config
 from dist_ft.zero.sharding import full_shape
 

@@ -24,7 +24,7 @@ from dist_ft.config import (
     schema_json,
     with_absolute_paths,
 )
-from dist_ft.config.schema import RowSource, SourceConfig
+from dist_ft.config.data_sections import RowSource, SourceConfig
 from dist_ft.errors import ConfigError
 from tests.helpers.paths import ROOT
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import FailureConfig
+from dist_ft.config.cluster_sections import FailureConfig
 from dist_ft.coordinator.causes import explain, find_causes
 from dist_ft.coordinator.restarts import Failure, Recovery, decide_restart
 from dist_ft.errors import (

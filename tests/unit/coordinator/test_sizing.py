@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config.schema import ClusterConfig
+from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, gain_s, largest_allowed
 from dist_ft.coordinator.watchdog import History
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.config.schema import PhaseLimits
+from dist_ft.config.cluster_sections import PhaseLimits
 from dist_ft.coordinator.watchdog import (
     PHASES,
     STEPS_TO_COMPARE,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import EvalConfig
+from dist_ft.config.training_sections import EvalConfig
 from dist_ft.evaluate.merge import merge
 from dist_ft.evaluate.metrics import METRICS, bleu, exact_match, json_fields, json_valid, regex, rouge_l, score
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config.schema import ScheduleConfig
+from dist_ft.config.training_sections import ScheduleConfig
 from dist_ft.train.schedule import learning_rate
 
 PEAK = 2e-4

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dist_ft.config.schema import OptimizerConfig
+from dist_ft.config.training_sections import OptimizerConfig
 from dist_ft.zero.engine import parameter_groups
 
 SHAPES = {

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dist_ft.config.schema import CurationConfig, TextRule
+from dist_ft.config.data_sections import CurationConfig, TextRule
 from dist_ft.data.rows.texts import role_texts
 from dist_ft.records import Conversation, Record
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.config.schema import DataConfig, RowSource
+from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.data.rows.formats import read_record
 from dist_ft.data.sources.listing import check_unchanged, list_files
 from dist_ft.data.sources.location import Place

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dist_ft.config.schema import DataConfig
+from dist_ft.config.data_sections import DataConfig
 
 
 def quarantine_of(key: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.curation.filters import NOTHING, Numbers, Removed
 from dist_ft.data.sources.parts import Part
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_ft.config.schema import RowSource, SourceConfig
+from dist_ft.config.data_sections import RowSource, SourceConfig
 from dist_ft.data.curation.filters import Numbers, without
 from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
 from dist_ft.data.shards.request import SplitRequest, split_key

@@ -19,8 +19,8 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.config.rules import is_hub_id, is_pattern
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
+from dist_ft.config.paths import is_hub_id, is_pattern
 from dist_ft.errors import DataError
 from dist_ft.layout import read_json, write_json
 from dist_ft.printable import excerpt, printable

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import xxhash
 
-from dist_ft.config.rules import EMBEDDED_PREFIX, is_pattern
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
+from dist_ft.config.paths import EMBEDDED_PREFIX, is_pattern
 from dist_ft.data.sources.generated import embedded_rows
 from dist_ft.data.sources.hub_files import find_files
 from dist_ft.data.sources.identity import content_identity

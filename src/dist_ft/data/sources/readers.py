@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from dist_ft.config.rules import EMBEDDED_PREFIX
+from dist_ft.config.paths import EMBEDDED_PREFIX
 from dist_ft.data.sources.columnar import read_arrow, read_parquet
 from dist_ft.data.sources.compressed import DAMAGED, decompressed
 from dist_ft.data.sources.generated import embedded_rows

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dist_ft.config.rules import EMBEDDED_PREFIX
+from dist_ft.config.paths import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
 from dist_ft.printable import printable
 from dist_ft.storage.remote import RemoteFile, is_remote, open_remote, shown_url, without_secrets

@@ -24,7 +24,7 @@ import pyarrow as pa
 import xxhash
 from filelock import FileLock, Timeout
 
-from dist_ft.config.schema import LoaderConfig
+from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards.shard_file import ARROW, INFO, ShardInfo, map_file, read_info
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.token_shards import DAMAGED, ShardFile, TokenShards

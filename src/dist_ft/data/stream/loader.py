@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.config import Config
-from dist_ft.config.schema import DataConfig
+from dist_ft.config.data_sections import DataConfig
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 from dist_ft.data.stream.token_shards import Row, TokenShards

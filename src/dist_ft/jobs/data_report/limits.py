@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dist_ft.config.schema import LimitsConfig
+from dist_ft.config.data_sections import LimitsConfig
 from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
 
 Severity = Literal["error", "warning", "note"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_ft.config.schema import CHAT_TEMPLATES
+from dist_ft.config.data_sections import CHAT_TEMPLATES
 from dist_ft.errors import DataError, ModelError
 from dist_ft.model.chat.answers import Span, find_answer
 from dist_ft.model.chat.omissions import check_answer, check_context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from dist_ft.config.schema import CHAT_TEMPLATES, DataConfig
+from dist_ft.config.data_sections import CHAT_TEMPLATES, DataConfig
 from dist_ft.errors import ModelError
 
 
@@ -21,7 +21,7 @@ def template_text(data: DataConfig) -> str | None:
 
 
 def named_template(name: str) -> str:
-    """Returns one of `config.schema.CHAT_TEMPLATES`."""
+    """Returns one of `config.data_sections.CHAT_TEMPLATES`."""
     return (files("dist_ft.model.chat") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 

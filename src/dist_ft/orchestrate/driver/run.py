@@ -21,7 +21,7 @@ import ray
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, dump_yaml, with_commit
-from dist_ft.config.schema import DataConfig
+from dist_ft.config.data_sections import DataConfig
 from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.resume_rules import check_length, check_resume

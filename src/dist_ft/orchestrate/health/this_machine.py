@@ -23,7 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dist_ft.config.rules import is_there
+from dist_ft.config.paths import is_there
 from dist_ft.machine import available_memory_bytes, count_gpus, num_cores
 from dist_ft.printable import format_bytes
 from dist_ft.storage.store import LocalStore

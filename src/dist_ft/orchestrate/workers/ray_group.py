@@ -16,7 +16,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_ft.config import Config
-from dist_ft.config.schema import ClusterConfig
+from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.errors import CutOffError
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.workers.nodes import is_listening

@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision, F
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 from ray.train.v2.api.exceptions import ControllerError
 
-from dist_ft.config.schema import ClusterConfig
+from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.sizing import ClusterView, largest_allowed
 from dist_ft.orchestrate.workers.nodes import Node, answering, list_nodes
 

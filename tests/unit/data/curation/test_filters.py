@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import CurationConfig
+from dist_ft.config.data_sections import CurationConfig
 from dist_ft.data.curation.filters import Removed, broken_rule, rule_names, without
 from dist_ft.records import Completion, Conversation, Record
 

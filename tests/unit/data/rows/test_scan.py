@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config.schema import DataConfig, RowSource, SourceConfig
+from dist_ft.config.data_sections import DataConfig, RowSource, SourceConfig
 from dist_ft.data.rows import scan
 from dist_ft.data.rows.scan import BadRow, Row, held_out_rows, scan_rows
 from dist_ft.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import LoaderConfig
+from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards import shard_file as module
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, ShardInfo, ShardWriter

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_ft.config.schema import LoaderConfig, RowSource
+from dist_ft.config.data_sections import LoaderConfig, RowSource
 from dist_ft.data.curation.filters import NOTHING, Removed
 from dist_ft.data.shards import request as request_module
 from dist_ft.data.shards.exclusions import quarantine_of

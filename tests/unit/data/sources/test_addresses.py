@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import zstandard
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.sources import readers as files_module
 from dist_ft.data.sources.compressed import decompressed
 from dist_ft.data.sources.listing import list_files

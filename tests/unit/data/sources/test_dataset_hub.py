@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import read_rows
 from dist_ft.data.sources.hub_files import find_files
 from dist_ft.data.sources.listing import list_files

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import scan_part
 from dist_ft.data.sources import identity
 from dist_ft.data.sources.identity import content_identity

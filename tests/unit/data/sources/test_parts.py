@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import BadRow, Row, scan_part
 from dist_ft.data.sources import readers as files_module
 from dist_ft.data.sources.listing import list_files

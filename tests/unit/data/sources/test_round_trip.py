@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import read_rows
 from dist_ft.records import Completion, Conversation, Message, Record
 from tests.unit.data.sources.test_readers import WRITERS

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from dist_ft.config.schema import LoaderConfig
+from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards.shard_file import ARROW, INDEX, ShardInfo
 from dist_ft.data.stream import cache as module
 from dist_ft.data.stream.cache import Place, ShardCache

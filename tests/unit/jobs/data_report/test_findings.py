@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.config.schema import RowSource
+from dist_ft.config.data_sections import RowSource
 from dist_ft.data.shards.request import SplitRequest
 from dist_ft.jobs.data_report.findings import _quantile, check_data, find_problems
 from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts

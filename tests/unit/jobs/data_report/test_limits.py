@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config.schema import LimitsConfig, RowSource
+from dist_ft.config.data_sections import LimitsConfig, RowSource
 from dist_ft.data.shards.request import SplitRequest
 from dist_ft.jobs.data_report.limits import limit_problems
 from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts

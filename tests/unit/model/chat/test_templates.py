@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.config.schema import CHAT_TEMPLATES, DataConfig
+from dist_ft.config.data_sections import CHAT_TEMPLATES, DataConfig
 from dist_ft.errors import ModelError
 from dist_ft.model.chat.templates import named_template, template_text
 

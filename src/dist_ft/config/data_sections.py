@@ -1,0 +1,227 @@
+"""The section `data`: sources, curation, limits, and how workers read prepared data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from dist_ft.config.section import Pattern, Section
+
+CHAT_TEMPLATES = ("chatml", "gemma", "llama3", "mistral", "phi", "plain")
+"""Names of the templates in `model/chat/chat_templates/`."""
+Column = Literal[
+    "messages", "tools", "conversations", "system", "prompt", "completion", "instruction", "input", "output", "history",
+    "text",
+]  # fmt: skip
+
+
+class RowSource(Section):
+    """Where rows are, and how they are written."""
+
+    source: str
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz, .bz2, .xz, .zst), a
+    folder of files of one kind, a pattern such as `data/*.jsonl`, each also as a URL (`s3://`, `gs://`, `az://`,
+    `https://`, `hf://datasets/org/name/…`), a Hugging Face data set by path or by id such as `org/name`, or an embedded
+    one such as `embedded:orders/train`."""
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
+    """How a row is written; `auto` looks at its keys."""
+    columns: dict[Column, str] = {}
+    """Names of a format's keys to those of the file, such as `{messages: dialog}`."""
+    name: str | None = None
+    """Configuration of a Hugging Face data set; null is its default."""
+    split: str | None = None
+    """Split of a Hugging Face data set; null is `train`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id; null is the default branch. Name a commit to be able to resume for ever."""
+
+
+class SourceConfig(RowSource):
+    """One training source."""
+
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the sequences of the stream (normalised). Null on all sources: every sample once an epoch."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Most training rows used of it, after `data.curation`: a sample by a hash of what rows say, so that it does not
+    follow the order of the file. Null uses all."""
+
+
+def _kind_of_held_out(value: Any) -> str:
+    if isinstance(value, dict | RowSource):
+        return "a source"
+    return "a fraction" if isinstance(value, int | float) else "a path"
+
+
+HeldOut = Annotated[
+    Annotated[str, Tag("a path")]
+    | Annotated[float, Field(gt=0, lt=1), Tag("a fraction")]
+    | Annotated[RowSource, Tag("a source")],
+    Discriminator(_kind_of_held_out),
+]
+"""Told apart by type, so that a mistake is explained as what was meant."""
+
+
+class LoaderConfig(Section):
+    """How workers read prepared data that lies in an object store. On a file system it is read where it lies."""
+
+    cache_dir: str | None = None
+    """Directory on each machine for copies of token shards; null is a folder in the user's cache directory."""
+    cache_gib: Annotated[float, Field(gt=0)] = 50.0
+    """Most of a machine's disk that the copies take, in GiB; those not used for longest go first."""
+    prefetch_steps: Annotated[int, Field(ge=0)] = 2
+    """Steps whose batches are made ready while one is computed."""
+    max_tries: Annotated[int, Field(ge=1)] = 6
+    """Tries to read a shard, each after twice the wait of the one before, from half a second on."""
+    replicas: list[str] = []
+    """Further places (paths or URLs) that hold the same prepared data, tried where `data.cache_dir` fails."""
+
+
+class TextRule(Section):
+    """A pattern, and whose texts it looks at."""
+
+    pattern: Pattern
+    """Regular expression, searched in each text."""
+    role: Literal["any", "system", "developer", "user", "assistant", "tool"] = "any"
+    """Whose texts; a prompt counts as the user's, and what follows it as the assistant's."""
+
+
+class CurationConfig(Section):
+    """Which training rows are left out. Held-out rows are never touched, and what is left out is counted by rule."""
+
+    min_characters: Annotated[int, Field(ge=1)] | None = None
+    """Fewest characters of all texts of a row."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    """Most characters of all texts of a row. Tokens are `data.seq_len` and `data.long_samples: drop`."""
+    min_turns: Annotated[int, Field(ge=1)] | None = None
+    """Fewest turns of a conversation; raw text has none and is not looked at."""
+    max_turns: Annotated[int, Field(ge=1)] | None = None
+    """Most turns of a conversation."""
+    drop: list[TextRule] = []
+    """Rows are left out in which one of these is found."""
+    require: list[TextRule] = []
+    """Rows are left out in which not every one of these is found."""
+    exact: bool = False
+    """Leave out rows that say the same as an earlier one, over all sources in order."""
+    near: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    """Leave out rows that are alike an earlier one: the share of their runs of three words that both have, such as
+    0.8. Instructions are not compared. Null: none."""
+    against_eval: bool = False
+    """Leave out training rows that equal a held-out row, or with `near` are alike one."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is asked for."""
+        return self != CurationConfig()
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LimitsConfig(Section):
+    """From which share on what `dist-ft data check` finds is an error. Null, here and below: no limit."""
+
+    exact_copies: Share | None = None
+    """Training rows that equal an earlier one."""
+    near_copies: Share | None = None
+    """Training rows that are alike an earlier one, the equal ones aside."""
+    leaked: Share | None = None
+    """Held-out rows that equal a training row or are alike one."""
+    personal: Share | None = None
+    """Rows of a split with personal data or secrets, after `data.redact`."""
+    untrained: Share | None = None
+    """Rows of a split without a trained token."""
+    long: Share | None = None
+    """Samples of a split that are longer than `data.seq_len`."""
+    bad: Share | None = None
+    """Rows of a split that cannot be used."""
+    empty_answers: Share | None = None
+    """Rows of a split with an empty answer."""
+    repeated_answers: Share | None = None
+    """Training rows whose answer many others give, too."""
+
+
+class DataConfig(Section):
+    """What the model is trained and measured on."""
+
+    train: Annotated[list[SourceConfig], Field(min_length=1)]
+    """Training sources."""
+    eval: HeldOut | None = None
+    """Held-out data: a source (as a path, or with the keys of a training source), a fraction of the rows of all
+    training sources, or null for none. A row's side follows from its content, so it stays when the data grows."""
+    group_by: Annotated[str, Field(min_length=1)] | None = None
+    """Column, by the file's name, whose rows of equal value fall on the same side of the held-out fraction."""
+    seq_len: Annotated[int, Field(ge=8)] = 2048
+    """Longest sequence in tokens."""
+    long_samples: Literal["truncate", "drop", "error", "split"] = "truncate"
+    """What becomes of a sample longer than seq_len: cut at the end, left out, an error, or made into consecutive pieces
+    (the first token of a piece is not trained)."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What becomes of a row that cannot be used: an error that names it, or it is left out, counted, and written to
+    `quarantine.jsonl` beside the prepared data."""
+    packing: bool = True
+    """Join short samples into one sequence; they do not see one another."""
+    preparation: Literal["ahead", "stream"] = "ahead"
+    """When rows become token shards: all before the first step, or from the first window of shards on while training
+    goes on, which needs train.max_steps. The order of samples is the same."""
+    part_mib: Annotated[float, Field(gt=0)] = 32.0
+    """MiB of a source, as stored, that become one token shard: what a machine prepares at a time. Files that cannot be
+    cut are larger parts; small ones are joined."""
+    cache_dir: str | None = None
+    """Where token shards are kept: a path that all machines see, or a URL such as `s3://bucket/cache`. Null is
+    `.dist-ft-cache/data` in run.output_dir."""
+    exhaust: Literal["first", "all", "repeat"] = "all"
+    """With weights, when an epoch ends: as soon as one source is used up; when every source has been used up, the
+    others being repeated; or never, which needs train.max_steps."""
+    shuffle: bool = True
+    """Seeded order. False is a curriculum: every source in its own order, in each epoch."""
+    loader: LoaderConfig = LoaderConfig()
+    """How workers read prepared data."""
+    curation: CurationConfig = CurationConfig()
+    """Which training rows are left out."""
+    redact: list[Literal["email", "phone", "card", "iban", "api_key", "private_key"]] = []
+    """Kinds of personal data and secrets that `<EMAIL>`, `<PHONE>` and so on stand for in all texts, held-out ones too.
+    See docs/data-check.md for what is found."""
+    limits: LimitsConfig = LimitsConfig()
+    """When `dist-ft data check` fails."""
+    chat_template: str | None = None
+    """In place of the tokenizer's own template: a name (`chatml`, `gemma`, `llama3`, `mistral`, `phi`, `plain`), the
+    path of a Jinja file, or Jinja text (whatever holds `{{` or `{%`). See docs/templates.md."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Which tokens are trained: those of all assistant turns, of the last one only, or every one. A turn's
+    `"weight": 0` leaves it out, save with `all`."""
+
+    @property
+    def curates(self) -> bool:
+        """Whether rows are left out by `curation` or `max_rows`."""
+        return self.curation.is_on or any(source.max_rows is not None for source in self.train)
+
+    @property
+    def part_bytes(self) -> int:
+        """`part_mib` in bytes."""
+        return max(1, int(self.part_mib * 2**20))
+
+    @property
+    def template_path(self) -> str | None:
+        """The file that `chat_template` names; None when it is a name, Jinja text or null."""
+        template = self.chat_template
+        if template is None or template in CHAT_TEMPLATES or "{{" in template or "{%" in template:
+            return None
+        return template
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Weights of the training sources; None when every sample is to be used once an epoch."""
+        weights = [source.weight for source in self.train if source.weight is not None]
+        return weights or None
+
+    @property
+    def eval_source(self) -> RowSource | None:
+        """The held-out source; None for a fraction, or nothing."""
+        if isinstance(self.eval, str):
+            return RowSource(source=self.eval)
+        return self.eval if isinstance(self.eval, RowSource) else None
+
+    @property
+    def eval_fraction(self) -> float | None:
+        """The fraction of the training rows that is held out; None for a source, or nothing."""
+        return self.eval if isinstance(self.eval, float) else None

@@ -1,0 +1,195 @@
+"""Checks of a config that look at this machine: its files and its capacity; all run before any process starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from dist_ft.config.data_sections import CHAT_TEMPLATES, RowSource
+from dist_ft.config.rules import check_sections, section_problems, sources_of
+from dist_ft.config.schema import Config
+from dist_ft.errors import ConfigError
+from dist_ft.machine import has_gpu, local_slots
+from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
+from dist_ft.storage.urls import is_url
+
+EMBEDDED_PREFIX = "embedded:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_HUB_ID = 96  # the hub's own limit
+_FILE_ENDING = re.compile(
+    r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
+)
+_PATTERN = re.compile(r"[*?[]")
+
+
+def check_config(config: Config) -> None:
+    """Checks what the schema cannot, in milliseconds.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    problems = [*section_problems(config), *_file_problems(config), *_capacity_problem(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_config_elsewhere(config: Config) -> None:
+    """Checks what can be known of a config on a machine that will not run it: no file of it need be here.
+
+    Its paths are those of the machines that run it, in a working directory that nobody knows: they must be absolute.
+
+    Raises:
+        ConfigError: With every problem found, one a line.
+    """
+    check_sections(config)
+    if problems := _relative_paths(config):
+        raise ConfigError("\n".join(problems))
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
+    is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
+    return is_one and not _FILE_ENDING.search(source)
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source that is no path can stand for several files, such as `data/*.jsonl`."""
+    return _PATTERN.search(source) is not None
+
+
+def _is_on_hub(source: str) -> bool:
+    return is_hub_id(source) and not is_there(Path(source))
+
+
+def _capacity_problem(config: Config) -> list[str]:
+    """More workers than a Ray of ours on this machine would ever take; a given cluster is asked later."""
+    resources = config.cluster.resources_per_worker or {}
+    if config.cluster.address is not None or resources.get("GPU") or (has_gpu() and not resources):
+        return []
+    if config.cluster.min_workers * resources.get("CPU", 1) <= local_slots():
+        return []
+    return [
+        f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "
+        f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
+    ]
+
+
+def _relative_paths(config: Config) -> list[str]:
+    data, name = config.data, config.model.name
+    named: dict[str, str | None] = {
+        "run.output_dir": config.run.output_dir,
+        "method.init_from": config.method.init_from,
+    }
+    sources: dict[str, RowSource] = {f"data.train.{index}.source": s for index, s in enumerate(data.train)}
+    sources |= {"data.eval": data.eval_source} if data.eval_source else {}
+    named |= {key: source.source for key, source in sources.items() if not _is_on_hub(source.source)}
+    named |= {"data.chat_template": data.template_path}
+    if name.startswith((".", "~")) or (is_there(Path(name)) and not Path(name).is_absolute()):
+        named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
+    return [
+        f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
+        "under which all machines of the cluster see it"
+        for key, path in named.items()
+        if path is not None and not path.startswith(("/", EMBEDDED_PREFIX)) and "://" not in path
+    ]
+
+
+def _file_problems(config: Config) -> list[str]:
+    problems = [
+        problem
+        for section, written, source in sources_of(config)
+        for problem in _source_problem(section, written, source)
+    ]
+    template = config.data.template_path
+    if template is not None and not _is_file(Path(template)):
+        problems.append(
+            f"data.chat_template={template[:60]}: no such file; name a Jinja file or one of {', '.join(CHAT_TEMPLATES)}"
+        )
+    init_from = config.method.init_from
+    if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
+        problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
+    named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
+    named = {key: value for key, value in named.items() if not is_url(value)}
+    unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
+    return problems + (unusable or _output_problem(config) + _model_problem(config))
+
+
+def _unusable_name(key: str, value: str) -> str | None:
+    """Says why the system refuses even to look at a path (too long, not searchable)."""
+    try:
+        Path(value).expanduser().exists()
+    except OSError as error:
+        return f"{key}={value[:60]}: {error.strerror}"
+    return None
+
+
+def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
+    """Checks a source as far as its path tells.
+
+    Args:
+        section: The config section of the source.
+        written: What of a key follows where the path itself is written.
+        source: The source.
+    """
+    address = source.source
+    key, path = f"{section}{written}={shown_url(address)}", Path(without_scheme(address)).expanduser()
+    is_embedded = source.source.startswith(EMBEDDED_PREFIX)
+    is_hub = not is_embedded and not is_there(path) and is_hub_id(source.source)
+    for_hub = {"name": source.name, "split": source.split, "revision": source.revision}
+    given = [name for name, value in for_hub.items() if value is not None]
+    if given and not is_hub and not (given != ["revision"] and is_there(path) and path.is_dir()):
+        return [f"{section}.{given[0]} is for a Hugging Face data set, which {shown_url(address)} is not; remove it"]
+    if is_remote(address):  # what it names is found when it is listed
+        return [f"{key}: {problem}"] if (problem := missing_package(address)) else []
+    if is_embedded or is_hub:
+        return []
+    if not source.source:
+        return [f"{key} names nothing; name a file, a folder or a data set of the hub"]
+    if not is_there(path) and is_pattern(address):
+        return []
+    if not is_there(path):
+        return [f"{key}: no such file (looked in {Path.cwd()}), and no hub id such as org/name"]
+    if path.is_file() and path.stat().st_size == 0:
+        return [f"{key} is empty; expected rows"]
+    return [] if os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) else [f"{key} is not readable"]
+
+
+def _model_problem(config: Config) -> list[str]:
+    name = config.model.name
+    if "://" in name:
+        return ["model.name is a URL; name the model as its hub does (`owner/name`), or a directory"]
+    path = Path(name).expanduser()
+    looks_like_path = name.startswith((".", "/", "~")) or is_there(path)
+    if looks_like_path and (pin := config.model.commit or config.model.revision):
+        return [f"model.name={name} is a directory, which has no revision {pin}; leave it out, or name a hub's model"]
+    if not looks_like_path or _is_file(path / "config.json"):
+        return []
+    if not is_there(path):
+        return [f"model.name={name}: no such directory; name a model directory or a hub id"]
+    return [f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
+
+
+def _output_problem(config: Config) -> list[str]:
+    if is_url(config.run.output_dir):
+        return []  # asked when the run is opened
+    parent = Path(config.run.output_dir).absolute()
+    while not is_there(parent) and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        return [f"run.output_dir={config.run.output_dir}: {parent} is not a directory"]
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return [f"run.output_dir={config.run.output_dir}: {parent} is not writable; choose another directory"]
+    return []
+
+
+def is_there(path: Path) -> bool:
+    """Like `Path.exists`, but a name that the system refuses (too long, not searchable) is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    return is_there(path) and path.is_file()

@@ -1,0 +1,168 @@
+"""The sections of what is trained and how: `model`, `method`, `train`, `eval`, `optimizer`, `schedule`, `zero`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dist_ft.config.section import Pattern, Section
+
+DType = Literal["float32", "bfloat16", "fp32", "bf16"]
+_LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
+Beta = Annotated[float, Field(ge=0, lt=1)]
+SteeringMetric = Literal["eval_loss", "token_accuracy"]
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    name: str
+    """Hub id, path of a model directory, or an embedded model: `smollm2-135m-instruct`, `tiny-random`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null is the default branch."""
+    commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    """Commit of a hub model. Null: what `revision` is when the run starts; it is written here in the run's own
+    config, and whoever goes on with the run uses it, however far the branch has moved."""
+    dtype: DType = "bfloat16"
+    """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
+    config_overrides: dict[str, bool | int | float | str | None] = {}
+    """Numbers, words and flags in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`. An export
+    of all weights holds them; whoever uses an adapter must set what changes the computation, too."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    trust_remote_code: bool = False
+    """Run Python code that the model brings along. Off, because it is somebody else's program."""
+
+    @property
+    def torch_dtype(self) -> str:
+        """`float32` or `bfloat16`."""
+        return _LONG_DTYPE.get(self.dtype, self.dtype)
+
+
+class MethodConfig(Section):
+    """Which weights are trained. The keys are PEFT's."""
+
+    kind: Literal["full", "lora"] = "lora"
+    """`full` trains every parameter, `lora` low-rank adapters (Hu et al. 2021)."""
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank of the adapter matrices."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale: the update is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input, one mask a sequence."""
+    use_rslora: bool = False
+    """LoRA only: multiply by lora_alpha / sqrt(r) instead, so that large ranks train as fast (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """LoRA only: train the length of each weight vector apart from its direction (Liu et al. 2024)."""
+    target_modules: Pattern | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Module names to adapt, a regular expression that whole names must match, or `all-linear`: all linear layers but
+    the output layer."""
+    layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """LoRA only: indexes of the layers to adapt, with `target_modules` as a list. Null adapts all."""
+    modules_to_save: list[Annotated[str, Field(min_length=1)]] = []
+    """LoRA only: modules that are trained whole beside the adapter, such as `lm_head`. As in PEFT every module
+    whose name ends so is meant."""
+    freeze: list[Pattern] = []
+    """Full only: parameters that stay as they are, as regular expressions searched in their names."""
+    init_from: str | None = None
+    """Directory of a PEFT LoRA adapter to go on from instead of fresh matrices. The keys of this section that are left
+    out are the adapter's."""
+
+
+class TrainConfig(Section):
+    """Batch, length and memory of the run."""
+
+    global_batch_size: Annotated[int, Field(ge=1)] = 32
+    """Sequences per optimizer step over all workers; constant over a run."""
+    micro_batch_size: Annotated[int, Field(ge=1)] = 1
+    """Sequences per worker and pass; changes memory and speed, never the result. A worker whose memory is known
+    (a GPU, or `cluster.memory_per_worker`) takes fewer where so many are estimated not to fit."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; wins over `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data, may be fractional."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class EarlyStopping(Section):
+    """When a run ends before its last step."""
+
+    metric: SteeringMetric = "eval_loss"
+    """What is looked at; perplexity goes with `eval_loss`."""
+    patience: Annotated[int, Field(ge=1)]
+    """Evaluations in a row without improvement after which the run is complete."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """An improvement is more than this."""
+
+
+class EvalConfig(Section):
+    """Measurements on the held-out data."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between held-out losses; null measures before the first and after the last step only."""
+    early_stopping: EarlyStopping | None = None
+    """End the run when the held-out data gets no better; null runs all steps. The decision depends on the numbers
+    measured so far and on nothing else, so a run that fails or is resized on the way ends at the same step."""
+    best_metric: SteeringMetric | None = None
+    """Keep the checkpoint that is best by this, and export it as `exports/best`. Null keeps the last ones only."""
+    metrics: list[Literal["exact_match", "json_valid", "json_fields", "rouge_l", "bleu", "regex"]] = []
+    """Metrics of generated answers, measured on the base model and on the result. json_valid: the answer is one JSON
+    object or array; json_fields: share of the fields of the reference's object that are equal; rouge_l: F1; bleu: of
+    all answers together, 0 to 100; regex: see below."""
+    regex: Pattern | None = None
+    """Pattern of the metric `regex`: its first match in the answer must equal the one in the reference (its groups,
+    where it has any); where the reference has none, any match will do."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Longest generated answer."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Held-out rows used for generated answers; null uses all."""
+
+
+class GroupConfig(Section):
+    """Settings of the parameters whose names match."""
+
+    pattern: Pattern
+    """Regular expression, searched in the name of a trained parameter."""
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Peak learning rate; null is `optimizer.lr`. The schedule scales it like the other."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Decoupled decay, also of norms and biases; null keeps the rule of `optimizer.weight_decay`."""
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2017)."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay of matrices; norms and biases are not decayed unless `groups` says so."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip the global gradient norm to this; 0 does not clip."""
+    groups: list[GroupConfig] = []
+    """Parameters with settings of their own; the first pattern that matches a name decides."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps over which the rate rises from zero."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Final rate as a share of the peak."""
+
+
+class ZeroConfig(Section):
+    """How DeepSpeed shards state (Rajbhandari et al. 2019)."""
+
+    stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    offload: bool = False
+    """Keep optimizer state (and at stage 3 weights) in host memory. Needs a GPU."""
