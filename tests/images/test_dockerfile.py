@@ -99,8 +99,8 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 import dist_ft.cli
-for name in ("launchers.ray_job", "launchers.ray_follow", "launchers.kubernetes", "plan.status", "plan.watch", "config",
-             "plan.checkpoints", "monitor.table"):
+for name in ("launchers.ray.jobs", "launchers.ray.output", "launchers.slurm", "launchers.kubernetes.job", "run.status",
+             "report.watch", "config", "report.checkpoints", "report.table"):
     __import__(f"dist_ft.{name}")
 """
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from dist_ft.cli import app
+from dist_ft.cli.app import app
 from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
 from dist_ft.launchers.kubernetes.lint import problems_of, size_bytes

@@ -1,0 +1,79 @@
+"""Builds the command from its verbs, and maps errors to exit codes.
+
+A verb imports what it needs when it is called: `dist-ft --help` and a config error must be quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from dist_ft import __version__
+from dist_ft.cli import checkpoint_verbs, data_verbs, doctor_verb, job_verbs, report_verbs, train_verbs
+from dist_ft.cli.outputs import print_error
+from dist_ft.errors import DistFtError
+
+app = typer.Typer(
+    name="dist-ft",
+    help="Fine-tune language models on a Ray cluster whose machines come and go.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of dist-ft itself."""
+    if version:
+        typer.echo(f"dist-ft {__version__}")
+        raise typer.Exit
+
+
+for verb in (
+    train_verbs.train, job_verbs.submit, train_verbs.plan, job_verbs.status, job_verbs.logs, job_verbs.stop,
+    job_verbs.watch, checkpoint_verbs.export,
+):  # fmt: skip
+    app.command()(verb)
+app.command("eval")(report_verbs.evaluate)
+app.command()(report_verbs.report)
+app.command()(doctor_verb.doctor)
+
+checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)
+app.add_typer(checkpoint, name="checkpoint")
+checkpoint.command("ls")(checkpoint_verbs.list_checkpoints)
+checkpoint.command("verify")(checkpoint_verbs.verify)
+checkpoint.command("rm")(checkpoint_verbs.remove)
+
+data = typer.Typer(help="Look at the data of a run before it costs anything.", no_args_is_help=True)
+app.add_typer(data, name="data")
+data.command("show")(data_verbs.show)
+data.command("check")(data_verbs.check)
+data.command("prepare")(data_verbs.prepare)
+
+
+def main() -> None:
+    """Entry point: prints errors as one block and exits with their code."""
+    try:
+        app()
+    except DistFtError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except (ConnectionError, PermissionError) as error:  # of the store that a run is in
+        print_error(str(error))
+        sys.exit(1)
+    except ImportError:
+        if find_spec("torch") is not None:
+            raise
+        # The client image (docker/client.txt).
+        print_error(
+            "this installation has no torch: it is a client, for submit, status, logs, stop and watch; the rest needs "
+            "the image or environment of the cluster"
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,81 @@
+"""`checkpoint ls|verify|rm` and `export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dist_ft.cli.options import AsJson, RunPath, Steps
+from dist_ft.errors import UsageError
+
+
+def list_checkpoints(run: RunPath, as_json: AsJson = False) -> None:
+    """List the checkpoints of a run."""
+    from dist_ft.report import checkpoints
+    from dist_ft.run.place import open_run
+
+    entries, problems = checkpoints.list_checkpoints(open_run(run))
+    found = {"checkpoints": [vars(entry) for entry in entries], "problems": problems}
+    typer.echo(json.dumps(found) if as_json else checkpoints.render_checkpoints(entries, problems))
+
+
+def verify(run: RunPath, step: Steps = None) -> None:
+    """Read every byte of a run's checkpoints and compare hashes and coverage; exit code 1 when one is damaged."""
+    from dist_ft.report.checkpoints import verify_checkpoints
+    from dist_ft.run.place import open_run
+
+    is_whole = True
+    for name, damage in verify_checkpoints(open_run(run), step or []):
+        is_whole = is_whole and damage is None
+        typer.echo(f"{name}: {damage or 'whole'}")
+    if not is_whole:
+        raise typer.Exit(1)
+
+
+def remove(
+    run: RunPath,
+    step: Steps = None,
+    force: Annotated[bool, typer.Option("--force", help="Even the newest one, or of a run that seems alive.")] = False,
+) -> None:
+    """Delete checkpoints."""
+    from dist_ft.report.checkpoints import remove_checkpoints
+    from dist_ft.run.place import open_run
+
+    if not step:
+        raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
+    for name in remove_checkpoints(open_run(run), step, force):
+        typer.echo(f"deleted {name}")
+
+
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default is the last.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the base model.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default is model.dtype.")] = None,
+) -> None:
+    """Write any committed checkpoint as a plain Hugging Face directory."""
+    from dist_ft.run.place import open_run
+    from dist_ft.run.status import find_checkpoint
+
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype} is not float32 or bfloat16")
+    if to.exists():
+        raise UsageError(f"--to {to} exists; choose another directory")
+    place = open_run(run)
+    config, checkpoint = find_checkpoint(place, step)
+    from dist_ft.orchestrate.workers.processes import ForkServer, run_task
+
+    arguments = {
+        "config": config, "run_dir": place.address, "checkpoint": checkpoint, "to": str(to.absolute()),
+        "merge": merge, "dtype": dtype,
+    }  # fmt: skip
+    server = ForkServer()
+    try:
+        result = run_task(server.socket_path, "export", arguments)
+    finally:
+        server.close()
+    typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")

@@ -1,0 +1,46 @@
+"""`doctor`: whether this machine or a cluster can work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dist_ft.cli.options import AsJson, MaybeConfigPath, Overrides
+
+if TYPE_CHECKING:
+    from dist_ft.orchestrate.health.judge import Wanted
+
+
+def doctor(
+    config: MaybeConfigPath = None,
+    overrides: Overrides = None,
+    cluster: Annotated[str | None, typer.Option(help="Ray address: look at every node of its cluster.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine, or every node of a cluster, for what runs need, or what the run of a config needs."""
+    from dist_ft.orchestrate.health.judge import Wanted, wanted_by
+
+    wanted = Wanted()
+    if config is not None:
+        from dist_ft.config import load_config
+
+        wanted = wanted_by(load_config(config, overrides or []))
+    look_around(wanted, cluster, as_json)
+
+
+def look_around(wanted: Wanted, address: str | None, as_json: bool = False) -> None:
+    """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
+    from dist_ft.orchestrate.health.this_machine import check_installed, check_machine, nearest_existing, render_checks
+
+    if address is None:
+        checks = check_machine(nearest_existing(Path(wanted.output_dir or "")))
+    else:
+        from dist_ft.orchestrate.health.ask_cluster import check_cluster
+
+        checks = check_installed() + check_cluster(address, wanted)
+    print(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks), flush=True)
+    if not all(check.is_ok for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,49 @@
+"""From a config's path to a checked config, and to its prepared data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # pydantic is not loaded to print the help
+    from dist_ft.config import Config
+
+
+def load_checked(path: Path, overrides: list[str] | None) -> Config:
+    """Returns a config whose rules hold on this machine, with absolute paths and the adapter's own settings.
+
+    Raises:
+        ConfigError: With every problem, one a line.
+    """
+    from dist_ft.config import check_config, load_config, with_absolute_paths, with_adapter_settings
+
+    config = load_config(path, overrides or [])
+    check_config(config)
+    return with_absolute_paths(with_adapter_settings(config))
+
+
+def prepare_here(config: Config) -> dict[str, Any]:
+    """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
+    quieten()
+    from dist_ft.jobs import prepare
+    from dist_ft.orchestrate.driver.prepare_here import make_shards_here
+    from dist_ft.report.console import Console
+
+    values = config.model_dump(mode="json")
+    prepared = prepare.run(values, makes_all=False)
+    if not (missing := prepared["missing"]):
+        return prepared
+    console = Console()
+    try:
+        make_shards_here(config, missing, console.progress)
+    finally:
+        console.close()
+    return {**prepare.run(values), "num_made": len(missing)}
+
+
+def quieten() -> None:
+    """Silences progress bars and notes of libraries; call it before transformers is imported."""
+    from dist_ft.orchestrate.workers.processes import QUIET_ENV
+
+    os.environ.update(QUIET_ENV)

@@ -1,0 +1,55 @@
+"""`eval` and `report`: measure a model, describe a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dist_ft.cli.inputs import load_checked
+from dist_ft.cli.options import AsJson, ConfigPath, Overrides, RunPath
+from dist_ft.cli.outputs import check_page, write_page
+from dist_ft.errors import UsageError
+
+
+def evaluate(
+    path: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run (path or URL), model or adapter directory.")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Step of a run; default is its exports.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run, a model or an adapter on a config's held-out data."""
+    parsed = load_checked(config, overrides)
+    from dist_ft.jobs.target import find_target
+
+    target = find_target(path, parsed, step)
+    from dist_ft.orchestrate.driver.measure_here import measure
+    from dist_ft.report.table import render_comparison, render_samples
+
+    result = measure(path, target)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(render_comparison(result["models"]))
+    if result["samples"]:
+        print(f"\n{render_samples(result['samples'][:3])}")
+
+
+def report(
+    run: RunPath,
+    to: Annotated[Path | None, typer.Option(help="File to write; default is report.html in the run.")] = None,
+) -> None:
+    """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
+    from dist_ft.report.run_page import read_run_page
+    from dist_ft.run.place import open_run
+
+    place = open_run(run)
+    if to is None and place.is_remote:
+        raise UsageError(f"{run} is a URL; name the file to write with --to")
+    path = to or place.path / "report.html"
+    check_page(path)
+    write_page(path, read_run_page(place))
+    typer.echo(str(path.absolute()))
