@@ -1,35 +1,63 @@
-"""What this machine has: cores, GPUs, memory. Reads /proc, /dev and cgroups; loads no driver."""
+"""What this machine has (cores, GPUs, memory), and how many workers a node holds.
+
+Reads /proc, /dev and cgroups; loads no driver.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 
+def worker_resources(asked: Mapping[str, float] | None, *, has_gpu: bool) -> dict[str, float]:
+    """Return the Ray resources of one worker.
+
+    Args:
+        asked: `cluster.resources_per_worker`.
+        has_gpu: Whether the nodes have GPUs. Counts where nothing is asked for.
+    """
+    if asked:
+        return dict(asked)
+    return {"GPU": 1.0, "CPU": 1.0} if has_gpu else {"CPU": 1.0}
+
+
+def workers_on(node: Mapping[str, float], worker: Mapping[str, float]) -> int | None:
+    """Return how many workers a node holds; None if a worker needs nothing, so that any number fits.
+
+    Args:
+        node: Resources of the node. One that is not named is taken as 0.
+        worker: Resources of one worker.
+    """
+    # Ray keeps fractions of 1/10000; what is left after giving and taking back may be just below a whole number.
+    counts = [int(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker.items() if amount > 0]
+    return min(counts, default=None)
+
+
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_slots() -> int:
-    """CPU worker slots of a Ray that we start: logical, up to four a core, at least eight."""
+    """Return the CPU slots of a Ray that we start: logical ones, up to four a core, at least eight."""
     return max(8, 4 * num_cores())
 
 
 def count_gpus() -> int:
-    """Counts NVIDIA devices by their device files, without a driver call."""
+    """Count NVIDIA devices by their device files, without a driver call."""
     return sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA device, found without loading CUDA."""
+    """Return whether this machine has an NVIDIA device, without loading CUDA."""
     return Path("/dev/nvidiactl").exists()
 
 
 def has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU has instructions that oneDNN computes bfloat16 with; yes where that cannot be found out."""
+    """Return whether this CPU has instructions that oneDNN computes bfloat16 with; True where that is unknown."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -39,7 +67,7 @@ def has_fast_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def available_memory_bytes() -> int | None:
-    """Returns the memory that new processes can have, container limit included; None where it is unknown."""
+    """Return the memory that new processes can have, within the container's limit; None where it is unknown."""
     found = []
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
@@ -52,12 +80,12 @@ def available_memory_bytes() -> int | None:
 
 
 def size_of_shared_memory(path: Path = Path("/dev/shm")) -> int | None:
-    """Returns the size of /dev/shm, used or not; None where there is none."""
+    """Return the size of /dev/shm, used or not; None where there is none."""
     return shutil.disk_usage(path).total if path.is_dir() else None
 
 
 def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Returns the version of NVIDIA's driver, if there is one."""
+    """Return the version of NVIDIA's driver; None where there is none."""
     try:
         found = re.search(r"Kernel Module\D+([\d.]+)", path.read_text(errors="replace"))
     except OSError:

@@ -17,7 +17,7 @@ class ClusterConfig(Section):
     num_workers: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=2, max_length=2)] = 1
     """Workers, or `[min, max]`."""
     resources_per_worker: dict[str, float] | None = None
-    """Ray resources of a worker. Null: one GPU where the cluster has any, else one CPU."""
+    """Ray resources of a worker. Null: one GPU and one CPU where the cluster has GPUs, else one CPU."""
     memory_per_worker: Annotated[float, Field(gt=0)] | None = None
     """Memory a worker may use, in GiB. Null: all of its GPU; on CPUs it is not looked at."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 300.0

@@ -10,7 +10,7 @@ from dist_ft.config.data_sections import CHAT_TEMPLATES, RowSource
 from dist_ft.config.rules import check_sections, section_problems, sources_of
 from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
-from dist_ft.machine import has_gpu, local_slots
+from dist_ft.machine import has_gpu, local_slots, workers_on
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
 from dist_ft.storage.urls import is_url
 
@@ -67,7 +67,8 @@ def _capacity_problem(config: Config) -> list[str]:
     resources = config.cluster.resources_per_worker or {}
     if config.cluster.address is not None or resources.get("GPU") or (has_gpu() and not resources):
         return []
-    if config.cluster.min_workers * resources.get("CPU", 1) <= local_slots():
+    room = workers_on({"CPU": local_slots()}, {"CPU": resources.get("CPU", 1.0)})
+    if room is None or config.cluster.min_workers <= room:
         return []
     return [
         f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "

@@ -24,6 +24,7 @@ from dist_ft.config import (
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.command import run_command
 from dist_ft.launchers.launcher import SubmitRequest
+from dist_ft.machine import worker_resources, workers_on
 from dist_ft.run.place import check_new_run
 from dist_ft.run.status import read_if_seen, render_status
 
@@ -87,12 +88,12 @@ def check_room(config: Config, nodes: str, each: dict[str, float]) -> None:
     Raises:
         ConfigError: Its nodes have too little for the fewest workers.
     """
-    needed = config.cluster.resources_per_worker or ({"GPU": 1.0} if each["GPU"] else {"CPU": 1.0})
-    known = [int(each[name] / amount) for name, amount in needed.items() if amount and each.get(name)]
+    worker = worker_resources(config.cluster.resources_per_worker, has_gpu=each["GPU"] > 0)
+    per_node = workers_on(each, {name: amount for name, amount in worker.items() if each.get(name)})  # what is known
     most = int(nodes.rpartition("-")[2]) if nodes.rpartition("-")[2].isdigit() else 0
-    if known and most and most * min(known) < config.cluster.min_workers:
+    if per_node is not None and most and most * per_node < config.cluster.min_workers:
         raise ConfigError(
-            f"cluster.num_workers={config.cluster.num_workers}: the job has {nodes} nodes of {min(known)} workers; "
+            f"cluster.num_workers={config.cluster.num_workers}: the job has {nodes} nodes of {per_node} workers; "
             "pass --sbatch=--nodes=N, or change the template"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dist_ft.config import Config, dump_set_keys
 from dist_ft.errors import ConfigError, UsageError
+from dist_ft.machine import worker_resources, workers_on
 
 Manifest = dict[str, Any]
 
@@ -147,10 +148,11 @@ def _use_image(ray_job: Manifest, image: str) -> None:
 def slots(group: Manifest, config: Config) -> int:
     """Returns how many workers a pod of a worker group holds: by its GPUs where it has some, else by its CPUs."""
     limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
-    gpus = float(limits.get("nvidia.com/gpu", 0))
-    needed = config.cluster.resources_per_worker or ({"GPU": 1.0} if gpus else {"CPU": 1.0})
-    has = {"GPU": gpus, "CPU": cores(limits.get("cpu", 0))}
-    return min((int(has[name] / needed[name] + 1e-6) for name in has if needed.get(name)), default=0)
+    has = {"GPU": float(limits.get("nvidia.com/gpu", 0))}
+    if "cpu" in limits:  # else all that the pod's node has
+        has["CPU"] = cores(limits["cpu"])
+    worker = worker_resources(config.cluster.resources_per_worker, has_gpu=has["GPU"] > 0)
+    return workers_on(has, {name: amount for name, amount in worker.items() if name in has}) or 0
 
 
 def cores(quantity: str | int | float) -> float:

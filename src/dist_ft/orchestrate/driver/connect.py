@@ -11,7 +11,7 @@ import ray
 
 from dist_ft.config import Config
 from dist_ft.errors import CapacityError, UsageError
-from dist_ft.machine import has_fast_bfloat16, local_slots, num_cores
+from dist_ft.machine import has_fast_bfloat16, local_slots, num_cores, worker_resources, workers_on
 from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, start_env
 
 _CONNECT_LIMIT_S = 5.0
@@ -91,18 +91,17 @@ def check_address(address: str) -> None:
 
 def _check_capacity(config: Config) -> ClusterInfo:
     total = ray.cluster_resources()
-    on_gpu = total.get("GPU", 0) > 0
-    resources = config.cluster.resources_per_worker or ({"GPU": 1.0, "CPU": 1.0} if on_gpu else {"CPU": 1.0})
+    resources = worker_resources(config.cluster.resources_per_worker, has_gpu=total.get("GPU", 0) > 0)
     wanted = config.cluster.min_workers
-    possible = config.cluster.max_workers
     for name, amount in resources.items():
         if amount * wanted > total.get(name, 0):
             raise CapacityError(
                 f"cluster.num_workers={config.cluster.num_workers} needs {amount * wanted:g} {name}, the cluster has "
                 f"{total.get(name, 0):g}; lower it, or add machines"
             )
-        possible = min(possible, int(total[name] / amount)) if amount else possible
     on_gpu = resources.get("GPU", 0) > 0
+    fits = workers_on(total, resources)
+    possible = config.cluster.max_workers if fits is None else min(config.cluster.max_workers, fits)
     cores = num_cores()
     warnings = []
     if config.cluster.address is None and not on_gpu and possible > cores:

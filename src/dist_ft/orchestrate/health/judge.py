@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_ft.config import Config, with_absolute_paths
+from dist_ft.machine import worker_resources, workers_on
 from dist_ft.orchestrate.health.this_machine import MIN_DISK_BYTES, MIN_SHM_BYTES, Check
 from dist_ft.printable import format_bytes
 
@@ -88,12 +89,8 @@ def wanted_by(config: Config) -> Wanted:
 
 def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Wanted) -> Check:
     """Compares the resources of the nodes with the fewest workers that the run starts with; a worker is on one node."""
-    has_gpu = any(node.get("GPU") for node in nodes)
-    each = wanted.resources or ({"GPU": 1.0, "CPU": 1.0} if has_gpu else {"CPU": 1.0})
-    room = sum(
-        min((int(node.get(name, 0) / amount + 1e-6) for name, amount in each.items() if amount), default=0)
-        for node in nodes
-    )
+    each = worker_resources(wanted.resources, has_gpu=any(node.get("GPU") for node in nodes))
+    room = sum(workers_on(node, each) or 0 for node in nodes)
     shown = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
     hint = "" if room >= wanted.num_workers else "add machines, or lower cluster.num_workers or resources_per_worker"
     detail = f"room for {room} of {shown}, the run starts with {wanted.num_workers}"

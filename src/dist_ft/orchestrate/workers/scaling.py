@@ -23,6 +23,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.sizing import ClusterView, largest_allowed
+from dist_ft.machine import workers_on
 from dist_ft.orchestrate.workers.nodes import Node, answering, list_nodes
 
 logger = logging.getLogger(__name__)
@@ -44,15 +45,14 @@ def workers_that_fit(nodes: Sequence[Node], seats: Mapping[str, int], resources:
     Returns:
         The count; None when a worker needs nothing, so that any number fits.
     """
-    needed = {name: amount for name, amount in resources.items() if amount > 0}
-    if not needed:
-        return None
-
-    def whole(amounts: Mapping[str, float]) -> int:
-        return min(int(amounts.get(name, 0) / amount + 1e-6) for name, amount in needed.items())
-
-    # Own workers that have died may have given back their room already: never more than the node has in all.
-    return sum(min(whole(node.total), seats.get(node.node_id, 0) + whole(node.free)) for node in nodes)
+    count = 0
+    for node in nodes:
+        room, free = workers_on(node.total, resources), workers_on(node.free, resources)
+        if room is None or free is None:
+            return None
+        # Own workers that have died may have given back their room already: never more than the node has in all.
+        count += min(room, seats.get(node.node_id, 0) + free)
+    return count
 
 
 class ElasticPolicy(ScalingPolicy):
