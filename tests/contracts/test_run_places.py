@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.coordinator.recorder import Books
+from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
 from dist_ft.layout import read_json, read_rows, write_json
 from dist_ft.run import sync
@@ -179,13 +179,13 @@ def test_a_new_driver_goes_on_behind_the_last_segment(url: str) -> None:
 
 
 def test_an_overtaken_driver_leaves_the_record_of_the_newer_one(run: RunPlace) -> None:
-    books = Books(run, RunRecord("r", max_steps=9), [])
+    books = Recorder(run, RunRecord("r", max_steps=9), [])
     books.begin_attempt(take_attempt(run.store, None), world_size=1)
     newer = open_run(run.address)
     newer.fetch(*RECORDS)
     attempt = take_attempt(newer.store, None)
     record = RunRecord("r", attempt=2, max_steps=9)
-    others = Books(newer, record, [])
+    others = Recorder(newer, record, [])
     others.begin_attempt(attempt, world_size=2)
     others.send()
     books.look_again()

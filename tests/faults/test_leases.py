@@ -82,12 +82,12 @@ import sys, time
 from tests.helpers.configs import tiny_config
 from pathlib import Path
 from dist_ft.orchestrate.workers.processes import Child
-from dist_ft.orchestrate.workers.supervisor import Seat, make_rank_spec
+from dist_ft.orchestrate.workers.supervisor import RankSlot, make_rank_spec
 from dist_ft.messages import AttemptSpec
 config = tiny_config(Path({str(tmp_path)!r}))
 run = {str(tmp_path / "run")!r}
 attempt = AttemptSpec("t", 1, run, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, [], [], [], False, None)
-spec = make_rank_spec(attempt, Seat(0, 2, 0, 2, "127.0.0.1"))
+spec = make_rank_spec(attempt, RankSlot(0, 2, 0, 2, "127.0.0.1"))
 child = Child({starter!r}, {{"entry": "rank", "spec": spec.to_dict()}})
 while True:
     for message in child.receive(0.1):

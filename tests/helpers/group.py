@@ -15,7 +15,7 @@ from dist_ft.coordinator.core import Coordinator, Prepared
 from dist_ft.layout import last_rows, read_json
 from dist_ft.messages import Envelope
 from dist_ft.orchestrate.workers.processes import run_task
-from dist_ft.orchestrate.workers.supervisor import Seat, supervise
+from dist_ft.orchestrate.workers.supervisor import RankSlot, supervise
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.state import RunRecord
 
@@ -82,7 +82,7 @@ def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool
         try:
             # As many ranks "on the node" as cores, so that each computes on one thread, as in CI.
             gpu_ids = (str(rank),) if on_gpu else ()
-            supervise(spec, Seat(rank, size, rank, max(size, 2), "127.0.0.1", gpu_ids), client, starter)
+            supervise(spec, RankSlot(rank, size, rank, max(size, 2), "127.0.0.1", gpu_ids), client, starter)
         except BaseException as error:
             group.errors[rank] = error
         group.ended_at[rank] = time.monotonic()

@@ -1,1 +1,1 @@
-"""The books of a run: commits, ledger, watchdog; torch-free."""
+"""The records of a run: commits, ledger, watchdog; torch-free."""

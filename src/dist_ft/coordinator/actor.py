@@ -44,7 +44,7 @@ class CoordinatorActor:
         prepared: dict[str, Any],
         on_gpu: bool,
     ) -> None:
-        """Opens the run's books; `scratch` is where the driver has fetched its records to."""
+        """Opens the run's records; `scratch` is where the driver has fetched its records to."""
         parsed = config_from_dict(config)
         place = open_run(run_dir, Path(scratch))
         state = RunRecord(**record)
@@ -62,10 +62,10 @@ class CoordinatorActor:
         if self._coordinator is None or not self._coordinator.recovery.may_open(time.monotonic()):
             return None
         try:
-            self._attempt = self._books.open_attempt(world_size)
+            self._attempt = self._known.open_attempt(world_size)
         except DistFtError as error:
             # The driver learns it from the status; the worker only has to end.
-            self._books.record_failure(error)
+            self._known.record_failure(error)
             raise
         return self._attempt.attempt
 
@@ -85,11 +85,11 @@ class CoordinatorActor:
 
     def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
         """See `Coordinator.handle`."""
-        return self._books.handle(Envelope.from_dict(envelope)).to_dict()
+        return self._known.handle(Envelope.from_dict(envelope)).to_dict()
 
     def request_stop(self, reason: str) -> None:
         """See `Coordinator.request_stop`."""
-        self._books.request_stop(reason)
+        self._known.request_stop(reason)
 
     def choose_size(self, view: dict[str, Any]) -> int | None:
         """See `Coordinator.choose_size`; None before the run has begun."""
@@ -99,29 +99,29 @@ class CoordinatorActor:
 
     def poll(self, num_known: int) -> dict[str, Any]:
         """Ticks, then returns the status; the driver calls it a few times a second."""
-        self._books.tick(time.monotonic())
-        return self._books.status(num_known)
+        self._known.tick(time.monotonic())
+        return self._known.status(num_known)
 
     def decide(self, message: str, lost_nodes: list[str]) -> dict[str, Any] | None:
         """See `Coordinator.decide`; None while a restarted actor has not been told of the run again."""
         if self._coordinator is None:
             return None
-        return asdict(self._books.decide(message, lost_nodes, time.monotonic()))
+        return asdict(self._known.decide(message, lost_nodes, time.monotonic()))
 
     def add_event(self, event: str, facts: dict[str, Any]) -> None:
         """See `Coordinator.add_event`."""
-        self._books.add_event(event, **facts)
+        self._known.add_event(event, **facts)
 
     def record_evaluation(self, row: dict[str, Any]) -> None:
         """See `Coordinator.record_evaluation`."""
-        self._books.record_evaluation(row)
+        self._known.record_evaluation(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """See `Coordinator.finish`."""
-        self._books.finish(state, result, error)
+        self._known.finish(state, result, error)
 
     @property
-    def _books(self) -> Coordinator:
+    def _known(self) -> Coordinator:
         if self._coordinator is None:
             raise CoordinatorLostError("the coordinator knows of no run")
         return self._coordinator

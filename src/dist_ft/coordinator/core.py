@@ -16,13 +16,11 @@ from typing import Any
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config, with_commit
-from dist_ft.coordinator.causes import explain, find_causes
+from dist_ft.coordinator.failures import AttemptFailure, Decision, Recovery, explain, find_causes
 from dist_ft.coordinator.group import Group
-from dist_ft.coordinator.recorder import Books
-from dist_ft.coordinator.restarts import Decision, Failure, Recovery
-from dist_ft.coordinator.resume_rules import can_go_on
+from dist_ft.coordinator.recorder import Recorder
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
-from dist_ft.coordinator.start import newest_whole, still_stands
+from dist_ft.coordinator.start import can_go_on, newest_whole, still_stands
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.layout import last_rows
@@ -63,7 +61,7 @@ class Prepared:
 
 
 class Coordinator:
-    """Keeps the books of one run.
+    """Commits the checkpoints of one run and keeps its records.
 
     Args:
         config: The run config.
@@ -85,8 +83,8 @@ class Coordinator:
     ) -> None:
         self._config = with_commit(config, prepared.commit)
         self._run_dir = run_dir
-        self._books = Books(run_dir, record, sinks)
-        self._record = self._books.record
+        self._recorder = Recorder(run_dir, record, sinks)
+        self._record = self._recorder.record
         self._on_gpu = on_gpu
         self._store = run_dir.store
         self._prepared = prepared
@@ -106,11 +104,11 @@ class Coordinator:
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
         prepared = self._prepared
-        self._books.look_again()
-        self._books.check_mine()  # a driver that was overtaken does not fight back
+        self._recorder.look_again()
+        self._recorder.check_mine()  # a driver that was overtaken does not fight back
         start, attempt = self._take_attempt()
         self.recovery.decision = None
-        self._books.begin_attempt(attempt, world_size)
+        self._recorder.begin_attempt(attempt, world_size)
         self._group = self._new_group(world_size)
         return AttemptSpec(
             run_id=self._record.run_id,
@@ -123,9 +121,9 @@ class Coordinator:
             max_steps=prepared.max_steps,
             num_positions=prepared.num_positions,
             start_checkpoint=f"{start.directory}/manifest.json" if start else None,
-            skipped_steps=self._books.skipped_steps(),
+            skipped_steps=self._recorder.skipped_steps(),
             recent_losses=self._losses_before(attempt.start_step),
-            evaluations=self._books.evaluations(attempt.start_step),
+            evaluations=self._recorder.evaluations(attempt.start_step),
             on_gpu=self._on_gpu,
             wandb_id=self._record.wandb_id,
         )
@@ -136,10 +134,10 @@ class Coordinator:
         Raises:
             StaleAttemptError: The sender belongs to another run or attempt.
         """
-        if (envelope.run_id, envelope.attempt) != (self._record.run_id, self._books.attempt):
+        if (envelope.run_id, envelope.attempt) != (self._record.run_id, self._recorder.attempt):
             raise StaleAttemptError(
                 f"rank {envelope.rank} of run {envelope.run_id}, attempt {envelope.attempt}: the current attempt "
-                f"of {self._record.run_id} is {self._books.attempt}"
+                f"of {self._record.run_id} is {self._recorder.attempt}"
             )
         group, now = self._group, time.monotonic()
         group.handle(envelope.rank, envelope.message, now)
@@ -168,8 +166,8 @@ class Coordinator:
             return
         self._stop = True
         self._record.move("stopping")
-        self._books.note("stop_requested", reason=reason)
-        self._books.write_record()
+        self._recorder.note("stop_requested", reason=reason)
+        self._recorder.write_record()
 
     def tick(self, now: float) -> None:
         """Looks at what nobody reports: the stop request file, ranks without progress.
@@ -229,12 +227,12 @@ class Coordinator:
         group, decision = self._group, self.recovery.decision
         return {
             **asdict(self._record),
-            "row": self._books.last_row,
-            "eval": self._books.last_eval,
+            "row": self._recorder.last_row,
+            "eval": self._recorder.last_eval,
             "phases": group.phases,
-            "ledger": self._books.entries[num_known:],
+            "ledger": self._recorder.entries[num_known:],
             "outcome": self.outcome(),
-            "failures": group.failures,
+            "failures": [asdict(failure) for failure in group.failures],
             "decision": asdict(decision) if decision else None,
             "is_waiting": not group.world_size or decision is not None or group.is_drained,
         }
@@ -264,42 +262,42 @@ class Coordinator:
         elif not group.failures:
             group.fail(0, WorkerCrashError(f"a worker was lost: {message}").to_dict(), is_death=True)
         cause = explain(group.failures)
-        failure = Failure(self._record.step, cause, find_causes(group.failures)[0]["step"])
+        failure = AttemptFailure(self._record.step, cause, find_causes(group.failures)[0].step)
         decision = self.recovery.decide(failure, self._stop, now)
         if decision.is_restart:
             self._record.move("recovering")
             self._sizing.interrupted(now)
         if decision.skip_step is not None:
-            self._books.note("skip_batch", step=decision.skip_step)
+            self._recorder.note("skip_batch", step=decision.skip_step)
         event = "recovering" if decision.is_restart else "giving_up"
         facts = {"step": self._record.step, "wait_s": decision.wait_s, "reason": decision.reason}
-        self._books.note(event, **facts, cause=cause.to_dict())
-        self._books.write_record()
+        self._recorder.note(event, **facts, cause=cause.to_dict())
+        self._recorder.write_record()
         return decision
 
     def add_event(self, event: str, **facts: Any) -> None:
         """Writes a ledger entry for a fact that the driver found."""
-        self._books.note(event, **facts)
+        self._recorder.note(event, **facts)
 
     def record_evaluation(self, row: dict[str, Any]) -> None:
         """Writes an evaluation that a task made."""
-        self._books.log_eval(row)
+        self._recorder.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
-        """Ends the run's books; the last call. Does nothing when another driver has taken over the run."""
-        self._books.finish(state, result, error)
+        """Closes the run's records; the last call. Does nothing when another driver has taken over the run."""
+        self._recorder.finish(state, result, error)
 
     def _new_group(self, world_size: int) -> Group:
         now = time.monotonic()
-        return Group(self._config, self._run_dir, self._books, self._history, world_size, now)
+        return Group(self._config, self._run_dir, self._recorder, self._history, world_size, now)
 
     def _drain(self, reason: str, now: float) -> None:
         """Has the group checkpoint and end, to be formed anew."""
         self._group.leaving = reason
         self._record.move("resizing")
         self._sizing.interrupted(now)
-        self._books.note("resizing", step=self._record.step, reason=reason)
-        self._books.write_record()
+        self._recorder.note("resizing", step=self._record.step, reason=reason)
+        self._recorder.write_record()
 
     def _losses_before(self, step: int) -> list[float]:
         if self._config.failure.spike_factor is None:
@@ -315,9 +313,9 @@ class Coordinator:
         So the choice is looked at again afterwards, and made anew when it no longer stands.
         """
         before: int | None = None
-        own = self._books.attempt
+        own = self._recorder.attempt
         while True:
-            start = newest_whole(self._store, self._books, self._can_start, before)
+            start = newest_whole(self._store, self._recorder, self._can_start, before)
             attempt = take_attempt(self._store, start, own or None)
             own = attempt.number
             before = before or attempt.number

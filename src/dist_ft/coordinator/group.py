@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.coordinator.commit import Staging, commit
-from dist_ft.coordinator.recorder import Books
+from dist_ft.coordinator.failures import RankFailure
+from dist_ft.coordinator.recorder import Recorder
 from dist_ft.coordinator.start import clean_up
 from dist_ft.coordinator.watchdog import (
     ANSWER_LIMIT_S,
@@ -56,7 +56,7 @@ class Group:
     Args:
         config: The run config.
         run_dir: The run directory.
-        books: The records of the run, opened for this attempt.
+        recorder: The records of the run, opened for this attempt.
         history: How long things take, noted here and judged by.
         world_size: Number of ranks; 0 before the first attempt.
         now: Monotonic time in seconds.
@@ -69,12 +69,12 @@ class Group:
         rendezvous: Where rank 0 listens, once known.
         committed_step: Newest checkpoint of this attempt.
         last_step: Newest row of this attempt.
-        failures: `{rank, is_death, step, type, message}`, in the order in which they became known.
+        failures: Those of its ranks, in the order in which they became known.
         done: Outcome of each rank that has ended as it should.
     """
 
     def __init__(
-        self, config: Config, run_dir: RunPlace, books: Books, history: History, world_size: int, now: float
+        self, config: Config, run_dir: RunPlace, recorder: Recorder, history: History, world_size: int, now: float
     ) -> None:
         self.world_size = world_size
         self.formed_at: float | None = None
@@ -83,12 +83,12 @@ class Group:
         self.rendezvous: tuple[str, int] | None = None
         self.committed_step = 0
         self.last_step = 0
-        self.failures: list[dict[str, Any]] = []
+        self.failures: list[RankFailure] = []
         self.done: dict[int, str] = {}
         self._config = config
         self._run_dir = run_dir
         self._store = run_dir.store
-        self._books = books
+        self._recorder = recorder
         self._history = history
         self._ranks = {rank: RankView(rank, "start", 0, now) for rank in range(world_size)}
         self._entered = dict.fromkeys(self._ranks, now)  # when each rank entered its phase
@@ -145,7 +145,7 @@ class Group:
             case StepDone():
                 self._on_step(message, now)
             case EvalDone():
-                self._books.log_eval(message.row)
+                self._recorder.log_eval(message.row)
             case Staged():
                 self._on_staged(rank, message)
             case SaveFailed():
@@ -153,7 +153,7 @@ class Group:
             case Located():
                 self._states[rank] = message.state
             case SaveSkipped():
-                self._books.note("save_skipped", step=message.step)
+                self._recorder.note("save_skipped", step=message.step)
             case RankDone():
                 self._on_done(rank, message)
             case RankFailed():
@@ -184,7 +184,7 @@ class Group:
     def _end_late(self, late: Sequence[RankView], now: float) -> None:
         culprits = find_culprits([view.rank for view in late], self._states)
         first = next(view for view in late if view.rank == culprits[0])
-        directory = self._run_dir.address_of(f"logs/attempt-{self._books.attempt:04d}/stacks")
+        directory = self._run_dir.address_of(f"logs/attempt-{self._recorder.attempt:04d}/stacks")
         if len(culprits) == 1:
             who, where = f"rank {first.rank} makes", f"where it is: {directory}/{stacks_name(first.rank)}"
         else:
@@ -199,23 +199,23 @@ class Group:
             self.fail(rank, StalledError(self.abort).to_dict())
 
     def check_newest(self) -> None:
-        """Gives up the books when a newer attempt exists: another driver has taken over the run.
+        """Gives up the records when a newer attempt exists: another driver has taken over the run.
 
         Raises:
             StaleAttemptError: It does.
         """
         try:
-            self._books.check_mine()
+            self._recorder.check_mine()
         except StaleAttemptError as error:
-            if not any(failure["type"] == "StaleAttemptError" for failure in self.failures):
+            if not any(failure.type == "StaleAttemptError" for failure in self.failures):
                 self.abort = str(error)
-                self.failures.append({"rank": 0, "is_death": True, "step": None, **error.to_dict()})
+                self.failures.append(RankFailure(0, type(error).__name__, str(error), is_death=True))
             raise
 
     def fail(self, rank: int, error: dict[str, str], is_death: bool = False, step: int | None = None) -> None:
         """Notes a failure; `step` is the one whose numbers were bad."""
-        self.failures.append({"rank": rank, "is_death": is_death, "step": step, **error})
-        self._books.note("rank_failed", **{"rank": rank, "step": self._books.record.step, **error})
+        self.failures.append(RankFailure(rank, error["type"], error["message"], is_death, step))
+        self._recorder.note("rank_failed", **{"rank": rank, "step": self._recorder.record.step, **error})
 
     def _seen(self, rank: int, phase: str, step: int, now: float) -> None:
         old = self._ranks[rank]
@@ -226,23 +226,23 @@ class Group:
 
     def _on_started(self, rank: int, message: RankStarted, now: float) -> None:
         self._seen(rank, "load", self._ranks[rank].step, now)
-        record = self._books.record
+        record = self._recorder.record
         others = [worker for worker in record.workers if worker["rank"] != rank]
         worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
         record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
         if len(record.workers) < self.world_size:
-            self._books.write_record_now_and_then()
+            self._recorder.write_record_now_and_then()
             return
         if record.state != "stopping" and self.leaving is None:
             record.move("running")
-        self._books.write_record()
+        self._recorder.write_record()
 
     def _on_loaded(self, rank: int, message: Loaded) -> None:
         self._loaded[rank] = message.num_bytes
         self._notes += message.notes
         if len(self._loaded) == self.world_size:
             num_bytes = sum(self._loaded.values())
-            self._books.note("loaded", step=message.step, num_bytes=num_bytes, notes=self._notes)
+            self._recorder.note("loaded", step=message.step, num_bytes=num_bytes, notes=self._notes)
 
     def _on_step(self, message: StepDone, now: float) -> None:
         row = message.row
@@ -257,14 +257,16 @@ class Group:
         if message.local_s:
             self._local_s.append(message.local_s)
             self._report_straggler()
-        self._books.log_step(row)
+        self._recorder.log_step(row)
 
     def _report_straggler(self) -> None:
         found = find_straggler(self._local_s)
         if found is not None and found[0] not in self._stragglers:
             self._stragglers.add(found[0])
-            worker = next((w for w in self._books.record.workers if w["rank"] == found[0]), {})
-            self._books.note("straggler", rank=found[0], times_slower=round(found[1], 1), node_ip=worker.get("node_ip"))
+            worker = next((w for w in self._recorder.record.workers if w["rank"] == found[0]), {})
+            self._recorder.note(
+                "straggler", rank=found[0], times_slower=round(found[1], 1), node_ip=worker.get("node_ip")
+            )
 
     def _on_staged(self, rank: int, message: Staged) -> None:
         if message.step in self._unsaved:
@@ -275,11 +277,11 @@ class Group:
             return
         del self._staging[message.step]
         self.check_newest()
-        record = self._books.record
+        record = self._recorder.record
         try:
-            self._books.look_again()
+            self._recorder.look_again()
             self.check_newest()
-            self._books.send()
+            self._recorder.send()
             manifest = commit(self._store, record.run_id, record.attempt, record.wandb_id, staging)
         except CheckpointError as error:
             self.abort = str(error)
@@ -290,25 +292,25 @@ class Group:
             return
         self.committed_step = manifest.step
         self._unsaved.clear()
-        self._books.note("commit", step=manifest.step)
+        self._recorder.note("commit", step=manifest.step)
         self._clean_up()
 
     def _clean_up(self) -> None:
         try:
-            self._books.look_again()
+            self._recorder.look_again()
         except OSError as error:
             logger.warning("old checkpoints stay for now: %s", error)
             return
-        if self._books.is_mine:
-            keep_last, attempt = self._config.checkpoint.keep_last, self._books.record.attempt
+        if self._recorder.is_mine:
+            keep_last, attempt = self._config.checkpoint.keep_last, self._recorder.record.attempt
             clean_up(self._store, keep_last, attempt, self._scores())
 
     def _scores(self) -> Scores | None:
         """By what the best checkpoint is kept; None when none is."""
-        wanted, record = self._config.eval, self._books.record
+        wanted, record = self._config.eval, self._recorder.record
         if wanted.best_metric is None or wanted.every_steps is None:
             return None
-        rows = self._books.evaluations(record.max_steps)
+        rows = self._recorder.evaluations(record.max_steps)
         return Scores.of(rows, wanted.best_metric, wanted.every_steps, record.max_steps)
 
     def _on_save_failed(self, step: int, reason: str, is_last: bool) -> None:
@@ -316,7 +318,7 @@ class Group:
             return
         self._unsaved.append(step)
         self._staging.pop(step, None)
-        self._books.note("save_failed", step=step, reason=reason)
+        self._recorder.note("save_failed", step=step, reason=reason)
         if is_last or len(self._unsaved) >= _FAILED_SAVES:
             error: DistFtError = StorageError(
                 f"the checkpoint of step {step} cannot be written ({reason}); make room or mend the storage, then "
@@ -327,19 +329,19 @@ class Group:
 
     def _on_done(self, rank: int, message: RankDone) -> None:
         self.done[rank] = message.outcome
-        self._books.record.step = message.step
-        self._books.write_record_now_and_then()
+        self._recorder.record.step = message.step
+        self._recorder.write_record_now_and_then()
         if len(self.done) < self.world_size:
             return
         if message.outcome == "completed":
             self._note_early_stop(message.step)
-        self._books.write_record()
+        self._recorder.write_record()
 
     def _note_early_stop(self, step: int) -> None:
         stopping, every = self._config.eval.early_stopping, self._config.eval.every_steps
-        max_steps = self._books.record.max_steps
+        max_steps = self._recorder.record.max_steps
         if stopping is None or every is None or step >= max_steps:
             return
-        scores = Scores.of(self._books.evaluations(step), stopping.metric, every, max_steps)
+        scores = Scores.of(self._recorder.evaluations(step), stopping.metric, every, max_steps)
         facts = {"metric": stopping.metric, "patience": stopping.patience}
-        self._books.note("early_stop", step=step, best_step=scores.best(), **facts)
+        self._recorder.note("early_stop", step=step, best_step=scores.best(), **facts)

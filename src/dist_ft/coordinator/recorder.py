@@ -27,7 +27,7 @@ from dist_ft.run.sync import Sender
 logger = logging.getLogger(__name__)
 
 
-class Books:
+class Recorder:
     """The records of one run, as far as this driver may write them.
 
     Attributes:
@@ -111,7 +111,7 @@ class Books:
             )
 
     def begin_attempt(self, attempt: Attempt, world_size: int) -> None:
-        """Opens the books for an attempt that this driver has taken."""
+        """Opens the records for an attempt that this driver has taken."""
         self.attempt = self._sender.attempt = attempt.number
         self.look_again()
         self.record.workers = []

@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dist_ft.checkpoint.lineage import committed, read_attempts
-from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
+from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest, verify_files
 from dist_ft.checkpoint.retention import deletable
-from dist_ft.coordinator.recorder import Books
-from dist_ft.coordinator.resume_rules import newest_first, nothing_usable
-from dist_ft.errors import CheckpointError
+from dist_ft.coordinator.recorder import Recorder
+from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.run.scores import Scores
 from dist_ft.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 
+def check_resume(manifest: Manifest, wanted: Fingerprint) -> None:
+    """Refuses to go on from a checkpoint of another model, data, seed, method or global batch.
+
+    Raises:
+        UsageError: With both fingerprints.
+    """
+    if differences := manifest.fingerprint.differences(wanted):
+        raise UsageError(
+            f"--resume: checkpoint step {manifest.step} belongs to something else; "
+            + "; ".join(differences)
+            + ". Resume with the config it was made with, or choose another run.name"
+        )
+
+
+def can_go_on(manifest: Manifest, global_batch_size: int, max_steps: int, num_positions: int) -> bool:
+    """Whether a run of this length may start from a checkpoint: the run itself would pass through it.
+
+    The last step of a run takes what is left, which may be less than a global batch. A longer run takes a whole
+    one there; started behind the short step it would leave sequences out.
+    """
+    here = min(manifest.step * global_batch_size, num_positions)
+    return manifest.step <= max_steps and manifest.cursor.position == here
+
+
+def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_steps: int, num_positions: int) -> None:
+    """Refuses a resume when no checkpoint lies on the way of a run of this length.
+
+    Raises:
+        UsageError: With both lengths and the way out.
+    """
+    if manifests and not any(can_go_on(m, global_batch_size, max_steps, num_positions) for m in manifests):
+        last = manifests[-1]
+        raise UsageError(
+            f"--resume: with this train.max_steps and train.epochs the run has {max_steps} steps and {num_positions} "
+            f"sequences; its checkpoints (the last: step {last.step} after {last.cursor.position} sequences, "
+            f"{global_batch_size} a step) do not lie on that way. Resume with the old length, or choose another "
+            "run.name"
+        )
+
+
 def newest_whole(
-    store: Store, books: Books, can_start: Callable[[Manifest], bool], before: int | None = None
+    store: Store, recorder: Recorder, can_start: Callable[[Manifest], bool], before: int | None = None
 ) -> Manifest | None:
     """Returns the newest checkpoint whose files have their hashes; None when the run has no checkpoint.
 
@@ -26,7 +65,7 @@ def newest_whole(
 
     Args:
         store: The run directory.
-        books: Gets a note of each damage, and knows what was committed.
+        recorder: Gets a note of each damage, and knows what was committed.
         can_start: Whether the run may go on from a checkpoint.
         before: Look at attempts below this number only.
 
@@ -36,9 +75,9 @@ def newest_whole(
     unreadable: list[str] = []
     found = committed(store, unreadable, before)
     damages: list[tuple[int | None, str]] = [(None, problem) for problem in unreadable]
-    damages += [(None, f"{folder}/{MANIFEST} is missing") for folder in _without_manifest(store, books)]
+    damages += [(None, f"{folder}/{MANIFEST} is missing") for folder in _without_manifest(store, recorder)]
     whole = None
-    for manifest in filter(can_start, newest_first(found)):
+    for manifest in filter(can_start, reversed(found)):
         try:
             verify_files(store, manifest)
         except CheckpointError as error:
@@ -47,16 +86,19 @@ def newest_whole(
         whole = manifest
         break
     for step, damage in damages:
-        books.note("checkpoint_damaged", step=step, error=damage)
+        recorder.note("checkpoint_damaged", step=step, error=damage)
         logger.error("a checkpoint is passed over: %s", damage)
     if whole is None:
         steps = [attempt.start_step for attempt in read_attempts(store) if attempt.start_step]
         lost = [damage for _, damage in damages]
         lost = lost or [f"the checkpoint of step {step}, from which an attempt started, is gone" for step in steps[-1:]]
-        lost = lost or [f"{folder}, which was committed, is gone" for folder in sorted(books.commits())[-1:]]
+        lost = lost or [f"{folder}, which was committed, is gone" for folder in sorted(recorder.commits())[-1:]]
         lost = lost or [f"{manifest.directory} does not fit the length of this run" for manifest in found[-1:]]
         if lost:
-            raise nothing_usable(lost)
+            # To start anew would lose the run silently.
+            raise CheckpointError(
+                f"no checkpoint of this run is whole: {'; '.join(lost)}. Restore the files, or choose another run.name"
+            )
     return whole
 
 
@@ -93,8 +135,8 @@ def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None =
             logger.warning("%s stays for now: %s", folder, error)
 
 
-def _without_manifest(store: Store, books: Books) -> list[str]:
+def _without_manifest(store: Store, recorder: Recorder) -> list[str]:
     """Folders that were committed, as the ledger says, and have lost their manifest."""
     names = store.names("checkpoints")
     folders = {name.rsplit("/", 1)[0] for name in names}
-    return sorted(folder for folder in folders & books.commits() if f"{folder}/{MANIFEST}" not in names)
+    return sorted(folder for folder in folders & recorder.commits() if f"{folder}/{MANIFEST}" not in names)

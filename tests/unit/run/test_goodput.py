@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.coordinator.recorder import Books
+from dist_ft.coordinator.recorder import Recorder
 from dist_ft.layout import read_json, write_json
 from dist_ft.run.goodput import Goodput
 from dist_ft.run.place import open_run
@@ -57,14 +57,14 @@ def test_the_time_before_a_restart_of_the_coordinator_counts(tmp_path: Path) -> 
     run_dir = open_run(tmp_path / "run")
     run_dir.path.mkdir()
     said = RunRecord("run", active_s=5.0)  # by the driver at its begin, and again after each restart
-    Books(run_dir, replace(said), [])
+    Recorder(run_dir, replace(said), [])
     written = {**read_json(run_dir.run_json), "active_s": 100.0}
     write_json(run_dir.run_json, written)
     os.utime(run_dir.run_json, (time.time() - 7, time.time() - 7))
     restarted = replace(said)
-    Books(run_dir, restarted, [])
+    Recorder(run_dir, restarted, [])
     assert restarted.active_s == pytest.approx(107.0, abs=1.0)
     resumed = RunRecord("run", active_s=restarted.active_s + 3.0)  # a new driver, a night later
     os.utime(run_dir.run_json, (time.time() - 30_000, time.time() - 30_000))
-    Books(run_dir, resumed, [])
+    Recorder(run_dir, resumed, [])
     assert resumed.active_s == pytest.approx(110.0, abs=1.0)

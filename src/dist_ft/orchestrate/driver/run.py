@@ -22,9 +22,9 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.data_sections import DataConfig
-from dist_ft.coordinator.causes import explain
 from dist_ft.coordinator.core import Prepared
-from dist_ft.coordinator.resume_rules import check_length, check_resume
+from dist_ft.coordinator.failures import RankFailure, explain
+from dist_ft.coordinator.start import check_length, check_resume
 from dist_ft.data.shards.exclusions import describe_left_out
 from dist_ft.errors import (
     CoordinatorLostError,
@@ -264,7 +264,7 @@ class _Driver:
                 self._stop_signal = None
             decision = status["decision"]
             if decision is not None and not decision["is_restart"]:
-                raise explain(status["failures"])
+                raise explain([RankFailure(**failure) for failure in status["failures"]])
             if status["outcome"] in ("completed", "stopped"):
                 return str(status["outcome"]), group
             if group.done():

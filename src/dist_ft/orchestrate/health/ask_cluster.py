@@ -139,7 +139,7 @@ def _describe(address: str, wanted: Wanted) -> Iterator[Check]:
     yield check_workers([member.resources for member in group], wanted)
     here, found = _versions(), _versions_of(group)
     yield check_versions(here, found)
-    yield from look([m for m in group if (found[m.seat.label] or {}).get("dist-ft") == here["dist-ft"]], wanted)
+    yield from look([m for m in group if (found[m.node.label] or {}).get("dist-ft") == here["dist-ft"]], wanted)
 
 
 def _versions_of(group: Sequence[Member]) -> dict[str, dict[str, str | None] | None]:
@@ -150,10 +150,10 @@ def _versions_of(group: Sequence[Member]) -> dict[str, dict[str, str | None] | N
         for member in group
     }
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_LIMIT_S)
-    found: dict[str, dict[str, str | None] | None] = dict.fromkeys((m.seat.label for m in group), None)
+    found: dict[str, dict[str, str | None] | None] = dict.fromkeys((m.node.label for m in group), None)
     for reference in ready:
         with contextlib.suppress(Exception):  # a node that dies now is a problem like one that is silent
-            found[asked[reference].seat.label] = ray.get(reference)
+            found[asked[reference].node.label] = ray.get(reference)
     return found
 
 

@@ -27,7 +27,7 @@ from dist_ft.orchestrate.health.judge import (
     check_storage,
     check_wandb,
 )
-from dist_ft.orchestrate.health.probe import Seat
+from dist_ft.orchestrate.health.probe import NodeRef
 from dist_ft.orchestrate.health.this_machine import Check
 
 _LOOK_LIMIT_S = 40.0
@@ -47,13 +47,13 @@ class Member:
 
     Attributes:
         node_id: Ray's id.
-        seat: Where it is.
+        node: Where it is.
         resources: What Ray has of it.
         is_here: Whether this process runs on it.
     """
 
     node_id: str
-    seat: Seat
+    node: NodeRef
     resources: Mapping[str, float]
     is_here: bool
 
@@ -80,8 +80,8 @@ def members(nodes: Sequence[Mapping[str, Any]], here: str) -> list[Member]:
     found = []
     for node, address in zip(alive, addresses, strict=True):
         label = address if addresses.count(address) == 1 else f"{address}/{node['NodeID'][:6]}"
-        seat = Seat(label, address, node["NodeManagerPort"], node["NodeManagerHostname"])
-        found.append(Member(node["NodeID"], seat, node["Resources"], node["NodeID"] == here))
+        reference = NodeRef(label, address, node["NodeManagerPort"], node["NodeManagerHostname"])
+        found.append(Member(node["NodeID"], reference, node["Resources"], node["NodeID"] == here))
     return found
 
 
@@ -89,14 +89,14 @@ def look(group: Sequence[Member], wanted: Wanted) -> Iterator[Check]:
     """Yields the checks of a group of nodes that have this very dist-ft."""
     scratch = f".dist-ft-doctor-{uuid.uuid4().hex[:8]}"
     try:
-        answers = _ask(group, lambda m: (probe.look, m.seat, _others(m, group), wanted.output_dir, scratch),
+        answers = _ask(group, lambda m: (probe.look, m.node, _others(m, group), wanted.output_dir, scratch),
                        _LOOK_LIMIT_S)  # fmt: skip
         yield from _failures(group, answers, "looking at machine and storage", _LOOK_LIMIT_S)
         facts = {label: NodeFacts(**answer.value) for label, answer in answers.items() if answer.value}
         if not facts:
             return
-        there = [member for member in group if member.seat.label in facts]
-        yield from check_nodes(facts, {m.seat.label: m.resources.get("GPU", 0.0) for m in there})
+        there = [member for member in group if member.node.label in facts]
+        yield from check_nodes(facts, {m.node.label: m.resources.get("GPU", 0.0) for m in there})
         yield from _storage_and_clocks(there, facts, answers, wanted, scratch)
         yield from _all_reduce(there, facts, wanted)
         yield from _wandb(there, wanted)
@@ -108,16 +108,16 @@ def look(group: Sequence[Member], wanted: Wanted) -> Iterator[Check]:
 def _storage_and_clocks(
     there: Sequence[Member], facts: Mapping[str, NodeFacts], before: Mapping[str, Answer], wanted: Wanted, scratch: str
 ) -> Iterator[Check]:
-    written = [m for m in there if facts[m.seat.label].storage_problem is None]
+    written = [m for m in there if facts[m.node.label].storage_problem is None]
     output_dir = wanted.output_dir
     if output_dir is None:
         answers = _ask(there, lambda _: (time.time,), _LOOK_LIMIT_S)
     else:
         # On all nodes: a second message to each sets narrower bounds to its clock.
-        answers = _ask(there, lambda m: (probe.unread, m.seat, _others(m, written), output_dir, scratch),
+        answers = _ask(there, lambda m: (probe.unread, m.node, _others(m, written), output_dir, scratch),
                        _LOOK_LIMIT_S)  # fmt: skip
     yield from _failures(there, answers, "reading what others wrote", _LOOK_LIMIT_S)
-    unread = {m.seat.label: answers[m.seat.label].value or [] for m in written if m.seat.label in answers}
+    unread = {m.node.label: answers[m.node.label].value or [] for m in written if m.node.label in answers}
     yield from check_storage(facts, unread, wanted)
     yield check_clocks({label: _both(before[label].ahead, answer.ahead) for label, answer in answers.items()})
 
@@ -130,15 +130,15 @@ def _all_reduce(there: Sequence[Member], facts: Mapping[str, NodeFacts], wanted:
     if not group:
         return
     ranks = {member.node_id: rank for rank, member in enumerate(group)}
-    first = (group[0].seat.address, facts[group[0].seat.label].free_port)
+    first = (group[0].node.address, facts[group[0].node.label].free_port)
     size, num_bytes = len(group), _SUM_BYTES[backend]
     answers = _ask(
         group,
-        lambda m: (probe.all_reduce, m.seat, ranks[m.node_id], first, size, backend, num_bytes, _SUM_STEP_LIMIT_S),
+        lambda m: (probe.all_reduce, m.node, ranks[m.node_id], first, size, backend, num_bytes, _SUM_STEP_LIMIT_S),
         _SUM_LIMIT_S,
         num_gpus=_A_GPU if on_gpu else 0,
     )
-    said = {m.seat.label: _sum_of(answers.get(m.seat.label)) for m in group}
+    said = {m.node.label: _sum_of(answers.get(m.node.label)) for m in group}
     yield check_all_reduce(said, backend, num_bytes, _SUM_LIMIT_S)
 
 
@@ -157,19 +157,19 @@ def _wandb(there: Sequence[Member], wanted: Wanted) -> Iterator[Check]:
 
 
 def _failures(group: Sequence[Member], answers: Mapping[str, Answer], during: str, limit_s: float) -> Iterator[Check]:
-    yield from check_answers([m.seat.label for m in group if m.seat.label not in answers], during, limit_s)
+    yield from check_answers([m.node.label for m in group if m.node.label not in answers], during, limit_s)
     for label, answer in answers.items():
         if answer.problem is not None:
             hint = "see the log of Ray on this node (/tmp/ray/session_latest/logs)"
             yield Check("answers", False, f"{label}: {answer.problem} ({during})", hint)
 
 
-def _others(member: Member, group: Sequence[Member]) -> list[Seat]:
+def _others(member: Member, group: Sequence[Member]) -> list[NodeRef]:
     """The nodes that this one looks at: the next ones in a ring, so that each is also looked at by as many."""
     order = sorted(other.node_id for other in group if other.node_id != member.node_id)
     start = bisect.bisect(order, member.node_id)
     chosen = set((order[start:] + order[:start])[:_MOST_OTHERS])
-    return [other.seat for other in group if other.node_id in chosen]
+    return [other.node for other in group if other.node_id in chosen]
 
 
 def _ask(
@@ -181,7 +181,7 @@ def _ask(
     for member in group:
         place = NodeAffinitySchedulingStrategy(member.node_id, soft=False)
         options = run.options(scheduling_strategy=place, num_gpus=num_gpus)
-        asked[options.remote(*errand(member))] = (member.seat.label, time.time())
+        asked[options.remote(*errand(member))] = (member.node.label, time.time())
     answers: dict[str, Answer] = {}
     deadline = time.monotonic() + limit_s
     while asked and (left_s := deadline - time.monotonic()) > 0:

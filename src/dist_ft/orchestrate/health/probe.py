@@ -40,7 +40,7 @@ _FIRST = "first"
 
 
 @dataclass(frozen=True)
-class Seat:
+class NodeRef:
     """A node of the cluster.
 
     Attributes:
@@ -56,7 +56,7 @@ class Seat:
     host_name: str
 
 
-def look(me: Seat, others: Sequence[Seat], output_dir: str | None, scratch: str) -> dict[str, Any]:
+def look(me: NodeRef, others: Sequence[NodeRef], output_dir: str | None, scratch: str) -> dict[str, Any]:
     """Returns the `NodeFacts` of this node as JSON, and leaves files in the scratch folder.
 
     Args:
@@ -68,7 +68,7 @@ def look(me: Seat, others: Sequence[Seat], output_dir: str | None, scratch: str)
     temp_dir, host_name = tempfile.gettempdir(), socket.gethostname()
     names = sorted({other.host_name for other in others} - {host_name})
     known = _all_of(_resolves, [host_name, *names], _NAMES_LIMIT_S)
-    reached = _all_of(lambda seat: is_listening(seat.address, seat.port), list(others), _WAYS_LIMIT_S)
+    reached = _all_of(lambda node: is_listening(node.address, node.port), list(others), _WAYS_LIMIT_S)
     facts = NodeFacts(
         shm_bytes=size_of_shared_memory(),
         temp_dir=temp_dir,
@@ -85,7 +85,7 @@ def look(me: Seat, others: Sequence[Seat], output_dir: str | None, scratch: str)
     return asdict(facts) | (_try_storage(me, output_dir, scratch) if output_dir is not None else {})
 
 
-def unread(me: Seat, others: Sequence[Seat], output_dir: str, scratch: str) -> list[str]:
+def unread(me: NodeRef, others: Sequence[NodeRef], output_dir: str, scratch: str) -> list[str]:
     """Returns the nodes whose files this one does not see, or not whole. After `look` has ended on all of them."""
     store = open_store(f"{_place(output_dir)}/{scratch}")
     missing = []
@@ -108,7 +108,7 @@ def clean_up(output_dir: str, scratch: str) -> None:
 
 
 def all_reduce(
-    me: Seat, rank: int, first: tuple[str, int], world_size: int, backend: str, num_bytes: int, limit_s: float
+    me: NodeRef, rank: int, first: tuple[str, int], world_size: int, backend: str, num_bytes: int, limit_s: float
 ) -> dict[str, Any]:
     """Sums over all nodes in a process of its own; returns `{bytes_per_s}` or `{problem}`.
 
@@ -152,7 +152,7 @@ def _place(output_dir: str) -> str:
     return output_dir if is_url(output_dir) else str(nearest_existing(Path(output_dir)))
 
 
-def _try_storage(me: Seat, output_dir: str, scratch: str) -> dict[str, Any]:
+def _try_storage(me: NodeRef, output_dir: str, scratch: str) -> dict[str, Any]:
     place = _place(output_dir)
     found: dict[str, Any] = {"place": place}
     try:
@@ -170,8 +170,8 @@ def _try_storage(me: Seat, output_dir: str, scratch: str) -> dict[str, Any]:
     return found
 
 
-def _file_of(seat: Seat) -> str:
-    return f"{seat.address}-{seat.port}".replace(":", "_")
+def _file_of(node: NodeRef) -> str:
+    return f"{node.address}-{node.port}".replace(":", "_")
 
 
 def _all_of(ask: Callable[[Any], bool], items: Sequence[Any], limit_s: float) -> list[bool]:

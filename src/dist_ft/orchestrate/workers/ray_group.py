@@ -21,7 +21,7 @@ from dist_ft.errors import CutOffError
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.workers.nodes import is_listening
 from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy
-from dist_ft.orchestrate.workers.supervisor import Seat, starter_on_node, supervise, wait_for_spec
+from dist_ft.orchestrate.workers.supervisor import RankSlot, starter_on_node, supervise, wait_for_spec
 
 _PREPARE_LIMIT_S = 6 * 3600.0
 _CUT_OFF = 5  # exit status
@@ -103,7 +103,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     number = ray.train.collective.broadcast_from_rank_zero(number)
     runtime = ray.get_runtime_context()
     gpu_ids = runtime.get_accelerator_ids().get("GPU", []) if loop_config["on_gpu"] else []
-    seat = Seat(
+    slot = RankSlot(
         rank,
         world_size,
         context.get_local_rank(),
@@ -113,7 +113,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     )
     with starter_on_node(coordinator.starter(runtime.get_node_id()), loop_config["on_gpu"]) as starter:
         try:
-            supervise(coordinator.attempt_spec(number), seat, coordinator, starter)
+            supervise(coordinator.attempt_spec(number), slot, coordinator, starter)
         except CutOffError:
             # Ray would keep this process, and the device it holds, until its own node has given up.
             os._exit(_CUT_OFF)

@@ -1,7 +1,7 @@
 """Ray Train's questions, answered by us: how many workers, and what follows a failure.
 
 Both run in Ray Train's controller, a process without torch. What they decide by is pure and tested elsewhere
-(`workers_that_fit` here, `coordinator/sizing.py` and `coordinator/restarts.py`). The Ray names are pinned by
+(`workers_that_fit` here, `coordinator/sizing.py` and `coordinator/failures.py`). The Ray names are pinned by
 `tests/contracts/test_ray_names.py`.
 """
 

@@ -42,8 +42,8 @@ class CoordinatorClient(Protocol):
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where a rank sits.
+class RankSlot:
+    """The place of a rank in its group and on its node.
 
     Attributes:
         rank: Its index.
@@ -62,22 +62,22 @@ class Seat:
     gpu_ids: tuple[str, ...] = ()
 
 
-def make_rank_spec(attempt: AttemptSpec, seat: Seat) -> RankSpec:
-    """Returns what the rank at this seat is told."""
+def make_rank_spec(attempt: AttemptSpec, slot: RankSlot) -> RankSpec:
+    """Returns what the rank in this slot is told."""
     # A rank sees its own devices only, so its device index is 0.
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(seat.gpu_ids)} if seat.gpu_ids else {}
-    env |= rendezvous_env(seat.node_ip)
-    threads = max(1, num_cores() // seat.local_world_size)
-    local_rank = 0 if seat.gpu_ids else seat.local_rank
-    return RankSpec(attempt, seat.rank, seat.world_size, local_rank, seat.node_ip, threads, env)
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpu_ids)} if slot.gpu_ids else {}
+    env |= rendezvous_env(slot.node_ip)
+    threads = max(1, num_cores() // slot.local_world_size)
+    local_rank = 0 if slot.gpu_ids else slot.local_rank
+    return RankSpec(attempt, slot.rank, slot.world_size, local_rank, slot.node_ip, threads, env)
 
 
-def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, starter: str) -> None:
+def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClient, starter: str) -> None:
     """Runs one rank to its end.
 
     Args:
         attempt: What all ranks share.
-        seat: Where this one sits.
+        slot: Its place.
         coordinator: Where its messages go.
         starter: Socket of a fork server on this node.
 
@@ -86,13 +86,13 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
         StaleAttemptError: A newer attempt has begun; the rank is ended.
     """
     oom_kills = num_oom_kills()
-    child = Child(starter, {"entry": "rank", "spec": make_rank_spec(attempt, seat).to_dict()})
-    heartbeat_s = max(_HEARTBEAT_S, seat.world_size / _HEARTBEATS_PER_S)
+    child = Child(starter, {"entry": "rank", "spec": make_rank_spec(attempt, slot).to_dict()})
+    heartbeat_s = max(_HEARTBEAT_S, slot.world_size / _HEARTBEATS_PER_S)
     logs = node_dir(attempt.run_dir).logs(attempt.attempt)
-    log = logs / rank_log_name(seat.rank)
+    log = logs / rank_log_name(slot.rank)
     # Where they end, and are looked for.
     folder = f"logs/attempt-{attempt.attempt:04d}"
-    log_name, stacks = f"{folder}/{rank_log_name(seat.rank)}", f"{folder}/stacks/{stacks_name(seat.rank)}"
+    log_name, stacks = f"{folder}/{rank_log_name(slot.rank)}", f"{folder}/stacks/{stacks_name(slot.rank)}"
     last: Message | None = None
     pid: int | None = None
     is_located = False
@@ -103,7 +103,7 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
                 continue  # it has said its last word and is on its way out
             for data in messages or [{"kind": Heartbeat.kind, "body": {}}]:
                 envelope = Envelope.from_dict(
-                    {"run_id": attempt.run_id, "attempt": attempt.attempt, "rank": seat.rank, **data}
+                    {"run_id": attempt.run_id, "attempt": attempt.attempt, "rank": slot.rank, **data}
                 )
                 if not isinstance(envelope.message, Heartbeat):
                     last = envelope.message
@@ -111,35 +111,35 @@ def supervise(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, 
                     pid = last.pid
                 reply = Reply.from_dict(coordinator.handle(envelope.to_dict()))
                 if reply.dump and not is_located and pid is not None:
-                    found = Located(dump_stacks(pid, log, logs / "stacks" / stacks_name(seat.rank)))
-                    located = Envelope(attempt.run_id, attempt.attempt, seat.rank, found)
+                    found = Located(dump_stacks(pid, log, logs / "stacks" / stacks_name(slot.rank)))
+                    located = Envelope(attempt.run_id, attempt.attempt, slot.rank, found)
                     reply = Reply.from_dict(coordinator.handle(located.to_dict()))
                 is_located = reply.dump
                 if reply.abort is not None:
-                    raise WorkerCrashError(f"rank {seat.rank} was ended: {reply.abort}")
+                    raise WorkerCrashError(f"rank {slot.rank} was ended: {reply.abort}")
                 child.send(reply.to_dict())
     finally:
         child.close()
         send_logs(attempt.run_dir, (log_name, stacks))
     if isinstance(last, RankDone):
-        _keep_place(attempt, seat, coordinator, heartbeat_s)
+        _keep_place(attempt, slot, coordinator, heartbeat_s)
         return
     if isinstance(last, RankFailed):
-        raise WorkerCrashError(f"rank {seat.rank}: {last.error['message']}")
+        raise WorkerCrashError(f"rank {slot.rank}: {last.error['message']}")
     error: DistFtError = WorkerCrashError(
-        f"rank {seat.rank} died ({describe_exit(child.exit_status)}); its log is {attempt.run_dir}/{log_name}"
+        f"rank {slot.rank} died ({describe_exit(child.exit_status)}); its log is {attempt.run_dir}/{log_name}"
     )
     if child.exit_status == -signal.SIGKILL and num_oom_kills() > oom_kills:
-        error = OutOfMemoryError(f"rank {seat.rank} was ended by the system, which has run out of memory")
+        error = OutOfMemoryError(f"rank {slot.rank} was ended by the system, which has run out of memory")
     with contextlib.suppress(StaleAttemptError):
-        report = Envelope(attempt.run_id, attempt.attempt, seat.rank, RankFailed(error.to_dict(), is_death=True))
+        report = Envelope(attempt.run_id, attempt.attempt, slot.rank, RankFailed(error.to_dict(), is_death=True))
         coordinator.handle(report.to_dict())
     raise error
 
 
-def _keep_place(attempt: AttemptSpec, seat: Seat, coordinator: CoordinatorClient, heartbeat_s: float) -> None:
+def _keep_place(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClient, heartbeat_s: float) -> None:
     """Stays while the group is to be formed anew: for Ray Train a worker that returns has done its work for good."""
-    heartbeat = Envelope(attempt.run_id, attempt.attempt, seat.rank, Heartbeat()).to_dict()
+    heartbeat = Envelope(attempt.run_id, attempt.attempt, slot.rank, Heartbeat()).to_dict()
     while Reply.from_dict(coordinator.handle(heartbeat)).hold:
         time.sleep(heartbeat_s)
 

@@ -9,13 +9,16 @@ import pytest
 
 from dist_ft.orchestrate.health import probe
 from dist_ft.orchestrate.health.judge import NodeFacts
-from dist_ft.orchestrate.health.probe import Seat, clean_up, look, unread
+from dist_ft.orchestrate.health.probe import NodeRef, clean_up, look, unread
 
 LISTENER = socket.create_server(("127.0.0.1", 0))
-HERE, OTHER = Seat("a", "127.0.0.1", LISTENER.getsockname()[1], "localhost"), Seat("b", "127.0.0.1", 1, "no.invalid")
+HERE, OTHER = (
+    NodeRef("a", "127.0.0.1", LISTENER.getsockname()[1], "localhost"),
+    NodeRef("b", "127.0.0.1", 1, "no.invalid"),
+)
 
 
-def facts(me: Seat, others: list[Seat], output_dir: Path) -> NodeFacts:
+def facts(me: NodeRef, others: list[NodeRef], output_dir: Path) -> NodeFacts:
     return NodeFacts(**look(me, others, str(output_dir), "scratch"))
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from dist_ft.checkpoint.lineage import newest_number, take_attempt
 from dist_ft.checkpoint.manifest import Fingerprint, Manifest
-from dist_ft.coordinator.resume_rules import can_go_on, check_length
-from dist_ft.coordinator.start import clean_up
+from dist_ft.coordinator.start import can_go_on, check_length, clean_up
 from dist_ft.errors import UsageError
 from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore

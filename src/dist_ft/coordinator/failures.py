@@ -1,4 +1,8 @@
-"""Whether a group that failed is formed again: a pure rule over the failures so far, with a budget by cause."""
+"""Decides what a failed attempt comes to: which failure explains the others, and whether the group is formed again.
+
+When one rank fails, its peers fail too: they say that a connection broke, or are ended by their supervisors. One
+ordered list of causes serves the decision and the message that a person reads. Everything here is pure.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,78 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from dist_ft.config.cluster_sections import FailureConfig
-from dist_ft.errors import DistFtError, DivergedError, NodeLostError, OutOfMemoryError
+from dist_ft.errors import (
+    DistFtError,
+    DivergedError,
+    NodeLostError,
+    OutOfMemoryError,
+    StaleAttemptError,
+    WorkerCrashError,
+    from_dict,
+)
 
+_FIRST_CAUSES: tuple[type[DistFtError], ...] = (StaleAttemptError,)  # the run is another driver's now
+_LATER_CAUSES: tuple[type[DistFtError], ...] = (OutOfMemoryError, NodeLostError)
 _LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Failure:
+class RankFailure:
+    """How one rank of an attempt failed.
+
+    Attributes:
+        rank: Its index.
+        type: Class of the error.
+        message: What the error says.
+        is_death: The rank said nothing itself; its supervisor found it dead.
+        step: The step whose numbers were bad.
+    """
+
+    rank: int
+    type: str
+    message: str
+    is_death: bool = False
+    step: int | None = None
+
+    @property
+    def error(self) -> DistFtError:
+        """The error itself."""
+        return from_dict({"type": self.type, "message": self.message})
+
+
+def find_causes(failures: Sequence[RankFailure]) -> list[RankFailure]:
+    """Returns the failures that explain the others, in the order in which they became known; at least one is given."""
+    best = min(_weight(failure) for failure in failures)
+    return [failure for failure in failures if _weight(failure) == best]
+
+
+def explain(failures: Sequence[RankFailure]) -> DistFtError:
+    """Returns the cause as one error: what many ranks say alike is said once, with their ranks."""
+    causes = find_causes(failures)
+    ranks: dict[str, list[int]] = {}
+    for failure in causes:
+        if failure.type == causes[0].type:
+            ranks.setdefault(failure.message, []).append(failure.rank)
+    lines = [f"ranks {sorted(set(of_message))}: {message}" for message, of_message in ranks.items()]
+    return from_dict({"type": causes[0].type, "message": "\n".join(lines)})
+
+
+def _weight(failure: RankFailure) -> int:
+    """Returns the place of a failure in the order of causes; a smaller one explains more."""
+    error = type(failure.error)
+    if error in _FIRST_CAUSES:
+        return 0
+    if not error.retryable:  # what a rank says of its own input or numbers
+        return 1
+    if error in _LATER_CAUSES:
+        return 2 + _LATER_CAUSES.index(error)
+    if error is not WorkerCrashError:
+        return 4
+    return 5 if failure.is_death else 6  # peers of a dead rank only say that their connection broke
+
+
+@dataclass(frozen=True)
+class AttemptFailure:
     """How one attempt failed.
 
     Attributes:
@@ -44,7 +113,7 @@ class Decision:
     skip_step: int | None = None
 
 
-def decide_restart(failures: Sequence[Failure], config: FailureConfig) -> Decision:
+def decide_restart(failures: Sequence[AttemptFailure], config: FailureConfig) -> Decision:
     """Decides after the newest of the failures of this driver's attempts, oldest first."""
     last = failures[-1]
     if isinstance(last.error, DivergedError):
@@ -63,7 +132,7 @@ def decide_restart(failures: Sequence[Failure], config: FailureConfig) -> Decisi
     return Decision(True, f"restart {len(alike)} of failure.{key}={budget}", wait_s)
 
 
-def _budget(failure: Failure, config: FailureConfig) -> tuple[str, int]:
+def _budget(failure: AttemptFailure, config: FailureConfig) -> tuple[str, int]:
     """Returns the key that limits restarts after such a failure, and its value."""
     if isinstance(failure.error, NodeLostError):
         return "max_node_losses", config.max_node_losses
@@ -74,7 +143,7 @@ def _budget(failure: Failure, config: FailureConfig) -> tuple[str, int]:
     return "max_restarts", config.max_restarts
 
 
-def _decide_bad_numbers(failures: Sequence[Failure], config: FailureConfig) -> Decision:
+def _decide_bad_numbers(failures: Sequence[AttemptFailure], config: FailureConfig) -> Decision:
     last = failures[-1]
     if config.bad_numbers == "fail" or last.bad_step is None:
         return Decision(False, "bad numbers are not retried (failure.bad_numbers=fail)")
@@ -102,10 +171,10 @@ class Recovery:
     def __init__(self, config: FailureConfig) -> None:
         self.decision: Decision | None = None
         self._config = config
-        self._failures: list[Failure] = []
+        self._failures: list[AttemptFailure] = []
         self._not_before = 0.0
 
-    def decide(self, failure: Failure, is_stopping: bool, now: float) -> Decision:
+    def decide(self, failure: AttemptFailure, is_stopping: bool, now: float) -> Decision:
         """Decides after a failure; `now` in monotonic seconds."""
         self._failures.append(failure)
         decision = decide_restart(self._failures, self._config)
