@@ -16,15 +16,22 @@ def render_plan(plan: dict[str, Any]) -> str:
     if model["num_trained"] < model["num_params"]:
         trained = f"{model['num_trained']:,} trained ({model['num_trained'] / model['num_params']:.1%})"
     held_out = f"{data['eval_sequences']:,}" if data["eval_sequences"] else "none"
-    epochs = plan["positions"] / data["sequences"]
+    if data["sequences"] is None:
+        shards = f"{data['shards']:,} shard{'s' if data['shards'] > 1 else ''}"
+        size, epochs = f"{shards}, prepared while training goes on; {held_out} held out", ""
+    else:
+        size = (
+            f"{data['rows']:,} rows in {data['sequences']:,} sequences, {held_out} held out; "
+            f"{data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} trained"
+        )
+        epochs = f"; {plan['positions'] / data['sequences']:.2f} epochs"
     lines = [
         f"{plan['run']}: {method} of {model['name']}",
         f"  model   {model['num_params']:,} parameters, {trained}, {model['dtype']}; "
         f"{model['layers']} layers of width {model['hidden']}",
-        f"  data    {data['rows']:,} rows in {data['sequences']:,} sequences, {held_out} held out; "
-        f"{data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} trained",
+        f"  data    {size}",
         f"  steps   {plan['steps']:,} of {plan['global_batch_size']:,} sequences, about "
-        f"{plan['tokens_per_step']:,} tokens each; {epochs:.2f} epochs",
+        f"{plan['tokens_per_step']:,} tokens each{epochs}",
         f"  output  {plan['run_dir']}",
         "",
         *_render_sizes(plan),

@@ -109,7 +109,13 @@ def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, p
         yield [int(shards[i.source].sizes(i.shard, np.array([i.row]))[0, 0]) for i in ids]
 
 
-def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int]:
+def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int | None]:
+    """Returns totals of the training data; None for each while shards are still to be made."""
+    eval_sequences = eval_split["num_sequences"] if eval_split else 0
+    if not all(split.is_complete for split in splits):
+        unknown = ("rows", "sequences", "tokens", "trained_tokens", "untrained_rows", "long_samples", "bad_rows")
+        return {**dict.fromkeys(unknown), "shards": sum(split.num_shards for split in splits),
+                "eval_sequences": eval_sequences}  # fmt: skip
     return {
         "rows": sum(split.num_rows for split in splits),
         "sequences": sum(split.num_sequences for split in splits),
@@ -118,7 +124,8 @@ def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) ->
         "untrained_rows": sum(split.num_untrained_rows for split in splits),
         "long_samples": sum(split.num_long_samples for split in splits),
         "bad_rows": sum(split.num_bad_rows for split in splits),
-        "eval_sequences": eval_split["num_sequences"] if eval_split else 0,
+        "shards": sum(split.num_shards for split in splits),
+        "eval_sequences": eval_sequences,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_epochs_cover_every_sequence(output_dir: Path, plan: dict[str, Any]) -> 
     # Sampled evenly, so close to the mean over the epoch.
     mean = whole["data"]["tokens"] / whole["steps"]
     assert whole["tokens_per_step"] == pytest.approx(mean, rel=0.05)
+
+
+def test_a_run_whose_data_is_not_prepared_yet_has_a_plan(cli: str, tmp_path: Path) -> None:
+    settings = [f"run.output_dir={tmp_path}", "train.max_steps=5", "data.preparation=stream"]
+    page = subprocess.run([cli, "plan", str(SMOKE), *settings], capture_output=True, text=True, check=True).stdout
+    (data,) = (line for line in page.splitlines() if line.startswith("  data "))
+    said = data.removeprefix("  data    1 shard, prepared while training goes on; ")
+    assert "5 of 8 sequences, about 4,096 tokens each\n" in page  # every sequence full; no epochs are known
+    assert "no row was read but the held-out ones" in " ".join(page.split())
+    held_out = int(said.split()[0])
+    shown = subprocess.run([cli, "plan", str(SMOKE), *settings, "--json"], capture_output=True, text=True, check=True)
+    counts = json.loads(shown.stdout)["data"]
+    assert (counts.pop("shards"), counts.pop("eval_sequences")) == (1, held_out)
+    assert set(counts.values()) == {None}
 
 
 def test_parameters_are_the_real_models(output_dir: Path, plan: dict[str, Any]) -> None:
