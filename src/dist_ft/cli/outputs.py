@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dist_ft.errors import UsageError
 from dist_ft.printable import printable
+
+if TYPE_CHECKING:
+    from dist_ft.run.outcome import RunResult
 
 _LINE = 2000
 """Characters of a line that quotes data, answers of models or messages of libraries."""
@@ -37,27 +40,23 @@ def write_page(path: Path, text: str) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another file") from error
 
 
-def print_result(result: dict[str, Any]) -> None:
+def print_result(result: RunResult) -> None:
     """Prints how a run ended: its losses, samples and exports."""
-    if result["error"]:
-        print_error(result["error"]["message"])
-    print(f"{result['state']} after {result['steps']} steps: {result['run_dir']}")
-    if result["state"] == "stopped":
+    if result.error:
+        print_error(result.error["message"])
+    print(f"{result.state} after {result.steps} steps: {result.run_dir}")
+    if result.state == "stopped":
         print("continue with the same command and --resume")
     from dist_ft.report.table import render_comparison, render_samples
 
-    if result["early_stop"]:
-        stop = result["early_stop"]
+    if stop := result.early_stop:
         print(f"early stop: patience {stop['patience']} for {stop['metric']}; the best was step {stop['best_step']}")
-    if result["final_loss"] is not None:
-        print(f"training loss {result['final_loss']:.4f}")
-    for block in (
-        render_comparison(result["comparison"]),
-        render_samples((result["evaluation"] or {}).get("samples", [])),
-    ):
+    if result.final_loss is not None:
+        print(f"training loss {result.final_loss:.4f}")
+    for block in (render_comparison(result.comparison), render_samples((result.evaluation or {}).get("samples", []))):
         if block:
             print(f"\n{block}")
-    places = [f"{name:16}{result[key]}" for name, key in (("model", "export_dir"), ("best", "best_dir")) if result[key]]
+    places = [f"{name:16}{path}" for name, path in (("model", result.export_dir), ("best", result.best_dir)) if path]
     if places:
         print("\n" + "\n".join(places))
 

@@ -55,7 +55,7 @@ def train(
     if as_json:
         print(json.dumps(asdict(result)))
     else:
-        print_result(asdict(result))
+        print_result(result)
     raise typer.Exit(result.exit_code)
 
 

@@ -91,7 +91,7 @@ def stop(server: JobServer, submission_id: str, timeout_s: float) -> str:
     ended = how_it_ended(details, find_result(server.logs(submission_id)))
     if ended.result is None:
         raise DistFtError(f"job {submission_id}: {ended.reason}")
-    line = f"{ended.result['state']} at step {ended.result['steps']}: {ended.result['run_dir']}"
+    line = f"{ended.result.state} at step {ended.result.steps}: {ended.result.run_dir}"
     if ended.exit_code not in (0, 3):
         raise DistFtError(line)
     return line

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ray.job_submission import JobDetails, JobStatus
 
 from dist_ft.errors import DistFtError
+from dist_ft.run.outcome import RunResult
 
 _RESULT_START = '{"run_dir": '
 _KNOWN_CODES = (0, 1, 2, 3)
@@ -44,7 +45,7 @@ class Ended:
     """
 
     exit_code: int
-    result: dict[str, Any] | None = None
+    result: RunResult | None = None
     reason: str | None = None
 
 
@@ -57,7 +58,7 @@ class Output:
     """
 
     def __init__(self) -> None:
-        self.result: dict[str, Any] | None = None
+        self.result: RunResult | None = None
         self.num_seen = 0
         self._num_skipped = 0
         self._rest = ""
@@ -89,14 +90,12 @@ class Output:
             self.result = found
 
 
-def find_result(log: str) -> dict[str, Any] | None:
+def find_result(log: str) -> RunResult | None:
     """Returns the result of a `train --json`, if a line of the log is one."""
     for line in reversed(log.splitlines()):
         if line.startswith(_RESULT_START):
-            try:
-                return dict(json.loads(line))
-            except ValueError:
-                continue
+            with contextlib.suppress(ValueError):
+                return RunResult.from_json(line)
     return None
 
 
@@ -151,13 +150,13 @@ def wait_for_end(jobs: Jobs, submission_id: str, limit_s: float) -> JobDetails:
     return details
 
 
-def how_it_ended(details: JobDetails, result: dict[str, Any] | None) -> Ended:
+def how_it_ended(details: JobDetails, result: RunResult | None) -> Ended:
     """Maps what Ray says of a job that has ended to an exit code of ours."""
     code = details.driver_exit_code
     if details.status == JobStatus.STOPPED:  # Ray keeps no exit code of a job that it was asked to stop
         if result is None:
             return Ended(1, reason="it was stopped before it had a result; --resume goes on after the last checkpoint")
-        return Ended({"completed": 0, "stopped": 3}.get(result["state"], 1), result)
+        return Ended({"completed": 0, "stopped": 3}.get(result.state, 1), result)
     if details.status == JobStatus.SUCCEEDED or code in _KNOWN_CODES:
         return Ended(code or 0, result)
     if code in (126, 127):

@@ -1,4 +1,4 @@
-"""What a run of the driver comes to: its result, where its start-up went, and what an earlier one left. Ray-free."""
+"""Where a driver's start-up went, and what an earlier driver of the run left. Ray-free."""
 
 from __future__ import annotations
 
@@ -7,56 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dist_ft import errors
 from dist_ft.config import Config, load_config, with_commit
 from dist_ft.data.sources.listing import check_frozen
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.layout import RunDir, read_json
+from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import RunPlace
-
-
-@dataclass
-class RunResult:
-    """What `dist-ft train --json` prints.
-
-    Attributes:
-        run_dir: Path or URL of the run.
-        state: completed, stopped or failed.
-        steps: Completed steps.
-        final_loss: Training loss of the last step.
-        eval_loss: Held-out loss after the last step, if measured.
-        export_dir: The exported model, if any.
-        attempts: Attempts so far.
-        error: `{type, message}` of a failed run.
-        evaluation: Result of `tasks.results.merge`, if asked for.
-        train_s: Seconds from the first step's start to the end of training in this attempt.
-        comparison: What is known of the base model, the tuned one and the best one: name → metric → value.
-        early_stop: `{metric, best_step, patience}` of a run that ended before its last step.
-        best_step: Step of `exports/best`, if asked for.
-        best_dir: Its directory.
-    """
-
-    run_dir: str
-    state: str
-    steps: int = 0
-    final_loss: float | None = None
-    eval_loss: float | None = None
-    export_dir: str | None = None
-    attempts: int = 0
-    error: dict[str, str] | None = None
-    evaluation: dict[str, Any] | None = None
-    train_s: float | None = None
-    comparison: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    early_stop: dict[str, Any] | None = None
-    best_step: int | None = None
-    best_dir: str | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """Process exit code: 0 completed, 3 stopped, else the error's own."""
-        if self.error is not None:
-            return errors.from_dict(self.error).exit_code
-        return {"completed": 0, "stopped": 3}.get(self.state, 1)
 
 
 @dataclass

@@ -41,7 +41,6 @@ from dist_ft.orchestrate.driver.connect import ClusterInfo, connect
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.orchestrate.driver.finish import export_and_measure, numbers
 from dist_ft.orchestrate.driver.result import (
-    RunResult,
     Timeline,
     changed_settings,
     check_sources,
@@ -56,6 +55,7 @@ from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 from dist_ft.orchestrate.workers.ray_group import make_trainer
 from dist_ft.orchestrate.workers.starters import Starters
 from dist_ft.report.console import Console
+from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation

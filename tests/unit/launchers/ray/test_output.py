@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import asdict, replace
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
@@ -13,9 +13,11 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from dist_ft.errors import DistFtError
 from dist_ft.launchers.ray import output
 from dist_ft.launchers.ray.output import follow, how_it_ended
+from dist_ft.run.outcome import RunResult
 
-RESULT = {"run_dir": "/runs/a", "state": "completed", "steps": 3}
-LOG = f"one\ntwo\n{json.dumps(RESULT)}\n"
+RESULT = RunResult("/runs/a", "completed", 3)
+STOPPED = replace(RESULT, state="stopped")
+LOG = f"one\ntwo\n{json.dumps(asdict(RESULT))}\n"
 
 
 def details(status: str, code: int | None = None, message: str = "") -> JobDetails:
@@ -81,13 +83,13 @@ def test_a_server_that_stays_away_is_an_error() -> None:
         (details("SUCCEEDED", 0), RESULT, 0),
         (details("FAILED", 1), RESULT, 1),
         (details("FAILED", 2), None, 2),
-        (details("FAILED", 3), RESULT | {"state": "stopped"}, 3),
-        (details("STOPPED"), RESULT | {"state": "stopped"}, 3),
+        (details("FAILED", 3), STOPPED, 3),
+        (details("STOPPED"), STOPPED, 3),
         (details("STOPPED"), RESULT, 0),
-        (details("STOPPED"), RESULT | {"state": "failed"}, 1),
+        (details("STOPPED"), replace(RESULT, state="failed"), 1),
     ],
 )
-def test_the_exit_code_is_that_of_the_run(job: JobDetails, result: dict[str, Any] | None, code: int) -> None:
+def test_the_exit_code_is_that_of_the_run(job: JobDetails, result: RunResult | None, code: int) -> None:
     ended = how_it_ended(job, result)
     assert (ended.exit_code, ended.result, ended.reason) == (code, result, None)
 
@@ -126,8 +128,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, *answers: str | BaseException) -> No
 
 def test_ctrl_c_can_stop_the_job_and_sees_it_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, "", "s")
-    stopped = RESULT | {"state": "stopped"}
-    log = f"one\n{json.dumps(stopped)}\n"
+    log = f"one\n{json.dumps(asdict(STOPPED))}\n"
     jobs = Jobs(["one\n", KeyboardInterrupt()], ["one\n", KeyboardInterrupt()], [log], ended=details("STOPPED"))
     ended = follow(jobs, "a-1")
     assert ended is not None

@@ -1,0 +1,35 @@
+"""The result of a run as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from dist_ft.run.outcome import RunResult
+
+RESULT = RunResult("/runs/a", "failed", 3, error={"type": "DataError", "message": "no rows"}, comparison={"base": {}})
+
+
+def test_a_printed_result_is_read_again() -> None:
+    assert RunResult.from_json(json.dumps(asdict(RESULT))) == RESULT
+
+
+def test_a_result_of_another_version_has_what_both_know() -> None:
+    assert RunResult.from_json('{"run_dir": "/runs/a", "state": "stopped", "later": 1}') == RunResult(
+        "/runs/a", "stopped"
+    )
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"run_dir": "/runs/a"}'])
+def test_what_is_no_result_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError):
+        RunResult.from_json(line)
+
+
+@pytest.mark.parametrize(
+    ("result", "code"), [(RESULT, 2), (RunResult("a", "completed"), 0), (RunResult("a", "stopped"), 3)]
+)
+def test_a_result_says_the_exit_code(result: RunResult, code: int) -> None:
+    assert result.exit_code == code
