@@ -171,7 +171,7 @@ def run_reporting(directory: str) -> dict[str, Any]:
     sink = WandbSink("bench", "bench", "bench", "offline", place.path, {})
     prepared = Prepared([], None, {}, 10_000, 10_000)
     coordinator = Coordinator(config, place, RunRecord("lora", max_steps=10_000), prepared, [sink])
-    attempt = coordinator.open_attempt(1).attempt
+    attempt = coordinator.open_attempt(1, time.monotonic()).attempt
     names = ["epoch", "position", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "step_s", "world_size"]
     outbox: queue.Queue[Any] = queue.Queue()
     send_s, handle_s = [], []
@@ -182,7 +182,7 @@ def run_reporting(directory: str) -> dict[str, Any]:
         send_s.append(time.perf_counter() - began)
         envelope = Envelope("lora", attempt, 0, outbox.get()).to_dict()
         began = time.perf_counter()
-        coordinator.handle(Envelope.from_dict(envelope))
+        coordinator.handle(Envelope.from_dict(envelope), time.monotonic())
         handle_s.append(time.perf_counter() - began)
     coordinator.finish("failed", {})
     return {"send_s": statistics.median(send_s), "handle_s": statistics.median(handle_s)}

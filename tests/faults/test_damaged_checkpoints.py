@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ class Damaged:
     def open(self) -> AttemptSpec:
         """Opens the next attempt, as the coordinator of a resuming driver does."""
         record = RunRecord(self.config.run.name, attempt=read_json(self.dir.run_json)["attempt"], max_steps=6)
-        return Coordinator(self.config, self.dir, record, self.prepared).open_attempt(WORLD_SIZE)
+        return Coordinator(self.config, self.dir, record, self.prepared).open_attempt(WORLD_SIZE, time.monotonic())
 
     def file(self, step: int, name: str, attempt: int = 1) -> Path:
         return self.dir.checkpoint(step, attempt) / name

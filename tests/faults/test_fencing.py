@@ -79,12 +79,12 @@ class Driver:
 
     def open(self) -> AttemptSpec:
         """Opens an attempt of one rank, which starts."""
-        self.spec = self.coordinator.open_attempt(1)
+        self.spec = self.coordinator.open_attempt(1, time.monotonic())
         self.send(RankStarted(1000 + self.spec.attempt, "10.0.0.1"))
         return self.spec
 
     def send(self, message: Message) -> Reply:
-        return self.coordinator.handle(Envelope(self.spec.run_id, self.spec.attempt, 0, message))
+        return self.coordinator.handle(Envelope(self.spec.run_id, self.spec.attempt, 0, message), time.monotonic())
 
     def step(self, step: int) -> Reply:
         return self.send(
@@ -161,7 +161,7 @@ def race(pool: ThreadPoolExecutor, drivers: list[Driver]) -> tuple[list[Driver],
     def take(driver: Driver) -> UsageError | None:
         barrier.wait(10)
         try:
-            driver.spec = driver.coordinator.open_attempt(1)
+            driver.spec = driver.coordinator.open_attempt(1, time.monotonic())
             return None
         except UsageError as error:
             return error
@@ -214,7 +214,7 @@ def lose_the_race(run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch) -> tuple[D
     with monkeypatch.context() as patch:
         patch.setattr("dist_ft.checkpoint.lineage.newest_number", lambda store: number)
         with pytest.raises(UsageError, match="another driver has just taken attempt 1"):
-            loser.coordinator.open_attempt(1)
+            loser.coordinator.open_attempt(1, time.monotonic())
     return winner, loser
 
 
@@ -360,7 +360,7 @@ def test_an_overtaken_driver_does_not_fight_back(pair: Pair) -> None:
     decision = pair.zombie.coordinator.decide("a worker was lost", [], time.monotonic())
     assert not decision.is_restart
     with pytest.raises(StaleAttemptError, match="attempt 2 of this run has begun elsewhere"):
-        pair.zombie.coordinator.open_attempt(1)
+        pair.zombie.coordinator.open_attempt(1, time.monotonic())
     assert [attempt.number for attempt in read_attempts(pair.newer.store)] == [1, 2]
 
 

@@ -59,7 +59,7 @@ class _Direct:
 
     def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
-            reply = self._coordinator.handle(Envelope.from_dict(envelope))
+            reply = self._coordinator.handle(Envelope.from_dict(envelope), time.monotonic())
             if self._on_message is not None:
                 self._on_message(self._coordinator, envelope)
             return reply.to_dict()
@@ -74,7 +74,7 @@ def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool
     record = RunRecord(config.run.name, attempt=attempt, max_steps=prepared.max_steps)
     coordinator = Coordinator(config, run_dir, record, prepared, on_gpu=on_gpu)
     size = config.cluster.max_workers
-    spec = coordinator.open_attempt(size)
+    spec = coordinator.open_attempt(size, time.monotonic())
     client = _Direct(coordinator, on_message)
     group = Group(run_dir, coordinator)
 

@@ -62,7 +62,7 @@ class CoordinatorActor:
         if self._coordinator is None or not self._coordinator.recovery.may_open(time.monotonic()):
             return None
         try:
-            self._attempt = self._known.open_attempt(world_size)
+            self._attempt = self._known.open_attempt(world_size, time.monotonic())
         except DistFtError as error:
             # The driver learns it from the status; the worker only has to end.
             self._known.record_failure(error)
@@ -85,7 +85,7 @@ class CoordinatorActor:
 
     def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
         """See `Coordinator.handle`."""
-        return self._known.handle(Envelope.from_dict(envelope)).to_dict()
+        return self._known.handle(Envelope.from_dict(envelope), time.monotonic()).to_dict()
 
     def request_stop(self, reason: str) -> None:
         """See `Coordinator.request_stop`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,11 +91,15 @@ class Coordinator:
         self._looked_for_stop: float | None = None
         self._history = History()
         self._sizing = Sizing(config.cluster)
-        self._group = self._new_group(0)
+        self._group = Group(config, run_dir, self._recorder, self._history, world_size=0, now=0.0)
         self.recovery = Recovery(config.failure)
 
-    def open_attempt(self, world_size: int) -> AttemptSpec:
+    def open_attempt(self, world_size: int, now: float) -> AttemptSpec:
         """Takes the next attempt number and names the checkpoint that it starts from.
+
+        Args:
+            world_size: Number of ranks.
+            now: Monotonic time in seconds.
 
         Raises:
             UsageError: Another driver took the number.
@@ -109,7 +112,7 @@ class Coordinator:
         start, attempt = self._take_attempt()
         self.recovery.decision = None
         self._recorder.begin_attempt(attempt, world_size)
-        self._group = self._new_group(world_size)
+        self._group = Group(self._config, self._run_dir, self._recorder, self._history, world_size, now)
         return AttemptSpec(
             run_id=self._record.run_id,
             attempt=attempt.number,
@@ -128,8 +131,12 @@ class Coordinator:
             wandb_id=self._record.wandb_id,
         )
 
-    def handle(self, envelope: Envelope) -> Reply:
+    def handle(self, envelope: Envelope, now: float) -> Reply:
         """Takes a message from a rank of the current attempt.
+
+        Args:
+            envelope: The message and its sender.
+            now: Monotonic time in seconds.
 
         Raises:
             StaleAttemptError: The sender belongs to another run or attempt.
@@ -139,7 +146,7 @@ class Coordinator:
                 f"rank {envelope.rank} of run {envelope.run_id}, attempt {envelope.attempt}: the current attempt "
                 f"of {self._record.run_id} is {self._recorder.attempt}"
             )
-        group, now = self._group, time.monotonic()
+        group = self._group
         group.handle(envelope.rank, envelope.message, now)
         if isinstance(envelope.message, StepDone):
             self._sizing.stepped(now)
@@ -286,10 +293,6 @@ class Coordinator:
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """Closes the run's records; the last call. Does nothing when another driver has taken over the run."""
         self._recorder.finish(state, result, error)
-
-    def _new_group(self, world_size: int) -> Group:
-        now = time.monotonic()
-        return Group(self._config, self._run_dir, self._recorder, self._history, world_size, now)
 
     def _drain(self, reason: str, now: float) -> None:
         """Has the group checkpoint and end, to be formed anew."""

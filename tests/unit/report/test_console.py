@@ -141,12 +141,12 @@ def _show_a_run(console: Console, path: Path) -> None:
         console.update(status)
 
     def send(rank: int, message: Any) -> None:
-        coordinator.handle(Envelope("run", number, rank, message))
+        coordinator.handle(Envelope("run", number, rank, message), 0.0)
         update()
 
     update()
     for number in (1, 2):
-        coordinator.open_attempt(2)
+        coordinator.open_attempt(2, 0.0)
         update()
         for rank in range(2):
             send(rank, RankStarted(1, "10.0.0.1"))

@@ -1,0 +1,173 @@
+"""A run without ranks: its directory, its coordinator, and a test that says what real ranks would say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from dist_ft.checkpoint.manifest import Fingerprint
+from dist_ft.checkpoint.snapshot import write_slices
+from dist_ft.config import Config
+from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.layout import read_rows, slices_name
+from dist_ft.messages import (
+    Envelope,
+    Message,
+    RankStarted,
+    Reply,
+    SaveFailed,
+    Staged,
+    StepDone,
+)
+from dist_ft.run.place import RunPlace
+from dist_ft.run.state import RunRecord
+from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.storage.store import LocalStore
+
+RUN_ID = "full"
+WORLD_SIZE = 2
+MARK = Fingerprint("model-hash", "data-hash", 0, "kind=full", 8)
+PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
+PREPARED = Prepared([{"key": "train"}], {"key": "eval"}, asdict(MARK), max_steps=60, num_positions=480)
+ENDED = {"type": "WorkerCrashError", "message": "rank 1 died (killed by signal 9)"}
+
+
+def run_config(
+    keep_last: int = 2, failure: dict[str, Any] | None = None, evaluation: dict[str, Any] | None = None
+) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"name": RUN_ID},
+            "model": {"name": "tiny-random", "dtype": "float32"},
+            "method": {"kind": "full"},
+            "data": {"train": [{"source": "embedded:orders/train"}], "eval": "embedded:orders/eval"},
+            "train": {"global_batch_size": 8, "micro_batch_size": 2, "max_steps": 60},
+            "cluster": {"num_workers": [1, WORLD_SIZE]},
+            "checkpoint": {"every_steps": 10, "keep_last": keep_last},
+            "failure": failure or {},
+            "eval": evaluation or {},
+            "monitor": {"wandb": "disabled"},
+        }
+    )
+
+
+@dataclass
+class RecordingSink:
+    """A sink that keeps what it is given."""
+
+    steps: list[int] = field(default_factory=list)
+    evals: list[int] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+
+    def log_step(self, row: dict[str, Any]) -> None:
+        self.steps.append(row["step"])
+
+    def log_eval(self, row: dict[str, Any]) -> None:
+        self.evals.append(row["step"])
+
+    def close(self, state: str) -> None:
+        self.states.append(state)
+
+
+@dataclass
+class SimulatedRun:
+    """A run directory, the coordinator of this driver, and ranks that say what real ones say.
+
+    `now` is the monotonic clock that the coordinator is told; a test moves it.
+    """
+
+    dir: RunPlace
+    keep_last: int = 2
+    failure: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    sink: RecordingSink = field(default_factory=RecordingSink)
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.store = LocalStore(self.dir.path)
+        self.restart()
+
+    def restart(self) -> None:
+        """Another driver's coordinator, which knows the disk only."""
+        record = RunRecord(RUN_ID, max_steps=60)
+        config = run_config(self.keep_last, self.failure, self.evaluation)
+        self.coordinator = Coordinator(config, self.dir, record, PREPARED, [self.sink])
+
+    def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:
+        self.world_size = world_size
+        self.spec = self.coordinator.open_attempt(world_size, self.now)
+        if start:
+            for rank in range(world_size):
+                self.send(rank, RankStarted(1000 + rank, "10.0.0.1"))
+        return self.spec
+
+    def send(self, rank: int, message: Message, attempt: int | None = None, run_id: str = RUN_ID) -> Reply:
+        return self.coordinator.handle(Envelope(run_id, attempt or self.spec.attempt, rank, message), self.now)
+
+    def tick(self) -> None:
+        self.coordinator.tick(self.now)
+
+    def step(self, step: int, loss: float = 1.0) -> Reply:
+        return self.send(0, StepDone(self.row(step, loss), []))
+
+    def row(self, step: int, loss: float = 1.0) -> dict[str, Any]:
+        return {
+            "step": step,
+            "attempt": self.spec.attempt,
+            "loss": loss,
+            "tokens_per_s": 5.0,
+            "step_s": 0.2,
+            "world_size": 2,
+        }
+
+    def stage(
+        self, rank: int, step: int, start: int | None = None, end: int | None = None, is_last: bool = False
+    ) -> Reply:
+        """Writes a rank's slice file, as `train/loop.py` does, and reports it."""
+        slices = []
+        for param in PARAMS:
+            first = param.numel * rank // self.world_size if start is None else start
+            last = param.numel * (rank + 1) // self.world_size if end is None else end
+            for kind in STATE_KINDS:
+                slices.append((SliceKey(param.name, first, kind), torch.full((last - first,), float(step))))
+        directory = self.dir.checkpoint(step, self.spec.attempt)
+        file = write_slices(LocalStore(directory), slices_name(rank, self.world_size), slices)
+        return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None, is_last))
+
+    def details(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "cursor": {"epoch": 0, "position": 8 * step},
+            "zero_stage": 2,
+            "optimizer_step": step,
+            "fingerprint": asdict(MARK),
+            "params": [param.to_dict() for param in PARAMS],
+            "groups": [],
+            "schedule": {"kind": "cosine", "max_steps": 60},
+            "probe": {"tokens": [1], "columns": [0], "logits": [[0.5]]},
+            "environment": {"versions": {}, "num_threads": 1},
+        }
+
+    def commit(self, step: int) -> Reply:
+        for rank in range(self.world_size):
+            reply = self.stage(rank, step)
+        return reply
+
+    @property
+    def directories(self) -> list[str]:
+        return sorted(path.name for path in self.dir.checkpoints.iterdir())
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [entry for entry in read_rows(self.dir.ledger) if entry["event"] == name]
+
+    def damage(self, step: int, attempt: int) -> None:
+        path = self.dir.checkpoint(step, attempt) / slices_name(0, WORLD_SIZE)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+
+
+def full_disk(rank: int, step: int, is_last: bool = False) -> SaveFailed:
+    return SaveFailed(step, "OSError: [Errno 28] No space left on device", is_last)
