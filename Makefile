@@ -37,25 +37,26 @@ test: lint  ## lint, types and every test but the long ones (about 40 minutes on
 	$(BIN)/pytest
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
-	$(BIN)/pytest tests/exactness
+	$(BIN)/pytest -m exactness tests/exactness
 
 faults: setup  ## every kind of fault, each compared with an undisturbed run (about 30 minutes), result in docs/elasticity.md
-	$(BIN)/pytest -v tests/faults/table
+	$(BIN)/pytest -v -m faults tests/faults
 
 netns: setup  ## three hosts in network namespaces that are cut off and switched off (needs root, about 14 minutes)
-	$(BIN)/pytest -v tests/netns
+	$(BIN)/pytest -v -m netns tests/netns
 
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
-	$(BIN)/pytest -v tests/faults/soak
+	$(BIN)/pytest -v -m soak tests/faults
 
 image-test: setup  ## build the images with buildah and run them as a pod would (needs root; eight minutes; docs/images.md)
-	$(BIN)/pytest -v tests/images/built
+	$(BIN)/pytest -v -m images tests/images
 
 slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's slurm-wlm; six minutes), result in docs/launch-slurm.md
-	$(BIN)/pytest -v tests/slurm
+	$(BIN)/pytest -v -m slurm tests/slurm
 
 launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)
-	$(BIN)/pytest -v tests/k8s/apiserver tests/k8s/minikuberay tests/k8s/test_core_schemas.py tests/slurm tests/images/built
+	$(BIN)/pytest -v -m 'apiserver or minikuberay or slurm or images' tests/k8s tests/slurm tests/images
+	$(BIN)/pytest -v tests/k8s/test_core_schemas.py
 
 shape: setup  ## figures of the source tree, as in docs/architecture.md
 	$(BIN)/python tests/architecture/shape.py

@@ -30,6 +30,8 @@ from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import RankServer
 
+pytestmark = pytest.mark.exactness
+
 NUM_STEPS = 60
 REPORT = ROOT / "build" / "exactness.json"
 

@@ -15,6 +15,8 @@ from dist_ft.layout import read_rows
 from tests.helpers.runs import Run
 from tests.netns.conftest import STEPS, Cluster
 
+pytestmark = pytest.mark.netns
+
 ELASTIC = "cluster.num_workers=[1,3]"
 
 

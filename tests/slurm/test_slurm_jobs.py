@@ -20,7 +20,7 @@ from tests.slurm.conftest import Slurm
 TEMPLATE = ROOT / "cluster" / "slurm" / "job.sbatch"
 STEPS = 60
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 def submission(slurm: Slurm, name: str, *more: str) -> list[str]:

@@ -23,6 +23,8 @@ from tests.helpers.attempts import read_state, relative_l2, weights_of
 from tests.helpers.cluster import AddedNode, LoopbackCluster, command_line, descendants
 from tests.helpers.runs import Run
 
+pytestmark = pytest.mark.soak
+
 SEED = int(os.environ.get("SOAK_SEED", secrets.randbelow(1 << 32)))
 SECONDS = float(os.environ.get("SOAK_S", "300"))
 STEPS = 1500

@@ -21,6 +21,8 @@ from tests.helpers.cluster import LoopbackCluster
 from tests.helpers.faults import FAULTS, Scene
 from tests.helpers.runs import Run
 
+pytestmark = pytest.mark.faults
+
 STEPS = 40
 # At the rate of the smoke config rounding grows tenfold every five steps; no two world sizes would stay alike.
 SETTINGS = ("train.max_steps=40", "optimizer.lr=1e-3", "checkpoint.every_steps=5", "failure.backoff_s=0.1")

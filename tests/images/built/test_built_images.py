@@ -22,7 +22,11 @@ from tests.helpers.images import Images, wait_until, why_not
 from tests.helpers.paths import ROOT
 
 _REASON = why_not()
-pytestmark = [pytest.mark.skipif(_REASON is not None, reason=str(_REASON)), pytest.mark.timeout(2400)]
+pytestmark = [
+    pytest.mark.images,
+    pytest.mark.skipif(_REASON is not None, reason=str(_REASON)),
+    pytest.mark.timeout(2400),
+]
 _CONFIGS = f"{ROOT / 'configs'}:/configs:ro"
 _RUNS = "/mnt/dist-ft/runs"
 

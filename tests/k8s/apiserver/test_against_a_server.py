@@ -12,7 +12,11 @@ from dist_ft.launchers.kubernetes.manifests import pod_templates
 from tests.k8s import overlays, server
 
 WHY_ABSENT = server.why_absent()
-pytestmark = [pytest.mark.skipif(WHY_ABSENT is not None, reason=str(WHY_ABSENT)), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.apiserver,
+    pytest.mark.skipif(WHY_ABSENT is not None, reason=str(WHY_ABSENT)),
+    pytest.mark.timeout(600),
+]
 NAMES = [*overlays.OVERLAYS, *overlays.OTHERS]
 
 

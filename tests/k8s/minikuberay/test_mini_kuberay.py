@@ -22,7 +22,11 @@ from dist_ft.launchers.launcher import SubmitRequest
 from tests.k8s import overlays
 
 _REASON = why_not() or (None if overlays.is_kubectl_there() else overlays.WHY_ABSENT)
-pytestmark = [pytest.mark.skipif(_REASON is not None, reason=str(_REASON)), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.minikuberay,
+    pytest.mark.skipif(_REASON is not None, reason=str(_REASON)),
+    pytest.mark.timeout(900),
+]
 _START_LIMIT_S = 300.0
 _RUN_LIMIT_S = 400.0
 
