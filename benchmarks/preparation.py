@@ -39,8 +39,8 @@ from transformers import AutoTokenizer
 
 from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import scan_part
+from dist_ft.data.shards.make import render_rows
 from dist_ft.data.shards.pack import Window
-from dist_ft.data.shards.render_batches import render_rows
 from dist_ft.data.shards.request import WINDOW_ROWS
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts

@@ -67,14 +67,14 @@ def write_ours(directory: Path, count: int, tokens: int) -> None:
 
 def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
     from dist_ft.config.data_sections import LoaderConfig
-    from dist_ft.data.stream.cache import Place, ShardCache
+    from dist_ft.data.stream.cache import Replica, ShardCache
     from dist_ft.data.stream.loader import RankLayout, TrainLoader
     from dist_ft.data.stream.order import Order
     from dist_ft.data.stream.token_shards import TokenShards
     from dist_ft.storage.store import LocalStore
 
     keys = sorted(path.stem for path in directory.glob("*.json"))
-    files = ShardCache([Place(str(directory), LocalStore(directory))], LoaderConfig())
+    files = ShardCache([Replica(str(directory), LocalStore(directory))], LoaderConfig())
     sizes = np.array([files.info(key).num_sequences for key in keys])
     loader = TrainLoader(
         Order([sizes], None, 0), [TokenShards(keys, files, sizes)], RankLayout(0, 1, BATCH), BATCH, count, 2

@@ -13,7 +13,7 @@ import numpy as np
 from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import ShardInfo, ShardWriter
-from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import CheckpointError
 from dist_ft.storage.store import LocalStore
@@ -71,7 +71,7 @@ def write_shards(directory: Path, shard_sizes: Sequence[int], seed: int = 0) -> 
 
 def open_shards(directory: Path, num_shards: int) -> TokenShards:
     """Opens what `write_shards` wrote, with sizes known."""
-    files = ShardCache([Place(str(directory), LocalStore(directory))], LoaderConfig())
+    files = ShardCache([Replica(str(directory), LocalStore(directory))], LoaderConfig())
     keys = [f"s{index}" for index in range(num_shards)]
     return TokenShards(keys, files, np.array([files.info(key).num_sequences for key in keys], np.int64))
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from dist_ft.config.data_sections import RowSource
-from dist_ft.data.rows.scan import content_hash
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import whole
 from tests.helpers.dataset_hub import COMMIT, serve_dataset
 from tests.unit.data.sources.test_dataset_hub import TRAIN, make_dataset
 
@@ -21,11 +22,13 @@ READ = """
 import sys, json
 from dist_ft.config.data_sections import RowSource
 from dist_ft.errors import DataError
-from dist_ft.data.rows.scan import content_hash, read_rows
+from dist_ft.data.rows.scan import read_rows
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import whole
 source = RowSource(**json.loads(sys.argv[1]))
 try:
     rows = [row.record.messages[0]["content"] for row in read_rows(source)]
-    print(json.dumps([rows, content_hash(source), "torch" in sys.modules]))
+    print(json.dumps([rows, whole(list_files(source)).identity(), "torch" in sys.modules]))
 except DataError as error:
     print(error)
 """
@@ -48,7 +51,7 @@ def test_a_fetched_split_reads_again_without_a_hub_and_a_part_is_never_the_whole
         online = read(tmp_path, endpoint)
     rows, by_id, _ = json.loads(online)
     assert rows == TRAIN
-    assert by_id == content_hash(RowSource(source=str(dataset)))
+    assert by_id == whole(list_files(RowSource(source=str(dataset)))).identity()
     assert read(tmp_path, NO_HUB) == online
     other = read(tmp_path, NO_HUB, split="test")
     assert "org/chats is no path here and not wholly in the cache" in other
@@ -77,7 +80,7 @@ def test_a_data_set_in_the_hubs_cache_reads_by_id_as_by_path(tmp_path: Path) -> 
     (repository / "refs" / "main").write_text(COMMIT)
     rows, by_id, has_torch = json.loads(read(tmp_path, NO_HUB, is_offline=True))
     assert rows == TRAIN
-    assert by_id == content_hash(RowSource(source=str(root)))
+    assert by_id == whole(list_files(RowSource(source=str(root)))).identity()
     assert not has_torch
     assert json.loads(read(tmp_path, NO_HUB, is_offline=True, revision=COMMIT, split="test"))[0][0].startswith("te")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dist_ft.config import config_from_dict
 from dist_ft.data.shards.make import cache_errors, make_shard
-from dist_ft.data.shards.split_plan import PlannedShard
+from dist_ft.data.shards.request import PlannedShard
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import nothing_removed
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests

@@ -9,10 +9,9 @@ import xxhash
 
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
-from dist_ft.data.shards.make import cache_errors, check_bad_rows, make_shard, read_infos
-from dist_ft.data.shards.render_batches import RenderMany
+from dist_ft.data.shards.make import RenderMany, cache_errors, check_bad_rows, make_shard, read_infos
+from dist_ft.data.shards.request import PlannedShard, SplitPlan, plan_split
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, open_ended_split
-from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, plan_split
 from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.errors import ConfigError
@@ -95,14 +94,6 @@ class _Job:
         """Returns the arguments of `tasks.make_shard.run` but for the config, and what the driver wants to know."""
         arguments = {"take_held_out": self.plan.request.take_held_out, "shard": self.shard.to_dict()}
         return {"arguments": arguments, "num_bytes": self.shard.part.size, "place": self.place}
-
-
-def prepare_splits(config: Config, tokenizer: Any) -> tuple[list[PreparedSplit], PreparedSplit | None]:
-    """Prepares the training sources, each as a split, and the held-out rows of all of them, or of a source, as one."""
-    render_many, render_key = make_renderer(config, tokenizer)
-    train, held_out = plan_splits(config, render_key)
-    splits = [prepare_split(config, plan, render_many) for plan in train]
-    return splits, prepare_split(config, held_out, render_many) if held_out else None
 
 
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:

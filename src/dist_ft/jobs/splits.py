@@ -10,9 +10,8 @@ from typing import Any
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
 from dist_ft.data.curation.personal import PATTERNS_VERSION, redact
-from dist_ft.data.shards.render_batches import RenderMany
-from dist_ft.data.shards.request import SplitRequest
-from dist_ft.data.shards.split_plan import SplitPlan, plan_split
+from dist_ft.data.shards.make import RenderMany
+from dist_ft.data.shards.request import SplitPlan, SplitRequest, plan_split
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import curate
 from dist_ft.model.base import tokenizer_key

@@ -13,14 +13,15 @@ import pytest
 
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
-from dist_ft.data.shards.exclusions import describe_left_out
+from dist_ft.data.shards.counts import describe_left_out
 from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.jobs import curate as module
-from dist_ft.jobs.prepare import prepare_splits, run
+from dist_ft.jobs.prepare import run
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import config_of, tiny_config
+from tests.helpers.splits import prepared_splits
 
 Write = Callable[..., str]
 WORDS = [f"word{n}" for n in range(3000)]
@@ -95,8 +96,8 @@ def test_held_out_rows_of_a_fraction_are_never_touched(tmp_path: Path, write: Wr
     plain = config_of(tmp_path, write(*lines, *lines), data__eval=0.3, data__seq_len=800)
     curation = {"exact": True, "require": [{"pattern": "yes", "role": "assistant"}], "against_eval": True}
     config = config_of(tmp_path, write(*lines, *lines), data__eval=0.3, data__seq_len=800, data__curation=curation)
-    (train,), held_out = prepare_splits(config, load_tokenizer(config))
-    (all_of_train,), all_held_out = prepare_splits(plain, load_tokenizer(plain))
+    (train,), held_out = prepared_splits(config)
+    (all_of_train,), all_held_out = prepared_splits(plain)
     assert held_out == all_held_out and held_out is not None
     assert held_out.num_rows + all_of_train.num_rows == 120
     assert train.num_rows + sum(train.removed_rows.values()) == all_of_train.num_rows
@@ -167,20 +168,20 @@ def test_a_rule_that_removes_nothing_leaves_the_prepared_data_as_it_was(tmp_path
     keys = set()
     for curation in ({}, {"exact": True}, {"min_turns": 1}):
         config = config_of(tmp_path, source, data__curation=curation)
-        keys.add(prepare_splits(config, load_tokenizer(config))[0][0].key)
+        keys.add(prepared_splits(config)[0][0].key)
     assert len(keys) == 1
 
 
 def test_rules_that_leave_nothing_are_an_error_that_names_them(tmp_path: Path, write: Write) -> None:
     config = config_of(tmp_path, write(chat("a")), data__curation={"min_characters": 100})
     with pytest.raises(DataError, match="min_characters 1"):
-        prepare_splits(config, load_tokenizer(config))
+        prepared_splits(config)
 
 
 def test_redacted_rows_are_other_data_with_the_same_turns(tmp_path: Path, write: Write) -> None:
     source = write(chat("I am a@b.com", "Hello a@b.com"), chat("a", "b"))
     ((plain,), _), ((redacted,), _) = (
-        prepare_splits(config, load_tokenizer(config))
+        prepared_splits(config)
         for config in (config_of(tmp_path, source), config_of(tmp_path, source, data__redact=["email"]))
     )
     tokenizer = load_tokenizer(config_of(tmp_path, source))

@@ -13,17 +13,17 @@ from dist_ft.config import Config
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import ConfigError
 from dist_ft.jobs import make_shard
-from dist_ft.jobs.prepare import prepare_splits, run
+from dist_ft.jobs.prepare import run
 from dist_ft.jobs.splits import cache_address
-from dist_ft.model.embedded import byte_tokenizer
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
+from tests.helpers.splits import prepared_splits
 
 
 def test_what_is_trained_on_is_a_part_of_what_was_prepared(tmp_path: Path) -> None:
     splits = {}
     for train_on in ("assistant", "last", "all"):
-        (splits[train_on],), held_out = prepare_splits(tiny_config(tmp_path, data__train_on=train_on), byte_tokenizer())
+        (splits[train_on],), held_out = prepared_splits(tiny_config(tmp_path, data__train_on=train_on))
         assert held_out is not None and held_out.key != splits[train_on].key
     assert len({split.key for split in splits.values()}) == 3
     assert len({split.num_tokens for split in splits.values()}) == 1

@@ -17,9 +17,8 @@ import xxhash
 from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.data.rows.formats import read_record
 from dist_ft.data.sources.listing import check_unchanged, list_files
-from dist_ft.data.sources.location import Place
+from dist_ft.data.sources.location import RawRow, RowLocation
 from dist_ft.data.sources.parts import Part, whole
-from dist_ft.data.sources.raw_row import RawRow
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record
@@ -31,13 +30,13 @@ class Row:
     """One row of a source.
 
     Attributes:
-        where: Its place.
+        location: Its place.
         record: What it says.
         key: Hash of the content, or of the group's name, which decides on which side of a held-out split it falls.
         raw: The row as the file has it.
     """
 
-    where: Place
+    location: RowLocation
     record: Record
     key: int
     raw: Any
@@ -45,7 +44,7 @@ class Row:
     @property
     def place(self) -> str:
         """`file:line`, or `file: row N`, for messages to people. May count the lines before a piece of a file."""
-        return str(self.where)
+        return str(self.location)
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,19 @@ class BadRow:
     """A row that cannot be used.
 
     Attributes:
-        where: Its place.
+        location: Its place.
         problem: What is wrong and how to mend it.
         raw: The row as the file has it: parsed, or text where it could not be.
     """
 
-    where: Place
+    location: RowLocation
     problem: str
     raw: Any
 
     @property
     def place(self) -> str:
         """As in `Row`."""
-        return str(self.where)
+        return str(self.location)
 
     def error(self) -> DataError:
         """Returns the error that names place and problem."""
@@ -141,22 +140,17 @@ def is_held_out(row: Row, fraction: float) -> bool:
     return row.key < int(fraction * 2**64)
 
 
-def content_hash(source: RowSource) -> str:
-    """Returns the hash of a source's bytes and kinds, the base of its cache key: all its files, in order."""
-    return whole(list_files(source)).identity()
-
-
 def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
     if raw.problem is not None:
-        return BadRow(raw.place, raw.problem, raw.data)
+        return BadRow(raw.location, raw.problem, raw.data)
     try:
         record = read_record(raw.data, source.format, source.columns)
         key = _content_key(record) if group_by is None else _group_key(raw.data, group_by)
     except DataError as error:
-        return BadRow(raw.place, str(error), raw.data)
+        return BadRow(raw.location, str(error), raw.data)
     except RecursionError:
-        return BadRow(raw.place, "nested too deeply", None)
-    return Row(raw.place, record, key, raw.data)
+        return BadRow(raw.location, "nested too deeply", None)
+    return Row(raw.location, record, key, raw.data)
 
 
 def _content_key(record: Record) -> int:

@@ -7,24 +7,23 @@ reader sees a whole shard or none. Never made twice: see `claims.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dist_ft.data.rows.scan import BadRow
+from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.claims import kept, wait_for_claim
-from dist_ft.data.shards.exclusions import describe_removed
+from dist_ft.data.shards.counts import describe_removed
 from dist_ft.data.shards.pack import Window
-from dist_ft.data.shards.render_batches import RenderMany, render_rows
-from dist_ft.data.shards.request import SplitRequest, is_window_full
-from dist_ft.data.shards.samples import Counts, fit
+from dist_ft.data.shards.request import PlannedShard, SplitRequest, is_window_full, rows_of_shard
 from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
-from dist_ft.data.shards.split_plan import PlannedShard, rows_of_shard
 from dist_ft.errors import ConfigError, DataError
-from dist_ft.records import Sample
+from dist_ft.printable import printable
+from dist_ft.records import Completion, Record, Sample
 from dist_ft.storage.store import Store, file_parts
 from dist_ft.storage.urls import redacted
 
@@ -188,3 +187,94 @@ def _first_bad_row(store: Store, keys: list[str]) -> dict[str, str]:
         except FileNotFoundError:
             continue
     raise AssertionError("bad rows were counted, but none was put aside")
+
+
+_BATCH_ROWS = 256
+_BATCH_CHARACTERS = 4 << 20
+
+RenderMany = Callable[[Sequence[Record]], list[list[Sample] | DataError]]
+"""Of each record its samples, or what the template says against it."""
+Rendered = tuple[Row | BadRow, list[Sample] | BadRow]
+
+
+def render_rows(rows: Iterable[Row | BadRow], render_many: RenderMany) -> Iterator[Rendered]:
+    """Yields every row in order with its samples, or with what is wrong with it."""
+    for batch in _batches(rows):
+        outcomes = iter(render_many([row.record for row in batch if isinstance(row, Row)]))
+        for row in batch:
+            yield row, row if isinstance(row, BadRow) else _outcome(row, next(outcomes))
+
+
+def _outcome(row: Row, found: list[Sample] | DataError) -> list[Sample] | BadRow:
+    return BadRow(row.location, printable(str(found)), row.raw) if isinstance(found, DataError) else found
+
+
+def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+    batch: list[Row | BadRow] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += _characters(row.record) if isinstance(row, Row) else 0
+        if len(batch) == _BATCH_ROWS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(record: Record) -> int:
+    """Returns about how long a record's text will be."""
+    if isinstance(record, Completion):
+        return len(record.prompt) + len(record.completion)
+    return sum(len(message["content"]) for message in record.messages)
+
+
+@dataclass
+class Counts:
+    """What the rows of a part, or of a split, became. See `ShardInfo` for the meaning."""
+
+    rows: int = 0
+    untrained_rows: int = 0
+    long_samples: int = 0
+    bad_rows: int = 0
+
+
+def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest, counts: Counts) -> list[Sample]:
+    """Returns the samples that are trained, none longer than a sequence.
+
+    Raises:
+        DataError: A sample is longer, and `data.long_samples` is `error`.
+    """
+    kept: list[Sample] = []
+    num_dropped = 0
+    for sample in samples:
+        is_long = len(sample.input_ids) > request.seq_len
+        counts.long_samples += is_long
+        if is_long and request.long_samples == "error":
+            raise DataError(_explain_long(row, len(sample.input_ids), request.seq_len))
+        num_dropped += is_long and request.long_samples == "drop"
+        kept += usable(sample, request)
+    counts.untrained_rows += not kept and not num_dropped
+    return kept
+
+
+def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
+    """Returns what a run uses of a sample: no piece longer than a sequence, none without a trained token."""
+    length = len(sample.input_ids)
+    if length > request.seq_len and request.long_samples == "drop":
+        return []
+    ends = length if request.long_samples == "split" else 1
+    pieces = [_cut(sample, start, request.seq_len) for start in range(0, ends, request.seq_len)]
+    return [piece for piece in pieces if any(piece.trained[1:])]
+
+
+def _cut(sample: Sample, start: int, length: int) -> Sample:
+    end = start + length
+    return Sample(sample.input_ids[start:end], sample.trained[start:end])
+
+
+def _explain_long(row: Row | BadRow, length: int, seq_len: int) -> str:
+    return (
+        f"{row.place}: {length} tokens are longer than data.seq_len={seq_len}, and data.long_samples=error; raise "
+        "data.seq_len, shorten the row, or set data.long_samples to truncate, drop or split"
+    )

@@ -13,11 +13,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dist_ft.data.shards.exclusions import quarantine_of
-from dist_ft.data.shards.make import check_bad_rows, check_trained, quarantine_name, read_infos
-from dist_ft.data.shards.samples import Counts
+from dist_ft.data.shards.counts import quarantine_of
+from dist_ft.data.shards.make import Counts, check_bad_rows, check_trained, quarantine_name, read_infos
+from dist_ft.data.shards.request import PlannedShard, SplitPlan
 from dist_ft.data.shards.shard_file import INFO, ShardInfo
-from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan
 from dist_ft.layout import FORMAT_VERSION
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store

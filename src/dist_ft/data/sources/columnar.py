@@ -14,8 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dist_ft.data.sources.location import Before, Place
-from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.location import RawRow, RowLocation, RowsBefore
 from dist_ft.data.sources.source_file import SourceFile
 
 _BATCH_ROWS = 256
@@ -33,7 +32,7 @@ def read_parquet(file: SourceFile, start: int, stop: int | None) -> Iterator[Raw
 
 def read_arrow(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
     """Yields the rows of record batches `start` to `stop`."""
-    before = Before(partial(_count_rows, file, start)) if start else None
+    before = RowsBefore(partial(_count_rows, file, start)) if start else None
     with _opened(file) as source:
         yield from _number_rows(file, _arrow_batches(source, start, stop), 0, before)
 
@@ -91,13 +90,13 @@ def _count_rows(file: SourceFile, stop: int) -> int:
         return sum(opened.get_batch(number).num_rows for number in range(stop))
 
 
-def _number_rows(file: SourceFile, batches: Iterator[Any], first: int, before: Before | None) -> Iterator[RawRow]:
+def _number_rows(file: SourceFile, batches: Iterator[Any], first: int, before: RowsBefore | None) -> Iterator[RawRow]:
     number, shown = first, file.shown
     for batch in batches:
         for row in _rows_of(batch):
             number += 1
             problem = row if isinstance(row, str) else None
-            yield RawRow(Place(shown, number, "row", before), None if problem else _without_nulls(row), problem)
+            yield RawRow(RowLocation(shown, number, "row", before), None if problem else _without_nulls(row), problem)
 
 
 def _rows_of(batch: Any) -> list[dict[str, Any] | str]:

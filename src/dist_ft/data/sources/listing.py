@@ -7,9 +7,13 @@ names it. What names files is `hub.py`'s and, for URLs, `storage/remote.py`'s.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -18,10 +22,10 @@ from dist_ft.config.data_sections import RowSource
 from dist_ft.config.paths import EMBEDDED_PREFIX, is_pattern
 from dist_ft.data.sources.generated import embedded_rows
 from dist_ft.data.sources.hub_files import find_files
-from dist_ft.data.sources.identity import content_identity
 from dist_ft.data.sources.readers import cannot_read
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile, kind_of
 from dist_ft.errors import DataError, StorageError
+from dist_ft.layout import FORMAT_VERSION, read_json, user_cache_dir
 from dist_ft.printable import printable
 from dist_ft.storage.remote import find_remote, is_remote, shown_url, stat_remote, without_secrets
 
@@ -174,3 +178,62 @@ def _changed(file: SourceFile, size: int, identity: str) -> str:
 
 def _said(file: SourceFile) -> str:
     return f"{file.size:,} bytes ({file.identity})"
+
+
+_BLOCK_BYTES = 1 << 22
+_SETTLED_NS = 2_000_000_000
+"""A file written so recently can be written again without its time changing: clocks of file systems are coarse."""
+
+Now = Callable[[], int]
+
+
+def content_identity(path: Path, now_ns: Now = time.time_ns) -> tuple[str, os.stat_result]:
+    """Returns `xxh3:` and the hash of a file's bytes, and what the system said of the file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    found = path.stat()
+    kept = _kept_path(path)
+    stamp = {"path": str(path.absolute()), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    if (identity := _kept_identity(kept, stamp)) is not None:
+        return identity, found
+    identity = f"xxh3:{_hash_bytes(path)}"
+    after = path.stat()
+    is_same = (after.st_size, after.st_mtime_ns) == (found.st_size, found.st_mtime_ns)
+    if is_same and now_ns() - found.st_mtime_ns > _SETTLED_NS:
+        _keep(kept, stamp, identity)
+    return identity, found
+
+
+def _kept_path(path: Path) -> Path:
+    name = xxhash.xxh3_128_hexdigest(os.fsencode(path.absolute()))
+    return user_cache_dir() / "hashes" / name[:2] / f"{name}.json"
+
+
+def _kept_identity(kept: Path, stamp: dict[str, object]) -> str | None:
+    try:
+        found = read_json(kept)
+    except (OSError, ValueError):  # never written, or by a later dist-ft: hashed again
+        return None
+    is_same = all(found.get(key) == value for key, value in stamp.items())
+    return str(found["identity"]) if is_same and "identity" in found else None
+
+
+def _keep(kept: Path, stamp: dict[str, object], identity: str) -> None:
+    """Not flushed to disk: what a power cut damages is hashed again."""
+    temporary = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **stamp, "identity": identity}))
+        temporary.replace(kept)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _hash_bytes(path: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()

@@ -1,6 +1,6 @@
-"""Where a row stands, as people count: over the whole file, though only a piece of it was read.
+"""A row as a file has it, and where it stands, as people count: over the whole file.
 
-The rows before a piece are counted when a place is shown, once a piece: most rows are never named.
+Rows before a piece of a file are counted when a location is shown, once a piece: most rows are never named.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +17,7 @@ from dist_ft.errors import DistFtError
 _FORMS: Mapping[str, str] = {"line": "{file}:{number}", "row": "{file}: row {number}", "byte": "{file}: byte {number}"}
 
 
-class Before:
+class RowsBefore:
     """Lines or rows of a file before a piece of it.
 
     Args:
@@ -36,7 +37,7 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowLocation:
     """A row's place; `str` gives `file:line`, `file: row N` or, far behind, `file: byte N`.
 
     Attributes:
@@ -49,10 +50,25 @@ class Place:
     file: str
     number: int
     form: str
-    before: Before | None = None
+    before: RowsBefore | None = None
 
     def __str__(self) -> str:
         before = 0 if self.before is None else self.before.number
         if before is None:
             return f"{self.file}: {self.form} {self.number} of a part"
         return _FORMS[self.form].format(file=self.file, number=before + self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row before anybody asks what it means.
+
+    Attributes:
+        location: Where it stands.
+        data: The parsed row; the bare text where it cannot be parsed.
+        problem: Why it cannot be used; None for a sound row.
+    """
+
+    location: RowLocation
+    data: Any
+    problem: str | None = None

@@ -10,23 +10,26 @@ A text file is one row. A row a line or a paragraph would cut prose at places th
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+import zstandard
 
 from dist_ft.config.paths import EMBEDDED_PREFIX
 from dist_ft.data.sources.columnar import read_arrow, read_parquet
-from dist_ft.data.sources.compressed import DAMAGED, decompressed
 from dist_ft.data.sources.generated import embedded_rows
-from dist_ft.data.sources.location import Before, Place
-from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.location import RawRow, RowLocation, RowsBefore
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile
 from dist_ft.errors import DataError, StorageError
 from dist_ft.printable import excerpt
@@ -76,17 +79,17 @@ def cannot_read(shown: str, error: OSError) -> str:
 
 def _read_embedded(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
     for number, row in enumerate(embedded_rows(file.address.removeprefix(EMBEDDED_PREFIX)), start=1):
-        yield RawRow(Place(file.address, number, "line"), row)
+        yield RawRow(RowLocation(file.address, number, "line"), row)
 
 
 def _read_lines(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
     with _open(file) as opened:
         at = _first_line(opened, start)
-        before = Before(partial(_count_lines, file, at)) if at else None
+        before = RowsBefore(partial(_count_lines, file, at)) if at else None
         shown, is_far, number = file.shown, at > MAX_COUNTED_BYTES, 0
         while (stop is None or at < stop) and (line := opened.readline(MAX_LINE_BYTES)):
             number += 1
-            place = Place(shown, at, "byte") if is_far else Place(shown, number, "line", before)
+            place = RowLocation(shown, at, "byte") if is_far else RowLocation(shown, number, "line", before)
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                 raise DataError(f"{place}: longer than {MAX_LINE_BYTES >> 20} MiB; a JSONL file has a row a line")
             if line.strip():
@@ -115,7 +118,7 @@ def _count_lines(file: SourceFile, stop: int) -> int:
     return count
 
 
-def _parse_line(place: Place, line: bytes, is_first: bool) -> RawRow:
+def _parse_line(place: RowLocation, line: bytes, is_first: bool) -> RawRow:
     try:
         text = line.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
@@ -144,7 +147,7 @@ def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRo
         raise DataError(f"{file.shown}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.shown}: not usable JSON: {error}") from error
-    yield from (RawRow(Place(file.shown, number, "row"), row) for number, row in enumerate(rows, start=1))
+    yield from (RawRow(RowLocation(file.shown, number, "row"), row) for number, row in enumerate(rows, start=1))
 
 
 def _begins_with_a_whole_object(opened: BinaryIO) -> bool:
@@ -154,7 +157,8 @@ def _begins_with_a_whole_object(opened: BinaryIO) -> bool:
     if not first.startswith(b"{"):
         return False
     return (
-        isinstance(_parse_line(Place("", 1, "line"), first, is_first=True).data, dict) and next(lines, None) is not None
+        isinstance(_parse_line(RowLocation("", 1, "line"), first, is_first=True).data, dict)
+        and next(lines, None) is not None
     )
 
 
@@ -182,12 +186,12 @@ def _read_csv(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow
             if len(set(header)) != len(header):
                 raise DataError(f"{file.shown}: the header {excerpt(header)} names a column twice")
             for number, cells in enumerate(filter(None, rows), start=1):
-                yield _csv_row(Place(file.shown, number, "row"), header, cells)
+                yield _csv_row(RowLocation(file.shown, number, "row"), header, cells)
         except csv.Error as error:  # where the next row begins is unknown
             raise DataError(f"{file.shown}:{rows.line_num}: not valid CSV: {error}") from error
 
 
-def _csv_row(place: Place, header: list[str], cells: list[str]) -> RawRow:
+def _csv_row(place: RowLocation, header: list[str], cells: list[str]) -> RawRow:
     if len(cells) != len(header):
         return RawRow(place, cells, f"{len(cells)} cells, but the header has {len(header)}; quote cells with commas")
     row = dict(zip(header, cells, strict=True))
@@ -197,7 +201,7 @@ def _csv_row(place: Place, header: list[str], cells: list[str]) -> RawRow:
 
 
 def _read_text(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
-    place = Place(file.shown, 1, "row")
+    place = RowLocation(file.shown, 1, "row")
     content = _read_whole(file, MAX_TEXT_BYTES, "split it into several files, or make it rows of a JSONL file")
     try:
         yield RawRow(place, {"text": content.decode("utf-8-sig")})
@@ -240,4 +244,62 @@ _READERS: Mapping[str, Callable[[SourceFile, int, int | None], Iterator[RawRow]]
     "arrow": read_arrow,
     "text": _read_text,
     EMBEDDED: _read_embedded,
+}
+
+
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+"""What reading damaged bytes raises; bzip2 says `OSError` without a number."""
+
+_TEXT_BUFFER_BYTES = 1 << 18
+_READ_BYTES = 1 << 15  # of a zstd file at once: a few of them can stand for very much text
+
+
+def decompressed(stored: BinaryIO, compression: str | None) -> BinaryIO:
+    """Returns the text of a file; closing it leaves `stored` open."""
+    if compression is None:
+        return stored
+    return io.BufferedReader(cast("io.RawIOBase", _DECOMPRESSORS[compression](stored)), _TEXT_BUFFER_BYTES)
+
+
+class _Zstd(io.RawIOBase):
+    """Zstandard frames one after the other. The library's own reader takes a file that was cut short for whole."""
+
+    def __init__(self, stored: BinaryIO) -> None:
+        self._stored = stored
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._is_inside = False
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._stored.read(_READ_BYTES)
+            if not data:
+                if self._is_inside:
+                    raise EOFError("Compressed file ended before the end of a frame")
+                return 0
+            self._ready = memoryview(self._decompress(data))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _decompress(self, data: bytes) -> bytes:
+        text = []
+        while data:
+            text.append(self._frame.decompress(data))
+            self._is_inside = not self._frame.eof
+            data = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+        return b"".join(text)
+
+
+_DECOMPRESSORS: Mapping[str, Callable[[BinaryIO], Any]] = {
+    "gzip": lambda stored: gzip.GzipFile(fileobj=stored),
+    "bzip2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zstd": _Zstd,
 }

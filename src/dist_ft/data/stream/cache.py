@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class Replica:
     """A store of prepared data.
 
     Attributes:
@@ -66,7 +66,7 @@ class ShardCache:
     """The files of shards on this machine. Safe for many threads and processes.
 
     Args:
-        places: Where the data lies; each holds the same, the first is asked first.
+        replicas: Where the data lies; each holds the same, the first is asked first.
         loader: `data.loader`.
         ready_limit_s: Longest wait for a shard that is not prepared yet; 0 where all are.
         first_pause_s: As `FIRST_PAUSE_S`.
@@ -74,12 +74,12 @@ class ShardCache:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        replicas: Sequence[Replica],
         loader: LoaderConfig,
         ready_limit_s: float = 0.0,
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
-        self._places, self._loader = places, loader
+        self._replicas, self._loader = replicas, loader
         self._ready_limit_s, self._first_pause_s = ready_limit_s, first_pause_s
         self._directory = Path(loader.cache_dir).expanduser() if loader.cache_dir else user_cache_dir() / "shards"
         self._limit_bytes = int(loader.cache_gib * (1 << 30))
@@ -88,19 +88,19 @@ class ShardCache:
     @property
     def is_local(self) -> bool:
         """Whether all data is read where it lies."""
-        return all(isinstance(place.store, LocalStore) for place in self._places)
+        return all(isinstance(replica.store, LocalStore) for replica in self._replicas)
 
     def info(self, key: str) -> ShardInfo:
         """Returns what a shard holds, as soon as it is prepared.
 
         Raises:
             DataError: It is not there, or damaged.
-            DataUnavailableError: It is not there in time, no place answers, or the cache was closed meanwhile.
+            DataUnavailableError: It is not there in time, no replica answers, or the cache was closed meanwhile.
         """
         deadline = time.monotonic() + self._ready_limit_s
         while True:
             try:
-                return self._from_any(f"{key}{INFO}", lambda place: read_info(place.store, key))
+                return self._from_any(f"{key}{INFO}", lambda replica: read_info(replica.store, key))
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
                     raise self._not_ready(key) from None
@@ -115,48 +115,50 @@ class ShardCache:
             damaged: Files on this machine that turned out not to be whole.
 
         Raises:
-            DataError: Each place has lost the file or holds a damaged one.
-            DataUnavailableError: No place gives the whole file; each is named with its reason.
+            DataError: Each replica has lost the file or holds a damaged one.
+            DataUnavailableError: No replica gives the whole file; each is named with its reason.
             StorageError: The copy cannot be written.
         """
         name = f"{info.key}{ending}"
         try:
-            return self._from_any(name, lambda place: self._open_at(place, info, ending, damaged))
+            return self._from_any(name, lambda replica: self._open_at(replica, info, ending, damaged))
         except FileNotFoundError:
-            places = ", ".join(place.shown for place in self._places)
-            raise DataError(f"shard file {name} is not at {places}; resume, and what is missing is made anew") from None
+            replicas = ", ".join(replica.shown for replica in self._replicas)
+            raise DataError(
+                f"shard file {name} is not at {replicas}; resume, and what is missing is made anew"
+            ) from None
 
     def close(self) -> None:
         """Ends all waiting, here and in other threads, with an error."""
         self._closed.set()
 
-    def _from_any(self, name: str, attempt: Callable[[Place], T]) -> T:
-        """Asks each place in turn, round after round, as long as another try can help."""
+    def _from_any(self, name: str, attempt: Callable[[Replica], T]) -> T:
+        """Asks each replica in turn, round after round, as long as another try can help."""
         reasons: dict[str, str] = {}
         for number in range(self._loader.max_tries):
             if number:
                 self._pause(min(MAX_PAUSE_S, self._first_pause_s * 2 ** (number - 1)))
             num_missing = num_damaged = 0
-            for place in self._places:
+            for replica in self._replicas:
                 try:
-                    return attempt(place)
+                    return attempt(replica)
                 except FileNotFoundError:
                     num_missing += 1
-                    reasons[place.shown] = "it is not there"
+                    reasons[replica.shown] = "it is not there"
                 except (StorageError, _ClosedError):
                     raise
                 except (OSError, DistFtError) as error:
-                    num_damaged += isinstance(error, DataError) and isinstance(place.store, LocalStore)
-                    reasons[place.shown] = f"{type(error).__name__}: {error}"
-            if num_missing == len(self._places):
+                    num_damaged += isinstance(error, DataError) and isinstance(replica.store, LocalStore)
+                    reasons[replica.shown] = f"{type(error).__name__}: {error}"
+            if num_missing == len(self._replicas):
                 raise FileNotFoundError(name)
-            if num_missing + num_damaged == len(self._places):
+            if num_missing + num_damaged == len(self._replicas):
                 raise DataError(_explain(name, reasons))
         raise DataUnavailableError(_explain(name, reasons))
 
-    def _open_at(self, place: Place, info: ShardInfo, ending: str, damaged: Collection[Path]) -> ShardFile:
-        if isinstance(place.store, LocalStore):
-            path = place.store.root / f"{info.key}{ending}"
+    def _open_at(self, replica: Replica, info: ShardInfo, ending: str, damaged: Collection[Path]) -> ShardFile:
+        if isinstance(replica.store, LocalStore):
+            path = replica.store.root / f"{info.key}{ending}"
             if path in damaged:
                 raise DataError(f"{path} {DAMAGED}")
             return ShardFile(path, map_file(path))
@@ -170,7 +172,7 @@ class ShardCache:
             with self._locked(f"copy-{int(xxhash.xxh3_64_intdigest(path.name.encode())) % _NUM_LOCKS}"):
                 # Another process may have made it while this one waited.
                 if (data := self._mapped_copy(path, info, ending)) is None:
-                    data = self._copy(place.store, path, info, ending)
+                    data = self._copy(replica.store, path, info, ending)
         return ShardFile(path, data)
 
     def _mapped_copy(self, path: Path, info: ShardInfo, ending: str) -> pa.Buffer | None:
@@ -269,11 +271,11 @@ class ShardCache:
             raise _ClosedError("the loader was closed while it waited for data")
 
     def _not_ready(self, key: str) -> DistFtError:
-        places = ", ".join(place.shown for place in self._places)
+        replicas = ", ".join(replica.shown for replica in self._replicas)
         if not self._ready_limit_s:
-            return DataError(f"shard {key} is not at {places}; resume, and what is missing is prepared anew")
+            return DataError(f"shard {key} is not at {replicas}; resume, and what is missing is prepared anew")
         return DataUnavailableError(
-            f"shard {key} was not prepared within {self._ready_limit_s:g} s (looked at {places}); see the log of the "
+            f"shard {key} was not prepared within {self._ready_limit_s:g} s (looked at {replicas}); see the log of the "
             "preparation, or set data.preparation=ahead"
         )
 
@@ -281,10 +283,10 @@ class ShardCache:
 def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:
     """Opens the shards of a split for reading, from its store or one of `loader.replicas`."""
     addresses = (split.address, *loader.replicas)
-    places = [Place(shown_url(address), open_store(address)) for address in addresses]
+    replicas = [Replica(shown_url(address), open_store(address)) for address in addresses]
     if not split.is_complete:
-        return TokenShards(split.read_keys(), ShardCache(places, loader, READY_LIMIT_S))
-    return TokenShards(split.read_keys(), ShardCache(places, loader), np.array(split.read_sizes(), np.int64))
+        return TokenShards(split.read_keys(), ShardCache(replicas, loader, READY_LIMIT_S))
+    return TokenShards(split.read_keys(), ShardCache(replicas, loader), np.array(split.read_sizes(), np.int64))
 
 
 class _ClosedError(DataUnavailableError):

@@ -9,7 +9,7 @@ from math import ceil
 
 
 @dataclass
-class Need:
+class ShardDemand:
     """Counts the sequences of each source, window by window.
 
     Attributes:
@@ -23,7 +23,7 @@ class Need:
     enough: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, num_positions: int, weights: Sequence[float] | None, num_sources: int) -> Need:
+    def of(cls, num_positions: int, weights: Sequence[float] | None, num_sources: int) -> ShardDemand:
         """Returns what a run of so many positions needs."""
         shares = weights or [1.0] * num_sources
         return cls([ceil(num_positions * share / sum(shares)) + 1 for share in shares])

@@ -23,11 +23,9 @@ from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, fin
 from dist_ft.data.curation.personal import PersonalKind, find_personal, mask
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.rows.texts import answer_text, compared_text, num_turns, record_key, role_texts
+from dist_ft.data.shards.make import RenderMany, render_rows, usable
 from dist_ft.data.shards.pack import plan_bins
-from dist_ft.data.shards.render_batches import RenderMany, render_rows
-from dist_ft.data.shards.request import SplitRequest, is_window_full
-from dist_ft.data.shards.samples import usable
-from dist_ft.data.shards.split_plan import plan_split, rows_of_shard, rows_of_split
+from dist_ft.data.shards.request import SplitRequest, is_window_full, plan_split, rows_of_shard, rows_of_split
 from dist_ft.jobs.curate import curate
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import load_generation_config, load_tokenizer

@@ -15,10 +15,8 @@ import numpy as np
 
 from dist_ft.config import Config
 from dist_ft.data.rows.scan import BadRow, Row
-from dist_ft.data.shards.render_batches import RenderMany, render_rows
-from dist_ft.data.shards.request import SplitRequest
-from dist_ft.data.shards.samples import usable
-from dist_ft.data.shards.split_plan import PlannedShard, SplitPlan, rows_of_shard
+from dist_ft.data.shards.make import RenderMany, render_rows, usable
+from dist_ft.data.shards.request import PlannedShard, SplitPlan, SplitRequest, rows_of_shard
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import UsageError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_ft.config import Config, with_commit
-from dist_ft.data.shards.exclusions import describe_left_out
+from dist_ft.data.shards.counts import describe_left_out
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch

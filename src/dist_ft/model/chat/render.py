@@ -41,8 +41,7 @@ class Renderer:
         self._eos: str = tokenizer.eos_token or ""
         adds_bos = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos: str = tokenizer.bos_token if adds_bos else ""
-        special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special_ids, self._marks = frozenset(special), tuple(special.values())
+        self._marks = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
     def __call__(self, record: Record) -> list[Sample]:
         """Returns the training samples of a record; usually one, none when nothing of it is to be trained.
@@ -93,11 +92,6 @@ class Renderer:
             raise DataError(
                 f"the chat template refuses turns ({roles}): {reason}; change the row or set another data.chat_template"
             ) from error
-
-    def ends_with_eos(self, sample: Sample) -> bool:
-        """Whether the last trained token is EOS or another special one; without, a model never learns to stop."""
-        trained = [token for token, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained]
-        return bool(trained) and trained[-1] in self._special_ids
 
     def _language(self, has_tools: bool) -> tuple[Template, Dialect]:
         """Returns the template and how it wants its messages; some models have one of their own for tools."""

@@ -25,7 +25,7 @@ from dist_ft.config.data_sections import DataConfig
 from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.failures import RankFailure, explain
 from dist_ft.coordinator.start import check_length, check_resume
-from dist_ft.data.shards.exclusions import describe_left_out
+from dist_ft.data.shards.counts import describe_left_out
 from dist_ft.errors import (
     CoordinatorLostError,
     DistFtError,

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from dist_ft.config import Config
-from dist_ft.data.stream.demand import Need
+from dist_ft.data.stream.demand import ShardDemand
 from dist_ft.errors import DistFtError
 from dist_ft.jobs.spec import TaskSpec
 from dist_ft.machine import num_cores
@@ -46,14 +46,19 @@ class ShardJobs:
         jobs: What `tasks.prepare` returned, in the order in which they are wanted.
         share: Share of each node's cores that is used; one shard at a time at least.
         on_gpu: Whether the run uses CUDA devices.
-        need: In mode `stream`, which of them are needed; None for all.
+        demand: In mode `stream`, which of them are needed; None for all.
 
     Attributes:
         progress: How far it has got.
     """
 
     def __init__(
-        self, config: Config, jobs: Sequence[dict[str, Any]], share: float, on_gpu: bool, need: Need | None = None
+        self,
+        config: Config,
+        jobs: Sequence[dict[str, Any]],
+        share: float,
+        on_gpu: bool,
+        demand: ShardDemand | None = None,
     ) -> None:
         self._config = config.model_dump(mode="json")
         self._is_own_ray = config.cluster.address is None
@@ -61,7 +66,7 @@ class ShardJobs:
         self._running: dict[Any, _Running] = {}
         self._share = share
         self._on_gpu = on_gpu
-        self._need = need
+        self._demand = demand
         self._slots: dict[str, int] = {}
         self._looked_at = float("-inf")
         self.progress = ShardProgress(len(jobs), sum(job["num_bytes"] for job in jobs), time.monotonic())
@@ -92,8 +97,8 @@ class ShardJobs:
 
     def _next_is_needed(self) -> bool:
         """Passes over the shards that the run does not get to."""
-        while self._waiting and self._need is not None:
-            if self._need.is_needed(*self._waiting[0][0]["place"]):
+        while self._waiting and self._demand is not None:
+            if self._demand.is_needed(*self._waiting[0][0]["place"]):
                 break
             self._waiting.popleft()
         return bool(self._waiting)
@@ -119,9 +124,9 @@ class ShardJobs:
                 self._looked_at = float("-inf")  # the node may be gone
                 continue
             self.progress.add(running.job["num_bytes"], info["num_rows"])
-            if self._need is not None:
+            if self._demand is not None:
                 source, window = running.job["place"]
-                self._need.add(source, window, info["num_sequences"])
+                self._demand.add(source, window, info["num_sequences"])
 
     def _num_slots(self, total: Mapping[str, float]) -> int:
         # A Ray of ours has more slots than cores.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.data.stream.demand import Need
+from dist_ft.data.stream.demand import ShardDemand
 from dist_ft.errors import DistFtError
 from dist_ft.orchestrate.driver.shard_jobs import ShardJobs
 
@@ -32,10 +32,10 @@ class StreamedData:
         self._failed_at = 0.0
         streamed = prepared["to_stream"]
         if streamed is not None:
-            need = Need.of(prepared["num_positions"], config.data.weights, len(config.data.train))
+            demand = ShardDemand.of(prepared["num_positions"], config.data.weights, len(config.data.train))
             for source, window, num_sequences in streamed["made"]:
-                need.add(source, window, num_sequences)
-            self._jobs = ShardJobs(config, streamed["jobs"], _SHARE, on_gpu, need)
+                demand.add(source, window, num_sequences)
+            self._jobs = ShardJobs(config, streamed["jobs"], _SHARE, on_gpu, demand)
 
     def look(self, starters: Mapping[str, str]) -> bool:
         """Goes on making shards, without waiting; returns whether the run should now make a last checkpoint and stop,

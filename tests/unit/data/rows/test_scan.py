@@ -13,6 +13,8 @@ import pytest
 from dist_ft.config.data_sections import DataConfig, RowSource, SourceConfig
 from dist_ft.data.rows import scan
 from dist_ft.data.rows.scan import BadRow, Row, held_out_rows, scan_rows
+from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.parts import whole
 from dist_ft.errors import DataError
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -24,7 +26,7 @@ def read_rows(source: str, **settings: Any) -> Iterator[Row]:
 
 
 def content_hash(source: str) -> str:
-    return scan.content_hash(RowSource(source=source))
+    return whole(list_files(RowSource(source=source))).identity()
 
 
 def write(path: Path, *lines: bytes, end: bytes = b"\n") -> str:

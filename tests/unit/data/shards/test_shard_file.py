@@ -18,7 +18,7 @@ from dist_ft.data.shards import shard_file as module
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, ShardInfo, ShardWriter
 from dist_ft.data.stream import token_shards
-from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.token_shards import MAX_OPEN, TokenShards
 from dist_ft.errors import DataError
 from dist_ft.storage.store import LocalStore
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_read_from_another_place(tmp_path: Path) -> None:
     write_shards(tmp_path / "b", [9])
     flip(tmp_path / "a" / "s0.arrow", -600)
     flip(tmp_path / "a" / "s0.index.npy", -1)
-    stores = [Place(name, LocalStore(tmp_path / name)) for name in "ab"]
+    stores = [Replica(name, LocalStore(tmp_path / name)) for name in "ab"]
     opened = TokenShards(["s0"], ShardCache(stores, LoaderConfig()))
     assert_holds(opened, [sequences])
     flip(tmp_path / "b" / "s0.arrow", -600)

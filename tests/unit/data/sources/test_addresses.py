@@ -14,10 +14,9 @@ import zstandard
 
 from dist_ft.config.data_sections import RowSource
 from dist_ft.data.sources import readers as files_module
-from dist_ft.data.sources.compressed import decompressed
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
-from dist_ft.data.sources.readers import read_piece
+from dist_ft.data.sources.readers import decompressed, read_piece
 from dist_ft.errors import DataError
 from tests.unit.data.sources.test_readers import ROWS, WRITERS, file_at
 

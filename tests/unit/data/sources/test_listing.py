@@ -14,9 +14,8 @@ import pytest
 
 from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import scan_part
-from dist_ft.data.sources import identity
-from dist_ft.data.sources.identity import content_identity
-from dist_ft.data.sources.listing import check_frozen, check_unchanged, list_files
+from dist_ft.data.sources import listing
+from dist_ft.data.sources.listing import check_frozen, check_unchanged, content_identity, list_files
 from dist_ft.data.sources.parts import whole
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
@@ -36,13 +35,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are read to be hashed."""
     found: list[str] = []
-    real = identity._hash_bytes
+    real = listing._hash_bytes
 
     def counted(path: Path) -> str:
         found.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(identity, "_hash_bytes", counted)
+    monkeypatch.setattr(listing, "_hash_bytes", counted)
     return found
 
 

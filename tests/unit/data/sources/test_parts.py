@@ -19,8 +19,8 @@ from dist_ft.config.data_sections import RowSource
 from dist_ft.data.rows.scan import BadRow, Row, scan_part
 from dist_ft.data.sources import readers as files_module
 from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.location import RawRow
 from dist_ft.data.sources.parts import Part, Piece, cut_parts, whole
-from dist_ft.data.sources.raw_row import RawRow
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
@@ -34,7 +34,7 @@ def rows_of(part: Part) -> list[RawRow]:
 
 
 def told(rows: list[RawRow]) -> list[tuple[str, Any, str | None]]:
-    return [(str(row.place), row.data, row.problem) for row in rows]
+    return [(str(row.location), row.data, row.problem) for row in rows]
 
 
 def listed(path: Path, size: int, kind: str = "jsonl", **fields: Any) -> SourceFile:
@@ -132,7 +132,7 @@ def test_lines_before_a_piece_are_counted_when_a_place_is_shown_and_once(
     monkeypatch.setattr(files_module, "_count_lines", lambda file, stop: counted.append(stop) or stop // 14)
     rows = list(read_piece(file_at(tmp_path / "a.jsonl"), 700, 1400))
     assert counted == []
-    assert [str(row.place).rpartition(":")[2] for row in rows] == [str(n) for n in range(51, 101)]
+    assert [str(row.location).rpartition(":")[2] for row in rows] == [str(n) for n in range(51, 101)]
     assert counted == [700]
 
 
@@ -140,15 +140,15 @@ def test_a_row_far_behind_is_named_by_its_byte(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(files_module, "MAX_COUNTED_BYTES", 500)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n' * 100)
     rows = list(read_piece(file_at(tmp_path / "a.jsonl"), 699, None))
-    assert str(rows[1].place) == f"{tmp_path}/a.jsonl: byte 714"
+    assert str(rows[1].location) == f"{tmp_path}/a.jsonl: byte 714"
 
 
 def test_a_place_outlives_its_file_and_its_process(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n' * 10)
     rows = list(read_piece(file_at(tmp_path / "a.jsonl"), 70, 140))
-    assert str(pickle.loads(pickle.dumps(rows[0])).place) == f"{tmp_path}/a.jsonl:6"
+    assert str(pickle.loads(pickle.dumps(rows[0])).location) == f"{tmp_path}/a.jsonl:6"
     (tmp_path / "a.jsonl").unlink()
-    assert str(rows[0].place) == f"{tmp_path}/a.jsonl: line 1 of a part"
+    assert str(rows[0].location) == f"{tmp_path}/a.jsonl: line 1 of a part"
 
 
 def test_the_place_of_a_row_is_text(tmp_path: Path) -> None:

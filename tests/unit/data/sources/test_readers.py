@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_ft.data.sources import readers
-from dist_ft.data.sources.raw_row import RawRow
+from dist_ft.data.sources.location import RawRow
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.data.sources.source_file import SourceFile, kind_of
 from dist_ft.errors import DataError
@@ -97,13 +97,13 @@ def test_every_kind_of_file_gives_its_rows_in_order(tmp_path: Path, name: str) -
     assert not any(row.problem for row in found)
     by_line = "jsonl" in name or "lines" in name or "ndjson" in name
     places = [f"{tmp_path / name}:{n}" if by_line else f"{tmp_path / name}: row {n}" for n in (1, 600)]
-    assert [str(found[0].place), str(found[-1].place)] == places
+    assert [str(found[0].location), str(found[-1].location)] == places
 
 
 def test_a_text_file_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo\n")
     (row,) = rows_of(tmp_path / "a.txt")
-    assert (str(row.place), row.data) == (f"{tmp_path}/a.txt: row 1", {"text": "one\n\ntwo\n"})
+    assert (str(row.location), row.data) == (f"{tmp_path}/a.txt: row 1", {"text": "one\n\ntwo\n"})
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.feather"])

@@ -16,7 +16,7 @@ import pytest
 from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards.shard_file import ARROW, INDEX, ShardInfo
 from dist_ft.data.stream import cache as module
-from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.order import Order
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import DataError, DataUnavailableError, StorageError
@@ -25,7 +25,7 @@ from tests.helpers.shards import Fault, Remote, places, write_shards
 
 
 def make_cache(directory: Path, *stores: Any, gib: float = 1.0, max_tries: int = 4, ready_s: float = 0.0) -> ShardCache:
-    found = [Place(f"place-{index}", cast(Store, store)) for index, store in enumerate(stores)]
+    found = [Replica(f"place-{index}", cast(Store, store)) for index, store in enumerate(stores)]
     loader = LoaderConfig(cache_dir=str(directory / "copies"), cache_gib=gib, max_tries=max_tries)
     return ShardCache(found, loader, ready_s, first_pause_s=0.001)
 

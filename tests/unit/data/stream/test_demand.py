@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dist_ft.data.stream.demand import Need
+from dist_ft.data.stream.demand import ShardDemand
 
 
 def test_a_window_is_needed_until_those_before_it_hold_enough() -> None:
-    need = Need.of(100, None, 1)
+    need = ShardDemand.of(100, None, 1)
     assert need.is_needed(0, 0)
     need.add(0, 0, 60)
     assert need.is_needed(0, 1)
@@ -18,7 +18,7 @@ def test_a_window_is_needed_until_those_before_it_hold_enough() -> None:
 
 
 def test_each_source_is_asked_for_its_share() -> None:
-    need = Need.of(1000, [3.0, 1.0], 2)
+    need = ShardDemand.of(1000, [3.0, 1.0], 2)
     assert need.wanted == [751, 251]
     need.add(1, 0, 251)
     need.add(0, 0, 251)
@@ -27,5 +27,5 @@ def test_each_source_is_asked_for_its_share() -> None:
 
 
 def test_what_is_being_made_counts_nothing() -> None:
-    need = Need.of(10, None, 1)
+    need = ShardDemand.of(10, None, 1)
     assert all(need.is_needed(0, window) for window in range(5))

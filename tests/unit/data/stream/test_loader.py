@@ -13,7 +13,7 @@ import pytest
 from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import ShardInfo
-from dist_ft.data.stream.cache import Place, ShardCache
+from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.loader import (
     IGNORE,
     MicroBatch,
@@ -303,7 +303,7 @@ def test_an_error_of_the_thread_comes_up_in_the_step_it_belongs_to(tmp_path: Pat
 
 def test_the_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_path: Path) -> None:
     write_shards(tmp_path / "remote", [2] * 24)
-    place = Place("remote", cast(Store, Remote(tmp_path / "remote")))
+    place = Replica("remote", cast(Store, Remote(tmp_path / "remote")))
     files = ShardCache([place], LoaderConfig(cache_dir=str(tmp_path / "copies")))
     order = Order([np.array([2] * 24)], None, 0)
     shards = TokenShards([f"s{n}" for n in range(24)], files, np.array([2] * 24))
@@ -319,7 +319,7 @@ class Watched(ShardCache):
     """Says when a shard is asked for that is not there."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__([Place(str(directory), LocalStore(directory))], LoaderConfig(), ready_limit_s=600)
+        super().__init__([Replica(str(directory), LocalStore(directory))], LoaderConfig(), ready_limit_s=600)
         self.is_asked = threading.Event()
 
     def info(self, key: str) -> ShardInfo:

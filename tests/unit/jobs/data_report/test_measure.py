@@ -14,11 +14,10 @@ from dist_ft.data.shards import request
 from dist_ft.errors import DataError
 from dist_ft.jobs.data_report import measure as module
 from dist_ft.jobs.data_report.measure import Noted, SplitCounts, measure
-from dist_ft.jobs.prepare import prepare_splits
-from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
 from dist_ft.records import Sample
 from tests.helpers.configs import config_of, tiny_config
+from tests.helpers.splits import prepared_splits
 
 Write = Callable[..., str]
 
@@ -56,7 +55,7 @@ def test_counts_are_those_of_the_runs_own_preparation(
     config = tiny_config(
         tmp_path, data__packing=packing, data__seq_len=seq_len, data__long_samples=long_samples, **held
     )
-    splits, eval_split = prepare_splits(config, load_tokenizer(config))
+    splits, eval_split = prepared_splits(config)
     prepared = [*splits, *([eval_split] if eval_split else [])]
     counts = measure(config).splits
     assert [split.name for split in counts] == ["train.0", "eval"][: len(prepared)]
@@ -85,7 +84,7 @@ def test_rows_that_a_run_skips_are_counted_as_it_does(
         tmp_path, write(*lines), data__bad_rows="skip", data__packing=True, data__seq_len=100,
         data__chat_template=str(tmp_path / "t.jinja"),
     )  # fmt: skip
-    ((prepared,), _) = prepare_splits(config, load_tokenizer(config))
+    ((prepared,), _) = prepared_splits(config)
     (split,) = measure(config).splits
     assert (split.unreadable.count, split.refused.count, prepared.num_bad_rows) == (20, 20, 40)
     assert (split.num_rows - 20, split.num_sequences, split.num_tokens) == (

@@ -19,10 +19,9 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import UsageError
 from dist_ft.jobs.data_report import show
 from dist_ft.jobs.data_report.show import show_data
-from dist_ft.jobs.prepare import prepare_splits
-from dist_ft.model.base import load_tokenizer
 from dist_ft.model.embedded import byte_tokenizer
 from tests.helpers.configs import tiny_config
+from tests.helpers.splits import prepared_splits
 
 
 def conversation(*contents: str) -> str:
@@ -69,7 +68,7 @@ def test_all_sequences_are_those_of_the_shards_and_every_sample_has_its_row(
     monkeypatch.setattr(request, "WINDOW_ROWS", window_rows)
     lines = [conversation(f"question {n} " + "x" * (n % 9), f"answer {n}") for n in range(30)]
     config = config_for(*lines, data__packing=packing, data__seq_len=160)
-    split = prepare_splits(config, load_tokenizer(config))[0][0]
+    split = prepared_splits(config)[0][0]
     shards = open_split(split, config.data.loader)
     assert split.num_shards == 1
     shown = show_data(config, "0", 1, 1000)["sequences"]

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import pytest
 
 from dist_ft.data.rows.scan import BadRow, Row
-from dist_ft.data.shards import render_batches
-from dist_ft.data.shards.render_batches import render_rows
-from dist_ft.data.sources.location import Place
+from dist_ft.data.shards import make
+from dist_ft.data.shards.make import render_rows
+from dist_ft.data.sources.location import RowLocation
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation, Record, Sample
 
 
 def row(number: int) -> Row | BadRow:
-    where = Place("a.jsonl", number, "line")
+    where = RowLocation("a.jsonl", number, "line")
     if number % 5 == 0:
         return BadRow(where, "not valid JSON", "x")
     record: Record = Completion("", "x" * number)
@@ -45,8 +45,8 @@ class Renders:
 def test_every_row_comes_once_with_its_outcome(
     monkeypatch: pytest.MonkeyPatch, rows_at_once: int, characters: int, largest: int
 ) -> None:
-    monkeypatch.setattr(render_batches, "_BATCH_ROWS", rows_at_once)
-    monkeypatch.setattr(render_batches, "_BATCH_CHARACTERS", characters)
+    monkeypatch.setattr(make, "_BATCH_ROWS", rows_at_once)
+    monkeypatch.setattr(make, "_BATCH_CHARACTERS", characters)
     rows = [row(number) for number in range(1, 60)]
     render = Renders()
     found = list(render_rows(rows, render))
@@ -63,7 +63,7 @@ def test_every_row_comes_once_with_its_outcome(
 
 
 def test_rows_are_read_only_as_far_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_batches, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(make, "_BATCH_ROWS", 3)
     read: list[int] = []
     rows = (read.append(number) or row(number) for number in range(1, 100))
     next(render_rows(rows, Renders()))
