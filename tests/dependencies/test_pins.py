@@ -12,7 +12,9 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from dist_ft import __version__
 from tests.helpers import packages
+from tests.helpers.paths import ROOT
 
 INSTALLED = packages.closure(packages.requirements_of_the_project())
 PINS = dict(packages.pins())
@@ -67,3 +69,9 @@ def test_every_licence_is_known_and_asks_for_no_source() -> None:
     licences = {name: licence_of(name) for name in INSTALLED}
     assert [name for name, text in licences.items() if not PERMISSIVE.search(text)] == []
     assert [(name, text) for name, text in licences.items() if RECIPROCAL.search(text)] == []
+
+
+def test_the_newest_section_of_the_changelog_is_this_version() -> None:
+    newest = re.search(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None, "the first section is `## VERSION (DATE)`"
+    assert newest[1] == __version__
