@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_ft.cli.launcher_table import LAUNCHERS, LauncherOptions, complete_launcher, launcher_named, launcher_of
 from dist_ft.cli.options import AsJson, ConfigPath, Dashboard, Overrides, Resume, RunOrJob, RunPath
-from dist_ft.cli.outputs import print_result
+from dist_ft.cli.outputs import print_error, print_result
 from dist_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from dist_ft.launchers.launcher import Ended
 
 _CLEAR_SCREEN = "\033[H\033[2J"
 
 
 def submit(
     config: ConfigPath,
-    to: Annotated[str, typer.Option("--to", help="ray, kubernetes or slurm.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", help=f"One of {', '.join(LAUNCHERS)}.", autocompletion=complete_launcher),
+    ],
     overrides: Overrides = None,
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
@@ -37,44 +44,36 @@ def submit(
     """Start a run elsewhere."""
     from dist_ft.launchers.launcher import SubmitRequest
 
-    request = SubmitRequest(config, tuple(overrides or ()), resume, follow, preflight)
-    if to == "ray":
-        from dist_ft.launchers.ray import jobs
-
-        _exit_as(jobs.submit(request, address))
-    elif to == "kubernetes":
-        if overlay is None:
-            raise UsageError("--to kubernetes needs --overlay DIR, such as cluster/kuberay/overlays/gpu")
-        from dist_ft.launchers.kubernetes import submit
-
-        raise typer.Exit(submit.submit(request, overlay, namespace=namespace, image=image))
-    elif to == "slurm":
-        if template is None:
-            raise UsageError("--to slurm needs --template FILE, such as cluster/slurm/job.sbatch")
-        from dist_ft.launchers import slurm
-
-        raise typer.Exit(slurm.submit(request, template, sbatch or []))
-    else:
-        raise UsageError(f"--to {to} is none of ray, kubernetes, slurm")
+    options = LauncherOptions(address, overlay, namespace, image, template, tuple(sbatch or ()))
+    launcher = launcher_named(to, options)
+    submitted = launcher.submit(SubmitRequest(config, tuple(overrides or ()), resume, preflight))
+    for line in submitted.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    at, option = (f" to {submitted.address}", f" --address {submitted.address}") if submitted.address else ("", "")
+    typer.echo(f"submitted {submitted.job}{at}; run directory {submitted.run_dir}")
+    typer.echo(f"  dist-ft status|logs|stop {submitted.job}{option}")
+    sys.stdout.flush()
+    if follow:
+        _exit_as(launcher.follow(submitted.job))
 
 
 def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) -> None:
     """Show the state of a run from its files alone, or of a job."""
-    if (launcher := _launcher_of(run)) is not None:
-        found = launcher.read_job(str(run))
-        typer.echo(json.dumps(found) if as_json else launcher.render_job(found))
-        return
-    if (server := _job_server(run, address)) is not None:
-        from dist_ft.launchers.ray.jobs import read_job, render_job
-
-        job = read_job(server, run)
-        typer.echo(json.dumps(job) if as_json else render_job(job))
-        return
     from dist_ft.run.place import open_run
-    from dist_ft.run.status import read_status, render_status
+    from dist_ft.run.status import read_if_seen, read_status, render_status
 
-    result = read_status(open_run(run))
-    typer.echo(json.dumps(result) if as_json else render_status(result))
+    if (launcher := launcher_of(run, address)) is None:
+        found = read_status(open_run(run))
+        typer.echo(json.dumps(found) if as_json else render_status(found))
+        return
+    job = launcher.status(run)
+    seen = read_if_seen(job.run_dir)
+    if as_json:
+        typer.echo(json.dumps({**asdict(job), "run": seen}))
+        return
+    typer.echo(job.describe())
+    where = f"  run directory {job.run_dir}, not visible from here (or not there yet)"
+    typer.echo(where if seen is None else render_status(seen))
 
 
 def logs(
@@ -83,26 +82,19 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
 ) -> None:
     """Show the output of a job, or what the ranks of a run's newest attempt have written."""
-    if (launcher := _launcher_of(run)) is not None:
+    if (launcher := launcher_of(run, address)) is not None:
         if follow:
-            raise typer.Exit(launcher.follow(str(run)))
-        typer.echo(launcher.logs(str(run)), nl=False)
+            _exit_as(launcher.follow(run))
+        else:
+            typer.echo(launcher.logs(run), nl=False)
         return
-    server = _job_server(run, address)
-    if server is None and follow:
+    if follow:
         raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
-    if server is None:
-        from dist_ft.run.place import open_run
-        from dist_ft.run.status import read_rank_logs
+    from dist_ft.run.place import open_run
+    from dist_ft.run.status import read_rank_logs
 
-        for name, text in read_rank_logs(open_run(run)):
-            typer.echo(f"==> {name} <==\n{text}")
-    elif follow:
-        from dist_ft.launchers.ray import output
-
-        _exit_as(output.follow(server, run))
-    else:
-        typer.echo(server.logs(run), nl=False)
+    for name, text in read_rank_logs(open_run(run)):
+        typer.echo(f"==> {name} <==\n{text}")
 
 
 def stop(
@@ -111,13 +103,8 @@ def stop(
     address: Dashboard = None,
 ) -> None:
     """Ask a run or a job to checkpoint and stop, and wait until it has."""
-    if (launcher := _launcher_of(run)) is not None:
-        typer.echo(launcher.stop(str(run), timeout_s))
-        return
-    if (server := _job_server(run, address)) is not None:
-        from dist_ft.launchers.ray import jobs
-
-        typer.echo(jobs.stop(server, run, timeout_s))
+    if (launcher := launcher_of(run, address)) is not None:
+        typer.echo(launcher.stop(run, timeout_s))
         return
     from dist_ft.run.place import open_run
     from dist_ft.run.status import request_stop
@@ -144,35 +131,12 @@ def watch(
             time.sleep(every_s)
 
 
-def _launcher_of(run: str) -> Any:
-    """Returns the module that looks after jobs of RUN's kind, if RUN names one by its prefix."""
-    if run.startswith("slurm:"):
-        from dist_ft.launchers import slurm
-
-        return slurm
-    if run.startswith("kubernetes:"):
-        from dist_ft.launchers.kubernetes import job
-
-        return job
-    return None
-
-
-def _job_server(run: str, address: str | None) -> Any:
-    """Returns the server of the cluster that is named, if RUN can only be a job of it."""
-    is_one_word = len(Path(run).parts) == 1 and not Path(run).exists()
-    if not is_one_word or not (address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")):
-        return None
-    from dist_ft.launchers.ray.server import JobServer
-
-    return JobServer(address)
-
-
-def _exit_as(ended: Any) -> None:
+def _exit_as(ended: Ended | None) -> None:
     """Shows how a job ended, and exits with its code; returns if nobody waited for it."""
     if ended is None:
         return
     if ended.result is not None:
         print_result(ended.result)
     if ended.reason is not None:
-        print(f"error: {ended.reason}", file=sys.stderr)
+        print_error(ended.reason)
     raise typer.Exit(ended.exit_code)

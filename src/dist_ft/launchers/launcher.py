@@ -1,9 +1,16 @@
-"""What `dist-ft submit` asks of a launcher, the same for all of them."""
+"""What every launcher does, and what is handed to it and comes back. A launcher starts runs somewhere else.
+
+The command line holds the table of launchers; nothing here knows one of them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from dist_ft.printable import printable
+from dist_ft.run.outcome import RunResult
 
 STOP_ENV = {
     # Ray's default is 3 s, then SIGKILL.
@@ -13,6 +20,7 @@ STOP_ENV = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
 }
 """What a Ray job carries so that a stop is a checkpoint first, however it is submitted."""
+_MESSAGE = 500  # characters; Ray adds the end of the log
 
 
 @dataclass(frozen=True)
@@ -23,17 +31,123 @@ class SubmitRequest:
         config_path: The config as the user named it.
         overrides: `a.b=value`, as on the command line.
         resume: Go on after the last checkpoint.
-        follow: Show its output until it ends.
         preflight: Before it starts, look at every node there.
     """
 
     config_path: Path
     overrides: tuple[str, ...] = ()
     resume: bool = False
-    follow: bool = False
     preflight: bool = True
 
     @property
     def train_options(self) -> list[str]:
         """What `dist-ft train` is given there."""
         return [*(["--resume"] if self.resume else []), *(["--preflight"] if self.preflight else [])]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run that a launcher has taken.
+
+    Attributes:
+        job: Its name for `status`, `logs` and `stop`.
+        run_dir: Path or URL of the run, as it is seen where the run is.
+        address: URL of the Ray dashboard that must be named beside `job`, if any.
+        warnings: Lines for the user.
+    """
+
+    job: str
+    run_dir: str
+    address: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a launcher knows of a run that it has taken.
+
+    Attributes:
+        submission_id: Name of the job.
+        job_state: In the launcher's own words.
+        is_over: Whether it has ended, and will not begin again by itself.
+        exit_code: That of `dist-ft train`; None until it is over, or where nobody knows.
+        message: What the launcher says beside the state.
+        run_dir: Path or URL of the run, where the job says so.
+        run_id: Name of the run, where the job says so.
+        log: File that the job writes to, where there is one.
+        restarts: How often the launcher has begun it again.
+    """
+
+    submission_id: str
+    job_state: str
+    is_over: bool
+    exit_code: int | None = None
+    message: str | None = None
+    run_dir: str | None = None
+    run_id: str | None = None
+    log: str | None = None
+    restarts: int = 0
+
+    def describe(self) -> str:
+        """Returns one line for a terminal."""
+        code = "" if self.exit_code is None else f", exit code {self.exit_code}"
+        requeued = f", requeued {self.restarts} times" if self.restarts else ""
+        message = f": {printable(self.message.splitlines()[0], _MESSAGE)}" if self.message else ""
+        log = f"; output in {self.log}" if self.log else ""
+        return f"{self.submission_id}: {self.job_state}{code}{requeued}{message}{log}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Attributes:
+        exit_code: That of `dist-ft train` in the job.
+        result: What it printed as its result; None where it did not come so far.
+        reason: Why there is no result, for the user.
+    """
+
+    exit_code: int
+    result: RunResult | None = None
+    reason: str | None = None
+
+
+class Launcher(Protocol):
+    """Starts runs in one kind of place, and looks after them by the names it gave them.
+
+    The methods that take a job raise `UsageError` where there is no such job (any more), and `DistFtError` where
+    nobody answers.
+    """
+
+    def submit(self, request: SubmitRequest) -> Submitted:
+        """Starts a run, and returns as soon as it is accepted.
+
+        Raises:
+            UserError: Nothing was started: the config breaks a rule, or the run is at work already.
+            DistFtError: The place refuses it.
+        """
+        ...
+
+    def status(self, job: str) -> Job:
+        """Returns what is known of a job."""
+        ...
+
+    def logs(self, job: str) -> str:
+        """Returns what a job has written so far."""
+        ...
+
+    def stop(self, job: str, timeout_s: float) -> str:
+        """Has a job checkpoint and stop, waits for it, and returns a line that says how it ended.
+
+        Raises:
+            UsageError: It has ended already.
+            DistFtError: It did not end in time, or otherwise than asked.
+        """
+        ...
+
+    def follow(self, job: str) -> Ended | None:
+        """Prints what a job writes until it ends; None when the user would rather not wait.
+
+        Ctrl-C ends the following, not the job.
+        """
+        ...

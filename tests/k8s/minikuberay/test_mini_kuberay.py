@@ -113,7 +113,9 @@ class Pods(Hosts):
 def pods(tmp_path: Path) -> Iterator[Pods]:
     request = SubmitRequest(overlays.KUBERAY / "base" / "config.yaml", ("train.max_steps=200", "optimizer.lr=1e-3",
                                                                         "checkpoint.every_steps=5"))  # fmt: skip
-    manifests = render(request, overlays.KUBERAY / "overlays" / "smoke-cpu", suffix="test", image="here/dist-ft:1")
+    manifests = render(
+        request, overlays.KUBERAY / "overlays" / "smoke-cpu", suffix="test", image="here/dist-ft:1"
+    ).manifests
     (tmp_path / "config.yaml").write_text(next(m for m in manifests if m["kind"] == "ConfigMap")["data"]["config.yaml"])
     made = Pods(tmp_path / "pods", manifests)
     try:

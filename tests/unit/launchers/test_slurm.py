@@ -15,11 +15,12 @@ from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers import slurm
 from dist_ft.launchers.launcher import SubmitRequest
-from dist_ft.launchers.slurm import check_room, follow, logs, read_job, render, render_job, room, stop, submit
+from dist_ft.launchers.slurm import SlurmLauncher, check_room, render, room
 from tests.helpers.paths import ROOT
 
 TEMPLATE = ROOT / "cluster" / "slurm" / "job.sbatch"
 BIN = Path("/opt/it's here/bin")
+LAUNCHER = SlurmLauncher(poll_s=0)
 SHOWN = """\
 JobId=17 JobName=mine
    UserId=root(0) GroupId=root(0) MCS_label=N/A
@@ -113,7 +114,6 @@ class Fake:
         self.asked: list[tuple[tuple[str, ...], str | None]] = []
         self._answers = {"squeue": [""], "scancel": [""], **answers}
         monkeypatch.setattr(slurm, "_slurm", self)
-        monkeypatch.setattr(slurm, "_POLL_S", 0)
 
     def __call__(self, *command: str, stdin: str | None = None) -> str:
         self.asked.append((command, stdin))
@@ -132,21 +132,19 @@ def request(tmp_path: Path, **more: bool) -> SubmitRequest:
     return SubmitRequest(path, (f"run.output_dir={tmp_path}/runs",), **more)
 
 
-def test_a_submission_names_run_and_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_submission_names_run_and_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(monkeypatch, sbatch=["17;cluster\n"])
-    assert submit(request(tmp_path), TEMPLATE, ["--nodes=3"]) == 0
+    submitted = SlurmLauncher(TEMPLATE, ["--nodes=3"]).submit(request(tmp_path))
     command, text = fake.asked[-1]
     assert command == ("sbatch", "--parsable", "--job-name=mine", f"--comment={tmp_path}/runs/mine", "--nodes=3")
     assert text is not None and "options=(--json --preflight)" in text
-    assert "submitted slurm:17" in capsys.readouterr().out
+    assert (submitted.job, submitted.run_dir) == ("slurm:17", f"{tmp_path}/runs/mine")
 
 
 def test_a_run_that_is_queued_is_not_submitted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(monkeypatch, squeue=[f"16 other\n17 {tmp_path}/runs/mine\n"])
     with pytest.raises(UsageError, match="slurm:17"):
-        submit(request(tmp_path, resume=True), TEMPLATE)
+        SlurmLauncher(TEMPLATE).submit(request(tmp_path, resume=True))
     assert [command[0] for command, _ in fake.asked] == ["squeue"]
 
 
@@ -155,7 +153,7 @@ def test_a_bad_config_or_template_reaches_no_slurm(tmp_path: Path, monkeypatch: 
     for bad, template in (("data.train=[{source: /none.jsonl}]", TEMPLATE), ("optimizer.lr=1e-3", tmp_path / "none")):
         asked = request(tmp_path)
         with pytest.raises(DistFtError, match="none"):
-            submit(SubmitRequest(asked.config_path, (*asked.overrides, bad)), template)
+            SlurmLauncher(template).submit(SubmitRequest(asked.config_path, (*asked.overrides, bad)))
     assert fake.asked == []
 
 
@@ -165,10 +163,10 @@ def test_a_bad_config_or_template_reaches_no_slurm(tmp_path: Path, monkeypatch: 
 )
 def test_what_is_said_of_a_job(monkeypatch: pytest.MonkeyPatch, state: str, code: str, expected: int) -> None:
     Fake(monkeypatch, scontrol=[job(state, code)])
-    found = read_job("slurm:17")
-    assert (found["job_state"], found["exit_code"], found["restarts"]) == (state, expected, 1)
-    assert (found["run_dir"], found["log"], found["run"]) == ("/shared/my runs/mine", "/nowhere", None)
-    assert state in render_job(found)
+    found = LAUNCHER.status("slurm:17")
+    assert (found.job_state, found.is_over, found.exit_code, found.restarts) == (state, True, expected, 1)
+    assert (found.run_dir, found.log) == ("/shared/my runs/mine", "/nowhere")
+    assert state in found.describe()
 
 
 def test_following_shows_the_output_over_all_tries_once(
@@ -178,29 +176,38 @@ def test_following_shows_the_output_over_all_tries_once(
     log.write_text("one\ntwo\n")
     states = [job(state, log=str(log)) for state in ("PENDING", "RUNNING", "PENDING", "RUNNING")]
     Fake(monkeypatch, scontrol=[*states, job("FAILED", "1:0", str(log))])
-    assert follow("slurm:17", poll_s=0) == 1
+    assert LAUNCHER.follow("slurm:17").exit_code == 1
     assert capsys.readouterr().out.count("two") == 1
-    assert logs("slurm:17") == "one\ntwo\n"
+    assert LAUNCHER.logs("slurm:17") == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("NODE_FAIL", 1), ("CANCELLED", 1)])
+def test_a_job_that_slurm_ended_is_a_failure_though_its_exit_code_is_0(
+    monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
+    Fake(monkeypatch, scontrol=[job(state)])
+    ended = LAUNCHER.follow("slurm:17")
+    assert (ended.exit_code, ended.reason is not None) == (code, code == 1)
 
 
 def test_a_stop_is_a_signal_to_the_driver_alone_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(monkeypatch, scontrol=[job("RUNNING"), job("RUNNING"), job("FAILED", "3:0")])
-    assert "exit code 3" in stop("slurm:17", 10)
+    assert "exit code 3" in LAUNCHER.stop("slurm:17", 10)
     assert ("scancel", "--batch", "--signal=INT", "17") in [command for command, _ in fake.asked]
 
 
 def test_stops_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     Fake(monkeypatch, scontrol=[job("RUNNING")])
     with pytest.raises(DistFtError, match="still RUNNING after 0 s"):
-        stop("slurm:17", 0)
+        LAUNCHER.stop("slurm:17", 0)
     Fake(monkeypatch, scontrol=[job("COMPLETED")])
     with pytest.raises(UsageError, match="nothing to stop"):
-        stop("slurm:17", 0)
+        LAUNCHER.stop("slurm:17", 0)
     with pytest.raises(UsageError, match="such as slurm:17"):
-        stop("slurm:17;rm", 0)
+        LAUNCHER.stop("slurm:17;rm", 0)
 
 
 def test_slurm_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match="scontrol is not on PATH"):
-        read_job("slurm:17")
+        LAUNCHER.status("slurm:17")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from ray.job_submission import JobDetails, JobStatus
 
 from dist_ft.errors import DistFtError
+from dist_ft.launchers.job_output import Output
+from dist_ft.launchers.launcher import Ended
 from dist_ft.run.outcome import RunResult
 
-_RESULT_START = '{"run_dir": '
 _KNOWN_CODES = (0, 1, 2, 3)
 _RECONNECT_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 _SILENCE_LIMIT_S = 120.0
@@ -32,71 +31,6 @@ class Jobs(Protocol):
     def stop(self, submission_id: str) -> None: ...
 
     def tail(self, submission_id: str) -> AsyncIterator[str]: ...
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a job ended.
-
-    Attributes:
-        exit_code: That of `dist-ft train` in the job.
-        result: What it printed as its result; None where it did not come so far.
-        reason: Why there is no result, for the user.
-    """
-
-    exit_code: int
-    result: RunResult | None = None
-    reason: str | None = None
-
-
-class Output:
-    """Prints the lines of a job's log as they come, each once, but for the result that `train --json` prints last.
-
-    Attributes:
-        result: That result, once it has come.
-        num_seen: Characters of the log so far.
-    """
-
-    def __init__(self) -> None:
-        self.result: RunResult | None = None
-        self.num_seen = 0
-        self._num_skipped = 0
-        self._rest = ""
-
-    def restart(self) -> None:
-        """The log will come again from its beginning."""
-        self._num_skipped = self.num_seen
-
-    def add(self, text: str) -> None:
-        """Takes the next part of the log."""
-        skipped = min(self._num_skipped, len(text))
-        self._num_skipped -= skipped
-        self.num_seen += len(text) - skipped
-        *lines, self._rest = (self._rest + text[skipped:]).split("\n")
-        for line in lines:
-            self._show(line)
-
-    def close(self) -> None:
-        """Shows a last line that does not end in a line break."""
-        if self._rest:
-            self._show(self._rest)
-        self._rest = ""
-
-    def _show(self, line: str) -> None:
-        found = find_result(line)
-        if found is None:
-            print(line, flush=True)
-        else:
-            self.result = found
-
-
-def find_result(log: str) -> RunResult | None:
-    """Returns the result of a `train --json`, if a line of the log is one."""
-    for line in reversed(log.splitlines()):
-        if line.startswith(_RESULT_START):
-            with contextlib.suppress(ValueError):
-                return RunResult.from_json(line)
-    return None
 
 
 def follow(jobs: Jobs, submission_id: str) -> Ended | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_ft.errors import ConfigError, DistFtError, UsageError
-from dist_ft.launchers.kubernetes import submit
+from dist_ft.launchers.kubernetes.job import KubernetesLauncher
 from dist_ft.launchers.kubernetes.manifests import pod_templates
 from dist_ft.launchers.launcher import SubmitRequest
 from tests.helpers.fake_kubectl import FakeKubectl
@@ -17,6 +17,7 @@ from tests.k8s import overlays
 
 OVERLAY = overlays.KUBERAY / "overlays" / "smoke-cpu"
 IMAGE = "here/dist-ft:1"
+LAUNCHER = KubernetesLauncher(OVERLAY, image=IMAGE)
 needs_kubectl = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
 
 
@@ -51,7 +52,7 @@ def test_a_run_is_applied_for_good_only_after_the_servers_dry_run(
     tmp_path: Path, fake: FakeKubectl, built: Any
 ) -> None:
     fake.answer([built, NONE])
-    assert submit.submit(_request(tmp_path), OVERLAY, image=IMAGE) == 0
+    LAUNCHER.submit(_request(tmp_path))
     applies = [call for call in fake.calls if call[0] == "apply"]
     assert ["--dry-run=server" in call for call in applies] == [True, False]
     assert all("--server-side" in call for call in applies)
@@ -65,7 +66,7 @@ def test_no_secret_of_the_environment_reaches_a_manifest_or_a_command_line(
     for name in ("WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, f"planted-{name}")
     fake.answer([built, NONE])
-    assert submit.submit(_request(tmp_path), OVERLAY, image=IMAGE) == 0
+    LAUNCHER.submit(_request(tmp_path))
     assert "WANDB_API_KEY" in str(fake.applied), "the name of the secret is there"
     assert "planted-" not in str(fake.applied) + str(fake.calls)
 
@@ -74,7 +75,7 @@ def test_no_secret_of_the_environment_reaches_a_manifest_or_a_command_line(
 def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built, NONE, (["--dry-run=server"], "rayjobs.ray.io is forbidden", 1)])
     with pytest.raises(DistFtError, match="forbidden"):
-        submit.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+        LAUNCHER.submit(_request(tmp_path))
     assert fake.applied == []
 
 
@@ -83,7 +84,7 @@ def test_what_the_server_refuses_is_not_applied(tmp_path: Path, fake: FakeKubect
 def test_a_run_that_is_at_work_is_not_started_twice(tmp_path: Path, fake: FakeKubectl, built: Any, state: str) -> None:
     fake.answer([built, (["get", "rayjobs"], {"items": [_job("Failed"), _job(state, "try-2")]}, 0)])
     with pytest.raises(UsageError, match="at work as RayJob try-2"):
-        submit.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE)
+        LAUNCHER.submit(_request(tmp_path, resume=True))
     assert fake.applied == []
 
 
@@ -92,9 +93,9 @@ def test_a_run_that_has_ended_goes_on_only_when_asked_to(tmp_path: Path, fake: F
     ended = (["get", "rayjobs"], {"items": [_job("Failed")]}, 0)
     fake.answer([built, ended])
     with pytest.raises(UsageError, match="--resume"):
-        submit.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+        LAUNCHER.submit(_request(tmp_path))
     fake.answer([built, ended])
-    assert submit.submit(_request(tmp_path, resume=True), OVERLAY, image=IMAGE) == 0
+    LAUNCHER.submit(_request(tmp_path, resume=True))
     assert "--resume" in next(item for item in fake.applied if item["kind"] == "RayJob")["spec"]["entrypoint"]
 
 
@@ -104,7 +105,7 @@ def test_the_nodes_are_looked_at_first_unless_told_not_to(
     tmp_path: Path, fake: FakeKubectl, built: Any, preflight: bool
 ) -> None:
     fake.answer([built, NONE])
-    submit.submit(replace(_request(tmp_path), preflight=preflight), OVERLAY, image=IMAGE)
+    LAUNCHER.submit(replace(_request(tmp_path), preflight=preflight))
     job = next(item for item in fake.applied if item["kind"] == "RayJob")
     assert ("--preflight" in job["spec"]["entrypoint"].split()) is preflight
 
@@ -112,8 +113,8 @@ def test_the_nodes_are_looked_at_first_unless_told_not_to(
 @needs_kubectl
 def test_each_submission_has_a_name_of_its_own(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built, NONE, built, NONE])
-    submit.submit(_request(tmp_path), OVERLAY, image=IMAGE)
-    submit.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+    LAUNCHER.submit(_request(tmp_path))
+    LAUNCHER.submit(_request(tmp_path))
     names = [item["metadata"]["name"] for item in fake.applied if item["kind"] == "RayJob"]
     assert len(set(names)) == 2 and all(name.startswith("try-") for name in names)
 
@@ -126,7 +127,7 @@ def test_a_bad_config_never_reaches_kubectl(
     tmp_path: Path, fake: FakeKubectl, overrides: list[str], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        submit.submit(_request(tmp_path, *overrides), OVERLAY)
+        KubernetesLauncher(OVERLAY).submit(_request(tmp_path, *overrides))
     assert fake.calls == []
 
 
@@ -136,7 +137,7 @@ def test_an_overlay_with_a_fault_is_refused_before_the_cluster_is_asked(
 ) -> None:
     fake.answer([(built[0], built[1].replace('num-cpus: "0"', 'num-cpus: "8"'), 0)])
     with pytest.raises(ConfigError, match="num-cpus='8'"):
-        submit.submit(_request(tmp_path), OVERLAY, image=IMAGE)
+        LAUNCHER.submit(_request(tmp_path))
     assert [call[0] for call in fake.calls] == ["kustomize"]
 
 
@@ -147,7 +148,8 @@ def test_a_run_in_a_bucket_is_submitted_with_and_without_a_volume(
 ) -> None:
     fake.answer([(["kustomize"], overlays.text(overlay), 0), NONE])
     request = _request(tmp_path, "run.output_dir=s3://b/runs", "cluster.resources_per_worker={CPU: 1}")
-    assert submit.submit(request, overlays.KUBERAY / "overlays" / overlay, image=IMAGE) == 0
+    submitted = KubernetesLauncher(overlays.KUBERAY / "overlays" / overlay, image=IMAGE).submit(request)
+    assert submitted.run_dir == "s3://b/runs/try"
     job = next(item for item in fake.applied if item["kind"] == "RayJob")
     assert job["metadata"]["annotations"]["dist-ft/run-dir"] == "s3://b/runs/try"
     assert ["dist-ft", "stop", "s3://b/runs/try", "--timeout", "120"] in [
@@ -162,7 +164,7 @@ def test_a_run_in_a_bucket_is_submitted_with_and_without_a_volume(
 def test_a_run_on_a_path_is_refused_by_an_overlay_without_a_volume(tmp_path: Path, fake: FakeKubectl) -> None:
     fake.answer([(["kustomize"], overlays.text("s3"), 0)])
     with pytest.raises(ConfigError, match=r"run\.output_dir=runs: .*no persistentVolumeClaim"):
-        submit.submit(_request(tmp_path), overlays.KUBERAY / "overlays" / "s3", image=IMAGE)
+        KubernetesLauncher(overlays.KUBERAY / "overlays" / "s3", image=IMAGE).submit(_request(tmp_path))
     assert [call[0] for call in fake.calls] == ["kustomize"]
 
 
@@ -170,51 +172,15 @@ def test_a_run_on_a_path_is_refused_by_an_overlay_without_a_volume(tmp_path: Pat
 def test_the_example_image_is_refused(tmp_path: Path, fake: FakeKubectl, built: Any) -> None:
     fake.answer([built])
     with pytest.raises(ConfigError, match="is an example; build docker/Dockerfile"):
-        submit.submit(_request(tmp_path), OVERLAY)
+        KubernetesLauncher(OVERLAY).submit(_request(tmp_path))
 
 
 def test_a_folder_that_is_no_overlay_is_refused(tmp_path: Path, fake: FakeKubectl) -> None:
     with pytest.raises(UsageError, match=r"no kustomization\.yaml"):
-        submit.submit(_request(tmp_path), tmp_path)
+        KubernetesLauncher(tmp_path).submit(_request(tmp_path))
 
 
 def test_without_kubectl_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="kubectl is not on PATH"):
-        submit.submit(_request(tmp_path), OVERLAY, image=IMAGE)
-
-
-def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
-    fake: FakeKubectl, capfd: pytest.CaptureFixture[str]
-) -> None:
-    said = "Job entrypoint command failed with exit code 3, last available logs"
-    look = ["get", "rayjob"]
-    fake.answer([
-        (look, _job("Initializing"), 0),
-        (look, _job("Running", jobId="a"), 0),
-        (["logs"], "the submitter is not there yet", 1),
-        (look, _job("Running", jobId="a"), 0),
-        (["logs"], "loss 2.0\n", 0),
-        (look, _job("Running", jobId="a"), 0),
-        (look, _job("Retrying"), 0),
-        (look, _job("Running", jobId="b"), 0),
-        (["logs"], "loss 1.0\n", 0),
-        (look, _job("Failed", jobStatus="FAILED", message=said), 0),
-    ])  # fmt: skip
-    assert submit.follow("try-1", poll_s=0) == 3
-    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("loss")] == ["loss 2.0", "loss 1.0"]
-
-
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0),
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 3),
-        ({"jobDeploymentStatus": "ValidationFailed"}, 2),
-        ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "… failed with exit code 2, last"}, 2),
-        ({"jobDeploymentStatus": "Failed", "message": "the head was lost"}, 1),
-        ({"jobDeploymentStatus": "Failed"}, 1),
-    ],
-)
-def test_the_status_of_a_rayjob_gives_our_exit_code(status: dict[str, str], code: int) -> None:
-    assert submit.exit_code(status) == code
+        LAUNCHER.submit(_request(tmp_path))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.launchers.kubernetes.job import follow, logs, read_job, render_job, stop
-from dist_ft.layout import RunDir, write_json
-from dist_ft.run.state import RunRecord
+from dist_ft.launchers.kubernetes.job import KubernetesLauncher, RayJob
 from tests.helpers.fake_kubectl import FakeKubectl
 
 JOB = "kubernetes:team/try-1"
+LAUNCHER = KubernetesLauncher(poll_s=0)
 LOOK = ["get", "rayjob", "try-1", "-n", "team"]
 
 
@@ -32,19 +29,18 @@ def answer(state: str, run_dir: str = "/mnt/r", mode: str = "K8sJobMode", **stat
     return (LOOK, {"metadata": metadata, "spec": {"submissionMode": mode}, "status": status}, 0)
 
 
-def test_the_operators_word_and_the_run_directory_are_said(fake: FakeKubectl) -> None:
+def test_the_operators_word_and_the_run_directory_are_known(fake: FakeKubectl) -> None:
     fake.answer([answer("Running")])
-    job = read_job(JOB)
-    assert (job["job_state"], job["exit_code"], job["run_dir"], job["run"]) == ("Running", None, "/mnt/r", None)
-    assert render_job(job) == f"{JOB}: Running\n  run directory /mnt/r, not visible from here (or not there yet)"
+    job = LAUNCHER.status(JOB)
+    assert (job.job_state, job.is_over, job.exit_code, job.run_dir) == ("Running", False, None, "/mnt/r")
+    assert job.describe() == f"{JOB}: Running"
 
 
-def test_one_that_has_ended_has_the_runs_own_exit_code_and_state(fake: FakeKubectl, tmp_path: Path) -> None:
-    write_json(RunDir(tmp_path).run_json, asdict(RunRecord("a", state="failed", attempt=1, step=17, max_steps=40)))
-    fake.answer([answer("Failed", str(tmp_path), message="failed with exit code 1, last")])
-    job = json.loads(json.dumps(read_job(JOB)))
-    assert (job["exit_code"], job["run"]["step"]) == (1, 17)
-    assert "exit code 1" in render_job(job)
+def test_one_that_has_ended_has_the_runs_own_exit_code(fake: FakeKubectl) -> None:
+    fake.answer([answer("Failed", message="failed with exit code 1, last")])
+    job = LAUNCHER.status(JOB)
+    assert (job.is_over, job.exit_code) == (True, 1)
+    assert job.describe() == f"{JOB}: Failed, exit code 1: failed with exit code 1, last"
 
 
 @pytest.mark.parametrize(
@@ -53,18 +49,62 @@ def test_one_that_has_ended_has_the_runs_own_exit_code_and_state(fake: FakeKubec
 )
 def test_the_output_is_the_submitters(fake: FakeKubectl, mode: str, asked: str) -> None:
     fake.answer([answer("Running", mode=mode), (["logs"], "loss 2.0\n", 0)])
-    assert logs(JOB) == "loss 2.0\n"
+    assert LAUNCHER.logs(JOB) == "loss 2.0\n"
     assert asked in fake.calls[-1]
 
 
 def test_following_ends_with_the_runs_exit_code(fake: FakeKubectl) -> None:
     fake.answer([answer("Complete", jobStatus="STOPPED")] * 2)
-    assert follow(JOB) == 3
+    ended = LAUNCHER.follow(JOB)
+    assert ended.exit_code == 3
+
+
+def test_following_lasts_over_retries_and_ends_with_the_runs_own_code(
+    fake: FakeKubectl, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "Job entrypoint command failed with exit code 3, last available logs"
+    fake.answer([
+        answer("Initializing"),
+        answer("Running", jobId="a"),
+        (["logs"], "the submitter is not there yet", 1),
+        answer("Running", jobId="a"),
+        (["logs"], "loss 2.0\n", 0),
+        answer("Running", jobId="a"),
+        answer("Retrying"),
+        answer("Running", jobId="b"),
+        (["logs"], "loss 1.0\n", 0),
+        answer("Failed", jobStatus="FAILED", message=said),
+    ])  # fmt: skip
+    assert LAUNCHER.follow(JOB).exit_code == 3
+    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("loss")] == ["loss 2.0", "loss 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 3),
+        ({"jobDeploymentStatus": "ValidationFailed"}, 2),
+        ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "… failed with exit code 2, last"}, 2),
+        ({"jobDeploymentStatus": "Failed", "message": "the head was lost"}, 1),
+        ({"jobDeploymentStatus": "Failed"}, 1),
+    ],
+)
+def test_the_status_of_a_rayjob_gives_our_exit_code(status: dict[str, str], code: int) -> None:
+    found = RayJob.from_manifest({"metadata": {"name": "try-1"}, "spec": {}, "status": status})
+    assert (found.is_over, found.exit_code) == (True, code)
+
+
+def test_following_a_job_that_somebody_deletes_is_a_failure_with_a_reason(fake: FakeKubectl) -> None:
+    fake.answer([answer("Initializing"), (LOOK, 'Error from server (NotFound): rayjobs.ray.io "try-1" not found', 1)])
+    ended = LAUNCHER.follow(JOB)
+    assert ended.exit_code == 1
+    assert ended.reason is not None and "--resume" in ended.reason
 
 
 def test_a_stop_deletes_it_and_waits_for_its_pods(fake: FakeKubectl) -> None:
     fake.answer([answer("Running")])
-    assert JOB in stop(JOB, 60)
+    assert JOB in LAUNCHER.stop(JOB, 60)
     deletion = fake.calls[-1]
     assert deletion[:5] == ["delete", "rayjob", "try-1", "-n", "team"]
     assert {"--cascade=foreground", "--wait", "--timeout=60s"} <= set(deletion)
@@ -73,20 +113,20 @@ def test_a_stop_deletes_it_and_waits_for_its_pods(fake: FakeKubectl) -> None:
 def test_what_has_ended_is_not_stopped(fake: FakeKubectl) -> None:
     fake.answer([answer("Complete")])
     with pytest.raises(UsageError, match="nothing to stop"):
-        stop(JOB, 60)
+        LAUNCHER.stop(JOB, 60)
     assert len(fake.calls) == 1
 
 
 @pytest.mark.parametrize("job", [f"kubernetes:{rest}" for rest in ("try-1", "/x", "a/", "a/b/c", "a/-A", "-A/a")])
 def test_what_is_no_name_never_reaches_kubectl(fake: FakeKubectl, job: str) -> None:
     with pytest.raises(UsageError, match="such as kubernetes:dist-ft/"):
-        read_job(job)
+        LAUNCHER.status(job)
 
 
 def test_one_that_is_not_there_and_a_cluster_that_is_not(fake: FakeKubectl) -> None:
     fake.answer([(LOOK, 'Error from server (NotFound): rayjobs.ray.io "try-1" not found', 1)])
     with pytest.raises(UsageError, match="no such RayJob"):
-        read_job(JOB)
+        LAUNCHER.status(JOB)
     fake.answer([(LOOK, "connection refused", 1)])
     with pytest.raises(DistFtError, match="connection refused"):
-        read_job(JOB)
+        LAUNCHER.status(JOB)

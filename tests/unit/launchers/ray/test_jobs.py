@@ -1,11 +1,11 @@
-"""What is said of a job, with and without a look at its run directory."""
+"""What a Ray job is given, what is said of it, and how it is stopped."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import yaml
@@ -14,10 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers.launcher import STOP_ENV, SubmitRequest
 from dist_ft.launchers.ray import jobs
-from dist_ft.launchers.ray.jobs import read_job, render_job, stop, submit
-from dist_ft.launchers.ray.server import JobServer
-from dist_ft.layout import RunDir, write_json
-from dist_ft.run.state import RunRecord
+from dist_ft.launchers.ray.jobs import RayLauncher
 
 
 class Server:
@@ -41,8 +38,13 @@ class Server:
         return self._log
 
 
-def server(*states: str, **more: Any) -> JobServer:
-    return cast(JobServer, Server(*states, **more))
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RayLauncher]:
+    def make(*states: str, **more: Any) -> RayLauncher:
+        monkeypatch.setattr(jobs, "JobServer", lambda address: Server(*states, **more))
+        return RayLauncher()
+
+    return make
 
 
 given: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -70,7 +72,8 @@ def test_a_job_gets_the_keys_that_were_set_and_a_stop_that_waits(
     monkeypatch.setattr(jobs, "JobServer", EmptyServer)
     path = tmp_path / "mine.yaml"
     path.write_text("model: {name: tiny-random}\ndata: {train: [{source: /d/a.jsonl}]}\nmethod: {init_from: /d/a}\n")
-    submit(SubmitRequest(path, ("run.output_dir=/d/runs",)), "http://h:8265")
+    submitted = RayLauncher("http://h:8265").submit(SubmitRequest(path, ("run.output_dir=/d/runs",)))
+    assert (submitted.run_dir, submitted.address) == ("/d/runs/mine", "http://h:8265")
     [(entrypoint, config, env)] = given
     assert entrypoint == "exec dist-ft train config.yaml --json --preflight"
     assert config == {
@@ -83,40 +86,32 @@ def test_a_job_gets_the_keys_that_were_set_and_a_stop_that_waits(
     assert env == STOP_ENV
 
 
-def test_a_run_directory_that_is_visible_is_read(tmp_path: Path) -> None:
-    record = RunRecord("a", state="running", attempt=1, step=17, max_steps=40, world_size=2)
-    write_json(RunDir(tmp_path).run_json, asdict(record))
-    job = read_job(server("RUNNING", run_dir=tmp_path), "a-1")
-    assert (job["job_state"], job["run"]["step"]) == ("RUNNING", 17)
-    assert "a-1: job RUNNING" in render_job(job)
-    assert "17 of 40" in render_job(job)
-
-
-def test_one_that_is_elsewhere_is_named() -> None:
-    job = read_job(server("FAILED"), "a-1")
-    assert job["run"] is None
-    assert "/nowhere/a, not visible from here" in render_job(job)
+@pytest.mark.parametrize(("state", "is_over"), [("RUNNING", False), ("FAILED", True)])
+def test_a_job_names_its_run(launcher: Callable[..., RayLauncher], state: str, is_over: bool) -> None:
+    job = launcher(state).status("a-1")
+    assert (job.job_state, job.is_over, job.run_id, job.run_dir) == (state, is_over, "a", "/nowhere/a")
+    assert job.describe() == f"a-1: {state}: m"
 
 
 def result(state: str) -> str:
     return "a line\n" + json.dumps({"run_dir": "/nowhere/a", "state": state, "steps": 4}) + "\n"
 
 
-def test_a_stop_says_where_the_run_stands() -> None:
-    assert stop(server("RUNNING", "STOPPED", log=result("stopped")), "a-1", 10) == "stopped at step 4: /nowhere/a"
+def test_a_stop_says_where_the_run_stands(launcher: Callable[..., RayLauncher]) -> None:
+    assert launcher("RUNNING", "STOPPED", log=result("stopped")).stop("a-1", 10) == "stopped at step 4: /nowhere/a"
 
 
 @pytest.mark.parametrize(("log", "words"), [("", "before it had a result"), (result("failed"), "failed at step 4")])
-def test_a_stop_without_a_checkpoint_is_a_failure(log: str, words: str) -> None:
+def test_a_stop_without_a_checkpoint_is_a_failure(launcher: Callable[..., RayLauncher], log: str, words: str) -> None:
     with pytest.raises(DistFtError, match=words):
-        stop(server("RUNNING", "STOPPED", log=log), "a-1", 10)
+        launcher("RUNNING", "STOPPED", log=log).stop("a-1", 10)
 
 
-def test_a_stop_has_a_limit() -> None:
+def test_a_stop_has_a_limit(launcher: Callable[..., RayLauncher]) -> None:
     with pytest.raises(DistFtError, match="still RUNNING after 0 s"):
-        stop(server("RUNNING"), "a-1", 0)
+        launcher("RUNNING").stop("a-1", 0)
 
 
-def test_a_job_that_has_ended_is_not_stopped() -> None:
+def test_a_job_that_has_ended_is_not_stopped(launcher: Callable[..., RayLauncher]) -> None:
     with pytest.raises(UsageError, match="SUCCEEDED; there is nothing to stop"):
-        stop(server("SUCCEEDED"), "a-1", 10)
+        launcher("SUCCEEDED").stop("a-1", 10)

@@ -1,0 +1,87 @@
+"""The launchers by name. Nothing else of the command line knows one of them.
+
+A job says by its name whose it is: `slurm:17`, `kubernetes:dist-ft/mine-a1b2c`. Jobs of Ray have the plain submission
+ids that Ray shows, and are looked for where a dashboard is named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_ft.errors import UsageError
+
+if TYPE_CHECKING:
+    from dist_ft.launchers.launcher import Launcher
+
+
+@dataclass(frozen=True)
+class LauncherOptions:
+    """What `submit` can be told about one launcher or another.
+
+    Attributes:
+        address: Ray: URL of a dashboard.
+        overlay: Kubernetes: Kustomization directory.
+        namespace: Kubernetes: where the run goes.
+        image: Kubernetes: in place of the overlay's.
+        template: Slurm: batch script.
+        sbatch: Slurm: options of sbatch.
+    """
+
+    address: str | None = None
+    overlay: Path | None = None
+    namespace: str = "dist-ft"
+    image: str | None = None
+    template: Path | None = None
+    sbatch: tuple[str, ...] = ()
+
+
+def _ray(options: LauncherOptions) -> Launcher:
+    from dist_ft.launchers.ray.jobs import RayLauncher
+
+    return RayLauncher(options.address)
+
+
+def _kubernetes(options: LauncherOptions) -> Launcher:
+    from dist_ft.launchers.kubernetes.job import KubernetesLauncher
+
+    return KubernetesLauncher(options.overlay, options.namespace, options.image)
+
+
+def _slurm(options: LauncherOptions) -> Launcher:
+    from dist_ft.launchers.slurm import SlurmLauncher
+
+    return SlurmLauncher(options.template, options.sbatch)
+
+
+LAUNCHERS: dict[str, Callable[[LauncherOptions], Launcher]] = {"ray": _ray, "kubernetes": _kubernetes, "slurm": _slurm}
+
+
+def complete_launcher(incomplete: str) -> list[str]:
+    """Returns the launchers whose names begin so."""
+    return [name for name in LAUNCHERS if name.startswith(incomplete)]
+
+
+def launcher_named(name: str, options: LauncherOptions) -> Launcher:
+    """Returns the launcher that `--to` names."""
+    if name not in LAUNCHERS:
+        raise UsageError(f"--to {name} is none of {', '.join(LAUNCHERS)}")
+    return LAUNCHERS[name](options)
+
+
+def launcher_of(run: str, address: str | None) -> Launcher | None:
+    """Returns the launcher that looks after RUN, if RUN names a job and not a run directory.
+
+    Args:
+        run: Path or URL of a run, or name of a job.
+        address: URL of a Ray dashboard; Ray's own variables count, too.
+    """
+    scheme, colon, _ = run.partition(":")
+    if colon and scheme in LAUNCHERS:
+        return LAUNCHERS[scheme](LauncherOptions())
+    is_one_word = len(Path(run).parts) == 1 and not Path(run).exists()
+    is_cluster_named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    return _ray(LauncherOptions(address)) if is_one_word and is_cluster_named else None

@@ -1,0 +1,79 @@
+"""The output of a job: printed as it comes, but for the result that `dist-ft train --json` prints last."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+from pathlib import Path
+
+from dist_ft.run.outcome import RunResult
+
+_RESULT_START = '{"run_dir": '
+
+
+class Output:
+    """Prints the lines of a job's log as they come, each once, and keeps the result.
+
+    Attributes:
+        result: What `train --json` has printed, once it has come.
+        num_seen: Characters of the log so far.
+    """
+
+    def __init__(self) -> None:
+        self.result: RunResult | None = None
+        self.num_seen = 0
+        self._num_skipped = 0
+        self._rest = ""
+
+    def restart(self) -> None:
+        """The log will come again from its beginning."""
+        self._num_skipped = self.num_seen
+
+    def add(self, text: str) -> None:
+        """Takes the next part of the log."""
+        skipped = min(self._num_skipped, len(text))
+        self._num_skipped -= skipped
+        self.num_seen += len(text) - skipped
+        *lines, self._rest = (self._rest + text[skipped:]).split("\n")
+        for line in lines:
+            self._show(line)
+
+    def close(self) -> None:
+        """Shows a last line that does not end in a line break."""
+        if self._rest:
+            self._show(self._rest)
+        self._rest = ""
+
+    def _show(self, line: str) -> None:
+        found = find_result(line)
+        if found is None:
+            print(line, flush=True)
+        else:
+            self.result = found
+
+
+class FileOutput(Output):
+    """Prints what a job appends to a file of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def read(self) -> None:
+        """Prints what is new; nothing where the file is not there yet."""
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+            self._offset += len(data)
+            self.add(self._decoder.decode(data))
+
+
+def find_result(log: str) -> RunResult | None:
+    """Returns the result of a `train --json`, if a line of the log is one."""
+    for line in reversed(log.splitlines()):
+        if line.startswith(_RESULT_START):
+            with contextlib.suppress(ValueError):
+                return RunResult.from_json(line)
+    return None
