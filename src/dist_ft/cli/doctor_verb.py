@@ -11,7 +11,7 @@ import typer
 from dist_ft.cli.options import AsJson, MaybeConfigPath, Overrides
 
 if TYPE_CHECKING:
-    from dist_ft.orchestrate.health.judge import Wanted
+    from dist_ft.orchestrate.health.facts import Requirements
 
 
 def doctor(
@@ -21,17 +21,17 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, or every node of a cluster, for what runs need, or what the run of a config needs."""
-    from dist_ft.orchestrate.health.judge import Wanted, wanted_by
+    from dist_ft.orchestrate.health.facts import Requirements, requirements_of
 
-    wanted = Wanted()
+    wanted = Requirements()
     if config is not None:
         from dist_ft.config import load_config
 
-        wanted = wanted_by(load_config(config, overrides or []))
+        wanted = requirements_of(load_config(config, overrides or []))
     look_around(wanted, cluster, as_json)
 
 
-def look_around(wanted: Wanted, address: str | None, as_json: bool = False) -> None:
+def look_around(wanted: Requirements, address: str | None, as_json: bool = False) -> None:
     """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
     from dist_ft.orchestrate.health.this_machine import check_installed, check_machine, nearest_existing, render_checks
 

@@ -40,9 +40,9 @@ def train(
 
     check_ray_version()
     if preflight:
-        from dist_ft.orchestrate.health.judge import wanted_by
+        from dist_ft.orchestrate.health.facts import requirements_of
 
-        look_around(wanted_by(parsed), parsed.cluster.address)
+        look_around(requirements_of(parsed), parsed.cluster.address)
     console = Console()
     server = ForkServer(on_gpu=has_gpu())
     try:

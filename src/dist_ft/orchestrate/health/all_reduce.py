@@ -1,4 +1,4 @@
-"""A sum over all nodes, one process a node: does the group form, is the sum right, how fast is it.
+"""Sums over all nodes, one process a node: does the group form, is the sum right, how fast is it.
 
 `python -m dist_ft.orchestrate.health.all_reduce RANK WORLD_SIZE HOST PORT BACKEND` … prints
 `{"bytes_per_s": …}` as its last line. Every rank calls it; rank 0 listens at HOST:PORT. Nothing stays behind.
@@ -18,7 +18,7 @@ NUM_ROUNDS = 3
 
 
 def measure(rank: int, world_size: int, host: str, port: int, backend: str, num_bytes: int, limit_s: float) -> float:
-    """Returns the bytes a second that each process sends and receives. Collective.
+    """Return the bytes a second that each process sends and receives. Collective.
 
     Raises:
         RuntimeError: The group did not form, broke, or the sum is wrong.
@@ -28,21 +28,19 @@ def measure(rank: int, world_size: int, host: str, port: int, backend: str, num_
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
     device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
     numbers = torch.empty(num_bytes // 4, device=device)
-    took = min(_one_round(numbers, world_size) for _ in range(NUM_ROUNDS))
+    took = float("inf")
+    for _ in range(NUM_ROUNDS):
+        numbers.fill_(1.0)
+        began = time.perf_counter()
+        dist.all_reduce(numbers)
+        lowest, highest = float(numbers.min()), float(numbers.max())  # also waits for the device
+        if not lowest == highest == world_size:
+            raise RuntimeError(f"the sum of {world_size} ones is between {lowest} and {highest}")
+        took = min(took, time.perf_counter() - began)
     dist.barrier()
     dist.destroy_process_group()
-    # What an all-reduce over a ring sends; of one process nothing.
+    # An all-reduce over a ring sends so much; one process alone sends nothing.
     return num_bytes * max(1.0, 2 * (world_size - 1) / world_size) / took
-
-
-def _one_round(numbers: torch.Tensor, world_size: int) -> float:
-    numbers.fill_(1.0)
-    began = time.perf_counter()
-    dist.all_reduce(numbers)
-    # Also waits for the device.
-    if (lowest := float(numbers.min())) != world_size or (highest := float(numbers.max())) != world_size:
-        raise RuntimeError(f"the sum of {world_size} ones is between {lowest} and {highest}")
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

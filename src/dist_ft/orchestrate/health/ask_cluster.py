@@ -1,6 +1,6 @@
-"""What `dist-ft doctor --cluster` finds out about a Ray cluster.
+"""Checks a Ray cluster for `dist-ft doctor --cluster`.
 
-The look happens in a process of its own with a time limit: where nothing answers, connecting takes Ray two
+The checks run in a process of its own with a time limit: where nothing answers, connecting takes Ray two
 minutes, some failures end the process, and neither may happen to the command. A plain TCP connection is tried
 first, because it says in a moment what is wrong.
 """
@@ -23,11 +23,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_ft.orchestrate.health.ask_nodes import LIMIT_S, Member, look, members
-from dist_ft.orchestrate.health.judge import Wanted, check_versions, check_workers
-from dist_ft.orchestrate.health.this_machine import Check
+from dist_ft.orchestrate.health.ask_nodes import LIMIT_S, Member, members, probe_nodes
+from dist_ft.orchestrate.health.facts import Check, Requirements
+from dist_ft.orchestrate.health.judge import check_versions, check_workers
+from dist_ft.orchestrate.workers.nodes import on_node
 
 _CONNECT_LIMIT_S = 3.0
 _CONNECT_RAY_LIMIT_S = 60.0  # 2 s; 16 s were seen where five processes shared a core
@@ -36,12 +36,12 @@ _CONNECTED = "connected"
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def check_cluster(address: str, wanted: Wanted) -> list[Check]:
-    """Looks at the cluster at a Ray address and never raises; where none answers, that takes a minute at most.
+def check_cluster(address: str, wanted: Requirements) -> list[Check]:
+    """Check the cluster at a Ray address and never raise; where none answers, that takes a minute at most.
 
     Args:
         address: `host:port`, `auto`, or `ray://host:port`.
-        wanted: What a run asks of it.
+        wanted: What a run requires of it.
     """
     problem = _unreachable(address)
     if problem is not None:
@@ -67,7 +67,7 @@ def check_cluster(address: str, wanted: Wanted) -> list[Check]:
 
 
 def _output_of(process: subprocess.Popen[bytes]) -> list[bytes]:
-    """Returns what a look prints; one that does not connect, or not end, within the limits is killed."""
+    """Return the lines that the process prints; kill it if it does not connect, or not end, within the limits."""
     assert process.stdout is not None
     watch = threading.Timer(_CONNECT_RAY_LIMIT_S, process.kill)
     watch.start()
@@ -83,7 +83,7 @@ def _output_of(process: subprocess.Popen[bytes]) -> list[bytes]:
 
 
 def _unreachable(address: str) -> str | None:
-    """Returns why nothing can be there, or None. Ray listens on the node's address, also for a local one."""
+    """Return why no Ray can be there, or None. Ray listens on the node's address, also for a local one."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         return None if address == "auto" else "not a Ray address; write host:port, ray://host:port or auto"
@@ -107,8 +107,8 @@ def _no_cluster(address: str, problem: str, log: bytes = b"") -> Check:
     return Check("cluster", False, f"no Ray cluster answers at {address}: {problem}", hint)
 
 
-def _look(address: str, wanted: Wanted) -> Iterator[Check]:
-    """Connects and looks; runs in the process of its own."""
+def _probe_cluster(address: str, wanted: Requirements) -> Iterator[Check]:
+    """Connect and yield the checks; runs in the process of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace="dist-ft-doctor")
@@ -121,44 +121,38 @@ def _look(address: str, wanted: Wanted) -> Iterator[Check]:
         return
     print(_CONNECTED, flush=True)
     try:
-        yield from _describe(address, wanted)
+        nodes = ray.nodes()
+        group = members(nodes, ray.get_runtime_context().get_node_id())
+        gone = f", {len(nodes) - len(group)} gone" if len(nodes) > len(group) else ""
+        yield Check("cluster", bool(group), f"{address}: {len(group)} nodes alive{gone}")
+        total, free = ray.cluster_resources(), ray.available_resources()
+        for name in ("CPU", "GPU"):
+            shown = f"{free.get(name, 0):g} of {total.get(name, 0):g} free"
+            is_ok = name == "GPU" or total.get("CPU", 0) > 0
+            yield Check(f"cluster {name}s", is_ok, shown if total.get(name) else "none")
+        yield check_workers([member.resources for member in group], wanted)
+        here, found = _versions(), _versions_of(group)
+        yield check_versions(here, found)
+        same = [m for m in group if (found[m.ref.label] or {}).get("dist-ft") == here["dist-ft"]]
+        yield from probe_nodes(same, wanted)
     finally:
         ray.shutdown()
 
 
-def _describe(address: str, wanted: Wanted) -> Iterator[Check]:
-    nodes = ray.nodes()
-    group = members(nodes, ray.get_runtime_context().get_node_id())
-    gone = f", {len(nodes) - len(group)} gone" if len(nodes) > len(group) else ""
-    yield Check("cluster", bool(group), f"{address}: {len(group)} nodes alive{gone}")
-    total, free = ray.cluster_resources(), ray.available_resources()
-    for name in ("CPU", "GPU"):
-        shown = f"{free.get(name, 0):g} of {total.get(name, 0):g} free"
-        is_ok = name == "GPU" or total.get("CPU", 0) > 0
-        yield Check(f"cluster {name}s", is_ok, shown if total.get(name) else "none")
-    yield check_workers([member.resources for member in group], wanted)
-    here, found = _versions(), _versions_of(group)
-    yield check_versions(here, found)
-    yield from look([m for m in group if (found[m.node.label] or {}).get("dist-ft") == here["dist-ft"]], wanted)
-
-
 def _versions_of(group: Sequence[Member]) -> dict[str, dict[str, str | None] | None]:
-    """Asks every node what it would run, as a task that needs no slot."""
+    """Ask every node for its versions, by a task that needs no slot; None for a node that does not answer."""
     ask = ray.remote(num_cpus=0)(_versions)
-    asked = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(member.node_id, soft=False)).remote(): member
-        for member in group
-    }
+    asked = {ask.options(scheduling_strategy=on_node(member.node_id)).remote(): member for member in group}
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_LIMIT_S)
-    found: dict[str, dict[str, str | None] | None] = dict.fromkeys((m.node.label for m in group), None)
+    found: dict[str, dict[str, str | None] | None] = dict.fromkeys((m.ref.label for m in group), None)
     for reference in ready:
         with contextlib.suppress(Exception):  # a node that dies now is a problem like one that is silent
-            found[asked[reference].node.label] = ray.get(reference)
+            found[asked[reference].ref.label] = ray.get(reference)
     return found
 
 
 def _versions() -> dict[str, str | None]:
-    """Returns the versions that must agree. Pickled by value, so it also runs where dist-ft is missing."""
+    """Return the versions that must agree. Pickled by value, so it also runs where dist-ft is missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("dist-ft", "ray", "torch", "deepspeed", "transformers", "peft"):
         try:
@@ -169,5 +163,5 @@ def _versions() -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    checks = [asdict(check) for check in _look(sys.argv[1], Wanted(**json.loads(sys.argv[2])))]
+    checks = [asdict(check) for check in _probe_cluster(sys.argv[1], Requirements(**json.loads(sys.argv[2])))]
     print(json.dumps(checks))

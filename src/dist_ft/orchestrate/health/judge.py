@@ -1,4 +1,4 @@
-"""Judges what was found on the nodes of a cluster, before a run starts there. Pure; who looks is `orchestrate/`.
+"""Judges the facts of a cluster before a run starts there. Pure; `probe` and `ask_nodes` find the facts.
 
 One check a subject, one line a check: it names the nodes that are at fault, a few of them where they are many, and what
 to do.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from dist_ft.config import Config, with_absolute_paths
 from dist_ft.machine import worker_resources, workers_on
-from dist_ft.orchestrate.health.this_machine import MIN_DISK_BYTES, MIN_SHM_BYTES, Check
+from dist_ft.orchestrate.health.facts import Check, NodeFacts, Requirements, SumResult, WandbFacts
+from dist_ft.orchestrate.health.this_machine import MIN_DISK_BYTES, MIN_SHM_BYTES
 from dist_ft.printable import format_bytes
 
 MAX_SKEW_S = 2.0
@@ -21,74 +20,8 @@ _NUM_NAMED = 5
 _SLOW_BYTES_PER_S = 0.1e9  # what a 1 Gbit/s cable carries; less is an interface that nobody meant
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a run asks of the cluster.
-
-    Attributes:
-        output_dir: Absolute `run.output_dir`; None: no run is meant, and storage is not looked at.
-        wandb: `monitor.wandb`.
-        num_workers: The fewest that it starts with.
-        resources: Of a worker; None: a GPU where the cluster has any, else a CPU.
-    """
-
-    output_dir: str | None = None
-    wandb: str = "auto"
-    num_workers: int = 1
-    resources: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """What was found on a node.
-
-    Attributes:
-        shm_bytes: Size of its shared memory; None where it has none of its own.
-        temp_dir: Where Ray keeps its logs and what it spills.
-        temp_free_bytes: What is free there.
-        gpus: NVIDIA device files.
-        driver: Version of NVIDIA's driver.
-        interface: The network interface that has the node's address.
-        host_name: What it calls itself.
-        knows_itself: Whether it resolves that name.
-        unknown: Names of other nodes that it cannot resolve.
-        unreached: Addresses of other nodes that it cannot connect to.
-        free_port: One that nobody listened at.
-        place: The nearest directory to `run.output_dir` that exists there.
-        output_free_bytes: What is free in it.
-        storage_problem: Why a file could not be written, renamed and created exclusively there.
-        is_first: Whether this node created the file that only one of all may create.
-    """
-
-    shm_bytes: int | None
-    temp_dir: str
-    temp_free_bytes: int
-    gpus: int
-    driver: str | None
-    interface: str | None
-    host_name: str
-    knows_itself: bool
-    unknown: Sequence[str]
-    unreached: Sequence[str]
-    free_port: int
-    place: str | None = None
-    output_free_bytes: int | None = None
-    storage_problem: str | None = None
-    is_first: bool = False
-
-
-def wanted_by(config: Config) -> Wanted:
-    """Returns what a config asks of a cluster."""
-    return Wanted(
-        output_dir=with_absolute_paths(config).run.output_dir,
-        wandb=config.monitor.wandb,
-        num_workers=config.cluster.min_workers,
-        resources=config.cluster.resources_per_worker,
-    )
-
-
-def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Wanted) -> Check:
-    """Compares the resources of the nodes with the fewest workers that the run starts with; a worker is on one node."""
+def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Requirements) -> Check:
+    """Compare the resources of the nodes with the fewest workers that the run starts with; a worker is on one node."""
     each = worker_resources(wanted.resources, has_gpu=any(node.get("GPU") for node in nodes))
     room = sum(workers_on(node, each) or 0 for node in nodes)
     shown = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
@@ -98,7 +31,7 @@ def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Wanted) -> Check
 
 
 def check_versions(here: Mapping[str, str | None], found: Mapping[str, Mapping[str, str | None] | None]) -> Check:
-    """Compares versions on every node with those here; None is a node that did not answer."""
+    """Compare versions on every node with those here; None is a node that did not answer."""
     problems = []
     for node, theirs in found.items():
         wrong = [
@@ -112,7 +45,7 @@ def check_versions(here: Mapping[str, str | None], found: Mapping[str, Mapping[s
 
 
 def check_answers(silent: Sequence[str], during: str, limit_s: float) -> list[Check]:
-    """Names the nodes that did not come back from a look in time."""
+    """Name the nodes that did not answer in time."""
     if not silent:
         return []
     hint = "log in there: a disk or network mount that hangs, or no CPU left; `ray stop` on it takes it out"
@@ -120,40 +53,63 @@ def check_answers(silent: Sequence[str], during: str, limit_s: float) -> list[Ch
 
 
 def check_nodes(nodes: Mapping[str, NodeFacts], gpus: Mapping[str, float]) -> list[Check]:
-    """Judges each node by itself, and its way to the others.
+    """Judge each node by itself, and its connections to the others.
 
     Args:
-        nodes: By label.
+        nodes: Facts by label.
         gpus: How many GPUs Ray has of each.
     """
-    return [_devices(nodes, gpus), _shared_memory(nodes), _temp_space(nodes), _interfaces(nodes), _names(nodes),
-            _ways(nodes)]  # fmt: skip
+    return [
+        _devices(nodes, gpus),
+        _shared_memory(nodes),
+        _space(
+            "temp directory",
+            {node: facts.temp_free_bytes for node, facts in nodes.items()},
+            _MIN_TEMP_BYTES,
+            _few(sorted({facts.temp_dir for facts in nodes.values()})),
+            "free some, or start Ray with --temp-dir elsewhere",
+        ),
+        *_network(nodes),
+    ]
 
 
-def check_storage(nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[str]], wanted: Wanted) -> list[Check]:
-    """Judges `run.output_dir` as seen from every node.
+def check_storage(
+    nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[str]], wanted: Requirements
+) -> list[Check]:
+    """Judge `run.output_dir` as seen from every node.
 
     Args:
-        nodes: By label.
+        nodes: Facts by label.
         unread: For each node the others whose files it did not find.
-        wanted: The run.
+        wanted: What the run requires.
     """
     if wanted.output_dir is None:
         return [Check("storage", True, "not looked at; name a CONFIG to have its run.output_dir checked")]
     where = wanted.output_dir
-    places = Counter(facts.place for facts in nodes.values())
-    usual = places.most_common(1)[0][0] if places else None
+    nearest = Counter(facts.nearest_dir for facts in nodes.values())
+    usual = nearest.most_common(1)[0][0] if nearest else None
     absent = [
-        f"{n}: the nearest that exists is {f.place}, elsewhere {usual}" for n, f in nodes.items() if f.place != usual
+        f"{node}: the nearest that exists is {facts.nearest_dir}, elsewhere {usual}"
+        for node, facts in nodes.items()
+        if facts.nearest_dir != usual
     ]
     failed = [f"{node}: {facts.storage_problem}" for node, facts in nodes.items() if facts.storage_problem]
+    blind = [f"{node} does not see files of {_few(others)}" for node, others in unread.items() if others]
+    num_first = sum(facts.is_first for facts in nodes.values())
     checks = []
     if absent or failed:
         hint = "mount it on every machine, writable for the user who runs Ray (a file system with hard links)"
         checks.append(Check("output directory", False, f"{where}: {_few([*absent, *failed])}", hint))
     else:
         checks.append(Check("output directory", True, f"{where}: writable from every node"))
-        checks += _shared_files(nodes, unread, where)
+        if blind:
+            hint = "name a directory that all machines share"
+            checks.append(Check("shared files", False, f"{where}: {_few(blind)}", hint))
+        elif num_first != 1:
+            hint = "use a file system with hard links that all machines agree on (NFS, Lustre, CephFS)"
+            checks.append(Check("exclusive creation", False, f"{where}: {num_first} nodes created the same file", hint))
+        else:
+            checks.append(Check("shared files", True, "what a node writes the others read; of two creators one wins"))
     free = {node: facts.output_free_bytes for node, facts in nodes.items() if facts.output_free_bytes is not None}
     if free:
         checks.append(_space("disk", free, MIN_DISK_BYTES, where, "free some, or set run.output_dir elsewhere"))
@@ -161,7 +117,7 @@ def check_storage(nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[
 
 
 def check_clocks(offsets: Mapping[str, tuple[float, float]]) -> Check:
-    """Compares the clocks of the nodes with that here.
+    """Compare the clocks of the nodes with that here.
 
     Args:
         offsets: The least and the most that each may be ahead, in seconds.
@@ -176,26 +132,24 @@ def check_clocks(offsets: Mapping[str, tuple[float, float]]) -> Check:
     return Check("clocks", True, f"within {MAX_SKEW_S:g} s of one another")
 
 
-def check_all_reduce(
-    answers: Mapping[str, Mapping[str, float | str] | None], backend: str, num_bytes: int, limit_s: float
-) -> Check:
-    """Judges a sum over all nodes.
+def check_all_reduce(answers: Mapping[str, SumResult | None], backend: str, num_bytes: int, limit_s: float) -> Check:
+    """Judge a sum over all nodes.
 
     Args:
-        answers: Of each node `bytes_per_s`, or a `problem`; None where none came.
+        answers: The answer of each node; None where none came.
         backend: gloo or nccl.
         num_bytes: How much was summed.
         limit_s: How long was waited.
     """
     problems = [
-        f"{node}: {answer['problem'] if answer else f'no answer within {limit_s:g} s'}"
+        f"{node}: {answer.problem if answer else f'no answer within {limit_s:g} s'}"
         for node, answer in answers.items()
-        if not answer or "problem" in answer
+        if answer is None or answer.problem is not None
     ]
     if problems:
         hint = "open all TCP ports between the machines; set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME before ray start"
         return Check("all-reduce", False, f"{backend}: {_few(problems)}", hint)
-    speed = min(float(answer["bytes_per_s"]) for answer in answers.values() if answer)
+    speed = min(answer.bytes_per_s for answer in answers.values() if answer)
     if len(answers) == 1:
         return Check("all-reduce", True, f"{backend} works; one node, so there is no network to measure")
     detail = f"{backend} over {len(answers)} nodes: {speed / 1e9:.2f} GB/s with {format_bytes(num_bytes)}"
@@ -203,14 +157,16 @@ def check_all_reduce(
     return Check("all-reduce", True, detail, hint)
 
 
-def check_wandb(mode: str, problem: str | None, host: str, is_reached: bool) -> Check:
-    """Judges where numbers go. One that is unreachable never holds a run up, so it is only said."""
-    if problem is not None:
-        return Check("W&B", False, problem, "set WANDB_API_KEY before ray start on the head, or monitor.wandb=offline")
-    if mode != "online":
-        return Check("W&B", True, mode)
-    hint = "" if is_reached else "let the head out, set HTTPS_PROXY there, or monitor.wandb=offline"
-    return Check("W&B", True, f"online, {host} {'answers' if is_reached else 'does not answer'}", hint)
+def check_wandb(facts: WandbFacts) -> Check:
+    """Judge where numbers go. A server out of reach never holds a run up, so it is only reported."""
+    if facts.problem is not None:
+        return Check(
+            "W&B", False, facts.problem, "set WANDB_API_KEY before ray start on the head, or monitor.wandb=offline"
+        )
+    if facts.mode != "online":
+        return Check("W&B", True, facts.mode)
+    hint = "" if facts.is_reached else "let the head out, set HTTPS_PROXY there, or monitor.wandb=offline"
+    return Check("W&B", True, f"online, {facts.host} {'answers' if facts.is_reached else 'does not answer'}", hint)
 
 
 def _devices(nodes: Mapping[str, NodeFacts], gpus: Mapping[str, float]) -> Check:
@@ -236,12 +192,6 @@ def _shared_memory(nodes: Mapping[str, NodeFacts]) -> Check:
     return Check("shared memory", True, least)
 
 
-def _temp_space(nodes: Mapping[str, NodeFacts]) -> Check:
-    free = {node: facts.temp_free_bytes for node, facts in nodes.items()}
-    where = _few(sorted({facts.temp_dir for facts in nodes.values()}))
-    return _space("temp directory", free, _MIN_TEMP_BYTES, where, "free some, or start Ray with --temp-dir elsewhere")
-
-
 def _space(name: str, free: Mapping[str, int], wanted: int, where: str, hint: str) -> Check:
     full = [f"{node}: {format_bytes(count)}" for node, count in free.items() if count < wanted]
     if full:
@@ -249,41 +199,28 @@ def _space(name: str, free: Mapping[str, int], wanted: int, where: str, hint: st
     return Check(name, True, f"at least {format_bytes(min(free.values()))} free in {where}")
 
 
-def _interfaces(nodes: Mapping[str, NodeFacts]) -> Check:
+def _network(nodes: Mapping[str, NodeFacts]) -> list[Check]:
+    """Judge the interface, the names and the connections of each node."""
     without = [node for node, facts in nodes.items() if facts.interface is None]
     if without:
         hint = "start Ray there with --node-ip-address, an address that the machine itself has"
-        return Check("interfaces", False, f"{_few(without)}: no interface has this address", hint)
-    used = Counter(facts.interface for facts in nodes.values())
-    return Check("interfaces", True, ", ".join(f"{name} on {count} nodes" for name, count in used.items()))
-
-
-def _names(nodes: Mapping[str, NodeFacts]) -> Check:
+        interfaces = Check("interfaces", False, f"{_few(without)}: no interface has this address", hint)
+    else:
+        used = Counter(facts.interface for facts in nodes.values())
+        interfaces = Check("interfaces", True, ", ".join(f"{name} on {count} nodes" for name, count in used.items()))
     lost = [f"{node} ({facts.host_name})" for node, facts in nodes.items() if not facts.knows_itself]
     if lost:
         hint = "add the machine's own name to its /etc/hosts"
-        return Check("names", False, f"{_few(lost)} cannot resolve its own name", hint)
-    unknown = sorted({name for facts in nodes.values() for name in facts.unknown})
-    others = f"; {_few(unknown)} not everywhere, which runs do not need" if unknown else ", and the others'"
-    return Check("names", True, f"every node resolves its own{others}")
-
-
-def _ways(nodes: Mapping[str, NodeFacts]) -> Check:
+        names = Check("names", False, f"{_few(lost)} cannot resolve its own name", hint)
+    else:
+        unknown = sorted({name for facts in nodes.values() for name in facts.unknown})
+        others = f"; {_few(unknown)} not everywhere, which runs do not need" if unknown else ", and the others'"
+        names = Check("names", True, f"every node resolves its own{others}")
     cut = [f"{node} → {_few(facts.unreached)}" for node, facts in nodes.items() if facts.unreached]
     if cut:
-        return Check("network", False, f"no way: {_few(cut)}", "open all TCP ports between the machines")
-    return Check("network", True, f"every node reaches every other ({len(nodes)})")
-
-
-def _shared_files(nodes: Mapping[str, NodeFacts], unread: Mapping[str, Sequence[str]], where: str) -> list[Check]:
-    blind = [f"{node} does not see files of {_few(others)}" for node, others in unread.items() if others]
-    if blind:
-        return [Check("shared files", False, f"{where}: {_few(blind)}", "name a directory that all machines share")]
-    num_first = sum(facts.is_first for facts in nodes.values())
-    if num_first != 1:
-        hint = "use a file system with hard links that all machines agree on (NFS, Lustre, CephFS)"
-        return [Check("exclusive creation", False, f"{where}: {num_first} nodes created the same file", hint)]
-    return [Check("shared files", True, "what a node writes the others read; of two creators one wins")]
+        hint = "open all TCP ports between the machines"
+        return [interfaces, names, Check("network", False, f"no way: {_few(cut)}", hint)]
+    return [interfaces, names, Check("network", True, f"every node reaches every other ({len(nodes)})")]
 
 
 def _few(items: Iterable[str]) -> str:

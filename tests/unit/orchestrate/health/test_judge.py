@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ft.orchestrate.health import judge
-from dist_ft.orchestrate.health.judge import NodeFacts, Wanted
-from dist_ft.orchestrate.health.this_machine import Check
+from dist_ft.orchestrate.health.facts import Check, NodeFacts, Requirements, SumResult, WandbFacts
 
 GOOD = NodeFacts(
     shm_bytes=1 << 30, temp_dir="/tmp", temp_free_bytes=9 << 30, gpus=0, driver=None, interface="eth0",
-    host_name="a", knows_itself=True, unknown=(), unreached=(), free_port=1, place="/shared",
+    host_name="a", knows_itself=True, unknown=(), unreached=(), free_port=1, nearest_dir="/shared",
     output_free_bytes=9 << 30,
 )  # fmt: skip
 FIRST = replace(GOOD, is_first=True)
-WANTED = Wanted(output_dir="/shared/runs")
+WANTED = Requirements(output_dir="/shared/runs")
 HERE = {"python": "3.11.7", "dist-ft": "0.1.0", "torch": "2.13.0"}
 
 
@@ -78,7 +77,7 @@ def test_devices_and_drivers_are_counted() -> None:
     ("unread", "changes", "words"),
     [
         ({}, {"storage_problem": "Read-only file system"}, "output directory: /shared/runs: 10.0.0.2: Read-only"),
-        ({}, {"place": "/"}, "the nearest that exists is /, elsewhere /shared"),
+        ({}, {"nearest_dir": "/"}, "the nearest that exists is /, elsewhere /shared"),
         ({"10.0.0.2": ["10.0.0.1"]}, {}, "shared files: /shared/runs: 10.0.0.2 does not see files of 10.0.0.1"),
         ({}, {"is_first": True}, "exclusive creation: /shared/runs: 2 nodes created the same file"),
         ({}, {"output_free_bytes": 5}, "disk: /shared/runs: 10.0.0.2: 5 B free"),
@@ -113,21 +112,21 @@ def test_a_node_that_hangs_is_named() -> None:
 
 
 def test_a_sum_that_failed_names_each_node_and_a_slow_one_is_said() -> None:
-    answers = {"a": {"bytes_per_s": 1e9}, "b": {"problem": "connection refused"}, "c": None}
+    answers = {"a": SumResult(1e9), "b": SumResult(problem="connection refused"), "c": None}
     [line] = failed([judge.check_all_reduce(answers, "gloo", 1 << 24, 75)])
     assert line == "all-reduce: gloo: b: connection refused; c: no answer within 75 s"
-    slow = judge.check_all_reduce({"a": {"bytes_per_s": 1e9}, "b": {"bytes_per_s": 1e6}}, "gloo", 1 << 24, 75)
+    slow = judge.check_all_reduce({"a": SumResult(1e9), "b": SumResult(1e6)}, "gloo", 1 << 24, 75)
     assert slow.is_ok and "over 2 nodes" in slow.detail and "slow" in slow.hint
 
 
 def test_a_worker_is_on_one_node() -> None:
     halves = [{"CPU": 2.0}, {"CPU": 2.0}]
-    assert not judge.check_workers(halves, Wanted(resources={"CPU": 4})).is_ok
-    assert judge.check_workers(halves, Wanted(num_workers=2, resources={"CPU": 2})).is_ok
-    assert not judge.check_workers([{"CPU": 8, "GPU": 1}], Wanted(num_workers=2)).is_ok
+    assert not judge.check_workers(halves, Requirements(resources={"CPU": 4})).is_ok
+    assert judge.check_workers(halves, Requirements(num_workers=2, resources={"CPU": 2})).is_ok
+    assert not judge.check_workers([{"CPU": 8, "GPU": 1}], Requirements(num_workers=2)).is_ok
 
 
 def test_wandb_out_of_reach_is_said_and_a_missing_key_is_a_fault() -> None:
-    away = judge.check_wandb("online", None, "api.wandb.ai", False)
+    away = judge.check_wandb(WandbFacts("online", "api.wandb.ai"))
     assert away.is_ok and "does not answer" in away.detail and away.hint
-    assert not judge.check_wandb("online", "no key", "api.wandb.ai", False).is_ok
+    assert not judge.check_wandb(WandbFacts("online", "api.wandb.ai", "no key")).is_ok

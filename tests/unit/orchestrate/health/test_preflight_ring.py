@@ -22,12 +22,12 @@ def nodes(count: int, same_address: bool = False) -> list[dict[str, object]]:
 @pytest.mark.parametrize(("count", "each"), [(1, 0), (2, 1), (65, 64), (200, 64)])
 def test_each_node_looks_at_as_many_as_look_at_it(count: int, each: int) -> None:
     group = members(nodes(count), "000000")
-    seen = Counter(node.label for member in group for node in others(member, group))
-    assert all(seen[member.node.label] == each for member in group)
-    assert all(member.node not in others(member, group) for member in group)
+    seen = Counter(ref.label for member in group for ref in others(member, group))
+    assert all(seen[member.ref.label] == each for member in group)
+    assert all(member.ref not in others(member, group) for member in group)
     assert [member.is_here for member in group] == [True] + [False] * (count - 1)
 
 
 def test_nodes_at_one_address_have_names_of_their_own_and_the_dead_are_left_out() -> None:
     group = members([*nodes(2, same_address=True), {"Alive": False, "NodeID": "dead"}], "x")
-    assert [member.node.label for member in group] == ["10.0.0.1/000000", "10.0.0.1/000001"]
+    assert [member.ref.label for member in group] == ["10.0.0.1/000000", "10.0.0.1/000001"]

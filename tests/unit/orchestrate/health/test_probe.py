@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dist_ft.orchestrate.health import probe
-from dist_ft.orchestrate.health.judge import NodeFacts
-from dist_ft.orchestrate.health.probe import NodeRef, clean_up, look, unread
+from dist_ft.orchestrate.health.facts import NodeFacts, NodeRef
+from dist_ft.orchestrate.health.probe import clean_up, find_unread, probe_node
 
 LISTENER = socket.create_server(("127.0.0.1", 0))
 HERE, OTHER = (
@@ -19,7 +19,7 @@ HERE, OTHER = (
 
 
 def facts(me: NodeRef, others: list[NodeRef], output_dir: Path) -> NodeFacts:
-    return NodeFacts(**look(me, others, str(output_dir), "scratch"))
+    return probe_node(me, others, str(output_dir), "scratch")
 
 
 def test_files_of_two_nodes_are_seen_by_both_and_leave_nothing(tmp_path: Path) -> None:
@@ -27,8 +27,8 @@ def test_files_of_two_nodes_are_seen_by_both_and_leave_nothing(tmp_path: Path) -
     both = [facts(HERE, [OTHER], output_dir), facts(OTHER, [HERE], output_dir)]
     assert [found.storage_problem for found in both] == [None, None]
     assert [found.is_first for found in both] == [True, False], "of two creators one wins"
-    assert {found.place for found in both} == {str(tmp_path)}
-    assert unread(HERE, [OTHER], str(output_dir), "scratch") == []
+    assert {found.nearest_dir for found in both} == {str(tmp_path)}
+    assert find_unread(HERE, [OTHER], str(output_dir), "scratch") == []
     clean_up(str(output_dir), "scratch")
     assert list(tmp_path.iterdir()) == []
 
@@ -37,7 +37,7 @@ def test_a_directory_that_is_not_shared_is_found(tmp_path: Path) -> None:
     for name, me in (("disk-a", HERE), ("disk-b", OTHER)):
         (tmp_path / name).mkdir()
         facts(me, [], tmp_path / name)
-    assert unread(HERE, [OTHER], str(tmp_path / "disk-a"), "scratch") == ["b"]
+    assert find_unread(HERE, [OTHER], str(tmp_path / "disk-a"), "scratch") == ["b"]
 
 
 def test_one_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
@@ -68,5 +68,5 @@ def test_where_wandb_goes(
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
     found = probe.ask_wandb(setting)
-    assert (found["mode"], found["problem"] is not None) == expected
-    assert not found["is_reached"] and found["host"] == "127.0.0.1"
+    assert (found.mode, found.problem is not None) == expected
+    assert not found.is_reached and found.host == "127.0.0.1"

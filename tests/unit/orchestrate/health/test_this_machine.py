@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from dist_ft.orchestrate.health import this_machine
-from dist_ft.orchestrate.health.this_machine import Check, check_machine, render_checks
+from dist_ft.orchestrate.health.facts import Check
+from dist_ft.orchestrate.health.this_machine import check_machine, render_checks
 
 GOOD_PROBE = 'import json; print("noise"); print(json.dumps({"version": "2.9", "gpus": 0}))'
 
