@@ -160,16 +160,18 @@ def run_reporting(directory: str) -> dict[str, Any]:
     """What one metrics row costs: the rank's `send`, and the coordinator with a W&B run (offline)."""
     import queue
 
-    from dist_ft.coordinator.core import Coordinator, Prepared
+    from dist_ft.checkpoint.manifest import Fingerprint
+    from dist_ft.coordinator.core import Coordinator
     from dist_ft.layout import RunDir
     from dist_ft.messages import Envelope, StepDone
     from dist_ft.monitor.wandb_sink import WandbSink
+    from dist_ft.run.run_inputs import RunInputs
     from dist_ft.run.state import RunRecord
 
     place = RunDir(Path(tempfile.mkdtemp(dir=directory)))
     config = make_config("lora", directory)
     sink = WandbSink("bench", "bench", "bench", "offline", place.path, {})
-    prepared = Prepared([], None, {}, 10_000, 10_000)
+    prepared = RunInputs((), None, Fingerprint("m", "d", 0, "kind=full", 8), 10_000, 10_000)
     coordinator = Coordinator(config, place, RunRecord("lora", max_steps=10_000), prepared, [sink])
     attempt = coordinator.open_attempt(1, time.monotonic()).attempt
     names = ["epoch", "position", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "step_s", "world_size"]

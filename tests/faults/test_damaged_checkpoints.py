@@ -18,12 +18,13 @@ from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import Config, dump_yaml
-from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.core import Coordinator
 from dist_ft.errors import CheckpointError
 from dist_ft.layout import last_rows, read_json, read_rows, slices_name
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
@@ -98,7 +99,7 @@ class Made:
 
     base: Path
     config: Config
-    prepared: Prepared
+    prepared: RunInputs
     dir: RunPlace
     undisturbed: Group
 
@@ -114,7 +115,7 @@ class Damaged:
     """A copy to be damaged."""
 
     config: Config
-    prepared: Prepared
+    prepared: RunInputs
     dir: RunPlace
 
     def open(self) -> AttemptSpec:
@@ -156,7 +157,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, starter: str) -> Made:
     undisturbed = run_group(tiny_config(base, **CHANGES, run__name="undisturbed"), starter)
     assert undisturbed.outcome == "completed"
     config = tiny_config(base, **CHANGES, run__name="t")
-    prepared = Prepared.from_dict(run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
+    prepared = RunInputs.from_dict(run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
     group = run_group(config, starter, on_message=cut_off_after(NEWEST, 1))
     assert [m.step for m in committed(LocalStore(group.run_dir.path))] == [PREVIOUS, NEWEST]
     return Made(base, config, prepared, group.run_dir, undisturbed)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest
 from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator import core
-from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.core import Coordinator
+from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
 from dist_ft.layout import last_rows, read_json, read_rows, slices_name
 from dist_ft.messages import (
@@ -48,6 +49,7 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
@@ -57,7 +59,8 @@ from tests.helpers.group import Group, run_group
 
 MARK = Fingerprint("model-hash", "data-hash", 0, "kind=full", 8)
 PARAMS = (ParamInfo("w", (4, 5), "w"),)
-PREPARED = Prepared([{"key": "train"}], {"key": "eval"}, asdict(MARK), max_steps=60, num_positions=480)
+SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
+INPUTS = RunInputs((SPLIT,), replace(SPLIT, key="eval"), MARK, max_steps=60, num_positions=480)
 LOST = {"type": "WorkerCrashError", "message": "rank 0 died (killed by signal 9)"}
 
 # One driver's coordinator, with ranks that say what real ones say ------------
@@ -75,7 +78,7 @@ class Driver:
         config = tiny_config_of(self.dir, self.keep_last)
         known = read_json(self.dir.run_json)["attempt"] if self.dir.run_json.exists() else 0
         record = RunRecord(config.run.name, attempt=known, max_steps=60)
-        self.coordinator = Coordinator(config, self.dir, record, PREPARED)
+        self.coordinator = Coordinator(config, self.dir, record, INPUTS)
 
     def open(self) -> AttemptSpec:
         """Opens an attempt of one rank, which starts."""

@@ -16,8 +16,8 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_
 from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
-from dist_ft.coordinator.core import Prepared
 from dist_ft.messages import AttemptSpec, Staged
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slices import ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
 from tests.helpers.ranks import RankServer
@@ -71,7 +71,7 @@ class Attempt:
 
 
 def prepare(ranks: RankServer, config: Config) -> dict[str, Any]:
-    """Prepares the data of a run; returns the fields of `Prepared`."""
+    """Prepares the data of a run; returns what the task does."""
     arguments = {"config": config.model_dump(mode="json")}
     (prepared,) = ranks.run(1, f"{BODIES}:prepare", arguments, in_group=False)
     return dict(prepared)
@@ -85,7 +85,7 @@ def attempt_spec(
     evaluations: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns an `AttemptSpec` as a dict."""
-    facts = vars(Prepared.from_dict(prepared)).copy()
+    facts = RunInputs.from_dict(prepared).to_dict()
     config = with_commit(config, facts.pop("commit"))
     return asdict(
         AttemptSpec(

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.core import Coordinator
 from dist_ft.layout import last_rows, read_json
 from dist_ft.messages import Envelope
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.orchestrate.workers.supervisor import RankSlot, supervise
 from dist_ft.run.place import RECORDS, RunPlace, open_run
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 
 
@@ -69,7 +70,7 @@ def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool
     """Prepares, runs one attempt at `cluster.num_workers`, and closes the books."""
     run_dir = open_run(config.run.address)
     run_dir.fetch(*RECORDS)
-    prepared = Prepared.from_dict(run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
+    prepared = RunInputs.from_dict(run_task(starter, "prepare", {"config": config.model_dump(mode="json")}))
     attempt = read_json(run_dir.run_json)["attempt"] if run_dir.run_json.exists() else 0
     record = RunRecord(config.run.name, attempt=attempt, max_steps=prepared.max_steps)
     coordinator = Coordinator(config, run_dir, record, prepared, on_gpu=on_gpu)

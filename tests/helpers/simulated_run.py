@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.config import Config
-from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.core import Coordinator
+from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.layout import read_rows, slices_name
 from dist_ft.messages import (
     Envelope,
@@ -22,6 +23,7 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.run.place import RunPlace
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
@@ -30,7 +32,8 @@ RUN_ID = "full"
 WORLD_SIZE = 2
 MARK = Fingerprint("model-hash", "data-hash", 0, "kind=full", 8)
 PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
-PREPARED = Prepared([{"key": "train"}], {"key": "eval"}, asdict(MARK), max_steps=60, num_positions=480)
+SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
+INPUTS = RunInputs((SPLIT,), replace(SPLIT, key="eval"), MARK, max_steps=60, num_positions=480)
 ENDED = {"type": "WorkerCrashError", "message": "rank 1 died (killed by signal 9)"}
 
 
@@ -93,7 +96,7 @@ class SimulatedRun:
         """Another driver's coordinator, which knows the disk only."""
         record = RunRecord(RUN_ID, max_steps=60)
         config = run_config(self.keep_last, self.failure, self.evaluation)
-        self.coordinator = Coordinator(config, self.dir, record, PREPARED, [self.sink])
+        self.coordinator = Coordinator(config, self.dir, record, INPUTS, [self.sink])
 
     def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:
         self.world_size = world_size

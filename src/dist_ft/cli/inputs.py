@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # pydantic is not loaded to print the help
     from dist_ft.config import Config
+    from dist_ft.jobs.spec import Preparation
 
 
 def load_checked(path: Path, overrides: list[str] | None) -> Config:
@@ -23,23 +25,23 @@ def load_checked(path: Path, overrides: list[str] | None) -> Config:
     return with_absolute_paths(with_adapter_settings(config))
 
 
-def prepare_here(config: Config) -> dict[str, Any]:
+def prepare_here(config: Config) -> Preparation:
     """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
     quieten()
-    from dist_ft.jobs import prepare
+    from dist_ft.jobs.prepare import prepare, prepare_or_list
+    from dist_ft.jobs.spec import MissingShards
     from dist_ft.orchestrate.driver.prepare_here import make_shards_here
     from dist_ft.report.console import Console
 
-    values = config.model_dump(mode="json")
-    prepared = prepare.run(values, makes_all=False)
-    if not (missing := prepared["missing"]):
-        return prepared
+    found = prepare_or_list(config)
+    if not isinstance(found, MissingShards):
+        return found
     console = Console()
     try:
-        make_shards_here(config, missing, console.progress)
+        make_shards_here(config, found.jobs, console.progress)
     finally:
         console.close()
-    return {**prepare.run(values), "num_made": len(missing)}
+    return replace(prepare(config), num_made=len(found.jobs))
 
 
 def quieten() -> None:

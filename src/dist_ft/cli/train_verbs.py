@@ -79,5 +79,5 @@ def plan(
     from dist_ft.jobs.plan.plan import make_plan
     from dist_ft.report.plan_text import render_plan
 
-    result = make_plan(parsed, prepared)
+    result = make_plan(parsed, prepared.inputs)
     typer.echo(json.dumps(result) if as_json else render_plan(result))

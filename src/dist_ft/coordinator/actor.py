@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from dist_ft.config import config_from_dict
-from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.core import Coordinator
 from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError
 from dist_ft.layout import last_rows
@@ -19,6 +19,7 @@ from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
 from dist_ft.run.place import open_run
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 
 
@@ -41,7 +42,7 @@ class CoordinatorActor:
         run_dir: str,
         scratch: str,
         record: dict[str, Any],
-        prepared: dict[str, Any],
+        inputs: dict[str, Any],
         on_gpu: bool,
     ) -> None:
         """Opens the run's records; `scratch` is where the driver has fetched its records to."""
@@ -55,7 +56,7 @@ class CoordinatorActor:
             sinks.append(
                 WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
             )
-        self._coordinator = Coordinator(parsed, place, state, Prepared.from_dict(prepared), sinks, on_gpu)
+        self._coordinator = Coordinator(parsed, place, state, RunInputs.from_dict(inputs), sinks, on_gpu)
 
     def open_attempt(self, world_size: int) -> int | None:
         """Opens an attempt and returns its number; None while the preparation is still at work, or a wait."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
@@ -26,37 +26,12 @@ from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.monitor.sinks import Sink
 from dist_ft.run.place import RunPlace
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import FINAL, RunRecord
 
 logger = logging.getLogger(__name__)
 
 _LOSSES_TO_JUDGE = 50
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What preparation found out; the coordinator passes it on to the ranks.
-
-    Attributes:
-        splits: Training sources, as dicts of `PreparedSplit`.
-        eval_split: Held-out split, or None.
-        fingerprint: As a dict of `Fingerprint`.
-        max_steps: Steps of the run.
-        num_positions: Sequences that the run uses.
-        commit: Commit of a hub model, which every rank loads.
-    """
-
-    splits: list[dict[str, Any]]
-    eval_split: dict[str, Any] | None
-    fingerprint: dict[str, Any]
-    max_steps: int
-    num_positions: int
-    commit: str | None = None
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Prepared:
-        """Returns what the coordinator needs of a preparation's findings; extra keys are ignored."""
-        return cls(**{name: found[name] for name in cls.__dataclass_fields__})
 
 
 class Coordinator:
@@ -66,7 +41,7 @@ class Coordinator:
         config: The run config.
         run_dir: The run, whose records have been fetched.
         record: What run.json starts with.
-        prepared: What preparation found out.
+        inputs: What the run trains on.
         sinks: Where rows go besides the JSONL files.
         on_gpu: Whether ranks use CUDA devices.
     """
@@ -76,17 +51,17 @@ class Coordinator:
         config: Config,
         run_dir: RunPlace,
         record: RunRecord,
-        prepared: Prepared,
+        inputs: RunInputs,
         sinks: Sequence[Sink] = (),
         on_gpu: bool = False,
     ) -> None:
-        self._config = with_commit(config, prepared.commit)
+        self._config = with_commit(config, inputs.commit)
         self._run_dir = run_dir
         self._recorder = Recorder(run_dir, record, sinks)
         self._record = self._recorder.record
         self._on_gpu = on_gpu
         self._store = run_dir.store
-        self._prepared = prepared
+        self._inputs = inputs
         self._stop = False
         self._looked_for_stop: float | None = None
         self._history = History()
@@ -106,7 +81,7 @@ class Coordinator:
             StaleAttemptError: Another driver has taken over the run since.
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
-        prepared = self._prepared
+        inputs = self._inputs
         self._recorder.look_again()
         self._recorder.check_mine()  # a driver that was overtaken does not fight back
         start, attempt = self._take_attempt()
@@ -118,11 +93,11 @@ class Coordinator:
             attempt=attempt.number,
             run_dir=self._run_dir.address,
             config=self._config.model_dump(mode="json"),
-            splits=prepared.splits,
-            eval_split=prepared.eval_split,
-            fingerprint=prepared.fingerprint,
-            max_steps=prepared.max_steps,
-            num_positions=prepared.num_positions,
+            splits=[asdict(split) for split in inputs.splits],
+            eval_split=asdict(inputs.eval_split) if inputs.eval_split else None,
+            fingerprint=asdict(inputs.fingerprint),
+            max_steps=inputs.max_steps,
+            num_positions=inputs.num_positions,
             start_checkpoint=f"{start.directory}/manifest.json" if start else None,
             skipped_steps=self._recorder.skipped_steps(),
             recent_losses=self._losses_before(attempt.start_step),
@@ -326,5 +301,5 @@ class Coordinator:
                 return start, attempt
 
     def _can_start(self, manifest: Manifest) -> bool:
-        prepared = self._prepared
-        return can_go_on(manifest, self._config.train.global_batch_size, prepared.max_steps, prepared.num_positions)
+        inputs = self._inputs
+        return can_go_on(manifest, self._config.train.global_batch_size, inputs.max_steps, inputs.num_positions)

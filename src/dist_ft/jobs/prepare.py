@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import xxhash
@@ -16,84 +16,92 @@ from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.errors import ConfigError
 from dist_ft.jobs.curate import nothing_removed
+from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
 from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 
 _SMALL_SHARE = 0.25
-"""Of a part: so much is made by whoever asks."""
+"""Share of a part: so much is made by the process that lists the sources."""
 
 
 def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
-    """Checks model and data and makes the token shards that are missing.
+    """Prepares the data of a run in a process of its own.
 
     Args:
         config: The run config, as JSON values.
-        makes_all: Make every shard here; else only if they are so few that other processes would take longer.
+        makes_all: As `prepare` does; else as `prepare_or_list`.
 
     Returns:
-        Either `missing`, the arguments of `tasks.make_shard` (but the config) for each shard to make first, or
-        an empty `missing`, the number of shards made here as `num_made`, and the fields of
-        `coordinator.core.Prepared`. Besides, `files`: what the sources are made
-        of; `to_stream`: in mode `stream`, the shards to make while training goes on, in the order in which it needs
-        them, and what is there; `commit`: of the model.
+        What `spec.decode_preparation` reads.
+    """
+    parsed = config_from_dict(config)
+    return (prepare(parsed) if makes_all else prepare_or_list(parsed)).to_dict()
+
+
+def prepare(config: Config) -> Preparation:
+    """Checks model and data and makes the token shards that are missing.
 
     Raises:
         UserError: Of the kind that says what is wrong.
     """
-    parsed = at_commit(config_from_dict(config))
-    check_model(parsed)
-    with cache_errors(cache_address(parsed)):
-        return _prepare(parsed, makes_all)
+    found = _prepare(config, makes_all=True)
+    assert isinstance(found, Preparation)
+    return found
 
 
-def _prepare(parsed: Config, makes_all: bool) -> dict[str, Any]:
-    render_many, render_key = make_renderer(parsed, load_tokenizer(parsed))
-    train, held_out = plan_splits(parsed, render_key)
-    store = open_store(cache_address(parsed))
-    is_stream = parsed.data.preparation == "stream"
+def prepare_or_list(config: Config) -> Preparation | MissingShards:
+    """Does as `prepare` does, but only lists the shards if several processes would make them faster.
+
+    Raises:
+        UserError: Of the kind that says what is wrong.
+    """
+    return _prepare(config, makes_all=False)
+
+
+def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
+    config = at_commit(config)
+    check_model(config)
+    with cache_errors(cache_address(config)):
+        return _make_shards(config, makes_all)
+
+
+def _make_shards(config: Config, makes_all: bool) -> Preparation | MissingShards:
+    render_many, render_key = make_renderer(config, load_tokenizer(config))
+    train, held_out = plan_splits(config, render_key)
+    address = cache_address(config)
+    store = open_store(address)
+    is_stream = config.data.preparation == "stream"
     wanted = [*([] if is_stream else train), *([held_out] if held_out else [])]
-    missing = [_Job(plan, shard) for plan, shard in missing_shards(wanted, store)]
-    found: dict[str, Any] = {
-        "files": [[file.to_dict() for file in plan.files] for plan in train],
-        "commit": parsed.model.commit,
-    }
-    few = parsed.data.part_bytes * _SMALL_SHARE
-    if not makes_all and sum(job.shard.part.size for job in missing) > few:
-        return {"missing": [job.to_dict() for job in missing], **found}
-    found["num_made"] = len(missing)
-    for job in missing:
-        make_shard(job.plan.request, job.shard, render_many, store)
-    splits, eval_split = _finish(parsed, train, held_out, store)
-    max_steps, num_positions = plan_length(parsed, [split.num_sequences for split in splits])
-    return {
-        "missing": [],
-        "to_stream": _to_stream(parsed, train, store) if is_stream else None,
-        "splits": [asdict(split) for split in splits],
-        "eval_split": asdict(eval_split) if eval_split else None,
-        "fingerprint": asdict(make_fingerprint(parsed, splits)),
-        "max_steps": max_steps,
-        "num_positions": num_positions,
-        **found,
-    }
+    missing = missing_shards(wanted, store)
+    files = tuple(plan.files for plan in train)
+    few = config.data.part_bytes * _SMALL_SHARE
+    if not makes_all and sum(shard.part.size for _, shard in missing) > few:
+        return MissingShards(
+            tuple(_job(plan, shard, Window(0, 0)) for plan, shard in missing), files, config.model.commit
+        )
+    for plan, shard in missing:
+        make_shard(plan.request, shard, render_many, store)
+    finish = open_ended_split if is_stream else complete_split
+    splits = tuple(finish(plan, store, address) for plan in train)
+    eval_split = complete_split(held_out, store, address) if held_out else None
+    max_steps, num_positions = plan_length(config, [split.num_sequences for split in splits])
+    mark = make_fingerprint(config, splits)
+    return Preparation(
+        RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit),
+        files,
+        num_made=len(missing),
+        to_stream=_shards_to_stream(config, train, store) if is_stream else None,
+    )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A shard to make, the split that it belongs to, and (source, window) of its place in the order of `stream`."""
-
-    plan: SplitPlan
-    shard: PlannedShard
-    place: tuple[int, int] = (0, 0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the arguments of `tasks.make_shard.run` but for the config, and what the driver wants to know."""
-        arguments = {"take_held_out": self.plan.request.take_held_out, "shard": self.shard.to_dict()}
-        return {"arguments": arguments, "num_bytes": self.shard.part.size, "place": self.place}
+def _job(plan: SplitPlan, shard: PlannedShard, window: Window) -> ShardJob:
+    return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window)
 
 
 def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
@@ -111,23 +119,12 @@ def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> P
     return complete_split(plan, store, cache_address(config))
 
 
-def _finish(
-    config: Config, train: list[SplitPlan], held_out: SplitPlan | None, store: Store
-) -> tuple[list[PreparedSplit], PreparedSplit | None]:
-    address = cache_address(config)
-    finish = open_ended_split if config.data.preparation == "stream" else complete_split
-    splits = [finish(plan, store, address) for plan in train]
-    return splits, complete_split(held_out, store, address) if held_out else None
+def _shards_to_stream(config: Config, train: Sequence[SplitPlan], store: Store) -> StreamedShards:
+    """Returns the shards of a streamed run in the order in which the stream reaches them.
 
-
-def _to_stream(config: Config, train: list[SplitPlan], store: Store) -> dict[str, Any]:
-    jobs, made = _in_order_of_need(config, train, store)
-    return {"jobs": [job.to_dict() for job in jobs], "made": made}
-
-
-def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> tuple[list[_Job], list[list[Any]]]:
-    """Returns the missing shards as the stream reaches them (the first of each source, then the second of each), and
-    (source, window, sequences) of those that are there."""
+    That is the first shard of each source, then the second of each, and so on; a source with twice the weight comes
+    twice as often.
+    """
     needed, made = [], []
     missing = {shard.key for _, shard in missing_shards(train, store)}
     for source, plan in enumerate(train):
@@ -136,22 +133,23 @@ def _in_order_of_need(config: Config, train: list[SplitPlan], store: Store) -> t
         order = first_pass(len(plan.shards), config.run.seed, source, config.data.shuffle)
         weight = (config.data.weights or [1.0] * len(train))[source]
         for index_in_pass, index in enumerate(order):
-            shard, window = plan.shards[index], index_in_pass // WINDOW_SHARDS
+            shard, window = plan.shards[index], Window(source, index_in_pass // WINDOW_SHARDS)
             if shard.key in missing:
-                needed.append((index_in_pass / weight, source, _Job(plan, shard, (source, window))))
+                needed.append((index_in_pass / weight, source, _job(plan, shard, window)))
             else:
                 check_bad_rows(plan.request, infos[shard.key], store)
-                made.append([source, window, infos[shard.key].num_sequences])
-    return [job for _, _, job in sorted(needed, key=lambda entry: entry[:2])], made
+                made.append(MadeShard(window, infos[shard.key].num_sequences))
+    needed.sort(key=lambda entry: entry[:2])
+    return StreamedShards(tuple(job for _, _, job in needed), tuple(made))
 
 
-def plan_length(config: Config, num_sequences: list[int]) -> tuple[int, int]:
+def plan_length(config: Config, num_sequences: Sequence[int]) -> tuple[int, int]:
     """Returns (steps, positions) of a run on training sources of so many sequences."""
     epoch = epoch_size(num_sequences, config.data.weights, config.data.exhaust)
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
-def make_fingerprint(config: Config, splits: list[PreparedSplit]) -> Fingerprint:
+def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerprint:
     """Returns what checkpoints of this config belong to."""
     method = config.method.model_dump(mode="json")
     trained = method if config.method.kind == "lora" else {key: method[key] for key in ("kind", "freeze")}

@@ -1,23 +1,28 @@
-"""What is to be computed from a finished run, as task descriptions; running them is `orchestrate/driver/tasks.py`."""
+"""What tasks are told and what they answer, as types; running them is `orchestrate/driver/tasks.py`.
+
+A task runs in a process of its own, so both are JSON values on their way; they are types at either end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
+from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.run.place import RunPlace
+from dist_ft.run.run_inputs import RunInputs
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A call of `dist_ft.tasks.<name>.run(**arguments)` in a process of its own.
+    """A call of `dist_ft.jobs.<name>.run(**arguments)` in a process of its own.
 
     Attributes:
-        name: Module in `dist_ft.tasks`.
+        name: Module in `dist_ft.jobs`.
         arguments: JSON values.
         needs_device: Wants a GPU, where the run has any.
     """
@@ -25,6 +30,126 @@ class TaskSpec:
     name: str
     arguments: dict[str, Any]
     needs_device: bool = False
+
+
+class Window(NamedTuple):
+    """A place in the order of a streamed run: which source, and which window of its shards."""
+
+    source: int
+    number: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A token shard to make.
+
+    Attributes:
+        take_held_out: Whether it belongs to the held-out fraction.
+        shard: A `PlannedShard` as JSON values. It stays so: whoever passes on a hundred thousand of them reads none.
+        num_bytes: Stored bytes that are read for it, about.
+        window: Where a streamed run needs it.
+    """
+
+    take_held_out: bool
+    shard: dict[str, Any]
+    num_bytes: int
+    window: Window
+
+    def task(self, config: dict[str, Any]) -> TaskSpec:
+        """Returns the task that makes it, given the run config as JSON values."""
+        return TaskSpec("make_shard", {"config": config, "take_held_out": self.take_held_out, "shard": self.shard})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ShardJob:
+        """Inverse of `dataclasses.asdict`, also after JSON."""
+        return cls(**{**data, "window": Window(*data["window"])})
+
+
+class MadeShard(NamedTuple):
+    """A shard of a streamed run that is there already."""
+
+    window: Window
+    num_sequences: int
+
+
+@dataclass(frozen=True)
+class StreamedShards:
+    """The shards of a run whose data is prepared while training goes on.
+
+    Attributes:
+        jobs: Shards to make, in the order in which training needs them.
+        made: Shards that are there.
+    """
+
+    jobs: tuple[ShardJob, ...]
+    made: tuple[MadeShard, ...]
+
+
+SourceFiles = tuple[tuple[SourceFile, ...], ...]
+"""The files of each training source."""
+
+
+@dataclass(frozen=True)
+class MissingShards:
+    """What the preparation answers when other processes are to make shards first.
+
+    Attributes:
+        jobs: The shards.
+        files: What the sources are made of.
+        commit: Commit of a hub model.
+    """
+
+    jobs: tuple[ShardJob, ...]
+    files: SourceFiles
+    commit: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values without the secrets of URLs."""
+        return {"missing": [asdict(job) for job in self.jobs], "files": encode_files(self.files), "commit": self.commit}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the preparation answers when the data is ready, or as ready as a streamed run needs it.
+
+    Attributes:
+        inputs: What the run trains on.
+        files: What the sources are made of.
+        num_made: Shards that were missing.
+        to_stream: With `data.preparation=stream`, the shards to make while training goes on.
+    """
+
+    inputs: RunInputs
+    files: SourceFiles
+    num_made: int
+    to_stream: StreamedShards | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values without the secrets of URLs; the inputs' are among them."""
+        return {
+            "missing": [],
+            **self.inputs.to_dict(),
+            "files": encode_files(self.files),
+            "num_made": self.num_made,
+            "to_stream": asdict(self.to_stream) if self.to_stream else None,
+        }
+
+
+def decode_preparation(data: dict[str, Any]) -> Preparation | MissingShards:
+    """Returns what the task `prepare` answered."""
+    files = tuple(tuple(SourceFile.from_dict(file) for file in source) for source in data["files"])
+    if data["missing"]:
+        return MissingShards(tuple(map(ShardJob.from_dict, data["missing"])), files, data["commit"])
+    to_stream = None
+    if streamed := data["to_stream"]:
+        made = tuple(MadeShard(Window(*window), num_sequences) for window, num_sequences in streamed["made"])
+        to_stream = StreamedShards(tuple(map(ShardJob.from_dict, streamed["jobs"])), made)
+    return Preparation(RunInputs.from_dict(data), files, data["num_made"], to_stream)
+
+
+def encode_files(files: SourceFiles) -> list[list[dict[str, Any]]]:
+    """Returns the files as JSON values, as `sources.json` holds them."""
+    return [[file.to_dict() for file in source] for source in files]
 
 
 def export_task(config: Config, run_dir: RunPlace, manifest: Manifest) -> TaskSpec:
@@ -45,7 +170,7 @@ def evaluate_tasks(
 
     Args:
         config: The run config.
-        models: As in `tasks.evaluate`.
+        models: As in `jobs.evaluate`.
         num_workers: How many tasks.
         num_nodes: Machines that they are spread over.
     """

@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from dist_ft.jobs.spec import Preparation
 from dist_ft.printable import printable
 
 _WIDTH = 110
@@ -179,19 +180,19 @@ def _paint(text: str, color: str) -> str:
     return f"{color}{text}{_END}" if color and text else text
 
 
-def render_prepared(prepared: dict[str, Any]) -> str:
+def render_prepared(prepared: Preparation) -> str:
     """Returns what `data prepare` made and found."""
-    splits = [(f"train.{index}", split) for index, split in enumerate(prepared["splits"])]
-    splits += [("eval", prepared["eval_split"])] if prepared["eval_split"] else []
+    splits = [(f"train.{index}", split) for index, split in enumerate(prepared.inputs.splits)]
+    splits += [("eval", prepared.inputs.eval_split)] if prepared.inputs.eval_split else []
     lines = [
-        f"  {name:<8} {_count(split['num_rows'], 'row')} in {_count(split['num_sequences'], 'sequence')} of "
-        f"{_count(split['num_shards'], 'shard')}, {_count(split['num_tokens'], 'token')}, "
-        f"{split['num_trained_tokens']:,} trained"
+        f"  {name:<8} {_count(split.num_rows, 'row')} in {_count(split.num_sequences, 'sequence')} of "
+        f"{_count(split.num_shards, 'shard')}, {_count(split.num_tokens, 'token')}, "
+        f"{split.num_trained_tokens:,} trained"
         for name, split in splits
     ]
-    made = prepared["num_made"]
+    made = prepared.num_made
     head = f"{_count(made, 'shard')} made" if made else "all is there already"
-    return "\n".join([f"{head}: {printable(splits[0][1]['address'])}", *lines])
+    return "\n".join([f"{head}: {printable(splits[0][1].address)}", *lines])
 
 
 def _epochs(epochs: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -23,17 +24,14 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
-from tests.helpers.simulated_run import ENDED, PREPARED, RUN_ID, SimulatedRun, run_config
+from tests.helpers.simulated_run import ENDED, MARK, RUN_ID, SPLIT, SimulatedRun, run_config
 
 
 def test_an_attempt_tells_the_ranks_what_preparation_found(run: SimulatedRun) -> None:
     spec = run.open()
     assert (spec.run_id, spec.attempt, spec.run_dir) == (RUN_ID, 1, str(run.dir.path))
-    assert (spec.splits, spec.eval_split, spec.fingerprint) == (
-        PREPARED.splits,
-        PREPARED.eval_split,
-        PREPARED.fingerprint,
-    )
+    assert (spec.splits, spec.eval_split) == ([asdict(SPLIT)], asdict(SPLIT) | {"key": "eval"})
+    assert spec.fingerprint == asdict(MARK)
     assert (spec.max_steps, spec.num_positions, spec.start_checkpoint) == (60, 480, None)
     assert Config.model_validate(spec.config) == run_config()
 

@@ -17,7 +17,7 @@ from dist_ft.data.shards.counts import describe_left_out
 from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.jobs import curate as module
-from dist_ft.jobs.prepare import run
+from dist_ft.jobs.prepare import prepare
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import config_of, tiny_config
@@ -148,9 +148,8 @@ def test_the_selection_is_the_same_every_time(tmp_path: Path, write: Write, monk
 def test_a_run_prepares_what_is_left_and_says_what_is_not(tmp_path: Path, write: Write) -> None:
     source = write(*[chat("a")] * 5, chat("b"), chat("a rather long question"))
     config = config_of(tmp_path, source, data__curation={"exact": True, "max_characters": 20})
-    prepared = run(config.model_dump(mode="json"))
-    (split,) = prepared["splits"]
-    assert (split["num_rows"], split["removed_rows"]) == (2, {"max_characters": 1, "exact": 4})
+    (split,) = prepare(config).inputs.splits
+    assert (split.num_rows, split.removed_rows) == (2, {"max_characters": 1, "exact": 4})
     assert describe_left_out([split, split], None, config.data) == [
         "10 rows are left out by data.curation and max_rows: max_characters 2, exact 8"
     ]
@@ -159,8 +158,8 @@ def test_a_run_prepares_what_is_left_and_says_what_is_not(tmp_path: Path, write:
 def test_what_is_left_out_is_in_the_fingerprint(tmp_path: Path, write: Write) -> None:
     source = write(chat("a"), chat("a"), chat("b"))
     curations: list[dict[str, Any]] = [{}, {"exact": True}, {"drop": [{"pattern": "b"}]}]
-    runs = [run(config_of(tmp_path, source, data__curation=c).model_dump(mode="json")) for c in curations]
-    assert len({prepared["fingerprint"]["data"] for prepared in runs}) == 3
+    runs = [prepare(config_of(tmp_path, source, data__curation=c)) for c in curations]
+    assert len({prepared.inputs.fingerprint.data for prepared in runs}) == 3
 
 
 def test_a_rule_that_removes_nothing_leaves_the_prepared_data_as_it_was(tmp_path: Path, write: Write) -> None:

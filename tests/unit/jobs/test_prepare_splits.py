@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dist_ft.config import Config
-from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.shards.shard_file import ShardInfo
 from dist_ft.errors import ConfigError
 from dist_ft.jobs import make_shard
-from dist_ft.jobs.prepare import run
+from dist_ft.jobs.prepare import prepare, prepare_or_list, run
+from dist_ft.jobs.spec import (
+    MadeShard,
+    MissingShards,
+    Preparation,
+    ShardJob,
+    StreamedShards,
+    Window,
+    decode_preparation,
+)
 from dist_ft.jobs.splits import cache_address
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
@@ -41,32 +52,47 @@ def values(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def check_wire(found: Preparation | MissingShards) -> None:
+    sent = json.dumps(found.to_dict())
+    received = decode_preparation(json.loads(sent))
+    assert (type(received), json.dumps(received.to_dict())) == (type(found), sent)
+
+
+def make(config: Config, job: ShardJob) -> ShardInfo:
+    return ShardInfo.from_dict(make_shard.run(**job.task(values(config)).arguments))
+
+
 def test_many_shards_are_left_to_other_processes_and_then_found(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **SMALL)
-    found = run(values(config), makes_all=False)
-    assert len(found["missing"]) > 2
-    assert "splits" not in found
-    for job in found["missing"]:
-        info = make_shard.run(values(config), **job["arguments"])
-        assert info["key"] == job["arguments"]["shard"]["key"]
-    prepared = run(values(config), makes_all=False)
-    assert (prepared["missing"], prepared["num_made"]) == ([], 0)
-    assert prepared == {**run(values(tiny_config(tmp_path, **SMALL, data__cache_dir=str(tmp_path / "other")))),
-                        "splits": prepared["splits"], "eval_split": prepared["eval_split"], "num_made": 0}  # fmt: skip
+    found = prepare_or_list(config)
+    assert isinstance(found, MissingShards)
+    check_wire(found)
+    assert len(found.jobs) > 2
+    for job in found.jobs:
+        assert make(config, job).key == job.shard["key"]
+    prepared = prepare_or_list(config)
+    assert isinstance(prepared, Preparation)
+    assert prepared.num_made == 0
+    check_wire(prepared)
+    assert run(values(config), makes_all=False) == prepared.to_dict()
+    anew = prepare(tiny_config(tmp_path, **SMALL, data__cache_dir=str(tmp_path / "other")))
+    inputs = replace(anew.inputs, splits=prepared.inputs.splits, eval_split=prepared.inputs.eval_split)
+    assert prepared == replace(anew, inputs=inputs, num_made=0)
 
 
 def test_a_streamed_run_names_its_shards_in_the_order_in_which_it_needs_them(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **SMALL, data__preparation="stream")
-    prepared = run(values(config))
-    jobs = prepared["to_stream"]["jobs"]
-    (split,) = map(PreparedSplit.from_dict, prepared["splits"])
+    prepared = prepare(config)
+    assert prepared.to_stream is not None
+    check_wire(prepared)
+    jobs, (split,) = prepared.to_stream.jobs, prepared.inputs.splits
     assert (split.is_complete, split.num_shards, split.max_tokens) == (False, len(jobs), config.data.seq_len)
-    assert (prepared["max_steps"], prepared["num_positions"]) == (6, 48)
-    assert [job["place"] for job in jobs] == [(0, index // 8) for index in range(len(jobs))]
-    made = make_shard.run(values(config), **jobs[0]["arguments"])
-    later = run(values(config))["to_stream"]
-    assert later["jobs"] == jobs[1:]
-    assert later["made"] == [[0, 0, made["num_sequences"]]]
+    assert (prepared.inputs.max_steps, prepared.inputs.num_positions) == (6, 48)
+    assert [job.window for job in jobs] == [(0, index // 8) for index in range(len(jobs))]
+    made = make(config, jobs[0])
+    later = prepare(config).to_stream
+    assert later == StreamedShards(jobs[1:], (MadeShard(Window(0, 0), made.num_sequences),))
+    check_wire(prepare(config))
 
 
 def test_shards_lie_below_the_runs_or_where_the_config_says(tmp_path: Path) -> None:
@@ -102,5 +128,6 @@ def test_a_full_cache_directory_is_named_and_what_is_there_stays(
             run(values(config))
     kept = len(list(Path(cache_address(config)).glob("*.json")))
     assert kept > 0
-    missing = run(values(config), makes_all=False)["missing"]
-    assert len(missing) + kept == sum(split["num_shards"] for split in run(values(config))["splits"]) + 1
+    found = prepare_or_list(config)
+    assert isinstance(found, MissingShards)
+    assert len(found.jobs) + kept == sum(split.num_shards for split in prepare(config).inputs.splits) + 1

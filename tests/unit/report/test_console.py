@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config
-from dist_ft.coordinator.core import Coordinator, Prepared
+from dist_ft.coordinator.core import Coordinator
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
 from dist_ft.report.console import Console, describe_event, format_duration
 from dist_ft.run.place import open_run
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 
 
@@ -122,7 +124,9 @@ def _coordinator(path: Path) -> Coordinator:
             "monitor": {"wandb": "disabled"},
         }
     )
-    return Coordinator(config, open_run(path), RunRecord("run", max_steps=2), Prepared([], None, {}, 2, 16))
+    mark = Fingerprint("m", "d", 0, "kind=full", 8)
+    inputs = RunInputs((), None, mark, max_steps=2, num_positions=16)
+    return Coordinator(config, open_run(path), RunRecord("run", max_steps=2), inputs)
 
 
 def _row(step: int, attempt: int, loss: float = 1.25) -> dict[str, Any]:

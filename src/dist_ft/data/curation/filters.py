@@ -115,3 +115,8 @@ def _num_turns(record: Record) -> int | None:
 def _is_found(rule: TextRule, texts: Iterable[tuple[str, str]]) -> bool:
     # `re` keeps compiled patterns.
     return any(re.search(rule.pattern, text) for role, text in texts if rule.role in ("any", role))
+
+
+def describe_removed(counts: Mapping[str, int]) -> str:
+    """Returns `exact 1,000, near 12`: rows that the config leaves out, by rule."""
+    return ", ".join(f"{rule} {count:,}" for rule, count in counts.items())

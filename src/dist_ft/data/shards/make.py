@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dist_ft.data.curation.filters import describe_removed
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.claims import kept, wait_for_claim
-from dist_ft.data.shards.counts import describe_removed
 from dist_ft.data.shards.pack import Window
 from dist_ft.data.shards.request import PlannedShard, SplitRequest, is_window_full, rows_of_shard
 from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dist_ft.data.shards.counts import quarantine_of
 from dist_ft.data.shards.make import Counts, check_bad_rows, check_trained, quarantine_name, read_infos
 from dist_ft.data.shards.request import PlannedShard, SplitPlan
 from dist_ft.data.shards.shard_file import INFO, ShardInfo
@@ -37,7 +36,7 @@ class PreparedSplit:
         num_trained_tokens: Tokens whose prediction is trained.
         num_untrained_rows: Rows left out because no token of theirs would be trained.
         num_long_samples: Samples longer than `seq_len`, treated as `data.long_samples` says.
-        num_bad_rows: Rows left out because they cannot be used; see `left_out.py`.
+        num_bad_rows: Rows left out because they cannot be used; `quarantine_of` names them.
         removed_rows: Rows that the config leaves out, by rule.
         max_tokens: Tokens of the longest sequence; of a split that is not complete, `data.seq_len`.
         max_trained_tokens: Most trained tokens of one sequence; likewise.
@@ -148,6 +147,11 @@ def _total(plan: SplitPlan, infos: Sequence[ShardInfo], address: str) -> Prepare
         max_tokens=max((info.max_tokens for info in infos), default=0),
         max_trained_tokens=max((info.max_trained_tokens for info in infos), default=0),
     )
+
+
+def quarantine_of(key: str) -> str:
+    """Name, where the token shards are kept, of the rows of a split that were left out as bad: place, problem, row."""
+    return f"splits/{key}.quarantine.jsonl"
 
 
 def _list_name(key: str) -> str:

@@ -24,6 +24,7 @@ from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_mic
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.printable import format_bytes
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slots import layout_slots, num_micro_steps, round_up
 
 _MAX_SIZES = 8
@@ -35,22 +36,23 @@ Lengths = list[int]
 """Tokens of the sequences of one step."""
 
 
-def make_plan(config: Config, prepared: dict[str, Any]) -> dict[str, Any]:
+def make_plan(config: Config, inputs: RunInputs) -> dict[str, Any]:
     """Returns what the run will take, as JSON values.
 
     Args:
         config: A checked config.
-        prepared: What `tasks.prepare` found in its model and data; the run itself reuses the token shards.
+        inputs: What the preparation found; the run itself reuses the token shards.
     """
     with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
-        config = with_commit(config, prepared["commit"])
+        config = with_commit(config, inputs.commit)
         shape = model_shape(select_trained(skeleton(config), config), config)
-    splits = [PreparedSplit.from_dict(split) for split in prepared["splits"]]
-    if prepared["to_stream"] is None:
-        steps = list(_sample_steps(config, splits, prepared["max_steps"], prepared["num_positions"]))
-    else:
+    splits = inputs.splits
+    is_streamed = config.data.preparation == "stream"
+    if is_streamed:
         steps = [[config.data.seq_len] * config.train.global_batch_size]
-    held_out = [PreparedSplit.from_dict(prepared["eval_split"])] if prepared["eval_split"] else []
+    else:
+        steps = list(_sample_steps(config, splits, inputs.max_steps, inputs.num_positions))
+    held_out = [inputs.eval_split] if inputs.eval_split else []
     batch = largest_batch(config, [*splits, *held_out])
     sizes = world_sizes(config.cluster.min_workers, config.cluster.max_workers)
     micro = {size: _micro_batch_size(config, shape, batch, size) for size in sizes}
@@ -66,9 +68,9 @@ def make_plan(config: Config, prepared: dict[str, Any]) -> dict[str, Any]:
             "hidden": shape.hidden_size,
         },
         "method": config.method.kind,
-        "data": _data(splits, prepared["eval_split"]),
-        "steps": prepared["max_steps"],
-        "positions": prepared["num_positions"],
+        "data": _data(splits, inputs.eval_split),
+        "steps": inputs.max_steps,
+        "positions": inputs.num_positions,
         "global_batch_size": config.train.global_batch_size,
         "micro_batch_size": config.train.micro_batch_size,
         "tokens_per_step": round(sum(map(sum, steps)) / len(steps)),
@@ -81,8 +83,8 @@ def make_plan(config: Config, prepared: dict[str, Any]) -> dict[str, Any]:
         ],
         "world_sizes": [_size_row(config, steps, size, micro[size]) for size in sizes],
     }
-    left_out = describe_left_out(prepared["splits"], prepared["eval_split"], config.data)
-    if prepared["to_stream"] is not None:
+    left_out = describe_left_out(splits, inputs.eval_split, config.data)
+    if is_streamed:
         left_out.append(
             "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
             f"(data.seq_len={config.data.seq_len})"
@@ -109,9 +111,9 @@ def _sample_steps(config: Config, splits: Sequence[PreparedSplit], steps: int, p
         yield [int(shards[i.source].sizes(i.shard, np.array([i.row]))[0, 0]) for i in ids]
 
 
-def _data(splits: Sequence[PreparedSplit], eval_split: dict[str, Any] | None) -> dict[str, int | None]:
+def _data(splits: Sequence[PreparedSplit], eval_split: PreparedSplit | None) -> dict[str, int | None]:
     """Returns totals of the training data; None for each while shards are still to be made."""
-    eval_sequences = eval_split["num_sequences"] if eval_split else 0
+    eval_sequences = eval_split.num_sequences if eval_split else 0
     if not all(split.is_complete for split in splits):
         unknown = ("rows", "sequences", "tokens", "trained_tokens", "untrained_rows", "long_samples", "bad_rows")
         return {**dict.fromkeys(unknown), "shards": sum(split.num_shards for split in splits),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dist_ft.config import Config, load_config, with_commit
 from dist_ft.data.sources.listing import check_frozen
 from dist_ft.data.sources.source_file import SourceFile
+from dist_ft.jobs.spec import SourceFiles
 from dist_ft.layout import RunDir, read_json
 from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import RunPlace
@@ -56,12 +56,12 @@ def with_recorded_commit(config: Config, run_dir: RunPlace) -> Config:
     return with_commit(config, began.commit) if is_same else config
 
 
-def check_sources(run_dir: RunDir, files: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+def check_sources(run_dir: RunDir, files: SourceFiles) -> None:
     """Checks that the training sources are what they were when the run began.
 
     Args:
         run_dir: Of the run; it may be a new one.
-        files: Of each source, as `SourceFile.to_dict` gives them.
+        files: Of each source.
 
     Raises:
         DataError: With the first file that is not.
@@ -70,7 +70,7 @@ def check_sources(run_dir: RunDir, files: Sequence[Sequence[Mapping[str, Any]]])
         return
     frozen = read_json(run_dir.sources)["files"]
     for before, now in zip(frozen, files, strict=False):  # another number of sources is the fingerprint's to refuse
-        check_frozen([SourceFile.from_dict(file) for file in before], [SourceFile.from_dict(file) for file in now])
+        check_frozen([SourceFile.from_dict(file) for file in before], now)
 
 
 def changed_settings(config: Config, run_dir: RunPlace) -> list[str]:

@@ -19,10 +19,8 @@ from typing import Any
 import ray
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.data_sections import DataConfig
-from dist_ft.coordinator.core import Prepared
 from dist_ft.coordinator.failures import RankFailure, explain
 from dist_ft.coordinator.start import check_length, check_resume
 from dist_ft.data.shards.counts import describe_left_out
@@ -34,7 +32,7 @@ from dist_ft.errors import (
     StorageError,
     WorkerCrashError,
 )
-from dist_ft.jobs.spec import TaskSpec
+from dist_ft.jobs.spec import MissingShards, Preparation, ShardJob, TaskSpec, decode_preparation, encode_files
 from dist_ft.layout import read_json, write_json, write_whole
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.driver.connect import ClusterInfo, connect
@@ -57,6 +55,7 @@ from dist_ft.orchestrate.workers.starters import Starters
 from dist_ft.report.console import Console
 from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import RECORDS, RunPlace, open_run
+from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation
 
@@ -123,22 +122,22 @@ class _Driver:
         self._has_stopped = False
         self._began_at = time.time() - (time.monotonic() - timeline.began)
 
-    def run(self, preparing: Future[dict[str, Any]], stack: contextlib.ExitStack) -> RunResult:
+    def run(self, preparing: Future[Preparation | MissingShards], stack: contextlib.ExitStack) -> RunResult:
         """Starts the group while the preparation is at work, and sees the run through."""
         stack.callback(self._starters.release)
         self._starters.start()
         self._coordinator.call("set_starters", self._starters.paths)
         group = self._start_group()
-        prepared = preparing.result()  # until here Ctrl-C simply ends the command
-        self._timeline.mark("listed" if prepared["missing"] else "prepared")
+        found = preparing.result()  # until here Ctrl-C simply ends the command
+        self._timeline.mark("prepared" if isinstance(found, Preparation) else "listed")
         self._look_after_starters()
-        check_sources(self._run_dir, prepared["files"])
-        if prepared["missing"]:
-            self._config = with_commit(self._config, prepared["commit"])
-            prepared = self._make_shards(prepared["missing"])
+        check_sources(self._run_dir, found.files)
+        if isinstance(found, MissingShards):
+            self._config = with_commit(self._config, found.commit)
+            found = self._make_shards(found.jobs)
         stack.enter_context(self._signals())
-        self._begin(prepared)
-        streamed = StreamedData(self._config, prepared, self._on_gpu)
+        self._begin(found)
+        streamed = StreamedData(self._config, found, self._on_gpu)
         state, error = "failed", None
         result: dict[str, Any] = {}
         try:
@@ -188,32 +187,36 @@ class _Driver:
         trainer = make_trainer(self._config, resources=self._cluster.resources, loop_config=loop_config)
         return _in_thread(trainer.fit)
 
-    def _make_shards(self, missing: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _make_shards(self, missing: Sequence[ShardJob]) -> Preparation:
         """Has all nodes make the token shards that are missing; returns what is then prepared."""
         self._console.say(f"  preparing data: {len(missing)} shards on {len(self._starters.paths)} nodes")
         make_all(ShardJobs(self._config, missing, 1.0, self._on_gpu), self._starters_now, self._console.progress)
         self._timeline.mark("prepared")
-        return run_task(self._server.socket_path, "prepare", {"config": self._config.model_dump(mode="json")})
+        arguments = {"config": self._config.model_dump(mode="json")}
+        found = decode_preparation(run_task(self._server.socket_path, "prepare", arguments))
+        assert isinstance(found, Preparation)  # it makes what is missing
+        return found
 
     def _starters_now(self) -> Mapping[str, str]:
         self._look_after_starters()
         return self._starters.paths
 
-    def _begin(self, prepared: dict[str, Any]) -> None:
+    def _begin(self, prepared: Preparation) -> None:
         """Checks a resume and opens the run's books: the first change on disk."""
-        self._config = with_commit(self._config, prepared["commit"])
+        inputs = prepared.inputs
+        self._config = with_commit(self._config, inputs.commit)
         store = self._run_dir.store
         previous = read_json(self._run_dir.run_json) if self._run_dir.run_json.exists() else {}
         checkpoints = committed(store)
         if checkpoints:
-            check_resume(checkpoints[-1], Fingerprint(**prepared["fingerprint"]))
+            check_resume(checkpoints[-1], inputs.fingerprint)
             batch = self._config.train.global_batch_size
-            check_length(checkpoints, batch, prepared["max_steps"], prepared["num_positions"])
+            check_length(checkpoints, batch, inputs.max_steps, inputs.num_positions)
         changes = changed_settings(self._config, self._run_dir)
         check_exclusive_creation(store)
         self._run_dir.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._run_dir.config, dump_yaml(self._config))
-        write_json(self._run_dir.sources, {"files": prepared["files"]})
+        write_json(self._run_dir.sources, {"files": encode_files(prepared.files)})
         asked_at = self._run_dir.stop_asked_at()
         if asked_at is not None and asked_at < self._began_at:
             self._run_dir.forget_stop()  # meant for an earlier attempt
@@ -224,17 +227,17 @@ class _Driver:
             self._config.run.name,
             attempt=previous.get("attempt", 0),
             step=checkpoints[-1].step if checkpoints else 0,
-            max_steps=prepared["max_steps"],
+            max_steps=inputs.max_steps,
             wandb_id=wandb_id,
             active_s=previous.get("active_s", 0.0) + time.monotonic() - self._timeline.began,
         )
         config = self._config.model_dump(mode="json")
         place = (self._run_dir.address, str(self._run_dir.path))
-        self._coordinator.begin(config, *place, asdict(record), asdict(Prepared.from_dict(prepared)), self._on_gpu)
+        self._coordinator.begin(config, *place, asdict(record), inputs.to_dict(), self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
             self._coordinator.call("add_event", "settings_changed", {"changes": changes})
-        _say_data(self._console, prepared, self._config.data)
+        _say_data(self._console, inputs, self._config.data)
 
     def _follow(self, group: Future[Any], streamed: StreamedData) -> tuple[str, Future[Any]]:
         """Shows progress until the group has ended; returns `completed` or `stopped`, and the last group.
@@ -330,16 +333,16 @@ class _Driver:
                 signal.signal(number, handler)
 
 
-def _prepare(config: Config, server: ForkServer) -> dict[str, Any]:
+def _prepare(config: Config, server: ForkServer) -> Preparation | MissingShards:
     """Checks model and data and prepares them; once more when the fork server has died under it."""
     arguments = {"config": config.model_dump(mode="json"), "makes_all": False}
     try:
-        return run_task(server.socket_path, "prepare", arguments)
+        return decode_preparation(run_task(server.socket_path, "prepare", arguments))
     except WorkerCrashError:
         if not server.has_ended(within_s=1.0):
             raise  # the task's own fault, such as more memory than there is
         server.restart()
-        return run_task(server.socket_path, "prepare", arguments)
+        return decode_preparation(run_task(server.socket_path, "prepare", arguments))
 
 
 def _in_thread(call: Callable[[], Any]) -> Future[Any]:
@@ -356,19 +359,19 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def _say_data(console: Console, prepared: dict[str, Any], data: DataConfig) -> None:
-    splits = prepared["splits"]
-    if prepared["to_stream"] is not None:
-        num_shards = sum(split["num_shards"] for split in splits)
-        console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {prepared['max_steps']} steps")
+def _say_data(console: Console, inputs: RunInputs, data: DataConfig) -> None:
+    splits = inputs.splits
+    if data.preparation == "stream":
+        num_shards = sum(split.num_shards for split in splits)
+        console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {inputs.max_steps} steps")
         return
-    rows, sequences = sum(s["num_rows"] for s in splits), sum(s["num_sequences"] for s in splits)
-    trained, tokens = sum(s["num_trained_tokens"] for s in splits), sum(s["num_tokens"] for s in splits)
+    rows, sequences = sum(split.num_rows for split in splits), sum(split.num_sequences for split in splits)
+    trained, tokens = sum(split.num_trained_tokens for split in splits), sum(split.num_tokens for split in splits)
     console.say(
         f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
-        f"{prepared['max_steps']} steps"
+        f"{inputs.max_steps} steps"
     )
-    for line in describe_left_out(splits, prepared["eval_split"], data):
+    for line in describe_left_out(splits, inputs.eval_split, data):
         console.say(f"  {line}", "yellow")
 
 

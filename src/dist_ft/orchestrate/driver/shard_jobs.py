@@ -19,7 +19,7 @@ import ray
 from dist_ft.config import Config
 from dist_ft.data.stream.demand import ShardDemand
 from dist_ft.errors import DistFtError
-from dist_ft.jobs.spec import TaskSpec
+from dist_ft.jobs.spec import ShardJob
 from dist_ft.machine import num_cores
 from dist_ft.orchestrate.driver.tasks import result_of, submit_to
 from dist_ft.orchestrate.workers.nodes import list_nodes
@@ -34,7 +34,7 @@ _LOOK_EVERY_S = 2.0
 @dataclass(frozen=True)
 class _Running:
     node_id: str
-    job: dict[str, Any]
+    job: ShardJob
     tries: int
 
 
@@ -43,7 +43,7 @@ class ShardJobs:
 
     Args:
         config: The run config.
-        jobs: What `tasks.prepare` returned, in the order in which they are wanted.
+        jobs: The shards, in the order in which they are wanted.
         share: Share of each node's cores that is used; one shard at a time at least.
         on_gpu: Whether the run uses CUDA devices.
         demand: In mode `stream`, which of them are needed; None for all.
@@ -55,7 +55,7 @@ class ShardJobs:
     def __init__(
         self,
         config: Config,
-        jobs: Sequence[dict[str, Any]],
+        jobs: Sequence[ShardJob],
         share: float,
         on_gpu: bool,
         demand: ShardDemand | None = None,
@@ -69,7 +69,7 @@ class ShardJobs:
         self._demand = demand
         self._slots: dict[str, int] = {}
         self._looked_at = float("-inf")
-        self.progress = ShardProgress(len(jobs), sum(job["num_bytes"] for job in jobs), time.monotonic())
+        self.progress = ShardProgress(len(jobs), sum(job.num_bytes for job in jobs), time.monotonic())
 
     @property
     def is_done(self) -> bool:
@@ -98,15 +98,14 @@ class ShardJobs:
     def _next_is_needed(self) -> bool:
         """Passes over the shards that the run does not get to."""
         while self._waiting and self._demand is not None:
-            if self._demand.is_needed(*self._waiting[0][0]["place"]):
+            if self._demand.is_needed(*self._waiting[0][0].window):
                 break
             self._waiting.popleft()
         return bool(self._waiting)
 
     def _begin(self, node_id: str, starters: Mapping[str, str]) -> None:
         job, tries = self._waiting.popleft()
-        spec = TaskSpec("make_shard", {"config": self._config, **job["arguments"]})
-        reference = submit_to(node_id, spec, dict(starters), self._on_gpu)
+        reference = submit_to(node_id, job.task(self._config), dict(starters), self._on_gpu)
         self._running[reference] = _Running(node_id, job, tries)
 
     def _collect(self) -> None:
@@ -123,10 +122,9 @@ class ShardJobs:
                 self._waiting.appendleft((running.job, running.tries + 1))
                 self._looked_at = float("-inf")  # the node may be gone
                 continue
-            self.progress.add(running.job["num_bytes"], info["num_rows"])
+            self.progress.add(running.job.num_bytes, info["num_rows"])
             if self._demand is not None:
-                source, window = running.job["place"]
-                self._demand.add(source, window, info["num_sequences"])
+                self._demand.add(*running.job.window, info["num_sequences"])
 
     def _num_slots(self, total: Mapping[str, float]) -> int:
         # A Ray of ours has more slots than cores.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.data.stream.demand import ShardDemand
 from dist_ft.errors import DistFtError
+from dist_ft.jobs.spec import Preparation
 from dist_ft.orchestrate.driver.shard_jobs import ShardJobs
 
 _SHARE = 0.5
@@ -22,20 +22,20 @@ class StreamedData:
 
     Args:
         config: The run config.
-        prepared: What `tasks.prepare` returned.
+        prepared: What the preparation found.
         on_gpu: Whether the run uses CUDA devices.
     """
 
-    def __init__(self, config: Config, prepared: Mapping[str, Any], on_gpu: bool) -> None:
+    def __init__(self, config: Config, prepared: Preparation, on_gpu: bool) -> None:
         self._jobs: ShardJobs | None = None
         self._error: DistFtError | None = None
         self._failed_at = 0.0
-        streamed = prepared["to_stream"]
+        streamed = prepared.to_stream
         if streamed is not None:
-            demand = ShardDemand.of(prepared["num_positions"], config.data.weights, len(config.data.train))
-            for source, window, num_sequences in streamed["made"]:
-                demand.add(source, window, num_sequences)
-            self._jobs = ShardJobs(config, streamed["jobs"], _SHARE, on_gpu, demand)
+            demand = ShardDemand.of(prepared.inputs.num_positions, config.data.weights, len(config.data.train))
+            for made in streamed.made:
+                demand.add(*made.window, made.num_sequences)
+            self._jobs = ShardJobs(config, streamed.jobs, _SHARE, on_gpu, demand)
 
     def look(self, starters: Mapping[str, str]) -> bool:
         """Goes on making shards, without waiting; returns whether the run should now make a last checkpoint and stop,

@@ -18,10 +18,9 @@ import pytest
 from dist_ft.config.data_sections import LoaderConfig, RowSource
 from dist_ft.data.curation.filters import NOTHING, Removed
 from dist_ft.data.shards import request as request_module
-from dist_ft.data.shards.counts import quarantine_of
 from dist_ft.data.shards.make import RenderMany, make_shard
 from dist_ft.data.shards.request import SplitRequest, plan_split
-from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards
+from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, quarantine_of
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
 from dist_ft.data.stream.cache import open_split

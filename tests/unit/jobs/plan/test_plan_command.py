@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from dist_ft.config import Config, load_config
-from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.errors import ConfigError
-from dist_ft.jobs import prepare
 from dist_ft.jobs.plan.plan import make_plan, world_sizes
+from dist_ft.jobs.prepare import prepare
 from dist_ft.model.base import load_model
 from dist_ft.report.plan_text import render_plan
 from tests.helpers.paths import ROOT
@@ -33,7 +32,7 @@ def _config(output_dir: Path, *overrides: str) -> Config:
 
 
 def planned(config: Config) -> dict[str, Any]:
-    return make_plan(config, prepare.run(config.model_dump(mode="json")))
+    return make_plan(config, prepare(config).inputs)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +96,7 @@ def test_memory_has_every_stage_of_every_world_size(plan: dict[str, Any]) -> Non
 
 def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]) -> None:
     config = _config(output_dir, "train.max_steps=20")
-    prepared = prepare.run(config.model_dump(mode="json"))
-    split = PreparedSplit.from_dict(prepared["splits"][0])
+    (split,) = prepare(config).inputs.splits
     shards = open_split(split, config.data.loader)
     order = build_order([shards], config.data, config.run.seed)
     for row in plan["world_sizes"]:
