@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ _UNDERSTOOD = frozenset(
 
 
 def lora_config(config: Config) -> LoraConfig:
-    """Returns PEFT's config for `method`."""
+    """Returns PEFT's config for `method`; PEFT itself sets the base model's name, and warns if one was there."""
     method = config.method
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -44,7 +47,6 @@ def lora_config(config: Config) -> LoraConfig:
         target_modules=method.target_modules,
         layers_to_transform=method.layers_to_transform,
         modules_to_save=list(method.modules_to_save) or None,
-        base_model_name_or_path=config.model.name,
     )
 
 
@@ -66,7 +68,8 @@ def attach_adapter(model: nn.Module, config: Config) -> Any:
             return _load_start(model, config.method)
         _check_targets(model, config)
         _check_layers(model, config)
-        return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
+        with _without_warnings():
+            return get_peft_model(model, lora_config(config), autocast_adapter_dtype=False)
     except ConfigError:
         raise
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
@@ -86,9 +89,10 @@ def _load_start(model: nn.Module, method: MethodConfig) -> Any:
     _check_kind(stored, method.init_from)
     stored.lora_dropout = method.lora_dropout
     stored.inference_mode = False
-    return PeftModel.from_pretrained(
-        model, method.init_from, config=stored, is_trainable=True, autocast_adapter_dtype=False
-    )
+    with _without_warnings():
+        return PeftModel.from_pretrained(
+            model, method.init_from, config=stored, is_trainable=True, autocast_adapter_dtype=False
+        )
 
 
 def _check_settings(method: MethodConfig, directory: str) -> None:
@@ -180,4 +184,16 @@ def save_adapter_config(model: Any, config: Config, directory: Path) -> None:
 
 def load_adapter(model: nn.Module, directory: Path) -> Any:
     """Wraps a loaded base model with an exported adapter."""
-    return PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)
+    with _without_warnings():
+        return PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences two warnings of a wrapped model that a user can do nothing about."""
+    with warnings.catch_warnings():
+        # PEFT 0.19 asks for a property that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # A skeleton holds no values, so an adapter's are not copied.
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter in the checkpoint to", UserWarning)
+        yield

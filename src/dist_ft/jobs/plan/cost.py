@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,7 @@ def trained_shape(config: Config) -> ModelShape:
     Raises:
         UserError: There is no such model, or the adapter does not fit it.
     """
-    with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
-        return model_shape(select_trained(skeleton(config), config), config)
+    return model_shape(select_trained(skeleton(config), config), config)
 
 
 def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> dict[str, Any] | None:

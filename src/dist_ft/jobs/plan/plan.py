@@ -6,7 +6,6 @@ model's limits are checked by `jobs/prepare.py`, exactly as a run does it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -19,10 +18,9 @@ from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, largest_batch
 from dist_ft.data.stream.order import step_positions
+from dist_ft.jobs.plan.cost import trained_shape
 from dist_ft.machine import available_memory_bytes, count_gpus
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate, fitting_micro_batch
-from dist_ft.model.base import skeleton
-from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.printable import format_bytes
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slots import layout_slots, num_micro_steps, round_up
@@ -43,9 +41,8 @@ def make_plan(config: Config, inputs: RunInputs) -> dict[str, Any]:
         config: A checked config.
         inputs: What the preparation found; the run itself reuses the token shards.
     """
-    with warnings.catch_warnings(action="ignore"):  # PEFT's, about names and weights that do not matter here
-        config = with_commit(config, inputs.commit)
-        shape = model_shape(select_trained(skeleton(config), config), config)
+    config = with_commit(config, inputs.commit)
+    shape = trained_shape(config)
     splits = inputs.splits
     is_streamed = config.data.preparation == "stream"
     if is_streamed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
 from dist_ft.errors import ConfigError
 from dist_ft.jobs.plan.plan import make_plan, world_sizes
 from dist_ft.jobs.prepare import prepare
+from dist_ft.model.adapter import save_adapter_config
 from dist_ft.model.base import load_model
+from dist_ft.model.trained import select_trained
 from dist_ft.report.plan_text import render_plan
 from tests.helpers.paths import ROOT
 
@@ -189,3 +192,18 @@ def test_rendering_shows_what_matters_on_one_page(plan: dict[str, Any]) -> None:
     assert max(map(len, lines)) <= 110
     for text in ("tiny-random", "107,200", "20 of 8 sequences", "this run"):
         assert text in page
+
+
+@pytest.mark.parametrize("has_start", [False, True])
+def test_the_command_prints_nothing_but_the_plan(output_dir: Path, tmp_path: Path, has_start: bool) -> None:
+    overrides = [f"run.output_dir={output_dir}", "method.kind=lora"]
+    if has_start:
+        config = _config(output_dir, "method.kind=lora")
+        model = select_trained(load_model(config), config)
+        model.save_pretrained(tmp_path)
+        save_adapter_config(model, config, tmp_path)
+        overrides.append(f"method.init_from={tmp_path}")
+    command = [sys.executable, "-c", "from dist_ft.cli import main; main()", "plan", str(SMOKE), *overrides, "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert shown.stderr == ""
+    assert json.loads(shown.stdout)["method"] == "lora"
