@@ -160,13 +160,13 @@ def run_reporting(directory: str) -> dict[str, Any]:
     """What one metrics row costs: the rank's `send`, and the coordinator with a W&B run (offline)."""
     import queue
 
-    from dist_ft.checkpoint.manifest import Fingerprint
     from dist_ft.coordinator.core import Coordinator
     from dist_ft.layout import RunDir
     from dist_ft.messages import Envelope, StepDone
     from dist_ft.monitor.wandb_sink import WandbSink
     from dist_ft.run.run_inputs import RunInputs
     from dist_ft.run.state import RunRecord
+    from dist_ft.slices import Fingerprint
 
     place = RunDir(Path(tempfile.mkdtemp(dir=directory)))
     config = make_config("lora", directory)

@@ -10,6 +10,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
+from dist_ft.slices import SavedState, WrittenFile
+from dist_ft.typed_json import from_json
+
 Outcome = Literal["completed", "stopped"]
 Whereabouts = Literal["waits", "works", "stopped"]
 
@@ -93,14 +96,14 @@ class Staged(Message):
     Attributes:
         step: Completed steps.
         file: What was written.
-        details: What the manifest needs besides the files; rank 0 only.
+        state: What the manifest says besides the files; rank 0 only.
         is_last: The run ends here.
     """
 
     kind: ClassVar[str] = "staged"
     step: int
-    file: dict[str, Any]
-    details: dict[str, Any] | None
+    file: WrittenFile
+    state: SavedState | None
     is_last: bool = False
 
 
@@ -219,7 +222,7 @@ class Envelope:
         kind = _KINDS.get(data["kind"])
         if kind is None:
             raise ValueError(f"unknown message kind {data['kind']!r}, expected one of {sorted(_KINDS)}")
-        return cls(data["run_id"], data["attempt"], data["rank"], kind(**data["body"]))
+        return cls(data["run_id"], data["attempt"], data["rank"], from_json(kind, data["body"]))
 
 
 @dataclass(frozen=True)

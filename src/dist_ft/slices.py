@@ -1,16 +1,18 @@
-"""Types that say where a run stands: the data cursor and the slices of trained state.
+"""Types that say where a run stands: the data cursor, the slices of trained state, and what is said of both.
 
-Torch-free, so that the coordinator can read them. How slices are cut out of DeepSpeed is `zero/partitions.py`.
+Torch-free, so that the coordinator can read them. How slices are cut out of DeepSpeed is `zero/partitions.py`; how
+they become a checkpoint is `checkpoint/`.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
 
 STATE_KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 """What is stored of a trained parameter: its fp32 master and the two Adam moments."""
+Setting = float | int | str | bool | None | list[float]
+"""A value of an optimizer group or of a schedule, as JSON has it; which keys there are is theirs to say."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,6 @@ class ParamInfo:
         """Number of elements."""
         return prod(self.shape)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ParamInfo:
-        """Inverse of `dataclasses.asdict` after a trip through JSON."""
-        return cls(name=data["name"], shape=tuple(data["shape"]), export_name=data["export_name"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns a JSON object."""
-        return {**asdict(self), "shape": list(self.shape)}
-
 
 @dataclass(frozen=True)
 class SliceKey:
@@ -84,6 +77,106 @@ class SliceKey:
         if kind not in STATE_KINDS:
             raise ValueError(f"slice key {text!r} has kind {kind!r}, expected one of {STATE_KINDS}")
         return cls(param, int(start), kind)
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What was written: file name, size, and xxh3-128 of all bytes."""
+
+    name: str
+    num_bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a checkpoint belongs to; a resume with another one is refused.
+
+    Attributes:
+        model: Hash of the base weights.
+        data: Hash over the prepared training sources.
+        seed: `run.seed`.
+        method: What is trained, as text.
+        global_batch_size: Sequences per step.
+    """
+
+    model: str
+    data: str
+    seed: int
+    method: str
+    global_batch_size: int
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """Returns `field: mine, theirs` for every field that differs."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: checkpoint {mine[key]}, config {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Logits of a fixed prompt, by which an export is checked.
+
+    Attributes:
+        tokens: The prompt.
+        columns: The vocabulary entries whose logits are kept.
+        logits: Of each token, those of the columns [len(tokens), len(columns)].
+    """
+
+    tokens: tuple[int, ...]
+    columns: tuple[int, ...]
+    logits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What bitwise equality depends on besides world size and ZeRO stage.
+
+    Attributes:
+        versions: Of the packages that compute, by name.
+        micro_batch_size: Sequences of a pass.
+        num_threads: Threads of a rank.
+        processor: Its machine type.
+        device: Name of the GPU, or `cpu`.
+    """
+
+    versions: dict[str, str]
+    micro_batch_size: int
+    num_threads: int
+    processor: str
+    device: str
+
+    def conditions(self) -> dict[str, str | int]:
+        """Returns every condition by name, versions included."""
+        return {key: value for key, value in vars(self).items() if key != "versions"} | self.versions
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a manifest says of the saved state besides its files; rank 0 reports it.
+
+    Attributes:
+        step: Completed optimizer steps.
+        cursor: Where the data stream goes on.
+        zero_stage: Stage it was written at; any stage loads it.
+        optimizer_step: Adam's counter.
+        fingerprint: What it belongs to.
+        params: Every trained parameter.
+        groups: Settings of each optimizer group at this step.
+        schedule: The learning rate's schedule, with `max_steps`.
+        probe: Logits of a fixed prompt.
+        environment: What bitwise equality depends on.
+    """
+
+    step: int
+    cursor: Cursor
+    zero_stage: int
+    optimizer_step: int
+    fingerprint: Fingerprint
+    params: tuple[ParamInfo, ...]
+    groups: tuple[dict[str, Setting], ...]
+    schedule: dict[str, Setting]
+    probe: Probe
+    environment: Environment
 
 
 def find_gaps(numel: int, ranges: list[tuple[int, int]]) -> str | None:

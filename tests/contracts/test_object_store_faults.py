@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest, verify_files
-from dist_ft.checkpoint.tensorfile import WrittenFile
+from dist_ft.checkpoint.manifest import verify_files
 from dist_ft.errors import CheckpointError, ConfigError, StorageError
-from dist_ft.slices import Cursor
+from dist_ft.slices import WrittenFile
 from dist_ft.storage import objects
 from dist_ft.storage.objects import ObjectStore, check_exclusive_creation, open_store
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 from tests.helpers.s3 import SECRET, Fault, S3Server, s3_server
 
 PART = 5 * 2**20  # the least that S3 takes
@@ -67,10 +67,9 @@ def test_a_store_that_keeps_refusing_is_an_error_that_names_the_object(s3: S3Ser
 
 
 def test_a_store_that_does_not_answer_says_nothing_about_a_checkpoint(s3: S3Server, store: ObjectStore) -> None:
-    mark = Fingerprint("m", "d", 0, "full", 8)
     store.put("checkpoints/step-00000001-a0001/slices", [b"0123456789"])
     files = (WrittenFile("slices", 10, "0" * 32),)
-    manifest = Manifest("run", 1, 1, Cursor(0, 8), 1, 2, 1, mark, (), [], {}, files, {}, {}, None)
+    manifest = make_manifest(1, files=files)
     s3.faults.append(Fault("503", "GET", "slices", times=1000))
     with pytest.raises(ConnectionError, match="slices"):
         verify_files(store, manifest)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist_ft.checkpoint.lineage import Attempt, committed, follow, newest_number, read_attempts, take_attempt
-from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator import core
@@ -51,13 +51,13 @@ from dist_ft.messages import (
 from dist_ft.run.place import RunPlace, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
-from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import is_alive
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
+from tests.helpers.manifests import MARK, make_manifest, saved_state
 
-MARK = Fingerprint("model-hash", "data-hash", 0, "kind=full", 8)
 PARAMS = (ParamInfo("w", (4, 5), "w"),)
 SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
 INPUTS = RunInputs((SPLIT,), replace(SPLIT, key="eval"), MARK, max_steps=60, num_positions=480)
@@ -99,12 +99,7 @@ class Driver:
         layout = [(SliceKey(p.name, 0, kind).encode(), "F32", (p.numel,)) for p in PARAMS for kind in STATE_KINDS]
         data = [np.full(p.numel, step, "<f4").tobytes() for p in PARAMS for _ in STATE_KINDS]
         file = write_tensors(LocalStore(self.dir.checkpoint(step, self.spec.attempt)), slices_name(0, 1), layout, data)
-        details = {
-            "step": step, "cursor": {"epoch": 0, "position": 8 * step}, "zero_stage": 2, "optimizer_step": step,
-            "fingerprint": asdict(MARK), "params": [p.to_dict() for p in PARAMS], "groups": [], "schedule": {},
-            "probe": {}, "environment": {},
-        }  # fmt: skip
-        return Staged(step, asdict(file), details)
+        return Staged(step, file, saved_state(step, PARAMS))
 
     def commit(self, step: int) -> Reply:
         return self.send(self.write(step))
@@ -292,7 +287,7 @@ def test_a_run_whose_start_is_gone_does_not_silently_start_anew(pair: Pair) -> N
 ROW = {"step": 5, "attempt": 1, "loss": -1.0, "step_s": 0.2}
 SAID: dict[str, Message] = {
     "step_done": StepDone(ROW, []),
-    "staged": Staged(6, {"name": slices_name(0, 1), "num_bytes": 0, "xxh3": ""}, None),
+    "staged": Staged(6, WrittenFile(slices_name(0, 1), 0, ""), None),
     "eval_done": EvalDone({"step": 4, "attempt": 1, "eval_loss": -1.0}),
     "rank_started": RankStarted(77, "10.0.0.9"),
     "rendezvous_open": RendezvousOpen("10.0.0.9", 1),
@@ -550,14 +545,6 @@ def worlds(draw: st.DrawFn) -> World:
             if (step, attempt.number) not in world.manifests:
                 world.commit(step, attempt.number)
     return world
-
-
-def make_manifest(step: int, attempt: int) -> Manifest:
-    return Manifest(
-        run_id="t", attempt=attempt, step=step, cursor=Cursor(0, 8 * step), world_size=1, zero_stage=2,
-        optimizer_step=step, fingerprint=MARK, params=(), groups=[], schedule={}, files=(), probe={}, environment={},
-        wandb_id=None,
-    )  # fmt: skip
 
 
 def refs(manifests: Sequence[Manifest]) -> list[tuple[int, int]]:

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file
 
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices
-from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.messages import AttemptSpec, Staged
 from dist_ft.run.run_inputs import RunInputs
-from dist_ft.slices import ParamInfo, SliceKey
+from dist_ft.slices import ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
+from dist_ft.typed_json import from_json
 from tests.helpers.ranks import RankServer
 
 BODIES = "tests.helpers.rank_bodies"
@@ -138,7 +138,7 @@ def commit_staged(config: Config, number: int, results: list[dict[str, Any]]) ->
     found: dict[int, Staging] = {}
     for rank, result in enumerate(results):
         for staged in result["staged"]:
-            found.setdefault(staged["step"], Staging()).add(rank, Staged(**staged))
+            found.setdefault(staged["step"], Staging()).add(rank, from_json(Staged, staged))
     assert all(staging.is_whole(len(results)) for staging in found.values())
     store = LocalStore(run_path(config))
     return {step: commit(store, config.run.name, number, None, staging) for step, staging in found.items()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
@@ -27,10 +26,10 @@ from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import MARK, saved_state
 
 RUN_ID = "full"
 WORLD_SIZE = 2
-MARK = Fingerprint("model-hash", "data-hash", 0, "kind=full", 8)
 PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
 SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
 INPUTS = RunInputs((SPLIT,), replace(SPLIT, key="eval"), MARK, max_steps=60, num_positions=480)
@@ -137,21 +136,7 @@ class SimulatedRun:
                 slices.append((SliceKey(param.name, first, kind), torch.full((last - first,), float(step))))
         directory = self.dir.checkpoint(step, self.spec.attempt)
         file = write_slices(LocalStore(directory), slices_name(rank, self.world_size), slices)
-        return self.send(rank, Staged(step, asdict(file), self.details(step) if rank == 0 else None, is_last))
-
-    def details(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "cursor": {"epoch": 0, "position": 8 * step},
-            "zero_stage": 2,
-            "optimizer_step": step,
-            "fingerprint": asdict(MARK),
-            "params": [param.to_dict() for param in PARAMS],
-            "groups": [],
-            "schedule": {"kind": "cosine", "max_steps": 60},
-            "probe": {"tokens": [1], "columns": [0], "logits": [[0.5]]},
-            "environment": {"versions": {}, "num_threads": 1},
-        }
+        return self.send(rank, Staged(step, file, saved_state(step, PARAMS) if rank == 0 else None, is_last))
 
     def commit(self, step: int) -> Reply:
         for rank in range(self.world_size):

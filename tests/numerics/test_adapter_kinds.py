@@ -65,8 +65,8 @@ def check_exports(config: Config, run: Attempt, tmp_path: Path) -> None:
 
 def probe(model: Any, manifest: Manifest) -> None:
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([manifest.probe["tokens"]])).logits[0][:, manifest.probe["columns"]]
-    trained = torch.tensor(manifest.probe["logits"])
+        logits = model(input_ids=torch.tensor([manifest.probe.tokens])).logits[0][:, list(manifest.probe.columns)]
+    trained = torch.tensor(manifest.probe.logits)
     assert float((logits - trained).abs().max() / trained.abs().max()) < 1e-5
 
 

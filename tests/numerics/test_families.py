@@ -154,7 +154,7 @@ def stock(directory: Path, family: str, dtype: torch.dtype = torch.float32) -> A
 def logits_of(model: Any, manifest: Manifest) -> torch.Tensor:
     """Returns the logits [T, V] of the fixed prompt."""
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=torch.tensor([manifest.probe["tokens"]]), use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=torch.tensor([manifest.probe.tokens]), use_cache=False).logits
     return logits[0].float()
 
 
@@ -268,14 +268,14 @@ def _stopped_and_resumed(
 
 def _check_base_left_behind(base: Path, family: str, run: Trained) -> None:
     """What follows would prove nothing if training had not moved the logits."""
-    columns = logits_of(stock(base, family), run.manifest)[:, run.manifest.probe["columns"]]
-    assert largest_difference(columns, torch.tensor(run.manifest.probe["logits"])) > 1e-2
+    columns = logits_of(stock(base, family), run.manifest)[:, list(run.manifest.probe.columns)]
+    assert largest_difference(columns, torch.tensor(run.manifest.probe.logits)) > 1e-2
 
 
 def _check_probe(logits: torch.Tensor, manifest: Manifest) -> None:
     """The engine computed the probe while it trained, on another number of threads."""
-    found = logits[:, manifest.probe["columns"]]
-    assert largest_difference(found, torch.tensor(manifest.probe["logits"])) < 1e-5
+    found = logits[:, list(manifest.probe.columns)]
+    assert largest_difference(found, torch.tensor(manifest.probe.logits)) < 1e-5
 
 
 def _check_full_export(directory: Path, base: Path, family: str, run: Trained) -> None:

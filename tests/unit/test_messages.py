@@ -30,6 +30,8 @@ from dist_ft.messages import (
     StepDone,
     encode_line,
 )
+from dist_ft.slices import ParamInfo, WrittenFile
+from tests.helpers.manifests import saved_state
 
 MESSAGES: list[Message] = [
     RankStarted(4711, "10.0.0.1"),
@@ -38,8 +40,8 @@ MESSAGES: list[Message] = [
     Loaded(40, 2**40, ["workers: 2 → 3"]),
     StepDone({"step": 3, "loss": 1.25, "digest": "00ff", "note": "zeile\nzwei \u2028 ü"}, [0.25, 0.5]),
     EvalDone({"step": 0, "attempt": 1, "eval_loss": 2.5}),
-    Staged(40, {"name": "slices-00000-of-00002.safetensors", "num_bytes": 2**40}, None),
-    Staged(40, {"name": "x"}, {"params": [{"name": "a", "shape": [2, 3]}], "probe": [0.1]}),
+    Staged(40, WrittenFile("slices-00000-of-00002.safetensors", 2**40, "00"), None),
+    Staged(40, WrittenFile("x", 1, "ff"), saved_state(40, (ParamInfo("a", (2, 3), "a"),))),
     SaveFailed(40, "OSError: no space left", is_last=True),
     Leaving("SIGTERM"),
     Located("waits"),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, find_gaps
+from dist_ft.typed_json import from_json
 
 
 @pytest.mark.parametrize(("shape", "numel"), [((), 1), ((7,), 7), ((3, 4), 12), ((2, 0, 5), 0)])
 def test_a_parameter_survives_json(shape: tuple[int, ...], numel: int) -> None:
     info = ParamInfo("a.weight", shape, "model.a.weight")
-    assert ParamInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    assert from_json(ParamInfo, json.loads(json.dumps(asdict(info)))) == info
     assert info.numel == numel
 
 

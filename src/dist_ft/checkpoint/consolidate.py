@@ -1,7 +1,7 @@
-"""Slices → plain safetensors, in bounded memory and without torch.
+"""Turns slices into plain safetensors, in bounded memory and without torch.
 
-Reads slice headers, lays out output files, streams ranges through a cast, writes the index last. Peak memory is
-one chunk, whatever the model's size. For an adapter only adapter bytes move.
+It lays out the output files, streams ranges through a cast, and writes the index last. Peak memory is one chunk,
+whatever the model's size. For an adapter only adapter bytes move.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, map_slices
+from dist_ft.checkpoint.manifest import Manifest, SliceMap, check_coverage, read_slice_map
 from dist_ft.checkpoint.tensorfile import ITEM_BYTES, to_bfloat16, write_tensors
 from dist_ft.errors import ExportError
 from dist_ft.slices import ParamInfo
@@ -56,7 +56,7 @@ def consolidate(
         ExportError: A value is not finite.
     """
     code = _DTYPES[dtype]
-    slices = map_slices(store, manifest.directory, [file.name for file in manifest.files])
+    slices = read_slice_map(store, manifest)
     check_coverage(manifest.params, slices)
     shards = plan_shards([*manifest.params, *frozen], ITEM_BYTES[code], max_shard_bytes)
     kept = {param.name for param in frozen}

@@ -6,41 +6,32 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import xxhash
 
-from dist_ft.checkpoint.tensorfile import WrittenFile, hash_file, read_header
+from dist_ft.checkpoint.tensorfile import hash_file, read_header
 from dist_ft.errors import CheckpointError
 from dist_ft.layout import FORMAT_VERSION, checkpoint_name
-from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey, find_gaps
+from dist_ft.slices import (
+    STATE_KINDS,
+    Cursor,
+    Environment,
+    Fingerprint,
+    ParamInfo,
+    Probe,
+    Setting,
+    SliceKey,
+    WrittenFile,
+    find_gaps,
+)
 from dist_ft.storage.store import Store
+from dist_ft.typed_json import from_json
 
 MANIFEST = "manifest.json"
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a checkpoint belongs to; a resume with another one is refused.
-
-    Attributes:
-        model: Hash of the base weights.
-        data: Hash over the prepared training sources.
-        seed: `run.seed`.
-        method: What is trained, as text.
-        global_batch_size: Sequences per step.
-    """
-
-    model: str
-    data: str
-    seed: int
-    method: str
-    global_batch_size: int
-
-    def differences(self, other: Fingerprint) -> list[str]:
-        """Returns `field: mine, theirs` for every field that differs."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{key}: checkpoint {mine[key]}, config {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+Pieces = dict[str, dict[str, str]]
+"""Parameter → kind → its pieces by start, each as `file:start:count:offset` with the file's index and a byte offset."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,13 @@ class Manifest:
         optimizer_step: Adam's counter.
         fingerprint: What it belongs to.
         params: Every trained parameter.
-        files: The slice files, in rank order.
-        probe: Logits of a fixed prompt (see `evaluate/held_out.py`), by which an export is checked.
         groups: Settings of each optimizer group at this step.
         schedule: The learning rate's schedule, with `max_steps`.
+        files: The slice files, in rank order.
+        probe: Logits of a fixed prompt (see `evaluate/held_out.py`), by which an export is checked.
         environment: What bitwise equality depends on; a resume says what differs.
         wandb_id: The run's W&B id, if any.
+        pieces: Where every slice lies, so that a rank reads no headers; None in manifests of before.
     """
 
     run_id: str
@@ -74,31 +66,47 @@ class Manifest:
     optimizer_step: int
     fingerprint: Fingerprint
     params: tuple[ParamInfo, ...]
-    groups: list[dict[str, Any]]
-    schedule: dict[str, Any]
+    groups: tuple[dict[str, Setting], ...]
+    schedule: dict[str, Setting]
     files: tuple[WrittenFile, ...]
-    probe: dict[str, Any]
-    environment: dict[str, Any]
+    probe: Probe
+    environment: Environment
     wandb_id: str | None
+    pieces: Pieces | None = None
 
     @property
     def directory(self) -> str:
         """Folder of the checkpoint, relative to the run directory."""
         return f"checkpoints/{checkpoint_name(self.step, self.attempt)}"
 
-    def changed_conditions(self, world_size: int, zero_stage: int, environment: dict[str, Any]) -> list[str]:
+    def changed_conditions(self, world_size: int, zero_stage: int, environment: Environment) -> list[str]:
         """Returns `what: then → now` for what bitwise equality needs and is not as it was."""
-        then = {"workers": self.world_size, "ZeRO stage": self.zero_stage, **_flat(self.environment)}
-        now = {"workers": world_size, "ZeRO stage": zero_stage, **_flat(environment)}
+        then = {"workers": self.world_size, "ZeRO stage": self.zero_stage, **self.environment.conditions()}
+        now = {"workers": world_size, "ZeRO stage": zero_stage, **environment.conditions()}
         return [f"{key}: {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
+
+    def find_pieces(self, param: str, kind: str) -> list[SlicePiece]:
+        """Returns where a parameter's elements of one kind lie, by start, as the piece index says.
+
+        Raises:
+            CheckpointError: The index does not say it in its own format.
+        """
+        assert self.pieces is not None
+        found = []
+        for text in self.pieces.get(param, {}).get(kind, "").split():
+            try:
+                index, start, count, offset = map(int, text.split(":"))
+                path = f"{self.directory}/{self.files[index].name}"
+            except (ValueError, IndexError) as error:
+                raise CheckpointError(f"{self.directory}: {text!r} is no piece of {param} ({kind})") from error
+            found.append(SlicePiece(start, count, path, offset))
+        return found
 
     def encode(self) -> bytes:
         """Returns the file's bytes."""
-        data = {
-            "format_version": FORMAT_VERSION,
-            **asdict(self),
-            "params": [p.to_dict() for p in self.params],
-        }
+        data = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if self.pieces is None:
+            del data["pieces"]
         return (json.dumps({**data, "xxh3": seal(data)}, indent=1) + "\n").encode()
 
     @classmethod
@@ -116,17 +124,10 @@ class Manifest:
             if said != (found := seal(raw)):
                 raise CheckpointError(f"the manifest is damaged: xxh3 {found}, it says {said}")
             del raw["format_version"]
-            files = tuple(WrittenFile(**f) for f in raw.pop("files"))
-            for file in files:
-                if PurePosixPath(file.name).name != file.name or file.name in ("", ".", ".."):
-                    raise CheckpointError(f"the manifest names {file.name!r}, which is not a plain file name")
-            manifest = cls(
-                cursor=Cursor(**raw.pop("cursor")),
-                fingerprint=Fingerprint(**raw.pop("fingerprint")),
-                params=tuple(ParamInfo.from_dict(p) for p in raw.pop("params")),
-                files=files,
-                **raw,
-            )
+            manifest = from_json(cls, raw)
+            for name in (file.name for file in manifest.files):
+                if PurePosixPath(name).name != name or name in ("", ".", ".."):
+                    raise CheckpointError(f"the manifest names {name!r}, which is not a plain file name")
             if manifest.encode() != data:
                 raise CheckpointError("the manifest is damaged: it is not written as it was")
             return manifest
@@ -134,19 +135,14 @@ class Manifest:
             raise CheckpointError(f"not a manifest: {error}") from error
 
 
-def _flat(environment: dict[str, Any]) -> dict[str, Any]:
-    others = {key: value for key, value in environment.items() if key != "versions"}
-    return {**others, **environment.get("versions", {})}
-
-
-def seal(data: dict[str, Any]) -> str:
+def seal(data: object) -> str:
     """Returns the xxh3-128 of a manifest's other fields, as canonical JSON."""
     return xxhash.xxh3_128_hexdigest(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SlicePiece:
-    """Where a run of elements of one parameter lies."""
+    """Where a run of elements of one parameter lies: in which file, from which byte on."""
 
     start: int
     count: int
@@ -173,6 +169,24 @@ def map_slices(store: Store, directory: str, names: Sequence[str]) -> SliceMap:
     for pieces in found.values():
         pieces.sort(key=lambda piece: piece.start)
     return found
+
+
+def read_slice_map(store: Store, manifest: Manifest) -> SliceMap:
+    """Returns where everything is: from the manifest's piece index, or from the files' headers where it has none."""
+    if manifest.pieces is None:
+        return map_slices(store, manifest.directory, [file.name for file in manifest.files])
+    keys = [(param, kind) for param, kinds in manifest.pieces.items() for kind in kinds]
+    return {key: manifest.find_pieces(*key) for key in keys}
+
+
+def index_pieces(slices: SliceMap, files: Sequence[WrittenFile]) -> Pieces:
+    """Returns the piece index of a manifest whose files hold these slices."""
+    numbers = {file.name: number for number, file in enumerate(files)}
+    pieces: Pieces = {}
+    for (param, kind), found in slices.items():
+        texts = [f"{numbers[PurePosixPath(p.file).name]}:{p.start}:{p.count}:{p.offset}" for p in found]
+        pieces.setdefault(param, {})[kind] = " ".join(texts)
+    return pieces
 
 
 def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:

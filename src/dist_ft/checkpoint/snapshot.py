@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from dist_ft.checkpoint.manifest import Manifest, SliceMap, map_slices
-from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
+from dist_ft.checkpoint.manifest import Manifest, SlicePiece, read_slice_map
+from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.errors import CheckpointError
-from dist_ft.slices import SliceKey
+from dist_ft.slices import SliceKey, WrittenFile
 from dist_ft.storage.store import Store
 
 
@@ -31,12 +31,17 @@ def write_slices(store: Store, name: str, slices: Iterable[tuple[SliceKey, torch
 class SliceReader:
     """Reads any range of any trained parameter from a committed checkpoint.
 
-    `bytes_read` counts what was asked of the store, headers excluded.
+    The manifest's piece index says where it lies, so a rank asks the store for its own bytes and nothing else. Only a
+    manifest of before, which has no index, costs the headers of all slice files.
+
+    Attributes:
+        bytes_read: What was asked of the store, headers excluded.
     """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store = store
-        self._slices: SliceMap = map_slices(store, manifest.directory, [file.name for file in manifest.files])
+        self._manifest = manifest
+        self._slices = read_slice_map(store, manifest) if manifest.pieces is None else None
         self.bytes_read = 0
 
     def __call__(self, key: SliceKey, count: int) -> torch.Tensor:
@@ -47,7 +52,7 @@ class SliceReader:
         """
         parts = []
         position, end = key.start, key.start + count
-        for piece in self._slices.get((key.param, key.kind), []):
+        for piece in self._find_pieces(key):
             if piece.start + piece.count <= position:
                 continue
             if piece.start > position or position == end:
@@ -60,3 +65,8 @@ class SliceReader:
         if position != end:
             raise CheckpointError(f"{key.param} ({key.kind}): elements {position}..{end - 1} are not in the checkpoint")
         return torch.from_numpy(np.frombuffer(b"".join(parts), dtype="<f4").copy())
+
+    def _find_pieces(self, key: SliceKey) -> list[SlicePiece]:
+        if self._slices is None:
+            return self._manifest.find_pieces(key.param, key.kind)
+        return self._slices.get((key.param, key.kind), [])

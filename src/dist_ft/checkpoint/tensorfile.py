@@ -20,6 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from dist_ft.errors import CheckpointError
+from dist_ft.slices import WrittenFile
 from dist_ft.storage.store import Store
 
 ITEM_BYTES = {"F32": 4, "BF16": 2}
@@ -44,15 +45,6 @@ class TensorEntry:
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """What was written: file name, size, and xxh3-128 of all bytes."""
-
-    name: str
-    num_bytes: int
-    xxh3: str
 
 
 def write_tensors(

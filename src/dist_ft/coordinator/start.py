@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 
 from dist_ft.checkpoint.lineage import committed, read_attempts
-from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest, verify_files
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
 from dist_ft.checkpoint.retention import deletable
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.run.scores import Scores
+from dist_ft.slices import Fingerprint
 from dist_ft.storage.store import Store
 
 logger = logging.getLogger(__name__)

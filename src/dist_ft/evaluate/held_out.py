@@ -16,6 +16,7 @@ from dist_ft.data.stream.loader import RankLayout, eval_batches, num_eval_batche
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.objectives.micro_batch import to_device
 from dist_ft.run.scores import perplexity
+from dist_ft.slices import Probe
 
 PROBE_TOKENS = 64
 PROBE_COLUMNS = 8
@@ -61,12 +62,13 @@ def probe_inputs(vocab_size: int) -> tuple[list[int], list[int]]:
     return tokens, [(i * vocab_size) // PROBE_COLUMNS for i in range(PROBE_COLUMNS)]
 
 
-def probe_logits(engine: Any, vocab_size: int) -> dict[str, Any]:
-    """Returns `{tokens, columns, logits [64][8]}` of the model as it computes now."""
+def probe_logits(engine: Any, vocab_size: int) -> Probe:
+    """Returns the logits [64, 8] of the probe as the model computes now."""
     tokens, columns = probe_inputs(vocab_size)
     with _inference(engine):
         logits_BTV = engine(torch.tensor([tokens], device=engine.device), None, None)
-    return {"tokens": tokens, "columns": columns, "logits": logits_BTV[0][:, columns].float().cpu().tolist()}
+    logits = logits_BTV[0][:, columns].float().cpu().tolist()
+    return Probe(tuple(tokens), tuple(columns), tuple(map(tuple, logits)))
 
 
 @contextmanager

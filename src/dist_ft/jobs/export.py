@@ -144,9 +144,9 @@ def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> f
     model = _load_export(config, directory, dtype).eval()
     with torch.no_grad():
         logits = (
-            model(input_ids=torch.tensor([probe["tokens"]]), use_cache=False).logits[0][:, probe["columns"]].float()
+            model(input_ids=torch.tensor([probe.tokens]), use_cache=False).logits[0][:, list(probe.columns)].float()
         )
-    trained = torch.tensor(probe["logits"])
+    trained = torch.tensor(probe.logits)
     difference = float((logits - trained).abs().max() / trained.abs().max().clamp_min(1e-6))
     coarser = "bfloat16" if "bfloat16" in (dtype, config.model.torch_dtype) else "float32"
     if not difference <= _RELATIVE_TOLERANCE[coarser]:
@@ -173,5 +173,5 @@ def _write_sidecars(config: Config, run_dir: RunDir, manifest: Manifest, directo
         generation.save_pretrained(directory)
     metrics = last_rows(run_dir.metrics).get(manifest.step, {})
     evals = last_rows(run_dir.evals)
-    card = model_card(config, manifest.step, manifest.environment["versions"], metrics, evals, merge)
+    card = model_card(config, manifest.step, manifest.environment.versions, metrics, evals, merge)
     (directory / "README.md").write_text(card, encoding="utf-8")

@@ -7,7 +7,6 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config, config_from_dict
 from dist_ft.data.shards.make import RenderMany, cache_errors, check_bad_rows, make_shard, read_infos
 from dist_ft.data.shards.request import PlannedShard, SplitPlan, plan_split
@@ -23,6 +22,7 @@ from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_t
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained
 from dist_ft.run.run_inputs import RunInputs
+from dist_ft.slices import Fingerprint
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 

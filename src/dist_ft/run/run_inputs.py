@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.slices import Fingerprint
 
 
 @dataclass(frozen=True)

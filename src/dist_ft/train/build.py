@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.config import Config, config_from_dict
 from dist_ft.data.shards.split import PreparedSplit
@@ -26,7 +26,7 @@ from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.objectives.sft import TokenLoss
-from dist_ft.slices import ParamInfo
+from dist_ft.slices import Environment, Fingerprint, ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.train.device_memory import all_agree_on_least, device_memory_bytes
 from dist_ft.zero.engine import build_engine
@@ -72,7 +72,7 @@ class RankParts:
     vocab_size: int
     start_step: int
     fingerprint: Fingerprint
-    environment: dict[str, Any]
+    environment: Environment
     bytes_read: int
     notes: list[str]
 
@@ -164,15 +164,15 @@ def _micro_batch_size(model: Any, config: Config, spec: RankSpec, splits: list[P
     return all_agree_on_least(fitting)
 
 
-def environment(num_threads: int, micro_batch_size: int) -> dict[str, Any]:
+def environment(num_threads: int, micro_batch_size: int) -> Environment:
     """Returns what bitwise equality depends on besides world size and ZeRO stage."""
-    return {
-        "versions": {package: version(package) for package in _PACKAGES},
-        "micro_batch_size": micro_batch_size,
-        "num_threads": num_threads,
-        "processor": platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+    return Environment(
+        versions={package: version(package) for package in _PACKAGES},
+        micro_batch_size=micro_batch_size,
+        num_threads=num_threads,
+        processor=platform.machine(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    )
 
 
 def _build_loader(config: Config, splits: list[PreparedSplit], num_positions: int, layout: RankLayout) -> TrainLoader:

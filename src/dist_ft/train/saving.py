@@ -10,8 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -19,7 +17,7 @@ from dist_ft.checkpoint.snapshot import copy_slices, write_slices
 from dist_ft.evaluate.held_out import probe_logits
 from dist_ft.layout import checkpoint_name, slices_name
 from dist_ft.messages import PhaseChanged, SaveFailed, Staged
-from dist_ft.slices import Cursor, SliceKey
+from dist_ft.slices import Cursor, Probe, SavedState, SliceKey
 from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
 from dist_ft.train.link import Link
@@ -59,17 +57,17 @@ class Saver:
         began = time.perf_counter()
         self._link.send(PhaseChanged("save", step))
         probe = probe_logits(self._parts.engine, self._parts.vocab_size)
-        details = self._details(step, probe) if self._parts.spec.rank == 0 else None
+        state = self._state(step, probe) if self._parts.spec.rank == 0 else None
         slices: Slices = collect_slices(self._parts.engine, self._parts.names)
         if is_last:
             self._link.send(PhaseChanged("drain", step))  # the limit of a save may be one of copies
             self.finish()
-            self._write(step, slices, details, is_last)
+            self._write(step, slices, state, is_last)
         elif not self._parts.config.checkpoint.in_background:
-            self._write(step, slices, details, is_last)
+            self._write(step, slices, state, is_last)
         else:
             self.finish()
-            arguments = (step, copy_slices(slices), details, is_last)
+            arguments = (step, copy_slices(slices), state, is_last)
             self._thread = threading.Thread(target=self._write, args=arguments, name="save", daemon=True)
             self._thread.start()
         logger.info("saving step %d held the rank up for %.3f s", step, time.perf_counter() - began)
@@ -88,12 +86,12 @@ class Saver:
         if self._error is not None:
             raise self._error
 
-    def _write(self, step: int, slices: Slices, details: dict[str, Any] | None, is_last: bool) -> None:
+    def _write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool) -> None:
         spec = self._parts.spec
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
             file = write_slices(self._store, name, slices)
-            self._link.send(Staged(step, asdict(file), details, is_last))
+            self._link.send(Staged(step, file, state, is_last))
         except OSError as error:
             logger.exception("step %d could not be saved", step)
             self._link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
@@ -102,19 +100,19 @@ class Saver:
                 raise
             self._error = error  # the loop raises it
 
-    def _details(self, step: int, probe: dict[str, Any]) -> dict[str, Any]:
-        """What the manifest needs besides the files."""
+    def _state(self, step: int, probe: Probe) -> SavedState:
+        """Returns what the manifest says besides the files."""
         parts = self._parts
         position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.num_positions)
-        return {
-            "step": step,
-            "cursor": asdict(Cursor(parts.loader.epoch(position), position)),
-            "zero_stage": parts.config.zero_stage,
-            "optimizer_step": optimizer_step(parts.engine),
-            "fingerprint": asdict(parts.fingerprint),
-            "groups": group_settings(parts.engine),
-            "schedule": {**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.max_steps},
-            "params": [param.to_dict() for param in parts.params],
-            "probe": probe,
-            "environment": parts.environment,
-        }
+        return SavedState(
+            step=step,
+            cursor=Cursor(parts.loader.epoch(position), position),
+            zero_stage=parts.config.zero_stage,
+            optimizer_step=optimizer_step(parts.engine),
+            fingerprint=parts.fingerprint,
+            params=tuple(parts.params),
+            groups=tuple(group_settings(parts.engine)),
+            schedule={**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.max_steps},
+            probe=probe,
+            environment=parts.environment,
+        )

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dist_ft.slices import STATE_KINDS, SliceKey
+from dist_ft.slices import STATE_KINDS, Setting, SliceKey
 
 ReadRange = Callable[[SliceKey, int], torch.Tensor]
 """(key with a start, number of elements) → float32 tensor [number of elements]."""
@@ -95,7 +95,7 @@ def optimizer_step(engine: Any) -> int:
     return 0
 
 
-def group_settings(engine: Any) -> list[dict[str, Any]]:
+def group_settings(engine: Any) -> list[dict[str, Setting]]:
     """Returns learning rate, decay, betas and eps of each optimizer group as they are now."""
     keys = ("lr", "initial_lr", "weight_decay", "eps")
     groups = engine.optimizer.param_groups

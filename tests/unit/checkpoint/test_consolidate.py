@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from dist_ft.checkpoint import consolidate as module
 from dist_ft.checkpoint.consolidate import consolidate, plan_shards
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.errors import CheckpointError, ExportError
-from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 
 PARAMS = (
     ParamInfo("base.a.weight", (7, 11), "a.weight"),
@@ -50,8 +51,7 @@ def _write(run_dir: Path, weights: dict[str, torch.Tensor], world_size: int, ski
         slices[skip][0] = (key, tensor[:-1])
     directory = run_dir / "checkpoints/step-00000010-a0001"
     files = tuple(write_slices(LocalStore(directory), f"slices-{rank}", found) for rank, found in enumerate(slices))
-    mark = Fingerprint("m", "d", 0, "full", 8)
-    return Manifest("run", 1, 10, Cursor(0, 80), world_size, 2, 10, mark, PARAMS, [], {}, files, {}, {}, None)
+    return make_manifest(10, params=PARAMS, world_size=world_size, files=files)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

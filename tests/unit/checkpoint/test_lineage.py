@@ -11,10 +11,10 @@ from threading import Barrier
 import pytest
 
 from dist_ft.checkpoint.lineage import Attempt, committed, follow, read_attempts, take_attempt
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.errors import CheckpointError, UsageError
-from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 
 Ref = tuple[int, int]
 """(step, attempt)."""
@@ -22,8 +22,7 @@ Ref = tuple[int, int]
 
 def _manifest(ref: Ref) -> Manifest:
     step, attempt = ref
-    mark = Fingerprint("m", "d", 0, "full", 8)
-    return Manifest("run", attempt, step, Cursor(0, 8 * step), 2, 2, step, mark, (), [], {}, (), {}, {}, None)
+    return make_manifest(step, attempt)
 
 
 def _attempts(starts: Sequence[Ref]) -> list[Attempt]:

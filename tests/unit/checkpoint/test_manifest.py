@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dist_ft.checkpoint.manifest import (
-    Fingerprint,
     Manifest,
     SliceMap,
     SlicePiece,
@@ -23,10 +22,13 @@ from dist_ft.checkpoint.manifest import (
     verify_files,
 )
 from dist_ft.checkpoint.snapshot import write_slices
-from dist_ft.checkpoint.tensorfile import WrittenFile, write_tensors
+from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.errors import CheckpointError
-from dist_ft.slices import STATE_KINDS, Cursor, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, Cursor, Environment, Fingerprint, ParamInfo, Probe, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
+
+GOLDEN = Path(__file__).parent / "golden" / "manifest.json"
+"""Written by the commit before the piece index."""
 
 
 def _manifest(**changes: Any) -> Manifest:
@@ -40,11 +42,11 @@ def _manifest(**changes: Any) -> Manifest:
         optimizer_step=40,
         fingerprint=Fingerprint("m", "d", 7, "kind=full", 8),
         params=(ParamInfo("model.w", (3, 5), "w"), ParamInfo("model.β", (), "β")),
-        groups=[{"lr": 1e-4, "initial_lr": 2e-4, "weight_decay": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}],
+        groups=({"lr": 1e-4, "initial_lr": 2e-4, "weight_decay": 0.1, "betas": [0.9, 0.999], "eps": 1e-8},),
         schedule={"kind": "cosine", "max_steps": 60},
         files=(WrittenFile("slices-00000-of-00001.safetensors", 123, "0" * 32),),
-        probe={"tokens": [1], "columns": [0], "logits": [[0.1]]},
-        environment={"versions": {"torch": "2"}, "num_threads": 1},
+        probe=Probe((1,), (0,), ((0.1,),)),
+        environment=Environment({"torch": "2"}, 2, 1, "x86_64", "cpu"),
         wandb_id=None,
     )
     return replace(whole, **changes)
@@ -59,6 +61,19 @@ def _edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_a_manifest_survives_its_bytes() -> None:
     assert Manifest.decode(_manifest().encode()) == _manifest()
+
+
+def test_a_manifest_with_a_piece_index_survives_its_bytes() -> None:
+    manifest = _manifest(pieces={"model.w": {"fp32": "0:0:15:320"}})
+    assert Manifest.decode(manifest.encode()) == manifest
+
+
+def test_a_manifest_of_before_is_written_as_it_was() -> None:
+    data = GOLDEN.read_bytes()
+    manifest = Manifest.decode(data)
+    assert manifest.encode() == data
+    assert (manifest.pieces, manifest.environment.device, manifest.probe.columns) == (None, "cpu", (0, 5))
+    assert manifest.groups[0]["betas"] == [0.9, 0.999]
 
 
 def test_the_directory_follows_from_step_and_attempt() -> None:
@@ -90,6 +105,7 @@ GARBAGE = {
     "a file without a hash": _edited(lambda raw: raw["files"][0].pop("xxh3")),
     "a parameter without a shape": _edited(lambda raw: raw["params"][0].pop("shape")),
     "no cursor": _edited(lambda raw: raw.update(cursor=None)),
+    "an index that is none": _edited(lambda raw: raw.update(pieces=[1])),
 }
 
 
@@ -122,7 +138,7 @@ def test_a_changed_number_is_damage(key: str) -> None:
 def test_changed_conditions_are_named_with_both_values() -> None:
     one = _manifest()
     assert one.changed_conditions(2, 2, one.environment) == []
-    assert one.changed_conditions(3, 2, {"versions": {"torch": "3"}, "num_threads": 1}) == [
+    assert one.changed_conditions(3, 2, replace(one.environment, versions={"torch": "3"})) == [
         "workers: 2 → 3",
         "torch: 2 → 3",
     ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.retention import deletable, surplus
-from dist_ft.slices import Cursor
+from tests.helpers.manifests import make_manifest
 
 
 def _manifest(step: int, attempt: int = 1) -> Manifest:
-    mark = Fingerprint("m", "d", 0, "full", 8)
-    return Manifest("run", attempt, step, Cursor(0, step), 1, 2, step, mark, (), [], {}, (), {}, {}, None)
+    return make_manifest(step, attempt)
 
 
 @pytest.mark.parametrize(

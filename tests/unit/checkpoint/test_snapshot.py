@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import Manifest, index_pieces, map_slices
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.errors import CheckpointError
-from dist_ft.slices import Cursor, ParamInfo, SliceKey
+from dist_ft.slices import ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 
 DIRECTORY = "checkpoints/step-00000010-a0001"
 NUMEL = 23
 
 
-def _write(run_dir: Path, ranges: list[list[tuple[int, int]]]) -> tuple[SliceReader, torch.Tensor]:
+def _write(
+    run_dir: Path, ranges: list[list[tuple[int, int]]], has_index: bool = True, store: LocalStore | None = None
+) -> tuple[SliceReader, torch.Tensor]:
     """Writes `w`, whose elements are their indices, cut into the ranges [start, end) of each rank."""
     whole = torch.arange(NUMEL, dtype=torch.float32)
     files = tuple(
@@ -30,10 +34,12 @@ def _write(run_dir: Path, ranges: list[list[tuple[int, int]]]) -> tuple[SliceRea
         )
         for rank, found in enumerate(ranges)
     )
-    mark = Fingerprint("m", "d", 0, "full", 8)
     params = (ParamInfo("w", (NUMEL,), "w"),)
-    manifest = Manifest("run", 1, 10, Cursor(0, 80), 2, 2, 10, mark, params, [], {}, files, {}, {}, None)
-    return SliceReader(LocalStore(run_dir), manifest), whole
+    manifest = make_manifest(10, params=params, files=files)
+    if has_index:
+        slices = map_slices(LocalStore(run_dir), DIRECTORY, [file.name for file in files])
+        manifest = replace(manifest, pieces=index_pieces(slices, files))
+    return SliceReader(store or LocalStore(run_dir), Manifest.decode(manifest.encode())), whole
 
 
 def test_a_slice_file_is_plain_safetensors(tmp_path: Path) -> None:
@@ -44,14 +50,51 @@ def test_a_slice_file_is_plain_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "ranges", [[[(0, 23)]], [[(0, 10)], [(10, 23)]], [[(17, 23), (0, 1)], [(1, 2), (9, 17)], [(2, 9)]]]
 )
-def test_every_range_reads_back_whatever_the_pieces(tmp_path: Path, ranges: list[list[tuple[int, int]]]) -> None:
-    reader, whole = _write(tmp_path, ranges)
+@pytest.mark.parametrize("has_index", [True, False], ids=["with an index", "of before"])
+def test_every_range_reads_back_whatever_the_pieces(
+    tmp_path: Path, ranges: list[list[tuple[int, int]]], has_index: bool
+) -> None:
+    reader, whole = _write(tmp_path, ranges, has_index)
     expected_bytes = 0
     for start in range(NUMEL):
         for count in range(1, NUMEL - start + 1):
             assert torch.equal(reader(SliceKey("w", start, "fp32"), count), whole[start : start + count])
             expected_bytes += 4 * count
     assert reader.bytes_read == expected_bytes
+
+
+class CountingStore(LocalStore):
+    """A store that notes what is asked of it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.ranges: list[tuple[str, int]] = []
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        self.ranges.append((Path(name).name, length))
+        return super().read_range(name, start, length)
+
+
+def test_a_rank_asks_the_store_for_its_own_bytes_and_for_no_header(tmp_path: Path) -> None:
+    store = CountingStore(tmp_path)
+    reader, whole = _write(tmp_path, [[(0, 10)], [(10, 20)], [(20, 23)]], store=store)
+    assert store.ranges == []
+    assert torch.equal(reader(SliceKey("w", 8, "fp32"), 4), whole[8:12])
+    assert store.ranges == [("slices-0", 8), ("slices-1", 8)]
+
+
+def test_without_an_index_the_headers_of_all_files_are_read(tmp_path: Path) -> None:
+    store = CountingStore(tmp_path)
+    _write(tmp_path, [[(0, 10)], [(10, 23)]], has_index=False, store=store)
+    assert {name for name, _ in store.ranges} == {"slices-0", "slices-1"}
+
+
+@pytest.mark.parametrize("text", ["9:0:23:88", "0:0:23", "a:b:c:d"])
+def test_an_index_that_says_nothing_is_a_checkpoint_error(tmp_path: Path, text: str) -> None:
+    manifest = make_manifest(10, pieces={"w": {"fp32": text}}, files=(WrittenFile("slices-0", 1, ""),))
+    reader = SliceReader(LocalStore(tmp_path), manifest)
+    with pytest.raises(CheckpointError, match="is no piece of w"):
+        reader(SliceKey("w", 0, "fp32"), 1)
 
 
 def test_views_are_written_as_they_look(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
+from dist_ft.slices import WrittenFile
 from tests.helpers.simulated_run import ENDED, MARK, RUN_ID, SPLIT, SimulatedRun, run_config
 
 
@@ -68,7 +69,7 @@ def test_a_message_of_another_attempt_is_refused_and_changes_nothing(
         StepDone(run.row(11), []),
         RankFailed(ENDED),
         RankDone("completed", 60),
-        Staged(20, {}, None),
+        Staged(20, WrittenFile("", 0, ""), None),
     ):
         with pytest.raises(StaleAttemptError, match="current attempt"):
             run.send(0, message, attempt, run_id)

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ft.checkpoint.lineage import newest_number, take_attempt
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.coordinator.start import can_go_on, check_length, clean_up
 from dist_ft.errors import UsageError
 from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 
 BATCH = 10
 
 
 def _manifest(step: int, position: int, attempt: int = 1) -> Manifest:
-    mark = Fingerprint("m", "d", 0, "full", BATCH)
-    return Manifest("run", attempt, step, Cursor(0, position), 1, 2, step, mark, (), [], {}, (), {}, {}, None)
+    return make_manifest(step, attempt, cursor=Cursor(0, position))
 
 
 @pytest.mark.parametrize(

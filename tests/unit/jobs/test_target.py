@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.config import Config, dump_yaml
 from dist_ft.errors import UsageError
 from dist_ft.jobs.target import find_target
 from dist_ft.layout import RunDir, write_json
 from dist_ft.run.state import RunRecord
-from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 
 
 def _config(model: str, held_out: Any = 0.1) -> Config:
@@ -34,9 +33,8 @@ def run(tmp_path: Path) -> RunDir:
     run_dir.config.write_text(dump_yaml(_config("of the run")), encoding="utf-8")
     store = LocalStore(run_dir.path)
     take_attempt(store, None)
-    mark = Fingerprint("m", "d", 0, "full", 8)
     for step in (30, 40):
-        manifest = Manifest("run", 1, step, Cursor(0, step), 1, 2, step, mark, (), [], {}, (), {}, {}, None)
+        manifest = make_manifest(step)
         store.create_exclusive(f"{manifest.directory}/manifest.json", manifest.encode())
     return run_dir
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from dist_ft import cli
 from dist_ft.checkpoint.lineage import committed, take_attempt
-from dist_ft.checkpoint.manifest import MANIFEST, Fingerprint, Manifest
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.checkpoint.snapshot import write_slices
-from dist_ft.checkpoint.tensorfile import WrittenFile
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.errors import UsageError
 from dist_ft.layout import RunDir, slices_name, write_json
@@ -27,8 +26,9 @@ from dist_ft.messages import Staged
 from dist_ft.report.checkpoints import list_checkpoints, remove_checkpoints, verify_checkpoints
 from dist_ft.run.place import open_run
 from dist_ft.run.state import FINAL, TRANSITIONS, RunRecord
-from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
+from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import saved_state
 
 PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
 ACTIVE = sorted(set(TRANSITIONS) - set(FINAL))
@@ -58,7 +58,7 @@ class Run:
         staging = Staging()
         for rank in range(world_size):
             file = self.write_rank(step, rank, world_size)
-            staging.add(rank, Staged(step, asdict(file), self._details(step) if rank == 0 else None))
+            staging.add(rank, Staged(step, file, saved_state(step, PARAMS) if rank == 0 else None))
         return commit(self.store, "demo", self.attempt, None, staging)
 
     def write_rank(self, step: int, rank: int, world_size: int = 2, first: int = 0, last: int = 0) -> WrittenFile:
@@ -85,20 +85,6 @@ class Run:
     @property
     def directories(self) -> list[str]:
         return sorted(path.name for path in RunDir(self.path).checkpoints.iterdir())
-
-    def _details(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "cursor": {"epoch": 0, "position": 8 * step},
-            "zero_stage": 2,
-            "optimizer_step": step,
-            "fingerprint": asdict(Fingerprint("model-hash", "data-hash", 0, "kind=full", 8)),
-            "params": [param.to_dict() for param in PARAMS],
-            "groups": [],
-            "schedule": {"kind": "cosine", "max_steps": 60},
-            "probe": {"tokens": [1], "columns": [0], "logits": [[0.5]]},
-            "environment": {"versions": {}, "num_threads": 1},
-        }
 
 
 @dataclass

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dist_ft.checkpoint.manifest import Fingerprint
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
@@ -18,6 +17,7 @@ from dist_ft.report.console import Console, describe_event, format_duration
 from dist_ft.run.place import open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
+from dist_ft.slices import Fingerprint
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.checkpoint.manifest import Fingerprint, Manifest
 from dist_ft.config import config_from_dict, dump_yaml
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.layout import RunDir, read_json, write_json
 from dist_ft.run.place import open_run
 from dist_ft.run.state import FINAL, RunRecord
 from dist_ft.run.status import FINAL_STATES, find_checkpoint, read_status, render_status, request_stop
-from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
+from tests.helpers.manifests import make_manifest
 
 CONFIG = config_from_dict(
     {
@@ -42,11 +41,7 @@ def _write_record(run: Path, **changes: Any) -> None:
 
 
 def _commit(run: Path, step: int) -> None:
-    manifest = Manifest(
-        run_id="demo", attempt=1, step=step, cursor=Cursor(0, step * 8), world_size=2, zero_stage=2,
-        optimizer_step=step, fingerprint=Fingerprint("m", "d", 0, "full", 8), params=(), files=(), probe={},
-        environment={}, groups=[], schedule={}, wandb_id=None,
-    )  # fmt: skip
+    manifest = make_manifest(step)
     LocalStore(run).create_exclusive(f"{manifest.directory}/manifest.json", manifest.encode())
 
 
