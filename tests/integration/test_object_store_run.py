@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from dist_ft.config import dump_yaml
+from dist_ft.data.stream.loader import NUM_FETCHERS
 from dist_ft.layout import last_rows, read_json, read_rows
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.storage.objects import open_store
@@ -138,6 +139,27 @@ def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undistu
     check_same(bench, run, undisturbed)
     starts = [row["start_step"] for row in read_rows(run.ledger) if row["event"] == "attempt"]
     assert starts[0] == 0 and starts[1] >= 10
+
+
+def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path: Path) -> None:
+    limit_bytes, size = 24_000, ["train.max_steps=15", "data.part_mib=0.0004"]
+    plain = open_run(finish(bench.start("whole", str(bench.folder / "runs"), *size))["run_dir"])
+    limit = [f"data.loader.cache_dir={tmp_path}", f"data.loader.cache_gib={limit_bytes / (1 << 30)!r}"]
+    run = open_run(finish(bench.start("evicted", f"{bench.bucket}/runs", *size, *limit))["run_dir"])
+    run.fetch(*RECORDS)
+    rows, wanted = last_rows(run.metrics), last_rows(plain.metrics)
+    assert sorted(rows) == list(range(1, 16))
+    assert {s: (row["digest"], row["loss"]) for s, row in rows.items()} == {
+        s: (row["digest"], row["loss"]) for s, row in wanted.items()
+    }
+    prepared = {
+        name: len(data) for name, data in bench.server.objects(bench.bucket).items()
+        if ".dist-ft-cache" in name and name.endswith((".arrow", ".index.npy"))
+    }  # fmt: skip
+    copied = {path.name: path.stat().st_size for path in tmp_path.glob("*.[0-9a-f]*.*") if path.suffix != ".lock"}
+    num_shards = sum(name.endswith(".arrow") for name in prepared)
+    assert num_shards > 3 * NUM_FETCHERS
+    assert sum(copied.values()) <= limit_bytes < sum(prepared.values()) / 2
 
 
 def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(

@@ -39,6 +39,8 @@ FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
 READY_POLL_S = 2.0
 """Between two looks for a shard that is being prepared."""
+ROOM_POLL_S = 0.05
+"""Between two looks for room that copies under way take up."""
 READY_LIMIT_S = 7200.0
 """Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
 LOCK_LIMIT_S = 900.0
@@ -169,7 +171,7 @@ class ShardCache:
             if path in damaged:
                 path.unlink(missing_ok=True)
         if (data := self._mapped_copy(path, info, ending)) is None:
-            with self._locked(f"copy-{int(xxhash.xxh3_64_intdigest(path.name.encode())) % _NUM_LOCKS}"):
+            with self._locked(_lock_of(path)):
                 # Another process may have made it while this one waited.
                 if (data := self._mapped_copy(path, info, ending)) is None:
                     data = self._copy(replica.store, path, info, ending)
@@ -185,16 +187,22 @@ class ShardCache:
         return data if data.size == _num_bytes(info, ending) else None
 
     def _copy(self, store: Store, path: Path, info: ShardInfo, ending: str) -> pa.Buffer:
-        """Copies, checks and maps a file. The caller holds its lock, so what lies under the other name is garbage."""
+        """Copies a file, durably, checks it against its hash and maps it. The caller holds the lock of the copy."""
         part, name = path.with_name(f".{path.name}.part"), f"{info.key}{ending}"
-        num_bytes = _num_bytes(info, ending)
-        with self._locked("space"), _disk_errors(self._directory):
-            part.unlink(missing_ok=True)
-            self._make_room(num_bytes, name)
-            with part.open("wb") as file:
-                file.truncate(num_bytes)  # counted from now on, before its bytes are here
+        num_bytes, hasher = _num_bytes(info, ending), xxhash.xxh3_128()
+        self._reserve(part, num_bytes, name)
         try:
-            if self._fill(part, store, name, num_bytes) != _hash(info, ending):
+            with part.open("r+b") as file:
+                for start in range(0, num_bytes, _CHUNK_BYTES):
+                    self._check_open()
+                    data = store.read_range(name, start, min(_CHUNK_BYTES, num_bytes - start))
+                    hasher.update(data)
+                    with _disk_errors(self._directory):
+                        file.write(data)
+                        file.flush()
+                with _disk_errors(self._directory):
+                    os.fsync(file.fileno())
+            if hasher.hexdigest() != _hash(info, ending):
                 raise DataError(f"{num_bytes} bytes came, but they are not those that were written; delete it there")
             with _disk_errors(self._directory):
                 mapped = map_file(part)
@@ -203,28 +211,33 @@ class ShardCache:
         finally:
             part.unlink(missing_ok=True)
 
-    def _fill(self, part: Path, store: Store, name: str, num_bytes: int) -> str:
-        """Writes an object's bytes into a file, durably; returns their hash."""
-        hasher = xxhash.xxh3_128()
-        with part.open("r+b") as file:
-            for start in range(0, num_bytes, _CHUNK_BYTES):
-                self._check_open()
-                data = store.read_range(name, start, min(_CHUNK_BYTES, num_bytes - start))
-                hasher.update(data)
-                with _disk_errors(self._directory):
-                    file.write(data)
-                    file.flush()
-            with _disk_errors(self._directory):
-                os.fsync(file.fileno())
-        return str(hasher.hexdigest())
+    def _reserve(self, part: Path, num_bytes: int, name: str) -> None:
+        """Takes up the room of a copy before its first byte comes, so that copies under way count, too.
 
-    def _make_room(self, num_bytes: int, name: str) -> None:
-        """Deletes the copies not used for longest until a file fits."""
+        Waits where only copies under way could make room: they become copies that can be deleted.
+        """
         if num_bytes > self._limit_bytes:
             raise StorageError(
                 f"data.loader.cache_gib={self._loader.cache_gib:g} is less than the one file {name} ({num_bytes} bytes)"
                 "; raise it"
             )
+        deadline = time.monotonic() + LOCK_LIMIT_S
+        while True:
+            with self._locked("space"), _disk_errors(self._directory):
+                part.unlink(missing_ok=True)  # of a process that died: this one holds the lock of the copy
+                if self._make_room(num_bytes, _lock_of(part)):
+                    with part.open("wb") as file:
+                        file.truncate(num_bytes)
+                    return
+            if time.monotonic() > deadline:
+                raise DataUnavailableError(
+                    f"data.loader.cache_gib={self._loader.cache_gib:g} has been taken up by copies under way for "
+                    f"{LOCK_LIMIT_S:g} s; look for a process that hangs"
+                )
+            self._pause(ROOM_POLL_S)
+
+    def _make_room(self, num_bytes: int, held_lock: str) -> bool:
+        """Deletes the copies not used for longest until a file fits; returns whether it does."""
         found = []
         for entry in os.scandir(self._directory):
             if _OURS.fullmatch(entry.name):  # the directory may be one that holds other things
@@ -232,13 +245,23 @@ class ShardCache:
                     status = entry.stat(follow_symlinks=False)
                     found.append((status.st_mtime, status.st_size, Path(entry.path)))
         used = sum(size for _, size, _ in found)
-        for modified, size, path in sorted(found):
+        for _, size, path in sorted(found):
             if used + num_bytes <= self._limit_bytes:
                 break
-            is_being_written = path.suffix == ".part" and time.time() - modified < LOCK_LIMIT_S
-            if not is_being_written:
+            if path.suffix != ".part" or self._is_abandoned(path, held_lock):
                 path.unlink(missing_ok=True)
                 used -= size
+        return used + num_bytes <= self._limit_bytes
+
+    def _is_abandoned(self, part: Path, held_lock: str) -> bool:
+        """Returns whether nobody writes a copy any more: the system frees the lock of a process that dies."""
+        name = _lock_of(part)
+        if name == held_lock:
+            return True
+        lock = FileLock(self._directory / f".{name}.lock", thread_local=False, is_singleton=False)
+        with suppress(Timeout), lock.acquire(timeout=0):
+            return True
+        return False
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -296,6 +319,12 @@ class _ClosedError(DataUnavailableError):
 def _explain(name: str, reasons: dict[str, str]) -> str:
     tried = "; ".join(f"{shown}: {reason}" for shown, reason in reasons.items())
     return f"shard file {name} cannot be read. {tried}"
+
+
+def _lock_of(path: Path) -> str:
+    """Returns the name of the lock that a copy is made under, of its file or of the one under way."""
+    name = path.name.removeprefix(".").removesuffix(".part")
+    return f"copy-{int(xxhash.xxh3_64_intdigest(name.encode())) % _NUM_LOCKS}"
 
 
 def _hash(info: ShardInfo, ending: str) -> str:

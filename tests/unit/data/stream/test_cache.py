@@ -87,6 +87,72 @@ def test_a_whole_pass_is_read_through_a_small_cache(tmp_path: Path, remote: Path
     assert sum((tmp_path / "copies" / name).stat().st_size for name in copies(tmp_path)) <= limit
 
 
+def used_bytes(directory: Path) -> int:
+    """Bytes of the copies, those under way too; one that is renamed meanwhile is counted once."""
+    sizes = {}
+    for entry in os.scandir(directory / "copies"):
+        if not entry.name.endswith(".lock"):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            sizes[status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def test_copies_made_at_once_never_take_more_than_the_limit(tmp_path: Path, remote: Path) -> None:
+    limit = 2 * max((remote / f"s{n}.arrow").stat().st_size for n in range(6))
+    pairs, used = threading.Barrier(2), []
+
+    def in_pairs(name: str, nth: int, data: bytes) -> bytes:
+        if name.endswith(ARROW):
+            pairs.wait(60)  # two copies fit and get here; the others wait for their room
+            used.append(used_bytes(tmp_path))
+        return data
+
+    caches = [make_cache(tmp_path, Remote(remote, in_pairs), gib=limit / (1 << 30)) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        files = list(pool.map(lambda n: caches[n].open(caches[n].info(f"s{n}"), ARROW), range(6)))
+    assert [file.data.to_pybytes() for file in files] == [(remote / f"s{n}.arrow").read_bytes() for n in range(6)]
+    assert len(used) == 6
+    assert max(used) <= limit
+    assert len(copies(tmp_path)) == 2
+
+
+def test_a_copy_of_a_process_that_died_makes_room(tmp_path: Path, remote: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_die_while_copying, args=(str(tmp_path),))
+    child.start()
+    child.join(20)
+    assert [name.startswith(".s0.") for name in copies(tmp_path)] == [True]
+    size = (remote / "s1.arrow").stat().st_size
+    cache = make_cache(tmp_path, Remote(remote), gib=size / (1 << 30))
+    file = cache.open(cache.info("s1"), ARROW)
+    assert copies(tmp_path) == [file.path.name]
+
+
+def test_close_ends_the_wait_for_room(tmp_path: Path, remote: Path) -> None:
+    size = max((remote / f"s{n}.arrow").stat().st_size for n in range(2))
+    is_copying, may_end = threading.Event(), threading.Event()
+
+    def slow(name: str, nth: int, data: bytes) -> bytes:
+        if name.endswith(ARROW):
+            is_copying.set()
+            may_end.wait(60)
+        return data
+
+    first = make_cache(tmp_path, Remote(remote, slow), gib=size / (1 << 30))
+    second = make_cache(tmp_path, Remote(remote), gib=size / (1 << 30))
+    with ThreadPoolExecutor(2) as pool:
+        copying = pool.submit(first.open, first.info("s0"), ARROW)
+        is_copying.wait(60)
+        waiting = pool.submit(second.open, second.info("s1"), ARROW)
+        second.close()
+        with pytest.raises(DataUnavailableError, match="was closed"):
+            waiting.result(60)
+        may_end.set()
+        assert copying.result(60).data.size > 0
+
+
 def test_the_copies_not_used_for_longest_go_first(tmp_path: Path, remote: Path) -> None:
     sizes = [(remote / f"s{n}.arrow").stat().st_size for n in range(4)]
     cache = make_cache(tmp_path, Remote(remote), gib=(sum(sizes) - 1) / (1 << 30))
