@@ -25,7 +25,7 @@ from dist_ft.model.base import (
     skeleton,
 )
 from dist_ft.model.card import model_card
-from dist_ft.model.trained import select_trained
+from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.model.weights import WeightFiles
 from dist_ft.run.place import open_run, published
 from dist_ft.slices import ParamInfo
@@ -68,7 +68,7 @@ def run(
     verify_files(place.store, manifest)
     with published(to) as directory:
         out_dtype = dtype or parsed.model.torch_dtype
-        is_merged = merge and parsed.method.kind == "lora"
+        is_merged = merge and trains_adapter(parsed)
         # An adapter that is merged keeps all its digits until the sum is rounded.
         first_dtype = "float32" if is_merged else out_dtype
         _write_weights(parsed, place.store, manifest, directory, first_dtype)
@@ -85,7 +85,7 @@ def run(
 def _write_weights(config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str) -> None:
     """Writes weights and the config that names them. The names are checked against the model's structure."""
     model = select_trained(skeleton(config), config)
-    is_adapter = config.method.kind == "lora"
+    is_adapter = trains_adapter(config)
     expected = {(key, tuple(model.get_parameter(name).shape)) for name, key in export_names(model).items()}
     found = {(param.export_name, param.shape) for param in manifest.params}
     if expected != found:

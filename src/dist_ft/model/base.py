@@ -1,15 +1,22 @@
-"""The base model and its tokenizer: where they come from, how they are loaded, what identifies them."""
+"""Finds, loads and identifies the base model and its tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from dist_ft.config import Config, with_commit
 from dist_ft.config.advice import QUANTISED
@@ -43,7 +50,9 @@ def model_dir(config: Config) -> Path:
 
 
 def at_commit(config: Config) -> Config:
-    """Returns the config with a hub model held at the commit that its revision is now; others as they are.
+    """Returns the config with a hub model pinned to the commit that its revision means now.
+
+    Local and embedded models stay as they are.
 
     Raises:
         ModelError: See `hub.resolve`.
@@ -53,11 +62,11 @@ def at_commit(config: Config) -> Config:
     return config if is_local else with_commit(config, hub.resolve(config))
 
 
-def load_model_config(config: Config) -> Any:
+def load_model_config(config: Config) -> PreTrainedConfig:
     """Loads the transformers config of the base model.
 
     Raises:
-        ModelError: It cannot be read, or is not a causal language model's.
+        ModelError: The config cannot be read, or the model is quantised.
     """
     path = model_dir(config)
     try:
@@ -79,7 +88,7 @@ def load_model_config(config: Config) -> Any:
     return found
 
 
-def load_model(config: Config) -> torch.nn.Module:
+def load_model(config: Config) -> PreTrainedModel:
     """Loads the base model in `model.dtype` on the CPU.
 
     Raises:
@@ -107,11 +116,11 @@ def load_model(config: Config) -> torch.nn.Module:
     return model
 
 
-def skeleton(config: Config) -> Any:
+def skeleton(config: Config) -> PreTrainedModel:
     """Builds the base model without memory for its weights (device `meta`); buffers are real.
 
     Raises:
-        ModelError: It is no causal language model, or `model.attention` is not to be had here.
+        ModelError: It is no causal language model, or `model.attention` is not available here.
     """
     model_config = load_model_config(config)
     try:
@@ -130,7 +139,7 @@ def skeleton(config: Config) -> Any:
     return model
 
 
-def load_tokenizer(config: Config) -> Any:
+def load_tokenizer(config: Config) -> PreTrainedTokenizerFast:
     """Loads the tokenizer, with `data.chat_template` in place of its own template when given.
 
     Raises:
@@ -148,7 +157,7 @@ def load_tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def load_generation_config(config: Config) -> Any | None:
+def load_generation_config(config: Config) -> GenerationConfig | None:
     """Returns the base model's generation config, or None when it has none."""
     path = model_dir(config)
     return GenerationConfig.from_pretrained(path) if (path / "generation_config.json").is_file() else None
@@ -157,8 +166,8 @@ def load_generation_config(config: Config) -> Any | None:
 def fingerprint(config: Config) -> str:
     """Returns a hash that identifies the base weights.
 
-    Over the sizes, headers and 64 evenly spaced 64 KiB blocks of every safetensors file, and config.json: a
-    fraction of a second for any size, and a changed, retrained or truncated model is told apart.
+    It covers config.json, and of every safetensors file the size and 64 evenly spaced blocks of 64 KiB, the header
+    among them. That takes a fraction of a second for any size, and tells a changed, retrained or truncated model apart.
     """
     path = model_dir(config)
     hasher = xxhash.xxh3_128((path / "config.json").read_bytes())
@@ -174,7 +183,7 @@ def fingerprint(config: Config) -> str:
     return hasher.hexdigest()
 
 
-def tokenizer_key(tokenizer: Any) -> str:
+def tokenizer_key(tokenizer: PreTrainedTokenizerFast) -> str:
     """Returns a hash of everything that changes how a conversation becomes tokens."""
     backend = tokenizer.backend_tokenizer.to_str()
     template = tokenizer.chat_template

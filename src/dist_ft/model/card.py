@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from dist_ft.config import Config
+from dist_ft.model.trained import trains_adapter
 
 
 def model_card(
@@ -17,7 +18,7 @@ def model_card(
     merged: bool,
 ) -> str:
     """Returns README.md of an export: what it is, data, method, numbers, versions."""
-    is_adapter = config.method.kind == "lora" and not merged
+    is_adapter = trains_adapter(config) and not merged
     # JSON strings are valid YAML scalars, whatever a name holds.
     header = [
         "---",

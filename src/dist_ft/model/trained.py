@@ -1,12 +1,12 @@
-"""Which parameters of a model are trained, and under which names."""
+"""Selects the parameters of a model that are trained."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
+from torch import nn
 
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError
@@ -14,16 +14,30 @@ from dist_ft.memory import DTYPE_BYTES, ModelShape
 from dist_ft.model.adapter import attach_adapter
 
 
-def select_trained(model: Any, config: Config) -> Any:
+def trains_adapter(config: Config) -> bool:
+    """Whether an adapter is trained, and the base model frozen."""
+    return config.method.kind == "lora"
+
+
+def select_trained(model: nn.Module, config: Config) -> nn.Module:
     """Attaches the adapter, or freezes what `method.freeze` names; returns the model to train.
 
     Raises:
         ConfigError: A name or pattern fits no part of the model, or nothing is left to train.
     """
-    if config.method.kind == "lora":
+    if trains_adapter(config):
         model = attach_adapter(model, config)
+        if config.train.gradient_checkpointing:
+            model.enable_input_require_grads()  # a recomputed layer has a gradient only if its input has one
     else:
-        _freeze(model, config.method.freeze)
+        freeze, names = config.method.freeze, [name for name, _ in model.named_parameters()]
+        for index, pattern in _unmatched(freeze, names):
+            raise ConfigError(f"method.freeze.{index}={pattern} matches no parameter; they are called like {names[0]}")
+        for name, parameter in model.named_parameters():
+            if any(re.search(pattern, name) for pattern in freeze):
+                parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(f"method.freeze={freeze} matches every parameter; leave some to train")
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     patterns = [group.pattern for group in config.optimizer.groups]
     for index, pattern in _unmatched(patterns, trained):
@@ -34,8 +48,14 @@ def select_trained(model: Any, config: Config) -> Any:
     return model
 
 
-def model_shape(model: Any, config: Config, count: Callable[[Any], int] = torch.numel) -> ModelShape:
-    """Returns what the memory formulas must know of a model, adapter attached; `count` gives a parameter's elements."""
+def model_shape(model: nn.Module, config: Config, count: Callable[[torch.Tensor], int] = torch.numel) -> ModelShape:
+    """Returns what the memory formulas need to know about a model.
+
+    Args:
+        model: The model, adapter attached.
+        config: Its run.
+        count: Returns the elements of a parameter; at stage 3 a rank holds only a part of each.
+    """
     text = model.config.get_text_config()
     return ModelShape(
         num_params=sum(count(p) for p in model.parameters()),
@@ -46,17 +66,6 @@ def model_shape(model: Any, config: Config, count: Callable[[Any], int] = torch.
         vocab_size=text.vocab_size,
         dtype_bytes=DTYPE_BYTES[config.model.torch_dtype],
     )
-
-
-def _freeze(model: Any, patterns: list[str]) -> None:
-    names = [name for name, _ in model.named_parameters()]
-    for index, pattern in _unmatched(patterns, names):
-        raise ConfigError(f"method.freeze.{index}={pattern} matches no parameter; they are called like {names[0]}")
-    for name, parameter in model.named_parameters():
-        if any(re.search(pattern, name) for pattern in patterns):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"method.freeze={patterns} matches every parameter; leave some to train")
 
 
 def _unmatched(patterns: list[str], names: Iterable[str]) -> list[tuple[int, str]]:

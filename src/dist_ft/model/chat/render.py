@@ -1,9 +1,9 @@
-"""Record → tokens and loss mask, for any chat template.
+"""Turns records into tokens and loss masks, for any chat template.
 
-A conversation is rendered and tokenised as a whole; which characters belong to assistant turns is found by rendering
-prefixes as text (`turns.py`), and carried to tokens by offsets. So the tokens are exactly those that the model sees in
-use, and no template needs generation markers (few have them). Answers whose text a template rewrites later on (Qwen 3
-strips the reasoning of earlier turns) go into samples of their own, each as it stands when the model gives it.
+The renderer renders and tokenises a conversation as a whole. It finds the characters of assistant turns by rendering
+prefixes as text (`answers.py`) and maps them to tokens by offsets. So the tokens are exactly those that the model sees
+in use, and no template needs generation markers (few have them). A template may rewrite an answer later on (Qwen 3
+strips the reasoning of earlier turns); such an answer gets a sample of its own, as it stands when the model gives it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerFast
+
 from dist_ft.config.data_sections import CHAT_TEMPLATES
 from dist_ft.errors import DataError, ModelError
 from dist_ft.model.chat.answers import Span, find_answer
 from dist_ft.model.chat.omissions import check_answer, check_context
 from dist_ft.model.chat.sandbox import Template
-from dist_ft.model.chat.style import Dialect, find_dialect
+from dist_ft.model.chat.style import TemplateStyle, find_style
 from dist_ft.printable import printable
 from dist_ft.records import Completion, Conversation, Message, Record, Sample
 
@@ -34,10 +37,10 @@ class Renderer:
         train_on: `data.train_on`.
     """
 
-    def __init__(self, tokenizer: Any, train_on: str = "assistant") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, train_on: str = "assistant") -> None:
         self._tokenizer = tokenizer
         self._train_on = train_on
-        self._languages: dict[bool, tuple[Template, Dialect]] = {}
+        self._templates: dict[bool, tuple[Template, TemplateStyle]] = {}
         self._eos: str = tokenizer.eos_token or ""
         adds_bos = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos: str = tokenizer.bos_token if adds_bos else ""
@@ -50,20 +53,25 @@ class Renderer:
             DataError: The template refuses the conversation or leaves something of it out.
             ModelError: The tokenizer has no chat template.
         """
-        return self._tokenise(self._spell(record))
+        return self._tokenise(self._texts(record))
 
     def render_many(self, records: Sequence[Record]) -> list[list[Sample] | DataError]:
-        """Does the same for many records with one call of the tokenizer, which is faster than a call for each.
+        """Renders many records with one call of the tokenizer, which is faster than a call for each.
 
         Returns:
-            Of each record its samples, or the error that `__call__` raises.
+            For each record its samples, or the DataError that `__call__` would raise.
 
         Raises:
             ModelError: As `__call__`.
         """
-        spelled = [self._try_to_spell(record) for record in records]
-        samples = iter(self._tokenise([text for texts in spelled if isinstance(texts, list) for text in texts]))
-        return [[next(samples) for _ in texts] if isinstance(texts, list) else texts for texts in spelled]
+        found: list[list[_Text] | DataError] = []
+        for record in records:
+            try:
+                found.append(self._texts(record))
+            except DataError as error:
+                found.append(error)
+        samples = iter(self._tokenise([text for texts in found if isinstance(texts, list) for text in texts]))
+        return [[next(samples) for _ in texts] if isinstance(texts, list) else texts for texts in found]
 
     def prompt(self, record: Record) -> str:
         """Returns the text before the last assistant turn, or the prompt, ready for the model to continue."""
@@ -82,8 +90,8 @@ class Renderer:
             ModelError: There is none.
         """
         try:
-            template, dialect = self._language(bool(tools))
-            return template.render([dialect.spell(message) for message in messages], tools, add_generation_prompt)
+            template, style = self._template(bool(tools))
+            return template.render([style.format(message) for message in messages], tools, add_generation_prompt)
         except ModelError:
             raise
         except Exception as error:  # a template is a program: it can raise anything
@@ -93,9 +101,9 @@ class Renderer:
                 f"the chat template refuses turns ({roles}): {reason}; change the row or set another data.chat_template"
             ) from error
 
-    def _language(self, has_tools: bool) -> tuple[Template, Dialect]:
-        """Returns the template and how it wants its messages; some models have one of their own for tools."""
-        if has_tools not in self._languages:
+    def _template(self, has_tools: bool) -> tuple[Template, TemplateStyle]:
+        """Returns the template and its style; some models have another template for conversations with tools."""
+        if has_tools not in self._templates:
             if not self._tokenizer.chat_template:
                 raise ModelError(
                     "the model's tokenizer has no chat template, which conversations need; set data.chat_template to a "
@@ -103,52 +111,47 @@ class Renderer:
                 )
             source = self._tokenizer.get_chat_template(tools=[] if has_tools else None)
             template = Template(source, self._tokenizer.special_tokens_map)
-            self._languages[has_tools] = template, find_dialect(template)
-        return self._languages[has_tools]
+            self._templates[has_tools] = template, find_style(template)
+        return self._templates[has_tools]
 
-    def _try_to_spell(self, record: Record) -> list[_Text] | DataError:
-        try:
-            return self._spell(record)
-        except DataError as error:
-            return error
-
-    def _spell(self, record: Record) -> list[_Text]:
+    def _texts(self, record: Record) -> list[_Text]:
         """Returns the texts of a record, each of which becomes a sample."""
         if isinstance(record, Completion):
-            return [self._complete(record)]
+            return [self._whole_text(record)]
         if self._train_on == "all":
             text = self.text(record.messages, record.tools)
             check_context(text, record.messages, record.tools)
             return [_Text(text, ((0, len(text)),))]
-        return self._converse(record)
+        return self._texts_of_answers(record)
 
-    def _converse(self, record: Conversation) -> list[_Text]:
+    def _texts_of_answers(self, conversation: Conversation) -> list[_Text]:
+        """Returns as few texts as hold every trained answer just as the model gives it."""
+        turns = conversation.messages
+
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-            return self.text(messages, record.tools, add_generation_prompt)
+            return self.text(messages, conversation.tools, add_generation_prompt)
 
-        answers = {number: find_answer(record.messages, number, render) for number in self._trained_turns(record)}
+        numbers = [number for number, message in enumerate(turns) if message["role"] == "assistant"]
+        if self._train_on == "last":
+            numbers = numbers[-1:]
+        trained = [number for number in numbers if turns[number].get("weight") != 0]
+        answers = {number: find_answer(turns, number, render) for number in trained}
         if answers:
             last = max(answers)
-            check_context(answers[last].until, record.messages[:last], record.tools)
+            check_context(answers[last].until, turns[:last], conversation.tools)
         texts = []
         while answers:
-            # What follows the last answer can teach nothing; every answer that its text leaves as it was goes along.
+            # The text ends with the last answer that is left. It also trains those before it that it did not rewrite.
             text = answers[max(answers)].until
             spans = {number: answer.span_in(text, self._eos, self._marks) for number, answer in answers.items()}
             found = {number: span for number, span in spans.items() if span}
             for number, (start, end) in found.items():
-                check_answer(text[start:end], number, record.messages[number])
+                check_answer(text[start:end], number, turns[number])
             texts.append(_Text(text, tuple(found.values())))
             answers = {number: answer for number, answer in answers.items() if number not in found}
         return texts[::-1]
 
-    def _trained_turns(self, record: Conversation) -> list[int]:
-        answers = [number for number, message in enumerate(record.messages) if message["role"] == "assistant"]
-        if self._train_on == "last":
-            answers = answers[-1:]
-        return [number for number in answers if record.messages[number].get("weight") != 0]
-
-    def _complete(self, record: Completion) -> _Text:
+    def _whole_text(self, record: Completion) -> _Text:
         text = record.prompt + record.completion
         opening = [] if text.startswith(self._bos) else [self._tokenizer.bos_token_id]
         if not text.endswith(self._eos):
@@ -163,7 +166,12 @@ class Renderer:
         backend.no_padding()
         backend.encode_special_tokens = self._tokenizer.split_special_tokens
         encodings = backend.encode_batch([text.text for text in texts], add_special_tokens=False)
-        return [_sample(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        samples = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            trained = [False] * len(text.opening) + find_trained(text.text, text.spans, encoding)
+            trained[:1] = [False for _ in trained[:1]]  # nothing precedes the first token
+            samples.append(Sample([*text.opening, *encoding.ids], trained))
+        return samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +189,8 @@ class _Text:
     opening: tuple[int, ...] = ()
 
 
-def _sample(text: _Text, encoding: Any) -> Sample:
-    trained = [False] * len(text.opening) + find_trained(text.text, text.spans, encoding)
-    trained[:1] = [False for _ in trained[:1]]
-    return Sample([*text.opening, *encoding.ids], trained)
-
-
-def find_trained(text: str, spans: Sequence[Span], encoding: Any) -> list[bool]:
-    """Says of each token whether it is of a span.
+def find_trained(text: str, spans: Sequence[Span], encoding: Encoding) -> list[bool]:
+    """Returns for each token whether it belongs to a span.
 
     A token that begins before its span counts when it brings nothing along but white space: " yes" behind "Answer:"
     is the answer, wherever the space was written. Tokens are found by bisection: a tokenizer goes from left to right,
@@ -200,21 +202,26 @@ def find_trained(text: str, spans: Sequence[Span], encoding: Any) -> list[bool]:
         encoding: Of the library `tokenizers`.
     """
     count = len(encoding)
+
+    def characters(token: int) -> Span:
+        found = encoding.token_to_chars(token)
+        assert found is not None, "tokens of the text itself have characters"
+        return found
+
+    def first_token(at: int) -> int:
+        """Returns the first token that begins at a character or behind it."""
+        return bisect_left(range(count), at, key=lambda token: characters(token)[0])
+
     trained = [False] * count
     first_free = 0
     for start, end in spans:
         if start >= end:
             continue
-        first, behind = (_first_token(encoding, count, at) for at in (start, end))
+        first, behind = first_token(start), first_token(end)
         trained[first:behind] = [True] * (behind - first)
         if first > first_free:
-            at, until = encoding.token_to_chars(first - 1)
+            at, until = characters(first - 1)
             brings_space_along = until > start and text[at:start].isspace()
             trained[first - 1] = brings_space_along and any(a < until <= b for a, b in spans)
         first_free = behind
     return trained
-
-
-def _first_token(encoding: Any, count: int, at: int) -> int:
-    """Returns the first token that begins at a character or behind it."""
-    return bisect_left(range(count), at, key=lambda token: encoding.token_to_chars(token)[0])

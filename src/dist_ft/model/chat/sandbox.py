@@ -1,7 +1,7 @@
-"""Renders chat templates, which are programs of strangers, with little to reach and little to waste.
+"""Renders chat templates in a sandbox: they are programs that strangers wrote.
 
-The text is that of transformers' `apply_chat_template` (a test compares them), but for three things: the date is fixed,
-so that the same data gives the same tokens tomorrow; nothing is random; and loops, powers, products, memory and the
+The text equals that of transformers' `apply_chat_template` (a test compares them), with three exceptions. The date is
+fixed, so that the same data gives the same tokens tomorrow. Nothing is random. Loops, powers, products, memory and the
 length of the text have limits.
 """
 
@@ -26,13 +26,13 @@ TODAY = datetime(2024, 7, 26)
 """What `strftime_now` tells every template; Llama 3.1's own default."""
 
 _MAX_TURNS = 250_000
-"""Turns of all loops and calls of all macros in one rendering: about a second."""
+"""Most turns of loops and calls of macros in one rendering: about a second."""
 _MAX_BULK = 1 << 20
 """Elements of a repeated sequence, or bits of a product or power."""
 _MAX_MEMORY = 512 << 20
 """Bytes that one rendering may add to the process."""
 _MAX_GROWTH = 64
-"""A text may be so many times as long as what the template was given, and a megabyte."""
+"""Longest text, as a multiple of what the template was given; a megabyte is always allowed."""
 
 
 class Template:
@@ -94,14 +94,22 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that Jinja does not work it out while compiling
     def count_turn(self, _context: Context, _value: None) -> None:
-        """Stands at the head of every loop and macro body."""
+        """Counts a turn; every body of a loop or macro begins with this filter."""
         self.turns_left -= 1
         if self.turns_left < 0:
             raise SecurityError(f"it goes through more than {_MAX_TURNS} turns of loops")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Refuses products and powers that would keep the machine busy."""
-        if _bulk(operator, left, right) > _MAX_BULK:
+        bulk = 0
+        if isinstance(left, int) and isinstance(right, int):
+            is_power = operator == "**"
+            bulk = left.bit_length() * abs(right) if is_power else left.bit_length() + right.bit_length()
+        else:
+            repeated, times = (left, right) if isinstance(right, int) else (right, left)
+            if isinstance(repeated, str | list | tuple) and isinstance(times, int):
+                bulk = len(repeated) * times
+        if bulk > _MAX_BULK:
             raise SecurityError(f"the result of {operator} is too large")
         return super().call_binop(context, operator, left, right)
 
@@ -130,32 +138,21 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
-def _bulk(operator: str, left: Any, right: Any) -> int:
-    if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-    size, times = (left, right) if isinstance(right, int) else (right, left)
-    return len(size) * times if isinstance(size, str | list | tuple) and isinstance(times, int) else 0
-
-
 @contextmanager
 def _bounded_memory() -> Iterator[None]:
-    """Lets the process grow by so much only while a template runs: any amount can be asked for in one short filter."""
+    """Limits the growth of the process while a template runs: one short filter can ask for any amount."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + _MAX_MEMORY
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path
+            used = int(file.read(100).split()[5]) * resource.getpagesize()  # what RLIMIT_DATA counts
+    except OSError:  # macOS, where no limit holds
+        used = 1 << 40
+    limit = used + _MAX_MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _data_bytes() -> int:
-    """Returns the size of what RLIMIT_DATA counts in this process."""
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path
-            return int(file.read(100).split()[5]) * resource.getpagesize()
-    except OSError:  # macOS, where no limit holds
-        return 1 << 40
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -1,13 +1,12 @@
-"""What a chat template expects of messages where stock templates differ, found out by trying it.
+"""Finds out what a chat template expects of messages, where stock templates differ, by trying it.
 
-The renderer's records are all alike (`records.Message`); this module spells them as a template wants them.
+Records spell messages in one way (`records.Message`). This module formats them as a template wants them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from dist_ft.model.chat.sandbox import Template
 from dist_ft.records import Message
@@ -16,68 +15,60 @@ _WORD = "probe0word"
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """How one template wants its messages.
+class TemplateStyle:
+    """The form in which one template wants its messages.
 
     Attributes:
-        knows_developer: Has a meaning of its own for the role `developer`; others get `system`.
-        content_as_parts: Wants `[{"type": "text", "text": ...}]`, as templates of vision models do.
-        arguments_as_text: Wants the arguments of tool calls as JSON text.
+        knows_developer: The template has a meaning of its own for the role `developer`; others get `system`.
+        content_as_parts: It wants `[{"type": "text", "text": ...}]`, as templates of vision models do.
+        arguments_as_text: It wants the arguments of tool calls as JSON text.
     """
 
     knows_developer: bool = True
     content_as_parts: bool = False
     arguments_as_text: bool = False
 
-    def spell(self, message: Message) -> Message:
-        """Returns the message for the template, without what is not for it and without empty keys."""
-        spelt = {key: value for key, value in message.items() if value is not None and key != "weight"}
+    def format(self, message: Message) -> Message:
+        """Returns the message for the template, without keys that are empty or not meant for it."""
+        formatted = {key: value for key, value in message.items() if value is not None and key != "weight"}
         if message["role"] == "developer" and not self.knows_developer:
-            spelt["role"] = "system"
+            formatted["role"] = "system"
         if self.content_as_parts:
-            spelt["content"] = [{"type": "text", "text": message["content"]}]
-        if "reasoning_content" in spelt:
-            spelt.setdefault("thinking", spelt["reasoning_content"])  # gpt-oss; transformers does the same
-        if "tool_calls" in spelt and self.arguments_as_text:
-            spelt["tool_calls"] = [_with_text_arguments(call) for call in spelt["tool_calls"]]
-        return spelt
+            formatted["content"] = [{"type": "text", "text": message["content"]}]
+        if "reasoning_content" in formatted:
+            formatted.setdefault("thinking", formatted["reasoning_content"])  # gpt-oss; transformers does the same
+        if "tool_calls" in formatted and self.arguments_as_text:
+            calls = []
+            for call in formatted["tool_calls"]:
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+            formatted["tool_calls"] = calls
+        return formatted
 
 
-def find_dialect(template: Template) -> Dialect:
-    """Tries a template on a short conversation in each spelling."""
-    in_parts = _try(template, Dialect(content_as_parts=True))
-    # In quotes it is the list itself that was written.
-    understood = _WORD in in_parts and f"'{_WORD}'" not in in_parts and f'"{_WORD}"' not in in_parts
-    parts = understood and _WORD not in _try(template, Dialect())
-    plain = Dialect("developer" in template.source, parts)
-    as_text = Dialect(plain.knows_developer, parts, arguments_as_text=True)
-    # A template that joins arguments to text fails on an object, or writes it as Python does, in single quotes.
-    arguments = f'{{"{_WORD}"'
-    text = arguments not in _try_call(template, plain) and arguments in _try_call(template, as_text)
-    return as_text if text else plain
+def find_style(template: Template) -> TemplateStyle:
+    """Renders short conversations in each form and returns the form that the template understands."""
 
+    def render(style: TemplateStyle, turns: list[Message]) -> str:
+        try:
+            return template.render([style.format(turn) for turn in turns], [], False)
+        except Exception:  # a template is a program: it can raise anything, and has then not understood
+            return ""
 
-def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+    question: list[Message] = [{"role": "user", "content": _WORD}]
+    in_parts = render(TemplateStyle(content_as_parts=True), question)
+    # Between quotes, the template has written the list itself.
+    is_understood = _WORD in in_parts and f"'{_WORD}'" not in in_parts and f'"{_WORD}"' not in in_parts
+    parts = is_understood and _WORD not in render(TemplateStyle(), question)
 
-
-def _try(template: Template, dialect: Dialect) -> str:
-    return _render(template, dialect, [{"role": "user", "content": _WORD}])
-
-
-def _try_call(template: Template, dialect: Dialect) -> str:
-    function = {"name": "probe", "arguments": {_WORD: 1}}
-    call = {"id": "probe0000", "type": "function", "function": function}
-    turns: list[Message] = [
+    call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {_WORD: 1}}}
+    with_call: list[Message] = [
         {"role": "user", "content": "probe"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    return _render(template, dialect, turns)
-
-
-def _render(template: Template, dialect: Dialect, turns: list[Message]) -> str:
-    try:
-        return template.render([dialect.spell(turn) for turn in turns], [], False)
-    except Exception:  # a template is a program: it can raise anything, and has then not understood
-        return ""
+    plain = TemplateStyle("developer" in template.source, parts)
+    as_text = replace(plain, arguments_as_text=True)
+    # A template that joins arguments to text fails on an object, or writes it as Python does, in single quotes.
+    arguments = f'{{"{_WORD}"'
+    wants_text = arguments not in render(plain, with_call) and arguments in render(as_text, with_call)
+    return as_text if wants_text else plain

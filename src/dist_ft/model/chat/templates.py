@@ -1,4 +1,4 @@
-"""Which chat template a run renders with: one of ours by name, a file, Jinja text, or the tokenizer's own."""
+"""Selects the chat template of a run: one of ours by name, a file, Jinja text, or the tokenizer's own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ def template_text(data: DataConfig) -> str | None:
     Raises:
         ModelError: The file cannot be read.
     """
-    if data.template_path is not None:
-        return _read(data.template_path)
-    return named_template(data.chat_template) if data.chat_template in CHAT_TEMPLATES else data.chat_template
+    path = data.template_path
+    if path is None:
+        return named_template(data.chat_template) if data.chat_template in CHAT_TEMPLATES else data.chat_template
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"data.chat_template={path} cannot be read: {error}; name a Jinja file in UTF-8") from error
 
 
 def named_template(name: str) -> str:
     """Returns one of `config.data_sections.CHAT_TEMPLATES`."""
     return (files("dist_ft.model.chat") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"data.chat_template={path} cannot be read: {error}; name a Jinja file in UTF-8") from error
