@@ -289,7 +289,7 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
             np.savez(
                 directory / f"{size}-{rank}.npz",
                 num_passes=np.array(len(steps[0].micro_batches)),
-                num_trained=np.array([batch.num_trained_tokens for batch in steps]),
+                num_trained=np.array([batch.totals.num_trained_tokens for batch in steps]),
                 **arrays,
             )
     return {

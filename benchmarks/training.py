@@ -139,7 +139,7 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
             keep = targets != -100
             hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[keep]
             loss_sum = F.cross_entropy(inner.lm_head(hidden).float(), targets[keep], reduction="sum")
-            (loss_sum / batch.num_trained_tokens).backward()
+            (loss_sum / batch.totals.num_trained_tokens).backward()
             total += loss_sum.item()
             for master, parameter in zip(masters, trained, strict=True):
                 gradient = parameter.grad.float()
@@ -152,8 +152,8 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
             for master, parameter in zip(masters, trained, strict=True):
                 parameter.copy_(master)
         seconds.append(time.perf_counter() - began)
-        loss = total / batch.num_trained_tokens
-    return {"step_s": seconds, "tokens": [b.num_tokens for b in batches], "loss": loss}
+        loss = total / batch.totals.num_trained_tokens
+    return {"step_s": seconds, "tokens": [b.totals.num_tokens for b in batches], "loss": loss}
 
 
 def run_reporting(directory: str) -> dict[str, Any]:

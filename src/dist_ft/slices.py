@@ -6,7 +6,7 @@ they become a checkpoint is `checkpoint/`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import prod
 
 STATE_KINDS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -98,6 +98,7 @@ class Fingerprint:
         seed: `run.seed`.
         method: What is trained, as text.
         global_batch_size: Sequences per step.
+        objective: `objective.kind`.
     """
 
     model: str
@@ -105,6 +106,12 @@ class Fingerprint:
     seed: int
     method: str
     global_batch_size: int
+    objective: str = "sft"
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Returns JSON values without the fields that have their default: older manifests do not name them."""
+        values = asdict(self)
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     def differences(self, other: Fingerprint) -> list[str]:
         """Returns `field: mine, theirs` for every field that differs."""

@@ -14,9 +14,25 @@ Example: 5 sequences on 2 ranks with micro batch 1 give 3 micro steps; the sixth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 IGNORE = -100
 """Target of a token whose prediction is not trained."""
+
+
+@dataclass(frozen=True)
+class SlotTotals:
+    """What some slots hold, as the shard index says before anything of them is computed.
+
+    Attributes:
+        num_slots: Slots, padding excluded.
+        num_tokens: Their tokens.
+        num_trained_tokens: Those of them whose prediction is trained.
+    """
+
+    num_slots: int
+    num_tokens: int
+    num_trained_tokens: int
 
 
 def num_micro_steps(num_slots: int, micro_batch_size: int, world_size: int) -> int:

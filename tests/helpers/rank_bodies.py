@@ -16,6 +16,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
@@ -25,6 +26,8 @@ from dist_ft.jobs import prepare as prepare_task
 from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
+from dist_ft.objectives.objective import Objective, Outputs, Rows
+from dist_ft.objectives.sft import SFT
 from dist_ft.slices import STATE_KINDS, SliceKey
 from dist_ft.storage.store import LocalStore
 from dist_ft.train import build, saving
@@ -141,7 +144,7 @@ def train_and_gather(rank: int, world_size: int, attempt: dict[str, Any], to: st
         dist.barrier()
         if rank == 0:
             native = get_fp32_state_dict_from_zero_checkpoint(f"{to}/native", tag="end")
-            # The engine's module is TokenLoss, which holds the model as `model`.
+            # The engine's module is ObjectiveModule, which holds the model as `model`.
             found["native"] = {k.removeprefix("model."): v.clone().contiguous() for k, v in native.items()}
     if rank == 0:
         for kind, tensors in found.items():
@@ -262,7 +265,8 @@ def _eval_loss(parts: RankParts) -> float | None:
     if split is None:
         return None
     shards = open_split(split, parts.config.data.loader)
-    return evaluate(parts.engine, shards, parts.layout, split.num_trained_tokens)["eval_loss"]
+    divisor = parts.objective.weight(split.totals)
+    return evaluate(parts.engine, parts.objective, shards, parts.layout, divisor, parts.engine.device)["eval_loss"]
 
 
 def _compare_frozen(parts: RankParts) -> dict[str, Any]:
@@ -278,3 +282,26 @@ def _compare_frozen(parts: RankParts) -> dict[str, Any]:
             if not torch.equal(parameter.detach(), base[plain]):
                 changed.append(name)
     return {"frozen": sorted(frozen), "changed": changed}
+
+
+def train_by_another_objective(rank: int, world_size: int, attempt: dict[str, Any]) -> dict[str, Any]:
+    """Trains by an objective that uses what SFT does not: a number of the step, metrics, slots as the divisor."""
+
+    def token_losses(outputs: Outputs, rows: Rows) -> torch.Tensor:
+        return cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="sum").reshape(1)
+
+    def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
+        loss_sum = token_losses(outputs, rows) * (1 + rows.step_mean)
+        num_slots = (rows.slots_B >= 0).sum()
+        return torch.stack([loss_sum[0], rows.step_mean * num_slots, num_slots.float()])
+
+    other = Objective(
+        kind="other",
+        render=SFT.render,
+        weight=lambda totals: totals.num_slots,
+        loss=loss,
+        metrics=("step_mean", "one"),
+        step_sum=token_losses,
+    )
+    with mock.patch.object(build, "build_objective", lambda config: other):
+        return _train(build_rank(_spec(rank, world_size, attempt)), None)

@@ -15,8 +15,9 @@ from dist_ft.config import Config
 from dist_ft.config.training_sections import EvalConfig
 from dist_ft.data.stream.loader import collate
 from dist_ft.model.base import load_model
-from dist_ft.objectives.micro_batch import to_device
-from dist_ft.objectives.sft import TokenLoss
+from dist_ft.objectives.module import ObjectiveModule
+from dist_ft.objectives.objective import Rows
+from dist_ft.objectives.sft import SFT
 from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, differing, train
@@ -118,9 +119,9 @@ def join(samples: list[tuple[Any, Any]]) -> Row:
 def loss_and_gradients(config: Config, rows: list[Row], num_rows: int) -> tuple[float, dict[str, torch.Tensor]]:
     model = load_model(config).train()
     micro = collate(rows, list(range(len(rows))), num_rows)
-    loss_sum = TokenLoss(model)(*to_device(micro, torch.device("cpu")))
-    loss_sum.backward()
-    return float(loss_sum), {name: p.grad for name, p in model.named_parameters()}
+    sums = ObjectiveModule(model)(Rows.of(micro, torch.device("cpu")), SFT.loss)
+    sums[0].backward()
+    return float(sums[0].detach()), {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

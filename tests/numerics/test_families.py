@@ -26,7 +26,9 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import Config
 from dist_ft.errors import ConfigError, ModelError
 from dist_ft.model.dropout import check_dropout
-from dist_ft.objectives.sft import TokenLoss
+from dist_ft.objectives.module import ObjectiveModule
+from dist_ft.objectives.objective import Rows
+from dist_ft.objectives.sft import SFT
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
@@ -398,7 +400,11 @@ def _in_float32(base: Path, family: str, run: Trained) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_row_equals_its_samples_apart(family: str, models: dict[str, Path]) -> None:
     model = stock(models[family], family)
-    loss = TokenLoss(model)
+    module = ObjectiveModule(model)
+
+    def loss(ids: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        return module(Rows(ids, targets, positions, torch.zeros(len(ids))), SFT.loss)[0]
+
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(0, 250, (1, length), generator=generator) for length in (50, 20, 26)]
     targets = [torch.cat([row[:, 1:], torch.full((1, 1), IGNORE)], 1) for row in rows]

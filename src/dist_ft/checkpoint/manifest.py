@@ -104,7 +104,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Returns the file's bytes."""
-        data = {"format_version": FORMAT_VERSION, **asdict(self)}
+        data = {"format_version": FORMAT_VERSION, **asdict(self), "fingerprint": self.fingerprint.to_dict()}
         if self.pieces is None:
             del data["pieces"]
         return (json.dumps({**data, "xxh3": seal(data)}, indent=1) + "\n").encode()

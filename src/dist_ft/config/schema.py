@@ -19,8 +19,10 @@ from dist_ft.config.training_sections import (
     EvalConfig,
     MethodConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
+    SftConfig,
     TrainConfig,
     ZeroConfig,
 )
@@ -82,6 +84,8 @@ class Config(Section):
     """Batch, length and memory."""
     eval: EvalConfig = EvalConfig()
     """Measurements."""
+    objective: ObjectiveConfig = SftConfig()
+    """What is optimised."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -131,6 +131,17 @@ class GroupConfig(Section):
     """Decoupled decay, also of norms and biases; null keeps the rule of `optimizer.weight_decay`."""
 
 
+class SftConfig(Section):
+    """Supervised fine-tuning: the cross entropy of the trained tokens."""
+
+    kind: Literal["sft"] = "sft"
+    """What is optimised."""
+
+
+ObjectiveConfig = SftConfig
+"""The union of all objectives, told apart by `kind`."""
+
+
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2017)."""
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_resume(manifest: Manifest, wanted: Fingerprint) -> None:
-    """Refuses to go on from a checkpoint of another model, data, seed, method or global batch.
+    """Refuses to go on from a checkpoint of another model, data, seed, method, objective or global batch.
 
     Raises:
         UsageError: With both fingerprints.

@@ -1,6 +1,6 @@
 """Held-out numbers, and the probe by which exports are checked. Collective; touches neither cursor nor any RNG.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from dist_ft.data.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.data.stream.token_shards import TokenShards
-from dist_ft.objectives.micro_batch import to_device
+from dist_ft.objectives.objective import Objective, Outputs, Rows, Sums
 from dist_ft.run.scores import perplexity
 from dist_ft.slices import Probe
 
@@ -22,38 +22,43 @@ PROBE_TOKENS = 64
 PROBE_COLUMNS = 8
 
 
-def evaluate(engine: Any, shards: TokenShards, layout: RankLayout, num_trained: int) -> dict[str, float | None]:
-    """Returns `{eval_loss, token_accuracy, perplexity}` over the whole split, the same on every rank.
+def evaluate(
+    module: Any, objective: Objective, shards: TokenShards, layout: RankLayout, divisor: int, device: torch.device
+) -> dict[str, float | None]:
+    """Returns the objective's numbers over a whole split, the same on every rank.
 
-    Each is a mean over the trained tokens of the split. The sums of each batch are added up in one order, so that as
-    many ranks as you like give the same numbers.
+    The sums of each batch are added up in one order, so that any number of ranks gives the same bits. Without a
+    process group, `layout` is that of a single rank.
+
+    Args:
+        module: A DeepSpeed engine around an `ObjectiveModule`, or the module itself.
+        objective: What is measured.
+        shards: The split.
+        layout: This rank's part of it.
+        divisor: `Objective.weight` of the whole split.
+        device: Of the model.
     """
-    with _inference(engine):
-        sums = batch_sums(engine, shards, layout, engine.device)
-    dist.all_reduce(sums)
-    return means(sums, num_trained)
 
+    def total(sums: Sums, num_columns: int, step_mean: float = 0.0) -> list[float]:
+        of_batches = torch.zeros(num_eval_batches(shards, layout), num_columns, dtype=torch.float64, device=device)
+        for index, micro in enumerate(eval_batches(shards, layout)):
+            found = module(Rows.of(micro, device, step_mean), sums)
+            number = index * layout.world_size + layout.rank
+            if number < len(of_batches):
+                of_batches[number] = found
+        if layout.world_size > 1:
+            dist.all_reduce(of_batches)
+        totals: list[float] = of_batches.cpu().sum(0).tolist()
+        return totals
 
-def batch_sums(module: Any, shards: TokenShards, layout: RankLayout, device: torch.device) -> torch.Tensor:
-    """Returns loss sum and number of right tokens of each batch [batches, 2]; those of other ranks are zero."""
-    sums = torch.zeros(num_eval_batches(shards, layout), 2, dtype=torch.float64, device=device)
-    for index, micro in enumerate(eval_batches(shards, layout)):
-        found = module(*to_device(micro, device), True)
-        place = index * layout.world_size + layout.rank
-        if place < len(sums):
-            sums[place] = found
-    return sums
-
-
-def means(sums: torch.Tensor, num_trained: int) -> dict[str, float | None]:
-    """Returns the numbers of a split from those of its batches."""
-    loss_sum, num_correct = sums.cpu().sum(0).tolist()
-    loss_mean = loss_sum / num_trained
-    return {
-        "eval_loss": loss_mean,
-        "token_accuracy": num_correct / num_trained,
-        "perplexity": perplexity(loss_mean),
-    }
+    names = objective.eval_names()
+    with inference(module):
+        step_mean = total(objective.step_sum, 1)[0] / divisor if objective.step_sum is not None else 0.0
+        sums = total(objective.eval_sums, len(names), step_mean)
+    numbers: dict[str, float | None] = {name: sum_ / divisor for name, sum_ in zip(names, sums, strict=True)}
+    if objective.has_perplexity:
+        numbers["perplexity"] = perplexity(sums[0] / divisor)
+    return numbers
 
 
 def probe_inputs(vocab_size: int) -> tuple[list[int], list[int]]:
@@ -65,17 +70,25 @@ def probe_inputs(vocab_size: int) -> tuple[list[int], list[int]]:
 def probe_logits(engine: Any, vocab_size: int) -> Probe:
     """Returns the logits [64, 8] of the probe as the model computes now."""
     tokens, columns = probe_inputs(vocab_size)
-    with _inference(engine):
-        logits_BTV = engine(torch.tensor([tokens], device=engine.device), None, None)
-    logits = logits_BTV[0][:, columns].float().cpu().tolist()
+    ids_BT = torch.tensor([tokens], device=engine.device)
+    with inference(engine):
+        # Every token is a target, so that the output layer sees them all.
+        logits_NV = engine(Rows(ids_BT, ids_BT, None, torch.zeros(1, device=engine.device)), _logits)
+    logits = logits_NV[:, columns].cpu().tolist()
     return Probe(tuple(tokens), tuple(columns), tuple(map(tuple, logits)))
 
 
+def _logits(outputs: Outputs, rows: Rows) -> torch.Tensor:
+    return outputs.logits_NV
+
+
 @contextmanager
-def _inference(engine: Any) -> Iterator[None]:
-    engine.eval()
+def inference(module: Any) -> Iterator[None]:
+    """Switches dropout and gradients off for a while."""
+    was_training = module.training
+    module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        engine.train()
+        module.train(was_training)

@@ -17,14 +17,15 @@ from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout
 from dist_ft.evaluate.generate import generate, make_batches
-from dist_ft.evaluate.held_out import batch_sums, means
+from dist_ft.evaluate.held_out import evaluate
 from dist_ft.evaluate.questions import Question, held_out_questions
 from dist_ft.jobs.prepare import prepare_held_out
 from dist_ft.machine import num_cores
 from dist_ft.model.adapter import load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.chat.render import Renderer
-from dist_ft.objectives.sft import TokenLoss
+from dist_ft.objectives.kinds import build_objective
+from dist_ft.objectives.module import ObjectiveModule
 from dist_ft.run.place import local_copy
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -60,6 +61,7 @@ def run(
     batches = make_batches([len(question.prompt) for question in questions])[shard::num_shards]
     rows = {row: _shown(row, questions[row]) for batch in batches for row in batch}
     split = prepare_held_out(parsed, tokenizer) if with_loss else None
+    objective = build_objective(parsed.objective)
     numbers: dict[str, dict[str, float | None]] = {}
     with ExitStack() as stack:
         is_asked = bool(batches) or split is not None
@@ -67,11 +69,11 @@ def run(
         for name, model in _each(parsed, copies):
             if split is not None:
                 layout = RankLayout(0, 1, parsed.train.micro_batch_size)
-                with torch.no_grad():
-                    sums = batch_sums(
-                        TokenLoss(model).eval(), open_split(split, parsed.data.loader), layout, model.device
-                    )
-                numbers[name] = means(sums, split.num_trained_tokens)
+                shards = open_split(split, parsed.data.loader)
+                module = ObjectiveModule(model).eval()
+                numbers[name] = evaluate(
+                    module, objective, shards, layout, objective.weight(split.totals), model.device
+                )
             for batch in batches:
                 prompts = [questions[row].prompt for row in batch]
                 answers = generate(model, tokenizer, prompts, parsed.eval.max_new_tokens)

@@ -20,7 +20,7 @@ from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
-from dist_ft.model.trained import select_trained
+from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slices import Fingerprint
 from dist_ft.storage.objects import open_store
@@ -152,7 +152,7 @@ def plan_length(config: Config, num_sequences: Sequence[int]) -> tuple[int, int]
 def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerprint:
     """Returns what checkpoints of this config belong to."""
     method = config.method.model_dump(mode="json")
-    trained = method if config.method.kind == "lora" else {key: method[key] for key in ("kind", "freeze")}
+    trained = method if trains_adapter(config) else {key: method[key] for key in ("kind", "freeze")}
     if config.method.init_from is not None:
         trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(
@@ -163,6 +163,7 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerp
         seed=config.run.seed,
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,
+        objective=config.objective.kind,
     )
 
 

@@ -16,6 +16,7 @@ from dist_ft.errors import DataError
 from dist_ft.jobs.curate import curate
 from dist_ft.model.base import tokenizer_key
 from dist_ft.model.chat.render import RENDERING_VERSION, Renderer
+from dist_ft.objectives.kinds import build_objective
 from dist_ft.records import Record, Sample
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.urls import is_url
@@ -27,14 +28,13 @@ CACHE_NAME = ".dist-ft-cache"
 def make_renderer(config: Config, tokenizer: Any) -> tuple[RenderMany, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
-    renderer, key = Renderer(tokenizer, train_on), f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}"
-    if not kinds:
-        return renderer.render_many, key
+    objective, renderer = build_objective(config.objective), Renderer(tokenizer, train_on)
+    key = f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}{objective.render_key}"
 
     def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
-        return renderer.render_many([redact(record, kinds) for record in records])
+        return objective.render([redact(record, kinds) for record in records], renderer)
 
-    return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}"
+    return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}" if kinds else key
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:

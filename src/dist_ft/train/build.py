@@ -25,7 +25,9 @@ from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
-from dist_ft.objectives.sft import TokenLoss
+from dist_ft.objectives.kinds import build_objective
+from dist_ft.objectives.module import ObjectiveModule
+from dist_ft.objectives.objective import Objective
 from dist_ft.slices import Environment, Fingerprint, ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.train.device_memory import all_agree_on_least, device_memory_bytes
@@ -45,7 +47,8 @@ class RankParts:
     Attributes:
         config: The run config.
         spec: What the rank was told.
-        engine: DeepSpeed engine around `TokenLoss`.
+        objective: What is optimised.
+        engine: DeepSpeed engine around `ObjectiveModule`.
         names: Trained parameters and their names.
         params: The same, as every process sees them.
         dropout_keys: Keys to set before each micro batch.
@@ -62,6 +65,7 @@ class RankParts:
 
     config: Config
     spec: RankSpec
+    objective: Objective
     engine: Any
     names: dict[nn.Parameter, str]
     params: list[ParamInfo]
@@ -89,8 +93,6 @@ def build_rank(spec: RankSpec) -> RankParts:
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = select_trained(model, config)
-    if config.method.kind == "lora" and config.train.gradient_checkpointing:
-        model.enable_input_require_grads()
     dropout_keys = install_sequence_dropout(model, config.run.seed)
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     exported = export_names(model)
@@ -100,7 +102,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     eval_split = PreparedSplit.from_dict(attempt.eval_split) if attempt.eval_split else None
     micro = _micro_batch_size(model, config, spec, [*splits, *([eval_split] if eval_split else [])])
     engine, ds_config = build_engine(
-        TokenLoss(model),
+        ObjectiveModule(model),
         names,
         config,
         world_size=spec.world_size,
@@ -119,6 +121,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     return RankParts(
         config=config,
         spec=spec,
+        objective=build_objective(config.objective),
         engine=engine,
         names=names,
         params=params,

@@ -19,9 +19,9 @@ from dist_ft.config import Config
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import StepBatch
 from dist_ft.errors import DivergedError
-from dist_ft.evaluate.held_out import evaluate
+from dist_ft.evaluate.held_out import evaluate, inference
 from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
-from dist_ft.objectives.micro_batch import to_device
+from dist_ft.objectives.objective import Rows
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
 from dist_ft.train.link import Link
@@ -113,30 +113,33 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     own_part = Stopwatch(engine.device)  # until the first word with the other ranks
     batch = _next_batch(parts, link, step)
     data_s = time.perf_counter() - began
-    # Loss sum, wishes to stop, saves in flight, seconds of each rank's own part.
-    totals = torch.zeros(3 + spec.world_size, dtype=torch.float64, device=engine.device)
-    scale = parts.spec.world_size / batch.num_trained_tokens
+    objective = parts.objective
+    num_sums = 1 + len(objective.metrics)
+    # Loss and metrics, wishes to stop, saves in flight, seconds of each rank's own part.
+    totals = torch.zeros(num_sums + 2 + spec.world_size, dtype=torch.float64, device=engine.device)
+    divisor = objective.weight(batch.totals)
+    step_mean = _step_mean(parts, batch, step, divisor)
     lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.max_steps)
     grad_norm = 0.0
     for index, micro in enumerate(batch.micro_batches):
         parts.dropout_keys.step = step
         parts.dropout_keys.slots = torch.from_numpy(micro.slots)
-        loss_sum = engine(*to_device(micro, engine.device))
+        sums = engine(Rows.of(micro, engine.device, step_mean), objective.loss)
         if index == 0:
             own_part.stop()
         # The divisor is the whole step's, known before it: shapes of the group cannot change a weight.
-        engine.backward(loss_sum * scale, scale_wrt_gas=False)
-        totals[0] += loss_sum.detach().double()
+        engine.backward(sums[0] * (spec.world_size / divisor), scale_wrt_gas=False)
+        totals[:num_sums] += sums.detach().double()
         if index + 1 < len(batch.micro_batches):
             engine.step()
         else:
             grad_norm = apply_step(engine, lr_scale)
-    totals[1] = float(link.should_stop())
-    totals[2] = float(is_saving)
-    totals[3 + spec.rank] = own_part.seconds
+    totals[num_sums] = float(link.should_stop())
+    totals[num_sums + 1] = float(is_saving)
+    totals[num_sums + 2 + spec.rank] = own_part.seconds
     dist.all_reduce(totals)
-    loss_total, wishes, num_saving, *local_s = totals.tolist()
-    loss = loss_total / batch.num_trained_tokens
+    loss, *metrics = (totals[:num_sums] / divisor).tolist()
+    wishes, num_saving, *local_s = totals[num_sums:].tolist()
     problem = find_bad_numbers(loss, grad_norm, recent_losses, config.failure.spike_factor)
     if problem is not None:
         # Before anything of this step is saved: a checkpoint of it would push out the last good ones.
@@ -148,9 +151,23 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     recent_losses.append(loss)
     if spec.rank == 0:
         numbers = {"loss": loss, "lr": config.optimizer.lr * lr_scale, "grad_norm": grad_norm}
+        numbers |= dict(zip(objective.metrics, metrics, strict=True))
         timing = {"step_s": time.perf_counter() - began, "data_s": data_s}
         link.send(StepDone(_row(parts, step + 1, batch, numbers, timing), local_s))
     return Agreed(bool(wishes), bool(num_saving))
+
+
+def _step_mean(parts: RankParts, batch: StepBatch, step: int, divisor: int) -> float:
+    """Returns the number of the step that the loss needs; 0 where it needs none. Collective where it needs one."""
+    measure, device = parts.objective.step_sum, parts.engine.device
+    if measure is None:
+        return 0.0
+    total = torch.zeros(1, dtype=torch.float64, device=device)
+    with inference(parts.engine):
+        for micro in batch.micro_batches:
+            total += parts.engine(Rows.of(micro, device), measure).double()
+    dist.all_reduce(total)
+    return float(total) / divisor
 
 
 def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
@@ -186,9 +203,9 @@ def _row(
         "epoch": parts.loader.epoch(batch.position),
         "position": batch.position,
         **numbers,
-        "trained_tokens": batch.num_trained_tokens,
-        "tokens": batch.num_tokens,
-        "tokens_per_s": round(batch.num_tokens / timing["step_s"], 2) if timing["step_s"] else 0.0,
+        "trained_tokens": batch.totals.num_trained_tokens,
+        "tokens": batch.totals.num_tokens,
+        "tokens_per_s": round(batch.totals.num_tokens / timing["step_s"], 2) if timing["step_s"] else 0.0,
         "step_s": round(timing["step_s"], 4),
         "data_s": round(timing["data_s"], 4),
         "digest": batch.digest,
@@ -201,9 +218,9 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
     if split is None:
         return []
     link.send(PhaseChanged("evaluate", step))
-    numbers = evaluate(
-        parts.engine, open_split(split, parts.config.data.loader), parts.layout, split.num_trained_tokens
-    )
+    shards = open_split(split, parts.config.data.loader)
+    divisor = parts.objective.weight(split.totals)
+    numbers = evaluate(parts.engine, parts.objective, shards, parts.layout, divisor, parts.engine.device)
     row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
     if parts.spec.rank == 0:
         link.send(EvalDone(row))

@@ -127,6 +127,14 @@ def test_fingermarkdifferences_name_the_field_and_both_values() -> None:
     assert one.differences(replace(one, seed=8)) == ["seed: checkpoint 7, config 8"]
 
 
+def test_another_objective_is_told_apart_and_sft_is_what_older_manifests_mean() -> None:
+    sft = _manifest()
+    other = replace(sft, fingerprint=replace(sft.fingerprint, objective="dpo"))
+    assert Manifest.decode(other.encode()) == other
+    assert "objective" not in json.loads(sft.encode())["fingerprint"]
+    assert sft.fingerprint.differences(other.fingerprint) == ["objective: checkpoint sft, config dpo"]
+
+
 @pytest.mark.parametrize("key", ["step", "optimizer_step", "world_size", "attempt"])
 def test_a_changed_number_is_damage(key: str) -> None:
     raw = json.loads(_manifest().encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from dist_ft.checkpoint.lineage import newest_number, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.coordinator.start import can_go_on, check_length, clean_up
+from dist_ft.coordinator.start import can_go_on, check_length, check_resume, clean_up
 from dist_ft.errors import UsageError
 from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
@@ -134,3 +135,11 @@ def test_a_listing_that_fails_is_not_an_empty_one(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(OSError, match="stale"):
         newest_number(store)
+
+
+def test_a_resume_under_another_objective_is_refused_with_both() -> None:
+    manifest = _manifest(4, 4 * BATCH)
+    check_resume(manifest, manifest.fingerprint)
+    with pytest.raises(UsageError, match=r"step 4 .*objective: checkpoint sft, config dpo"):
+        check_resume(manifest, replace(manifest.fingerprint, objective="dpo"))
+    assert UsageError("").exit_code == 2

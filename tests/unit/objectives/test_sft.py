@@ -14,7 +14,10 @@ from transformers import AutoModelForCausalLM
 from dist_ft.data.stream import loader
 from dist_ft.data.stream.loader import MicroBatch, collate
 from dist_ft.model.embedded import materialise
-from dist_ft.objectives.sft import IGNORE, TokenLoss
+from dist_ft.objectives.module import ObjectiveModule
+from dist_ft.objectives.objective import Outputs, Rows
+from dist_ft.objectives.sft import SFT
+from dist_ft.slots import IGNORE, SlotTotals
 
 TOLERANCE = 1e-5  # fp32; a few hundred terms summed in another order
 
@@ -62,10 +65,19 @@ def _packed(rows: list[tuple[np.ndarray, np.ndarray]]) -> MicroBatch:
     return collate([(ids, trained, starts)], [0], 1)
 
 
+def _on_device(ids: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None = None) -> Rows:
+    return Rows(ids, targets, positions, torch.arange(len(ids)))
+
+
+def _logits(outputs: Outputs, rows: Rows) -> torch.Tensor:
+    return outputs.logits_NV
+
+
 def _loss(model: Any, batch: MicroBatch, with_positions: bool) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     positions = torch.from_numpy(batch.position_ids) if with_positions else None
-    loss_sum = TokenLoss(model)(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.targets), positions)
+    rows = _on_device(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.targets), positions)
+    (loss_sum,) = ObjectiveModule(model)(rows, SFT.loss)
     loss_sum.backward()
     return float(loss_sum.detach()), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -101,11 +113,12 @@ def test_right_tokens_are_counted_among_those_that_count(model: Any) -> None:
         # Every second of them is made right.
         chosen = counts & (torch.arange(counts.numel()).view_as(counts) % 2 == 0)
         targets = torch.where(chosen, likeliest, torch.where(counts, (likeliest + 1) % 250, IGNORE))
-        loss = TokenLoss(model)
-        found = loss(inputs, targets, None, True)
+        module, rows = ObjectiveModule(model), _on_device(inputs, targets)
+        found = module(rows, SFT.eval_sums)
         assert found.dtype == torch.float64
+        assert SFT.eval_names() == ["eval_loss", "token_accuracy"]
         assert int(found[1]) == int(chosen.sum()) > 0
-        assert float(found[0]) == float(loss(inputs, targets, None))
+        assert float(found[0]) == float(module(rows, SFT.loss)[0])
 
 
 def test_padding_alone_weighs_exactly_nothing(model: Any) -> None:
@@ -139,22 +152,35 @@ def test_without_positions_packed_samples_would_see_one_another(model: Any) -> N
     assert abs(packed - blended) > 100 * TOLERANCE * packed
 
 
-def test_without_targets_all_logits_come_back(model: Any) -> None:
-    module = TokenLoss(model).eval()
+def test_with_every_token_a_target_all_logits_come_back(model: Any) -> None:
+    module = ObjectiveModule(model).eval()
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-        module(ids, torch.full((1, 20), 7), None)  # a loss before it leaves nothing behind
-        assert torch.equal(module(ids, None, None), expected)
+        module(_on_device(ids, torch.full((1, 20), 7)), SFT.loss)  # a loss before it leaves nothing behind
+        assert torch.equal(module(_on_device(ids, ids), _logits), expected[0])
+        assert torch.equal(model(input_ids=ids).logits, expected)
 
 
 def test_a_pass_that_fails_leaves_the_model_as_it_was(model: Any) -> None:
-    module = TokenLoss(model).eval()
+    module = ObjectiveModule(model).eval()
     ids = torch.arange(20)[None]
     with torch.no_grad():
+        expected = model(input_ids=ids).logits
         with pytest.raises(IndexError):
-            module(ids, torch.full((1, 20), 10**6), None)
-        assert module(ids, None, None).shape == (1, 20, 259)
+            module(_on_device(ids, torch.full((1, 20), 10**6)), SFT.loss)
+        assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_positions_are_given_only_where_a_row_is_packed() -> None:
+    cpu = torch.device("cpu")
+    assert Rows.of(_unpacked(_rows([17, 9]), num_rows=3), cpu).position_ids_BT is None
+    assert Rows.of(_packed(_rows([16, 8])), cpu).position_ids_BT is not None
+
+
+def test_the_weight_of_a_step_is_that_of_its_slots() -> None:
+    slots = [SlotTotals(1, 20, 7), SlotTotals(1, 5, 0), SlotTotals(1, 9, 8)]
+    assert sum(map(SFT.weight, slots)) == SFT.weight(SlotTotals(3, 34, 15)) == 15
 
 
 def test_bfloat16_logits_are_summed_in_float32(model: Any) -> None:

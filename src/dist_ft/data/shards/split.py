@@ -17,6 +17,7 @@ from dist_ft.data.shards.make import Counts, check_bad_rows, check_trained, quar
 from dist_ft.data.shards.request import PlannedShard, SplitPlan
 from dist_ft.data.shards.shard_file import INFO, ShardInfo
 from dist_ft.layout import FORMAT_VERSION
+from dist_ft.slots import SlotTotals
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 
@@ -56,6 +57,11 @@ class PreparedSplit:
     removed_rows: dict[str, int] = field(default_factory=dict)
     max_tokens: int = 0
     max_trained_tokens: int = 0
+
+    @property
+    def totals(self) -> SlotTotals:
+        """What the sequences hold, as the divisor of a loss needs it."""
+        return SlotTotals(self.num_sequences, self.num_tokens, self.num_trained_tokens)
 
     def read_keys(self) -> list[str]:
         """Returns the keys of the shards, in the source's order."""

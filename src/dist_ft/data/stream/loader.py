@@ -22,7 +22,7 @@ from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 from dist_ft.data.stream.token_shards import Row, TokenShards
 from dist_ft.memory import BatchShape
-from dist_ft.slots import IGNORE, layout_slots, num_micro_steps, round_up
+from dist_ft.slots import IGNORE, SlotTotals, layout_slots, num_micro_steps, round_up
 
 NUM_FETCHERS = 4
 LENGTH_MULTIPLE = 8  # rounds T up: fewer distinct shapes, aligned matrices
@@ -53,15 +53,13 @@ class StepBatch:
 
     Attributes:
         micro_batches: In the order they are run.
-        num_tokens: Tokens of the global batch, padding excluded.
-        num_trained_tokens: Divisor of the loss.
+        totals: What the slots of the global batch hold.
         digest: Digest of the global batch's sequences.
         position: The cursor after the step.
     """
 
     micro_batches: list[MicroBatch]
-    num_tokens: int
-    num_trained_tokens: int
+    totals: SlotTotals
     digest: str
     position: int
 
@@ -165,8 +163,7 @@ class TrainLoader:
         named = list(ids)
         return StepBatch(
             micro_batches=[self._micro_batch(named, ranks[self._layout.rank]) for ranks in layout],
-            num_tokens=int(sizes[:, 0].sum()),
-            num_trained_tokens=int(sizes[:, 1].sum()),
+            totals=SlotTotals(len(ids), int(sizes[:, 0].sum()), int(sizes[:, 1].sum())),
             digest=digest(ids),
             position=positions.stop,
         )

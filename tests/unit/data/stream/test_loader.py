@@ -120,7 +120,7 @@ def test_totals_and_digest_are_the_steps_own_on_every_rank(data: Data, world_siz
             positions.stop,
         )
         batches = all_ranks(data, world_size, micro_batch_size, step)
-        assert {(b.num_tokens, b.num_trained_tokens, b.digest, b.position) for b in batches} == {expected}
+        assert {(b.totals.num_tokens, b.totals.num_trained_tokens, b.digest, b.position) for b in batches} == {expected}
         # The divisor of the loss is what the targets hold.
         assert sum(int((m.targets != IGNORE).sum()) for b in batches for m in b.micro_batches) == expected[1]
 

@@ -106,7 +106,7 @@ def test_padding_is_what_the_loader_makes(output_dir: Path, plan: dict[str, Any]
         size = row["world_size"]
         ranks = [TrainLoader(order, [shards], RankLayout(r, size, 2), 8, 160) for r in range(size)]
         steps = [[loader.step(step) for loader in ranks] for step in range(20)]
-        used = sum(batches[0].num_tokens for batches in steps)
+        used = sum(batches[0].totals.num_tokens for batches in steps)
         micros = [micro for batches in steps for batch in batches for micro in batch.micro_batches]
         computed = sum(micro.input_ids.size for micro in micros)
         assert row["padding_share"] == pytest.approx(1 - used / computed, abs=1e-4)
