@@ -173,7 +173,9 @@ def run_reporting(directory: str) -> dict[str, Any]:
     sink = WandbSink("bench", "bench", "bench", "offline", place.path, {})
     prepared = RunInputs((), None, Fingerprint("m", "d", 0, "kind=full", 8), 10_000, 10_000)
     coordinator = Coordinator(config, place, RunRecord("lora", max_steps=10_000), prepared, [sink])
-    attempt = coordinator.open_attempt(1, time.monotonic()).attempt
+    spec = coordinator.open_attempt(1, time.monotonic())
+    assert spec is not None
+    attempt = spec.attempt
     names = ["epoch", "position", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "step_s", "world_size"]
     outbox: queue.Queue[Any] = queue.Queue()
     send_s, handle_s = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,6 +87,7 @@ class SimulatedRun:
     evaluation: dict[str, Any] = field(default_factory=dict)
     sink: RecordingSink = field(default_factory=RecordingSink)
     now: float = 1000.0
+    run_search: Callable[[Callable[[], None]], None] = lambda search: search()
 
     def __post_init__(self) -> None:
         self.store = LocalStore(self.dir.path)
@@ -95,7 +97,7 @@ class SimulatedRun:
         """Another driver's coordinator, which knows the disk only."""
         record = RunRecord(RUN_ID, max_steps=60)
         config = run_config(self.keep_last, self.failure, self.evaluation)
-        self.coordinator = Coordinator(config, self.dir, record, INPUTS, [self.sink])
+        self.coordinator = Coordinator(config, self.dir, record, INPUTS, [self.sink], run_search=self.run_search)
 
     def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:
         self.world_size = world_size

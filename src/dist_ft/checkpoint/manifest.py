@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
@@ -206,8 +206,8 @@ def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:
                 raise CheckpointError(f"{param.name} ({kind}): {gap}")
 
 
-def verify_files(store: Store, manifest: Manifest) -> None:
-    """Checks sizes and hashes of a checkpoint's files.
+def verify_files(store: Store, manifest: Manifest, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> None:
+    """Checks sizes and hashes of a checkpoint's files; tells `on_bytes` how many bytes it has read.
 
     Raises:
         CheckpointError: Naming the first file that is missing or damaged.
@@ -219,7 +219,7 @@ def verify_files(store: Store, manifest: Manifest) -> None:
             size = store.size(path)
             if size != file.num_bytes:
                 raise CheckpointError(f"{path} is damaged: {size} bytes, the manifest says {file.num_bytes}")
-            found = hash_file(store, path, file.num_bytes)
+            found = hash_file(store, path, file.num_bytes, on_bytes)
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
         except ConnectionError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -103,11 +103,19 @@ def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
 
 
-def hash_file(store: Store, name: str, num_bytes: int, chunk_bytes: int = 1 << 24) -> str:
-    """Returns the xxh3-128 of a file of known size."""
+def hash_file(
+    store: Store,
+    name: str,
+    num_bytes: int,
+    on_bytes: Callable[[int], None] = lambda num_bytes: None,
+    chunk_bytes: int = 1 << 24,
+) -> str:
+    """Returns the xxh3-128 of a file of known size; tells `on_bytes` of each chunk that it has read."""
     hasher = xxhash.xxh3_128()
     for start in range(0, num_bytes, chunk_bytes):
-        hasher.update(store.read_range(name, start, min(chunk_bytes, num_bytes - start)))
+        chunk = store.read_range(name, start, min(chunk_bytes, num_bytes - start))
+        hasher.update(chunk)
+        on_bytes(len(chunk))
     return hasher.hexdigest()
 
 

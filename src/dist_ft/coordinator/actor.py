@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,19 +58,25 @@ class CoordinatorActor:
             sinks.append(
                 WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
             )
-        self._coordinator = Coordinator(parsed, place, state, RunInputs.from_dict(inputs), sinks, on_gpu)
+        self._coordinator = Coordinator(parsed, place, state, RunInputs.from_dict(inputs), sinks, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:
-        """Opens an attempt and returns its number; None while the preparation is still at work, or a wait."""
+        """Opens an attempt and returns its number; None while there is something to wait for first.
+
+        That is the preparation, the pause before a restart, or the check of the checkpoint that it starts from.
+        """
         if self._coordinator is None or not self._coordinator.recovery.may_open(time.monotonic()):
             return None
         try:
-            self._attempt = self._known.open_attempt(world_size, time.monotonic())
+            spec = self._known.open_attempt(world_size, time.monotonic())
         except DistFtError as error:
             # The driver learns it from the status; the worker only has to end.
             self._known.record_failure(error)
             raise
-        return self._attempt.attempt
+        if spec is None:
+            return None
+        self._attempt = spec
+        return spec.attempt
 
     def set_starters(self, paths: dict[str, str]) -> None:
         """Learns the sockets of the fork servers, by node id."""
@@ -126,3 +134,8 @@ class CoordinatorActor:
         if self._coordinator is None:
             raise CoordinatorLostError("the coordinator knows of no run")
         return self._coordinator
+
+
+def _in_thread(search: Callable[[], None]) -> None:
+    """Reads a checkpoint while the actor answers; what is left of it ends with the actor."""
+    threading.Thread(target=search, name="start-search", daemon=True).start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from dist_ft.coordinator.failures import AttemptFailure, Decision, Recovery, exp
 from dist_ft.coordinator.group import Group
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
-from dist_ft.coordinator.start import can_go_on, newest_whole, still_stands
+from dist_ft.coordinator.start import StartSearch, can_go_on, still_stands
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.layout import last_rows
@@ -44,6 +44,7 @@ class Coordinator:
         inputs: What the run trains on.
         sinks: Where rows go besides the JSONL files.
         on_gpu: Whether ranks use CUDA devices.
+        run_search: How the search for a start checkpoint is run; the actor has a thread do it, and goes on answering.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Coordinator:
         inputs: RunInputs,
         sinks: Sequence[Sink] = (),
         on_gpu: bool = False,
+        run_search: Callable[[Callable[[], None]], None] = lambda search: search(),
     ) -> None:
         self._config = with_commit(config, inputs.commit)
         self._run_dir = run_dir
@@ -63,14 +65,19 @@ class Coordinator:
         self._store = run_dir.store
         self._inputs = inputs
         self._stop = False
+        self._run_search = run_search
+        self._search: StartSearch | None = None
+        self._own_number = 0  # of attempts taken, opened or not
         self._looked_for_stop: float | None = None
         self._history = History()
         self._sizing = Sizing(config.cluster)
         self._group = Group(config, run_dir, self._recorder, self._history, world_size=0, now=0.0)
         self.recovery = Recovery(config.failure)
 
-    def open_attempt(self, world_size: int, now: float) -> AttemptSpec:
+    def open_attempt(self, world_size: int, now: float) -> AttemptSpec | None:
         """Takes the next attempt number and names the checkpoint that it starts from.
+
+        Returns None while that checkpoint is being read; whoever asks again gets the attempt.
 
         Args:
             world_size: Number of ranks.
@@ -82,9 +89,15 @@ class Coordinator:
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
         inputs = self._inputs
-        self._recorder.look_again()
-        self._recorder.check_mine()  # a driver that was overtaken does not fight back
-        start, attempt = self._take_attempt()
+        if self._search is None:
+            self._recorder.look_again()
+            self._recorder.check_mine()  # a driver that was overtaken does not fight back
+            self._own_number = self._recorder.attempt
+            self._begin_search(before=None)
+        taken = self._take_attempt()
+        if taken is None:
+            return None
+        start, attempt = taken
         self.recovery.decision = None
         self._recorder.begin_attempt(attempt, world_size)
         self._group = Group(self._config, self._run_dir, self._recorder, self._history, world_size, now)
@@ -216,7 +229,10 @@ class Coordinator:
             "outcome": self.outcome(),
             "failures": [asdict(failure) for failure in group.failures],
             "decision": asdict(decision) if decision else None,
-            "is_waiting": not group.world_size or decision is not None or group.is_drained,
+            "searching": self._search.progress if self._search else None,
+            # A group that only waits for the check of its start is not one that never came.
+            "is_waiting": (self._search is None or self._stop)
+            and (not group.world_size or decision is not None or group.is_drained),
         }
 
     def outcome(self) -> str | None:
@@ -284,21 +300,26 @@ class Coordinator:
         losses = (rows[s]["loss"] for s in range(step - _LOSSES_TO_JUDGE + 1, step + 1) if s in rows)
         return [loss for loss in losses if loss is not None]
 
-    def _take_attempt(self) -> tuple[Manifest | None, Attempt]:
-        """Takes the next attempt number, starting from the newest whole checkpoint.
+    def _begin_search(self, before: int | None) -> None:
+        self._search = StartSearch(self._store, self._can_start, self._recorder.commits(), before)
+        self._run_search(self._search.run)
+
+    def _take_attempt(self) -> tuple[Manifest | None, Attempt] | None:
+        """Takes the next attempt number, starting from the newest whole checkpoint; None while that is looked for.
 
         Until the number is taken an older driver may still commit, and delete what it then holds for surplus.
         So the choice is looked at again afterwards, and made anew when it no longer stands.
         """
-        before: int | None = None
-        own = self._recorder.attempt
-        while True:
-            start = newest_whole(self._store, self._recorder, self._can_start, before)
-            attempt = take_attempt(self._store, start, own or None)
-            own = attempt.number
-            before = before or attempt.number
+        while self._search is not None and self._search.is_done:
+            search, self._search = self._search, None
+            start = search.result(self._recorder)
+            attempt = take_attempt(self._store, start, self._own_number or None)
+            self._own_number = attempt.number
+            before = search.before or attempt.number
             if still_stands(self._store, start, before):
                 return start, attempt
+            self._begin_search(before)
+        return None
 
     def _can_start(self, manifest: Manifest) -> bool:
         inputs = self._inputs

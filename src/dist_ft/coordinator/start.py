@@ -1,8 +1,9 @@
-"""Which checkpoint an attempt starts from, and which folders go: rules of `checkpoint/` applied to a store."""
+"""Decides which checkpoint an attempt starts from, and which folders go: rules of `checkpoint/` applied to a store."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from dist_ft.checkpoint.lineage import committed, read_attempts
@@ -10,6 +11,7 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
 from dist_ft.checkpoint.retention import deletable
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import CheckpointError, UsageError
+from dist_ft.printable import format_bytes
 from dist_ft.run.scores import Scores
 from dist_ft.slices import Fingerprint
 from dist_ft.storage.store import Store
@@ -57,50 +59,100 @@ def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_step
         )
 
 
-def newest_whole(
-    store: Store, recorder: Recorder, can_start: Callable[[Manifest], bool], before: int | None = None
-) -> Manifest | None:
-    """Returns the newest checkpoint whose files have their hashes; None when the run has no checkpoint.
+class StartSearch:
+    """Looks for the newest checkpoint whose files have their hashes.
 
-    Reads all of it, at the speed of the disk. Damaged ones are passed over and noted in the ledger.
+    It reads all of a checkpoint, at the speed of the disk, which may take an hour. So `run` may be called on a thread
+    of its own: it asks the store and changes nothing. Everything else is the coordinator's to call.
 
     Args:
         store: The run directory.
-        recorder: Gets a note of each damage, and knows what was committed.
         can_start: Whether the run may go on from a checkpoint.
+        commits: Folders of all checkpoints that the ledger says were committed.
         before: Look at attempts below this number only.
-
-    Raises:
-        CheckpointError: There are checkpoints, or were, and none of them is whole.
     """
-    unreadable: list[str] = []
-    found = committed(store, unreadable, before)
-    damages: list[tuple[int | None, str]] = [(None, problem) for problem in unreadable]
-    damages += [(None, f"{folder}/{MANIFEST} is missing") for folder in _without_manifest(store, recorder)]
-    whole = None
-    for manifest in filter(can_start, reversed(found)):
+
+    def __init__(
+        self, store: Store, can_start: Callable[[Manifest], bool], commits: set[str], before: int | None = None
+    ) -> None:
+        self.before = before
+        self._store = store
+        self._can_start = can_start
+        self._commits = commits
+        self._damages: list[tuple[int | None, str]] = []
+        self._start: Manifest | None = None
+        self._error: Exception | None = None
+        self._is_done = threading.Event()
+        self._reading: Manifest | None = None
+        self._num_bytes = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` has something to say."""
+        return self._is_done.is_set()
+
+    @property
+    def progress(self) -> str | None:
+        """What is being read, and how much of it was; None before and after."""
+        manifest = None if self.is_done else self._reading
+        if manifest is None:
+            return None
+        total = sum(file.num_bytes for file in manifest.files)
+        read = f"{format_bytes(self._num_bytes)} of {format_bytes(total)}"
+        return f"checking the checkpoint of step {manifest.step}, {read} read"
+
+    def run(self) -> None:
+        """Searches; never raises, because it may be the whole of a thread."""
         try:
-            verify_files(store, manifest)
-        except CheckpointError as error:
-            damages.append((manifest.step, str(error)))
-            continue
-        whole = manifest
-        break
-    for step, damage in damages:
-        recorder.note("checkpoint_damaged", step=step, error=damage)
-        logger.error("a checkpoint is passed over: %s", damage)
-    if whole is None:
-        steps = [attempt.start_step for attempt in read_attempts(store) if attempt.start_step]
-        lost = [damage for _, damage in damages]
+            self._search()
+        except Exception as error:  # raised by whoever asks for the result
+            self._error = error
+        finally:
+            self._is_done.set()
+
+    def result(self, recorder: Recorder) -> Manifest | None:
+        """Returns the checkpoint; None when the run has none. Damaged ones are noted in the ledger.
+
+        Raises:
+            CheckpointError: There are checkpoints, or were, and none of them is whole.
+        """
+        for step, damage in self._damages:
+            recorder.note("checkpoint_damaged", step=step, error=damage)
+            logger.error("a checkpoint is passed over: %s", damage)
+        if self._error is not None:
+            raise self._error
+        return self._start
+
+    def _search(self) -> None:
+        unreadable: list[str] = []
+        found = committed(self._store, unreadable, self.before)
+        self._damages += [(None, problem) for problem in unreadable]
+        names = self._store.names("checkpoints")
+        folders = {name.rsplit("/", 1)[0] for name in names}
+        headless = sorted(f for f in folders & self._commits if f"{f}/{MANIFEST}" not in names)
+        self._damages += [(None, f"{folder}/{MANIFEST} is missing") for folder in headless]
+        for manifest in filter(self._can_start, reversed(found)):
+            self._reading, self._num_bytes = manifest, 0
+            try:
+                verify_files(self._store, manifest, self._count)
+            except CheckpointError as error:
+                self._damages.append((manifest.step, str(error)))
+                continue
+            self._start = manifest
+            return
+        steps = [attempt.start_step for attempt in read_attempts(self._store) if attempt.start_step]
+        lost = [damage for _, damage in self._damages]
         lost = lost or [f"the checkpoint of step {step}, from which an attempt started, is gone" for step in steps[-1:]]
-        lost = lost or [f"{folder}, which was committed, is gone" for folder in sorted(recorder.commits())[-1:]]
+        lost = lost or [f"{folder}, which was committed, is gone" for folder in sorted(self._commits)[-1:]]
         lost = lost or [f"{manifest.directory} does not fit the length of this run" for manifest in found[-1:]]
         if lost:
             # To start anew would lose the run silently.
             raise CheckpointError(
                 f"no checkpoint of this run is whole: {'; '.join(lost)}. Restore the files, or choose another run.name"
             )
-    return whole
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
 
 
 def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
@@ -134,10 +186,3 @@ def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None =
             store.delete(folder)
         except OSError as error:
             logger.warning("%s stays for now: %s", folder, error)
-
-
-def _without_manifest(store: Store, recorder: Recorder) -> list[str]:
-    """Folders that were committed, as the ledger says, and have lost their manifest."""
-    names = store.names("checkpoints")
-    folders = {name.rsplit("/", 1)[0] for name in names}
-    return sorted(folder for folder in folders & recorder.commits() if f"{folder}/{MANIFEST}" not in names)

@@ -143,8 +143,9 @@ class Console:
 
     def _line(self, status: dict[str, Any]) -> str:
         row, step, total = status["row"], status["step"], max(1, status["max_steps"])
-        if row is None:
-            return f"  {status['state']}: {', '.join(status['phases']) or 'waiting for workers'}"
+        if row is None or status["searching"]:
+            doing = status["searching"] or ", ".join(status["phases"]) or "waiting for workers"
+            return f"  {status['state']}: {doing}"
         loss = "left out" if row["loss"] is None else f"{row['loss']:.4f}"
         return (
             f"  {bar(step / total)} step {step}/{total}  loss {loss}  "

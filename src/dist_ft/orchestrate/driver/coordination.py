@@ -20,7 +20,7 @@ from dist_ft.errors import CoordinatorLostError
 logger = logging.getLogger(__name__)
 
 _RESTARTS = 5
-_LIMIT_S = 12 * 3600.0  # it hashes the checkpoint that an attempt starts from, at the speed of the disk
+_LIMIT_S = 12 * 3600.0  # a call may wait for a store that does not answer
 _AWAY_LIMIT_S = 120.0
 
 
