@@ -1,7 +1,7 @@
 """The launchers by name. Nothing else of the command line knows one of them.
 
-A job says by its name whose it is: `slurm:17`, `kubernetes:dist-ft/mine-a1b2c`. Jobs of Ray have the plain submission
-ids that Ray shows, and are looked for where a dashboard is named.
+A job says by its name whose it is: `slurm:17`, `kubernetes:dist-ft/mine-a1b2c`, `local:mine-20261126`. Jobs of Ray have
+the plain submission ids that Ray shows, and are looked for where a dashboard is named.
 """
 
 from __future__ import annotations
@@ -57,7 +57,18 @@ def _slurm(options: LauncherOptions) -> Launcher:
     return SlurmLauncher(options.template, options.sbatch)
 
 
-LAUNCHERS: dict[str, Callable[[LauncherOptions], Launcher]] = {"ray": _ray, "kubernetes": _kubernetes, "slurm": _slurm}
+def _local(options: LauncherOptions) -> Launcher:
+    from dist_ft.launchers.local import LocalLauncher
+
+    return LocalLauncher()
+
+
+LAUNCHERS: dict[str, Callable[[LauncherOptions], Launcher]] = {
+    "ray": _ray,
+    "kubernetes": _kubernetes,
+    "slurm": _slurm,
+    "local": _local,
+}
 
 
 def complete_launcher(incomplete: str) -> list[str]:

@@ -24,7 +24,7 @@ RunOrJob = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Run (path or URL), job with --address, slurm:ID, kubernetes:NAMESPACE/NAME.",
+        help="Run (path or URL), job with --address, slurm:ID, kubernetes:NAMESPACE/NAME, local:ID.",
         autocompletion=complete_run,
     ),
 ]

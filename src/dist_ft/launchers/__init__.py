@@ -1,1 +1,1 @@
-"""How a run is started elsewhere: Ray jobs, Kubernetes, Slurm."""
+"""How a run is started elsewhere: Ray jobs, Kubernetes, Slurm, this machine."""

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dist_ft.config import Config, check_config, load_config, with_absolute_paths, with_adapter_settings
+from dist_ft.errors import DistFtError
 from dist_ft.printable import printable
 from dist_ft.run.outcome import RunResult
+from dist_ft.run.place import check_new_run
 
 STOP_ENV = {
     # Ray's default is 3 s, then SIGKILL.
@@ -43,6 +46,23 @@ class SubmitRequest:
     def train_options(self) -> list[str]:
         """What `dist-ft train` is given there."""
         return [*(["--resume"] if self.resume else []), *(["--preflight"] if self.preflight else [])]
+
+    def load_checked(self, *more: str) -> Config:
+        """Returns the config of a run whose data, model and run directory this machine sees, with absolute paths.
+
+        Args:
+            *more: Overrides of the launcher.
+
+        Raises:
+            UserError: A rule is broken, or the run directory is taken and the run is not to go on.
+        """
+        config = load_config(self.config_path, [*self.overrides, *more])
+        check_config(config)
+        with_adapter_settings(config)  # a contradiction is told here; the keys themselves are settled by the run
+        config = with_absolute_paths(config)
+        if not self.resume:
+            check_new_run(config)
+        return config
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,19 @@ class Ended:
     exit_code: int
     result: RunResult | None = None
     reason: str | None = None
+
+    def describe_stop(self, job: str) -> str:
+        """Returns a line for a job that ended as it was asked to.
+
+        Raises:
+            DistFtError: It has no result, or failed.
+        """
+        if self.result is None:
+            raise DistFtError(f"job {job}: {self.reason or f'exit code {self.exit_code}'}")
+        line = f"{self.result.state} at step {self.result.steps}: {self.result.run_dir}"
+        if self.exit_code not in (0, 3):
+            raise DistFtError(line)
+        return line
 
 
 class Launcher(Protocol):

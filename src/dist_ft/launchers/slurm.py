@@ -12,20 +12,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_ft.config import (
-    Config,
-    check_config,
-    dump_set_keys,
-    load_config,
-    with_absolute_paths,
-    with_adapter_settings,
-)
+from dist_ft.config import Config, dump_set_keys
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.launchers.command import run_command
 from dist_ft.launchers.job_output import FileOutput
 from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
 from dist_ft.machine import worker_resources, workers_on
-from dist_ft.run.place import check_new_run
 
 PREFIX = "slurm:"
 _END = "@END@"
@@ -115,12 +107,7 @@ class SlurmLauncher:
         if self._template is None:
             raise UsageError("--to slurm needs --template FILE, such as cluster/slurm/job.sbatch")
         # `auto` only says that this machine is not the one: the job names its own Ray.
-        config = load_config(request.config_path, [*request.overrides, "cluster.address=auto"])
-        check_config(config)
-        with_adapter_settings(config)  # a contradiction is told here; the keys themselves are settled there
-        config = with_absolute_paths(config)
-        if not request.resume:
-            check_new_run(config)
+        config = request.load_checked("cluster.address=auto")
         try:
             text = self._template.read_text(encoding="utf-8")
         except OSError as error:

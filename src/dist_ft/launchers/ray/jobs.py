@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dist_ft.config import check_config_elsewhere, dump_set_keys, load_config
-from dist_ft.errors import DistFtError, UsageError
+from dist_ft.errors import UsageError
 from dist_ft.launchers.job_output import find_result
 from dist_ft.launchers.launcher import STOP_ENV, Ended, Job, SubmitRequest, Submitted
 from dist_ft.launchers.ray.output import follow, how_it_ended, wait_for_end
@@ -91,13 +91,7 @@ class RayLauncher:
             raise UsageError(f"job {job} is not running: it is {before.status.value}; there is nothing to stop")
         self._server.stop(job)
         details = wait_for_end(self._server, job, timeout_s)
-        ended = how_it_ended(details, find_result(self._server.logs(job)))
-        if ended.result is None:
-            raise DistFtError(f"job {job}: {ended.reason}")
-        line = f"{ended.result.state} at step {ended.result.steps}: {ended.result.run_dir}"
-        if ended.exit_code not in (0, 3):
-            raise DistFtError(line)
-        return line
+        return how_it_ended(details, find_result(self._server.logs(job))).describe_stop(job)
 
     def follow(self, job: str) -> Ended | None:
         """Shows a job's output until it ends; see `output.follow`."""
