@@ -171,7 +171,7 @@ def _write_sidecars(config: Config, run_dir: RunDir, manifest: Manifest, directo
     generation = load_generation_config(config)
     if generation is not None:
         generation.save_pretrained(directory)
-    metrics = last_rows(run_dir.metrics).get(manifest.step, {})
-    evals = last_rows(run_dir.evals)
-    card = model_card(config, manifest.step, manifest.environment.versions, metrics, evals, merge)
+    loss = last_rows(run_dir.metrics).get(manifest.step, {}).get("loss")
+    held_out = {step: row.get("eval_loss") for step, row in last_rows(run_dir.evals).items()}
+    card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge)
     (directory / "README.md").write_text(card, encoding="utf-8")

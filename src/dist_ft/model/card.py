@@ -1,9 +1,9 @@
-"""The model card of an export: pure text."""
+"""Writes the model card of an export. Pure."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from dist_ft.config import Config
 from dist_ft.model.trained import trains_adapter
@@ -13,11 +13,20 @@ def model_card(
     config: Config,
     step: int,
     versions: dict[str, str],
-    metrics: dict[str, Any],
-    evals: dict[int, dict[str, Any]],
+    loss: float | None,
+    held_out: Mapping[int, float | None],
     merged: bool,
 ) -> str:
-    """Returns README.md of an export: what it is, data, method, numbers, versions."""
+    """Returns the README.md of an export: what it is, data, method, numbers, versions.
+
+    Args:
+        config: Config of the run.
+        step: Completed steps of the checkpoint.
+        versions: Versions of packages by name.
+        loss: Training loss of the step; None if it is not known.
+        held_out: Held-out loss of each evaluated step.
+        merged: Whether the adapter was merged into the base model.
+    """
     is_adapter = trains_adapter(config) and not merged
     # JSON strings are valid YAML scalars, whatever a name holds.
     header = [
@@ -50,7 +59,14 @@ def model_card(
         "",
         "## Results",
         "",
-        *_results(step, metrics, evals),
+        "| step | loss | value |",
+        "|---|---|---|",
+        *([] if loss is None else [f"| {step} | training | {loss:.4f} |"]),
+        *[
+            f"| {at} | held out | {value:.4f} |"
+            for at, value in sorted(held_out.items())
+            if at <= step and value is not None
+        ],
         "",
         "## Versions",
         "",
@@ -58,12 +74,3 @@ def model_card(
         "",
     ]
     return "\n".join([*header, "", *body])
-
-
-def _results(step: int, metrics: dict[str, Any], evals: dict[int, dict[str, Any]]) -> list[str]:
-    held_out = sorted((at, row) for at, row in evals.items() if row.get("eval_loss") is not None)
-    rows = ["| step | loss | value |", "|---|---|---|"]
-    if metrics.get("loss") is not None:
-        rows.append(f"| {step} | training | {metrics['loss']:.4f} |")
-    rows += [f"| {at} | held out | {row['eval_loss']:.4f} |" for at, row in held_out if at <= step]
-    return rows

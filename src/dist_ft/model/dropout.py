@@ -1,8 +1,8 @@
-"""Dropout whose mask depends on (seed, step, slot, module) alone.
+"""Dropout whose mask depends on (seed, step, slot, module) only.
 
-`nn.Dropout` draws one mask a batch from a global generator: another micro batch, world size or a recomputed
-layer changes it. Here every row has its own counter-based mask, so a sequence is dropped the same way
-wherever and however often it is computed.
+`nn.Dropout` draws one mask for a batch from a global generator. Another micro batch, world size or a recomputed layer
+changes that mask. Here every row has its own counter-based mask, so a sequence is dropped in the same way wherever and
+however often it is computed.
 
 Shapes: B rows of a micro batch, then any others.
 """
@@ -21,7 +21,7 @@ _OTHER_HEADS = ("classifier_", "summary_")  # settings of heads that a causal la
 
 @dataclass
 class DropoutKeys:
-    """What the current micro batch is; set before its forward pass, left until its backward pass is done.
+    """Identifies the current micro batch; set before its forward pass and kept until its backward pass is done.
 
     Attributes:
         seed: `run.seed`.
@@ -35,7 +35,7 @@ class DropoutKeys:
 
 
 class SequenceDropout(nn.Module):
-    """Drop-in for `nn.Dropout` with one counter-based mask a row."""
+    """Replaces `nn.Dropout`, with one counter-based mask for each row."""
 
     def __init__(self, p: float, index: int, keys: DropoutKeys) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SequenceDropout(nn.Module):
 
 
 def check_dropout(model: nn.Module) -> None:
-    """Refuses dropout that is not an `nn.Dropout` module: inside an attention kernel, or called as a function.
+    """Refuses dropout inside an attention kernel or called as a function: it is not an `nn.Dropout` module.
 
     Raises:
         ModelError: The model's config asks for such dropout.
@@ -103,7 +103,7 @@ def install_sequence_dropout(model: nn.Module, seed: int) -> DropoutKeys:
 
 
 def _fold(*values: int) -> int:
-    """Hashes integers to one int32, outside of tensors."""
+    """Hashes Python integers to one int32."""
     state = 0x9E3779B9
     for value in values:
         for part in (value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF):
@@ -115,7 +115,7 @@ def _fold(*values: int) -> int:
 
 
 def _hash32(x: torch.Tensor) -> torch.Tensor:
-    """The `lowbias32` integer hash (Wellons 2018) on int32; the masks make the shifts logical."""
+    """Computes the `lowbias32` integer hash (Wellons 2018) on int32; the masks make the shifts logical."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261  # 0x846CA68B as int32
     return x ^ ((x >> 16) & 0xFFFF)

@@ -1,6 +1,6 @@
-"""Models that need no hub: a real one from a PyPI package and a tiny random one made here.
+"""Provides models that need no hub: a real one from a PyPI package, and a tiny random one made here.
 
-Both are written once into the user's cache as ordinary model directories, under a lock.
+Both are written into the user's cache once, under a lock, as ordinary model directories.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -67,7 +67,7 @@ def _make_smollm2(directory: Path) -> None:
 
 
 def _make_tiny(directory: Path) -> None:
-    """A two-layer Llama of 120 thousand random weights with a byte-level tokenizer."""
+    """Makes a two-layer Llama of 120 thousand random weights with a byte-level tokenizer."""
     tokenizer = byte_tokenizer()
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
@@ -89,24 +89,24 @@ def _make_tiny(directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def _save(model: Any, directory: Path) -> None:
+def _save(model: PreTrainedModel, directory: Path) -> None:
     """Writes a model as `save_pretrained` does, but on every rank.
 
-    Inside a process group that writes on rank 0 alone; here each node makes its own.
+    Inside a process group `save_pretrained` writes on rank 0 only, and each node makes its own model.
     """
     directory.mkdir()
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
-    tensors: dict[int, tuple[str, Any]] = {}  # tied weights once, by the name that comes first
+    tensors: dict[int, tuple[str, torch.Tensor]] = {}  # tied weights once, by the name that comes first
     for name, tensor in model.state_dict().items():
         tensors.setdefault(tensor.data_ptr(), (name, tensor))
     save_file(dict(tensors.values()), str(directory / "model.safetensors"), metadata={"format": "pt"})
 
 
-def byte_tokenizer() -> Any:
-    """Returns a tokenizer with one token a byte, plus the ChatML marks and template."""
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer that has a token for each byte, and the marks and template of ChatML."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

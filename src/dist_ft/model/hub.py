@@ -1,7 +1,7 @@
-"""Models of a hub: which commit a name means, and its files on this machine. Torch-free.
+"""Fetches models from a hub and finds the commit that a name means. Torch-free.
 
-Every rank and task asks. Whoever comes first on a node fetches, under a lock; the others wait, then find it all. A
-fetch that was cut off is taken up where it ended, and until then its snapshot counts as incomplete.
+Every rank and task asks. The first one on a node fetches under a lock; the others wait, then find all files. A fetch
+that was cut off goes on where it ended, and until it is done its snapshot counts as incomplete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANSWER_LIMIT_S = 10.0
 
 
 def resolve(config: Config) -> str:
-    """Returns the commit that `model.revision` means now; what the cache knows of it where no hub answers.
+    """Returns the commit that `model.revision` means now, or the cached one if no hub answers.
 
     Raises:
         ModelError: The hub has no such model or revision, or does not say.
@@ -65,14 +65,19 @@ def fetch(config: Config) -> Path:
         except LocalEntryNotFoundError:
             _limit_waiting()
             logger.info("fetching %s at %s, or waiting for another process that does", config.model.name, commit)
-            with _lock(config.model.name):
+            directory = Path(constants.HF_HUB_CACHE) / ".locks"
+            directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(directory / f"dist-ft--{config.model.name.replace('/', '--')}.lock"):
                 return _snapshot(config, commit, local_files_only=False)
     except Exception as error:
         raise explain(error, config, HubUnreachableError) from error
 
 
 def explain(error: Exception, config: Config, unreachable: type[DistFtError]) -> DistFtError:
-    """Returns what a user can do about it, in one line and without a secret; `unreachable` where nothing is known."""
+    """Returns an error that says in one line, without a secret, what a user can do.
+
+    It is an `unreachable` error if the reason is not known.
+    """
     name, revision = config.model.name, config.model.commit or config.model.revision or constants.DEFAULT_REVISION
     key, hub, cache = f"model.name={name}", _shown(constants.ENDPOINT), constants.HF_HUB_CACHE
     token = "HF_TOKEN is set, but has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
@@ -127,7 +132,7 @@ def _snapshot(config: Config, commit: str, local_files_only: bool) -> Path:
 
 
 def _limit_waiting() -> None:
-    """Has the hub's client wait no longer for any answer: it sets no limit on questions, only on files."""
+    """Sets a limit on how long the hub's client waits for an answer; by itself it limits only files."""
     hooks = get_session().event_hooks["request"]
     if _limit not in hooks:
         hooks.append(_limit)
@@ -139,12 +144,6 @@ def _limit(request: Any) -> None:
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), _ANSWER_LIMIT_S)
 
 
-def _lock(name: str) -> FileLock:
-    directory = Path(constants.HF_HUB_CACHE) / ".locks"
-    directory.mkdir(parents=True, exist_ok=True)
-    return FileLock(directory / f"dist-ft--{name.replace('/', '--')}.lock")
-
-
 def _shown(text: str) -> str:
-    """Without the user info of its URLs."""
+    """Returns a text without the user info of its URLs."""
     return re.sub(r"//[^/@\s]+@", "//", text)

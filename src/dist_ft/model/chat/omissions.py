@@ -1,6 +1,6 @@
-"""Finds what a chat template has left out: such a row would teach something else than it says.
+"""Refuses rows of which a chat template leaves something out: they would teach something else than they say.
 
-White space does not count, nor whether a text is written plainly or as a JSON string: templates trim and quote.
+White space does not count, and a text may stand there plainly or as a JSON string: templates trim and quote.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _ADVICE = "remove it from the row or set another data.chat_template"
 
 
 def check_context(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
-    """Checks that every turn which is no answer, and every tool, occurs in the text.
+    """Checks that the text holds every turn that is not an answer, and every tool.
 
     Raises:
-        DataError: One does not.
+        DataError: One is missing.
     """
     at = 0
     for number, message in enumerate(messages):
@@ -42,10 +42,10 @@ def check_context(text: str, messages: Sequence[Message], tools: Sequence[dict[s
 
 
 def check_answer(text: str, number: int, message: Message) -> None:
-    """Checks that the trained text of an answer holds its content, its reasoning included, and its tool calls.
+    """Checks that the trained text of an answer holds its content, its reasoning and its tool calls.
 
     Raises:
-        DataError: It does not.
+        DataError: One of them is missing.
     """
     content = message["content"].strip()
     if content not in text:
@@ -61,12 +61,8 @@ def check_answer(text: str, number: int, message: Message) -> None:
 
 
 def _holds(text: str, part: str) -> bool:
-    squeezed = _squeeze(text)
-    return any(_squeeze(form) in squeezed for form in (part, json.dumps(part, ensure_ascii=False)[1:-1]))
-
-
-def _squeeze(text: str) -> str:
-    return "".join(text.split())
+    squeezed = "".join(text.split())
+    return any("".join(form.split()) in squeezed for form in (part, json.dumps(part, ensure_ascii=False)[1:-1]))
 
 
 def _short(text: str) -> str:

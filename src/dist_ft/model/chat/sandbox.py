@@ -22,6 +22,8 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from dist_ft.records import Message
+
 TODAY = datetime(2024, 7, 26)
 """What `strftime_now` tells every template; Llama 3.1's own default."""
 
@@ -58,9 +60,7 @@ class Template:
         with _bounded_memory():  # constants are worked out here
             self._template = self._environment.from_string(tree)
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
-    ) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
         """Returns the text of a conversation.
 
         Raises:
@@ -115,7 +115,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _GenerationTag(Extension):
-    """Templates may mark answers for trainers by `{% generation %}`; the text is the same without."""
+    """Accepts `{% generation %}`, by which templates mark answers for trainers; the text is the same without it."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -125,7 +125,7 @@ class _GenerationTag(Extension):
 
 
 class _Namespace(Namespace):
-    """A namespace without names that mean something to Python."""
+    """A namespace that refuses names which mean something to Python."""
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__()
