@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dist_ft import __version__
-from dist_ft.cli import checkpoint_verbs, data_verbs, doctor_verb, job_verbs, report_verbs, train_verbs
+from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, train_verb
 from dist_ft.cli.outputs import print_error
 from dist_ft.errors import DistFtError
 
@@ -34,13 +34,13 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 for verb in (
-    train_verbs.train, job_verbs.submit, train_verbs.plan, job_verbs.status, job_verbs.logs, job_verbs.stop,
+    train_verb.train, job_verbs.submit, check_verbs.plan, job_verbs.status, job_verbs.logs, job_verbs.stop,
     job_verbs.watch, checkpoint_verbs.export,
 ):  # fmt: skip
     app.command()(verb)
 app.command("eval")(report_verbs.evaluate)
 app.command()(report_verbs.report)
-app.command()(doctor_verb.doctor)
+app.command()(check_verbs.doctor)
 
 checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoint, name="checkpoint")

@@ -1,4 +1,4 @@
-"""`train` and `plan`: run a config here, or say what it will take."""
+"""`train`: run a config here to its end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from dist_ft.cli.doctor_verb import look_around
-from dist_ft.cli.inputs import load_checked, prepare_here, quieten
-from dist_ft.cli.options import AsJson, ConfigPath, MaybeConfigPath, Overrides, Resume
+from dist_ft.cli.check_verbs import look_around
+from dist_ft.cli.inputs import load_checked
+from dist_ft.cli.options import AsJson, ConfigPath, Overrides, Resume
 from dist_ft.cli.outputs import print_result
-from dist_ft.errors import UsageError
 
 _BEGAN = time.monotonic()
 
@@ -57,27 +56,3 @@ def train(
     else:
         print_result(result)
     raise typer.Exit(result.exit_code)
-
-
-def plan(
-    config: MaybeConfigPath = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
-) -> None:
-    """Check everything that needs no cluster, and show what the run will take."""
-    if schema:
-        from dist_ft.config import schema_json
-
-        typer.echo(schema_json())
-        return
-    if config is None:
-        raise UsageError("plan needs a CONFIG, or --schema")
-    parsed = load_checked(config, overrides)
-    quieten()
-    prepared = prepare_here(parsed)
-    from dist_ft.jobs.plan.plan import make_plan
-    from dist_ft.report.plan_text import render_plan
-
-    result = make_plan(parsed, prepared.inputs)
-    typer.echo(json.dumps(result) if as_json else render_plan(result))

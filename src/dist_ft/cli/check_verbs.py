@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine or a cluster can work."""
+"""`plan` and `doctor`: whether a config, a machine or a cluster can work, before a run begins."""
 
 from __future__ import annotations
 
@@ -8,10 +8,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dist_ft.cli.inputs import load_checked, prepare_here, quieten
 from dist_ft.cli.options import AsJson, MaybeConfigPath, Overrides
+from dist_ft.errors import UsageError
 
 if TYPE_CHECKING:
     from dist_ft.orchestrate.health.facts import Requirements
+
+
+def plan(
+    config: MaybeConfigPath = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
+) -> None:
+    """Check everything that needs no cluster, and show what the run will take."""
+    if schema:
+        from dist_ft.config import schema_json
+
+        typer.echo(schema_json())
+        return
+    if config is None:
+        raise UsageError("plan needs a CONFIG, or --schema")
+    parsed = load_checked(config, overrides)
+    quieten()
+    prepared = prepare_here(parsed)
+    from dist_ft.jobs.plan.plan import make_plan
+    from dist_ft.report.plan_text import render_plan
+
+    result = make_plan(parsed, prepared.inputs)
+    typer.echo(json.dumps(result) if as_json else render_plan(result))
 
 
 def doctor(
