@@ -145,26 +145,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}; use the dist-ft that wrote it")
     return data
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads a JSONL file of rows; a torn last line (a writer that died) is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def last_rows(path: Path) -> dict[int, dict[str, Any]]:
-    """Returns the row of each step that counts: the newest attempt's, and of these the last."""
-    found: dict[int, dict[str, Any]] = {}
-    for row in read_rows(path):
-        known = found.get(int(row["step"]))
-        if known is None or row["attempt"] >= known["attempt"]:
-            found[int(row["step"])] = row
-    return found

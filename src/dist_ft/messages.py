@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
+from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.slices import SavedState, WrittenFile
 from dist_ft.typed_json import from_json
 
 Outcome = Literal["completed", "stopped"]
 Whereabouts = Literal["waits", "works", "stopped"]
+
+
+class Phase(StrEnum):
+    """What a rank does, in the order in which it goes through them after the same number of steps."""
+
+    START = "start"
+    LOAD = "load"
+    EVALUATE = "evaluate"
+    SAVE = "save"
+    DATA = "data"
+    FIRST_STEP = "first_step"
+    STEP = "step"
+    DRAIN = "drain"
 
 
 @dataclass(frozen=True)
@@ -44,10 +59,10 @@ class RendezvousOpen(Message):
 
 @dataclass(frozen=True)
 class PhaseChanged(Message):
-    """What the rank does now: start, load, first_step, step, evaluate, save, drain."""
+    """What the rank does now."""
 
     kind: ClassVar[str] = "phase_changed"
-    phase: str
+    phase: Phase
     step: int
 
 
@@ -69,24 +84,24 @@ class Loaded(Message):
 
 @dataclass(frozen=True)
 class StepDone(Message):
-    """A row of metrics.jsonl; rank 0 only.
+    """A step is done; rank 0 only.
 
     Attributes:
-        row: The row.
+        row: Its row of metrics.jsonl.
         local_s: Seconds that each rank spent on its own part before the first word with the others.
     """
 
     kind: ClassVar[str] = "step_done"
-    row: dict[str, Any]
+    row: StepRow
     local_s: list[float]
 
 
 @dataclass(frozen=True)
 class EvalDone(Message):
-    """A row of eval.jsonl; rank 0 only."""
+    """The held-out data was measured; rank 0 only. `row` is the row of eval.jsonl."""
 
     kind: ClassVar[str] = "eval_done"
-    row: dict[str, Any]
+    row: EvalRow
 
 
 @dataclass(frozen=True)
@@ -290,7 +305,7 @@ class AttemptSpec:
     start_checkpoint: str | None
     skipped_steps: list[int]
     recent_losses: list[float]
-    evaluations: list[dict[str, Any]]
+    evaluations: list[EvalRow]
     on_gpu: bool
     wandb_id: str | None
 
@@ -324,7 +339,7 @@ class RankSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RankSpec:
         """Inverse of `to_dict`."""
-        return cls(**{**data, "attempt": AttemptSpec(**data["attempt"])})
+        return from_json(cls, data)
 
 
 def encode_line(data: dict[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import is_dataclass
+from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,4 +45,6 @@ def _convert(wanted: Any, value: Any) -> Any:
         return [_convert(arguments[0], item) for item in value]
     if origin is dict:
         return {key: _convert(arguments[1], item) for key, item in value.items()}
+    if isinstance(wanted, type) and issubclass(wanted, Enum):
+        return wanted(value)
     return from_json(wanted, value) if isinstance(wanted, type) and is_dataclass(wanted) else value

@@ -75,8 +75,9 @@ LATE = {
 """Modules, or packages, that may import inside a function."""
 
 TORCH_FREE = (
-    "dist_ft.errors", "dist_ft.messages", "dist_ft.printable", "dist_ft.records", "dist_ft.layout", "dist_ft.slices",
-    "dist_ft.slots", "dist_ft.memory", "dist_ft.machine", "dist_ft.storage", "dist_ft.config", "dist_ft.data",
+    "dist_ft.errors", "dist_ft.messages", "dist_ft.metric_rows", "dist_ft.printable", "dist_ft.records",
+    "dist_ft.layout", "dist_ft.slices", "dist_ft.slots", "dist_ft.memory", "dist_ft.machine", "dist_ft.storage",
+    "dist_ft.config", "dist_ft.data",
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.run", "dist_ft.coordinator", "dist_ft.report",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip

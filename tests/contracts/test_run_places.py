@@ -13,13 +13,14 @@ import pytest
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
-from dist_ft.layout import read_json, read_rows, write_json
+from dist_ft.layout import read_json, write_json
 from dist_ft.run import sync
 from dist_ft.run.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
 from dist_ft.run.state import RunRecord
 from dist_ft.run.status import read_if_seen
 from dist_ft.run.sync import Sender
 from dist_ft.storage import retry
+from tests.helpers.rows import read_rows, step_row
 from tests.helpers.s3 import Fault, S3Server, s3_server
 
 
@@ -192,7 +193,7 @@ def test_an_overtaken_driver_leaves_the_record_of_the_newer_one(run: RunPlace) -
     with pytest.raises(StaleAttemptError, match="attempt 2 of this run has begun elsewhere"):
         books.check_mine()
     others.finish("failed", {}, None)
-    books.log_step({"step": 1, "attempt": 1, "step_s": 0.1})
+    books.log_step(step_row(1))
     books.finish("completed", {}, None)
     found = open_run(run.address)
     found.fetch(*RECORDS)

@@ -20,7 +20,7 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.errors import CheckpointError
-from dist_ft.layout import last_rows, read_json, read_rows, slices_name
+from dist_ft.layout import read_json, slices_name
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.run.place import RunPlace, open_run
@@ -29,6 +29,7 @@ from dist_ft.run.state import RunRecord
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
+from tests.helpers.rows import last_rows, read_rows
 
 WORLD_SIZE = 2
 SLICES = [slices_name(rank, WORLD_SIZE) for rank in range(WORLD_SIZE)]

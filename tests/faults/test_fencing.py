@@ -31,7 +31,7 @@ from dist_ft.coordinator import core
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
-from dist_ft.layout import last_rows, read_json, read_rows, slices_name
+from dist_ft.layout import read_json, slices_name
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -48,6 +48,7 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
+from dist_ft.metric_rows import EvalRow
 from dist_ft.run.place import RunPlace, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
@@ -57,6 +58,7 @@ from tests.helpers.cluster import is_alive
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
 from tests.helpers.manifests import MARK, make_manifest, saved_state
+from tests.helpers.rows import last_rows, read_rows, step_row
 
 PARAMS = (ParamInfo("w", (4, 5), "w"),)
 SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
@@ -90,9 +92,7 @@ class Driver:
         return self.coordinator.handle(Envelope(self.spec.run_id, self.spec.attempt, 0, message), time.monotonic())
 
     def step(self, step: int) -> Reply:
-        return self.send(
-            StepDone({"step": step, "attempt": self.spec.attempt, "loss": float(self.spec.attempt), "step_s": 0.2}, [])
-        )
+        return self.send(StepDone(step_row(step, self.spec.attempt, loss=float(self.spec.attempt)), []))
 
     def write(self, step: int) -> Staged:
         """Writes the rank's slices into the attempt's own folder; returns what the rank then says."""
@@ -182,7 +182,7 @@ def test_of_two_drivers_at_the_same_moment_one_wins_each_number(run_dir: RunPlac
             newest = winners[-1]
             for older in winners[:-1]:
                 for message in (
-                    StepDone({"step": 1, "attempt": older.spec.attempt, "loss": 9.0, "step_s": 0.2}, []),
+                    StepDone(step_row(1, older.spec.attempt, loss=9.0), []),
                     older.write(1),
                 ):
                     with pytest.raises(StaleAttemptError, match=f"attempt {newest.spec.attempt} of this run"):
@@ -284,11 +284,11 @@ def test_a_run_whose_start_is_gone_does_not_silently_start_anew(pair: Pair) -> N
 
 # What a zombie still says ---------------------------------------------------
 
-ROW = {"step": 5, "attempt": 1, "loss": -1.0, "step_s": 0.2}
+ROW = step_row(5, loss=-1.0)
 SAID: dict[str, Message] = {
     "step_done": StepDone(ROW, []),
     "staged": Staged(6, WrittenFile(slices_name(0, 1), 0, ""), None),
-    "eval_done": EvalDone({"step": 4, "attempt": 1, "eval_loss": -1.0}),
+    "eval_done": EvalDone(EvalRow(4, 1, {"eval_loss": -1.0})),
     "rank_started": RankStarted(77, "10.0.0.9"),
     "rendezvous_open": RendezvousOpen("10.0.0.9", 1),
     "phase_changed": PhaseChanged("save", 6),

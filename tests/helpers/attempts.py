@@ -16,6 +16,7 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.messages import AttemptSpec, Staged
+from dist_ft.metric_rows import EvalRow
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slices import ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
@@ -96,7 +97,7 @@ def attempt_spec(
             start_checkpoint=f"{start.directory}/{MANIFEST}" if start else None,
             skipped_steps=[],
             recent_losses=[],
-            evaluations=evaluations or [],
+            evaluations=[EvalRow.from_dict(row) for row in evaluations or []],
             on_gpu=False,
             wandb_id=None,
             **facts,

@@ -57,9 +57,9 @@ class Notes:
     def send(self, message: Message) -> None:
         """See `train.link.Link`."""
         if isinstance(message, StepDone):
-            self.rows.append(message.row)
+            self.rows.append(message.row.to_dict())
         elif isinstance(message, EvalDone):
-            self.evals.append(message.row)
+            self.evals.append(message.row.to_dict())
         elif isinstance(message, SaveSkipped):
             self.skipped_saves.append(message.step)
         elif isinstance(message, SaveFailed):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.layout import RunDir, last_rows, read_json, read_rows
+from dist_ft.layout import RunDir, read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.paths import ROOT
+from tests.helpers.rows import last_rows, read_rows
 
 CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 

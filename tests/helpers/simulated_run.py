@@ -12,7 +12,7 @@ from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.data.shards.split import PreparedSplit
-from dist_ft.layout import read_rows, slices_name
+from dist_ft.layout import slices_name
 from dist_ft.messages import (
     Envelope,
     Message,
@@ -22,12 +22,14 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
+from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.run.place import RunPlace
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
 from tests.helpers.manifests import MARK, saved_state
+from tests.helpers.rows import read_rows, step_row
 
 RUN_ID = "full"
 WORLD_SIZE = 2
@@ -64,11 +66,11 @@ class RecordingSink:
     evals: list[int] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
 
-    def log_step(self, row: dict[str, Any]) -> None:
-        self.steps.append(row["step"])
+    def log_step(self, row: StepRow) -> None:
+        self.steps.append(row.step)
 
-    def log_eval(self, row: dict[str, Any]) -> None:
-        self.evals.append(row["step"])
+    def log_eval(self, row: EvalRow) -> None:
+        self.evals.append(row.step)
 
     def close(self, state: str) -> None:
         self.states.append(state)
@@ -116,15 +118,8 @@ class SimulatedRun:
     def step(self, step: int, loss: float = 1.0) -> Reply:
         return self.send(0, StepDone(self.row(step, loss), []))
 
-    def row(self, step: int, loss: float = 1.0) -> dict[str, Any]:
-        return {
-            "step": step,
-            "attempt": self.spec.attempt,
-            "loss": loss,
-            "tokens_per_s": 5.0,
-            "step_s": 0.2,
-            "world_size": 2,
-        }
+    def row(self, step: int, loss: float = 1.0) -> StepRow:
+        return step_row(step, self.spec.attempt, loss=loss)
 
     def stage(
         self, rank: int, step: int, start: int | None = None, end: int | None = None, is_last: bool = False

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from dist_ft.layout import RunDir, last_rows, read_rows
+from dist_ft.layout import RunDir
 from tests.helpers.paths import ROOT
+from tests.helpers.rows import last_rows, read_rows
 
 CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 SETTINGS = [

@@ -19,11 +19,12 @@ import pytest
 
 from dist_ft.config import dump_yaml
 from dist_ft.data.stream.loader import NUM_FETCHERS
-from dist_ft.layout import last_rows, read_json, read_rows
+from dist_ft.layout import read_json
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.storage.objects import open_store
 from tests.helpers.cluster import LoopbackCluster
 from tests.helpers.configs import tiny_config
+from tests.helpers.rows import last_rows, read_rows
 from tests.helpers.s3 import SECRET, Fault, S3Server, s3_server
 
 STEPS = 40

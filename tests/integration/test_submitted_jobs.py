@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.layout import RunDir, last_rows, read_json
+from dist_ft.layout import RunDir, read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.ray_head import RayHead
+from tests.helpers.rows import last_rows
 from tests.helpers.runs import CONFIG
 
 # A learning rate that does not depend on max_steps: runs of several lengths go the same way.

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from dist_ft.layout import RunDir, last_rows, read_json, read_rows
+from dist_ft.layout import RunDir, read_json
 from tests.helpers.cluster import command_line, descendants
 from tests.helpers.paths import ROOT
+from tests.helpers.rows import last_rows, read_rows
 
 CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 

@@ -15,7 +15,8 @@ import pytest
 
 from cluster.local import hosts as hosts_module
 from cluster.local.hosts import Hosts, Process, why_not
-from dist_ft.layout import read_json, read_rows
+from dist_ft.layout import read_json
+from tests.helpers.rows import read_rows
 from tests.helpers.runs import Run
 
 # Enough that the last of a job's five mishaps comes before the last step on an idle machine, too.

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from dist_ft.layout import read_rows
+from tests.helpers.rows import read_rows
 from tests.helpers.runs import Run
 from tests.netns.conftest import STEPS, Cluster
 

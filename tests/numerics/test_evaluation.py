@@ -11,13 +11,14 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
 from dist_ft.config.training_sections import EarlyStopping, EvalConfig
-from dist_ft.layout import last_rows, read_rows
+from dist_ft.run.log import read_evals
 from dist_ft.run.scores import Scores, perplexity
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, prepare, train
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import run_group
 from tests.helpers.ranks import RankServer
+from tests.helpers.rows import last_rows, read_rows
 
 SHAPES = [(0, 1), (2, 2), (3, 3)]
 """Stage and workers. Three workers have 4 batches of 2 rows in two rounds, of which the last two are padding."""
@@ -112,6 +113,6 @@ def test_the_best_checkpoint_is_made_and_kept(tmp_path: Path, starter: str) -> N
     config = _config(tmp_path, "best", 2, 2, evaluation, **changes)
     group = run_group(config, starter)
     assert group.outcome == "completed", group.errors
-    best = Scores.of(last_rows(group.run_dir.evals).values(), "eval_loss", 1, 6).best()
+    best = Scores.of(read_evals(group.run_dir.evals).values(), "eval_loss", 1, 6).best()
     assert best == 1, "the test needs a run that gets worse"
     assert [manifest.step for manifest in committed(LocalStore(group.run_dir.path))] == [1, 6]

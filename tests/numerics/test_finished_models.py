@@ -12,11 +12,11 @@ from dist_ft.config import Config
 from dist_ft.config.training_sections import EvalConfig
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.spec import evaluate_tasks, export_task
-from dist_ft.layout import last_rows
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.group import run_group
+from tests.helpers.rows import last_rows
 
 NUM_ROWS = 70  # three batches
 STEPS = {"best": 3, "tuned": 6}

@@ -13,12 +13,12 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
 from dist_ft.config.training_sections import ScheduleConfig
-from dist_ft.layout import last_rows
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, differing, prepare, read_state, relative_l2, train
 from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.group import Group, run_group
 from tests.helpers.ranks import RankServer
+from tests.helpers.rows import last_rows
 
 NUM_STEPS = 6
 KEEP_ALL = {"checkpoint__every_steps": 1, "checkpoint__keep_last": 99}

@@ -9,10 +9,10 @@ from safetensors.numpy import load_file
 
 from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.layout import last_rows
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.group import Group, run_group
+from tests.helpers.rows import last_rows
 
 
 def final_weights(group: Group, tmp_path: Path) -> dict:

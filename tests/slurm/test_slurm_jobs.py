@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.layout import RunDir, last_rows, read_json
+from dist_ft.layout import RunDir, read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.paths import ROOT
+from tests.helpers.rows import last_rows
 from tests.helpers.runs import CONFIG
 from tests.slurm.conftest import Slurm
 

@@ -11,9 +11,7 @@ from dist_ft.layout import (
     FORMAT_VERSION,
     RunDir,
     checkpoint_name,
-    last_rows,
     read_json,
-    read_rows,
     slices_name,
     write_json,
 )
@@ -105,30 +103,3 @@ def test_another_format_is_named_with_its_file(tmp_path: Path) -> None:
 def test_a_missing_json_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "run.json")
-
-
-def test_missing_rows_are_no_rows(tmp_path: Path) -> None:
-    assert read_rows(tmp_path / "metrics.jsonl") == []
-    assert last_rows(tmp_path / "metrics.jsonl") == {}
-
-
-ROWS = [
-    {"step": 1, "attempt": 1},
-    {"step": 2, "attempt": 1},
-    {"step": 2, "attempt": 2},
-    {"step": 3, "attempt": 2},
-]
-
-
-def test_the_last_row_of_a_step_counts(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert read_rows(path) == ROWS
-    assert last_rows(path) == {1: ROWS[0], 2: ROWS[2], 3: ROWS[3]}
-
-
-@pytest.mark.parametrize("kept", range(1, len(json.dumps(ROWS[3]))))
-def test_a_torn_last_row_is_left_out(tmp_path: Path, kept: int) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]) + json.dumps(ROWS[3])[:kept])
-    assert read_rows(path) == ROWS[:3]

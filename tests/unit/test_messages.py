@@ -17,6 +17,7 @@ from dist_ft.messages import (
     Loaded,
     Located,
     Message,
+    Phase,
     PhaseChanged,
     RankDone,
     RankFailed,
@@ -30,16 +31,18 @@ from dist_ft.messages import (
     StepDone,
     encode_line,
 )
+from dist_ft.metric_rows import EvalRow
 from dist_ft.slices import ParamInfo, WrittenFile
 from tests.helpers.manifests import saved_state
+from tests.helpers.rows import step_row
 
 MESSAGES: list[Message] = [
     RankStarted(4711, "10.0.0.1"),
     RendezvousOpen("::1", 29500),
-    PhaseChanged("first_step", 3),
+    PhaseChanged(Phase.FIRST_STEP, 3),
     Loaded(40, 2**40, ["workers: 2 → 3"]),
-    StepDone({"step": 3, "loss": 1.25, "digest": "00ff", "note": "zeile\nzwei \u2028 ü"}, [0.25, 0.5]),
-    EvalDone({"step": 0, "attempt": 1, "eval_loss": 2.5}),
+    StepDone(step_row(3, digest="zeile\nzwei \u2028 ü", loss=None, metrics={"margin": 0.5}), [0.25, 0.5]),
+    EvalDone(EvalRow(0, 1, {"eval_loss": 2.5})),
     Staged(40, WrittenFile("slices-00000-of-00002.safetensors", 2**40, "00"), None),
     Staged(40, WrittenFile("x", 1, "ff"), saved_state(40, (ParamInfo("a", (2, 3), "a"),))),
     SaveFailed(40, "OSError: no space left", is_last=True),
@@ -57,7 +60,7 @@ ATTEMPT = AttemptSpec(
     run_id="run-1", attempt=3, run_dir="/runs/run-1", config={"run": {"seed": 2**62}}, splits=[{"key": "a"}],
     eval_split=None, fingerprint={"seed": 1}, max_steps=60, num_positions=480,
     start_checkpoint="checkpoints/step-00000040-a0002/manifest.json", skipped_steps=[7],
-    recent_losses=[1.5, 1.25], evaluations=[{"step": 20, "eval_loss": 2.5}], on_gpu=False, wandb_id=None,
+    recent_losses=[1.5, 1.25], evaluations=[EvalRow(20, 1, {"eval_loss": 2.5})], on_gpu=False, wandb_id=None,
 )  # fmt: skip
 
 
@@ -115,7 +118,7 @@ def test_a_rank_spec_survives_the_wire(attempt: AttemptSpec) -> None:
 
 
 def test_making_the_wire_form_shares_nothing_with_the_message() -> None:
-    row = {"step": 1, "nested": {"a": 1}}
-    wire = Envelope("run-1", 1, 0, StepDone(row, [])).to_dict()
-    row["nested"] = {"a": 2}
-    assert wire["body"]["row"]["nested"] == {"a": 1}
+    metrics: dict[str, float | None] = {"a": 1.0}
+    wire = Envelope("run-1", 1, 0, StepDone(step_row(1, metrics=metrics), [])).to_dict()
+    metrics["a"] = 2.0
+    assert wire["body"]["row"]["metrics"] == {"a": 1.0}

@@ -16,10 +16,12 @@ from dist_ft.config import config_from_dict
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError
-from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope
+from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.sinks import Sink
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
+from dist_ft.run.events import Event
+from dist_ft.run.log import read_steps
 from dist_ft.run.place import open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
@@ -54,7 +56,7 @@ class CoordinatorActor:
         mode = resolve_mode(parsed.monitor.wandb)
         sinks: list[Sink] = []
         if mode != "disabled" and state.wandb_id is not None:
-            backlog = [row for _, row in sorted(last_rows(place.metrics).items())]
+            backlog = [row for _, row in sorted(read_steps(place.metrics).items())]
             sinks.append(
                 WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
             )
@@ -117,11 +119,11 @@ class CoordinatorActor:
             return None
         return asdict(self._known.decide(message, lost_nodes, time.monotonic()))
 
-    def add_event(self, event: str, facts: dict[str, Any]) -> None:
+    def add_event(self, event: Event) -> None:
         """See `Coordinator.add_event`."""
-        self._known.add_event(event, **facts)
+        self._known.add_event(event)
 
-    def record_evaluation(self, row: dict[str, Any]) -> None:
+    def record_evaluation(self, row: EvalRow) -> None:
         """See `Coordinator.record_evaluation`."""
         self._known.record_evaluation(row)
 

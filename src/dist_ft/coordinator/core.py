@@ -22,9 +22,11 @@ from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_al
 from dist_ft.coordinator.start import StartSearch, can_go_on, still_stands
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
-from dist_ft.layout import last_rows
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
+from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.sinks import Sink
+from dist_ft.run import events
+from dist_ft.run.log import read_steps
 from dist_ft.run.place import RunPlace
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import FINAL, RunRecord
@@ -161,7 +163,7 @@ class Coordinator:
             return
         self._stop = True
         self._record.move("stopping")
-        self._recorder.note("stop_requested", reason=reason)
+        self._recorder.note(events.StopRequested(reason))
         self._recorder.write_record()
 
     def tick(self, now: float) -> None:
@@ -266,18 +268,17 @@ class Coordinator:
             self._record.move("recovering")
             self._sizing.interrupted(now)
         if decision.skip_step is not None:
-            self._recorder.note("skip_batch", step=decision.skip_step)
-        event = "recovering" if decision.is_restart else "giving_up"
-        facts = {"step": self._record.step, "wait_s": decision.wait_s, "reason": decision.reason}
-        self._recorder.note(event, **facts, cause=cause.to_dict())
+            self._recorder.note(events.BatchSkipped(decision.skip_step))
+        event = events.Recovering if decision.is_restart else events.GivingUp
+        self._recorder.note(event(self._record.step, decision.wait_s, decision.reason, cause.to_dict()))
         self._recorder.write_record()
         return decision
 
-    def add_event(self, event: str, **facts: Any) -> None:
+    def add_event(self, event: events.Event) -> None:
         """Writes a ledger entry for a fact that the driver found."""
-        self._recorder.note(event, **facts)
+        self._recorder.note(event)
 
-    def record_evaluation(self, row: dict[str, Any]) -> None:
+    def record_evaluation(self, row: EvalRow) -> None:
         """Writes an evaluation that a task made."""
         self._recorder.log_eval(row)
 
@@ -290,14 +291,14 @@ class Coordinator:
         self._group.leaving = reason
         self._record.move("resizing")
         self._sizing.interrupted(now)
-        self._recorder.note("resizing", step=self._record.step, reason=reason)
+        self._recorder.note(events.Resizing(self._record.step, reason))
         self._recorder.write_record()
 
     def _losses_before(self, step: int) -> list[float]:
         if self._config.failure.spike_factor is None:
             return []
-        rows = last_rows(self._run_dir.metrics)
-        losses = (rows[s]["loss"] for s in range(step - _LOSSES_TO_JUDGE + 1, step + 1) if s in rows)
+        rows = read_steps(self._run_dir.metrics)
+        losses = (rows[s].loss for s in range(step - _LOSSES_TO_JUDGE + 1, step + 1) if s in rows)
         return [loss for loss in losses if loss is not None]
 
     def _begin_search(self, before: int | None) -> None:

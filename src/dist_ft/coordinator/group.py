@@ -28,6 +28,7 @@ from dist_ft.messages import (
     Loaded,
     Located,
     Message,
+    Phase,
     PhaseChanged,
     RankDone,
     RankFailed,
@@ -39,6 +40,7 @@ from dist_ft.messages import (
     StepDone,
     Whereabouts,
 )
+from dist_ft.run import events
 from dist_ft.run.place import RunPlace
 from dist_ft.run.scores import Scores
 
@@ -90,7 +92,7 @@ class Group:
         self._store = run_dir.store
         self._recorder = recorder
         self._history = history
-        self._ranks = {rank: RankView(rank, "start", 0, now) for rank in range(world_size)}
+        self._ranks = {rank: RankView(rank, Phase.START, 0, now) for rank in range(world_size)}
         self._entered = dict.fromkeys(self._ranks, now)  # when each rank entered its phase
         self._heard: dict[int, float] = {}  # when each rank's supervisor last said anything
         self._looked_at = now
@@ -104,7 +106,7 @@ class Group:
         self._stragglers: set[int] = set()
 
     @property
-    def phases(self) -> list[str]:
+    def phases(self) -> list[Phase]:
         """What the ranks do now, each phase once."""
         return sorted({view.phase for view in self._ranks.values()})
 
@@ -153,7 +155,7 @@ class Group:
             case Located():
                 self._states[rank] = message.state
             case SaveSkipped():
-                self._recorder.note("save_skipped", step=message.step)
+                self._recorder.note(events.SaveSkipped(message.step))
             case RankDone():
                 self._on_done(rank, message)
             case RankFailed():
@@ -215,9 +217,9 @@ class Group:
     def fail(self, rank: int, error: dict[str, str], is_death: bool = False, step: int | None = None) -> None:
         """Notes a failure; `step` is the one whose numbers were bad."""
         self.failures.append(RankFailure(rank, error["type"], error["message"], is_death, step))
-        self._recorder.note("rank_failed", **{"rank": rank, "step": self._recorder.record.step, **error})
+        self._recorder.note(events.RankLost(rank, self._recorder.record.step, **error))
 
-    def _seen(self, rank: int, phase: str, step: int, now: float) -> None:
+    def _seen(self, rank: int, phase: Phase, step: int, now: float) -> None:
         old = self._ranks[rank]
         if phase != old.phase:
             self._history.add_phase(old.phase, now - self._entered[rank])
@@ -225,7 +227,7 @@ class Group:
         self._ranks[rank] = RankView(rank, phase, step, now)
 
     def _on_started(self, rank: int, message: RankStarted, now: float) -> None:
-        self._seen(rank, "load", self._ranks[rank].step, now)
+        self._seen(rank, Phase.LOAD, self._ranks[rank].step, now)
         record = self._recorder.record
         others = [worker for worker in record.workers if worker["rank"] != rank]
         worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
@@ -242,18 +244,18 @@ class Group:
         self._notes += message.notes
         if len(self._loaded) == self.world_size:
             num_bytes = sum(self._loaded.values())
-            self._recorder.note("loaded", step=message.step, num_bytes=num_bytes, notes=self._notes)
+            self._recorder.note(events.GroupLoaded(message.step, num_bytes, self._notes))
 
     def _on_step(self, message: StepDone, now: float) -> None:
         row = message.row
         self.check_newest()
         # The all-reduce at the end of a step proves that every rank got there.
         for rank, view in self._ranks.items():
-            self._ranks[rank] = RankView(rank, view.phase, max(view.step, row["step"]), now)
-        if row["step"] <= self.last_step:
+            self._ranks[rank] = RankView(rank, view.phase, max(view.step, row.step), now)
+        if row.step <= self.last_step:
             return
-        self.last_step = row["step"]
-        self._history.add_step(self.world_size, row["step_s"])
+        self.last_step = row.step
+        self._history.add_step(self.world_size, row.step_s)
         if message.local_s:
             self._local_s.append(message.local_s)
             self._report_straggler()
@@ -264,9 +266,7 @@ class Group:
         if found is not None and found[0] not in self._stragglers:
             self._stragglers.add(found[0])
             worker = next((w for w in self._recorder.record.workers if w["rank"] == found[0]), {})
-            self._recorder.note(
-                "straggler", rank=found[0], times_slower=round(found[1], 1), node_ip=worker.get("node_ip")
-            )
+            self._recorder.note(events.StragglerFound(found[0], round(found[1], 1), worker.get("node_ip")))
 
     def _on_staged(self, rank: int, message: Staged) -> None:
         if message.step in self._unsaved:
@@ -292,7 +292,7 @@ class Group:
             return
         self.committed_step = manifest.step
         self._unsaved.clear()
-        self._recorder.note("commit", step=manifest.step)
+        self._recorder.note(events.Committed(manifest.step))
         self._clean_up()
 
     def _clean_up(self) -> None:
@@ -318,7 +318,7 @@ class Group:
             return
         self._unsaved.append(step)
         self._staging.pop(step, None)
-        self._recorder.note("save_failed", step=step, reason=reason)
+        self._recorder.note(events.SaveFailed(step, reason))
         if is_last or len(self._unsaved) >= _FAILED_SAVES:
             error: DistFtError = StorageError(
                 f"the checkpoint of step {step} cannot be written ({reason}); make room or mend the storage, then "
@@ -343,5 +343,4 @@ class Group:
         if stopping is None or every is None or step >= max_steps:
             return
         scores = Scores.of(self._recorder.evaluations(step), stopping.metric, every, max_steps)
-        facts = {"metric": stopping.metric, "patience": stopping.patience}
-        self._recorder.note("early_stop", step=step, best_step=scores.best(), **facts)
+        self._recorder.note(events.EarlyStop(step, scores.best(), stopping.metric, stopping.patience))

@@ -10,16 +10,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, newest_number
 from dist_ft.errors import StaleAttemptError
-from dist_ft.layout import RunDir, checkpoint_name, last_rows, read_json, read_rows, write_json
+from dist_ft.layout import RunDir, checkpoint_name, read_json, write_json
+from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.sinks import Sink
-from dist_ft.run.events import Ledger
+from dist_ft.run.events import (
+    RUN_ENDS,
+    AttemptBegan,
+    BatchSkipped,
+    Committed,
+    Event,
+    Ledger,
+    LedgerEntry,
+    RunFailed,
+    read_ledger,
+)
 from dist_ft.run.goodput import Goodput
-from dist_ft.run.log import JsonlWriter
+from dist_ft.run.log import JsonlWriter, read_evals, read_steps
 from dist_ft.run.place import RunPlace
 from dist_ft.run.state import RunRecord
 from dist_ft.run.sync import Sender
@@ -40,8 +51,8 @@ class Recorder:
     def __init__(self, run_dir: RunPlace, record: RunRecord, sinks: Sequence[Sink]) -> None:
         self.record = record
         self.attempt = 0
-        self.last_row: dict[str, Any] | None = None
-        self.last_eval: dict[str, Any] | None = None
+        self.last_row: StepRow | None = None
+        self.last_eval: EvalRow | None = None
         self._run_dir = run_dir
         self._newest = newest_number(run_dir.store)
         self._looked_at = time.monotonic()
@@ -49,7 +60,7 @@ class Recorder:
         self._metrics = JsonlWriter(run_dir.metrics)
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
-        self._goodput = Goodput(last_rows(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
+        self._goodput = Goodput(read_steps(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
         self._sender = Sender(run_dir)
         # The record of a run that is there says how its last attempt stands until this driver has one.
@@ -70,7 +81,7 @@ class Recorder:
         return self._newest == self.attempt
 
     @property
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[LedgerEntry]:
         """Ledger entries of this process."""
         return self._ledger.entries
 
@@ -92,16 +103,20 @@ class Recorder:
 
     def commits(self) -> set[str]:
         """Returns the folders of all checkpoints that the ledger says were committed."""
-        rows = read_rows(self._run_dir.ledger)
-        return {f"checkpoints/{checkpoint_name(r['step'], r['attempt'])}" for r in rows if r["event"] == "commit"}
+        return {
+            f"checkpoints/{checkpoint_name(entry.event.step, entry.attempt or 0)}"
+            for entry in read_ledger(self._run_dir.ledger)
+            if isinstance(entry.event, Committed)
+        }
 
-    def evaluations(self, until: int) -> list[dict[str, Any]]:
+    def evaluations(self, until: int) -> list[EvalRow]:
         """Returns the evaluations that count of the first `until` steps, in order."""
-        return [row for step, row in sorted(last_rows(self._run_dir.evals).items()) if step <= until]
+        return [row for step, row in sorted(read_evals(self._run_dir.evals).items()) if step <= until]
 
     def skipped_steps(self) -> list[int]:
         """Returns the steps whose update is left out, as the ledger says."""
-        return sorted({row["step"] for row in read_rows(self._run_dir.ledger) if row["event"] == "skip_batch"})
+        events = (entry.event for entry in read_ledger(self._run_dir.ledger))
+        return sorted({event.step for event in events if isinstance(event, BatchSkipped)})
 
     def check_mine(self) -> None:
         """Raises StaleAttemptError when another driver has taken over the run."""
@@ -119,14 +134,13 @@ class Recorder:
         self.record.step = attempt.start_step
         self.record.world_size = world_size
         # Even if it is overtaken at this moment: the ledger holds every attempt.
-        self._ledger.add("attempt", attempt=attempt.number, world_size=world_size, start_step=attempt.start_step)
+        self._ledger.add(AttemptBegan(world_size, attempt.start_step), attempt.number)
         self.write_record()
 
-    def note(self, event: str, **facts: Any) -> None:
+    def note(self, event: Event) -> None:
         """Writes a ledger entry."""
         if not self.attempt or self.is_mine:
-            own = {"attempt": self.attempt} if self.attempt else {}
-            self._ledger.add(event, **{**own, **facts})
+            self._ledger.add(event, self.attempt or None)
             self._sender.soon()
 
     def write_record(self) -> None:
@@ -148,22 +162,22 @@ class Recorder:
         if time.monotonic() - self._written_at > 1.0:
             self._write_record()
 
-    def log_step(self, row: dict[str, Any]) -> None:
+    def log_step(self, row: StepRow) -> None:
         """Takes a row of metrics.jsonl."""
-        self._goodput.add(row["step"], row["step_s"])
-        row = {**row, "goodput": round(self._goodput.value(row["step"], time.monotonic()), 4)}
-        self._metrics.append(row)
+        self._goodput.add(row.step, row.step_s)
+        row = replace(row, goodput=round(self._goodput.value(row.step, time.monotonic()), 4))
+        self._metrics.append(row.to_dict())
         self.last_row = row
-        self.record.step = row["step"]
+        self.record.step = row.step
         self.write_record_now_and_then()
         for sink in self._sinks:
             sink.log_step(row)
 
-    def log_eval(self, row: dict[str, Any]) -> None:
+    def log_eval(self, row: EvalRow) -> None:
         """Takes a row of eval.jsonl."""
         if not self.is_mine:
             return
-        self._evals.append(row)
+        self._evals.append(row.to_dict())
         self.last_eval = row
         for sink in self._sinks:
             sink.log_eval(row)
@@ -175,7 +189,8 @@ class Recorder:
             self.record.result = result
             self.record.error = error
             self.record.workers = []
-            self.note(state, step=self.record.step, **({"error": error} if error else {}))
+            step = self.record.step
+            self.note(RunFailed(step, error) if state == "failed" else RUN_ENDS[state](step))
             self.write_record()
             self._forget_stop()
         for sink in self._sinks:

@@ -12,6 +12,7 @@ from dist_ft.checkpoint.retention import deletable
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.printable import format_bytes
+from dist_ft.run.events import CheckpointDamaged
 from dist_ft.run.scores import Scores
 from dist_ft.slices import Fingerprint
 from dist_ft.storage.store import Store
@@ -117,7 +118,7 @@ class StartSearch:
             CheckpointError: There are checkpoints, or were, and none of them is whole.
         """
         for step, damage in self._damages:
-            recorder.note("checkpoint_damaged", step=step, error=damage)
+            recorder.note(CheckpointDamaged(step, damage))
             logger.error("a checkpoint is passed over: %s", damage)
         if self._error is not None:
             raise self._error

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from dist_ft.config.cluster_sections import PhaseLimits
-from dist_ft.messages import Whereabouts
+from dist_ft.messages import Phase, Whereabouts
 
-PHASES = ("start", "load", "evaluate", "save", "data", "first_step", "step", "drain")
-"""In the order in which a rank goes through them after the same number of steps."""
-_LIMITS_S = {"load": 3600.0, "data": 7200.0, "first_step": 1800.0, "step": 1800.0, "evaluate": 7200.0, "save": 3600.0}
+_LIMITS_S = {
+    Phase.LOAD: 3600.0, Phase.DATA: 7200.0, Phase.FIRST_STEP: 1800.0, Phase.STEP: 1800.0, Phase.EVALUATE: 7200.0,
+    Phase.SAVE: 3600.0,
+}  # fmt: skip
+_ORDER = tuple(Phase)
 _LEAST_S = 600.0
 """However fast a phase was so far: a disk may stall for minutes and recover."""
 _STEP_SLACK_S = 10.0
@@ -36,13 +38,13 @@ class RankView:
 
     Attributes:
         rank: Its index.
-        phase: One of `PHASES`.
+        phase: What it does.
         step: Completed steps.
         since: Monotonic time of its last progress, in seconds.
     """
 
     rank: int
-    phase: str
+    phase: Phase
     step: int
     since: float
 
@@ -57,13 +59,13 @@ class History:
     """
 
     step_s: dict[int, deque[float]] = field(default_factory=dict)
-    longest_s: dict[str, float] = field(default_factory=dict)
+    longest_s: dict[Phase, float] = field(default_factory=dict)
 
     def add_step(self, world_size: int, seconds: float) -> None:
         """Notes a step."""
         self.step_s.setdefault(world_size, deque(maxlen=50)).append(seconds)
 
-    def add_phase(self, phase: str, seconds: float) -> None:
+    def add_phase(self, phase: Phase, seconds: float) -> None:
         """Notes the end of a phase."""
         self.longest_s[phase] = max(seconds, self.longest_s.get(phase, 0.0))
 
@@ -73,19 +75,19 @@ class History:
         return median(seen) if len(seen) >= _STEPS_TO_JUDGE else None
 
 
-def phase_limit(phase: str, world_size: int, limits: PhaseLimits, history: History) -> float:
+def phase_limit(phase: Phase, world_size: int, limits: PhaseLimits, history: History) -> float:
     """Returns the seconds that a rank may spend in a phase before its supervisor is asked where it is."""
     configured: float | None = limits.model_dump()[f"{phase}_s"]
     if configured is not None:
         return configured
-    if phase == "step":
+    if phase == Phase.STEP:
         usual = history.median_step_s(world_size)
-        return _LIMITS_S["step"] if usual is None else 3 * usual + _STEP_SLACK_S - ANSWER_LIMIT_S
+        return _LIMITS_S[Phase.STEP] if usual is None else 3 * usual + _STEP_SLACK_S - ANSWER_LIMIT_S
     longest = history.longest_s.get(phase)
     return _LIMITS_S[phase] if longest is None else min(_LIMITS_S[phase], max(_LEAST_S, 10 * longest))
 
 
-def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[str], float]) -> list[RankView]:
+def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[Phase], float]) -> list[RankView]:
     """Returns the ranks that are furthest behind, as far as they are over the limit of their own phase.
 
     The others wait for them; how long a wait may last is the limit of what they wait for. Those that were silent
@@ -110,7 +112,7 @@ def find_culprits(behind: Sequence[int], states: Mapping[int, Whereabouts]) -> l
 
 
 def _place(view: RankView) -> tuple[int, int]:
-    return view.step, PHASES.index(view.phase)
+    return view.step, _ORDER.index(view.phase)
 
 
 def find_straggler(local_s: Sequence[Sequence[float]]) -> tuple[int, float] | None:

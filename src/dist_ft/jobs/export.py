@@ -14,7 +14,7 @@ from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.errors import ExportError
-from dist_ft.layout import RunDir, last_rows
+from dist_ft.layout import RunDir
 from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import (
     load_generation_config,
@@ -27,6 +27,7 @@ from dist_ft.model.base import (
 from dist_ft.model.card import model_card
 from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.model.weights import WeightFiles
+from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import open_run, published
 from dist_ft.slices import ParamInfo
 from dist_ft.storage.store import Store
@@ -171,7 +172,8 @@ def _write_sidecars(config: Config, run_dir: RunDir, manifest: Manifest, directo
     generation = load_generation_config(config)
     if generation is not None:
         generation.save_pretrained(directory)
-    loss = last_rows(run_dir.metrics).get(manifest.step, {}).get("loss")
-    held_out = {step: row.get("eval_loss") for step, row in last_rows(run_dir.evals).items()}
+    last_row = read_steps(run_dir.metrics).get(manifest.step)
+    held_out = {step: row.eval_loss for step, row in read_evals(run_dir.evals).items()}
+    loss = last_row.loss if last_row else None
     card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge)
     (directory / "README.md").write_text(card, encoding="utf-8")

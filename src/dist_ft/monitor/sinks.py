@@ -6,17 +6,19 @@ while logging says so in the log and never disturbs the run.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
+
+from dist_ft.metric_rows import EvalRow, StepRow
 
 
 class Sink(Protocol):
     """Receives every row once, in step order. Calls return at once."""
 
-    def log_step(self, row: dict[str, Any]) -> None:
+    def log_step(self, row: StepRow) -> None:
         """Takes a row of metrics.jsonl."""
         ...
 
-    def log_eval(self, row: dict[str, Any]) -> None:
+    def log_eval(self, row: EvalRow) -> None:
         """Takes a row of eval.jsonl."""
         ...
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_ft.layout import read_json, write_json
+from dist_ft.metric_rows import EvalRow, StepRow
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class WandbSink:
         mode: Literal["online", "offline"],
         directory: Path,
         config: dict[str, Any],
-        backlog: Sequence[dict[str, Any]] = (),
+        backlog: Sequence[StepRow] = (),
     ) -> None:
         self._settings: dict[str, Any] = {
             "id": run_id,
@@ -78,23 +79,22 @@ class WandbSink:
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._thread.start()
 
-    def log_step(self, row: dict[str, Any]) -> None:
+    def log_step(self, row: StepRow) -> None:
         """Queues a step; replayed steps are left out, so the step axis never runs backwards."""
-        if row["step"] <= self._sent_step:
+        if row.step <= self._sent_step:
             return
-        self._sent_step = row["step"]
-        named = {f"{group}/{key}": row[key] for key, group in _GROUPS.items() if row.get(key) is not None}
-        self._queue.put({"train/step": row["step"], **named})
+        self._sent_step = row.step
+        values = row.to_dict()
+        named = {f"{group}/{key}": values[key] for key, group in _GROUPS.items() if values.get(key) is not None}
+        self._queue.put({"train/step": row.step, **named})
 
-    def log_eval(self, row: dict[str, Any]) -> None:
+    def log_eval(self, row: EvalRow) -> None:
         """Queues an evaluation. One that lies behind, such as the base model's, goes into the summary."""
-        values = {
-            f"eval/{key}": value for key, value in row.items() if key not in ("step", "attempt") and value is not None
-        }
-        if row["step"] < self._sent_step:
-            self._queue.put({f"{key}/step-{row['step']}": value for key, value in values.items()})
+        values = {f"eval/{key}": value for key, value in row.metrics.items() if value is not None}
+        if row.step < self._sent_step:
+            self._queue.put({f"{key}/step-{row.step}": value for key, value in values.items()})
         else:
-            self._queue.put({"train/step": row["step"], **values})
+            self._queue.put({"train/step": row.step, **values})
 
     def close(self, state: str) -> None:
         """Sends what is queued and finishes the run, within 30 s."""

@@ -13,8 +13,11 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
+from dist_ft.metric_rows import EvalRow
 from dist_ft.printable import printable
 from dist_ft.report.table import METRIC_NAMES, format_value
+from dist_ft.run import events
+from dist_ft.run.events import LedgerEntry
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
@@ -37,44 +40,45 @@ def bar(share: float) -> str:
     return f"{'━' * done}{'╌' * (_BAR - done)}"
 
 
-def describe_event(entry: dict[str, Any]) -> str | None:
+def describe_event(entry: LedgerEntry) -> str | None:
     """Returns the line for a ledger entry; None for those that a person need not see."""
-    event = entry["event"]
-    if event == "attempt":
-        resumed = f", going on after step {entry['start_step']}" if entry["start_step"] else ""
-        return f"attempt {entry['attempt']} on {entry['world_size']} workers{resumed}"
-    if event == "loaded":
-        return "; ".join(entry["notes"]) or None
-    if event == "commit":
-        return f"checkpoint at step {entry['step']}"
-    if event == "stop_requested":
-        return f"stopping after this step ({entry['reason']})"
-    if event == "checkpoint_damaged":
-        return f"a checkpoint is damaged and passed over: {entry['error']}"
-    if event == "rank_failed":
-        return f"rank {entry['rank']} failed after step {entry['step']}: {entry['message']}"
-    if event == "save_failed":
-        return f"the checkpoint of step {entry['step']} failed and is left out: {entry['reason']}"
-    if event == "save_skipped":
-        return f"no checkpoint of step {entry['step']}: the one before is still being written"
-    if event == "skip_batch":
-        return f"step {entry['step']} is left out from now on"
-    if event == "early_stop":
-        best = f"the best is step {entry['best_step']}" if entry["best_step"] else "none was a number"
-        return f"early stop after step {entry['step']} (patience {entry['patience']} for {entry['metric']}); {best}"
-    if event == "straggler":
-        where = f" on {entry['node_ip']}" if entry["node_ip"] else ""
-        return f"rank {entry['rank']}{where} is {entry['times_slower']} times as slow as the others"
-    if event == "resizing":
-        return f"a checkpoint after this step, then the group is formed anew: {entry['reason']}"
-    if event == "recovering":
-        wait = f" in {entry['wait_s']:.0f} s" if entry["wait_s"] else ""
-        return f"recovering after step {entry['step']}{wait}: {entry['reason']}"
-    if event == "giving_up":
-        return f"giving up after step {entry['step']}: {entry['reason']}"
-    if event == "settings_changed":
-        return "changed since the last attempt: " + ", ".join(entry["changes"])
-    return None
+    match entry.event:
+        case events.AttemptBegan(world_size=world_size, start_step=start_step):
+            resumed = f", going on after step {start_step}" if start_step else ""
+            return f"attempt {entry.attempt} on {world_size} workers{resumed}"
+        case events.GroupLoaded(notes=notes):
+            return "; ".join(notes) or None
+        case events.Committed(step=step):
+            return f"checkpoint at step {step}"
+        case events.StopRequested(reason=reason):
+            return f"stopping after this step ({reason})"
+        case events.CheckpointDamaged(error=error):
+            return f"a checkpoint is damaged and passed over: {error}"
+        case events.RankLost(rank=rank, step=step, message=message):
+            return f"rank {rank} failed after step {step}: {message}"
+        case events.SaveFailed(step=step, reason=reason):
+            return f"the checkpoint of step {step} failed and is left out: {reason}"
+        case events.SaveSkipped(step=step):
+            return f"no checkpoint of step {step}: the one before is still being written"
+        case events.BatchSkipped(step=step):
+            return f"step {step} is left out from now on"
+        case events.EarlyStop(step=step, best_step=best_step, metric=metric, patience=patience):
+            best = f"the best is step {best_step}" if best_step else "none was a number"
+            return f"early stop after step {step} (patience {patience} for {metric}); {best}"
+        case events.StragglerFound(rank=rank, times_slower=times_slower, node_ip=node_ip):
+            where = f" on {node_ip}" if node_ip else ""
+            return f"rank {rank}{where} is {times_slower} times as slow as the others"
+        case events.Resizing(reason=reason):
+            return f"a checkpoint after this step, then the group is formed anew: {reason}"
+        case events.Recovering(step=step, wait_s=wait_s, reason=reason):
+            wait = f" in {wait_s:.0f} s" if wait_s else ""
+            return f"recovering after step {step}{wait}: {reason}"
+        case events.GivingUp(step=step, reason=reason):
+            return f"giving up after step {step}: {reason}"
+        case events.SettingsChanged(changes=changes):
+            return "changed since the last attempt: " + ", ".join(changes)
+        case _:
+            return None
 
 
 class Console:
@@ -84,7 +88,7 @@ class Console:
         self._console = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
         self._is_quiet = is_quiet
         self._live: Live | None = None
-        self._last_eval: dict[str, Any] | None = None
+        self._last_eval: EvalRow | None = None
         self._last_plain = 0.0
         self._shown_step = -1
         self._rate: list[tuple[float, int]] = []
@@ -102,9 +106,9 @@ class Console:
                 self.say(f"  {line}", "red" if "damaged" in line or "failed" in line else "dim")
         if status["eval"] is not None and status["eval"] != self._last_eval:
             self._last_eval = status["eval"]
-            values = {k: v for k, v in status["eval"].items() if k not in ("step", "attempt")}
-            shown = ", ".join(f"{METRIC_NAMES.get(name, name)} {format_value(value)}" for name, value in values.items())
-            self.say(f"  {shown} at step {status['eval']['step']}", "cyan")
+            values = status["eval"].metrics.items()
+            shown = ", ".join(f"{METRIC_NAMES.get(name, name)} {format_value(value)}" for name, value in values)
+            self.say(f"  {shown} at step {status['eval'].step}", "cyan")
         if not self._is_quiet:
             self._show(status)
 
@@ -146,10 +150,10 @@ class Console:
         if row is None or status["searching"]:
             doing = status["searching"] or ", ".join(status["phases"]) or "waiting for workers"
             return f"  {status['state']}: {doing}"
-        loss = "left out" if row["loss"] is None else f"{row['loss']:.4f}"
+        loss = "left out" if row.loss is None else f"{row.loss:.4f}"
         return (
             f"  {bar(step / total)} step {step}/{total}  loss {loss}  "
-            f"{row['tokens_per_s']:.0f} tok/s  {row['world_size']} workers  ETA {self._eta(step, total)}"
+            f"{row.tokens_per_s:.0f} tok/s  {row.world_size} workers  ETA {self._eta(step, total)}"
         )
 
     def _eta(self, step: int, total: int) -> str:

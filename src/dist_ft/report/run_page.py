@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from dist_ft.layout import last_rows, read_rows
+from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.report.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
+from dist_ft.run.events import AttemptBegan, Committed, Event, GroupLoaded, LedgerEntry, read_ledger
+from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import RunPlace
 from dist_ft.run.status import read_status
 from dist_ft.run.sync import GROWING
@@ -19,13 +21,15 @@ _MAX_POINTS = 600
 """Of a line: neighbouring steps beyond it are drawn as their mean."""
 _MAX_ROWS = 200
 """Of a table."""
-_ROUTINE = frozenset({"commit", "loaded"})
-"""Ledger entries that are no news."""
-_COLUMNS = ("time", "event", "attempt", "step", "start_step")
+_ROUTINE: tuple[type[Event], ...] = (Committed, GroupLoaded)
+"""Events that are no news."""
 _SEVERITIES = {"recovering": "warning", "giving_up": "error", "failed": "error", "rank_failed": "warning",
                "skip_batch": "warning", "save_failed": "warning", "checkpoint_damaged": "warning"}  # fmt: skip
 
-Rows = Mapping[int, dict[str, Any]]
+Row = TypeVar("Row", StepRow, EvalRow)
+Steps = Mapping[int, StepRow]
+Evals = Mapping[int, EvalRow]
+Entries = Sequence[LedgerEntry]
 Point = tuple[float, float]
 
 
@@ -37,10 +41,10 @@ def read_run_page(run: RunPlace) -> str:
     """
     status = read_status(run)
     run.fetch(*GROWING)
-    return render_run_page(status, last_rows(run.metrics), last_rows(run.evals), read_rows(run.ledger))
+    return render_run_page(status, read_steps(run.metrics), read_evals(run.evals), read_ledger(run.ledger))
 
 
-def render_run_page(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Sequence[dict[str, Any]]) -> str:
+def render_run_page(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) -> str:
     """Returns the page.
 
     Args:
@@ -52,23 +56,29 @@ def render_run_page(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Se
     return page(f"Run {status['run_id']}", _parts(status, steps, evals, ledger))
 
 
-def _parts(status: dict[str, Any], steps: Rows, evals: Rows, ledger: Sequence[dict[str, Any]]) -> Iterator[Html]:
+def _parts(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) -> Iterator[Html]:
     yield paragraph(_summary(status))
     if status.get("error"):
         yield paragraph(f"{status['error']['type']}: {status['error']['message']}")
-    losses = [("training", _points(steps, "loss")), ("held-out", _points(evals, "eval_loss"))]
+    losses = [
+        ("training", _points(steps, lambda row: row.loss)),
+        ("held-out", _points(evals, lambda row: row.eval_loss)),
+    ]
     yield from _chart("Loss a trained token", losses, is_from_zero=False)
-    yield from _chart("Tokens a second", [("tokens", _points(steps, "tokens_per_s"))])
+    yield from _chart("Tokens a second", [("tokens", _points(steps, lambda row: row.tokens_per_s))])
     yield from _chart("Share of a step spent waiting for data", [("share", _points(steps, _waiting_share))])
-    yield from _chart("Goodput: share of the time in steps that count", [("goodput", _points(steps, "goodput"))])
+    yield from _chart(
+        "Goodput: share of the time in steps that count", [("goodput", _points(steps, lambda row: row.goodput))]
+    )
     yield from _chart("Workers over time, in minutes", [("workers", _world_sizes(ledger))])
     # A row may hold other metrics alone, or a loss that was not finite.
-    measured = [(step, row["eval_loss"]) for step, row in sorted(evals.items()) if row.get("eval_loss") is not None]
+    measured = [(step, row.eval_loss) for step, row in sorted(evals.items()) if row.eval_loss is not None]
     if measured:
         yield heading("Evaluations")
         yield table(("step", "held-out loss"), _last(measured))
+    news = [_event_row(entry) for entry in ledger if not isinstance(entry.event, _ROUTINE)]
     yield heading("Attempts and what ended them")
-    yield table(("", "when (UTC)", "attempt", "step", "what"), _last([_event_row(e) for e in ledger if _is_news(e)]))
+    yield table(("", "when (UTC)", "attempt", "step", "what"), _last(news))
     yield heading("Checkpoints")
     yield table(("step", "directory"), _last([(c["step"], c["path"]) for c in status["checkpoints"]]))
     if status["exports"]:
@@ -90,14 +100,13 @@ def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zer
         yield line_chart(title, shown, is_from_zero)
 
 
-def _points(rows: Rows, value: str | Callable[[dict[str, Any]], float | None]) -> list[Point]:
-    read = value if callable(value) else lambda row: row.get(value)
-    found = [(step, read(row)) for step, row in sorted(rows.items())]
+def _points(rows: Mapping[int, Row], value: Callable[[Row], float | None]) -> list[Point]:
+    found = [(step, value(row)) for step, row in sorted(rows.items())]
     return _thinned([(float(step), float(y)) for step, y in found if y is not None])
 
 
-def _waiting_share(row: dict[str, Any]) -> float | None:
-    return row["data_s"] / row["step_s"] if row.get("step_s") and row.get("data_s") is not None else None
+def _waiting_share(row: StepRow) -> float | None:
+    return row.data_s / row.step_s if row.step_s else None
 
 
 def _thinned(points: list[Point]) -> list[Point]:
@@ -106,32 +115,26 @@ def _thinned(points: list[Point]) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _world_sizes(ledger: Sequence[dict[str, Any]]) -> list[Point]:
+def _world_sizes(ledger: Entries) -> list[Point]:
     """Returns steps of a staircase: each attempt's size from its begin to the next one's."""
-    attempts = [entry for entry in ledger if entry["event"] == "attempt"]
+    attempts = [(entry.time, entry.event.world_size) for entry in ledger if isinstance(entry.event, AttemptBegan)]
     if not attempts:
         return []
-    began, points = attempts[0]["time"], []
-    ends = [*(entry["time"] for entry in attempts[1:]), ledger[-1]["time"]]
-    for entry, end in zip(attempts, ends, strict=True):
-        points += [((time - began) / 60, float(entry["world_size"])) for time in (entry["time"], end)]
+    began, points = attempts[0][0], []
+    ends = [*(start for start, _ in attempts[1:]), ledger[-1].time]
+    for (start, size), end in zip(attempts, ends, strict=True):
+        points += [((time - began) / 60, float(size)) for time in (start, end)]
     return points
 
 
-def _is_news(entry: dict[str, Any]) -> bool:
-    return entry["event"] not in _ROUTINE
-
-
-def _event_row(entry: dict[str, Any]) -> Sequence[Cell]:
-    event, step = entry["event"], entry.get("step", entry.get("start_step"))
-    when = datetime.fromtimestamp(entry["time"], UTC).strftime("%Y-%m-%d %H:%M:%S")
-    severity = labelled(_SEVERITIES[event]) if event in _SEVERITIES else ""
-    return severity, when, str(entry.get("attempt", "")), "" if step is None else str(step), _event_text(entry)
-
-
-def _event_text(entry: dict[str, Any]) -> str:
-    facts = (f"{key} {_fact(value)}" for key, value in entry.items() if key not in _COLUMNS)
-    return ", ".join([entry["event"], *facts])
+def _event_row(entry: LedgerEntry) -> Sequence[Cell]:
+    facts = entry.event.facts()
+    step = facts.get("step", facts.get("start_step"))
+    when = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    severity = labelled(_SEVERITIES[entry.name]) if entry.name in _SEVERITIES else ""
+    attempt = "" if entry.attempt is None else str(entry.attempt)
+    shown = (f"{key} {_fact(value)}" for key, value in facts.items() if key not in ("step", "start_step"))
+    return severity, when, attempt, "" if step is None else str(step), ", ".join([entry.name, *shown])
 
 
 def _fact(value: Any) -> str:

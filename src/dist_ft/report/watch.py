@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
+from dist_ft.metric_rows import StepRow
 from dist_ft.run.place import RunPlace
 from dist_ft.run.status import FINAL_STATES, read_status, render_status
 
@@ -24,21 +24,19 @@ def view(run: RunPlace) -> tuple[str, bool]:
     row = newest_row(run.metrics)
     text = render_status(status)
     if row is not None:
-        loss = "left out" if row["loss"] is None else f"{row['loss']:.4f}"
-        text += (
-            f"\n  newest step  {row['step']:,}  loss {loss}  lr {row['lr']:.2e}  {row['tokens_per_s']:,.0f} tokens/s"
-        )
+        loss = "left out" if row.loss is None else f"{row.loss:.4f}"
+        text += f"\n  newest step  {row.step:,}  loss {loss}  lr {row.lr:.2e}  {row.tokens_per_s:,.0f} tokens/s"
     return text, status["state"] in FINAL_STATES
 
 
-def newest_row(path: Path) -> dict[str, Any] | None:
-    """Returns the last whole row of a JSONL file, reading only its end; None where there is none."""
+def newest_row(path: Path) -> StepRow | None:
+    """Returns the last whole row of metrics.jsonl, reading only its end; None where there is none."""
     if not path.exists():
         return None
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         *whole, _ = file.read().split(b"\n")  # behind the last line break: nothing, or a row being written
     try:
-        return dict(json.loads(whole[-1])) if whole else None
+        return StepRow.from_dict(json.loads(whole[-1])) if whole else None
     except ValueError:
         return None

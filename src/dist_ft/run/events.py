@@ -1,12 +1,288 @@
-"""The append-only record of a run: attempts, commits, decisions, failures with cause."""
+"""The ledger of a run: a class for each event, and the append-only file that holds them.
+
+An entry stands in ledger.jsonl as `{time, event, attempt, …}`, where the rest are the fields of the event's class.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from dist_ft.run.log import JsonlWriter
+from dist_ft.run.log import JsonlWriter, read_lines
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of what a ledger holds; `name` is the event's name in the file."""
+
+    name: ClassVar[str] = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what the file holds of the event besides its name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AttemptBegan(Event):
+    """A driver has taken an attempt number and forms a group."""
+
+    name: ClassVar[str] = "attempt"
+    world_size: int
+    start_step: int
+
+
+@dataclass(frozen=True)
+class GroupLoaded(Event):
+    """Every rank is built and has its part of the checkpoint.
+
+    Attributes:
+        step: Completed steps.
+        num_bytes: Bytes of slices that all ranks read.
+        notes: What a person should know of how the run goes on.
+    """
+
+    name: ClassVar[str] = "loaded"
+    step: int
+    num_bytes: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class FirstStep(Event):
+    """The driver has seen its first step; `seconds_since_start` says where the time before went."""
+
+    name: ClassVar[str] = "first_step"
+    seconds_since_start: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Committed(Event):
+    """The checkpoint of a step exists."""
+
+    name: ClassVar[str] = "commit"
+    step: int
+
+
+@dataclass(frozen=True)
+class SaveFailed(Event):
+    """The checkpoint of a step could not be written; the run goes on without it."""
+
+    name: ClassVar[str] = "save_failed"
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SaveSkipped(Event):
+    """A save was due while the one before was still being written."""
+
+    name: ClassVar[str] = "save_skipped"
+    step: int
+
+
+@dataclass(frozen=True)
+class CheckpointDamaged(Event):
+    """A checkpoint cannot be read and is passed over; `step` is None where not even its manifest can be read."""
+
+    name: ClassVar[str] = "checkpoint_damaged"
+    step: int | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Exported(Event):
+    """A checkpoint was exported as a model."""
+
+    name: ClassVar[str] = "exported"
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class SettingsChanged(Event):
+    """The config differs from the last attempt's; `changes` are `key: old → new`."""
+
+    name: ClassVar[str] = "settings_changed"
+    changes: list[str]
+
+
+@dataclass(frozen=True)
+class StopRequested(Event):
+    """The run is to checkpoint and stop."""
+
+    name: ClassVar[str] = "stop_requested"
+    reason: str
+
+
+@dataclass(frozen=True)
+class EarlyStop(Event):
+    """The run ended before its last step, as `metric` did not improve for `patience` evaluations."""
+
+    name: ClassVar[str] = "early_stop"
+    step: int
+    best_step: int | None
+    metric: str
+    patience: int
+
+
+@dataclass(frozen=True)
+class StragglerFound(Event):
+    """A rank is much slower than the others; `node_ip` is None where its node is not known."""
+
+    name: ClassVar[str] = "straggler"
+    rank: int
+    times_slower: float
+    node_ip: str | None
+
+
+@dataclass(frozen=True)
+class RankLost(Event):
+    """A rank has failed, after `step` completed steps of the run."""
+
+    name: ClassVar[str] = "rank_failed"
+    rank: int
+    step: int
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Resizing(Event):
+    """The group checkpoints and ends, to be formed anew."""
+
+    name: ClassVar[str] = "resizing"
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recovering(Event):
+    """The group is formed anew after a failure; `cause` is the wire form of the error."""
+
+    name: ClassVar[str] = "recovering"
+    step: int
+    wait_s: float
+    reason: str
+    cause: dict[str, str]
+
+
+@dataclass(frozen=True)
+class GivingUp(Event):
+    """The run ends after a failure; `cause` is the wire form of the error."""
+
+    name: ClassVar[str] = "giving_up"
+    step: int
+    wait_s: float
+    reason: str
+    cause: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BatchSkipped(Event):
+    """The update of a step is left out from now on, as its numbers were bad."""
+
+    name: ClassVar[str] = "skip_batch"
+    step: int
+
+
+@dataclass(frozen=True)
+class CoordinatorRestarted(Event):
+    """Ray has started the coordinator again, for the `times`-th time in this driver."""
+
+    name: ClassVar[str] = "coordinator_restarted"
+    times: int
+
+
+@dataclass(frozen=True)
+class RunCompleted(Event):
+    """The run has all its steps."""
+
+    name: ClassVar[str] = "completed"
+    step: int
+
+
+@dataclass(frozen=True)
+class RunStopped(Event):
+    """The run ended on request, behind a checkpoint."""
+
+    name: ClassVar[str] = "stopped"
+    step: int
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """The run ended with an error; `error` is its wire form, None where another driver has taken over."""
+
+    name: ClassVar[str] = "failed"
+    step: int
+    error: dict[str, str] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """See `Event`."""
+        return asdict(self) if self.error else {"step": self.step}
+
+
+@dataclass(frozen=True)
+class UnknownEvent(Event):
+    """An event of another version of dist-ft."""
+
+    called: str
+    other: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """See `Event`."""
+        return dict(self.other)
+
+
+RUN_ENDS: dict[str, type[RunCompleted | RunStopped]] = {cls.name: cls for cls in (RunCompleted, RunStopped)}
+"""How a run may end that did not fail."""
+_EVENTS = {cls.name: cls for cls in Event.__subclasses__() if cls is not UnknownEvent}
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """An event with its circumstances.
+
+    Attributes:
+        time: Unix time in seconds.
+        attempt: Attempt of the writer; None before its first.
+        event: What happened.
+    """
+
+    time: float
+    attempt: int | None
+    event: Event
+
+    @property
+    def name(self) -> str:
+        """The event's name in the file."""
+        return self.event.called if isinstance(self.event, UnknownEvent) else self.event.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the entry as it stands in the file."""
+        attempt = {} if self.attempt is None else {"attempt": self.attempt}
+        return {"time": self.time, "event": self.name, **attempt, **self.event.facts()}
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> LedgerEntry:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: An event lacks one of its facts.
+        """
+        name = entry["event"]
+        facts = {key: value for key, value in entry.items() if key not in ("time", "event", "attempt")}
+        kind = _EVENTS.get(name)
+        if kind is None:
+            return cls(entry["time"], entry.get("attempt"), UnknownEvent(name, facts))
+        known = {item.name for item in fields(kind)}
+        try:
+            event = kind(**{key: value for key, value in facts.items() if key in known})
+        except TypeError as error:
+            raise ValueError(f"a ledger entry that is no {name!r} event: {entry}") from error
+        return cls(entry["time"], entry.get("attempt"), event)
 
 
 class Ledger:
@@ -14,14 +290,23 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._writer = JsonlWriter(path)
-        self.entries: list[dict[str, Any]] = []
+        self.entries: list[LedgerEntry] = []
 
-    def add(self, event: str, **facts: Any) -> None:
-        """Appends an entry."""
-        entry = {"time": round(time.time(), 3), "event": event, **facts}
-        self._writer.append(entry)
+    def add(self, event: Event, attempt: int | None) -> None:
+        """Appends an entry; `attempt` is the writer's, None before its first."""
+        entry = LedgerEntry(round(time.time(), 3), attempt, event)
+        self._writer.append(entry.to_dict())
         self.entries.append(entry)
 
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
+
+
+def read_ledger(path: Path) -> list[LedgerEntry]:
+    """Reads ledger.jsonl.
+
+    Raises:
+        ValueError: An entry lacks one of its facts.
+    """
+    return [LedgerEntry.from_dict(entry) for entry in read_lines(path)]

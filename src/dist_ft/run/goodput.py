@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Any
+
+from dist_ft.metric_rows import StepRow
 
 
 class Goodput:
@@ -20,14 +21,14 @@ class Goodput:
         began: Monotonic time at which this driver began, in seconds.
     """
 
-    def __init__(self, rows: Mapping[int, dict[str, Any]], active_s: float, began: float) -> None:
+    def __init__(self, rows: Mapping[int, StepRow], active_s: float, began: float) -> None:
         self._sums = array("d", [0.0])  # seconds of the first n steps
         self._earlier_s = active_s
         self._began = began
         for step in range(1, len(rows) + 1):
             if step not in rows:  # of a run whose first rows are lost
                 break
-            self.add(step, rows[step]["step_s"])
+            self.add(step, rows[step].step_s)
 
     def add(self, step: int, seconds: float) -> None:
         """Notes a step; steps from here on that were known are forgotten."""

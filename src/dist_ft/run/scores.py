@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from dist_ft.metric_rows import EvalRow
 
 LOWER_IS_BETTER = {"eval_loss": True, "token_accuracy": False}
 """The numbers that a run can be steered by."""
@@ -27,7 +28,7 @@ class Scores:
     values: Mapping[int, float]
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], metric: str, every_steps: int, last_step: int) -> Scores:
+    def of(cls, rows: Iterable[EvalRow], metric: str, every_steps: int, last_step: int) -> Scores:
         """Takes the evaluations that count.
 
         The base model's (step 0) does not, nor does what an earlier, shorter run measured at its end: an undisturbed
@@ -39,7 +40,7 @@ class Scores:
             every_steps: `eval.every_steps`.
             last_step: Steps of the whole run.
         """
-        found = {int(row["step"]): math.nan if row.get(metric) is None else float(row[metric]) for row in rows}
+        found = {row.step: _number(row.metrics.get(metric)) for row in rows}
         due = sorted(step for step in found if step > 0 and (step % every_steps == 0 or step == last_step))
         return cls(metric, {step: found[step] for step in due})
 
@@ -69,6 +70,10 @@ class Scores:
         """Whether the last `patience` evaluations have brought no improvement."""
         last = next(reversed(self.improvements(min_delta)), 0)
         return sum(step > last for step in self.values) >= patience
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def perplexity(loss_mean: float) -> float | None:

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,8 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import StepBatch
 from dist_ft.errors import DivergedError
 from dist_ft.evaluate.held_out import evaluate, inference
-from dist_ft.messages import EvalDone, Loaded, Outcome, PhaseChanged, SaveSkipped, StepDone
+from dist_ft.messages import EvalDone, Loaded, Outcome, Phase, PhaseChanged, SaveSkipped, StepDone
+from dist_ft.metric_rows import EvalRow, Metrics, StepRow
 from dist_ft.objectives.objective import Rows
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
@@ -59,7 +59,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     measured = list(parts.spec.attempt.evaluations)
     if step == 0:
         measured += _evaluate(parts, link, step)
-    link.send(PhaseChanged("first_step", step))
+    link.send(PhaseChanged(Phase.FIRST_STEP, step))
     agreed = Agreed()
     is_last = _is_last(config, measured, step, max_steps)
     while not is_last and not agreed.stop:
@@ -70,7 +70,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
             agreed = _step(parts, link, step, recent_losses, saver.is_busy)
         step += 1
         if step == parts.start_step + 1:
-            link.send(PhaseChanged("step", step))
+            link.send(PhaseChanged(Phase.STEP, step))
         if _is_due(config.eval.every_steps, step) or step == max_steps:
             measured += _evaluate(parts, link, step)
         is_last = _is_last(config, measured, step, max_steps)
@@ -83,13 +83,13 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
                 saver.save(step)
             elif parts.spec.rank == 0:
                 link.send(SaveSkipped(step))
-    link.send(PhaseChanged("drain", step))
+    link.send(PhaseChanged(Phase.DRAIN, step))
     if step > parts.start_step:
         link.wait_committed(step)
     return ("completed" if is_last else "stopped"), step
 
 
-def _is_last(config: Config, measured: Sequence[dict[str, Any]], step: int, max_steps: int) -> bool:
+def _is_last(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
     """Whether the run is complete: every rank has the same numbers before it, and so decides alike."""
     stopping, every = config.eval.early_stopping, config.eval.every_steps
     if stopping is None or every is None:
@@ -98,7 +98,7 @@ def _is_last(config: Config, measured: Sequence[dict[str, Any]], step: int, max_
     return step >= max_steps or scores.is_exhausted(stopping.patience, stopping.min_delta)
 
 
-def _is_best(config: Config, measured: Sequence[dict[str, Any]], step: int, max_steps: int) -> bool:
+def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
     """Whether a step is to be kept because it is the best so far."""
     metric, every = config.eval.best_metric, config.eval.every_steps
     if metric is None or every is None:
@@ -150,10 +150,17 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
         )
     recent_losses.append(loss)
     if spec.rank == 0:
-        numbers = {"loss": loss, "lr": config.optimizer.lr * lr_scale, "grad_norm": grad_norm}
-        numbers |= dict(zip(objective.metrics, metrics, strict=True))
-        timing = {"step_s": time.perf_counter() - began, "data_s": data_s}
-        link.send(StepDone(_row(parts, step + 1, batch, numbers, timing), local_s))
+        row = _row(
+            parts,
+            step,
+            batch,
+            loss=loss,
+            grad_norm=grad_norm,
+            step_s=time.perf_counter() - began,
+            data_s=data_s,
+            metrics=dict(zip(objective.metrics, metrics, strict=True)),
+        )
+        link.send(StepDone(row, local_s))
     return Agreed(bool(wishes), bool(num_saving))
 
 
@@ -173,9 +180,9 @@ def _step_mean(parts: RankParts, batch: StepBatch, step: int, divisor: int) -> f
 def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
     """Returns this rank's part of a step. A rank that waits for data says so: that may take longer than a step."""
     if not parts.loader.is_ready(step, _PATIENCE_S):
-        link.send(PhaseChanged("data", step))
+        link.send(PhaseChanged(Phase.DATA, step))
         batch = parts.loader.step(step)
-        link.send(PhaseChanged("first_step" if step == parts.start_step else "step", step))
+        link.send(PhaseChanged(Phase.FIRST_STEP if step == parts.start_step else Phase.STEP, step))
         return batch
     return parts.loader.step(step)
 
@@ -186,45 +193,55 @@ def _pass_over(parts: RankParts, link: Link, step: int, is_saving: bool) -> Agre
     totals = torch.tensor([float(link.should_stop()), float(is_saving)], device=parts.engine.device)
     dist.all_reduce(totals)
     if parts.spec.rank == 0:
-        lr_scale = learning_rate(parts.config.schedule, 1.0, step, parts.spec.attempt.max_steps)
-        numbers = {"loss": None, "lr": parts.config.optimizer.lr * lr_scale, "grad_norm": None}
-        link.send(StepDone(_row(parts, step + 1, batch, numbers, {"step_s": 0.0, "data_s": 0.0}), []))
+        link.send(StepDone(_row(parts, step, batch, loss=None, grad_norm=None, step_s=0.0, data_s=0.0, metrics={}), []))
     wishes, num_saving = totals.tolist()
     return Agreed(bool(wishes), bool(num_saving))
 
 
 def _row(
-    parts: RankParts, step: int, batch: StepBatch, numbers: dict[str, float | None], timing: dict[str, float]
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "attempt": parts.spec.attempt.attempt,
-        "world_size": parts.spec.world_size,
-        "epoch": parts.loader.epoch(batch.position),
-        "position": batch.position,
-        **numbers,
-        "trained_tokens": batch.totals.num_trained_tokens,
-        "tokens": batch.totals.num_tokens,
-        "tokens_per_s": round(batch.totals.num_tokens / timing["step_s"], 2) if timing["step_s"] else 0.0,
-        "step_s": round(timing["step_s"], 4),
-        "data_s": round(timing["data_s"], 4),
-        "digest": batch.digest,
-    }
+    parts: RankParts,
+    step: int,
+    batch: StepBatch,
+    *,
+    loss: float | None,
+    grad_norm: float | None,
+    step_s: float,
+    data_s: float,
+    metrics: Metrics,
+) -> StepRow:
+    lr_scale = learning_rate(parts.config.schedule, 1.0, step, parts.spec.attempt.max_steps)
+    return StepRow(
+        step=step + 1,
+        attempt=parts.spec.attempt.attempt,
+        world_size=parts.spec.world_size,
+        epoch=parts.loader.epoch(batch.position),
+        position=batch.position,
+        loss=loss,
+        lr=parts.config.optimizer.lr * lr_scale,
+        grad_norm=grad_norm,
+        trained_tokens=batch.totals.num_trained_tokens,
+        tokens=batch.totals.num_tokens,
+        tokens_per_s=round(batch.totals.num_tokens / step_s, 2) if step_s else 0.0,
+        step_s=round(step_s, 4),
+        data_s=round(data_s, 4),
+        digest=batch.digest,
+        metrics=metrics,
+    )
 
 
-def _evaluate(parts: RankParts, link: Link, step: int) -> list[dict[str, Any]]:
+def _evaluate(parts: RankParts, link: Link, step: int) -> list[EvalRow]:
     """Measures the held-out split, where there is one; returns the row."""
     split = parts.eval_split
     if split is None:
         return []
-    link.send(PhaseChanged("evaluate", step))
+    link.send(PhaseChanged(Phase.EVALUATE, step))
     shards = open_split(split, parts.config.data.loader)
     divisor = parts.objective.weight(split.totals)
     numbers = evaluate(parts.engine, parts.objective, shards, parts.layout, divisor, parts.engine.device)
-    row = {"step": step, "attempt": parts.spec.attempt.attempt, **numbers}
+    row = EvalRow(step, parts.spec.attempt.attempt, numbers)
     if parts.spec.rank == 0:
         link.send(EvalDone(row))
-    link.send(PhaseChanged("step", step))
+    link.send(PhaseChanged(Phase.STEP, step))
     return [row]
 
 

@@ -16,7 +16,7 @@ import torch
 from dist_ft.checkpoint.snapshot import copy_slices, write_slices
 from dist_ft.evaluate.held_out import probe_logits
 from dist_ft.layout import checkpoint_name, slices_name
-from dist_ft.messages import PhaseChanged, SaveFailed, Staged
+from dist_ft.messages import Phase, PhaseChanged, SaveFailed, Staged
 from dist_ft.slices import Cursor, Probe, SavedState, SliceKey
 from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
@@ -55,12 +55,12 @@ class Saver:
         A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
         """
         began = time.perf_counter()
-        self._link.send(PhaseChanged("save", step))
+        self._link.send(PhaseChanged(Phase.SAVE, step))
         probe = probe_logits(self._parts.engine, self._parts.vocab_size)
         state = self._state(step, probe) if self._parts.spec.rank == 0 else None
         slices: Slices = collect_slices(self._parts.engine, self._parts.names)
         if is_last:
-            self._link.send(PhaseChanged("drain", step))  # the limit of a save may be one of copies
+            self._link.send(PhaseChanged(Phase.DRAIN, step))  # the limit of a save may be one of copies
             self.finish()
             self._write(step, slices, state, is_last)
         elif not self._parts.config.checkpoint.in_background:
@@ -72,7 +72,7 @@ class Saver:
             self._thread.start()
         logger.info("saving step %d held the rank up for %.3f s", step, time.perf_counter() - began)
         if not is_last:
-            self._link.send(PhaseChanged("step", step))
+            self._link.send(PhaseChanged(Phase.STEP, step))
 
     def finish(self) -> None:
         """Waits for the save in flight, and raises what was wrong with it."""

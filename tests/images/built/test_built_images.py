@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from dist_ft import __version__
-from dist_ft.layout import last_rows
 from tests.helpers.images import Images, wait_until, why_not
 from tests.helpers.paths import ROOT
+from tests.helpers.rows import last_rows
 
 _REASON = why_not()
 pytestmark = [

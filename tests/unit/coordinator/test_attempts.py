@@ -13,7 +13,7 @@ from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
 from dist_ft.errors import CheckpointError, StaleAttemptError
-from dist_ft.layout import last_rows, read_json, slices_name
+from dist_ft.layout import read_json, slices_name
 from dist_ft.messages import (
     EvalDone,
     Heartbeat,
@@ -24,7 +24,9 @@ from dist_ft.messages import (
     Staged,
     StepDone,
 )
+from dist_ft.metric_rows import EvalRow
 from dist_ft.slices import WrittenFile
+from tests.helpers.rows import last_rows
 from tests.helpers.simulated_run import ENDED, MARK, RUN_ID, SPLIT, SimulatedRun, run_config
 
 
@@ -47,13 +49,13 @@ def test_every_rank_learns_where_rank_0_listens(run: SimulatedRun) -> None:
 def test_an_attempt_knows_what_was_measured_before_its_start(run: SimulatedRun) -> None:
     run.open()
     for step, loss in [(0, 9.0), (10, 5.0), (20, 4.0)]:
-        run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
+        run.send(0, EvalDone(EvalRow(step, 1, {"eval_loss": loss})))
         if step == 10:
             run.commit(step)
     run.restart()  # another driver takes over; what was measured at step 20 is measured again
     assert run.open().evaluations == [
-        {"step": 0, "attempt": 1, "eval_loss": 9.0},
-        {"step": 10, "attempt": 1, "eval_loss": 5.0},
+        EvalRow(0, 1, {"eval_loss": 9.0}),
+        EvalRow(10, 1, {"eval_loss": 5.0}),
     ]
 
 

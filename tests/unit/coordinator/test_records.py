@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from dist_ft.checkpoint.lineage import read_attempts
-from dist_ft.layout import last_rows, read_json, read_rows
+from dist_ft.layout import read_json
 from dist_ft.messages import (
     EvalDone,
     Outcome,
@@ -16,7 +16,10 @@ from dist_ft.messages import (
     RankFailed,
     RankStarted,
 )
+from dist_ft.metric_rows import EvalRow
+from dist_ft.run.events import SettingsChanged
 from dist_ft.run.place import open_run
+from tests.helpers.rows import last_rows, read_rows
 from tests.helpers.simulated_run import ENDED, RUN_ID, WORLD_SIZE, SimulatedRun
 
 STEERED = {"every_steps": 10, "best_metric": "eval_loss", "early_stopping": {"patience": 2}}
@@ -53,7 +56,7 @@ def test_a_run_is_starting_until_every_rank_is_there(run: SimulatedRun) -> None:
 
 
 def test_what_the_driver_finds_goes_into_the_ledger(run: SimulatedRun) -> None:
-    run.coordinator.add_event("settings_changed", changes=["train.micro_batch_size: 1 → 2"])
+    run.coordinator.add_event(SettingsChanged(["train.micro_batch_size: 1 → 2"]))
     assert run.events("settings_changed")[0]["changes"] == ["train.micro_batch_size: 1 → 2"]
 
 
@@ -85,9 +88,9 @@ def test_replayed_steps_are_written_again_and_the_last_row_counts(run: Simulated
 
 def test_an_evaluation_is_written_and_shown(run: SimulatedRun) -> None:
     run.open()
-    run.send(0, EvalDone({"step": 0, "attempt": 1, "eval_loss": 3.5}))
+    run.send(0, EvalDone(EvalRow(0, 1, {"eval_loss": 3.5})))
     assert read_rows(run.dir.evals) == [{"step": 0, "attempt": 1, "eval_loss": 3.5}]
-    assert run.coordinator.status()["eval"]["eval_loss"] == 3.5
+    assert run.coordinator.status()["eval"].eval_loss == 3.5
     assert run.sink.evals == [0]
 
 
@@ -96,7 +99,7 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path, last_step: int, stops: li
     run = SimulatedRun(open_run(tmp_path / "run"), evaluation=STEERED)
     run.open()
     for step, loss in [(10, 1.0), (20, 2.0), (30, 3.0)]:
-        run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
+        run.send(0, EvalDone(EvalRow(step, 1, {"eval_loss": loss})))
     for rank in range(WORLD_SIZE):
         run.send(rank, RankDone("completed", last_step))
     assert run.coordinator.outcome() == "completed"
@@ -105,12 +108,12 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path, last_step: int, stops: li
     assert read_json(run.dir.run_json)["step"] == last_step
 
 
-def test_a_status_is_plain_data(run: SimulatedRun) -> None:
+def test_a_status_survives_the_way_to_the_driver(run: SimulatedRun) -> None:
     run.open()
     run.step(1)
     run.commit(10)
     status = run.coordinator.status()
-    assert json.loads(json.dumps(status)) == status
+    assert pickle.loads(pickle.dumps(status)) == status
     assert status["phases"] == ["load"]
 
 

@@ -12,6 +12,7 @@ from dist_ft.layout import slices_name
 from dist_ft.messages import (
     EvalDone,
 )
+from dist_ft.metric_rows import EvalRow
 from dist_ft.run.place import open_run
 from tests.helpers.simulated_run import SimulatedRun, full_disk
 
@@ -32,7 +33,7 @@ def test_the_best_checkpoint_stays_also_under_another_driver(
             run.restart()
             run.open()
         step = 10 * (index + 1)
-        run.send(0, EvalDone({"step": step, "attempt": run.spec.attempt, "eval_loss": loss}))
+        run.send(0, EvalDone(EvalRow(step, run.spec.attempt, {"eval_loss": loss})))
         run.commit(step)
     assert [m.step for m in committed(run.store)] == kept
     assert len(run.directories) == len(kept)
@@ -42,7 +43,7 @@ def test_a_step_that_was_measured_and_not_saved_is_not_the_best_checkpoint(tmp_p
     run = SimulatedRun(open_run(tmp_path / "run"), keep_last=1, evaluation=STEERED)
     run.open()
     for step, loss in [(10, 3.0), (20, 1.0), (30, 4.0)]:
-        run.send(0, EvalDone({"step": step, "attempt": 1, "eval_loss": loss}))
+        run.send(0, EvalDone(EvalRow(step, 1, {"eval_loss": loss})))
         if step == 20:
             run.send(0, full_disk(0, step))
         else:

@@ -6,7 +6,6 @@ import pytest
 
 from dist_ft.config.cluster_sections import PhaseLimits
 from dist_ft.coordinator.watchdog import (
-    PHASES,
     STEPS_TO_COMPARE,
     History,
     RankView,
@@ -15,7 +14,7 @@ from dist_ft.coordinator.watchdog import (
     find_straggler,
     phase_limit,
 )
-from dist_ft.messages import Whereabouts
+from dist_ft.messages import Phase, Whereabouts
 
 NOW = 100_000.0
 
@@ -33,7 +32,7 @@ def _late(phase: str) -> float:
     return _limit(phase) + 1
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", Phase)
 def test_the_limit_of_every_phase_can_be_set(phase: str) -> None:
     limits = PhaseLimits.model_validate({f"{phase}_s": 7.5})
     assert phase_limit(phase, 3, limits, History()) == 7.5
@@ -44,12 +43,12 @@ def test_without_ranks_nobody_is_late() -> None:
     assert find_stalled([], NOW, _limit) == []
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", Phase)
 def test_within_the_limit_nobody_is_late(phase: str) -> None:
     assert find_stalled([_view(r, phase, 5, _limit(phase) - 1) for r in range(3)], NOW, _limit) == []
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", Phase)
 def test_a_rank_over_the_limit_of_its_phase_is_named(phase: str) -> None:
     (found,) = find_stalled([_view(0, phase, 5, _late(phase))], NOW, _limit)
     assert (found.rank, found.phase) == (0, phase)

@@ -18,7 +18,9 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from dist_ft.layout import read_json, write_json
+from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
+from tests.helpers.rows import step_row
 
 RUN_ID = "abc12345"
 _BLOCK_BYTES = 32768
@@ -33,28 +35,13 @@ def _no_run_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         wandb.finish()
 
 
-def _sink(directory: Path, backlog: Sequence[dict[str, Any]] = ()) -> WandbSink:
+def _sink(directory: Path, backlog: Sequence[StepRow] = ()) -> WandbSink:
     directory.mkdir(exist_ok=True)
     return WandbSink(RUN_ID, "name", "project", "offline", directory, {"run": {"seed": 7}}, backlog)
 
 
-def _row(step: int, attempt: int = 1) -> dict[str, Any]:
-    return {
-        "step": step,
-        "attempt": attempt,
-        "world_size": 2,
-        "epoch": 0,
-        "position": 8 * step,
-        "loss": 1 / step,
-        "lr": 1e-4,
-        "grad_norm": 0.5,
-        "trained_tokens": 10,
-        "tokens": 20,
-        "tokens_per_s": 99.5,
-        "step_s": 0.2,
-        "data_s": 0.1,
-        "digest": "00ff",
-    }
+def _row(step: int, attempt: int = 1) -> StepRow:
+    return step_row(step, attempt, loss=1 / step, tokens_per_s=99.5)
 
 
 def _records(directory: Path) -> list[list[wandb_internal_pb2.Record]]:
@@ -115,10 +102,10 @@ def test_modes(monkeypatch: pytest.MonkeyPatch, setting: str, key: str | None, m
 
 def test_every_row_is_in_wandb_once_and_the_run_is_finished(tmp_path: Path) -> None:
     sink = _sink(tmp_path)
-    sink.log_eval({"step": 0, "attempt": 1, "eval_loss": 4.5})
+    sink.log_eval(EvalRow(0, 1, {"eval_loss": 4.5}))
     for step in range(1, 301):  # more than one block of the file
         sink.log_step(_row(step))
-    sink.log_eval({"step": 300, "attempt": 1, "eval_loss": 0.5, "exact_match": 0.25, "perplexity": None})
+    sink.log_eval(EvalRow(300, 1, {"eval_loss": 0.5, "exact_match": 0.25, "perplexity": None}))
     sink.close("completed")
     (records,) = _records(tmp_path)
     history = _history(records)
@@ -195,9 +182,9 @@ def test_the_step_axis_never_runs_backwards(tmp_path: Path) -> None:
     sink = _sink(tmp_path)
     for step in (1, 2, 3, 4):
         sink.log_step(_row(step))
-    sink.log_eval({"step": 4, "attempt": 1, "eval_loss": 1.0})
-    sink.log_eval({"step": 2, "attempt": 2, "eval_loss": 1.5})  # replayed after a rollback
-    sink.log_eval({"step": 0, "attempt": 1, "exact_match": 0.0})  # the base model, measured after training
+    sink.log_eval(EvalRow(4, 1, {"eval_loss": 1.0}))
+    sink.log_eval(EvalRow(2, 2, {"eval_loss": 1.5}))  # replayed after a rollback
+    sink.log_eval(EvalRow(0, 1, {"exact_match": 0.0}))  # the base model, measured after training
     sink.close("completed")
     wandb.finish()
     (records,) = _records(tmp_path)
@@ -209,7 +196,7 @@ def test_the_mark_never_falls(tmp_path: Path) -> None:
     sink = _sink(tmp_path)
     for step in (1, 2, 3, 4):
         sink.log_step(_row(step))
-    sink.log_eval({"step": 2, "attempt": 2, "eval_loss": 1.5})
+    sink.log_eval(EvalRow(2, 2, {"eval_loss": 1.5}))
     sink.close("completed")
     assert read_json(tmp_path / "wandb/sent.json")["step"] == 4
 
@@ -232,7 +219,7 @@ def test_a_directory_that_breaks_before_the_first_row_disturbs_nobody(tmp_path: 
     shutil.rmtree(tmp_path / "wandb")
     (tmp_path / "wandb").write_text("in the way")
     sink.log_step(_row(1))
-    sink.log_eval({"step": 1, "attempt": 1, "eval_loss": 1.0})
+    sink.log_eval(EvalRow(1, 1, {"eval_loss": 1.0}))
     began = time.monotonic()
     sink.close("failed")
     assert time.monotonic() - began < 30

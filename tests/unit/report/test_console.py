@@ -13,11 +13,14 @@ import pytest
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
+from dist_ft.metric_rows import EvalRow
 from dist_ft.report.console import Console, describe_event, format_duration
+from dist_ft.run.events import LedgerEntry
 from dist_ft.run.place import open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import Fingerprint
+from tests.helpers.rows import step_row
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ EVENTS: list[tuple[dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("entry", "line"), EVENTS)
 def test_ledger_entries(entry: dict[str, Any], line: str | None) -> None:
-    assert describe_event({"time": 0.0, **entry}) == line
+    assert describe_event(LedgerEntry.from_dict({"time": 0.0, **entry})) == line
 
 
 class _Terminal(io.StringIO):
@@ -129,10 +132,6 @@ def _coordinator(path: Path) -> Coordinator:
     return Coordinator(config, open_run(path), RunRecord("run", max_steps=2), inputs)
 
 
-def _row(step: int, attempt: int, loss: float = 1.25) -> dict[str, Any]:
-    return {"step": step, "attempt": attempt, "loss": loss, "tokens_per_s": 99.5, "step_s": 0.2, "world_size": 2}
-
-
 def _show_a_run(console: Console, path: Path) -> None:
     """Shows every status of a run with two attempts, a failure and markup in its messages."""
     coordinator = _coordinator(path)
@@ -155,12 +154,12 @@ def _show_a_run(console: Console, path: Path) -> None:
         for rank in range(2):
             send(rank, RankStarted(1, "10.0.0.1"))
             send(rank, PhaseChanged("first_step", 0))
-        send(0, EvalDone({"step": 0, "attempt": number, "eval_loss": 5.5}))
-        send(0, StepDone(_row(1, number), []))
+        send(0, EvalDone(EvalRow(0, number, {"eval_loss": 5.5})))
+        send(0, StepDone(step_row(1, number), []))
         if number == 1:
             send(1, RankFailed({"type": "WorkerCrashError", "message": "[bold] /etc [/] {x}\nsecond line"}))
     coordinator.request_stop("SIGINT")
-    send(0, StepDone(_row(2, 2, float("nan")), []))
+    send(0, StepDone(step_row(2, 2, loss=float("nan")), []))
     for rank in range(2):
         send(rank, RankDone("stopped", 2))
     coordinator.finish("stopped", {})
@@ -204,14 +203,14 @@ def test_a_run_that_is_longer_than_planned_is_shown(screen: Screen, tmp_path: Pa
     console = Console()
     status = coordinator.status()
     for step, max_steps in [(0, 0), (1, 0), (5, 2), (3, 2)]:
-        console.update({**status, "row": _row(step, 1), "step": step, "max_steps": max_steps})
+        console.update({**status, "row": step_row(step), "step": step, "max_steps": max_steps})
     console.close()
 
 
 def test_an_evaluation_of_metrics_alone_is_shown(screen: Screen, tmp_path: Path) -> None:
     screen()
     coordinator = _coordinator(tmp_path)
-    coordinator.record_evaluation({"step": 0, "attempt": 0, "exact_match": 0.5, "perplexity": None})
+    coordinator.record_evaluation(EvalRow(0, 0, {"exact_match": 0.5, "perplexity": None}))
     Console().update(coordinator.status())
 
 

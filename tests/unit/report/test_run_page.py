@@ -12,30 +12,33 @@ import pytest
 
 from dist_ft import cli
 from dist_ft.layout import RunDir, write_json
+from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.report.run_page import render_run_page
+from dist_ft.run.events import AttemptBegan, LedgerEntry
 from tests.helpers.pages import check_inert, texts_of
+from tests.helpers.rows import step_row
 
 STATUS: dict[str, Any] = {
     "run_id": "demo", "state": "running", "attempt": 2, "step": 4, "max_steps": 40, "world_size": 2, "workers": [],
     "checkpoints": [{"step": 4, "path": "/runs/demo/checkpoints/step-00000004-a0001"}], "exports": [],
     "wandb_id": None, "goodput": 0.875,
 }  # fmt: skip
-LEDGER = [
+LEDGER = [LedgerEntry.from_dict(entry) for entry in (
     {"time": 1000.0, "event": "attempt", "attempt": 1, "world_size": 3, "start_step": 0},
     {"time": 1060.0, "event": "commit", "attempt": 1, "step": 4},
     {"time": 1120.0, "event": "recovering", "attempt": 1, "step": 5, "wait_s": 0, "reason": "restart 1 of 20",
      "cause": {"type": "NodeLostError", "message": "10.0.0.3 is gone"}},
     {"time": 1180.0, "event": "attempt", "attempt": 2, "world_size": 2, "start_step": 4},
     {"time": 1300.0, "event": "commit", "attempt": 2, "step": 8},
-]  # fmt: skip
+)]  # fmt: skip
 
 
-def row(step: int, **changes: Any) -> dict[str, Any]:
-    base = {"step": step, "attempt": 1, "loss": 2.0 / step, "tokens_per_s": 90.0, "step_s": 2.0, "data_s": 0.01}
-    return {**base, "goodput": 0.8, **changes}
+def row(step: int, **changes: Any) -> StepRow:
+    base = {"loss": 2.0 / step, "tokens_per_s": 90.0, "step_s": 2.0, "data_s": 0.01, "goodput": 0.8}
+    return step_row(step, **{**base, **changes})
 
 
-def rows(count: int) -> dict[int, dict[str, Any]]:
+def rows(count: int) -> dict[int, StepRow]:
     return {step: row(step) for step in range(1, count + 1)}
 
 
@@ -45,7 +48,7 @@ def points_of(page: str, name: str) -> list[tuple[float, ...]]:
 
 
 def test_all_that_the_files_say_is_on_the_page() -> None:
-    evals = {0: {"step": 0, "eval_loss": 2.5}, 4: {"step": 4, "eval_loss": 1.25}}
+    evals = {0: EvalRow(0, 1, {"eval_loss": 2.5}), 4: EvalRow(4, 1, {"eval_loss": 1.25})}
     page = render_run_page(STATUS, rows(4), evals, LEDGER)
     check_inert(page)
     shown = "\n".join(texts_of(page))
@@ -73,9 +76,7 @@ def test_the_number_of_workers_is_a_staircase() -> None:
 
 
 def test_many_steps_make_no_large_page() -> None:
-    ledger = [
-        {"time": float(n), "event": "attempt", "attempt": n, "world_size": 2, "start_step": 0} for n in range(5000)
-    ]
+    ledger = [LedgerEntry(float(n), n, AttemptBegan(world_size=2, start_step=0)) for n in range(5000)]
     page = render_run_page(STATUS, rows(5000), {}, ledger)
     check_inert(page)
     assert len(points_of(page, "training")) <= 600
@@ -89,8 +90,8 @@ def test_losses_that_are_no_numbers_are_left_out() -> None:
 
 
 def test_evaluations_without_a_loss_are_left_out() -> None:
-    evals: dict[int, dict[str, Any]] = {0: {"step": 0, "eval_loss": 2.5}, 2: {"step": 2, "eval_loss": None},
-                                        4: {"step": 4, "exact_match": 0.5}}  # fmt: skip
+    measured: dict[int, dict[str, float | None]] = {0: {"eval_loss": 2.5}, 2: {"eval_loss": None}, 4: {"bleu": 0.5}}
+    evals = {step: EvalRow(step, 1, metrics) for step, metrics in measured.items()}
     page = render_run_page(STATUS, rows(4), evals, [])
     assert len(points_of(page, "held-out")) == 1
     assert page.count("<tr>") == 3 + 2  # the heads of three tables, an evaluation, a checkpoint
@@ -102,7 +103,7 @@ def test_hostile_text_stays_inert() -> None:
         **STATUS, "run_id": hostile, "error": {"type": hostile, "message": hostile}, "exports": [hostile],
         "checkpoints": [{"step": 1, "path": hostile}],
     }  # fmt: skip
-    ledger = [{"time": 1.0, "event": hostile, "attempt": hostile, hostile: {hostile: hostile}}]
+    ledger = [LedgerEntry.from_dict({"time": 1.0, "event": hostile, "attempt": hostile, hostile: {hostile: hostile}})]
     check_inert(render_run_page(status, rows(2), {}, ledger))
 
 
@@ -131,7 +132,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
 def test_a_report_is_written_into_the_run_or_where_it_is_asked_for(
     run: Path, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [json.dumps(row(step)) for step in (1, 2)]
+    lines = [json.dumps(row(step).to_dict()) for step in (1, 2)]
     RunDir(run).metrics.write_text("\n".join([*lines, '{"step": 3, "att']))  # a writer that died
     assert call(str(run)) == call(str(run), "--to", str(tmp_path / "page.html")) == 0
     first, second = (run / "report.html").read_text(), (tmp_path / "page.html").read_text()

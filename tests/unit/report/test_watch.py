@@ -10,16 +10,17 @@ import pytest
 from dist_ft.layout import RunDir, write_json
 from dist_ft.report.watch import newest_row, view
 from dist_ft.run.place import open_run
+from tests.helpers.rows import step_row
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 4, "lo'])
 def test_the_newest_row_is_the_last_whole_one(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    rows = "".join(json.dumps({"step": step, "pad": "x" * 3000}) + "\n" for step in (1, 2, 3))
+    rows = "".join(json.dumps(step_row(step, digest="x" * 3000).to_dict()) + "\n" for step in (1, 2, 3))
     path.write_bytes(rows.encode() + torn)
     row = newest_row(path)
     assert row is not None
-    assert row["step"] == 3
+    assert row.step == 3
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"step": 1'])
@@ -39,8 +40,8 @@ def test_a_step_that_was_left_out_is_shown(tmp_path: Path) -> None:
             "wandb_id": None, "goodput": 0.5,
         },
     )  # fmt: skip
-    row = {"step": 3, "attempt": 2, "loss": None, "grad_norm": None, "lr": 1e-4, "tokens_per_s": 0.0}
-    run_dir.metrics.write_text(json.dumps(row) + "\n")
+    row = step_row(3, 2, loss=None, grad_norm=None, tokens_per_s=0.0, step_s=0.0)
+    run_dir.metrics.write_text(json.dumps(row.to_dict()) + "\n")
     text, is_ended = view(open_run(tmp_path))
     assert "newest step  3  loss left out  lr 1.00e-04" in text
     assert not is_ended

@@ -11,13 +11,15 @@ import pytest
 
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.layout import read_json, write_json
+from dist_ft.metric_rows import StepRow
 from dist_ft.run.goodput import Goodput
 from dist_ft.run.place import open_run
 from dist_ft.run.state import RunRecord
+from tests.helpers.rows import step_row
 
 
-def _rows(*seconds: float) -> dict[int, dict[str, float]]:
-    return {step: {"step_s": value} for step, value in enumerate(seconds, start=1)}
+def _rows(*seconds: float) -> dict[int, StepRow]:
+    return {step: step_row(step, step_s=value) for step, value in enumerate(seconds, start=1)}
 
 
 def test_a_run_that_does_nothing_but_step_has_all_of_it() -> None:
@@ -48,7 +50,7 @@ def test_the_night_between_two_drivers_is_nobodys_loss() -> None:
 
 
 def test_rows_that_are_lost_are_no_reason_to_fail() -> None:
-    goodput = Goodput({5: {"step_s": 1.0}}, 0.0, began=0.0)
+    goodput = Goodput({5: step_row(5, step_s=1.0)}, 0.0, began=0.0)
     goodput.add(6, 1.0)
     assert goodput.useful_s(6) == pytest.approx(1.0)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_ft.metric_rows import EvalRow
 from dist_ft.run.scores import LOWER_IS_BETTER, Scores, perplexity
 
 NAN = math.nan
@@ -61,12 +61,12 @@ def test_the_best_of_some_steps_is_chosen_among_those_that_were_measured() -> No
 
 
 def test_the_base_model_and_the_end_of_a_shorter_run_do_not_count() -> None:
-    rows: list[dict[str, Any]] = [{"step": step, "eval_loss": 1.0} for step in (0, 10, 25, 20, 33)]
+    rows = [EvalRow(step, 1, {"eval_loss": 1.0}) for step in (0, 10, 25, 20, 33)]
     assert list(Scores.of(rows, "eval_loss", 10, 33).values) == [10, 20, 33]
 
 
 def test_a_number_that_was_not_finite_is_null_on_disk_and_never_best() -> None:
-    scores = Scores.of([{"step": 1, "eval_loss": None}, {"step": 2}], "eval_loss", 1, 9)
+    scores = Scores.of([EvalRow(1, 1, {"eval_loss": None}), EvalRow(2, 1, {})], "eval_loss", 1, 9)
     assert len(scores.values) == 2
     assert scores.best() is None
 

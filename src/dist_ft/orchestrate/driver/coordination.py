@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.errors import CoordinatorLostError
+from dist_ft.run.events import CoordinatorRestarted
 
 logger = logging.getLogger(__name__)
 
@@ -74,4 +75,4 @@ class CoordinatorHandle:
                 logger.warning("the coordinator was restarted")
                 self.restarts += 1
                 ray.get(self._actor.begin.remote(*self._run), timeout=_LIMIT_S)
-                self._actor.add_event.remote("coordinator_restarted", {"times": self.restarts})
+                self._actor.add_event.remote(CoordinatorRestarted(self.restarts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
@@ -11,9 +12,12 @@ from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
 from dist_ft.evaluate.merge import merge
 from dist_ft.jobs.spec import TaskSpec, evaluate_tasks, export_task
-from dist_ft.layout import last_rows, read_json, read_rows, write_whole
+from dist_ft.layout import read_json, write_whole
+from dist_ft.metric_rows import EvalRow
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.report.console import Console
+from dist_ft.run.events import EarlyStop, Exported, read_ledger
+from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import RunPlace
 from dist_ft.run.scores import Scores
 
@@ -50,8 +54,9 @@ def export_and_measure(
         _write_samples(run_dir, steps["tuned"], result["evaluation"]["samples"])
         result["evaluation"]["samples"] = result["evaluation"]["samples"][:_SAMPLES_SHOWN]
         for name, step in {"base": 0, **steps}.items():
-            row = last_rows(run_dir.evals).get(step, {"step": step, "attempt": 0})
-            coordinator.call("record_evaluation", {**row, **result["evaluation"][name]})
+            row = read_evals(run_dir.evals).get(step, EvalRow(step, 0, {}))
+            metrics = {**row.metrics, **result["evaluation"][name]}
+            coordinator.call("record_evaluation", replace(row, metrics=metrics))
     result["comparison"] = _compare(run_dir, {"base": 0, **steps})
     return result
 
@@ -59,15 +64,17 @@ def export_and_measure(
 def numbers(run_dir: RunPlace) -> dict[str, Any]:
     """Returns the numbers of a run as far as it has got."""
     last = int(read_json(run_dir.run_json)["step"])
-    rows = {step: row for step, row in last_rows(run_dir.metrics).items() if step <= last}
-    evals = last_rows(run_dir.evals)
-    stops = [row for row in read_rows(run_dir.ledger) if row["event"] == "early_stop" and row["step"] == last]
+    rows = {step: row for step, row in read_steps(run_dir.metrics).items() if step <= last}
+    measured = read_evals(run_dir.evals).get(last)
+    events = [entry.event for entry in read_ledger(run_dir.ledger)]
+    stops = [event for event in events if isinstance(event, EarlyStop) and event.step == last]
+    stopped = {name: getattr(stops[-1], name) for name in ("metric", "best_step", "patience")} if stops else None
     return {
-        "final_loss": rows[last]["loss"] if last in rows else None,
-        "eval_loss": evals.get(last, {}).get("eval_loss"),
-        "train_s": round(sum(row["step_s"] for row in rows.values()), 2),
+        "final_loss": rows[last].loss if last in rows else None,
+        "eval_loss": measured.eval_loss if measured else None,
+        "train_s": round(sum(row.step_s for row in rows.values()), 2),
         "comparison": _compare(run_dir, {"base": 0, "tuned": last}),
-        "early_stop": {key: stops[-1][key] for key in ("metric", "best_step", "patience")} if stops else None,
+        "early_stop": stopped,
     }
 
 
@@ -76,7 +83,7 @@ def _best(config: Config, run_dir: RunPlace, manifests: Sequence[Manifest]) -> i
     if metric is None or every is None:
         return None
     max_steps = int(read_json(run_dir.run_json)["max_steps"])
-    scores = Scores.of(last_rows(run_dir.evals).values(), metric, every, max_steps)
+    scores = Scores.of(read_evals(run_dir.evals).values(), metric, every, max_steps)
     return scores.best(manifest.step for manifest in manifests)
 
 
@@ -89,32 +96,29 @@ def _export(
     console: Console,
 ) -> None:
     target = run_dir.export_name(manifest.step)
-    exported = {"step": manifest.step, "checkpoint": manifest.directory}
+    exported = Exported(manifest.step, manifest.directory)
     if run_dir.has(target) and not _was_exported(run_dir, exported):
         run_dir.store.delete(target)  # of this step, but from before a fork; or an upload that was cut off
     if not run_dir.has(target):
         console.say(f"  exporting step {manifest.step}")
         run_tasks([export_task(config, run_dir, manifest)])
-        coordinator.call("add_event", "exported", exported)
+        coordinator.call("add_event", exported)
 
 
 def _compare(run_dir: RunPlace, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
     """Returns what is known of each model, by metric."""
-    rows = last_rows(run_dir.evals)
-    return {
-        name: {key: value for key, value in rows[step].items() if key not in ("step", "attempt")}
-        for name, step in steps.items()
-        if step in rows
-    }
+    rows = read_evals(run_dir.evals)
+    return {name: rows[step].metrics for name, step in steps.items() if step in rows}
 
 
 def _write_samples(run_dir: RunPlace, step: int, samples: Sequence[Mapping[str, str]]) -> None:
     write_whole(run_dir.samples(step), "".join(json.dumps(sample) + "\n" for sample in samples))
 
 
-def _was_exported(run_dir: RunPlace, exported: dict[str, Any]) -> bool:
-    rows = [row for row in read_rows(run_dir.ledger) if row["event"] == "exported" and row["step"] == exported["step"]]
-    return bool(rows) and rows[-1]["checkpoint"] == exported["checkpoint"]
+def _was_exported(run_dir: RunPlace, exported: Exported) -> bool:
+    events = [entry.event for entry in read_ledger(run_dir.ledger)]
+    of_step = [event for event in events if isinstance(event, Exported) and event.step == exported.step]
+    return of_step[-1:] == [exported]
 
 
 def _name(run_dir: RunPlace, name: str, step: int) -> str:

@@ -34,6 +34,7 @@ from dist_ft.errors import (
 )
 from dist_ft.jobs.spec import MissingShards, Preparation, ShardJob, TaskSpec, decode_preparation, encode_files
 from dist_ft.layout import read_json, write_json, write_whole
+from dist_ft.messages import Phase
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.driver.connect import ClusterInfo, connect
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
@@ -53,6 +54,7 @@ from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 from dist_ft.orchestrate.workers.ray_group import make_trainer
 from dist_ft.orchestrate.workers.starters import Starters
 from dist_ft.report.console import Console
+from dist_ft.run.events import FirstStep, SettingsChanged
 from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import RECORDS, RunPlace, open_run
 from dist_ft.run.run_inputs import RunInputs
@@ -236,7 +238,7 @@ class _Driver:
         self._coordinator.begin(config, *place, asdict(record), inputs.to_dict(), self._on_gpu)
         self._timeline.mark("coordinator")
         if changes:
-            self._coordinator.call("add_event", "settings_changed", {"changes": changes})
+            self._coordinator.call("add_event", SettingsChanged(changes))
         _say_data(self._console, inputs, self._config.data)
 
     def _follow(self, group: Future[Any], streamed: StreamedData) -> tuple[str, Future[Any]]:
@@ -298,11 +300,11 @@ class _Driver:
             self._timeline.mark("group")
         if status["world_size"] and len(status["workers"]) == status["world_size"]:
             self._timeline.mark("ranks")
-        if status["phases"] and not {"start", "load"} & set(status["phases"]):
+        if status["phases"] and not {Phase.START, Phase.LOAD} & set(status["phases"]):
             self._timeline.mark("loaded")
         if status["row"] is not None:
             self._timeline.mark("first step")
-            self._coordinator.call("add_event", "first_step", {"seconds_since_start": marks})
+            self._coordinator.call("add_event", FirstStep(marks))
             self._console.say(f"  first step after {marks['first step']:.1f} s ({self._timeline.describe()})", "dim")
 
     def _run_tasks(self, specs: Sequence[TaskSpec]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from dist_ft.layout import rank_log_name
 from dist_ft.messages import (
     Leaving,
     Message,
+    Phase,
     PhaseChanged,
     RankDone,
     RankFailed,
@@ -140,7 +141,7 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
     torch.set_num_threads(spec.num_threads)
     link.send(RankStarted(os.getpid(), spec.node_ip))
     try:
-        link.send(PhaseChanged("load", 0))
+        link.send(PhaseChanged(Phase.LOAD, 0))
         _join_group(link, spec)
         parts = build_rank(spec)
         outcome, step = run_loop(parts, link)
