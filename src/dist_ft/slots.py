@@ -1,4 +1,4 @@
-"""How the slots of one global batch are laid out over micro steps and ranks. Pure arithmetic.
+"""Lays out the slots of a global batch over micro steps and ranks. Pure arithmetic.
 
 The layout never changes a result: a slot's loss weight, dropout key and sequence depend on (step, slot) alone.
 It only decides who computes what, so it may look at the lengths to keep padding and waiting small.
@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 IGNORE = -100
-"""Target of a token whose prediction is not trained."""
+"""Target at a place whose prediction is not trained."""
 
 
 @dataclass(frozen=True)
 class SlotTotals:
-    """What some slots hold, as the shard index says before anything of them is computed.
+    """Counts of some slots, which the shard index gives before anything is computed.
 
     Attributes:
-        num_slots: Slots, padding excluded.
-        num_tokens: Their tokens.
-        num_trained_tokens: Those of them whose prediction is trained.
+        num_slots: Number of slots, padding excluded.
+        num_tokens: Number of their tokens.
+        num_trained_tokens: Number of tokens whose prediction is trained.
     """
 
     num_slots: int
@@ -36,7 +36,7 @@ class SlotTotals:
 
 
 def num_micro_steps(num_slots: int, micro_batch_size: int, world_size: int) -> int:
-    """Returns the passes per step that give every slot a place (the gradient accumulation steps)."""
+    """Returns the number of passes per step that give every slot a place (the gradient accumulation steps)."""
     return -(-num_slots // (micro_batch_size * world_size))
 
 

@@ -5,8 +5,6 @@ Shapes: B rows, T tokens, N trained tokens of the micro batch, H hidden size, V 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -14,7 +12,7 @@ from dist_ft.objectives.objective import Outputs, Rows, Sums
 
 
 class ObjectiveModule(nn.Module):
-    """Runs the model on rows and applies a function of an objective to what it predicts.
+    """Runs the model on rows and applies a function of the objective to its predictions.
 
     The output layer runs on trained tokens only: it is a fifth of the work of a 135M model and most of its
     activation memory. A pre-hook on the output layer selects them, so that whatever a family does to its
@@ -24,7 +22,7 @@ class ObjectiveModule(nn.Module):
         model: A causal language model of transformers, adapter attached.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self._selected_BT: torch.Tensor | None = None
@@ -42,7 +40,7 @@ class ObjectiveModule(nn.Module):
         finally:
             self._selected_BT = None
 
-    def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _select(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if self._selected_BT is None:
             return None
         hidden_BTH, *rest = args

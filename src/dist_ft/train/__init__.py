@@ -1,1 +1,1 @@
-"""What one rank does: wiring, loop, evaluation, schedule."""
+"""The work of one rank: building, training loop, saving, schedule."""

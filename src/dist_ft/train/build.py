@@ -1,4 +1,4 @@
-"""Wires one rank: model, adapter, dropout, engine, data. The only place where these packages meet."""
+"""Builds one rank: model, adapter, dropout, engine, loader. Only here do these packages meet."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ _PACKAGES = ("dist-ft", "torch", "deepspeed", "transformers", "peft", "ray")
 
 @dataclass
 class RankParts:
-    """Everything the loop works with on one rank.
+    """Everything that the loop of one rank works with.
 
     Attributes:
         config: The run config.
-        spec: What the rank was told.
+        spec: Instructions to the rank.
         objective: What is optimised.
         engine: DeepSpeed engine around `ObjectiveModule`.
-        names: Trained parameters and their names.
-        params: The same, as every process sees them.
+        names: Names of the trained parameters.
+        params: The same parameters as every process sees them.
         dropout_keys: Keys to set before each micro batch.
         loader: Steps of the run.
         layout: This rank's part of a batch.
         eval_split: Held-out split, or None.
         vocab_size: Rows of the embedding.
         start_step: Completed steps at the start of this attempt.
-        fingerprint: What checkpoints belong to.
-        environment: What bitwise equality depends on besides world size and stage.
+        fingerprint: Identifies the run that checkpoints belong to.
+        environment: Conditions of bitwise equality besides world size and stage.
         bytes_read: Bytes of the checkpoint that this rank has read.
-        notes: What a person should know about how this attempt goes on.
+        notes: Messages to the user about how this attempt goes on.
     """
 
     config: Config
@@ -84,7 +84,7 @@ class RankParts:
 def build_rank(spec: RankSpec) -> RankParts:
     """Builds a rank and loads its checkpoint, if the attempt starts from one. Collective.
 
-    The process group must exist. At stage 3 each rank reads its part of the weights, else all of them.
+    The process group must exist. At stage 3 each rank reads only its part of the weights, at other stages all of them.
     """
     attempt = spec.attempt
     config = config_from_dict(attempt.config)
@@ -138,7 +138,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     )
 
 
-def _load_base(config: Config, on_gpu: bool) -> Any:
+def _load_base(config: Config, on_gpu: bool) -> nn.Module:
     """Loads the base model: whole, or at stage 3 this rank's part of it."""
     if config.zero_stage < 3:
         return load_model(config)
@@ -151,8 +151,8 @@ def _load_base(config: Config, on_gpu: bool) -> Any:
     return model
 
 
-def _micro_batch_size(model: Any, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
-    """Returns the sequences of a pass: as configured, or fewer where this world size leaves too little memory."""
+def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
+    """Returns the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
     if limit is None:
         return config.train.micro_batch_size
@@ -168,7 +168,7 @@ def _micro_batch_size(model: Any, config: Config, spec: RankSpec, splits: list[P
 
 
 def environment(num_threads: int, micro_batch_size: int) -> Environment:
-    """Returns what bitwise equality depends on besides world size and ZeRO stage."""
+    """Returns the conditions of bitwise equality besides world size and ZeRO stage."""
     return Environment(
         versions={package: version(package) for package in _PACKAGES},
         micro_batch_size=micro_batch_size,
@@ -196,7 +196,7 @@ class _Restored:
     bytes_read: int
 
 
-def _restore(engine: Any, names: dict[nn.Parameter, str], attempt: AttemptSpec) -> _Restored | None:
+def _restore(engine: nn.Module, names: dict[nn.Parameter, str], attempt: AttemptSpec) -> _Restored | None:
     if attempt.start_checkpoint is None:
         return None
     store = open_store(attempt.run_dir)

@@ -1,4 +1,4 @@
-"""What memory the ranks of a group have."""
+"""Finds the memory that the ranks of a group may use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _RUNTIME_BYTES = 1 << 30  # CUDA context and libraries
 
 
 def device_memory_bytes(config: Config, on_gpu: bool) -> int | None:
-    """Returns the memory this rank may use; None where it is not known.
+    """Returns the memory that this rank may use, or None if it is not known.
 
-    What happens to be free is not asked: the same shape must take the same passes every time.
+    The memory that happens to be free does not matter: the same shape must run the same passes every time.
     """
     if config.cluster.memory_per_worker is not None:
         return int(config.cluster.memory_per_worker * (1 << 30))

@@ -1,4 +1,4 @@
-"""A rank's connection to the coordinator, as training sees it."""
+"""Defines what training needs from a rank's connection to the coordinator."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dist_ft.messages import Message
 
 
 class Link(Protocol):
-    """The rank's connection to the coordinator. `send` never blocks a step."""
+    """A rank's connection to the coordinator. `send` never blocks a step."""
 
     def send(self, message: Message) -> None:
-        """Queues a message; any thread may."""
+        """Queues a message; any thread may call this."""
         ...
 
     def should_stop(self) -> bool:
-        """Whether a stop was asked for, as far as this rank knows."""
+        """Whether a stop was requested, as far as this rank knows."""
         ...
 
     def wait_committed(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether the numbers of a step are bad: a pure rule, the same on every rank, because every rank has the same sums."""
+"""Finds bad losses and gradient norms. Pure; every rank decides alike, because every rank has the same sums."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LOSSES_TO_JUDGE = 20
 def find_bad_numbers(
     loss: float, grad_norm: float, recent_losses: Sequence[float], spike_factor: float | None
 ) -> str | None:
-    """Returns what is wrong with a step, or None.
+    """Returns what is wrong with the numbers of a step, or None.
 
     Args:
         loss: Mean loss per trained token.
         grad_norm: Norm of the gradient before clipping.
-        recent_losses: Losses of the last steps; fewer than 20 are too few to tell a spike by.
+        recent_losses: Losses of the last steps; a spike is only found among at least 20.
         spike_factor: `failure.spike_factor`.
     """
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -1,7 +1,7 @@
-"""Saves a rank's part of a checkpoint: a copy between two steps, the writing while training goes on.
+"""Saves a rank's part of a checkpoint: it copies between two steps and writes while training goes on.
 
-One save is in flight. Whether one is, anywhere, travels in the sum that every step makes anyway, so all ranks leave out
-the same ones. The checkpoint exists once the coordinator has heard of every rank's file.
+At most one save is in flight. The sum that every step makes tells all ranks whether any of them is still saving, so all
+ranks leave out the same saves. The checkpoint exists once the coordinator has heard of every rank's file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Saver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a save is being written."""
+        """Whether a save is still being written."""
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, step: int, is_last: bool = False) -> None:
@@ -75,14 +75,14 @@ class Saver:
             self._link.send(PhaseChanged(Phase.STEP, step))
 
     def finish(self) -> None:
-        """Waits for the save in flight, and raises what was wrong with it."""
+        """Waits for the save in flight and raises its error, if any."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def check(self) -> None:
-        """Raises what nobody foresaw in a save."""
+        """Raises the unforeseen error of a save, if any."""
         if self._error is not None:
             raise self._error
 

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, so that a resume needs no scheduler state."""
+"""Computes the learning rate as a pure function of the step, so that a resume needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dist_ft.config.training_sections import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, max_steps: int) -> float:
-    """Returns the rate of step `step`, counted from 0.
+    """Returns the learning rate of a step, counted from 0.
 
     Linear warm-up over `warmup_ratio` of the run, then constant, linear, or half a cosine (Loshchilov and
     Hutter 2016) down to `min_lr_ratio` of the peak.

@@ -8,7 +8,7 @@ import torch
 
 
 class Stopwatch:
-    """Times what lies between its creation and `stop`.
+    """Measures the time between its creation and `stop`.
 
     Args:
         device: Where the work is done.
@@ -29,7 +29,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Seconds from start to stop; on a GPU waits until it has got there."""
+        """Seconds from creation to `stop`; on a GPU this waits until the work is done."""
         if self._events is None:
             return self._ended - self._began
         self._events[1].synchronize()

@@ -27,8 +27,8 @@ from dist_ft.records import Message
 TODAY = datetime(2024, 7, 26)
 """What `strftime_now` tells every template; Llama 3.1's own default."""
 
-_MAX_TURNS = 250_000
-"""Most turns of loops and calls of macros in one rendering: about a second."""
+_MAX_ITERATIONS = 250_000
+"""Most iterations of loops and calls of macros in one rendering: about a second."""
 _MAX_BULK = 1 << 20
 """Elements of a repeated sequence, or bits of a product or power."""
 _MAX_MEMORY = 512 << 20
@@ -55,7 +55,7 @@ class Template:
         tree = self._environment.parse(source)
         repeated: Iterable[Any] = tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
         for node in list(repeated):
-            count = nodes.Filter(nodes.Const(None), "count_turn", [], [], None, None)
+            count = nodes.Filter(nodes.Const(None), "count_iteration", [], [], None, None)
             node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
         with _bounded_memory():  # constants are worked out here
             self._template = self._environment.from_string(tree)
@@ -66,7 +66,7 @@ class Template:
         Raises:
             Exception: Of any kind; a template is a program.
         """
-        self._environment.turns_left = _MAX_TURNS
+        self._environment.iterations_left = _MAX_ITERATIONS
         with _bounded_memory():
             text = self._template.render(
                 **self._variables, messages=list(messages), tools=list(tools) or None, documents=None,
@@ -84,8 +84,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
-        self.turns_left = 0
-        self.filters |= {"tojson": _tojson, "count_turn": self.count_turn}
+        self.iterations_left = 0
+        self.filters |= {"tojson": _tojson, "count_iteration": self.count_iteration}
         self.globals |= {
             "raise_exception": _raise_exception, "strftime_now": TODAY.strftime, "dict": _dict, "namespace": _Namespace,
         }  # fmt: skip
@@ -93,11 +93,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         del self.filters["random"], self.filters["slice"], self.globals["lipsum"]
 
     @pass_context  # so that Jinja does not work it out while compiling
-    def count_turn(self, _context: Context, _value: None) -> None:
-        """Counts a turn; every body of a loop or macro begins with this filter."""
-        self.turns_left -= 1
-        if self.turns_left < 0:
-            raise SecurityError(f"it goes through more than {_MAX_TURNS} turns of loops")
+    def count_iteration(self, _context: Context, _value: None) -> None:
+        """Counts an iteration; every body of a loop or macro begins with this filter."""
+        self.iterations_left -= 1
+        if self.iterations_left < 0:
+            raise SecurityError(f"it goes through more than {_MAX_ITERATIONS} turns of loops")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Refuses products and powers that would keep the machine busy."""

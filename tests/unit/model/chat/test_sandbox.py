@@ -58,7 +58,7 @@ def test_a_tree_of_macros_is_stopped() -> None:
         "{% set n = namespace() %}{{ n.__init__.__globals__ }}",
         "{{ dict.__globals__.x }}",
         "{{ strftime_now.__self__.x }}",
-        "{{ (messages | count_turn).__class__.mro() }}",
+        "{{ (messages | count_iteration).__class__.mro() }}",
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{{ joiner.__init__.__globals__ }}",
         "{% include '/etc/passwd' %}",
