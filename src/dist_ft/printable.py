@@ -46,6 +46,21 @@ def _escape(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def format_count(number: int, noun: str) -> str:
+    """Returns `1 row`, `2,000 rows` and the like."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_duration(seconds: float) -> str:
+    """Returns `45s`, `3m20s` or `2h05m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
 def format_bytes(count: float) -> str:
     """Returns `1.5 GiB` and the like."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -37,7 +37,7 @@ def plan(
     from dist_ft.report.plan_text import render_plan
 
     result = make_plan(parsed, prepared.inputs)
-    typer.echo(json.dumps(result) if as_json else render_plan(result))
+    typer.echo(json.dumps(result.to_dict()) if as_json else render_plan(result))
 
 
 def doctor(

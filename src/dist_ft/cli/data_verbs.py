@@ -30,7 +30,7 @@ def show(
     from dist_ft.report.data_text import render_show
 
     shown = show_data(parsed, source, row or 1, rows or (1 if row else 3))
-    typer.echo(json.dumps(shown) if as_json else render_show(shown, is_colored(no_color)))
+    typer.echo(json.dumps(shown.to_dict()) if as_json else render_show(shown, is_colored(no_color)))
 
 
 def check(
@@ -52,8 +52,8 @@ def check(
     report = check_data(parsed)
     if page is not None:
         write_page(page, render_check_page(report))
-    typer.echo(json.dumps(report) if as_json else render_check(report, is_colored(no_color)))
-    if any(finding["severity"] == "error" for finding in report["findings"]):
+    typer.echo(json.dumps(report.to_dict()) if as_json else render_check(report, is_colored(no_color)))
+    if report.has_errors:
         raise typer.Exit(1)
 
 

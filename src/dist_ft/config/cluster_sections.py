@@ -31,6 +31,11 @@ class ClusterConfig(Section):
     """Grow only when the steps that are left gain more time than a resize costs, both as measured in this run."""
 
     @property
+    def memory_per_worker_bytes(self) -> int | None:
+        """`memory_per_worker` in bytes."""
+        return None if self.memory_per_worker is None else int(self.memory_per_worker * (1 << 30))
+
+    @property
     def min_workers(self) -> int:
         """Fewest workers the run goes on with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]

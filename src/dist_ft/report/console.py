@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from dist_ft.metric_rows import EvalRow
-from dist_ft.printable import printable
+from dist_ft.printable import format_duration, printable
 from dist_ft.report.table import METRIC_NAMES, format_value
 from dist_ft.run import events
 from dist_ft.run.events import LedgerEntry
@@ -22,16 +22,6 @@ from dist_ft.run.events import LedgerEntry
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
 _LINE = 2000  # characters; messages of errors can quote data
-
-
-def format_duration(seconds: float) -> str:
-    """Returns `45s`, `3m20s` or `2h05m`."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def bar(share: float) -> str:

@@ -1,10 +1,10 @@
-"""The report of `dist-ft data check` as a page; what it says is `data_check.py`'s."""
+"""The report of `dist-ft data check` as a page; its numbers and words come from `jobs/data_report/`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from dist_ft.jobs.data_report.summary import DataReport, Finding, SplitSummary
 from dist_ft.report.data_text import describe_cost, verdict
 from dist_ft.report.page import (
     Cell,
@@ -19,61 +19,65 @@ from dist_ft.report.page import (
     table,
 )
 
+_SOURCES = (
+    "",
+    "source",
+    "rows",
+    "sequences",
+    "tokens",
+    "trained %",
+    "filled %",
+    "median length",
+    "p95",
+    "longest",
+)
 
-def render_check_page(report: dict[str, Any]) -> str:
+
+def render_check_page(report: DataReport) -> str:
     """Returns the report as one HTML file."""
-    return page(f"Data of {report['run']}", _parts(report))
+    return page(f"Data of {report.run}", _parts(report))
 
 
-def _parts(report: dict[str, Any]) -> Iterator[Html]:
-    packing = "packed" if report["packing"] else "not packed"
-    yield paragraph(f"data.seq_len={report['seq_len']}, {packing}. {verdict(report['findings'])}.")
-    if report["cost"]:
-        yield paragraph(f"A run on it: {describe_cost(report['cost'])}.")
+def _parts(report: DataReport) -> Iterator[Html]:
+    packing = "packed" if report.packing else "not packed"
+    yield paragraph(f"data.seq_len={report.seq_len}, {packing}. {verdict(report.findings)}.")
+    if report.cost:
+        yield paragraph(f"A run on it: {describe_cost(report.cost)}.")
     yield heading("Findings")
-    yield _findings(report["findings"])
-    splits = report["splits"]
+    if report.findings:
+        yield table(("", "where", "what"), [_finding_row(finding) for finding in report.findings])
+    else:
+        yield paragraph("None.")
+    splits = report.splits
     yield heading("Sources")
-    yield table(_HEADS, [_source_row(split) for split in splits])
-    yield bar_chart("Tokens by source", [(split["name"], split["tokens"]) for split in splits], "tokens")
+    yield table(_SOURCES, [_source_row(split) for split in splits])
+    yield bar_chart("Tokens by source", [(split.name, split.tokens) for split in splits], "tokens")
     yield heading("Share of tokens that are trained")
-    yield bar_chart("Trained share", [(split["name"], 100 * split["trained_share"]) for split in splits], "%")
+    yield bar_chart("Trained share", [(split.name, 100 * split.trained_share) for split in splits], "%")
     for split in splits:
-        yield from _charts(split)
+        if split.samples:
+            yield from _charts(split)
 
 
-_HEADS = ("", "source", "rows", "sequences", "tokens", "trained %", "filled %", "median length", "p95", "longest")
-
-
-def _source_row(split: dict[str, Any]) -> Sequence[Cell]:
-    lengths = split["lengths"]
+def _source_row(split: SplitSummary) -> Sequence[Cell]:
+    lengths = split.lengths
     return (
-        split["name"], split["source"], split["rows"], split["sequences"], split["tokens"],
-        round(100 * split["trained_share"], 1), round(100 * split["packing_efficiency"], 1), lengths["median"],
-        lengths["p95"], lengths["max"],
+        split.name, split.source, split.rows, split.sequences, split.tokens, round(100 * split.trained_share, 1),
+        round(100 * split.packing_efficiency, 1), lengths.median, lengths.p95, lengths.max,
     )  # fmt: skip
 
 
-def _findings(findings: Sequence[dict[str, Any]]) -> Html:
-    if not findings:
-        return paragraph("None.")
-    return table(("", "where", "what"), [_finding_row(finding) for finding in findings])
+def _finding_row(finding: Finding) -> Sequence[Cell]:
+    rest = [f"… and {finding.num_more:,} more"] if finding.num_more else []
+    parts: list[Html | str] = [finding.message, *([lines([*finding.places, *rest])] if finding.places else [])]
+    return labelled(finding.severity), finding.split, stacked(*parts)
 
 
-def _finding_row(finding: dict[str, Any]) -> Sequence[Cell]:
-    places = finding["places"]
-    rest = [f"… and {finding['count'] - len(places):,} more"] if places and finding["count"] > len(places) else []
-    parts: list[Html | str] = [finding["message"], *([lines([*places, *rest])] if places else [])]
-    return labelled(finding["severity"]), finding["split"], stacked(*parts)
-
-
-def _charts(split: dict[str, Any]) -> Iterator[Html]:
-    if not split["samples"]:
-        return
-    width = split["histogram"]["width"]
-    bars = [(f"{index * width:,}", count) for index, count in enumerate(split["histogram"]["counts"])]
-    yield heading(f"{split['name']}: tokens of a sample, before the cut")
-    yield bar_chart(f"Lengths of samples of {split['name']}, from so many tokens on", bars, "samples")
-    yield heading(f"{split['name']}: turns of a row (0 is plain text)")
-    turns = sorted((int(turns), count) for turns, count in split["turns"].items())
-    yield bar_chart(f"Turns of rows of {split['name']}", [(str(name), count) for name, count in turns[:60]], "rows")
+def _charts(split: SplitSummary) -> Iterator[Html]:
+    width = split.histogram.width
+    bars = [(f"{index * width:,}", count) for index, count in enumerate(split.histogram.counts)]
+    yield heading(f"{split.name}: tokens of a sample, before the cut")
+    yield bar_chart(f"Lengths of samples of {split.name}, from so many tokens on", bars, "samples")
+    yield heading(f"{split.name}: turns of a row (0 is plain text)")
+    turns = sorted((int(turns), count) for turns, count in split.turns.items())
+    yield bar_chart(f"Turns of rows of {split.name}", [(str(name), count) for name, count in turns[:60]], "rows")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_ft.report.console import bar, format_duration
+from dist_ft.printable import format_duration
+from dist_ft.report.console import bar
 
 
 @dataclass

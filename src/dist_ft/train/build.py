@@ -17,8 +17,7 @@ from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.config import Config, config_from_dict
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import open_split
-from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, largest_batch
-from dist_ft.memory import fitting_micro_batch
+from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, fitting_batch
 from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.model.adapter import export_names
 from dist_ft.model.base import load_model, model_dir, skeleton
@@ -154,17 +153,9 @@ def _load_base(config: Config, on_gpu: bool) -> nn.Module:
 def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
     """Returns the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
-    if limit is None:
-        return config.train.micro_batch_size
-    fitting = fitting_micro_batch(
-        model_shape(model, config, lambda parameter: prod(full_shape(parameter))),
-        largest_batch(config, splits),
-        stage=config.zero_stage,
-        world_size=spec.world_size,
-        limit_bytes=limit,
-        offload=config.zero.offload,
-    )
-    return all_agree_on_least(fitting)
+    shape = model_shape(model, config, lambda parameter: prod(full_shape(parameter)))
+    micro = fitting_batch(config, shape, splits, spec.world_size, limit).num_sequences
+    return micro if limit is None else all_agree_on_least(micro)
 
 
 def environment(num_threads: int, micro_batch_size: int) -> Environment:

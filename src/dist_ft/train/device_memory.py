@@ -15,8 +15,8 @@ def device_memory_bytes(config: Config, on_gpu: bool) -> int | None:
 
     The memory that happens to be free does not matter: the same shape must run the same passes every time.
     """
-    if config.cluster.memory_per_worker is not None:
-        return int(config.cluster.memory_per_worker * (1 << 30))
+    if (limit := config.cluster.memory_per_worker_bytes) is not None:
+        return limit
     return torch.cuda.get_device_properties().total_memory - _RUNTIME_BYTES if on_gpu else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dist_ft.jobs.data_report.findings import check_data
+from dist_ft.jobs.data_report.summary import DataReport
 from dist_ft.report.data_page import render_check_page
 from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.pages import check_inert, texts_of
@@ -21,7 +22,7 @@ def chat(question: str, answer: str = "yes") -> str:
     return json.dumps({"messages": turns})
 
 
-def report_of(tmp_path: Path, *lines: str, **changes: Any) -> dict[str, Any]:
+def report_of(tmp_path: Path, *lines: str, **changes: Any) -> DataReport:
     source = tmp_path / "<b>&.jsonl"
     source.write_text("\n".join(lines), encoding="utf-8")
     return check_data(tiny_config(tmp_path, data__train=[{"source": str(source)}], **changes))
@@ -33,11 +34,11 @@ def test_all_findings_and_sources_are_on_the_page(tmp_path: Path) -> None:
         data__curation={"max_characters": 400}, data__limits={"exact_copies": 0.1},
     )  # fmt: skip
     texts = texts_of(render_check_page(report))
-    assert len(report["findings"]) >= 6
-    for finding in report["findings"]:
-        assert any(finding["message"] in text for text in texts)
-        assert all(any(place in text for text in texts) for place in finding["places"])
-    assert all(any(split["source"] in text for text in texts) for split in report["splits"])
+    assert len(report.findings) >= 6
+    for finding in report.findings:
+        assert any(finding.message in text for text in texts)
+        assert all(any(place in text for text in texts) for place in finding.places)
+    assert all(any(split.source in text for text in texts) for split in report.splits)
 
 
 def test_hostile_rows_stay_inert(tmp_path: Path) -> None:

@@ -181,5 +181,5 @@ def test_nothing_of_hostile_rows_reaches_the_report(config_for: ConfigFor, tmp_p
     report = check_data(config_for(*lines, data__chat_template=str(template)))
     page = render_check(report, is_colored=False)
     assert all(character.isprintable() or character == "\n" for character in page)
-    assert (report["splits"][0]["unreadable_rows"], report["splits"][0]["refused_rows"]) == (3, 1)
+    assert (report.splits[0].unreadable_rows, report.splits[0].refused_rows) == (3, 1)
     assert max(map(len, page.splitlines())) < 500

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from dist_ft.config.data_sections import DataConfig
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 from dist_ft.data.stream.token_shards import Row, TokenShards
-from dist_ft.memory import BatchShape
+from dist_ft.memory import BatchShape, ModelShape, fitting_micro_batch
 from dist_ft.slots import IGNORE, SlotTotals, layout_slots, num_micro_steps, round_up
 
 NUM_FETCHERS = 4
@@ -79,15 +79,36 @@ def build_order(shards: Sequence[TokenShards], data: DataConfig, seed: int) -> O
     return Order(sizes, data.weights, seed, data.shuffle, data.exhaust)
 
 
-def largest_batch(config: Config, splits: Sequence[PreparedSplit]) -> BatchShape:
-    """Returns the largest micro batch that these splits can give."""
-    return BatchShape(
+def fitting_batch(
+    config: Config, model: ModelShape, splits: Sequence[PreparedSplit], world_size: int, limit_bytes: int | None
+) -> BatchShape:
+    """Returns the largest micro batch that these splits can give, with fewer sequences where memory is short.
+
+    Args:
+        config: The run config.
+        model: The model.
+        splits: Every split that a worker reads.
+        world_size: Workers.
+        limit_bytes: Memory of a worker; None where it is not known, which leaves the batch as configured.
+    """
+    batch = BatchShape(
         num_sequences=config.train.micro_batch_size,
         num_tokens=round_up(max(split.max_tokens for split in splits), LENGTH_MULTIPLE),
         num_trained_tokens=max(split.max_trained_tokens for split in splits),
         gradient_checkpointing=config.train.gradient_checkpointing,
         has_eager_attention=config.model.attention == "eager",
     )
+    if limit_bytes is None:
+        return batch
+    fitting = fitting_micro_batch(
+        model,
+        batch,
+        stage=config.zero_stage,
+        world_size=world_size,
+        limit_bytes=limit_bytes,
+        offload=config.zero.offload,
+    )
+    return replace(batch, num_sequences=fitting)
 
 
 class TrainLoader:

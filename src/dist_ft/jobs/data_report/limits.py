@@ -1,41 +1,12 @@
-"""What a finding is, and the limits of `data.limits` that make one an error."""
+"""The limits of `data.limits`: what exceeds one is an error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from dist_ft.config.data_sections import LimitsConfig
-from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
-
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a person should know.
-
-    Attributes:
-        severity: `error` where a run would refuse to start or a limit is exceeded; `warning` where a run would learn or
-            measure what was hardly meant; `note` for the rest.
-        split: `train.0`, `eval`, or `train` for what concerns all training sources.
-        message: One line: what was found, and what to do.
-        count: Rows, samples or answers concerned.
-        places: The first few of them, one line each.
-    """
-
-    severity: Severity
-    split: str
-    message: str
-    count: int
-    places: list[str]
-
-
-def share_of(part: int, whole: int) -> float:
-    """Returns a share, 0 of nothing."""
-    return round(part / whole, 4) if whole else 0.0
+from dist_ft.jobs.data_report.measure import Measures, SplitCounts
+from dist_ft.jobs.data_report.summary import Finding, Noted
 
 
 def limit_problems(limits: LimitsConfig, measures: Measures) -> Iterator[Finding]:

@@ -27,35 +27,18 @@ from dist_ft.data.shards.make import RenderMany, render_rows, usable
 from dist_ft.data.shards.pack import plan_bins
 from dist_ft.data.shards.request import SplitRequest, is_window_full, plan_split, rows_of_shard, rows_of_split
 from dist_ft.jobs.curate import curate
+from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
 
-FEW = 5
-"""Places that are named of whatever is counted."""
 NEAR = 0.8
 """Least similarity of two rows that are called near copies, as in `data.curation.near`."""
 REPEATS = 10
 """Rows that must give one answer before it is called repeated."""
 _MIN_ANSWER = 32
 """Characters; shorter answers are repeated on purpose, such as labels."""
-_PLACE = 1000
-"""Characters of a place and what is wrong there: a template can complain at any length."""
-
-
-@dataclass
-class Noted:
-    """Something counted, and the first places where it stands."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, text: str) -> None:
-        """Counts one more."""
-        self.count += 1
-        if len(self.first) < FEW:
-            self.first.append(text[:_PLACE])
 
 
 @dataclass

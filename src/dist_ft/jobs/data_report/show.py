@@ -7,7 +7,7 @@ looks is `report/data_text.py`'s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +20,7 @@ from dist_ft.data.shards.request import PlannedShard, SplitPlan, SplitRequest, r
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import UsageError
+from dist_ft.jobs.data_report.summary import Segment, ShownData, ShownSample, ShownSequence
 from dist_ft.jobs.prepare import prepare_split
 from dist_ft.jobs.splits import make_renderer, plan_splits
 from dist_ft.model.base import load_tokenizer
@@ -28,42 +29,13 @@ Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Neighbouring tokens of one kind, as text."""
-
-    text: str
-    num_tokens: int
-    is_trained: bool
-    is_special: bool
-
-
-@dataclass(frozen=True)
-class ShownSample:
-    """One sample of a sequence.
-
-    Attributes:
-        place: `file:line` that it comes from; None when its row is not found again.
-        num_cut_tokens: Tokens that the cut at `data.seq_len` left out; None when its row is not found again.
-        input_ids: Its tokens.
-        trained: For each token, whether its prediction is trained.
-        segments: The same as text.
-    """
-
-    place: str | None
-    num_cut_tokens: int | None
-    input_ids: list[int]
-    trained: list[bool]
-    segments: list[Segment]
-
-
-@dataclass(frozen=True)
 class _Origin:
     place: str
     num_cut_tokens: int
 
 
-def show_data(config: Config, source: str, first: int, count: int) -> dict[str, Any]:
-    """Prepares the data as a run does and returns some sequences, as JSON values.
+def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
+    """Prepares the data as a run does and returns some sequences.
 
     Args:
         source: Index of a training source, as in `data.train.0`, or `eval`.
@@ -86,20 +58,19 @@ def show_data(config: Config, source: str, first: int, count: int) -> dict[str, 
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
     parts = [plan.shards[shard] for shard in dict.fromkeys(shard for shard, _ in places)]
     origins = _find_origins(plan.request, parts, render_many, wanted)
-    shown = [[_show(tokenizer, ids, trained, origins) for ids, trained in samples] for samples in sequences]
-    return {
-        "source": plan.request.shown,
-        "split": "eval" if source == "eval" else f"train.{source}",
-        "seq_len": config.data.seq_len,
-        "num_rows": split.num_rows,
-        "num_sequences": split.num_sequences,
-        "num_tokens": split.num_tokens,
-        "num_trained_tokens": split.num_trained_tokens,
-        "sequences": [
-            {"row": row + 1, "samples": [asdict(sample) for sample in samples]}
-            for row, samples in zip(rows, shown, strict=True)
+    return ShownData(
+        source=plan.request.shown,
+        split="eval" if source == "eval" else f"train.{source}",
+        seq_len=config.data.seq_len,
+        num_rows=split.num_rows,
+        num_sequences=split.num_sequences,
+        num_tokens=split.num_tokens,
+        num_trained_tokens=split.num_trained_tokens,
+        sequences=[
+            ShownSequence(row + 1, [_show(tokenizer, *sample, origins) for sample in samples])
+            for row, samples in zip(rows, sequences, strict=True)
         ],
-    }
+    )
 
 
 def _choose(train: list[SplitPlan], held_out: SplitPlan | None, source: str) -> SplitPlan:

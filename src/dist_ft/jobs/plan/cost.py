@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.data.stream.mixing import counts_before, epoch_size, rates_of
 from dist_ft.jobs.data_report.measure import SplitCounts
+from dist_ft.jobs.plan.planned import Cost
 from dist_ft.jobs.prepare import plan_length
 from dist_ft.memory import ModelShape
 from dist_ft.model.base import skeleton
@@ -23,8 +23,8 @@ def trained_shape(config: Config) -> ModelShape:
     return model_shape(select_trained(skeleton(config), config), config)
 
 
-def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> dict[str, Any] | None:
-    """Returns what a run takes, as JSON values; None where a source gives no sequence, so that there is no run."""
+def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> Cost | None:
+    """Returns what a run takes; None where a source gives no sequence, so that there is no run."""
     trained_on = [split for split in splits if split.name != "eval"]
     counts = [split.num_sequences for split in trained_on]
     if not all(counts):
@@ -39,17 +39,17 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelSha
             [split.num_tokens for split in trained_on], [split.num_trained_tokens for split in trained_on],
         )
     )  # fmt: skip
-    return {
-        "steps": steps,
-        "epochs": round(positions / epoch, 4) if epoch else None,
-        "passes": [round(taken / count, 4) for taken, count in zip(used, counts, strict=True)],
-        "sequences": positions,
-        "tokens": tokens,
-        "trained_tokens": trained,
-        "params": shape.num_params,
-        "trained_params": shape.num_trained,
-        "flops": flops(shape.num_params, shape.num_trained, tokens),
-    }
+    return Cost(
+        steps=steps,
+        epochs=round(positions / epoch, 4) if epoch else None,
+        passes=tuple(round(taken / count, 4) for taken, count in zip(used, counts, strict=True)),
+        sequences=positions,
+        tokens=tokens,
+        trained_tokens=trained,
+        params=shape.num_params,
+        trained_params=shape.num_trained,
+        flops=flops(shape.num_params, shape.num_trained, tokens),
+    )
 
 
 def flops(num_params: int, num_trained: int, tokens: int) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dist_ft.jobs.data_report.measure import Measures, Noted, measure
+from dist_ft.jobs.data_report.measure import Measures, measure
+from dist_ft.jobs.data_report.summary import Noted
 from tests.helpers.configs import config_of
 
 Write = Callable[..., str]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from dist_ft.config.data_sections import RowSource
 from dist_ft.data.shards.request import SplitRequest
-from dist_ft.jobs.data_report.findings import _quantile, check_data, find_problems
-from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
+from dist_ft.jobs.data_report.findings import check_data, find_problems, quantile
+from dist_ft.jobs.data_report.measure import Measures, SplitCounts
+from dist_ft.jobs.data_report.summary import Noted
 from tests.helpers.configs import tiny_config
 
 
@@ -121,12 +122,16 @@ def test_errors_come_first() -> None:
 @given(st.lists(st.integers(0, 9), min_size=1), st.floats(0.01, 1))
 def test_quantiles_are_those_of_the_sorted_values(values: list[int], share: float) -> None:
     rank = math.ceil(share * len(values))
-    assert _quantile(Counter(values), share) == sorted(values)[rank - 1]
+    assert quantile(Counter(values), share) == sorted(values)[rank - 1]
 
 
 def test_the_report_is_json_and_has_the_numbers(tmp_path: Path) -> None:
-    report = check_data(tiny_config(tmp_path, data__packing=True))
-    assert json.loads(json.dumps(report)) == report
+    found = check_data(tiny_config(tmp_path, data__packing=True))
+    report = json.loads(json.dumps(found.to_dict()))
+    assert list(report) == [
+        "run", "seq_len", "packing", "stop_tokens", "splits", "repeated_rows", "repeated_eval_rows", "overlap",
+        "near_copies", "near_overlap", "repeated_answers", "cost", "findings",
+    ]  # fmt: skip
     train, held_out = report["splits"]
     assert (train["rows"], held_out["rows"], report["findings"]) == (41, 7, [])
     assert train["turns"] == {"2": 41}

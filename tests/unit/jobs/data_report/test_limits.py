@@ -10,7 +10,8 @@ import pytest
 from dist_ft.config.data_sections import LimitsConfig, RowSource
 from dist_ft.data.shards.request import SplitRequest
 from dist_ft.jobs.data_report.limits import limit_problems
-from dist_ft.jobs.data_report.measure import Measures, Noted, SplitCounts
+from dist_ft.jobs.data_report.measure import Measures, SplitCounts
+from dist_ft.jobs.data_report.summary import Noted
 
 
 def noted(count: int) -> Noted:

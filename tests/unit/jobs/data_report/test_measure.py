@@ -13,7 +13,8 @@ import pytest
 from dist_ft.data.shards import request
 from dist_ft.errors import DataError
 from dist_ft.jobs.data_report import measure as module
-from dist_ft.jobs.data_report.measure import Noted, SplitCounts, measure
+from dist_ft.jobs.data_report.measure import SplitCounts, measure
+from dist_ft.jobs.data_report.summary import Noted
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
 from dist_ft.records import Sample
 from tests.helpers.configs import config_of, tiny_config

@@ -9,7 +9,7 @@ import pytest
 
 from dist_ft.jobs.data_report.measure import measure
 from dist_ft.jobs.plan.cost import estimate_cost, flops, trained_shape
-from dist_ft.jobs.prepare import run
+from dist_ft.jobs.prepare import prepare
 from tests.helpers.configs import tiny_config, write_rows
 
 
@@ -17,13 +17,13 @@ from tests.helpers.configs import tiny_config, write_rows
 def test_the_length_is_that_of_the_run(tmp_path: Path, train: dict[str, Any]) -> None:
     changes = {f"train__{key}": value for key, value in train.items()}
     config = tiny_config(tmp_path, data__packing=True, **changes)
-    prepared = run(config.model_dump(mode="json"))
+    inputs = prepare(config).inputs
     cost = estimate_cost(config, measure(config).splits, trained_shape(config))
     assert cost is not None
-    assert (cost["steps"], cost["sequences"]) == (prepared["max_steps"], prepared["num_positions"])
-    (split,) = prepared["splits"]
-    assert cost["tokens"] == pytest.approx(split["num_tokens"] * cost["sequences"] / split["num_sequences"], abs=1)
-    assert cost["epochs"] == pytest.approx(cost["sequences"] / split["num_sequences"], abs=1e-4)
+    assert (cost.steps, cost.sequences) == (inputs.max_steps, inputs.num_positions)
+    (split,) = inputs.splits
+    assert cost.tokens == pytest.approx(split.num_tokens * cost.sequences / split.num_sequences, abs=1)
+    assert cost.epochs == pytest.approx(cost.sequences / split.num_sequences, abs=1e-4)
 
 
 def test_weights_decide_how_often_a_source_is_used(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_weights_decide_how_often_a_source_is_used(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, data__train=sources, train__max_steps=None, train__epochs=2.0)
     cost = estimate_cost(config, measure(config).splits, trained_shape(config))
     assert cost is not None
-    assert (cost["epochs"], cost["sequences"]) == (2.0, 2 * 179)  # in turn, until the larger one is used up
-    assert cost["passes"] == [17.9, pytest.approx(179 / 90, abs=1e-4)]
+    assert (cost.epochs, cost.sequences) == (2.0, 2 * 179)  # in turn, until the larger one is used up
+    assert cost.passes == (17.9, pytest.approx(179 / 90, abs=1e-4))
 
 
 def test_frozen_parameters_cost_less(tmp_path: Path) -> None:
@@ -41,10 +41,10 @@ def test_frozen_parameters_cost_less(tmp_path: Path) -> None:
     lora = tiny_config(tmp_path, method__kind="lora")
     of_full, of_lora = (estimate_cost(config, measure(config).splits, trained_shape(config)) for config in (full, lora))
     assert of_full is not None and of_lora is not None
-    assert of_full["flops"] == 6 * of_full["params"] * of_full["tokens"]
-    assert of_lora["trained_params"] < of_lora["params"] / 4
-    assert of_lora["flops"] == flops(of_lora["params"], of_lora["trained_params"], of_lora["tokens"])
-    assert 4 < of_lora["flops"] / of_lora["params"] / of_lora["tokens"] < 4.5
+    assert of_full.flops == 6 * of_full.params * of_full.tokens
+    assert of_lora.trained_params < of_lora.params / 4
+    assert of_lora.flops == flops(of_lora.params, of_lora.trained_params, of_lora.tokens)
+    assert 4 < of_lora.flops / of_lora.params / of_lora.tokens < 4.5
 
 
 def test_data_that_no_run_would_take_costs_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,253 @@
+"""What `dist-ft data check` and `data show` found, as values: others print them and load no torch for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dist_ft.jobs.plan.planned import Cost
+
+FEW = 5
+"""Places that are named of whatever is counted."""
+_PLACE = 1000
+"""Characters of a place and what is wrong there: a template can complain at any length."""
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a person should know.
+
+    Attributes:
+        severity: `error` where a run would refuse to start or a limit is exceeded; `warning` where a run would learn or
+            measure what was hardly meant; `note` for the rest.
+        split: `train.0`, `eval`, or `train` for what concerns all training sources.
+        message: One line: what was found, and what to do.
+        count: Rows, samples or answers concerned.
+        places: The first few of them, one line each.
+    """
+
+    severity: Severity
+    split: str
+    message: str
+    count: int
+    places: list[str]
+
+    @property
+    def num_more(self) -> int:
+        """Places that are not named, where some are."""
+        return max(0, self.count - len(self.places)) if self.places else 0
+
+
+def share_of(part: int, whole: int) -> float:
+    """Returns a share, 0 of nothing."""
+    return round(part / whole, 4) if whole else 0.0
+
+
+@dataclass
+class Noted:
+    """Something counted, and the first places where it stands."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        """Counts one more."""
+        self.count += 1
+        if len(self.first) < FEW:
+            self.first.append(text[:_PLACE])
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the samples of a split, before the cut."""
+
+    min: int
+    median: int
+    p95: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Samples by tokens, in at most 40 equal steps.
+
+    Attributes:
+        width: Tokens of a step.
+        counts: Samples of each step, from 0 tokens on.
+    """
+
+    width: int
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """The numbers of one split.
+
+    Attributes:
+        name: `train.0` as in `data.train.0`, or `eval`.
+        source: Where its rows come from.
+        rows: Rows that could be read.
+        samples: Samples that they give.
+        sequences: Sequences after packing.
+        tokens: Tokens of all sequences.
+        trained_tokens: Tokens whose prediction is trained.
+        trained_share: The one over the other.
+        packing_efficiency: Share of `data.seq_len` that a sequence fills, on the mean.
+        sequences_if_packed: Sequences with `data.packing=true`.
+        lengths: Tokens of the samples.
+        turns: Turns of a row → rows.
+        answers: Answers that are trained.
+        answers_without_stop: Answers whose last token does not end generation.
+        unreadable_rows: Rows that cannot be read.
+        refused_rows: Rows that the chat template refuses.
+        untrained_rows: Rows without a trained token.
+        empty_answers: Rows with an empty answer.
+        long_samples: Samples longer than `data.seq_len`.
+        doubled_bos: Samples that begin with two BOS tokens.
+        rows_with_special_text: Rows whose text holds special tokens.
+        rows_with_personal_data: Rows with personal data or secrets that are not redacted.
+        personal: The same by kind.
+        redacted: Rows in which `data.redact` finds something, by kind.
+        removed: Rows that the config leaves out, by rule.
+        histogram: Samples by tokens.
+    """
+
+    name: str
+    source: str
+    rows: int
+    samples: int
+    sequences: int
+    tokens: int
+    trained_tokens: int
+    trained_share: float
+    packing_efficiency: float
+    sequences_if_packed: int
+    lengths: Lengths
+    turns: dict[str, int]
+    answers: int
+    answers_without_stop: int
+    unreadable_rows: int
+    refused_rows: int
+    untrained_rows: int
+    empty_answers: int
+    long_samples: int
+    doubled_bos: int
+    rows_with_special_text: int
+    rows_with_personal_data: int
+    personal: dict[str, int]
+    redacted: dict[str, int]
+    removed: dict[str, int]
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the data of a run holds, and what a person should know of it.
+
+    Attributes:
+        run: Name of the run.
+        seq_len: `data.seq_len`.
+        packing: `data.packing`.
+        stop_tokens: Tokens at which generation ends.
+        splits: Training sources in order, then the held-out split.
+        repeated_rows: Training rows that equal an earlier one.
+        repeated_eval_rows: The same within the held-out split.
+        overlap: Held-out rows that are training rows, too.
+        near_copies: Training rows that are alike an earlier one.
+        near_overlap: Held-out rows that are alike a training row.
+        repeated_answers: Training rows with an answer that many give.
+        cost: What a run takes; None where there is no run.
+        findings: What a person should know, limits first.
+    """
+
+    run: str
+    seq_len: int
+    packing: bool
+    stop_tokens: tuple[str, ...]
+    splits: tuple[SplitSummary, ...]
+    repeated_rows: Noted
+    repeated_eval_rows: Noted
+    overlap: Noted
+    near_copies: Noted
+    near_overlap: Noted
+    repeated_answers: Noted
+    cost: Cost | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a run would refuse the data, or a limit is exceeded."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values, as `data check --json` prints them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring tokens of one kind, as text."""
+
+    text: str
+    num_tokens: int
+    is_trained: bool
+    is_special: bool
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """One sample of a sequence.
+
+    Attributes:
+        place: `file:line` that it comes from; None when its row is not found again.
+        num_cut_tokens: Tokens that the cut at `data.seq_len` left out; None when its row is not found again.
+        input_ids: Its tokens.
+        trained: For each token, whether its prediction is trained.
+        segments: The same as text.
+    """
+
+    place: str | None
+    num_cut_tokens: int | None
+    input_ids: list[int]
+    trained: list[bool]
+    segments: list[Segment]
+
+
+@dataclass(frozen=True)
+class ShownSequence:
+    """One sequence of a split; `row` is counted from 1."""
+
+    row: int
+    samples: list[ShownSample]
+
+
+@dataclass(frozen=True)
+class ShownData:
+    """Some sequences of a split, and its totals.
+
+    Attributes:
+        source: Where the rows come from.
+        split: `train.0` as in `data.train.0`, or `eval`.
+        seq_len: `data.seq_len`.
+        num_rows: Rows of the split.
+        num_sequences: Its sequences.
+        num_tokens: Tokens of them.
+        num_trained_tokens: Tokens whose prediction is trained.
+        sequences: The sequences that are shown.
+    """
+
+    source: str
+    split: str
+    seq_len: int
+    num_rows: int
+    num_sequences: int
+    num_tokens: int
+    num_trained_tokens: int
+    sequences: list[ShownSequence]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values, as `data show --json` prints them."""
+        return asdict(self)
