@@ -11,6 +11,8 @@ from typing import Any
 
 FORMAT_VERSION = 1
 """Written as `format_version` into every file that is read back."""
+GROWING = ("ledger.jsonl", "metrics.jsonl", "eval.jsonl")
+"""Files that rows are appended to; at a URL each is a folder of segments, see `run/sync.py`."""
 
 
 @dataclass(frozen=True)

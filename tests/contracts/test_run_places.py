@@ -15,7 +15,7 @@ from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
 from dist_ft.layout import read_json, write_json
 from dist_ft.run import sync
-from dist_ft.run.place import RECORDS, RunPlace, local_copy, node_dir, open_run, published, send_logs
+from dist_ft.run.place import RECORDS, Run, local_copy, node_dir, open_run, published, send_logs
 from dist_ft.run.state import RunRecord
 from dist_ft.run.status import read_if_seen
 from dist_ft.run.sync import Sender
@@ -44,12 +44,12 @@ def url(s3: S3Server) -> str:
 
 
 @pytest.fixture(params=["directory", "url"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlace:
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     address = str(tmp_path / "r") if request.param == "directory" else request.getfixturevalue("url")
     return open_run(address)
 
 
-def append(run: RunPlace, name: str, *lines: str) -> None:
+def append(run: Run, name: str, *lines: str) -> None:
     run.path.mkdir(exist_ok=True)
     with (run.path / name).open("a", encoding="utf-8") as file:
         file.write("".join(lines))
@@ -59,13 +59,13 @@ def row(step: int) -> str:
     return json.dumps({"step": step, "attempt": 1}) + "\n"
 
 
-def steps(run: RunPlace) -> list[int]:
+def steps(run: Run) -> list[int]:
     again = open_run(run.address)
     again.fetch("metrics.jsonl")
     return [found["step"] for found in read_rows(again.metrics)]
 
 
-def test_what_is_written_is_found_by_whoever_opens_the_run_later(run: RunPlace) -> None:
+def test_what_is_written_is_found_by_whoever_opens_the_run_later(run: Run) -> None:
     sender = Sender(run, every_s=1000)
     append(run, "metrics.jsonl", row(1), row(2))
     sender.send()
@@ -80,7 +80,7 @@ def test_what_is_written_is_found_by_whoever_opens_the_run_later(run: RunPlace) 
     assert not again.config.exists()
 
 
-def test_whoever_looks_after_a_job_reads_its_run_as_soon_as_it_is_seen(run: RunPlace) -> None:
+def test_whoever_looks_after_a_job_reads_its_run_as_soon_as_it_is_seen(run: Run) -> None:
     assert read_if_seen(run.address) is None
     run.path.mkdir(exist_ok=True)
     write_json(run.run_json, asdict(RunRecord("r", state="running", attempt=1, step=17, max_steps=40)))
@@ -95,7 +95,7 @@ def test_a_run_in_a_bucket_that_this_machine_does_not_see_is_not_an_error(s3: S3
     assert read_if_seen(None) is None
 
 
-def test_exports_are_named_by_a_link_or_a_file_with_one_line(run: RunPlace) -> None:
+def test_exports_are_named_by_a_link_or_a_file_with_one_line(run: Run) -> None:
     assert run.pointed_at("exports/final") is None
     for step in (10, 20):
         with published(run.address_of(run.export_name(step))) as directory:
@@ -111,14 +111,14 @@ def test_exports_are_named_by_a_link_or_a_file_with_one_line(run: RunPlace) -> N
         pass
 
 
-def test_an_export_that_fails_is_not_there(run: RunPlace) -> None:
+def test_an_export_that_fails_is_not_there(run: Run) -> None:
     with pytest.raises(ZeroDivisionError), published(run.address_of("exports/x")) as directory:
         (directory / "config.json").write_text("{}")
         raise ZeroDivisionError
     assert run.store.names("") == []
 
 
-def test_a_request_to_stop_is_seen_until_it_is_forgotten(run: RunPlace) -> None:
+def test_a_request_to_stop_is_seen_until_it_is_forgotten(run: Run) -> None:
     assert run.stop_asked_at() is None
     run.ask_to_stop({"time": 12.5})
     assert open_run(run.address).stop_asked_at() == 12.5
@@ -129,7 +129,7 @@ def test_a_request_to_stop_is_seen_until_it_is_forgotten(run: RunPlace) -> None:
     assert run.stop_asked_at() == math.inf
 
 
-def test_logs_end_in_the_run(run: RunPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_end_in_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = ["logs/attempt-0001/rank-00000.log", "logs/attempt-0001/stacks/rank-00000.txt"]
     log = node_dir(run.address).path / names[0]
@@ -179,7 +179,7 @@ def test_a_new_driver_goes_on_behind_the_last_segment(url: str) -> None:
     assert json.loads(second.store.read("run.json"))["attempt"] == 2
 
 
-def test_an_overtaken_driver_leaves_the_record_of_the_newer_one(run: RunPlace) -> None:
+def test_an_overtaken_driver_leaves_the_record_of_the_newer_one(run: Run) -> None:
     books = Recorder(run, RunRecord("r", max_steps=9), [])
     books.begin_attempt(take_attempt(run.store, None), world_size=1)
     newer = open_run(run.address)

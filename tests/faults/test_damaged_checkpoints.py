@@ -23,7 +23,7 @@ from dist_ft.errors import CheckpointError
 from dist_ft.layout import read_json, slices_name
 from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.workers.processes import run_task
-from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.place import Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.store import LocalStore
@@ -101,7 +101,7 @@ class Made:
     base: Path
     config: Config
     prepared: RunInputs
-    dir: RunPlace
+    dir: Run
     undisturbed: Group
 
     def copy(self, tmp_path: Path) -> Damaged:
@@ -117,7 +117,7 @@ class Damaged:
 
     config: Config
     prepared: RunInputs
-    dir: RunPlace
+    dir: Run
 
     def open(self) -> AttemptSpec:
         """Opens the next attempt, as the coordinator of a resuming driver does."""
@@ -315,7 +315,7 @@ def test_a_folder_without_a_manifest_is_ignored(run: Damaged, caplog: pytest.Log
 # Resumed to the end ---------------------------------------------------------
 
 
-def assert_ends_as_undisturbed(made: Made, run_dir: RunPlace, first_replayed: int) -> None:
+def assert_ends_as_undisturbed(made: Made, run_dir: Run, first_replayed: int) -> None:
     """Losses, digests, weights and optimizer state are bitwise those of the run that nothing happened to."""
     rows = last_rows(run_dir.metrics)
     assert {step: row["loss"] for step, row in rows.items()} == made.undisturbed.losses

@@ -49,7 +49,7 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.metric_rows import EvalRow
-from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.place import Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, WrittenFile
@@ -72,7 +72,7 @@ LOST = {"type": "WorkerCrashError", "message": "rank 0 died (killed by signal 9)
 class Driver:
     """A coordinator on a run directory that it may share with others."""
 
-    dir: RunPlace
+    dir: Run
     keep_last: int = 10
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class Driver:
         return [(m.step, m.attempt) for m in committed(self.store)]
 
 
-def tiny_config_of(run_dir: RunPlace, keep_last: int) -> Config:
+def tiny_config_of(run_dir: Run, keep_last: int) -> Config:
     return tiny_config(
         run_dir.path.parent, run__name=run_dir.path.name, run__output_dir=str(run_dir.path.parent),
         checkpoint__keep_last=keep_last,
@@ -123,7 +123,7 @@ def tiny_config_of(run_dir: RunPlace, keep_last: int) -> Config:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> RunPlace:
+def run_dir(tmp_path: Path) -> Run:
     return open_run(tmp_path / "t")
 
 
@@ -136,7 +136,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair(run_dir: RunPlace) -> Pair:
+def pair(run_dir: Run) -> Pair:
     zombie = Driver(run_dir)
     zombie.open()
     for step in (1, 2, 3, 4):
@@ -169,7 +169,7 @@ def race(pool: ThreadPoolExecutor, drivers: list[Driver]) -> tuple[list[Driver],
     return sorted(winners, key=lambda d: d.spec.attempt), [error for error in errors if error is not None]
 
 
-def test_of_two_drivers_at_the_same_moment_one_wins_each_number(run_dir: RunPlace) -> None:
+def test_of_two_drivers_at_the_same_moment_one_wins_each_number(run_dir: Run) -> None:
     outcomes: set[int] = set()
     taken: list[int] = []
     with ThreadPoolExecutor(2) as pool:
@@ -204,7 +204,7 @@ def test_of_two_drivers_at_the_same_moment_one_wins_each_number(run_dir: RunPlac
     assert committed(LocalStore(run_dir.path)) == []
 
 
-def lose_the_race(run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch) -> tuple[Driver, Driver]:
+def lose_the_race(run_dir: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[Driver, Driver]:
     """Returns (winner, loser): the loser looked for the next number before the winner took it."""
     winner, loser = Driver(run_dir), Driver(run_dir)
     number = newest_number(loser.store)
@@ -216,7 +216,7 @@ def lose_the_race(run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch) -> tuple[D
     return winner, loser
 
 
-def test_the_loser_of_the_race_changes_nothing_on_disk(run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_the_race_changes_nothing_on_disk(run_dir: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     winner, _ = lose_the_race(run_dir, monkeypatch)
     record = read_json(run_dir.run_json)
     assert (record["state"], record["attempt"], record["workers"][0]["pid"]) == ("running", 1, 1001)
@@ -225,7 +225,7 @@ def test_the_loser_of_the_race_changes_nothing_on_disk(run_dir: RunPlace, monkey
 
 
 def test_the_loser_of_the_race_leaves_the_winners_record_alone_when_it_ends(
-    run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch
+    run_dir: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     winner, loser = lose_the_race(run_dir, monkeypatch)
     before = run_dir.run_json.read_bytes()
@@ -234,7 +234,7 @@ def test_the_loser_of_the_race_leaves_the_winners_record_alone_when_it_ends(
     assert winner.step(1).abort is None
 
 
-def test_a_driver_that_never_got_workers_leaves_a_completed_record_alone(run_dir: RunPlace) -> None:
+def test_a_driver_that_never_got_workers_leaves_a_completed_record_alone(run_dir: Run) -> None:
     # It began while the other one ran, waited for workers in vain, and gives up after the other has completed.
     winner = Driver(run_dir)
     winner.open()
@@ -247,7 +247,7 @@ def test_a_driver_that_never_got_workers_leaves_a_completed_record_alone(run_dir
     assert record["result"] == {"final_loss": 1.0}
 
 
-def test_a_driver_without_an_attempt_does_not_replace_the_record_of_the_running_one(run_dir: RunPlace) -> None:
+def test_a_driver_without_an_attempt_does_not_replace_the_record_of_the_running_one(run_dir: Run) -> None:
     Driver(run_dir).open()
     before = run_dir.run_json.read_bytes()
     Driver(run_dir)
@@ -255,7 +255,7 @@ def test_a_driver_without_an_attempt_does_not_replace_the_record_of_the_running_
 
 
 def test_the_checkpoint_an_attempt_starts_from_survives_the_moment_of_the_takeover(
-    run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch
+    run_dir: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = Driver(run_dir, keep_last=1)
     running.open()
@@ -441,7 +441,7 @@ def test_beyond_the_fork_a_late_commit_does_not_count_at_or_below_it_does(
 
 
 def test_a_late_commit_between_the_fork_and_a_damaged_newer_checkpoint_does_not_count(
-    run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch
+    run_dir: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Step 4 of attempt 1 is damaged, so attempt 2 forks off at step 2: step 3 of attempt 1 is beyond that.
     zombie = Driver(run_dir)
@@ -475,7 +475,7 @@ def test_the_clean_up_of_a_zombie_spares_what_the_newer_one_is_writing_and_reads
 
 
 def test_the_clean_up_of_a_zombie_that_keeps_fewer_spares_the_newers_checkpoints(
-    run_dir: RunPlace, monkeypatch: pytest.MonkeyPatch
+    run_dir: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zombie = Driver(run_dir, keep_last=1)
     zombie.open()
@@ -691,7 +691,7 @@ def test_of_two_drivers_the_second_takes_over_and_the_first_ends_itself(
     _assert_ends_as(undisturbed, run_dir)
 
 
-def _assert_ends_as(undisturbed: Group, run_dir: RunPlace) -> None:
+def _assert_ends_as(undisturbed: Group, run_dir: Run) -> None:
     rows = last_rows(run_dir.metrics)
     assert {step: row["digest"] for step, row in rows.items()} == undisturbed.digests
     assert {step: row["loss"] for step, row in rows.items()} == undisturbed.losses

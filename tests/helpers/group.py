@@ -16,7 +16,7 @@ from dist_ft.layout import read_json
 from dist_ft.messages import Envelope
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.orchestrate.workers.supervisor import RankSlot, supervise
-from dist_ft.run.place import RECORDS, RunPlace, open_run
+from dist_ft.run.place import RECORDS, Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from tests.helpers.rows import last_rows
@@ -34,7 +34,7 @@ class Group:
         ended_at: When each supervisor ended, in monotonic seconds.
     """
 
-    run_dir: RunPlace
+    run_dir: Run
     coordinator: Coordinator
     outcome: str = ""
     errors: dict[int, BaseException] = field(default_factory=dict)

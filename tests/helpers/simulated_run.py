@@ -23,7 +23,7 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.metric_rows import EvalRow, StepRow
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
@@ -83,7 +83,7 @@ class SimulatedRun:
     `now` is the monotonic clock that the coordinator is told; a test moves it.
     """
 
-    dir: RunPlace
+    dir: Run
     keep_last: int = 2
     failure: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)

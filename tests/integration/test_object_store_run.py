@@ -20,7 +20,7 @@ import pytest
 from dist_ft.config import dump_yaml
 from dist_ft.data.stream.loader import NUM_FETCHERS
 from dist_ft.layout import read_json
-from dist_ft.run.place import RECORDS, RunPlace, open_run
+from dist_ft.run.place import RECORDS, Run, open_run
 from dist_ft.storage.objects import open_store
 from tests.helpers.cluster import LoopbackCluster
 from tests.helpers.configs import tiny_config
@@ -90,13 +90,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory, cli: str) -> Iterator[Bench]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(bench: Bench) -> RunPlace:
+def undisturbed(bench: Bench) -> Run:
     """The run in a directory."""
     result = finish(bench.start("local", str(bench.folder / "runs")))
     return open_run(result["run_dir"])
 
 
-def check_same(bench: Bench, run: RunPlace, undisturbed: RunPlace, attempts: int = 2) -> None:
+def check_same(bench: Bench, run: Run, undisturbed: Run, attempts: int = 2) -> None:
     """What lies in the bucket is what the undisturbed run left on the disk, and nothing secret."""
     run.fetch(*RECORDS)
     assert read_json(run.run_json)["state"] == "completed"
@@ -116,7 +116,7 @@ def check_same(bench: Bench, run: RunPlace, undisturbed: RunPlace, attempts: int
     assert bench.server.unfinished_uploads(bench.bucket) == 0
 
 
-def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undisturbed: RunPlace, tmp_path: Path) -> None:
+def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undisturbed: Run, tmp_path: Path) -> None:
     """Rows, token shards and the run are all in the bucket; requests are refused, bodies cut short or slow."""
     rows = (bench.folder / "train.jsonl").read_bytes()
     open_store(f"{bench.bucket}/rows").put("train.jsonl", [rows])
@@ -164,7 +164,7 @@ def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path
 
 
 def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
-    bench: Bench, undisturbed: RunPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = bench.start("driver", f"{bench.bucket}/runs")
     bench.until_committed("driver", process)
@@ -184,9 +184,7 @@ def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
     assert json.loads(shown)["exports"] == [f"{bench.bucket}/runs/driver/exports/step-{STEPS:08d}"]
 
 
-def test_data_larger_than_the_cache_of_a_machine_is_trained_on(
-    bench: Bench, undisturbed: RunPlace, tmp_path: Path
-) -> None:
+def test_data_larger_than_the_cache_of_a_machine_is_trained_on(bench: Bench, undisturbed: Run, tmp_path: Path) -> None:
     # How many copies are left is for the unit tests: files under way come on top of the limit.
     shards = [
         path for path in bench.folder.glob("runs/.dist-ft-cache/data/*") if path.name.endswith((".arrow", ".index.npy"))

@@ -27,7 +27,7 @@ from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.sinks import Sink
 from dist_ft.run import events
 from dist_ft.run.log import read_steps
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import FINAL, RunRecord
 
@@ -52,7 +52,7 @@ class Coordinator:
     def __init__(
         self,
         config: Config,
-        run_dir: RunPlace,
+        run_dir: Run,
         record: RunRecord,
         inputs: RunInputs,
         sinks: Sequence[Sink] = (),

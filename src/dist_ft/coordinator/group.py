@@ -41,7 +41,7 @@ from dist_ft.messages import (
     Whereabouts,
 )
 from dist_ft.run import events
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.scores import Scores
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Group:
     """
 
     def __init__(
-        self, config: Config, run_dir: RunPlace, recorder: Recorder, history: History, world_size: int, now: float
+        self, config: Config, run_dir: Run, recorder: Recorder, history: History, world_size: int, now: float
     ) -> None:
         self.world_size = world_size
         self.formed_at: float | None = None

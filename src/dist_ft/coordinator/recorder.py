@@ -31,7 +31,7 @@ from dist_ft.run.events import (
 )
 from dist_ft.run.goodput import Goodput
 from dist_ft.run.log import JsonlWriter, read_evals, read_steps
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.state import RunRecord
 from dist_ft.run.sync import Sender
 
@@ -48,7 +48,7 @@ class Recorder:
         last_eval: Newest row of eval.jsonl.
     """
 
-    def __init__(self, run_dir: RunPlace, record: RunRecord, sinks: Sequence[Sink]) -> None:
+    def __init__(self, run_dir: Run, record: RunRecord, sinks: Sequence[Sink]) -> None:
         self.record = record
         self.attempt = 0
         self.last_row: StepRow | None = None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
 from dist_ft.data.sources.source_file import SourceFile
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.run_inputs import RunInputs
 
 
@@ -152,7 +152,7 @@ def encode_files(files: SourceFiles) -> list[list[dict[str, Any]]]:
     return [[file.to_dict() for file in source] for source in files]
 
 
-def export_task(config: Config, run_dir: RunPlace, manifest: Manifest) -> TaskSpec:
+def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
     """Consolidates a checkpoint into `exports/step-…` and verifies it."""
     arguments = {
         "config": config.model_dump(mode="json"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_ft.config import Config, load_config
 from dist_ft.errors import UsageError
-from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.place import Run, open_run
 from dist_ft.run.status import find_checkpoint, read_record
 
 
@@ -55,7 +55,7 @@ def find_target(address: str, config: Config, step: int | None) -> Target:
     )
 
 
-def _run(run: RunPlace, config: Config, step: int | None) -> Target:
+def _run(run: Run, config: Config, step: int | None) -> Target:
     read_record(run)
     run.fetch("config.yaml")
     trained = load_config(run.config)

@@ -10,7 +10,7 @@ from dist_ft.checkpoint.lineage import follow, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices, read_manifests, verify_files
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.printable import format_bytes
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.status import FINAL_STATES, read_record
 
 
@@ -37,7 +37,7 @@ class Entry:
     counts: bool
 
 
-def list_checkpoints(run: RunPlace) -> tuple[list[Entry], list[str]]:
+def list_checkpoints(run: Run) -> tuple[list[Entry], list[str]]:
     """Returns the checkpoints of a run, oldest first, and what cannot be read.
 
     Raises:
@@ -71,7 +71,7 @@ def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str
     return "\n".join([*lines, *(f"unreadable: {problem}" for problem in problems)])
 
 
-def verify_checkpoints(run: RunPlace, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
+def verify_checkpoints(run: Run, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
     """Reads every byte of the checkpoints that count, and yields (directory, what is wrong or None).
 
     Args:
@@ -101,7 +101,7 @@ def verify_checkpoints(run: RunPlace, steps: Sequence[int]) -> Iterator[tuple[st
             yield manifest.directory, None
 
 
-def remove_checkpoints(run: RunPlace, steps: Sequence[int], force: bool) -> list[str]:
+def remove_checkpoints(run: Run, steps: Sequence[int], force: bool) -> list[str]:
     """Deletes checkpoints and returns their directories.
 
     Args:
@@ -129,7 +129,7 @@ def remove_checkpoints(run: RunPlace, steps: Sequence[int], force: bool) -> list
     return [manifest.directory for manifest in chosen]
 
 
-def _read(run: RunPlace) -> tuple[list[Manifest], set[str], list[str]]:
+def _read(run: Run) -> tuple[list[Manifest], set[str], list[str]]:
     read_record(run)
     store = run.store
     problems: list[str] = []
@@ -137,7 +137,7 @@ def _read(run: RunPlace) -> tuple[list[Manifest], set[str], list[str]]:
     return manifests, {manifest.directory for manifest in follow(read_attempts(store), manifests)}, problems
 
 
-def _choose(run: RunPlace, manifests: Sequence[Manifest], steps: Sequence[int]) -> list[Manifest]:
+def _choose(run: Run, manifests: Sequence[Manifest], steps: Sequence[int]) -> list[Manifest]:
     known = sorted({manifest.step for manifest in manifests})
     for step in steps:
         if step not in known:

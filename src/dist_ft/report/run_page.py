@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from dist_ft.layout import GROWING
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.report.page import Cell, Html, heading, labelled, line_chart, page, paragraph, table
 from dist_ft.run.events import AttemptBegan, Committed, Event, GroupLoaded, LedgerEntry, read_ledger
 from dist_ft.run.log import read_evals, read_steps
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.status import read_status
-from dist_ft.run.sync import GROWING
 
 _MAX_POINTS = 600
 """Of a line: neighbouring steps beyond it are drawn as their mean."""
@@ -33,7 +33,7 @@ Entries = Sequence[LedgerEntry]
 Point = tuple[float, float]
 
 
-def read_run_page(run: RunPlace) -> str:
+def read_run_page(run: Run) -> str:
     """Returns the page of a run.
 
     Raises:

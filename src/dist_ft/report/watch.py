@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 from dist_ft.metric_rows import StepRow
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.status import FINAL_STATES, read_status, render_status
 
 _TAIL_BYTES = 4096
 
 
-def view(run: RunPlace) -> tuple[str, bool]:
+def view(run: Run) -> tuple[str, bool]:
     """Returns the run's status with its newest numbers, and whether it has ended.
 
     Raises:

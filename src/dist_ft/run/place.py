@@ -15,14 +15,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.errors import CheckpointError, ConfigError, ExportError, StorageError, UsageError
-from dist_ft.layout import FORMAT_VERSION, RunDir, user_cache_dir
-from dist_ft.run.sync import GROWING, fetch_rows
+from dist_ft.layout import FORMAT_VERSION, GROWING, RunDir, user_cache_dir
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import PART_BYTES, Store, file_parts
 from dist_ft.storage.urls import is_url
@@ -32,10 +32,11 @@ logger = logging.getLogger(__name__)
 RECORDS = ("run.json", "config.yaml", "sources.json", *GROWING)
 """What a driver needs to go on with a run."""
 _LOOK_EVERY_S = 5.0
+_SEGMENT_READERS = 16
 
 
 @dataclass(frozen=True)
-class RunPlace(RunDir):
+class Run(RunDir):
     """A run that is open here. Its paths are those of this machine.
 
     Attributes:
@@ -71,12 +72,19 @@ class RunPlace(RunDir):
         try:
             for name in names:
                 if name in GROWING:
-                    fetch_rows(self.store, name, self.path / name)
+                    self._fetch_rows(name)
                 else:
                     with contextlib.suppress(FileNotFoundError):
                         (self.path / name).write_bytes(self.store.read(name))
         except OSError as error:
             raise StorageError(f"the run cannot be read: {error}") from error
+
+    def _fetch_rows(self, name: str) -> None:
+        """Writes the joined segments of a growing file."""
+        with ThreadPoolExecutor(_SEGMENT_READERS) as pool:
+            parts = list(pool.map(self.store.read, self.store.names(f"{name}.d")))
+        if parts:
+            (self.path / name).write_bytes(b"".join(parts))
 
     def has(self, name: str) -> bool:
         """Whether there is such an object, or a folder with something in it."""
@@ -131,7 +139,7 @@ class RunPlace(RunDir):
             self.store.delete(self.stop_request.name)
 
 
-def open_run(address: str | Path, scratch: Path | None = None) -> RunPlace:
+def open_run(address: str | Path, scratch: Path | None = None) -> Run:
     """Opens a run; asks nothing of the store yet.
 
     Args:
@@ -143,11 +151,11 @@ def open_run(address: str | Path, scratch: Path | None = None) -> RunPlace:
     """
     if not is_url(str(address)):
         path = Path(address).absolute()
-        return RunPlace(path, str(path), open_store(str(path)))
+        return Run(path, str(path), open_store(str(path)))
     url = str(address).rstrip("/")
     store = open_store(url)
     owned = None if scratch else tempfile.TemporaryDirectory(prefix="dist-ft-run-")  # goes with the process
-    return RunPlace(scratch or Path(owned.name if owned else ""), url, store, owned)
+    return Run(scratch or Path(owned.name if owned else ""), url, store, owned)
 
 
 def node_dir(address: str) -> RunDir:

@@ -19,7 +19,7 @@ from dist_ft.config import load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.layout import read_json
 from dist_ft.printable import printable
-from dist_ft.run.place import RunPlace, open_run
+from dist_ft.run.place import Run, open_run
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""
@@ -29,7 +29,7 @@ _BAR = 30
 _MESSAGE = 2000  # characters; an error can quote data
 
 
-def read_status(run: RunPlace) -> dict[str, Any]:
+def read_status(run: Run) -> dict[str, Any]:
     """Returns what design section 7 lists (`run_id, state, attempt, step, …, wandb_id`) and `goodput`, 0 to 1.
 
     `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` are
@@ -91,7 +91,7 @@ def render_status(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def request_stop(run: RunPlace, timeout_s: float) -> str:
+def request_stop(run: Run, timeout_s: float) -> str:
     """Asks a run to checkpoint and stop; returns a line that says how it ended.
 
     Args:
@@ -118,7 +118,7 @@ def request_stop(run: RunPlace, timeout_s: float) -> str:
     return f"{_ended(record)}, {f'checkpoint {manifests[-1].directory}' if manifests else 'no checkpoint'}"
 
 
-def read_rank_logs(run: RunPlace) -> list[tuple[str, str]]:
+def read_rank_logs(run: Run) -> list[tuple[str, str]]:
     """Returns name and text of the rank logs of a run's newest attempt that has some.
 
     Raises:
@@ -133,7 +133,7 @@ def read_rank_logs(run: RunPlace) -> list[tuple[str, str]]:
     raise UsageError(f"run {run} has no rank logs yet; they come with its first attempt")
 
 
-def find_checkpoint(run: RunPlace, step: int | None) -> tuple[dict[str, Any], str]:
+def find_checkpoint(run: Run, step: int | None) -> tuple[dict[str, Any], str]:
     """Returns the run's config as JSON values and the manifest's path relative to the run directory.
 
     Args:
@@ -160,7 +160,7 @@ def find_checkpoint(run: RunPlace, step: int | None) -> tuple[dict[str, Any], st
 _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
-def read_record(run: RunPlace) -> dict[str, Any]:
+def read_record(run: Run) -> dict[str, Any]:
     """Returns run.json of a run directory.
 
     Raises:
@@ -185,14 +185,14 @@ def read_record(run: RunPlace) -> dict[str, Any]:
 _RECORD_KEYS = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "wandb_id")
 
 
-def _committed(run: RunPlace) -> list[Manifest]:
+def _committed(run: Run) -> list[Manifest]:
     try:
         return committed(run.store)
     except FileNotFoundError:  # the run deleted an old checkpoint while we listed it
         return committed(run.store)
 
 
-def _exports(run: RunPlace) -> list[str]:
+def _exports(run: Run) -> list[str]:
     """Finished exports: links point at one of them, hidden folders are being written."""
     return [name for name in run.store.folders("exports") if not name.rpartition("/")[2].startswith(".")]
 
@@ -202,7 +202,7 @@ def _ended(record: dict[str, Any]) -> str:
     return f"{text}: {printable(record['error']['message'], _MESSAGE)}" if record.get("error") else text
 
 
-def _no_answer(run: RunPlace, record: dict[str, Any], timeout_s: float) -> str:
+def _no_answer(run: Run, record: dict[str, Any], timeout_s: float) -> str:
     return (
         f"run {run} did not answer within {timeout_s:g} s: state {record['state']}, step {record['step']}. The "
         f"request stays in {run.stop_request.name} and is followed once the run reads it. If its driver is dead, "

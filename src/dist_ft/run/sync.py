@@ -10,50 +10,19 @@ import json
 import logging
 import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dist_ft.errors import StorageError
-from dist_ft.storage.store import Store
+from dist_ft.layout import GROWING
+from dist_ft.run.place import Run
 
 logger = logging.getLogger(__name__)
 
-GROWING = ("ledger.jsonl", "metrics.jsonl", "eval.jsonl")
 SEND_EVERY_S = 30.0
 _SENT = ".sent.json"
 _AT_THE_END = "wandb/"  # its files grow, and nobody reads them before
 _RUN = "run.json"
-_READERS = 16
 _LAST_TRIES = 5  # each of which tries for half a minute
-
-
-class Place(Protocol):
-    """What `RunPlace` is to a sender."""
-
-    @property
-    def path(self) -> Path:
-        """Where the files are written."""
-        ...
-
-    @property
-    def store(self) -> Store:
-        """Where they go."""
-        ...
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether they have to go anywhere."""
-        ...
-
-
-def fetch_rows(store: Store, name: str, path: Path) -> None:
-    """Writes the joined segments of a growing file."""
-    segments = store.names(f"{name}.d")
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = list(pool.map(store.read, segments))
-    if parts:
-        path.write_bytes(b"".join(parts))
 
 
 class Sender:
@@ -63,7 +32,7 @@ class Sender:
     has got is noted beside the files, so that a restarted coordinator goes on behind what was sent.
 
     Args:
-        place: The run.
+        run: The run.
         every_s: Seconds between two sendings.
 
     Attributes:
@@ -71,15 +40,15 @@ class Sender:
             there, is sent only while no newer one has been taken.
     """
 
-    def __init__(self, place: Place, every_s: float = SEND_EVERY_S) -> None:
+    def __init__(self, run: Run, every_s: float = SEND_EVERY_S) -> None:
         self.attempt = 0
-        self._place = place
+        self._run = run
         self._every_s = every_s
         self._lock = threading.Lock()
         self._wanted, self._closed = threading.Event(), threading.Event()
         self._whole: dict[str, tuple[int, int]] = {}
         self._thread = threading.Thread(target=self._work, name="records", daemon=True)
-        if place.is_remote:
+        if run.is_remote:
             self._state = self._read_state()
             self._thread.start()
 
@@ -93,7 +62,7 @@ class Sender:
         Raises:
             OSError: They are not.
         """
-        if self._place.is_remote:
+        if self._run.is_remote:
             with self._lock:
                 self._send_rows()
 
@@ -103,7 +72,7 @@ class Sender:
         Raises:
             StorageError: Something could not be sent, though it was tried for minutes.
         """
-        if not self._place.is_remote or self._closed.is_set():
+        if not self._run.is_remote or self._closed.is_set():
             return
         self._closed.set()
         self._wanted.set()
@@ -126,7 +95,7 @@ class Sender:
             try:
                 self._send_all()
             except OSError as error:
-                logger.warning("records stay in %s for now: %s", self._place.path, error)
+                logger.warning("records stay in %s for now: %s", self._run.path, error)
 
     def _send_all(self, is_end: bool = False) -> None:
         with self._lock:
@@ -142,19 +111,19 @@ class Sender:
             while data := self._new_rows(name):
                 state = self._state["files"][name]
                 segment = f"{name}.d/{state['next']:08d}-{self._state['writer']}"
-                if self._place.store.create_exclusive(segment, data):
+                if self._run.store.create_exclusive(segment, data):
                     state["bytes"] += len(data)
                 else:  # by this coordinator before it was restarted, which did not get to note it
-                    state["bytes"] += self._place.store.size(segment)
+                    state["bytes"] += self._run.store.size(segment)
                 state["next"] += 1
                 self._write_state()
 
     def _is_newest(self) -> bool:
-        taken = self._place.store.names("attempts")
+        taken = self._run.store.names("attempts")
         return taken[-1:] == [f"attempts/{self.attempt:04d}.json"] if self.attempt else not taken
 
     def _new_rows(self, name: str) -> bytes:
-        path = self._place.path / name
+        path = self._run.path / name
         if not path.exists():
             return b""
         with path.open("rb") as file:
@@ -163,38 +132,38 @@ class Sender:
         return data[: data.rfind(b"\n") + 1]
 
     def _other_files(self) -> list[str]:
-        root = self._place.path
+        root = self._run.path
         names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         return [name for name in names if name not in GROWING and not any(p.startswith(".") for p in name.split("/"))]
 
     def _send_whole(self, name: str) -> None:
-        path = self._place.path / name
+        path = self._run.path / name
         try:
             stat = path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size)
             if self._whole.get(name) != stamp:
-                self._place.store.put(name, [path.read_bytes()])
+                self._run.store.put(name, [path.read_bytes()])
                 self._whole[name] = stamp
         except FileNotFoundError:
             return  # replaced at this moment: next time
 
     def _read_state(self) -> dict[str, Any]:
         """Goes on behind what was sent; of files that were just fetched that is all they hold."""
-        path = self._place.path / _SENT
+        path = self._run.path / _SENT
         if path.exists():
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return state
         files = {}
         for name in GROWING:
-            here = self._place.path / name
-            numbers = [int(segment.rsplit("/", 1)[1][:8]) for segment in self._place.store.names(f"{name}.d")]
+            here = self._run.path / name
+            numbers = [int(segment.rsplit("/", 1)[1][:8]) for segment in self._run.store.names(f"{name}.d")]
             files[name] = {"bytes": here.stat().st_size if here.exists() else 0, "next": max(numbers, default=0) + 1}
         self._state = {"writer": uuid.uuid4().hex[:8], "files": files}
         self._write_state()
         return self._state
 
     def _write_state(self) -> None:
-        path = self._place.path / _SENT
+        path = self._run.path / _SENT
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(self._state), encoding="utf-8")
         temporary.replace(path)

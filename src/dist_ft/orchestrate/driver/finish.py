@@ -18,7 +18,7 @@ from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.report.console import Console
 from dist_ft.run.events import EarlyStop, Exported, read_ledger
 from dist_ft.run.log import read_evals, read_steps
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 from dist_ft.run.scores import Scores
 
 RunTasks = Callable[[Sequence[TaskSpec]], list[dict[str, Any]]]
@@ -28,7 +28,7 @@ _SAMPLES_SHOWN = 3
 
 def export_and_measure(
     config: Config,
-    run_dir: RunPlace,
+    run_dir: Run,
     coordinator: CoordinatorHandle,
     run_tasks: RunTasks,
     num_nodes: int,
@@ -61,7 +61,7 @@ def export_and_measure(
     return result
 
 
-def numbers(run_dir: RunPlace) -> dict[str, Any]:
+def numbers(run_dir: Run) -> dict[str, Any]:
     """Returns the numbers of a run as far as it has got."""
     last = int(read_json(run_dir.run_json)["step"])
     rows = {step: row for step, row in read_steps(run_dir.metrics).items() if step <= last}
@@ -78,7 +78,7 @@ def numbers(run_dir: RunPlace) -> dict[str, Any]:
     }
 
 
-def _best(config: Config, run_dir: RunPlace, manifests: Sequence[Manifest]) -> int | None:
+def _best(config: Config, run_dir: Run, manifests: Sequence[Manifest]) -> int | None:
     metric, every = config.eval.best_metric, config.eval.every_steps
     if metric is None or every is None:
         return None
@@ -89,7 +89,7 @@ def _best(config: Config, run_dir: RunPlace, manifests: Sequence[Manifest]) -> i
 
 def _export(
     config: Config,
-    run_dir: RunPlace,
+    run_dir: Run,
     manifest: Manifest,
     coordinator: CoordinatorHandle,
     run_tasks: RunTasks,
@@ -105,23 +105,23 @@ def _export(
         coordinator.call("add_event", exported)
 
 
-def _compare(run_dir: RunPlace, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+def _compare(run_dir: Run, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
     """Returns what is known of each model, by metric."""
     rows = read_evals(run_dir.evals)
     return {name: rows[step].metrics for name, step in steps.items() if step in rows}
 
 
-def _write_samples(run_dir: RunPlace, step: int, samples: Sequence[Mapping[str, str]]) -> None:
+def _write_samples(run_dir: Run, step: int, samples: Sequence[Mapping[str, str]]) -> None:
     write_whole(run_dir.samples(step), "".join(json.dumps(sample) + "\n" for sample in samples))
 
 
-def _was_exported(run_dir: RunPlace, exported: Exported) -> bool:
+def _was_exported(run_dir: Run, exported: Exported) -> bool:
     events = [entry.event for entry in read_ledger(run_dir.ledger)]
     of_step = [event for event in events if isinstance(event, Exported) and event.step == exported.step]
     return of_step[-1:] == [exported]
 
 
-def _name(run_dir: RunPlace, name: str, step: int) -> str:
+def _name(run_dir: Run, name: str, step: int) -> str:
     """Has `exports/<name>` lead to the export of a step; returns where that is."""
     target = run_dir.export_name(step)
     run_dir.point(f"exports/{name}", target.rpartition("/")[2])

@@ -12,7 +12,7 @@ from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.jobs.spec import SourceFiles
 from dist_ft.layout import RunDir, read_json
 from dist_ft.run.outcome import RunResult
-from dist_ft.run.place import RunPlace
+from dist_ft.run.place import Run
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Timeline:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.marks.items())
 
 
-def find_finished(config: Config, run_dir: RunPlace) -> RunResult | None:
+def find_finished(config: Config, run_dir: Run) -> RunResult | None:
     """Returns the result of a run that is complete already, with the end that the config asks for."""
     if not run_dir.run_json.exists():
         return None
@@ -47,7 +47,7 @@ def find_finished(config: Config, run_dir: RunPlace) -> RunResult | None:
     )
 
 
-def with_recorded_commit(config: Config, run_dir: RunPlace) -> Config:
+def with_recorded_commit(config: Config, run_dir: Run) -> Config:
     """Returns the config at the commit that the run began with, if it asks for the same model and revision."""
     if config.model.commit is not None or not run_dir.config.exists():
         return config
@@ -73,7 +73,7 @@ def check_sources(run_dir: RunDir, files: SourceFiles) -> None:
         check_frozen([SourceFile.from_dict(file) for file in before], now)
 
 
-def changed_settings(config: Config, run_dir: RunPlace) -> list[str]:
+def changed_settings(config: Config, run_dir: Run) -> list[str]:
     """Returns `key: old → new` for what differs from the last attempt's config."""
     if not run_dir.config.exists():
         return []
@@ -94,7 +94,7 @@ def persistent(result: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _asks_for_same_end(config: Config, run_dir: RunPlace, record: dict[str, Any]) -> bool:
+def _asks_for_same_end(config: Config, run_dir: Run, record: dict[str, Any]) -> bool:
     stored = load_config(run_dir.config)
     if (stored.train.max_steps, stored.train.epochs) != (config.train.max_steps, config.train.epochs):
         return False

@@ -56,7 +56,7 @@ from dist_ft.orchestrate.workers.starters import Starters
 from dist_ft.report.console import Console
 from dist_ft.run.events import FirstStep, SettingsChanged
 from dist_ft.run.outcome import RunResult
-from dist_ft.run.place import RECORDS, RunPlace, open_run
+from dist_ft.run.place import RECORDS, Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation
@@ -105,7 +105,7 @@ class _Driver:
     def __init__(
         self,
         config: Config,
-        run_dir: RunPlace,
+        run_dir: Run,
         console: Console,
         timeline: Timeline,
         server: ForkServer,
