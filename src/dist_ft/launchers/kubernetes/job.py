@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers.kubernetes.kubectl import KUBECTL_LIMIT_S, kubectl
-from dist_ft.launchers.kubernetes.manifests import RUN_DIR, RUN_LABEL, Manifest
+from dist_ft.launchers.kubernetes.manifests import RUN_DIR, RUN_LABEL
+from dist_ft.launchers.kubernetes.object_types import Manifest
 from dist_ft.launchers.kubernetes.submit import NAMESPACE, render
 from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
 

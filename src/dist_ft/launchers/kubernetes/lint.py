@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import yaml
 from packaging.requirements import Requirement
 
-from dist_ft.launchers.kubernetes.manifests import Manifest, pod_templates
+from dist_ft.launchers.kubernetes.manifests import pod_templates
+from dist_ft.launchers.kubernetes.object_types import Container, Manifest, PodSpec, PodTemplate, Spec
 from dist_ft.launchers.kubernetes.operator_rules import operator_problems
 from dist_ft.launchers.launcher import STOP_ENV
 
@@ -38,7 +39,11 @@ def problems_of(manifests: Sequence[Manifest]) -> list[str]:
 
 def _ray_problems(ray: Manifest) -> list[str]:
     cluster = ray["spec"] if ray["kind"] == "RayCluster" else ray["spec"].get("rayClusterSpec", {})
-    problems = _version_problems(cluster) + _image_problems(ray)
+    pin = next(r.specifier for r in map(Requirement, importlib.metadata.requires("dist-ft") or []) if r.name == "ray")
+    version = str(cluster.get("rayVersion", ""))
+    problems = _image_problems(ray)
+    if not version or not pin.contains(version):
+        problems.insert(0, f"rayVersion={version} is not {pin}, which dist-ft is made for")
     if cluster.get("authOptions", {}).get("mode") != "token":
         problems.append("authOptions.mode is not token: whoever reaches a port of Ray runs code there; set it")
     cpus = (cluster.get("headGroupSpec", {}).get("rayStartParams") or {}).get("num-cpus")
@@ -46,20 +51,12 @@ def _ray_problems(ray: Manifest) -> list[str]:
         problems.append(f'head: rayStartParams.num-cpus={cpus!r} must be the string "0", or workers land on the head')
     for where, template in pod_templates(ray):
         problems += [f"{where}: {problem}" for problem in _pod_problems(template["spec"])]
-    for container in _extra_containers(cluster):
-        problems += [f"autoscaler: {problem}" for problem in _security_problems(container)]
+    if cluster.get("enableInTreeAutoscaling"):
+        found = _security_problems(cluster.get("autoscalerOptions", {}))
+        problems += [f"autoscaler: {problem}" for problem in found]
     if _SECRET_NAME.search(str(ray["spec"].get("runtimeEnvYAML", ""))):
         problems.append("runtimeEnvYAML names a secret, and everybody sees it there; use secretKeyRef in a pod's env")
     return problems
-
-
-def _version_problems(cluster: Manifest) -> list[str]:
-    requirements = map(Requirement, importlib.metadata.requires("dist-ft") or [])
-    pin = next(requirement.specifier for requirement in requirements if requirement.name == "ray")
-    version = str(cluster.get("rayVersion", ""))
-    return (
-        [] if version and pin.contains(version) else [f"rayVersion={version} is not {pin}, which dist-ft is made for"]
-    )
 
 
 def _image_problems(ray: Manifest) -> list[str]:
@@ -74,7 +71,7 @@ def _image_problems(ray: Manifest) -> list[str]:
     return problems
 
 
-def _pod_problems(pod: Manifest) -> list[str]:
+def _pod_problems(pod: PodSpec) -> list[str]:
     problems = []
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     security = pod.get("securityContext", {})
@@ -86,13 +83,13 @@ def _pod_problems(pod: Manifest) -> list[str]:
         if pod.get(key):
             problems.append(f"{key} opens the machine to the pod; leave it out")
     for container in [*pod.get("initContainers", []), *pod.get("containers", [])]:
-        problems += _security_problems(container) + _env_problems(container) + _resource_problems(container)
+        problems += _security_problems(container) + _container_problems(container)
         mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
         problems += [f"volumeMount {name} has no volume" for name in mounts if name not in volumes]
     return problems + _drain_problems(pod) + _memory_problems(pod)
 
 
-def _security_problems(container: Manifest) -> list[str]:
+def _security_problems(container: Container) -> list[str]:
     security = container.get("securityContext", {})
     wrong = [
         f"{key}: {str(value).lower()}" for key, value in _CONTAINER_SECURITY.items() if security.get(key) is not value
@@ -102,8 +99,15 @@ def _security_problems(container: Manifest) -> list[str]:
     return [f"container {container.get('name', '')}: securityContext lacks {', '.join(wrong)}"] if wrong else []
 
 
-def _env_problems(container: Manifest) -> list[str]:
-    problems = []
+def _container_problems(container: Container) -> list[str]:
+    resources = container.get("resources", {})
+    requests, limits = resources.get("requests", {}), resources.get("limits", {})
+    problems = [f"resources: limits.{name} is missing" for name in ("cpu", "memory") if name not in limits]
+    for name in sorted({name for name in {*requests, *limits} if "/" in name}):
+        if requests.get(name) != limits.get(name):
+            problems.append(
+                f"resources: {name} requests {requests.get(name)} and limits {limits.get(name)} must be equal"
+            )
     for variable in container.get("env", []):
         name = variable["name"]
         if _SECRET_NAME.search(name) and "value" in variable:
@@ -114,19 +118,7 @@ def _env_problems(container: Manifest) -> list[str]:
     return problems
 
 
-def _resource_problems(container: Manifest) -> list[str]:
-    resources = container.get("resources", {})
-    requests, limits = resources.get("requests", {}), resources.get("limits", {})
-    problems = [f"resources: limits.{name} is missing" for name in ("cpu", "memory") if name not in limits]
-    for name in sorted({name for name in {*requests, *limits} if "/" in name}):
-        if requests.get(name) != limits.get(name):
-            problems.append(
-                f"resources: {name} requests {requests.get(name)} and limits {limits.get(name)} must be equal"
-            )
-    return problems
-
-
-def _drain_problems(pod: Manifest) -> list[str]:
+def _drain_problems(pod: PodSpec) -> list[str]:
     """A pod must live longer than what it does before it ends."""
     grace_s = pod.get("terminationGracePeriodSeconds", 30)
     needed = [
@@ -146,14 +138,14 @@ def _drain_problems(pod: Manifest) -> list[str]:
     ]
 
 
-def _memory_problems(pod: Manifest) -> list[str]:
+def _memory_problems(pod: PodSpec) -> list[str]:
     """Volumes in memory count towards the limit of the container that fills them."""
     in_memory = sum(
         size_bytes(volume["emptyDir"].get("sizeLimit", "0"))
         for volume in pod.get("volumes", [])
         if volume.get("emptyDir", {}).get("medium") == "Memory"
     )
-    limit = pod.get("containers", [{}])[0].get("resources", {}).get("limits", {}).get("memory")
+    limit = next((c.get("resources", {}).get("limits", {}).get("memory") for c in pod.get("containers", [])), None)
     if limit is None or in_memory < size_bytes(limit):
         return []
     return [f"volumes in memory ({in_memory:g} bytes) fill the container's memory limit of {limit}"]
@@ -166,11 +158,6 @@ def size_bytes(quantity: str | int) -> float:
         if text.endswith(unit):
             return float(text.removesuffix(unit)) * factor
     return float(text)
-
-
-def _extra_containers(cluster: Manifest) -> Iterator[Manifest]:
-    if cluster.get("enableInTreeAutoscaling"):
-        yield cluster.get("autoscalerOptions", {})
 
 
 def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[str]:
@@ -187,7 +174,7 @@ def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[s
     return problems
 
 
-def _stop_problems(spec: Manifest) -> list[str]:
+def _stop_problems(spec: Spec) -> list[str]:
     """What Ray does to a job that is to stop would otherwise end it without a checkpoint."""
     try:
         found = (yaml.safe_load(spec.get("runtimeEnvYAML", "")) or {}).get("env_vars") or {}
@@ -200,7 +187,7 @@ def _stop_problems(spec: Manifest) -> list[str]:
         return ["runtimeEnvYAML has no `env_vars:` that can be read"]
 
 
-def _config_problems(pod: Manifest, path: PurePosixPath, manifests: Sequence[Manifest]) -> list[str]:
+def _config_problems(pod: PodSpec, path: PurePosixPath, manifests: Sequence[Manifest]) -> list[str]:
     maps = {v["name"]: v["configMap"]["name"] for v in pod.get("volumes", []) if "configMap" in v}
     mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0].get("volumeMounts", [])}
     name = maps.get(mounts.get(str(path.parent), ""))
@@ -212,14 +199,15 @@ def _config_problems(pod: Manifest, path: PurePosixPath, manifests: Sequence[Man
     return [f"there is no ConfigMap {name}"]
 
 
-def _selector_problems(manifests: Sequence[Manifest], templates: Sequence[Manifest]) -> list[str]:
+def _selector_problems(manifests: Sequence[Manifest], templates: Sequence[PodTemplate]) -> list[str]:
     """A selector that selects nothing protects nothing, and says nothing."""
     problems = []
     for manifest in manifests:
-        key = {"PodDisruptionBudget": "selector", "NetworkPolicy": "podSelector"}.get(manifest.get("kind", ""))
-        if key is None:
+        if manifest.get("kind") not in ("PodDisruptionBudget", "NetworkPolicy"):
             continue
-        wanted = manifest["spec"].get(key, {}).get("matchLabels", {})
+        spec = manifest["spec"]
+        is_budget = manifest["kind"] == "PodDisruptionBudget"
+        wanted = (spec.get("selector", {}) if is_budget else spec.get("podSelector", {})).get("matchLabels", {})
         if not any(wanted.items() <= template.get("metadata", {}).get("labels", {}).items() for template in templates):
             name = f"{manifest['kind']} {manifest['metadata'].get('name')}"
             problems.append(f"{name}: no pod has the labels that it selects ({wanted})")

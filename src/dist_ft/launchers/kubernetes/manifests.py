@@ -14,9 +14,8 @@ from typing import Any
 
 from dist_ft.config import Config, dump_set_keys
 from dist_ft.errors import ConfigError, UsageError
+from dist_ft.launchers.kubernetes.object_types import ClusterSpec, Group, Manifest, PodTemplate
 from dist_ft.machine import worker_resources, workers_on
-
-Manifest = dict[str, Any]
 
 RUN_LABEL = "dist-ft/run"
 """Label of everything that belongs to one run, its pods included."""
@@ -50,7 +49,7 @@ def only(manifests: Sequence[Manifest], kind: str) -> Manifest:
     return found[0]
 
 
-def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, Manifest]]:
+def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, PodTemplate]]:
     """Yields `(where, template)` of every pod of a RayJob or RayCluster: submitter, head, each worker group."""
     spec = ray_job["spec"]
     if "submitterPodTemplate" in spec:
@@ -89,27 +88,31 @@ def for_run(
         UsageError: The overlay is not one for a run.
     """
     run = slug(config.run.name)
-    own = [copy.deepcopy(manifest) for manifest in manifests if RUN_LABEL in _labels(manifest)]
+    labelled = [m for m in manifests if RUN_LABEL in (m.get("metadata", {}).get("labels") or {})]
+    own = copy.deepcopy(labelled)
     ray_job, config_map = only(own, "RayJob"), only(own, "ConfigMap")
     config_map["data"] = {CONFIG_KEY: dump_set_keys(config)}
-    _use_config_map(ray_job, config_map["metadata"]["name"], f"dist-ft-config-{run}")
+    names = {"RayJob": f"{run}-{suffix}", "ConfigMap": f"dist-ft-config-{run}"}
     run_dir = config.run.address
     ray_job["metadata"].setdefault("annotations", {})[RUN_DIR] = run_dir
-    _stop_run_first(ray_job, run_dir)
     _fit_workers(ray_job["spec"]["rayClusterSpec"], config)
-    if image is not None:
-        _use_image(ray_job, image)
-    names = {"RayJob": f"{run}-{suffix}", "ConfigMap": f"dist-ft-config-{run}"}
+    for _, template in pod_templates(ray_job):
+        pod = template["spec"]
+        for volume in pod.get("volumes", []):
+            if volume.get("configMap", {}).get("name") == config_map["metadata"]["name"]:
+                volume["configMap"]["name"] = names["ConfigMap"]
+        for container in pod["containers"]:
+            command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+            if command[:2] == ["dist-ft", "stop"]:
+                command[2] = run_dir
+        if image is not None:
+            pod["containers"][0]["image"] = image
     for manifest in own:
         _relabel(manifest, run)
         metadata = manifest["metadata"]
         metadata["name"] = names.get(manifest["kind"], f"{metadata['name']}-{run}")
         metadata["namespace"] = namespace
     return own
-
-
-def _labels(manifest: Manifest) -> dict[str, str]:
-    return manifest.get("metadata", {}).get("labels") or {}
 
 
 def _relabel(node: Any, run: str) -> None:
@@ -124,28 +127,7 @@ def _relabel(node: Any, run: str) -> None:
             _relabel(item, run)
 
 
-def _use_config_map(ray_job: Manifest, old: str, new: str) -> None:
-    for _, template in pod_templates(ray_job):
-        for volume in template["spec"].get("volumes", []):
-            if volume.get("configMap", {}).get("name") == old:
-                volume["configMap"]["name"] = new
-
-
-def _stop_run_first(ray_job: Manifest, run_dir: str) -> None:
-    """Has the head's preStop name this run's directory."""
-    for _, template in pod_templates(ray_job):
-        for container in template["spec"]["containers"]:
-            command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-            if command[:2] == ["dist-ft", "stop"]:
-                command[2] = run_dir
-
-
-def _use_image(ray_job: Manifest, image: str) -> None:
-    for _, template in pod_templates(ray_job):
-        template["spec"]["containers"][0]["image"] = image
-
-
-def slots(group: Manifest, config: Config) -> int:
+def slots(group: Group, config: Config) -> int:
     """Returns how many workers a pod of a worker group holds: by its GPUs where it has some, else by its CPUs."""
     limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
     has = {"GPU": float(limits.get("nvidia.com/gpu", 0))}
@@ -165,7 +147,7 @@ def cores(quantity: str | int | float) -> float:
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
-def _fit_workers(cluster: Manifest, config: Config) -> None:
+def _fit_workers(cluster: ClusterSpec, config: Config) -> None:
     """Sets the number of pods so that the workers fit.
 
     One group holds them all. Of two, the first holds the fewest that the run goes on with, the second the rest. Where
@@ -196,5 +178,5 @@ def _fit_workers(cluster: Manifest, config: Config) -> None:
         )
 
 
-def _set_replicas(group: Manifest, lowest: int, highest: int) -> None:
-    group.update(replicas=lowest, minReplicas=lowest, maxReplicas=highest)
+def _set_replicas(group: Group, lowest: int, highest: int) -> None:
+    group["replicas"], group["minReplicas"], group["maxReplicas"] = lowest, lowest, highest

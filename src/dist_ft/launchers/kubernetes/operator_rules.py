@@ -7,12 +7,11 @@ No schema says so, and nobody sees it but in an event on an object that never st
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 from packaging.version import InvalidVersion, Version
 
-Manifest = dict[str, Any]
+from dist_ft.launchers.kubernetes.object_types import ClusterSpec, Group, Manifest, Spec
 
 MAX_NAME = {"RayJob": 47, "RayCluster": 53}
 _DNS_1035 = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
@@ -43,7 +42,7 @@ def operator_problems(manifest: Manifest) -> list[str]:
     return problems + (_cluster_problems(spec["rayClusterSpec"], annotations) if "rayClusterSpec" in spec else [])
 
 
-def _job_problems(spec: Manifest) -> list[str]:
+def _job_problems(spec: Spec) -> list[str]:
     problems = []
     mode, selects = spec.get("submissionMode", "K8sJobMode"), bool(spec.get("clusterSelector"))
     shuts_down, retries = spec.get("shutdownAfterJobFinishes", False), spec.get("backoffLimit", 0)
@@ -57,12 +56,13 @@ def _job_problems(spec: Manifest) -> list[str]:
         problems.append("ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true")
     if retries and (selects or mode == "InteractiveMode"):
         problems.append(f"backoffLimit={retries} goes neither with clusterSelector nor with InteractiveMode")
-    for key in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
-        if spec.get(key, 1) <= 0:
-            problems.append(f"{key}={spec[key]} must be more than 0")
-    for key in ("backoffLimit", "ttlSecondsAfterFinished"):
-        if spec.get(key, 0) < 0:
-            problems.append(f"{key}={spec[key]} must not be negative")
+    limits = {
+        "activeDeadlineSeconds": spec.get("activeDeadlineSeconds", 1),
+        "preRunningDeadlineSeconds": spec.get("preRunningDeadlineSeconds", 1),
+    }
+    problems += [f"{key}={limit} must be more than 0" for key, limit in limits.items() if limit <= 0]
+    counts = {"backoffLimit": retries, "ttlSecondsAfterFinished": spec.get("ttlSecondsAfterFinished", 0)}
+    problems += [f"{key}={count} must not be negative" for key, count in counts.items() if count < 0]
     if mode == "SidecarMode":
         problems += [
             f"SidecarMode takes no {key}" for key in ("submitterPodTemplate", "submitterConfig") if key in spec
@@ -77,7 +77,7 @@ def _job_problems(spec: Manifest) -> list[str]:
     return problems
 
 
-def _deletion_problems(spec: Manifest) -> list[str]:
+def _deletion_problems(spec: Spec) -> list[str]:
     strategy = spec.get("deletionStrategy", {})
     if not strategy.get("deletionRules"):
         return []
@@ -90,7 +90,7 @@ def _deletion_problems(spec: Manifest) -> list[str]:
     return problems
 
 
-def _cluster_problems(spec: Manifest, annotations: dict[str, str]) -> list[str]:
+def _cluster_problems(spec: ClusterSpec, annotations: dict[str, str]) -> list[str]:
     problems = [f"{key} is switched off in KubeRay 1.7; {remedy}" for key, remedy in _GATED.items() if key in spec]
     head, groups = spec.get("headGroupSpec", {}), spec.get("workerGroupSpecs", [])
     is_elastic = bool(spec.get("enableInTreeAutoscaling"))
@@ -120,7 +120,7 @@ def _cluster_problems(spec: Manifest, annotations: dict[str, str]) -> list[str]:
     return problems + _token_problems(spec) + _fault_tolerance_problems(spec, head, variables, annotations)
 
 
-def _group_problems(where: str, group: Manifest) -> list[str]:
+def _group_problems(where: str, group: Group) -> list[str]:
     problems = []
     if not group.get("template", {}).get("spec", {}).get("containers"):
         problems.append(f"{where}: its pod has no container")
@@ -133,17 +133,17 @@ def _group_problems(where: str, group: Manifest) -> list[str]:
     return problems
 
 
-def _restarts(because: str, where: str, group: Manifest) -> list[str]:
+def _restarts(because: str, where: str, group: Group) -> list[str]:
     policy = group.get("template", {}).get("spec", {}).get("restartPolicy", "Never")
     return [] if policy == "Never" else [f"{where}: restartPolicy={policy} must be Never with {because}"]
 
 
-def _variables(group: Manifest) -> set[str]:
+def _variables(group: Group) -> set[str]:
     containers = group.get("template", {}).get("spec", {}).get("containers") or [{}]
     return {variable["name"] for variable in containers[0].get("env", [])}
 
 
-def _token_problems(spec: Manifest) -> list[str]:
+def _token_problems(spec: ClusterSpec) -> list[str]:
     if spec.get("authOptions", {}).get("mode") != "token":
         return []
     written = str(spec.get("rayVersion", ""))
@@ -159,7 +159,7 @@ def _token_problems(spec: Manifest) -> list[str]:
 
 
 def _fault_tolerance_problems(
-    spec: Manifest, head: Manifest, variables: set[str], annotations: dict[str, str]
+    spec: ClusterSpec, head: Group, variables: set[str], annotations: dict[str, str]
 ) -> list[str]:
     problems = []
     if "gcsFaultToleranceOptions" not in spec:

@@ -19,12 +19,12 @@ from dist_ft.launchers.kubernetes.lint import problems_of
 from dist_ft.launchers.kubernetes.manifests import (
     RUN_DIR,
     RUN_LABEL,
-    Manifest,
     for_run,
     only,
     pod_templates,
     shared_mount,
 )
+from dist_ft.launchers.kubernetes.object_types import Manifest
 from dist_ft.launchers.kubernetes.pod_paths import on_volume
 from dist_ft.launchers.launcher import SubmitRequest
 
