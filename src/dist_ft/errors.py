@@ -82,6 +82,10 @@ class StaleAttemptError(DistFtError):
     """A message from an attempt that is no longer the current one."""
 
 
+class NotAllowedError(DistFtError):
+    """A call to the coordinator by somebody who is no part of the run."""
+
+
 class WorkerCrashError(DistFtError):
     """A rank process died or raised something unforeseen."""
 

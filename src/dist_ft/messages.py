@@ -272,6 +272,23 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class CoordinatorAddress:
+    """Where the coordinator of a run is, and the secret that its calls carry.
+
+    The driver hands it to the supervisors and to Ray Train's controller, in memory; it is written nowhere.
+
+    Attributes:
+        name: Name of the actor.
+        namespace: Ray namespace of the name.
+        secret: The run secret.
+    """
+
+    name: str
+    namespace: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class AttemptSpec:
     """What all ranks of an attempt share; made by the coordinator.
 

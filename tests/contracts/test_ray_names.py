@@ -30,6 +30,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
+from dist_ft.messages import CoordinatorAddress
 from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, ElasticTrainer, make_trainer, start_env
 from dist_ft.orchestrate.workers.ray_version import SERIES, check_ray_version
 from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy
@@ -40,6 +41,9 @@ CLUSTER = "src/dist_ft/orchestrate/driver/connect.py"
 
 def _needed(what: str, by: str) -> str:
     return f"Ray {ray.__version__} has no {what} any more; {by} depends on it"
+
+
+WHERE = CoordinatorAddress("c", "n", "s")
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
             "cluster": {"num_workers": 2},
         }
     )
-    return make_trainer(config, resources={"CPU": 1.0}, loop_config={"coordinator": "c", "namespace": "n"})
+    return make_trainer(config, resources={"CPU": 1.0}, loop_config={"coordinator": WHERE})
 
 
 def _types(callbacks: list[Any]) -> set[type]:
@@ -186,7 +190,7 @@ def test_our_policies_answer_every_question() -> None:
 
 def test_the_trainer_hands_out_our_policies(trainer: ElasticTrainer) -> None:
     assert trainer.cluster.max_workers == 2
-    assert trainer.coordinator == ("c", "n")
+    assert trainer.coordinator == WHERE
 
 
 NODES = "src/dist_ft/orchestrate/workers/nodes.py"

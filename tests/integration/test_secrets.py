@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import secrets
 import subprocess
 import tempfile
@@ -21,6 +22,18 @@ from tests.helpers.runs import CONFIG
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the run
 
 NAMES = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_REDIS_PASSWORD")
+RUN_SECRET = "the run secret"
+GIVE_RUN_SECRET = """
+import os, secrets
+made = secrets.token_hex
+def token_hex(nbytes=None):
+    if nbytes != 32:
+        return made(nbytes)
+    open(os.environ["DIST_FT_TEST_SECRET_USED"], "a").close()
+    return os.environ["DIST_FT_TEST_RUN_SECRET"]
+secrets.token_hex = token_hex
+"""
+"""As sitecustomize of the driver: the secret that it makes for its run is one that the test knows."""
 WHAT_A_RUN_WRITES = {
     "config.yaml", "run.json", "ledger.jsonl", "metrics.jsonl", "manifest.json", "adapter_model.safetensors",
     "rank-00000.log",
@@ -36,7 +49,8 @@ class Leftovers(NamedTuple):
         shown: Name → text: output of the command and answers of the job server.
         command_lines: Those of all processes, seen while it ran.
         carriers: Command lines of the processes that had a secret in their environment.
-        planted: Variable → value.
+        planted: Variable → value, the run secret among them.
+        was_secret_used: Whether the driver made its run secret of the planted one.
     """
 
     run_dir: Path
@@ -45,6 +59,7 @@ class Leftovers(NamedTuple):
     command_lines: set[bytes]
     carriers: set[bytes]
     planted: dict[str, str]
+    was_secret_used: bool
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +68,12 @@ def leftovers(cli: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Le
         planted = {name: f"planted{secrets.token_hex(20)}" for name in NAMES}
         for name, value in planted.items():
             patch.setenv(name, value)
+        planted[RUN_SECRET] = f"planted{secrets.token_hex(20)}"
+        directory = tmp_path_factory.mktemp("run-secret")
+        (directory / "sitecustomize.py").write_text(GIVE_RUN_SECRET)
+        patch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
+        patch.setenv("DIST_FT_TEST_RUN_SECRET", planted[RUN_SECRET])
+        patch.setenv("DIST_FT_TEST_SECRET_USED", str(directory / "used"))
         head = RayHead()
     planted["RAY_AUTH_TOKEN"] = head.env["RAY_AUTH_TOKEN"]
     output_dir = tmp_path_factory.mktemp("secrets")
@@ -72,7 +93,15 @@ def leftovers(cli: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Le
                 [cli, verb, job, "--address", head.url], env=head.env, capture_output=True, check=True
             )
             shown[verb] = told.stdout + told.stderr
-        yield Leftovers(output_dir / "r", head.directory, shown, seen.command_lines, seen.carriers, planted)
+        yield Leftovers(
+            output_dir / "r",
+            head.directory,
+            shown,
+            seen.command_lines,
+            seen.carriers,
+            planted,
+            (directory / "used").exists(),
+        )
     finally:
         head.close()
 
@@ -80,6 +109,7 @@ def leftovers(cli: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Le
 def test_the_run_had_the_secrets_and_left_what_a_run_leaves(leftovers: Leftovers) -> None:
     """Else nothing found below would mean nothing."""
     assert read_json(RunDir(leftovers.run_dir).run_json)["state"] == "completed"
+    assert leftovers.was_secret_used
     names = {path.name for path in leftovers.run_dir.rglob("*")}
     assert names >= WHAT_A_RUN_WRITES
     assert list(leftovers.run_dir.glob("wandb/offline-run-*/*.wandb"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.watchdog import History
@@ -31,11 +30,6 @@ class ClusterView:
     fits: int
     leaving: tuple[str, ...] = ()
     formed_at: float = 0.0
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ClusterView:
-        """Inverse of `dataclasses.asdict`."""
-        return cls(data["fits"], tuple(data["leaving"]), data["formed_at"])
 
 
 @dataclass(frozen=True)

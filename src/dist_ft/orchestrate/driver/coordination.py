@@ -7,8 +7,10 @@ of that moment cannot go on, because what its ranks had staged is forgotten; it 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.errors import CoordinatorLostError
+from dist_ft.messages import CoordinatorAddress
 from dist_ft.run.events import CoordinatorRestarted
 
 logger = logging.getLogger(__name__)
@@ -32,23 +35,25 @@ class CoordinatorHandle:
         namespace: Ray namespace of its name.
 
     Attributes:
-        where: Its name and namespace.
+        where: Its name, and the secret that its calls carry.
         restarts: How often it was told of the run again.
     """
 
     def __init__(self, namespace: str) -> None:
-        self.where = (f"coordinator-{uuid.uuid4().hex[:8]}", namespace)
+        # A secret for each run of the driver: on a shared cluster an actor's name is known to everybody.
+        self.where = CoordinatorAddress(f"coordinator-{uuid.uuid4().hex[:8]}", namespace, secrets.token_hex(32))
         self.restarts = 0
         self._run: tuple[Any, ...] | None = None
         remote_class: Any = CoordinatorActor
         # On this node: it must not die with a node that only lends workers.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor = remote_class.options(
-            name=self.where[0], scheduling_strategy=here, max_restarts=_RESTARTS
-        ).remote()
+        actor = remote_class.options(name=self.where.name, scheduling_strategy=here, max_restarts=_RESTARTS).remote(
+            self.where.secret
+        )
+        self._ask = partial(actor.ask.remote, self.where.secret)
 
     def begin(self, *run: Any) -> None:
-        """Opens the run's books; see `CoordinatorActor.begin`."""
+        """Opens the run's records; see `CoordinatorCalls.begin`."""
         self._run = run
         self.call("begin", *run)
 
@@ -61,7 +66,7 @@ class CoordinatorHandle:
         away_since: float | None = None
         while True:
             try:
-                return ray.get(getattr(self._actor, method).remote(*arguments), timeout=_LIMIT_S)
+                return ray.get(self._ask(method, *arguments), timeout=_LIMIT_S)
             except ray.exceptions.ActorUnavailableError as error:
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > _AWAY_LIMIT_S:
@@ -74,5 +79,5 @@ class CoordinatorHandle:
                     raise
                 logger.warning("the coordinator was restarted")
                 self.restarts += 1
-                ray.get(self._actor.begin.remote(*self._run), timeout=_LIMIT_S)
-                self._actor.add_event.remote(CoordinatorRestarted(self.restarts))
+                ray.get(self._ask("begin", *self._run), timeout=_LIMIT_S)
+                self._ask("add_event", CoordinatorRestarted(self.restarts))

@@ -179,10 +179,8 @@ class _Driver:
 
     def _start_group(self) -> Future[Any]:
         """Has Ray Train form the group, and again after each failure; the future ends when it gives up."""
-        coordinator, namespace = self._coordinator.where
         loop_config = {
-            "coordinator": coordinator,
-            "namespace": namespace,
+            "coordinator": self._coordinator.where,
             "on_gpu": self._on_gpu,
             "silence_s": self._config.failure.limits.silence_s,
         }

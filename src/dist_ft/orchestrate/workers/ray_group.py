@@ -18,9 +18,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from dist_ft.config import Config
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.errors import CutOffError
-from dist_ft.messages import AttemptSpec
+from dist_ft.messages import AttemptSpec, CoordinatorAddress
 from dist_ft.orchestrate.workers.nodes import is_listening
-from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy
+from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy, find_coordinator
 from dist_ft.orchestrate.workers.supervisor import RankSlot, starter_on_node, supervise, wait_for_spec
 
 _PREPARE_LIMIT_S = 6 * 3600.0
@@ -49,29 +49,28 @@ class RemoteCoordinator:
     """The coordinator actor as a supervisor sees it.
 
     Args:
-        name: Its name.
-        namespace: Of its name.
+        address: Where it is.
         silence_s: `failure.limits.silence_s`.
     """
 
-    def __init__(self, name: str, namespace: str, silence_s: float) -> None:
-        self._actor = ray.get_actor(name, namespace)
+    def __init__(self, address: CoordinatorAddress, silence_s: float) -> None:
+        self._ask = find_coordinator(address)
         self._head = ray.get_runtime_context().gcs_address
         self._silence_s = silence_s
 
     def open_attempt(self, world_size: int) -> int | None:
         """Opens an attempt; None while there is nothing to do yet."""
-        number: int | None = ray.get(self._actor.open_attempt.remote(world_size))
+        number: int | None = ray.get(self._ask("open_attempt", world_size))
         return number
 
     def attempt_spec(self, number: int) -> AttemptSpec:
         """Returns what all ranks of an attempt share."""
-        spec: AttemptSpec = ray.get(self._actor.attempt_spec.remote(number))
+        spec: AttemptSpec = ray.get(self._ask("attempt_spec", number))
         return spec
 
     def starter(self, node_id: str) -> str | None:
         """Returns the socket of a node's fork server, if it has one."""
-        path: str | None = ray.get(self._actor.starter.remote(node_id))
+        path: str | None = ray.get(self._ask("starter", node_id))
         return path
 
     def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +79,7 @@ class RemoteCoordinator:
         Raises:
             CutOffError: There is no answer, and the head of the cluster is out of reach.
         """
-        reference = self._actor.handle.remote(envelope)
+        reference = self._ask("handle", envelope)
         while True:
             try:
                 reply: dict[str, Any] = ray.get(reference, timeout=self._silence_s)
@@ -95,7 +94,7 @@ class RemoteCoordinator:
 def train_worker(loop_config: dict[str, Any]) -> None:
     """The train function: runs in every Ray Train worker, a process without torch."""
     context = ray.train.get_context()
-    coordinator = RemoteCoordinator(loop_config["coordinator"], loop_config["namespace"], loop_config["silence_s"])
+    coordinator = RemoteCoordinator(loop_config["coordinator"], loop_config["silence_s"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
     number = None
     if rank == 0:
@@ -131,8 +130,8 @@ class ElasticTrainer(DataParallelTrainer):
     """Whether the Ray cluster ends with this driver."""
     cluster: ClusterConfig
     """How many workers the group may have."""
-    coordinator: tuple[str, str]
-    """Name and namespace of the coordinator actor."""
+    coordinator: CoordinatorAddress
+    """Where the coordinator of the run is."""
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         policy = ElasticPolicy(self.scaling_config, self.cluster, self.coordinator)
@@ -162,5 +161,5 @@ def make_trainer(config: Config, *, resources: dict[str, float], loop_config: di
     trainer = ElasticTrainer(train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run)
     trainer.owns_cluster = config.cluster.address is None
     trainer.cluster = config.cluster
-    trainer.coordinator = (loop_config["coordinator"], loop_config["namespace"])
+    trainer.coordinator = loop_config["coordinator"]
     return trainer

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,6 +24,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.sizing import ClusterView, largest_allowed
 from dist_ft.machine import workers_on
+from dist_ft.messages import CoordinatorAddress
 from dist_ft.orchestrate.workers.nodes import Node, answering, list_nodes
 
 logger = logging.getLogger(__name__)
@@ -55,17 +56,26 @@ def workers_that_fit(nodes: Sequence[Node], seats: Mapping[str, int], resources:
     return count
 
 
+def find_coordinator(address: CoordinatorAddress) -> Callable[..., Any]:
+    """Returns what asks the coordinator: `ask("decide", …)` gives a reference to the answer of that call.
+
+    Raises:
+        ValueError: There is no such actor, or not at this moment.
+    """
+    return partial(ray.get_actor(address.name, address.namespace).ask.remote, address.secret)
+
+
 class ElasticPolicy(ScalingPolicy):
     """Forms the group with as many workers as there is room for, within `cluster.num_workers`.
 
     Args:
         scaling_config: Ray Train's.
         cluster: The section of the run config.
-        coordinator: Name and namespace of the coordinator actor.
+        coordinator: Where the coordinator of the run is.
     """
 
     def __init__(
-        self, scaling_config: ray.train.ScalingConfig, cluster: ClusterConfig, coordinator: tuple[str, str]
+        self, scaling_config: ray.train.ScalingConfig, cluster: ClusterConfig, coordinator: CoordinatorAddress
     ) -> None:
         super().__init__(scaling_config)
         self._cluster = cluster
@@ -97,8 +107,7 @@ class ElasticPolicy(ScalingPolicy):
         fits = self._count([node for node in nodes if not node.is_leaving])
         view = ClusterView(fits, leaving, worker_group_state.start_time)
         try:
-            actor = ray.get_actor(*self._coordinator)
-            count = ray.get(actor.choose_size.remote(asdict(view)), timeout=_ANSWER_LIMIT_S)
+            count = ray.get(find_coordinator(self._coordinator)("choose_size", view), timeout=_ANSWER_LIMIT_S)
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:  # busy, or being restarted
             logger.warning("the coordinator does not answer: %s", error)
             return NoopDecision()
@@ -142,7 +151,7 @@ class AskCoordinator(FailurePolicy):
     """Lets the coordinator decide, which knows what the ranks said."""
 
     def __init__(
-        self, failure_config: ray.train.FailureConfig, policy: ElasticPolicy, coordinator: tuple[str, str]
+        self, failure_config: ray.train.FailureConfig, policy: ElasticPolicy, coordinator: CoordinatorAddress
     ) -> None:
         super().__init__(failure_config)
         self._policy = policy
@@ -164,8 +173,7 @@ class AskCoordinator(FailurePolicy):
         deadline = time.monotonic() + _DECISION_LIMIT_S
         while True:
             try:
-                actor = ray.get_actor(*self._coordinator)
-                answer: dict[str, Any] | None = ray.get(actor.decide.remote(said, lost_nodes))
+                answer: dict[str, Any] | None = ray.get(find_coordinator(self._coordinator)("decide", said, lost_nodes))
             except (ray.exceptions.RayActorError, ValueError):
                 answer = None
             if answer is not None:

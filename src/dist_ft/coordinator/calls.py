@@ -1,0 +1,163 @@
+"""The calls that other processes make of the coordinator, and the secret that they must know. Ray-free.
+
+`actor.py` answers them in a Ray actor.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dist_ft.config import config_from_dict
+from dist_ft.coordinator.core import Coordinator
+from dist_ft.coordinator.sizing import ClusterView
+from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, StaleAttemptError
+from dist_ft.messages import AttemptSpec, Envelope
+from dist_ft.metric_rows import EvalRow
+from dist_ft.monitor.sinks import Sink
+from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
+from dist_ft.run.events import Event
+from dist_ft.run.log import read_steps
+from dist_ft.run.place import open_run
+from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.state import RunRecord
+
+
+class CoordinatorCalls:
+    """What other processes may ask of the coordinator of a run. Every call carries the secret of the run.
+
+    Calls come one after the other, so the coordinator needs no locks. The actor starts early, in parallel to the
+    preparation; `begin` is the first call that touches a file.
+
+    Args:
+        secret: What the driver has made for this run of it; whoever does not know it is no part of the run.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+        self._coordinator: Coordinator | None = None
+        self._attempt: AttemptSpec | None = None
+        self._starters: dict[str, str] = {}
+
+    def ask(self, secret: str, call: str, *arguments: Any) -> Any:
+        """Makes a call of this class.
+
+        Raises:
+            NotAllowedError: The secret is not this run's, or there is no such call; nothing has changed.
+        """
+        if not hmac.compare_digest(secret.encode(), self._secret.encode()):
+            raise NotAllowedError("the coordinator takes calls of its own run only: the run secret is missing or wrong")
+        if call not in CALLS:
+            raise NotAllowedError(f"the coordinator knows no call {call!r}, only {', '.join(sorted(CALLS))}")
+        return getattr(self, call)(*arguments)
+
+    def begin(
+        self,
+        config: dict[str, Any],
+        run_dir: str,
+        scratch: str,
+        record: dict[str, Any],
+        inputs: dict[str, Any],
+        on_gpu: bool,
+    ) -> None:
+        """Opens the run's records; `scratch` is where the driver has fetched its records to."""
+        parsed = config_from_dict(config)
+        place = open_run(run_dir, Path(scratch))
+        state = RunRecord(**record)
+        mode = resolve_mode(parsed.monitor.wandb)
+        sinks: list[Sink] = []
+        if mode != "disabled" and state.wandb_id is not None:
+            backlog = [row for _, row in sorted(read_steps(place.metrics).items())]
+            sinks.append(
+                WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
+            )
+        self._coordinator = Coordinator(parsed, place, state, RunInputs.from_dict(inputs), sinks, on_gpu, _in_thread)
+
+    def open_attempt(self, world_size: int) -> int | None:
+        """Opens an attempt and returns its number; None while there is something to wait for first.
+
+        That is the preparation, the pause before a restart, or the check of the checkpoint that it starts from.
+        """
+        if self._coordinator is None or not self._coordinator.recovery.may_open(time.monotonic()):
+            return None
+        try:
+            spec = self._known.open_attempt(world_size, time.monotonic())
+        except DistFtError as error:
+            # The driver learns it from the status; the worker only has to end.
+            self._known.record_failure(error)
+            raise
+        if spec is None:
+            return None
+        self._attempt = spec
+        return spec.attempt
+
+    def set_starters(self, paths: dict[str, str]) -> None:
+        """Learns the sockets of the fork servers, by node id."""
+        self._starters = paths
+
+    def starter(self, node_id: str) -> str | None:
+        """Returns the socket of a node's fork server, if it has one."""
+        return self._starters.get(node_id)
+
+    def attempt_spec(self, number: int) -> AttemptSpec:
+        """Returns what all ranks of the current attempt share."""
+        if self._attempt is None or self._attempt.attempt != number:
+            raise StaleAttemptError(f"attempt {number} is not the current one")
+        return self._attempt
+
+    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
+        """See `Coordinator.handle`."""
+        return self._known.handle(Envelope.from_dict(envelope), time.monotonic()).to_dict()
+
+    def request_stop(self, reason: str) -> None:
+        """See `Coordinator.request_stop`."""
+        self._known.request_stop(reason)
+
+    def choose_size(self, view: ClusterView) -> int | None:
+        """See `Coordinator.choose_size`; None before the run has begun."""
+        if self._coordinator is None:
+            return None
+        return self._coordinator.choose_size(view, time.monotonic())
+
+    def poll(self, num_known: int) -> dict[str, Any]:
+        """Ticks, then returns the status; the driver calls it a few times a second."""
+        self._known.tick(time.monotonic())
+        return self._known.status(num_known)
+
+    def decide(self, message: str, lost_nodes: list[str]) -> dict[str, Any] | None:
+        """See `Coordinator.decide`; None while a restarted actor has not been told of the run again."""
+        if self._coordinator is None:
+            return None
+        return asdict(self._known.decide(message, lost_nodes, time.monotonic()))
+
+    def add_event(self, event: Event) -> None:
+        """See `Coordinator.add_event`."""
+        self._known.add_event(event)
+
+    def record_evaluation(self, row: EvalRow) -> None:
+        """See `Coordinator.record_evaluation`."""
+        self._known.record_evaluation(row)
+
+    def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
+        """See `Coordinator.finish`."""
+        self._known.finish(state, result, error)
+
+    @property
+    def _known(self) -> Coordinator:
+        if self._coordinator is None:
+            raise CoordinatorLostError("the coordinator knows of no run")
+        return self._coordinator
+
+
+CALLS = frozenset(name for name in vars(CoordinatorCalls) if not name.startswith("_")) - {"ask"}
+"""Names of the calls."""
+
+
+def _in_thread(search: Callable[[], None]) -> None:
+    """Reads a checkpoint while the actor answers; what is left of it ends with the actor."""
+    threading.Thread(target=search, name="start-search", daemon=True).start()
