@@ -1,4 +1,4 @@
-"""Lets `python -m dist_ft.cli` be the command, where no script `dist-ft` need be on PATH."""
+"""Runs the command line as `python -m dist_ft.cli`, without a script `dist-ft` on PATH."""
 
 from dist_ft.cli.app import main
 

@@ -1,6 +1,6 @@
 """Builds the command from its verbs, and maps errors to exit codes.
 
-A verb imports what it needs when it is called: `dist-ft --help` and a config error must be quick.
+Verbs import what they need when they are called, so that `dist-ft --help` and config errors are quick.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ data.command("prepare")(data_verbs.prepare)
 
 
 def main() -> None:
-    """Entry point: prints errors as one block and exits with their code."""
+    """Runs the command: prints errors as one block, and exits with their code."""
     try:
         app()
     except DistFtError as error:

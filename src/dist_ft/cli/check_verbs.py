@@ -1,4 +1,4 @@
-"""`plan` and `doctor`: whether a config, a machine or a cluster can work, before a run begins."""
+"""`plan` and `doctor`: check a config, a machine or a cluster before a run begins."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def doctor(
 
 
 def look_around(wanted: Requirements, address: str | None, as_json: bool = False) -> None:
-    """Looks at a cluster, or at this machine, and prints what was found; exits with 1 if a run cannot work with it."""
+    """Checks a cluster or this machine and prints the findings. Exits with 1 if a run cannot work there."""
     from dist_ft.orchestrate.health.this_machine import check_installed, check_machine, nearest_existing, render_checks
 
     if address is None:

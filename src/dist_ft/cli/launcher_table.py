@@ -1,7 +1,8 @@
-"""The launchers by name. Nothing else of the command line knows one of them.
+"""The table of launchers. Nothing else in the command line knows them by name.
 
-A job says by its name whose it is: `slurm:17`, `kubernetes:dist-ft/mine-a1b2c`, `local:mine-20261126`. Jobs of Ray have
-the plain submission ids that Ray shows, and are looked for where a dashboard is named.
+The prefix of a job's name says which launcher it belongs to: `slurm:17`, `kubernetes:dist-ft/mine-a1b2c`,
+`local:mine-20261126`. Jobs of Ray have the submission ids that Ray shows, without a prefix; a name without a prefix is
+one of these if a dashboard is known.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LauncherOptions:
-    """What `submit` can be told about one launcher or another.
+    """Options of `submit` that belong to one launcher each.
 
     Attributes:
         address: Ray: URL of a dashboard.
@@ -84,7 +85,7 @@ def launcher_named(name: str, options: LauncherOptions) -> Launcher:
 
 
 def launcher_of(run: str, address: str | None) -> Launcher | None:
-    """Returns the launcher that looks after RUN, if RUN names a job and not a run directory.
+    """Returns the launcher of the job that RUN names; None if RUN is a run directory.
 
     Args:
         run: Path or URL of a run, or name of a job.

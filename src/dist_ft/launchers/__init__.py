@@ -1,1 +1,1 @@
-"""How a run is started elsewhere: Ray jobs, Kubernetes, Slurm, this machine."""
+"""Start runs elsewhere: as Ray jobs, on Kubernetes, with Slurm, in the background of this machine."""

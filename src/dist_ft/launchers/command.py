@@ -1,4 +1,4 @@
-"""Runs the command of another program, with a limit, and turns what goes wrong into one line."""
+"""Runs the command of another program with a time limit, and turns its failures into errors of one line."""
 
 from __future__ import annotations
 

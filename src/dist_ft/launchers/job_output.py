@@ -1,4 +1,4 @@
-"""The output of a job: printed as it comes, but for the result that `dist-ft train --json` prints last."""
+"""Prints the output of a job as it comes, and keeps the result that `dist-ft train --json` prints last."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Output:
         self._rest = ""
 
     def restart(self) -> None:
-        """The log will come again from its beginning."""
+        """Expects the log again from its beginning."""
         self._num_skipped = self.num_seen
 
     def add(self, text: str) -> None:
@@ -62,7 +62,7 @@ class FileOutput(Output):
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def read(self) -> None:
-        """Prints what is new; nothing where the file is not there yet."""
+        """Prints what is new. The file need not exist yet."""
         with contextlib.suppress(OSError), self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
@@ -71,7 +71,7 @@ class FileOutput(Output):
 
 
 def find_result(log: str) -> RunResult | None:
-    """Returns the result of a `train --json`, if a line of the log is one."""
+    """Returns the last result of `train --json` in a log, if there is one."""
     for line in reversed(log.splitlines()):
         if line.startswith(_RESULT_START):
             with contextlib.suppress(ValueError):

@@ -1,6 +1,6 @@
-"""What every launcher does, and what is handed to it and comes back. A launcher starts runs somewhere else.
+"""Defines the protocol of launchers, and the types of its arguments and results.
 
-The command line holds the table of launchers; nothing here knows one of them.
+A launcher starts runs elsewhere. The command line holds the table of launchers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STOP_ENV = {
     # SIGTERM would end the server, and tell ranks that their machine is about to leave.
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
 }
-"""What a Ray job carries so that a stop is a checkpoint first, however it is submitted."""
+"""Environment of a Ray job, however it is submitted, so that a stop makes a checkpoint first."""
 _MESSAGE = 500  # characters; Ray adds the end of the log
 
 
@@ -44,11 +44,13 @@ class SubmitRequest:
 
     @property
     def train_options(self) -> list[str]:
-        """What `dist-ft train` is given there."""
+        """Options for `dist-ft train`."""
         return [*(["--resume"] if self.resume else []), *(["--preflight"] if self.preflight else [])]
 
     def load_checked(self, *more: str) -> Config:
-        """Returns the config of a run whose data, model and run directory this machine sees, with absolute paths.
+        """Loads and checks the config of a run whose data, model and run directory this machine sees.
+
+        Its paths are absolute then.
 
         Args:
             *more: Overrides of the launcher.
@@ -67,7 +69,7 @@ class SubmitRequest:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run that a launcher has taken.
+    """A run that a launcher has accepted.
 
     Attributes:
         job: Its name for `status`, `logs` and `stop`.
@@ -84,7 +86,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Job:
-    """What a launcher knows of a run that it has taken.
+    """What a launcher knows of a run that it has accepted.
 
     Attributes:
         submission_id: Name of the job.
@@ -132,7 +134,7 @@ class Ended:
     reason: str | None = None
 
     def describe_stop(self, job: str) -> str:
-        """Returns a line for a job that ended as it was asked to.
+        """Returns one line for a job that was asked to stop.
 
         Raises:
             DistFtError: It has no result, or failed.
@@ -146,14 +148,14 @@ class Ended:
 
 
 class Launcher(Protocol):
-    """Starts runs in one kind of place, and looks after them by the names it gave them.
+    """Starts runs in one kind of place, and looks after them by name.
 
     The methods that take a job raise `UsageError` where there is no such job (any more), and `DistFtError` where
     nobody answers.
     """
 
     def submit(self, request: SubmitRequest) -> Submitted:
-        """Starts a run, and returns as soon as it is accepted.
+        """Starts a run, and returns as soon as the place has accepted it.
 
         Raises:
             UserError: Nothing was started: the config breaks a rule, or the run is at work already.
@@ -170,7 +172,7 @@ class Launcher(Protocol):
         ...
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Has a job checkpoint and stop, waits for it, and returns a line that says how it ended.
+        """Stops a job after a checkpoint, waits for its end, and returns a line that says how it ended.
 
         Raises:
             UsageError: It has ended already.
@@ -179,7 +181,7 @@ class Launcher(Protocol):
         ...
 
     def follow(self, job: str) -> Ended | None:
-        """Prints what a job writes until it ends; None when the user would rather not wait.
+        """Prints the output of a job until it ends. Returns None if the user detaches.
 
         Ctrl-C ends the following, not the job.
         """

@@ -1,7 +1,6 @@
-"""Runs on this machine that go on after the terminal is closed. A job is called `local:ID`.
+"""Starts runs on this machine that go on after the terminal is closed. A job is called `local:ID`.
 
-Each job has a folder in the user's cache: the config it was given, its output, and who works on it. `local_keeper`
-writes there.
+Each job has a folder in the user's cache with its config. `local_keeper` adds the output and the processes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _LOST = "its process is gone without an exit code: killed, or the machine was re
 
 
 class LocalLauncher:
-    """Runs as processes of this machine, each in a session of its own.
+    """Starts runs as processes of this machine, each in a session of its own.
 
     Args:
         folder: Where jobs are kept; None is the user's cache.
@@ -78,7 +77,7 @@ class LocalLauncher:
         return Submitted(f"{PREFIX}{name}", run_dir)
 
     def status(self, job: str) -> Job:
-        """Returns what the job's folder and the machine's processes say."""
+        """Returns the state of a job, from its folder and the machine's processes."""
         return self._look(self._folder_of(job))
 
     def logs(self, job: str) -> str:
@@ -86,7 +85,7 @@ class LocalLauncher:
         return _text(self._folder_of(job) / OUTPUT)
 
     def follow(self, job: str) -> Ended:
-        """Shows what a job writes until it ends; see `Launcher`."""
+        """Prints the output of a job until it ends; see `Launcher`."""
         folder = self._folder_of(job)
         output = FileOutput(folder / OUTPUT)
         while True:
@@ -98,7 +97,7 @@ class LocalLauncher:
             time.sleep(self._poll_s)
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Has a job checkpoint and stop; see `Launcher`."""
+        """Stops a job after a checkpoint; see `Launcher`."""
         folder = self._folder_of(job)
         found = self._look(folder)
         if found.is_over:

@@ -1,11 +1,11 @@
-"""Keeps a run of this machine when its terminal is gone: starts it, waits for it, and writes down how it ended.
+"""Starts a run of this machine without a terminal, waits for its end, and records its exit code.
 
-`LocalLauncher` starts this module with `python -m`, a folder and the command of the run. It leaves in the folder
+`LocalLauncher` runs this module with `python -m`, a folder and the command of the run. It writes into the folder
 
-- `output.log`: what the run prints;
-- `processes.json`: which processes these are, by pid and start time, so that a pid that was given to another process
-  is never taken for them;
-- `ended.json`: the exit code, once there is one. If the keeper dies before, the run goes on, and nobody knows the code.
+- `output.log`: the output of the run;
+- `processes.json`: the processes by pid and start time, so that another process that gets the same pid later is not
+  mistaken for one of them;
+- `ended.json`: the exit code. If the keeper is killed, the run goes on, and its exit code is lost.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ OUTPUT, PROCESSES, ENDED = "output.log", "processes.json", "ended.json"
 
 @dataclass(frozen=True)
 class Process:
-    """A process of this machine since it was started: no other one has both numbers.
+    """A process of this machine. Until the next boot no other process has the same two numbers.
 
     Attributes:
         pid: Its id.
-        start_ticks: Clock ticks between the machine's start and the process's.
+        start_ticks: Clock ticks from the machine's boot to the start of the process.
     """
 
     pid: int
@@ -37,12 +37,12 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """Returns the process that has an id now."""
+        """Returns the process that has this pid now."""
         return cls(pid, _state_and_start(pid)[1])
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is still there, and not only its entry that nobody has collected."""
+        """Whether it still runs; a zombie does not."""
         try:
             state, start_ticks = _state_and_start(self.pid)
         except OSError:
@@ -50,7 +50,7 @@ class Process:
         return start_ticks == self.start_ticks and state not in "ZX"
 
     def interrupt(self) -> None:
-        """Sends SIGINT, if it is still there."""
+        """Sends SIGINT if it still runs."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -66,11 +66,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Processes:
-    """Who works on a job.
+    """The processes of a job.
 
     Attributes:
         host: Name of the machine.
-        boot_id: Of the machine since it was started.
+        boot_id: Kernel's id of the machine's current boot.
         keeper: Waits for the run.
         run: `dist-ft train`.
     """
@@ -87,7 +87,7 @@ def _state_and_start(pid: int) -> tuple[str, int]:
 
 
 def boot_id() -> str:
-    """Returns what tells this start of the machine from others."""
+    """Returns the kernel's id of the current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -95,9 +95,9 @@ def keep(folder: Path, command: list[str], ready: int) -> None:
     """Runs a command to its end.
 
     Args:
-        folder: Gets its output, and the two records.
+        folder: Where the output and the two records are written.
         command: Program and arguments.
-        ready: Pipe that is told when the command has been started.
+        ready: Pipe that gets a byte once the command has been started.
     """
     with (folder / OUTPUT).open("ab") as log, Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -116,9 +116,9 @@ def keep(folder: Path, command: list[str], ready: int) -> None:
 
 
 def main() -> None:
-    """Leaves the keeper in the background, and ends when the run has been started: 0, or 1 if it could not be.
+    """Forks the keeper into the background. Exits with 0 once the run has been started, or 1 if it could not be.
 
-    The keeper is no leader of its session, so that no terminal can ever become its own.
+    The keeper does not lead its session, so it can never get a controlling terminal.
     """
     told, ready = os.pipe()
     if os.fork() == 0:

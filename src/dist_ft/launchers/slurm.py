@@ -1,6 +1,6 @@
-"""Runs as Slurm jobs: fills in the batch script, submits, follows and stops. Talks to Slurm by its commands alone.
+"""Submits runs as Slurm jobs, and looks after them through Slurm's commands. A job is called `slurm:ID`.
 
-What happens on the nodes is the script's affair: cluster/slurm/job.sbatch. A job is called `slurm:ID`.
+Fills in a batch script; what happens on the nodes stands there (cluster/slurm/job.sbatch).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def render(template: str, config: Config, options: Sequence[str], bin_dir: Path)
 
 
 def room(template: str, more: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """Returns the nodes of a job as `--nodes` has them, and what a node has: `{CPU, GPU}`, 0 where that is not said.
+    """Returns the value of `--nodes` of a job, and the CPUs and GPUs of a node; 0 if unknown.
 
     Args:
         template: Its `#SBATCH` lines count.
@@ -73,7 +73,7 @@ def room(template: str, more: Sequence[str]) -> tuple[str, dict[str, float]]:
 
 
 def check_room(config: Config, nodes: str, each: dict[str, float]) -> None:
-    """Refuses a job that could never hold the run, which would be known only when it leaves the queue.
+    """Refuses a job that is too small for the run, which would otherwise show only after the queue.
 
     Raises:
         ConfigError: Its nodes have too little for the fewest workers.
@@ -89,12 +89,12 @@ def check_room(config: Config, nodes: str, each: dict[str, float]) -> None:
 
 
 class SlurmLauncher:
-    """Runs as Slurm jobs; a job's name is `slurm:ID`.
+    """Starts runs as Slurm jobs. A job's name is `slurm:ID`.
 
     Args:
         template: Batch script such as cluster/slurm/job.sbatch; only `submit` needs one.
         options: Options of sbatch that count before those of the template.
-        poll_s: Seconds between two looks at a job.
+        poll_s: Seconds between two requests for a job's state.
     """
 
     def __init__(self, template: Path | None = None, options: Sequence[str] = (), poll_s: float = 2.0) -> None:
@@ -153,7 +153,7 @@ class SlurmLauncher:
         )
 
     def logs(self, job: str) -> str:
-        """Returns what a job has written so far, if its output can be seen from here."""
+        """Returns the output so far, if this machine sees the file."""
         path = Path(self.status(job).log or "")
         try:
             return path.read_text(encoding="utf-8", errors="replace")
@@ -161,7 +161,7 @@ class SlurmLauncher:
             raise UsageError(f"{job}: its output {path} cannot be read here (yet): {error.strerror}") from error
 
     def follow(self, job: str) -> Ended:
-        """Shows what a job writes until it has ended, over all its tries; see `Launcher`."""
+        """Prints the output of all tries until the job ends; see `Launcher`."""
         said, output = None, None
         while True:
             found = self.status(job)
@@ -178,7 +178,7 @@ class SlurmLauncher:
             time.sleep(self._poll_s)
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Has a job checkpoint and stop; see `Launcher`."""
+        """Stops a job after a checkpoint; see `Launcher`."""
         found = self.status(job)
         if found.is_over:
             raise UsageError(f"{job} is not running: it is {found.job_state}; there is nothing to stop")

@@ -1,7 +1,7 @@
-"""Runs on Kubernetes through KubeRay: submits RayJobs and looks after them. Talks to a cluster with `kubectl` alone.
+"""Submits runs to Kubernetes as RayJobs of KubeRay, and looks after them. Talks to a cluster through `kubectl` only.
 
-A job is called `kubernetes:NAMESPACE/NAME`. Needs the rights of whoever submits (cluster/kuberay/common): no exec, so
-a run directory is read only where it is seen.
+A job is called `kubernetes:NAMESPACE/NAME`. It needs the rights of whoever submits (cluster/kuberay/common). These do
+not include `exec`, so a run directory is read only where this machine sees it.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class RayJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether the operator will not begin it again."""
+        """Whether it has ended and the operator will not start it again."""
         return self.state in _FINAL
 
     @property
     def exit_code(self) -> int | None:
-        """Our exit code once it is over; Kubernetes keeps it in a message only."""
+        """The run's exit code, once the job is over. Kubernetes keeps it only in a message."""
         if not self.is_over:
             return None
         if self.state == "ValidationFailed":
@@ -86,13 +86,13 @@ class RayJob:
 
 
 class KubernetesLauncher:
-    """Runs as RayJobs of the cluster of the current kubectl context.
+    """Starts runs as RayJobs on the cluster of the current kubectl context.
 
     Args:
         overlay: Kustomization directory such as `cluster/kuberay/overlays/gpu`; only `submit` needs one.
         namespace: Where runs are submitted.
-        image: In place of the overlay's.
-        poll_s: Seconds between two looks while following.
+        image: Replaces the overlay's image.
+        poll_s: Seconds between two requests while following.
     """
 
     def __init__(
@@ -138,11 +138,11 @@ class KubernetesLauncher:
         return Job(job, state, found.is_over, found.exit_code, found.message or None, found.run_dir)
 
     def logs(self, job: str) -> str:
-        """Returns what a job has written so far; DistFtError where its pods are not there yet, or are gone."""
+        """Returns the output so far. Raises DistFtError if the pods are not there yet, or are gone."""
         return kubectl("logs", *_get(job).output, "-n", _parts(job)[0])
 
     def follow(self, job: str) -> Ended:
-        """Shows what a job prints until it ends, over all its retries; see `Launcher`."""
+        """Prints the output of all tries until the job ends; see `Launcher`."""
         namespace, name = _parts(job)
         found = _get(job)
         said, shown = None, None
@@ -163,10 +163,10 @@ class KubernetesLauncher:
                 return Ended(1, reason=f"{job} was deleted; if it was stopped, submit the run with --resume to go on")
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Has a run checkpoint and stop, and waits until its pods are gone; see `Launcher`.
+        """Stops a run after a checkpoint, and waits until its pods are gone; see `Launcher`.
 
-        Deleting the RayJob does it: the operator stops the job, and the head's preStop waits for the checkpoint. (A
-        stop by `dist-ft stop` in a pod alone would count as a failed try, and begin again while `backoffLimit` allows.)
+        Deletes the RayJob: the operator stops the job, and the head's preStop hook waits for the checkpoint. A
+        `dist-ft stop` in a pod would count as a failed try, which the operator repeats up to `backoffLimit`.
         """
         found = _get(job)
         if found.is_over:
@@ -194,7 +194,7 @@ def _get(job: str) -> RayJob:
 
 
 def _parts(job: str) -> tuple[str, str]:
-    """Returns namespace and name; what begins with `-` would be an option of kubectl."""
+    """Return namespace and name. Refuse a leading `-`, which kubectl would take for an option."""
     namespace, slash, name = job.removeprefix(PREFIX).partition("/")
     if not slash or not namespace or not name or "/" in name or name.startswith("-") or namespace.startswith("-"):
         raise UsageError(f"{job} is not the name of a RayJob, such as {PREFIX}dist-ft/my-run-a1b2c")

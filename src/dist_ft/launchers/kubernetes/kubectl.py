@@ -1,4 +1,4 @@
-"""The door to a cluster: `kubectl`, with a limit and errors of one line."""
+"""Runs `kubectl` with a time limit, and turns its failures into errors of one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ KUBECTL_LIMIT_S = 120.0
 
 
 def kubectl(*arguments: str, stdin: str | None = None, limit_s: float = KUBECTL_LIMIT_S) -> str:
-    """Runs kubectl and returns what it prints. The only door to a cluster, but for the output of a run.
+    """Runs kubectl and returns what it prints.
 
     Raises:
         UsageError: There is no kubectl.

@@ -1,4 +1,7 @@
-"""What makes the manifests of a run wrong or unsafe though every schema takes them. Pure; one line a problem."""
+"""Finds what is wrong or unsafe in the manifests of a run although every schema accepts them.
+
+Pure functions; each problem is one line.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,7 @@ def _container_problems(container: Container) -> list[str]:
 
 
 def _drain_problems(pod: PodSpec) -> list[str]:
-    """A pod must live longer than what it does before it ends."""
+    """Check that the grace period is longer than what a pod does before it ends."""
     grace_s = pod.get("terminationGracePeriodSeconds", 30)
     needed = [
         float(variable.get("value", 0))
@@ -139,7 +142,7 @@ def _drain_problems(pod: PodSpec) -> list[str]:
 
 
 def _memory_problems(pod: PodSpec) -> list[str]:
-    """Volumes in memory count towards the limit of the container that fills them."""
+    """Check that volumes in memory leave room: they count towards the limit of the container that fills them."""
     in_memory = sum(
         size_bytes(volume["emptyDir"].get("sizeLimit", "0"))
         for volume in pod.get("volumes", [])
@@ -161,7 +164,7 @@ def size_bytes(quantity: str | int) -> float:
 
 
 def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[str]:
-    """The driver's config must be there where the driver runs."""
+    """Check that the driver's config is mounted in the pod that runs the driver."""
     first, *words = shlex.split(job["spec"].get("entrypoint", "")) or [""]
     if first != "exec" or words[:2] != ["dist-ft", "train"] or len(words) < 3:
         return [f"entrypoint {' '.join([first, *words])!r} is not `exec dist-ft train CONFIG …`"]
@@ -175,7 +178,7 @@ def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[s
 
 
 def _stop_problems(spec: Spec) -> list[str]:
-    """What Ray does to a job that is to stop would otherwise end it without a checkpoint."""
+    """Check Ray's two settings for stopping a job; its defaults end the job without a checkpoint."""
     try:
         found = (yaml.safe_load(spec.get("runtimeEnvYAML", "")) or {}).get("env_vars") or {}
         return [
@@ -200,7 +203,7 @@ def _config_problems(pod: PodSpec, path: PurePosixPath, manifests: Sequence[Mani
 
 
 def _selector_problems(manifests: Sequence[Manifest], templates: Sequence[PodTemplate]) -> list[str]:
-    """A selector that selects nothing protects nothing, and says nothing."""
+    """Check that each selector matches a pod; one that matches none fails silently."""
     problems = []
     for manifest in manifests:
         if manifest.get("kind") not in ("PodDisruptionBudget", "NetworkPolicy"):

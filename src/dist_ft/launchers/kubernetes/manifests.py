@@ -1,6 +1,6 @@
-"""From a run config and the manifests of an overlay to the manifests of one run. Pure: no kubectl, no files.
+"""Turns a run config and the manifests of an overlay into the manifests of one run. Pure: no kubectl, no files.
 
-What an overlay holds beyond the run (volume, accounts) is an administrator's, and left out here.
+Objects of the overlay that belong to the administrator (volume, accounts) are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dist_ft.launchers.kubernetes.object_types import ClusterSpec, Group, Manife
 from dist_ft.machine import worker_resources, workers_on
 
 RUN_LABEL = "dist-ft/run"
-"""Label of everything that belongs to one run, its pods included."""
+"""Label of all objects of a run, pods included."""
 RUN_DIR = "dist-ft/run-dir"
 """Annotation of a RayJob: its run directory, a path in its pods or a URL."""
 CONFIG_KEY = "config.yaml"
@@ -27,7 +27,7 @@ _MAX_SLUG = 40  # a RayJob's name has at most 47 characters: six are left for `-
 
 
 def slug(run_name: str) -> str:
-    """Returns a run's name as Kubernetes takes it (DNS-1035); another name never gives the same."""
+    """Returns a run's name in the form of DNS-1035. Different names give different results."""
     plain = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
     if not plain[:1].isalpha():
         plain = f"r-{plain}"
@@ -116,7 +116,7 @@ def for_run(
 
 
 def _relabel(node: Any, run: str) -> None:
-    """Puts the run into every label and selector below."""
+    """Replaces the run in every label and selector below a node."""
     if isinstance(node, list):
         for item in node:
             _relabel(item, run)
@@ -128,7 +128,7 @@ def _relabel(node: Any, run: str) -> None:
 
 
 def slots(group: Group, config: Config) -> int:
-    """Returns how many workers a pod of a worker group holds: by its GPUs where it has some, else by its CPUs."""
+    """Returns how many workers a pod of a worker group holds, by its GPUs or, without GPUs, by its CPUs."""
     limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
     has = {"GPU": float(limits.get("nvidia.com/gpu", 0))}
     if "cpu" in limits:  # else all that the pod's node has

@@ -1,6 +1,6 @@
-"""Types of the objects of Kubernetes and KubeRay, as far as they are read or written here. All keys may be missing.
+"""Types of the objects of Kubernetes and KubeRay, with the keys that this package reads or writes.
 
-They describe dicts that come from YAML or `kubectl -o json`; what else stands in those is passed on as it is.
+They describe dicts from YAML or `kubectl -o json`. Every key may be missing; other keys are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class PodTemplate(TypedDict, total=False):
 
 
 class Group(TypedDict, total=False):
-    """The head, or pods that are alike."""
+    """The head, or a group of equal workers."""
 
     groupName: str
     template: PodTemplate
@@ -109,7 +109,7 @@ class AutoscalerOptions(Container, total=False):
 
 
 class ClusterSpec(TypedDict, total=False):
-    """Of a RayCluster, and in a RayJob."""
+    """The spec of a RayCluster, which a RayJob holds as well."""
 
     rayVersion: str
     authOptions: dict[str, str]
@@ -125,7 +125,7 @@ class DeletionStrategy(TypedDict, total=False):
 
 
 class Spec(ClusterSpec, total=False):
-    """Of whatever kind: a RayCluster's own keys, a RayJob's, a StatefulSet's, those of what selects pods."""
+    """The spec of any kind: keys of a RayCluster, a RayJob, a StatefulSet, and of objects that select pods."""
 
     entrypoint: str
     entrypointNumCpus: float
@@ -155,7 +155,7 @@ class RayJobStatus(TypedDict, total=False):
 
 
 class Manifest(TypedDict, total=False):
-    """One object."""
+    """One object of any kind."""
 
     kind: str
     metadata: Metadata

@@ -1,7 +1,7 @@
-"""What the KubeRay operator (1.7) refuses though the API server takes it.
+"""Finds what the KubeRay operator (1.7) refuses although the API server accepts it.
 
-No schema says so, and nobody sees it but in an event on an object that never starts. Ported from the operator's
-`controllers/ray/utils/validation.go`.
+No schema contains these rules, and the operator reports them only as an event on an object that never starts. Ported
+from its `controllers/ray/utils/validation.go`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _GATED = {
     "tlsOptions": "set Ray's TLS variables yourself",
     "historyServerOptions": "leave it out",
 }
-"""Parts of the schema that the operator has switched off by default."""
+"""Keys of the schema that are behind feature gates, off by default."""
 
 
 def operator_problems(manifest: Manifest) -> list[str]:
-    """Returns what the operator would refuse in a RayJob or RayCluster; nothing for other kinds."""
+    """Returns the problems of a RayJob or RayCluster; none for other kinds."""
     kind = manifest.get("kind")
     if kind not in MAX_NAME:
         return []

@@ -1,6 +1,6 @@
-"""Where pods find what a config names: on the shared volume, in an object store, on a hub or in the image.
+"""Translates the paths of a config to those of pods: a shared volume, an object store, a hub, or the image.
 
-Pure: opens nothing, and nothing of it need exist here.
+Pure: opens nothing. The paths need not exist on this machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dist_ft.storage.urls import checked_store_url, is_url
 
 
 def on_volume(config: Config, mount: str | None) -> Config:
-    """Returns the config with relative paths taken as below the shared volume, where what has no URL is.
+    """Returns the config with relative paths placed on the shared volume; URLs stay as they are.
 
     Args:
         config: As the user wrote it; its paths need not exist here.
@@ -63,7 +63,7 @@ def on_volume(config: Config, mount: str | None) -> Config:
 
 
 class _Pods:
-    """Says how pods find what a config names, and notes in `problems` what they cannot find.
+    """Translates single paths, and collects in `problems` those that pods cannot find.
 
     Args:
         mount: Where they mount the shared volume, if any.
@@ -91,7 +91,7 @@ class _Pods:
         return str(PurePosixPath(self._mount or "/") / path)
 
     def kept(self, key: str, address: str | None) -> str | None:
-        """Returns where something is kept: a path on the volume, or a folder in an object store."""
+        """Returns the address of something that is written: a path on the volume, or a URL of an object store."""
         if address is None or not is_url(address):
             return self.below(key, address, may_be_in_image=False)
         try:

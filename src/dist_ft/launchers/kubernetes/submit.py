@@ -1,8 +1,4 @@
-"""From a run config and an overlay to the checked manifests of a run. Asks `kubectl kustomize`, and no cluster.
-
-What a run's manifests are is `manifests.py`, what its paths mean there `pod_paths.py`; what makes them wrong is
-`operator_rules.py` and `lint.py`.
-"""
+"""Renders a run config and an overlay to checked manifests. Calls `kubectl kustomize`, but asks no cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ from dist_ft.launchers.launcher import SubmitRequest
 
 NAMESPACE = "dist-ft"
 _EXAMPLE_REGISTRY = "registry.example.com/"
-"""Where the images of the shipped overlays are not."""
+"""Registry that the shipped overlays name as an example; no image is there."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,14 @@ class RenderedRun:
 def render(
     request: SubmitRequest, overlay: Path, *, suffix: str, namespace: str = NAMESPACE, image: str | None = None
 ) -> RenderedRun:
-    """Returns the manifests of a run: its config, put into what `kubectl kustomize OVERLAY` builds.
+    """Renders the manifests of a run: puts its config into what `kubectl kustomize OVERLAY` builds.
 
     Args:
         request: What to run. Relative paths in its config are below the shared volume; without one all has URLs.
         overlay: Kustomization directory, such as `cluster/kuberay/overlays/gpu`.
         suffix: Tells this submission from earlier ones of the run.
         namespace: Where the objects go.
-        image: In place of the overlay's.
+        image: Replaces the overlay's image.
 
     Raises:
         UserError: Config or overlay cannot run, with every problem found, one a line.

@@ -1,7 +1,7 @@
-"""Runs as Ray jobs: starts them, and looks after them from anywhere that reaches the cluster's dashboard.
+"""Submits runs as Ray jobs, and looks after them from any machine that reaches the cluster's dashboard.
 
-The job gets the resolved config in its working directory and nothing else: dist-ft itself, models and data are those of
-the cluster's machines. Secrets are theirs, too; the settings of a job can be read by everybody who sees the dashboard.
+The job's working directory holds only the config. dist-ft itself, models, data and secrets are those of the cluster's
+machines: everybody who sees the dashboard can read the settings of a job.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONFIG_NAME = "config.yaml"
 
 
 class RayLauncher:
-    """Runs as jobs of one Ray cluster; a job's name is its submission id.
+    """Starts runs as jobs of one Ray cluster. A job's name is its submission id.
 
     Args:
         address: URL of the cluster's dashboard; None takes it from the environment.
@@ -85,7 +85,7 @@ class RayLauncher:
         return self._server.logs(job)
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Has a job checkpoint and stop; see `Launcher`."""
+        """Stops a job after a checkpoint; see `Launcher`."""
         before = self._server.info(job)
         if before.status.is_terminal():
             raise UsageError(f"job {job} is not running: it is {before.status.value}; there is nothing to stop")

@@ -1,4 +1,4 @@
-"""Follows a Ray job to its end: its output, its result, its exit code, and what Ctrl-C means meanwhile."""
+"""Follows a Ray job to its end: prints its output, returns its result and exit code, and handles Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL_S = 0.5
 
 
 class Jobs(Protocol):
-    """What of a `JobServer` is needed here."""
+    """The methods of `JobServer` that following needs."""
 
     address: str
 
@@ -34,7 +34,7 @@ class Jobs(Protocol):
 
 
 def follow(jobs: Jobs, submission_id: str) -> Ended | None:
-    """Shows a job's output until it ends; None when the user would rather not wait.
+    """Prints a job's output until it ends. Returns None if the user detaches.
 
     Raises:
         UsageError: There is no such job.
@@ -85,7 +85,7 @@ def wait_for_end(jobs: Jobs, submission_id: str, limit_s: float) -> JobDetails:
 
 
 def how_it_ended(details: JobDetails, result: RunResult | None) -> Ended:
-    """Maps what Ray says of a job that has ended to an exit code of ours."""
+    """Maps Ray's record of a job that has ended to an exit code of dist-ft."""
     code = details.driver_exit_code
     if details.status == JobStatus.STOPPED:  # Ray keeps no exit code of a job that it was asked to stop
         if result is None:
@@ -112,7 +112,7 @@ async def _show_all(jobs: Jobs, submission_id: str, output: Output) -> None:
 
 
 def _ask(command: str) -> str:
-    """Asks what Ctrl-C means: `d` to detach, `s` to stop, anything else to go on."""
+    """Asks the user what Ctrl-C means: `d` to detach, `s` to stop, anything else to go on."""
     print(f"\nthe job goes on; to see it again: {command}", file=sys.stderr)
     if not sys.stdin.isatty():
         raise KeyboardInterrupt

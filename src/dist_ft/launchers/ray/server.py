@@ -1,6 +1,6 @@
-"""The door to the job server of a Ray cluster, its dashboard: finds it, and says in one line what is wrong with it.
+"""Connects to the job server of a Ray cluster, which is its dashboard, and explains failures in one line.
 
-Ray's client waits long for a machine that does not answer, and explains a refused token in a paragraph.
+Ray's own client waits long for a machine that does not answer, and explains a refused token in a paragraph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TALKERS = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Ray's loggers that tell of uploads and closed connections."""
+"""Ray's loggers that report uploads and closed connections."""
 _ANSWER_LIMIT_S = 5.0
 _REQUEST_LIMIT_S = 30.0
 _OPEN_CLUSTER = (
@@ -38,14 +38,14 @@ _OPEN_CLUSTER = (
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which would wait for an answer for ever."""
+    """Ray's client with a time limit; its own requests have none."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=_REQUEST_LIMIT_S, **options)
 
 
 class JobServer:
-    """The jobs of one cluster. Every method raises DistFtError when the server cannot be reached any more.
+    """The jobs of one cluster. Every method raises DistFtError if the server does not answer any more.
 
     Args:
         address: URL of the dashboard; None takes it from the environment.
@@ -150,7 +150,7 @@ def resolve_address(address: str | None) -> str:
 
 
 def _is_open(address: str) -> bool:
-    """Asks without a token whether anybody is there; returns whether that was enough."""
+    """Sends a request without a token, and returns whether the server answers it."""
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=_ANSWER_LIMIT_S):
             return True
