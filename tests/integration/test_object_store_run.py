@@ -142,6 +142,20 @@ def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undistu
     assert starts[0] == 0 and starts[1] >= 10
 
 
+def test_a_run_in_a_bucket_is_submitted_to_this_machine(bench: Bench, undisturbed: Run) -> None:
+    command = [bench.cli, "submit", "config.yaml", "--to", "local", "--no-preflight", "--follow", "run.name=behind",
+               f"run.output_dir={bench.bucket}/runs", f"cluster.address={bench.address}"]  # fmt: skip
+    done = subprocess.run(command, cwd=bench.folder, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    run = open_run(f"{bench.bucket}/runs/behind")
+    assert f"completed after {STEPS} steps: {run}" in done.stdout
+    check_same(bench, run, undisturbed, attempts=1)
+    job = done.stdout.split("submitted ")[1].split(";")[0]
+    shown = subprocess.run([bench.cli, "status", job, "--json"], capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(shown.stdout)
+    assert (found["exit_code"], found["run_dir"], found["run"]["state"]) == (0, run.address, "completed")
+
+
 def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path: Path) -> None:
     limit_bytes, size = 24_000, ["train.max_steps=15", "data.part_mib=0.0004"]
     plain = open_run(finish(bench.start("whole", str(bench.folder / "runs"), *size))["run_dir"])
