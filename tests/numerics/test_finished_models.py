@@ -10,7 +10,7 @@ import pytest
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.config import Config
 from dist_ft.config.training_sections import EvalConfig
-from dist_ft.evaluate.merge import merge
+from dist_ft.evaluate.merge import AnsweredRow, EvalShare, Evaluation, merge
 from dist_ft.jobs.spec import evaluate_tasks, export_task
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.storage.store import LocalStore
@@ -30,17 +30,16 @@ class Exported:
     models: dict[str, str | None]
     evals: dict[int, dict[str, Any]]
 
-    def measure(self, starter: str, num_tasks: int, models: dict[str, str | None] | None = None) -> dict[str, Any]:
-        """Returns what the tasks found, put together."""
+    def measure(
+        self, starter: str, num_tasks: int, models: dict[str, str | None] | None = None
+    ) -> tuple[Evaluation, list[AnsweredRow]]:
+        """Returns what the tasks found, put together, and all answers."""
         models = models or self.models
         tasks = evaluate_tasks(self.config, models, num_tasks, num_nodes=1)
         assert len(tasks) == num_tasks
-        shares = [run_task(starter, task.name, task.arguments) for task in tasks]
-        return {"answers": _answers(shares), **merge(self.config.eval, list(models), shares)}
-
-
-def _answers(shares: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted((row for share in shares for row in share["rows"]), key=lambda row: int(row["row"]))
+        shares = [EvalShare.from_dict(run_task(starter, task.name, task.arguments)) for task in tasks]
+        answered = sorted((row for share in shares for row in share.rows), key=lambda row: row.row)
+        return merge(self.config.eval, models, shares), answered
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
@@ -64,20 +63,22 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_any_number_of_tasks_gives_the_same_answers(exported: Exported, starter: str) -> None:
     one, two, three = (exported.measure(starter, count) for count in (1, 2, 3))
-    assert one["num_rows"] == NUM_ROWS
-    assert [row["row"] for row in one["answers"]] == list(range(NUM_ROWS))
-    assert one["answers"] == two["answers"] == three["answers"]
-    assert all(one[name] == two[name] == three[name] for name in exported.models)
+    (evaluation, answered) = one
+    assert evaluation.num_rows == NUM_ROWS
+    assert [row.row for row in answered] == list(range(NUM_ROWS))
+    assert answered == two[1] == three[1]
+    assert list(evaluation.models) == list(exported.models)
+    assert evaluation.models == two[0].models == three[0].models
     # Each model says something of its own, so that a mix-up would show.
-    said = {name: [row[name] for row in one["answers"]] for name in exported.models}
+    said = {name: [row.answers[name] for row in answered] for name in exported.models}
     assert said["base"] != said["best"] != said["tuned"] != said["base"]
 
 
 def test_a_model_says_the_same_whichever_was_measured_before_it(exported: Exported, starter: str) -> None:
-    together = exported.measure(starter, 1)
+    _, together = exported.measure(starter, 1)
     for name in exported.models:
-        alone = exported.measure(starter, 1, {name: exported.models[name]})
-        assert [row[name] for row in alone["answers"]] == [row[name] for row in together["answers"]]
+        _, alone = exported.measure(starter, 1, {name: exported.models[name]})
+        assert [row.answers[name] for row in alone] == [row.answers[name] for row in together]
 
 
 def test_held_out_numbers_are_those_of_the_training(exported: Exported, starter: str) -> None:

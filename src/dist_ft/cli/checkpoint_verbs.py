@@ -67,6 +67,7 @@ def export(
         raise UsageError(f"--to {to} exists; choose another directory")
     place = open_run(run)
     config, checkpoint = find_checkpoint(place, step)
+    from dist_ft.jobs.spec import ExportResult
     from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 
     arguments = {
@@ -75,7 +76,7 @@ def export(
     }  # fmt: skip
     server = ForkServer()
     try:
-        result = run_task(server.socket_path, "export", arguments)
+        result = ExportResult(**run_task(server.socket_path, "export", arguments))
     finally:
         server.close()
-    typer.echo(f"{result['export_dir']} (probe logits differ by {result['probe_difference']:.1e} of the largest)")
+    typer.echo(f"{result.export_dir} (probe logits differ by {result.probe_difference:.1e} of the largest)")

@@ -31,11 +31,11 @@ def evaluate(
 
     result = measure(path, target)
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result.to_dict()))
         return
-    print(render_comparison(result["models"]))
-    if result["samples"]:
-        print(f"\n{render_samples(result['samples'][:3])}")
+    print(render_comparison(result.models))
+    if result.samples:
+        print(f"\n{render_samples(result.samples[:3])}")
 
 
 def report(

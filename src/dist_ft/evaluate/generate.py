@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+
+from dist_ft.model.adapter import Model
+from dist_ft.model.base import Tokenizer
 
 _BATCH_ROWS = 32
 _WINDOW_ROWS = 8 * _BATCH_ROWS
@@ -26,7 +28,7 @@ def make_batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Returns the continuations of one batch of rendered prompts, up to the end of the turn.
 
     Of a prompt that leaves no room for an answer the end is kept.
@@ -56,14 +58,14 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens:
     return answers
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
+def _ends(model: Model, tokenizer: Tokenizer) -> list[int]:
     """Tokens that end an answer: chat models often name the end of a turn in one of two places only."""
     known = model.generation_config.eos_token_id
     listed = known if isinstance(known, list) else [known]
     return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
 
 
-def _room(model: Any, max_new_tokens: int) -> int | None:
+def _room(model: Model, max_new_tokens: int) -> int | None:
     """Tokens that a prompt may have; None where the model names no limit (some say -1)."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return max(1, limit - max_new_tokens) if limit is not None and limit > 0 else None

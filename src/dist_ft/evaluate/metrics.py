@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from dist_ft.metric_rows import Metrics
+
 Metric = Callable[[Sequence[str], Sequence[str]], float | None]
 
 
-def score(
-    names: Iterable[str], pattern: str | None, answers: Sequence[str], references: Sequence[str]
-) -> dict[str, float | None]:
+def score(names: Iterable[str], pattern: str | None, answers: Sequence[str], references: Sequence[str]) -> Metrics:
     """Returns the metrics of some answers.
 
     Args:
@@ -24,7 +24,7 @@ def score(
         answers: What the model says.
         references: What was wanted, in the same order.
     """
-    found: dict[str, float | None] = {}
+    found: Metrics = {}
     for name in names:
         if not references:
             found[name] = None

@@ -18,10 +18,12 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout
 from dist_ft.evaluate.generate import generate, make_batches
 from dist_ft.evaluate.held_out import evaluate
-from dist_ft.evaluate.questions import Question, held_out_questions
+from dist_ft.evaluate.merge import AnsweredRow, EvalShare
+from dist_ft.evaluate.questions import held_out_questions
 from dist_ft.jobs.prepare import prepare_held_out
 from dist_ft.machine import num_cores
-from dist_ft.model.adapter import load_adapter
+from dist_ft.metric_rows import Metrics
+from dist_ft.model.adapter import Model, load_adapter
 from dist_ft.model.base import load_model, load_tokenizer
 from dist_ft.model.chat.render import Renderer
 from dist_ft.objectives.kinds import build_objective
@@ -50,8 +52,7 @@ def run(
         with_loss: Measure held-out loss, accuracy and perplexity, too.
 
     Returns:
-        `{"rows": [{row, prompt, reference, <name of the model>: answer, …}], "numbers": {name: {eval_loss, …}},
-        "eval_s"}`.
+        An `EvalShare` as JSON values.
     """
     parsed = config_from_dict(config)
     began = time.perf_counter()
@@ -59,10 +60,12 @@ def run(
     tokenizer = load_tokenizer(parsed)
     questions = held_out_questions(parsed, Renderer(tokenizer)) if parsed.eval.metrics else []
     batches = make_batches([len(question.prompt) for question in questions])[shard::num_shards]
-    rows = {row: _shown(row, questions[row]) for batch in batches for row in batch}
+    rows: dict[int, AnsweredRow] = {}
+    for row in sorted(row for batch in batches for row in batch):
+        rows[row] = AnsweredRow(row, questions[row].shown, questions[row].reference, answers={})
     split = prepare_held_out(parsed, tokenizer) if with_loss else None
     objective = build_objective(parsed.objective)
-    numbers: dict[str, dict[str, float | None]] = {}
+    numbers: dict[str, Metrics] = {}
     with ExitStack() as stack:
         is_asked = bool(batches) or split is not None
         copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
@@ -78,25 +81,17 @@ def run(
                 prompts = [questions[row].prompt for row in batch]
                 answers = generate(model, tokenizer, prompts, parsed.eval.max_new_tokens)
                 for row, answer in zip(batch, answers, strict=True):
-                    rows[row][name] = answer
+                    rows[row].answers[name] = answer
             del model  # before the next one is loaded
-    return {
-        "rows": [rows[row] for row in sorted(rows)],
-        "numbers": numbers,
-        "eval_s": round(time.perf_counter() - began, 1),
-    }
+    return EvalShare(tuple(rows.values()), numbers, round(time.perf_counter() - began, 1)).to_dict()
 
 
-def _shown(row: int, question: Question) -> dict[str, Any]:
-    return {"row": row, "prompt": question.shown, "reference": question.reference}
-
-
-def _each(config: Config, models: Mapping[str, Path | None]) -> Iterator[tuple[str, Any]]:
+def _each(config: Config, models: Mapping[str, Path | None]) -> Iterator[tuple[str, Model]]:
     """Yields the models one after the other, ready; a base model is loaded once for itself and all its adapters."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_base = {name: path for name, path in models.items() if path is None or (path / ADAPTER_CONFIG).is_file()}
     if on_base:
-        base: Any = load_model(config).eval().to(device)
+        base = load_model(config).eval().to(device)
         for name, path in on_base.items():
             if path is None:
                 yield name, base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.errors import ExportError
+from dist_ft.jobs.spec import ExportResult
 from dist_ft.layout import RunDir
-from dist_ft.model.adapter import export_names, load_adapter, save_adapter_config
+from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import (
     load_generation_config,
     load_model,
@@ -56,7 +58,7 @@ def run(
         dtype: Dtype of the files; default is `model.dtype`.
 
     Returns:
-        `{"export_dir", "probe_difference"}`.
+        An `ExportResult` as JSON values.
 
     Raises:
         CheckpointError: The checkpoint is damaged.
@@ -80,7 +82,7 @@ def run(
         _write_sidecars(parsed, place, manifest, directory, merge)
         for file in directory.iterdir():
             file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
-    return {"export_dir": to, "probe_difference": difference}
+    return asdict(ExportResult(to, difference))
 
 
 def _write_weights(config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str) -> None:
@@ -133,7 +135,7 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
     return [ParamInfo(name, shape, name) for name, shape in names.items()], read
 
 
-def _load_export(config: Config, directory: Path, dtype: str) -> Any:
+def _load_export(config: Config, directory: Path, dtype: str) -> Model:
     if (directory / "adapter_config.json").is_file():
         return load_adapter(load_model(config), directory)
     return load_model(with_model_dir(config, str(directory), dtype))

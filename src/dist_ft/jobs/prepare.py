@@ -18,7 +18,7 @@ from dist_ft.jobs.curate import nothing_removed
 from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
 from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
 from dist_ft.model.adapter import adapter_hash
-from dist_ft.model.base import at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
+from dist_ft.model.base import Tokenizer, at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.run.run_inputs import RunInputs
@@ -110,7 +110,7 @@ def _job(plan: SplitPlan, shard: PlannedShard, window: Window) -> ShardJob:
     return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window)
 
 
-def prepare_held_out(config: Config, tokenizer: Any) -> PreparedSplit | None:
+def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | None:
     """Prepares the held-out rows alone; None when there are none."""
     render_many, render_key = make_renderer(config, tokenizer)
     request = split_requests(config, render_key, nothing_removed(config))[1]

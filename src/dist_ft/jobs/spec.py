@@ -152,6 +152,19 @@ def encode_files(files: SourceFiles) -> list[list[dict[str, Any]]]:
     return [[file.to_dict() for file in source] for source in files]
 
 
+@dataclass(frozen=True)
+class ExportResult:
+    """What the task `export` answers.
+
+    Attributes:
+        export_dir: Directory or URL that it has written.
+        probe_difference: Largest difference of the probe's logits, relative to the largest logit.
+    """
+
+    export_dir: str
+    probe_difference: float
+
+
 def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
     """Consolidates a checkpoint into `exports/step-…` and verifies it."""
     arguments = {

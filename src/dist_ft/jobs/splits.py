@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
@@ -15,7 +14,7 @@ from dist_ft.data.shards.request import SplitPlan, SplitRequest, plan_split
 from dist_ft.data.sources.listing import list_sources
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import curate
-from dist_ft.model.base import tokenizer_key
+from dist_ft.model.base import Tokenizer, tokenizer_key
 from dist_ft.model.chat.render import RENDERING_VERSION, Renderer
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.records import Record, Sample
@@ -26,7 +25,7 @@ CACHE_NAME = ".dist-ft-cache"
 """Folder of prepared data in `run.output_dir`, which all machines see."""
 
 
-def make_renderer(config: Config, tokenizer: Any) -> tuple[RenderMany, str]:
+def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str]:
     """Returns what turns rows into tokens, and a key of all that decides which."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
     objective, renderer = build_objective(config.objective), Renderer(tokenizer, train_on)

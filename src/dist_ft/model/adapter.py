@@ -22,6 +22,8 @@ from dist_ft.config.adapter_settings import FREE, adapter_settings, same
 from dist_ft.config.training_sections import MethodConfig
 from dist_ft.errors import ConfigError
 
+Model = PreTrainedModel | PeftModel
+"""A model, perhaps with an adapter."""
 ADAPTER = "default"
 _UNDERSTOOD = frozenset(
     {

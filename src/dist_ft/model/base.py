@@ -25,6 +25,8 @@ from dist_ft.model import hub
 from dist_ft.model.chat.templates import template_text
 from dist_ft.model.embedded import is_embedded, materialise
 
+Tokenizer = PreTrainedTokenizerFast
+"""What turns text into tokens and back."""
 _SAMPLE_BLOCKS = 64
 _BLOCK_BYTES = 1 << 16
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dist_ft.printable import printable
 
@@ -40,7 +39,7 @@ def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     return "\n".join(lines)
 
 
-def render_samples(samples: Sequence[Mapping[str, Any]]) -> str:
+def render_samples(samples: Sequence[Mapping[str, str]]) -> str:
     """Returns questions with the answers to them, each on one line and cut."""
     blocks = [
         "\n".join(f"{name:{_WIDTH}}{printable(text.strip(), _SAMPLE_CHARS)}" for name, text in sample.items())

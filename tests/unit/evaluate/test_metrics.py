@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_ft.config.training_sections import EvalConfig
-from dist_ft.evaluate.merge import merge
+from dist_ft.evaluate.merge import AnsweredRow, EvalShare, merge
 from dist_ft.evaluate.metrics import METRICS, bleu, exact_match, json_fields, json_valid, regex, rouge_l, score
 
 
@@ -100,19 +100,20 @@ def test_no_answer_breaks_a_metric(rows: list[tuple[str, str]]) -> None:
 
 
 def test_shares_come_together_in_the_order_of_the_rows() -> None:
-    def row(number: int, tuned: str) -> dict[str, object]:
-        return {"row": number, "prompt": "q" * 5000, "reference": str(number), "base": "", "tuned": tuned}
+    def share(eval_s: float, answers: dict[int, str]) -> EvalShare:
+        rows = [AnsweredRow(row, "q" * 5000, str(row), {"base": "", "tuned": tuned}) for row, tuned in answers.items()]
+        return EvalShare.from_dict(json.loads(json.dumps(EvalShare(tuple(rows), {}, eval_s).to_dict())))
 
     config = EvalConfig(metrics=["exact_match"])
-    shares = [{"rows": [row(1, "1"), row(3, "no")], "eval_s": 2.0}, {"rows": [row(0, "0"), row(2, "2")], "eval_s": 3.5}]
+    shares = [share(2.0, {1: "1", 3: "no"}), share(3.5, {0: "0", 2: "2"})]
     merged = merge(config, ["base", "tuned"], shares)
-    assert (merged["base"], merged["tuned"]) == ({"exact_match": 0.0}, {"exact_match": 0.75})
-    assert (merged["num_rows"], merged["eval_s"]) == (4, 3.5)
-    assert [sample["reference"] for sample in merged["samples"]] == ["0", "1", "2", "3"]
-    assert len(merged["samples"][0]["prompt"]) == 2000
+    assert merged.models == {"base": {"exact_match": 0.0}, "tuned": {"exact_match": 0.75}}
+    assert (merged.num_rows, merged.eval_s) == (4, 3.5)
+    assert [sample["reference"] for sample in merged.samples] == ["0", "1", "2", "3"]
+    assert len(merged.samples[0]["prompt"]) == 2000
     assert merge(config, ["base", "tuned"], [shares[1], shares[0]]) == merged
 
 
 def test_without_rows_there_is_nothing_to_judge() -> None:
-    merged = merge(EvalConfig(metrics=["exact_match"]), ["base"], [{"rows": [], "eval_s": 0.1}])
-    assert merged["base"] == {"exact_match": None}
+    merged = merge(EvalConfig(metrics=["exact_match"]), ["base"], [EvalShare((), {"base": {"eval_loss": 2.0}}, 0.1)])
+    assert merged.models == {"base": {"eval_loss": 2.0, "exact_match": None}}

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -30,7 +29,7 @@ from dist_ft.data.sources.listing import list_sources
 from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
-from dist_ft.model.base import load_generation_config, load_tokenizer
+from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer
 from dist_ft.records import Conversation, Message, Record, Sample
 from dist_ft.storage.objects import open_store
 
@@ -164,7 +163,7 @@ def measure(config: Config) -> Measures:
     )
 
 
-def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
+def _stop_ids(config: Config, tokenizer: Tokenizer) -> set[int]:
     generation = load_generation_config(config)
     ends = generation.eos_token_id if generation is not None else None
     found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -174,7 +173,7 @@ def _stop_ids(config: Config, tokenizer: Any) -> set[int]:
 class _Meter:
     """Notes what is found in rows."""
 
-    def __init__(self, tokenizer: Any, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
         self._redacted = frozenset(redacted)
         self._stops = stops
         self._bos = tokenizer.bos_token_id

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from dist_ft.errors import UsageError
 from dist_ft.jobs.data_report.summary import Segment, ShownData, ShownSample, ShownSequence
 from dist_ft.jobs.prepare import prepare_split
 from dist_ft.jobs.splits import make_renderer, plan_splits
-from dist_ft.model.base import load_tokenizer
+from dist_ft.model.base import Tokenizer, load_tokenizer
 
 Tokens = tuple[int, ...]
 
@@ -126,7 +125,7 @@ def _pieces(
                 yield tuple(piece.input_ids), _Origin(row.place, num_cut)
 
 
-def _show(tokenizer: Any, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:
+def _show(tokenizer: Tokenizer, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:
     origin = origins.get(tuple(ids))
     return ShownSample(
         place=origin.place if origin else None,
@@ -137,7 +136,7 @@ def _show(tokenizer: Any, ids: list[int], trained: list[bool], origins: dict[Tok
     )
 
 
-def _segments(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[Segment]:
+def _segments(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[Segment]:
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     kinds = [(is_trained, token in special) for token, is_trained in zip(ids, trained, strict=True)]
     start = 0
@@ -147,12 +146,12 @@ def _segments(tokenizer: Any, ids: Sequence[int], trained: Sequence[bool]) -> It
         start = end
 
 
-def _text(tokenizer: Any, ids: Sequence[int], start: int, end: int) -> str:
+def _text(tokenizer: Tokenizer, ids: Sequence[int], start: int, end: int) -> str:
     """Decodes a part behind the token before it: some tokenizers drop the space that a text begins with."""
     before = _decode(tokenizer, ids[max(0, start - 1) : start])
     whole = _decode(tokenizer, ids[max(0, start - 1) : end])
     return whole.removeprefix(before) if whole.startswith(before) else _decode(tokenizer, ids[start:end])
 
 
-def _decode(tokenizer: Any, ids: Iterable[int]) -> str:
+def _decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

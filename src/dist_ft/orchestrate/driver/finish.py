@@ -10,7 +10,7 @@ from typing import Any
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
-from dist_ft.evaluate.merge import merge
+from dist_ft.evaluate.merge import EvalShare, merge
 from dist_ft.jobs.spec import TaskSpec, evaluate_tasks, export_task
 from dist_ft.layout import read_json, write_whole
 from dist_ft.metric_rows import EvalRow
@@ -50,12 +50,13 @@ def export_and_measure(
     tasks = evaluate_tasks(config, models, int(read_json(run_dir.run_json)["world_size"]), num_nodes)
     if tasks:
         console.say(f"  measuring {', '.join(config.eval.metrics)} of {', '.join(models)}")
-        result["evaluation"] = merge(config.eval, list(models), run_tasks(tasks))
-        _write_samples(run_dir, steps["tuned"], result["evaluation"]["samples"])
-        result["evaluation"]["samples"] = result["evaluation"]["samples"][:_SAMPLES_SHOWN]
+        evaluation = merge(config.eval, models, [EvalShare.from_dict(share) for share in run_tasks(tasks)])
+        _write_samples(run_dir, steps["tuned"], evaluation.samples)
+        values = replace(evaluation, samples=evaluation.samples[:_SAMPLES_SHOWN]).to_dict()
+        result["evaluation"] = {**values.pop("models"), **values}
         for name, step in {"base": 0, **steps}.items():
             row = read_evals(run_dir.evals).get(step, EvalRow(step, 0, {}))
-            metrics = {**row.metrics, **result["evaluation"][name]}
+            metrics = {**row.metrics, **evaluation.models[name]}
             coordinator.call("record_evaluation", replace(row, metrics=metrics))
     result["comparison"] = _compare(run_dir, {"base": 0, **steps})
     return result
