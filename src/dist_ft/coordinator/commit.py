@@ -1,15 +1,28 @@
-"""Turns staged files into a committed checkpoint, once all of it is proved to be there."""
+"""Turns what the ranks of an attempt stage into committed checkpoints, once all of it is proved to be there."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, index_pieces, map_slices
-from dist_ft.errors import CheckpointError
+from dist_ft.config import Config
+from dist_ft.coordinator.failures import RankFailure
+from dist_ft.coordinator.recorder import Recorder
+from dist_ft.coordinator.start import clean_up
+from dist_ft.errors import CheckpointError, StorageError
 from dist_ft.layout import checkpoint_name
 from dist_ft.messages import Staged
+from dist_ft.run import events
+from dist_ft.run.scores import Scores
 from dist_ft.slices import SavedState, WrittenFile
 from dist_ft.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+_FAILED_SAVES = 3
+"""Saves in a row that may fail before the run ends: a longer run without any would lose too much."""
 
 
 @dataclass
@@ -53,3 +66,91 @@ def commit(store: Store, run_id: str, attempt: int, wandb_id: str | None, stagin
     if not store.create_exclusive(f"{manifest.directory}/{MANIFEST}", manifest.encode()):
         raise CheckpointError(f"{manifest.directory} has a manifest already; a checkpoint is never replaced")
     return manifest
+
+
+class Saves:
+    """The saves of one attempt: commits those that are whole, counts those that fail, deletes old checkpoints.
+
+    Args:
+        config: The run config.
+        store: The run directory.
+        recorder: The records of the run, opened for this attempt.
+        world_size: Number of ranks.
+        check_newest: Raises StaleAttemptError when another driver has taken over the run.
+
+    Attributes:
+        committed_step: Newest checkpoint of this attempt; 0 before the first.
+    """
+
+    def __init__(
+        self, config: Config, store: Store, recorder: Recorder, world_size: int, check_newest: Callable[[], None]
+    ) -> None:
+        self.committed_step = 0
+        self._config = config
+        self._store = store
+        self._recorder = recorder
+        self._world_size = world_size
+        self._check_newest = check_newest
+        self._staging: dict[int, Staging] = {}
+        self._unsaved: list[int] = []  # steps of the last saves in a row that failed
+
+    def stage(self, rank: int, message: Staged) -> RankFailure | None:
+        """Takes a rank's report, and commits once all have reported; returns a failure that ends the attempt.
+
+        Raises:
+            StaleAttemptError: Another driver has taken over the run.
+        """
+        if message.step in self._unsaved:
+            return None
+        staging = self._staging.setdefault(message.step, Staging())
+        staging.add(rank, message)
+        if not staging.is_whole(self._world_size):
+            return None
+        del self._staging[message.step]
+        self._check_newest()
+        record = self._recorder.record
+        try:
+            self._recorder.look_again()
+            self._check_newest()
+            self._recorder.send()
+            manifest = commit(self._store, record.run_id, record.attempt, record.wandb_id, staging)
+        except CheckpointError as error:
+            return RankFailure.of(rank, error)
+        except OSError as error:
+            return self.fail(message.step, str(error), message.is_last)
+        self.committed_step = manifest.step
+        self._unsaved.clear()
+        self._recorder.note(events.Committed(manifest.step))
+        self._clean_up()
+        return None
+
+    def fail(self, step: int, reason: str, is_last: bool) -> RankFailure | None:
+        """Leaves a save out, on all ranks; returns a failure when that ends the attempt."""
+        if step in self._unsaved:
+            return None
+        self._unsaved.append(step)
+        self._staging.pop(step, None)
+        self._recorder.note(events.SaveFailed(step, reason))
+        if not is_last and len(self._unsaved) < _FAILED_SAVES:
+            return None
+        return RankFailure.of(
+            0,
+            StorageError(
+                f"the checkpoint of step {step} cannot be written ({reason}); make room or mend the storage, then "
+                "--resume goes on after the last one"
+            ),
+        )
+
+    def _clean_up(self) -> None:
+        try:
+            self._recorder.look_again()
+        except OSError as error:
+            logger.warning("old checkpoints stay for now: %s", error)
+            return
+        if not self._recorder.is_mine:
+            return
+        wanted, record, scores = self._config.eval, self._recorder.record, None
+        if wanted.best_metric is not None and wanted.every_steps is not None:  # the best one stays
+            rows = self._recorder.evaluations(record.max_steps)
+            scores = Scores.of(rows, wanted.best_metric, wanted.every_steps, record.max_steps)
+        clean_up(self._store, self._config.checkpoint.keep_last, record.attempt, scores)

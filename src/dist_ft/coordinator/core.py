@@ -15,7 +15,7 @@ from typing import Any
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config, with_commit
-from dist_ft.coordinator.failures import AttemptFailure, Decision, Recovery, explain, find_causes
+from dist_ft.coordinator.failures import AttemptFailure, Decision, RankFailure, Recovery, explain, find_causes
 from dist_ft.coordinator.group import Group
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
@@ -146,8 +146,8 @@ class Coordinator:
             stop=self._stop or group.leaving is not None,
             hold=group.leaving is not None and not self._stop and group.done.get(envelope.rank) == "stopped",
             abort=group.abort,
-            dump=group.is_asking,
-            committed_step=group.committed_step,
+            dump=group.progress.is_asking,
+            committed_step=group.saves.committed_step,
             rendezvous=group.rendezvous,
         )
 
@@ -155,7 +155,7 @@ class Coordinator:
         """Notes an error of the coordinator itself, after which the next decision is made anew."""
         self.recovery.decision = None
         self._group.failures.clear()
-        self._group.fail(0, error.to_dict())
+        self._group.fail(RankFailure.of(0, error))
 
     def request_stop(self, reason: str) -> None:
         """Asks all ranks to checkpoint and stop after their current step."""
@@ -226,7 +226,7 @@ class Coordinator:
             **asdict(self._record),
             "row": self._recorder.last_row,
             "eval": self._recorder.last_eval,
-            "phases": group.phases,
+            "phases": group.progress.phases,
             "ledger": self._recorder.entries[num_known:],
             "outcome": self.outcome(),
             "failures": [asdict(failure) for failure in group.failures],
@@ -258,9 +258,10 @@ class Coordinator:
             return self.recovery.go_on("the group had checkpointed and ended before it lost a worker")
         if lost_nodes:
             error: DistFtError = NodeLostError(f"{', '.join(lost_nodes)} is gone, with the workers there")
-            group.fail(0, error.to_dict(), is_death=True)
+            group.fail(RankFailure.of(0, error, is_death=True))
         elif not group.failures:
-            group.fail(0, WorkerCrashError(f"a worker was lost: {message}").to_dict(), is_death=True)
+            error = WorkerCrashError(f"a worker was lost: {message}")
+            group.fail(RankFailure.of(0, error, is_death=True))
         cause = explain(group.failures)
         failure = AttemptFailure(self._record.step, cause, find_causes(group.failures)[0].step)
         decision = self.recovery.decide(failure, self._stop, now)

@@ -44,6 +44,11 @@ class RankFailure:
     is_death: bool = False
     step: int | None = None
 
+    @classmethod
+    def of(cls, rank: int, error: DistFtError, is_death: bool = False) -> RankFailure:
+        """Returns how a rank failed by an error."""
+        return cls(rank, type(error).__name__, str(error), is_death)
+
     @property
     def error(self) -> DistFtError:
         """The error itself."""
