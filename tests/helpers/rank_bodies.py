@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,18 +16,22 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.data.stream.cache import open_split
+from dist_ft.errors import DataError
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.jobs import prepare as prepare_task
 from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
+from dist_ft.model.chat.render import Renderer
+from dist_ft.objectives import kinds
 from dist_ft.objectives.objective import Objective, Outputs, Rows
 from dist_ft.objectives.sft import SFT
+from dist_ft.records import Conversation, Record, Sample
 from dist_ft.slices import STATE_KINDS, SliceKey
 from dist_ft.storage.store import LocalStore
 from dist_ft.train import build, saving
@@ -284,24 +288,64 @@ def _compare_frozen(parts: RankParts) -> dict[str, Any]:
     return {"frozen": sorted(frozen), "changed": changed}
 
 
-def train_by_another_objective(rank: int, world_size: int, attempt: dict[str, Any]) -> dict[str, Any]:
-    """Trains by an objective that uses what SFT does not: a number of the step, metrics, slots as the divisor."""
+def _token_losses(outputs: Outputs, rows: Rows) -> torch.Tensor:
+    return cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="sum").reshape(1)
 
-    def token_losses(outputs: Outputs, rows: Rows) -> torch.Tensor:
-        return cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="sum").reshape(1)
 
-    def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
-        loss_sum = token_losses(outputs, rows) * (1 + rows.step_mean)
-        num_slots = (rows.slots_B >= 0).sum()
-        return torch.stack([loss_sum[0], rows.step_mean * num_slots, num_slots.float()])
+def _loss_with_step_mean(outputs: Outputs, rows: Rows) -> torch.Tensor:
+    loss_sum = _token_losses(outputs, rows) * (1 + rows.step_mean)
+    num_slots = (rows.slots_B >= 0).sum()
+    return torch.stack([loss_sum[0], rows.step_mean * num_slots, num_slots.float()])
 
-    other = Objective(
-        kind="other",
+
+def _pair_loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
+    per_token_N = -cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="none")
+    rows_N = rows.is_trained_BT.nonzero()[:, 0]
+    log_probs_B = per_token_N.new_zeros(len(rows.slots_B)).index_add(0, rows_N, per_token_N)
+    first, second = log_probs_B.view(-1, 2)[rows.slots_B[::2] >= 0].unbind(1)
+    return torch.stack([-logsigmoid(0.1 * (first - second)).sum(), (first - second).sum()])
+
+
+def _render_pairs(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
+    pairs = []
+    for record in records:
+        assert isinstance(record, Conversation)
+        *before, answer = record.messages
+        worse = {**answer, "content": answer["content"][::-1]}
+        pairs.append([*renderer(record), *renderer(Conversation([*before, worse]))])
+    return list(pairs)
+
+
+OTHER_OBJECTIVES = {
+    # What SFT does not use: a number of the step, metrics of every step, slots as the divisor.
+    "step_sum": Objective(
+        kind="sft",
         render=SFT.render,
         weight=lambda totals: totals.num_slots,
-        loss=loss,
+        loss=_loss_with_step_mean,
         metrics=("step_mean", "one"),
-        step_sum=token_losses,
-    )
-    with mock.patch.object(build, "build_objective", lambda config: other):
+        step_sum=_token_losses,
+    ),
+    # And slots of two rows: an answer should be likelier than itself written backwards.
+    "pairs": Objective(
+        kind="sft",
+        render=_render_pairs,
+        weight=lambda totals: totals.num_slots,
+        loss=_pair_loss,
+        metrics=("margin",),
+        rows_per_slot=2,
+        render_key=" pairs",
+    ),
+}
+
+
+def prepare_for(rank: int, world_size: int, config: dict[str, Any], objective: str) -> dict[str, Any]:
+    """Runs the preparation for one of `OTHER_OBJECTIVES`."""
+    with mock.patch.object(kinds, "SFT", OTHER_OBJECTIVES[objective]):
+        return prepare(rank, world_size, config)
+
+
+def train_by(rank: int, world_size: int, attempt: dict[str, Any], objective: str) -> dict[str, Any]:
+    """Trains to the end by one of `OTHER_OBJECTIVES`."""
+    with mock.patch.object(kinds, "SFT", OTHER_OBJECTIVES[objective]):
         return _train(build_rank(_spec(rank, world_size, attempt)), None)

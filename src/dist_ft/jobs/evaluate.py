@@ -71,7 +71,7 @@ def run(
         copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
         for name, model in _each(parsed, copies):
             if split is not None:
-                layout = RankLayout(0, 1, parsed.train.micro_batch_size)
+                layout = RankLayout(0, 1, parsed.train.micro_batch_size, objective.rows_per_slot)
                 shards = open_split(split, parsed.data.loader)
                 module = ObjectiveModule(model).eval()
                 numbers[name] = evaluate(

@@ -11,6 +11,7 @@ DPO and KTO were drafted against this protocol before it was merged (docs/decisi
 - No number may come from other rows of the micro batch, which is an accident of the shape. What a loss needs from
   other records is rendered into the slot when data is prepared: `render` sees many records at once. What it needs from
   the whole step is `step_sum`, which runs over all rows of the step before the first backward pass.
+- A slot may have several rows (`rows_per_slot`). They share a dropout mask, because it depends on the slot.
 - A weight is known from the index alone and additive: trained tokens for SFT, slots for a loss per pair.
 - Metrics are sums, too, with the same divisor; a mean over a micro batch would depend on its size.
 
@@ -97,6 +98,8 @@ class Objective:
         eval_metrics: Numbers that only evaluations measure, each with its function [1]; divided like the loss.
         step_sum: Returns a sum that the loss needs from the whole step [1]. It costs a forward pass without gradient
             over all rows of the step. The group's sum, divided like the loss, is `Rows.step_mean`.
+        rows_per_slot: Samples that `render` returns for a record, if not any number: 2 for a pair. They are the rows of
+            one slot, neighbours in this order in every pass, never packed, and used together or not at all.
         render_key: Everything of the objective that changes the tokens of a record; part of the keys of token shards.
         has_perplexity: Whether the exponential of the mean loss is a perplexity.
     """
@@ -108,6 +111,7 @@ class Objective:
     metrics: tuple[str, ...] = ()
     eval_metrics: Mapping[str, Sums] = field(default_factory=dict)
     step_sum: Sums | None = None
+    rows_per_slot: int = 1
     render_key: str = ""
     has_perplexity: bool = False
 

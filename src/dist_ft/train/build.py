@@ -87,6 +87,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     """
     attempt = spec.attempt
     config = config_from_dict(attempt.config)
+    objective = build_objective(config.objective)
     model = _load_base(config, attempt.on_gpu)
     vocab_size = full_shape(model.get_input_embeddings().weight)[0]
     if config.train.gradient_checkpointing:
@@ -109,7 +110,7 @@ def build_rank(spec: RankSpec) -> RankParts:
         on_gpu=attempt.on_gpu,
     )
     logger.info("DeepSpeed config: %s", ds_config)
-    layout = RankLayout(spec.rank, spec.world_size, micro)
+    layout = RankLayout(spec.rank, spec.world_size, micro, objective.rows_per_slot)
     here = environment(spec.num_threads, micro)
     restored = _restore(engine, names, attempt)
     notes = []
@@ -120,7 +121,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     return RankParts(
         config=config,
         spec=spec,
-        objective=build_objective(config.objective),
+        objective=objective,
         engine=engine,
         names=names,
         params=params,
@@ -153,8 +154,9 @@ def _load_base(config: Config, on_gpu: bool) -> nn.Module:
 def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
     """Returns the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
+    rows_per_slot = build_objective(config.objective).rows_per_slot
     shape = model_shape(model, config, lambda parameter: prod(full_shape(parameter)))
-    micro = fitting_batch(config, shape, splits, spec.world_size, limit).num_sequences
+    micro = fitting_batch(config, shape, splits, spec.world_size, limit, rows_per_slot).num_sequences
     return micro if limit is None else all_agree_on_least(micro)
 
 

@@ -50,10 +50,20 @@ class Window:
         self._trained.extend(sample.trained)
         self._ends.append(len(self._input_ids))
 
-    def sequences(self, seq_len: int, packing: bool) -> Iterator[PackedSequence]:
-        """Yields the sequences, each made when it is asked for; without packing, one a sample."""
+    def sequences(self, seq_len: int, packing: bool, samples_per_sequence: int = 1) -> Iterator[PackedSequence]:
+        """Yields the sequences, each made when it is asked for.
+
+        Args:
+            seq_len: Tokens that a packed sequence may have.
+            packing: Join as many samples as fit. Without, a sequence has `samples_per_sequence` neighbours.
+            samples_per_sequence: Samples of a sequence that is not packed.
+        """
         lengths = [end - start for start, end in pairwise(self._ends)]
-        bins = plan_bins(lengths, seq_len) if packing else [[number] for number in range(len(lengths))]
+        if packing:
+            bins = plan_bins(lengths, seq_len)
+        else:
+            firsts = range(0, len(lengths), samples_per_sequence)
+            bins = [list(range(first, first + samples_per_sequence)) for first in firsts]
         for members in bins:
             yield self._join(members)
 

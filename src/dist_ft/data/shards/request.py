@@ -50,6 +50,7 @@ class SplitRequest:
         bad_rows: `data.bad_rows`.
         part_bytes: `data.part_mib` in bytes.
         removed: Rows that the config leaves out, of a request with one source.
+        rows_per_slot: Samples of a record that stay together in one sequence (`Objective.rows_per_slot`).
     """
 
     sources: tuple[RowSource, ...]
@@ -63,6 +64,7 @@ class SplitRequest:
     bad_rows: str = "error"
     part_bytes: int = 32 << 20
     removed: Removed = NOTHING
+    rows_per_slot: int = 1
 
     @property
     def shown(self) -> str:
@@ -79,6 +81,7 @@ class SplitRequest:
             PREPARATION_VERSION, WINDOW_ROWS, WINDOW_TOKENS, source.format, sorted(source.columns.items()),
             self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
             self.long_samples, removed.tolist(),
+            *([self.rows_per_slot] if self.rows_per_slot > 1 else []),
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(f"{part.identity()} {how}".encode())
 
@@ -136,21 +139,18 @@ class SplitPlan:
         return split_key([shard.key for shard in self.shards])
 
 
-def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | None = None) -> SplitPlan:
-    """Names the shards of a split.
-
-    Args:
-        request: How the split is made.
-        listed: Files of each of its sources; None lists them.
+def plan_split(request: SplitRequest) -> SplitPlan:
+    """Lists the sources of a split and names its shards.
 
     Raises:
         DataError: A source cannot be listed.
     """
     files: list[SourceFile] = []
     shards: list[PlannedShard] = []
-    for source, found in zip(request.sources, listed or map(list_files, request.sources), strict=True):
-        files += found
-        for index, part in enumerate(cut_parts(found, request.part_bytes)):
+    for source in request.sources:
+        listed = list_files(source)
+        files += listed
+        for index, part in enumerate(cut_parts(listed, request.part_bytes)):
             removed = request.removed.of_part(index)
             shards.append(PlannedShard(request.part_key(source, part, removed), source, part, removed))
     return SplitPlan(request, tuple(files), tuple(shards))

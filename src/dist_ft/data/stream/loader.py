@@ -38,7 +38,7 @@ class MicroBatch:
         input_ids: [B, T].
         targets: [B, T], the token that each place must predict, or `IGNORE`.
         position_ids: [B, T], counted from 0 in each packed sample; restarts are what separates samples.
-        slots: [B], slot in the step, -1 for padding.
+        slots: [B], slot in the step, -1 for padding; rows of one slot are neighbours.
     """
 
     input_ids: Ints
@@ -66,11 +66,19 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class RankLayout:
-    """Which part of a batch a rank computes."""
+    """The part of a batch that a rank computes.
+
+    Attributes:
+        rank: The rank.
+        world_size: Number of ranks.
+        micro_batch_size: Slots of a pass.
+        rows_per_slot: Rows of a slot; neighbours in a pass.
+    """
 
     rank: int
     world_size: int
     micro_batch_size: int
+    rows_per_slot: int = 1
 
 
 def build_order(shards: Sequence[TokenShards], data: DataConfig, seed: int) -> Order:
@@ -80,7 +88,12 @@ def build_order(shards: Sequence[TokenShards], data: DataConfig, seed: int) -> O
 
 
 def fitting_batch(
-    config: Config, model: ModelShape, splits: Sequence[PreparedSplit], world_size: int, limit_bytes: int | None
+    config: Config,
+    model: ModelShape,
+    splits: Sequence[PreparedSplit],
+    world_size: int,
+    limit_bytes: int | None,
+    rows_per_slot: int,
 ) -> BatchShape:
     """Returns the largest micro batch that these splits can give, with fewer sequences where memory is short.
 
@@ -90,10 +103,12 @@ def fitting_batch(
         splits: Every split that a worker reads.
         world_size: Workers.
         limit_bytes: Memory of a worker; None where it is not known, which leaves the batch as configured.
+        rows_per_slot: Rows of a slot, which is one sequence of a split; none of them is longer than `data.seq_len`.
     """
+    longest_row = min(max(split.max_tokens for split in splits), config.data.seq_len)
     batch = BatchShape(
         num_sequences=config.train.micro_batch_size,
-        num_tokens=round_up(max(split.max_tokens for split in splits), LENGTH_MULTIPLE),
+        num_tokens=round_up(longest_row, LENGTH_MULTIPLE) * rows_per_slot,
         num_trained_tokens=max(split.max_trained_tokens for split in splits),
         gradient_checkpointing=config.train.gradient_checkpointing,
         has_eager_attention=config.model.attention == "eager",
@@ -200,7 +215,7 @@ class TrainLoader:
 
     def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
         rows = [self._shards[ids[slot].source].read(ids[slot].shard, ids[slot].row) for slot in slots]
-        return collate(rows, slots, self._layout.micro_batch_size)
+        return micro_batch(rows, slots, self._layout)
 
     def _fetch_ahead(self, position: int) -> None:
         """Has the shards of the window at a position and of the next one brought here, where they are not yet.
@@ -234,7 +249,7 @@ def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch
     for number in range(-(-num_eval_batches(shards, layout) // layout.world_size) * layout.world_size):
         slots, places = next(whole, ([], []))
         if number % layout.world_size == layout.rank:
-            yield collate([shards.read(*place) for place in places], slots, layout.micro_batch_size)
+            yield micro_batch([shards.read(*place) for place in places], slots, layout)
 
 
 def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
@@ -254,6 +269,19 @@ def _eval_windows(shards: TokenShards) -> Iterator[tuple[list[int], list[tuple[i
         held = list(zip(members.tolist(), counts, strict=True))
         lengths = [n for shard, count in held for n in shards.sizes(shard, np.arange(count))[:, 0].tolist()]
         yield lengths, [(shard, row) for shard, count in held for row in range(count)]
+
+
+def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayout) -> MicroBatch:
+    """Returns the rows of some slots; a slot of several rows is one sequence, cut where its samples begin."""
+    if layout.rows_per_slot == 1:
+        return collate(sequences, slots, layout.micro_batch_size)
+    rows: list[Row] = []
+    first = np.zeros(1, np.int32)
+    for ids, trained, starts in sequences:
+        ends = [*starts[1:].tolist(), len(ids)]
+        rows += [(ids[a:b], trained[a:b], first) for a, b in zip(starts.tolist(), ends, strict=True)]
+    of_rows = [slot for slot in slots for _ in range(layout.rows_per_slot)]
+    return collate(rows, of_rows, layout.micro_batch_size * layout.rows_per_slot)
 
 
 def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBatch:

@@ -23,8 +23,7 @@ from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.config.data_sections import DataConfig
 from dist_ft.coordinator.failures import RankFailure, explain
 from dist_ft.coordinator.start import check_length, check_resume
-from dist_ft.data.shards.counts import total
-from dist_ft.data.shards.split import describe_omissions
+from dist_ft.data.shards.counts import describe_left_out
 from dist_ft.errors import (
     CoordinatorLostError,
     DistFtError,
@@ -366,12 +365,13 @@ def _say_data(console: Console, inputs: RunInputs, data: DataConfig) -> None:
         num_shards = sum(split.num_shards for split in splits)
         console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {inputs.max_steps} steps")
         return
-    counts = total(split.known_counts for split in splits)
+    rows, sequences = sum(split.num_rows for split in splits), sum(split.num_sequences for split in splits)
+    trained, tokens = sum(split.num_trained_tokens for split in splits), sum(split.num_tokens for split in splits)
     console.say(
-        f"  data: {counts.num_rows:,} rows in {counts.num_sequences:,} sequences, {counts.num_tokens:,} tokens, "
-        f"{counts.num_trained_tokens:,} trained; {inputs.max_steps} steps"
+        f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
+        f"{inputs.max_steps} steps"
     )
-    for line in describe_omissions(splits, inputs.eval_split, data):
+    for line in describe_left_out(splits, inputs.eval_split, data):
         console.say(f"  {line}", "yellow")
 
 

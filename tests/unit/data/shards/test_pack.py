@@ -90,6 +90,15 @@ def test_without_packing_a_sequence_is_a_sample_in_order(lengths: list[int]) -> 
     assert all(s.starts == [0] for s in sequences)
 
 
+def test_samples_of_one_slot_are_one_sequence() -> None:
+    samples = make_samples([3, 9, 16, 12])
+    pairs = list(Window(samples).sequences(CAPACITY, packing=False, samples_per_sequence=2))
+    assert [split(pair) for pair in pairs] == [
+        [samples[0].input_ids, samples[1].input_ids],
+        [samples[2].input_ids, samples[3].input_ids],
+    ]
+
+
 @pytest.mark.parametrize(
     ("lengths", "bins"),
     [

@@ -10,15 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from dist_ft.config.data_sections import LoaderConfig, RowSource
 from dist_ft.data.curation.filters import NOTHING, Removed
+from dist_ft.data.rows.scan import Row
 from dist_ft.data.shards import request as request_module
-from dist_ft.data.shards.make import RenderMany, make_shard
+from dist_ft.data.shards.make import Counts, RenderMany, fit, make_shard
 from dist_ft.data.shards.request import SplitRequest, plan_split
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, quarantine_of
 from dist_ft.data.sources.listing import list_files
@@ -29,6 +30,8 @@ from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
 
 Render = Callable[[Record], list[Sample]]
+ROW = cast(Row, None)
+"""Only an error names the row."""
 
 
 def render(record: Record) -> list[Sample]:
@@ -127,21 +130,9 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     split = prepare_split(request_for(["one", "two", "three"]), render, cache_dir)
     assert texts(split) == ["?one", "?two", "?three"]
     assert asdict(split) == {
-        "address": str(cache_dir), "key": split.key, "num_shards": 1,
-        "counts": {
-            "num_rows": 3, "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0,
-        },
-        "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (),
-    }  # fmt: skip
-    kept = json.loads((cache_dir / "splits" / f"{split.key}.json").read_text())
-    assert kept == {
-        "format_version": 1, "sizes": [3],
-        "split": {
-            "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
-            "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
-        },
+        "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
+        "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
+        "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
     }  # fmt: skip
 
 
@@ -158,7 +149,7 @@ def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> 
             "".join(map(chr, part)) for part in (ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True))
         ]
     assert sorted(found) == [f"?{answer}" for answer in answers]
-    assert split.known_counts.num_sequences < len(answers) == split.known_counts.num_rows
+    assert split.num_sequences < len(answers) == split.num_rows
 
 
 def test_the_second_time_nothing_is_rendered(request_for: RequestFor, cache_dir: Path) -> None:
@@ -185,7 +176,7 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
     [
         {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
         {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"},
-        {"removed": removed(0)},
+        {"removed": removed(0)}, {"rows_per_slot": 2},
     ],
     ids=str,
 )  # fmt: skip
@@ -205,7 +196,7 @@ def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[s
 def test_removed_rows_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
     rows = ["one", "two", "three", "four"]
     split = prepare_split(request_for(rows, removed=removed(0, 2)), render, cache_dir)
-    assert (texts(split), split.known_counts.num_rows, split.removed_rows) == (["?two", "?four"], 2, {"exact": 2})
+    assert (texts(split), split.num_rows, split.removed_rows) == (["?two", "?four"], 2, {"exact": 2})
 
 
 def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
@@ -218,7 +209,7 @@ def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
         "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
-        "bad_rows", "part_bytes", "removed",
+        "bad_rows", "part_bytes", "removed", "rows_per_slot",
     }  # fmt: skip
 
 
@@ -229,7 +220,7 @@ def test_a_run_may_go_on_without_the_bad_row_that_it_met(request_for: RequestFor
     with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
         prepare_split(request, render, cache_dir)
     split = prepare_split(replace(request, bad_rows="skip"), render, cache_dir)
-    assert (split.key, split.known_counts.num_bad_rows, texts(split)) == (key, 1, ["?one", "?two"])
+    assert (split.key, split.num_bad_rows, texts(split)) == (key, 1, ["?one", "?two"])
     with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
         prepare_split(request, must_not_render, cache_dir)
 
@@ -264,17 +255,13 @@ def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: Requ
     append(request, json.dumps(late))
     split = prepare_split(request, render, cache_dir)
     assert texts(split) == ["?good", "?fine"]
-    assert (
-        split.known_counts.num_rows,
-        split.known_counts.num_untrained_rows,
-        split.known_counts.num_long_samples,
-    ) == (4, 2, 1)
+    assert (split.num_rows, split.num_untrained_rows, split.num_long_samples) == (4, 2, 1)
 
 
 def test_a_long_sample_is_cut_at_the_end(request_for: RequestFor, cache_dir: Path) -> None:
     split = prepare_split(request_for(["123456789", "12"], seq_len=8), render, cache_dir)
     assert texts(split) == ["?1234567", "?12"]
-    assert split.known_counts.num_long_samples == 1
+    assert split.num_long_samples == 1
 
 
 @pytest.mark.parametrize(
@@ -349,13 +336,9 @@ LONG = ["ab", "123456789abcdefgh", "cd"]
 def test_long_samples(request_for: RequestFor, cache_dir: Path, policy: str, expected: list[str]) -> None:
     split = prepare_split(request_for(LONG, seq_len=8, long_samples=policy), render, cache_dir)
     assert texts(split) == expected
-    assert (
-        split.known_counts.num_rows,
-        split.known_counts.num_long_samples,
-        split.known_counts.num_untrained_rows,
-    ) == (3, 1, 0)
+    assert (split.num_rows, split.num_long_samples, split.num_untrained_rows) == (3, 1, 0)
     # Nothing precedes the first token of a piece.
-    assert split.known_counts.num_trained_tokens == sum(len(text) - 1 for text in expected)
+    assert split.num_trained_tokens == sum(len(text) - 1 for text in expected)
 
 
 def test_a_long_sample_may_be_an_error(request_for: RequestFor, cache_dir: Path) -> None:
@@ -383,7 +366,7 @@ def test_bad_rows_are_put_aside_and_counted(request_for: RequestFor, cache_dir: 
     append(request, "brok\x1ben\n" + json.dumps({"body": "x" * 50_000}) + "\n" + conversation("four"))
     split = prepare_split(request, refuse_two, cache_dir)
     assert texts(split) == ["?one", "?three", "?four"]
-    assert (split.known_counts.num_rows, split.known_counts.num_bad_rows) == (3, 3)
+    assert (split.num_rows, split.num_bad_rows) == (3, 3)
     text = (cache_dir / quarantine_of(split.key)).read_text()
     aside = [json.loads(line) for line in text.splitlines()]
     assert [row["place"].rsplit(":")[-1] for row in aside] == ["2", "4", "5"]
@@ -410,7 +393,7 @@ def test_a_bad_row_counts_on_one_side_only(request_for: RequestFor, cache_dir: P
     request = request_for([f"answer {n}" for n in range(20)], held_out=0.5, bad_rows="skip")
     append(request, "broken\n")
     sides = [prepare_split(replace(request, take_held_out=take), render, cache_dir) for take in (False, True)]
-    assert [split.known_counts.num_bad_rows for split in sides] == [1, 0]
+    assert [split.num_bad_rows for split in sides] == [1, 0]
     assert [(cache_dir / quarantine_of(split.key)).exists() for split in sides] == [True, False]
 
 
@@ -440,13 +423,13 @@ def test_windows_without_a_usable_row_and_shards_without_one_do_no_harm(
     empty = RowSource(source=write_source(tmp_path / "b.jsonl", ["", ""]))
     split = prepare_split(replace(request, sources=(empty, *request.sources)), render, cache_dir)
     assert texts(split) == ["?a", "?b", "?c", "?d"]
-    assert (split.num_shards, split.known_counts.num_untrained_rows) == (2, 4)
+    assert (split.num_shards, split.num_untrained_rows) == (2, 4)
 
 
 def test_a_row_may_become_several_samples(request_for: RequestFor, cache_dir: Path) -> None:
     split = prepare_split(request_for(["one", "two"]), lambda record: render(record) * 2, cache_dir)
     assert texts(split) == ["?one", "?one", "?two", "?two"]
-    assert split.known_counts.num_rows == 2
+    assert split.num_rows == 2
 
 
 @pytest.mark.parametrize("dies_at", [1, 2, 3, 4])
@@ -551,3 +534,18 @@ def test_only_what_has_changed_is_made_anew(tmp_path: Path, cache_dir: Path) -> 
     write_source(folder / "b.jsonl", ["changed"])
     after = [request.part_key(source, part, NOTHING.numbers) for part in cut_parts(list_files(source), part_bytes=1)]
     assert set(before) & set(after) == {key for key, part in zip(before, parts, strict=True) if "a.jsonl" in str(part)}
+
+
+@pytest.mark.parametrize("long_samples", ["truncate", "drop", "split"])
+def test_the_rows_of_a_slot_are_used_together_or_not_at_all(long_samples: str) -> None:
+    request = SplitRequest((), 4, False, "", long_samples=long_samples, rows_per_slot=2)
+    short, long = Sample([1, 2], [False, True]), Sample(list(range(8)), [False] + [True] * 7)
+    untrained = Sample([1, 2], [False, False])
+    assert fit([short, short], ROW, request, Counts()) == [short, short]
+    assert fit([short, untrained], ROW, request, counts := Counts()) == []
+    assert counts.untrained_rows == 1
+    assert fit([short], ROW, request, Counts()) == []
+    # A split sample has two pieces, and which of them would be compared with the other answer?
+    kept = [short, Sample(long.input_ids[:4], long.trained[:4])] if long_samples == "truncate" else []
+    assert fit([short, long], ROW, request, Counts()) == kept
+    assert fit([untrained, long], ROW, request, Counts()) == []

@@ -22,6 +22,7 @@ from dist_ft.data.stream.loader import (
     TrainLoader,
     collate,
     eval_batches,
+    micro_batch,
     num_eval_batches,
 )
 from dist_ft.data.stream.order import Order, digest
@@ -204,6 +205,16 @@ def test_a_row_that_fills_its_length_has_no_padding(count: int) -> None:
     assert set(micro.targets[0, count - 1 :].tolist()) <= {IGNORE}
 
 
+def test_a_slot_of_two_rows_is_two_neighbours() -> None:
+    layout = RankLayout(0, 1, 3, rows_per_slot=2)
+    micro = micro_batch([row([5, 6, 7, 8], [0, 1, 0, 1], [0, 2]), row([1, 2, 3], [0, 0, 1], [0, 1])], [4, 2], layout)
+    assert micro.slots.tolist() == [4, 4, 2, 2, -1, -1]
+    assert micro.input_ids[:, :2].tolist() == [[5, 6], [7, 8], [1, 0], [2, 3], [0, 0], [0, 0]]
+    n = IGNORE
+    assert micro.targets[:, :2].tolist() == [[6, n], [8, n], [n, n], [3, n], [n, n], [n, n]]
+    assert micro.position_ids.tolist() == [list(range(8))] * 6
+
+
 def test_a_pass_without_rows_is_all_padding() -> None:
     micro = collate([], [], 2)
     assert micro.slots.tolist() == [-1, -1]
@@ -313,26 +324,6 @@ def test_the_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_pa
     fetched = {int(path.name.split(".")[0][1:]) for path in (tmp_path / "copies").glob("*.arrow")}
     assert fetched == {i.shard for i in order.locate(np.arange(32))}  # two windows, of three
     made.close()
-
-
-def test_a_resumed_rank_asks_for_no_description_of_a_shard_whose_size_was_handed_over(tmp_path: Path) -> None:
-    write_shards(tmp_path / "remote", [2] * 40)
-    keys, sizes = [f"s{n}" for n in range(40)], np.array([2] * 40)
-    remote = Remote(tmp_path / "remote")
-    files = ShardCache([Replica("remote", cast(Store, remote))], LoaderConfig(cache_dir=str(tmp_path / "copies")))
-    shards = TokenShards(keys, files, made_sizes=[2] * 36 + [None] * 4)
-    order = Order([shards], None, 0, shuffle=False)
-    resumed = TrainLoader(order, [shards], RankLayout(0, 1, 4), 4, 80)
-    step = resumed.step(12)  # positions 48 to 51: shards 24 and 25, the first of the fourth window
-    resumed._fetchers.shutdown()
-    resumed.close()
-    asked = {name.removesuffix(".json") for name in remote.asked if name.endswith(".json")}
-    assert asked == {f"s{n}" for n in range(16, 32)}  # those whose files are fetched: windows three and four
-    local = ShardCache([Replica("local", LocalStore(tmp_path / "remote"))], LoaderConfig())
-    known = TokenShards(keys, local, sizes)
-    whole = TrainLoader(Order([known], None, 0, shuffle=False), [known], RankLayout(0, 1, 4), 4, 80)
-    assert whole.step(12).digest == step.digest
-    whole.close()
 
 
 class Watched(ShardCache):
