@@ -89,7 +89,7 @@ def logs(
             typer.echo(launcher.logs(run), nl=False)
         return
     if follow:
-        raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job needs --address")
+        raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job of Ray needs --address")
     from dist_ft.run.place import open_run
     from dist_ft.run.status import read_rank_logs
 

@@ -55,15 +55,14 @@ class Output:
 class FileOutput(Output):
     """Prints what a job appends to a file of this machine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._path = path
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def read(self) -> None:
-        """Prints what is new. The file need not exist yet."""
-        with contextlib.suppress(OSError), self._path.open("rb") as file:
+    def read(self, path: Path) -> None:
+        """Prints what is new in the file, which need not exist yet."""
+        with contextlib.suppress(OSError), path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
             self._offset += len(data)

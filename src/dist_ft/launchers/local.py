@@ -87,10 +87,10 @@ class LocalLauncher:
     def follow(self, job: str) -> Ended:
         """Prints the output of a job until it ends; see `Launcher`."""
         folder = self._folder_of(job)
-        output = FileOutput(folder / OUTPUT)
+        output = FileOutput()
         while True:
             found = self._look(folder)
-            output.read()
+            output.read(folder / OUTPUT)
             if found.is_over:
                 output.close()
                 return Ended(1 if found.exit_code is None else found.exit_code, output.result, found.message)

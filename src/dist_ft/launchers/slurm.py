@@ -162,14 +162,16 @@ class SlurmLauncher:
 
     def follow(self, job: str) -> Ended:
         """Prints the output of all tries until the job ends; see `Launcher`."""
-        said, output = None, None
+        said, restarts, output = None, None, FileOutput()
         while True:
             found = self.status(job)
             if found.job_state != said:
                 said = found.job_state
                 print(f"{job}: {said} {found.message or ''}".rstrip(), flush=True)
-            output = output or FileOutput(Path(found.log or ""))
-            output.read()
+            output.read(Path(found.log or ""))
+            if restarts not in (None, found.restarts):
+                output.result = None  # that was the result of an earlier try
+            restarts = found.restarts
             if found.is_over:
                 output.close()
                 if found.exit_code == 0 and said != "COMPLETED":  # cancelled in the queue, or its node failed

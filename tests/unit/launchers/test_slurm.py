@@ -181,6 +181,17 @@ def test_following_shows_the_output_over_all_tries_once(
     assert LAUNCHER.logs("slurm:17") == "one\ntwo\n"
 
 
+def test_the_result_of_a_try_that_was_requeued_is_not_that_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.write_text('{"run_dir": "/runs/a", "state": "stopped", "steps": 4}\n')
+    first, last = job("RUNNING", log=str(log)), job("FAILED", "1:0", str(log))
+    Fake(monkeypatch, scontrol=[first, last.replace("Restarts=1", "Restarts=2")])
+    ended = LAUNCHER.follow("slurm:17")
+    assert (ended.exit_code, ended.result) == (1, None)
+
+
 @pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("NODE_FAIL", 1), ("CANCELLED", 1)])
 def test_a_job_that_slurm_ended_is_a_failure_though_its_exit_code_is_0(
     monkeypatch: pytest.MonkeyPatch, state: str, code: int
