@@ -208,6 +208,18 @@ _KINDS: dict[str, type[Message]] = {
 }  # fmt: skip
 
 
+def decode_message(data: dict[str, Any]) -> Message:
+    """Returns the message of `{kind, body}`, as a rank sends it.
+
+    Raises:
+        ValueError: An unknown kind.
+    """
+    kind = _KINDS.get(data["kind"])
+    if kind is None:
+        raise ValueError(f"unknown message kind {data['kind']!r}, expected one of {sorted(_KINDS)}")
+    return from_json(kind, data["body"])
+
+
 @dataclass(frozen=True)
 class Envelope:
     """A message with its sender; a receiver drops what is not from the current attempt."""
@@ -234,10 +246,7 @@ class Envelope:
         Raises:
             ValueError: An unknown kind.
         """
-        kind = _KINDS.get(data["kind"])
-        if kind is None:
-            raise ValueError(f"unknown message kind {data['kind']!r}, expected one of {sorted(_KINDS)}")
-        return cls(data["run_id"], data["attempt"], data["rank"], from_json(kind, data["body"]))
+        return cls(data["run_id"], data["attempt"], data["rank"], decode_message(data))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from dist_ft.config import Config
 from dist_ft.errors import UsageError
 from dist_ft.messages import CoordinatorAddress
-from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, ElasticTrainer, make_trainer, start_env
+from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, ElasticTrainer, GroupSettings, make_trainer, start_env
 from dist_ft.orchestrate.workers.ray_version import SERIES, check_ray_version
 from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy
 
@@ -58,7 +58,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
             "cluster": {"num_workers": 2},
         }
     )
-    return make_trainer(config, resources={"CPU": 1.0}, loop_config={"coordinator": WHERE})
+    return make_trainer(config, resources={"CPU": 1.0}, settings=GroupSettings(WHERE, False, 30.0))
 
 
 def _types(callbacks: list[Any]) -> set[type]:

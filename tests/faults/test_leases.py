@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.orchestrate.workers.processes import Child, ForkServer
+from dist_ft.orchestrate.workers.processes import Child, ForkServer, TaskRequest
 from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import command_line, is_alive
 from tests.helpers.configs import tiny_config
@@ -38,7 +38,7 @@ def kill_rank_at(rank: int, step: int, number: int = signal.SIGKILL) -> Callable
     def on_message(coordinator, envelope) -> None:
         body = envelope["body"]
         if envelope["kind"] == "step_done" and body["row"]["step"] == step:
-            workers = {w["rank"]: w["pid"] for w in coordinator.status()["workers"]}
+            workers = {w["rank"]: w["pid"] for w in coordinator.status().record.workers}
             os.kill(workers[rank], number)
 
     return on_message
@@ -49,9 +49,9 @@ def test_a_killed_rank_is_named_and_the_resumed_run_ends_as_the_undisturbed_one(
     config = tiny_config(tmp_path, run__name="killed", checkpoint__every_steps=2)
     killed = run_group(config, starter, on_message=kill_rank_at(1, 5))
     assert killed.outcome == "failed"
-    deaths = [f for f in killed.coordinator.status()["failures"] if f["is_death"]]
-    assert [f["rank"] for f in deaths] == [1]
-    assert "killed by signal 9" in deaths[0]["message"]
+    deaths = [f for f in killed.coordinator.status().failures if f.is_death]
+    assert [f.rank for f in deaths] == [1]
+    assert "killed by signal 9" in deaths[0].message
     resumed = run_group(config, starter)
     assert resumed.outcome == "completed"
     assert (resumed.losses, resumed.digests) == (whole.losses, whole.digests)
@@ -88,7 +88,7 @@ config = tiny_config(Path({str(tmp_path)!r}))
 run = {str(tmp_path / "run")!r}
 attempt = AttemptSpec("t", 1, run, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, [], [], [], False, None)
 spec = make_rank_spec(attempt, RankSlot(0, 2, 0, 2, "127.0.0.1"))
-child = Child({starter!r}, {{"entry": "rank", "spec": spec.to_dict()}})
+child = Child({starter!r}, spec)
 while True:
     for message in child.receive(0.1):
         if message["kind"] == "rank_started":
@@ -133,7 +133,7 @@ sys.stdin.readline()
 
 
 def test_a_dead_child_is_seen_at_once_with_its_signal(starter: str, tmp_path: Path) -> None:
-    child = Child(starter, {"entry": "task", "name": "prepare", "arguments": {"config": {}}})
+    child = Child(starter, TaskRequest("prepare", {"config": {}}))
     while not child.is_closed:
         child.receive(0.5)
     assert child.exit_status == 1
@@ -176,7 +176,7 @@ def test_no_process_holds_both_ray_and_torch(starter: str, tmp_path: Path) -> No
 
     def look(coordinator, envelope) -> None:
         if envelope["kind"] == "step_done" and not found:
-            for worker in coordinator.status()["workers"]:
+            for worker in coordinator.status().record.workers:
                 maps = Path(f"/proc/{worker['pid']}/maps").read_text()
                 found.append("ray" if "/ray/_raylet" in maps else "")
                 assert "libtorch" in maps

@@ -13,7 +13,7 @@ from typing import Any
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.layout import read_json
-from dist_ft.messages import Envelope
+from dist_ft.messages import Envelope, Reply
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.orchestrate.workers.supervisor import RankSlot, supervise
 from dist_ft.run.place import RECORDS, Run, open_run
@@ -59,12 +59,12 @@ class _Direct:
         self._lock = threading.RLock()
         self._on_message = on_message
 
-    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
+    def handle(self, envelope: Envelope) -> Reply:
         with self._lock:
-            reply = self._coordinator.handle(Envelope.from_dict(envelope), time.monotonic())
+            reply = self._coordinator.handle(envelope, time.monotonic())
             if self._on_message is not None:
-                self._on_message(self._coordinator, envelope)
-            return reply.to_dict()
+                self._on_message(self._coordinator, envelope.to_dict())
+            return reply
 
 
 def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool = False) -> Group:

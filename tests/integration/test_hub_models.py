@@ -21,7 +21,7 @@ from dist_ft.errors import DistFtError, HubUnreachableError, ModelError
 from dist_ft.model import hub as hub_door
 from dist_ft.model.base import at_commit, model_dir
 from dist_ft.model.embedded import materialise
-from dist_ft.orchestrate.driver.result import with_recorded_commit
+from dist_ft.orchestrate.driver.previous import with_recorded_commit
 from dist_ft.run.place import open_run
 from tests.helpers.configs import tiny_config
 from tests.helpers.hub import MODEL, Hub, files_of, serve

@@ -159,6 +159,6 @@ def test_a_step_that_is_not_finite_ends_the_attempt_and_is_not_saved(tmp_path: P
     )
     group = run_group(config, starter)
     assert group.outcome == "failed"
-    assert {f["type"] for f in group.coordinator.status()["failures"]} == {"DivergedError"}
+    assert {f.type for f in group.coordinator.status().failures} == {"DivergedError"}
     rows = _rows(group)
     assert committed(LocalStore(group.run_dir.path))[-1].step == len(rows) > 0

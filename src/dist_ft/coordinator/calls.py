@@ -9,12 +9,13 @@ import hmac
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dist_ft.config import config_from_dict
 from dist_ft.coordinator.core import Coordinator
+from dist_ft.coordinator.failures import Decision
+from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, StaleAttemptError
 from dist_ft.messages import AttemptSpec, Envelope
@@ -124,16 +125,16 @@ class CoordinatorCalls:
             return None
         return self._coordinator.choose_size(view, time.monotonic())
 
-    def poll(self, num_known: int) -> dict[str, Any]:
+    def poll(self, num_known: int) -> LiveStatus:
         """Ticks, then returns the status; the driver calls it a few times a second."""
         self._known.tick(time.monotonic())
         return self._known.status(num_known)
 
-    def decide(self, message: str, lost_nodes: list[str]) -> dict[str, Any] | None:
+    def decide(self, message: str, lost_nodes: list[str]) -> Decision | None:
         """See `Coordinator.decide`; None while a restarted actor has not been told of the run again."""
         if self._coordinator is None:
             return None
-        return asdict(self._known.decide(message, lost_nodes, time.monotonic()))
+        return self._known.decide(message, lost_nodes, time.monotonic())
 
     def add_event(self, event: Event) -> None:
         """See `Coordinator.add_event`."""

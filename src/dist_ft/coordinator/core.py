@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
@@ -17,6 +17,7 @@ from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.failures import AttemptFailure, Decision, RankFailure, Recovery, explain, find_causes
 from dist_ft.coordinator.group import Group
+from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_allowed
 from dist_ft.coordinator.start import StartSearch, can_go_on, still_stands
@@ -219,23 +220,23 @@ class Coordinator:
                 self._drain(reason, now)
         return None
 
-    def status(self, num_known: int = 0) -> dict[str, Any]:
-        """Returns run.json's contents, the newest rows, and the ledger of this process after `num_known` entries."""
+    def status(self, num_known: int = 0) -> LiveStatus:
+        """Returns how the run stands, with the ledger of this process after `num_known` entries."""
         group, decision = self._group, self.recovery.decision
-        return {
-            **asdict(self._record),
-            "row": self._recorder.last_row,
-            "eval": self._recorder.last_eval,
-            "phases": group.progress.phases,
-            "ledger": self._recorder.entries[num_known:],
-            "outcome": self.outcome(),
-            "failures": [asdict(failure) for failure in group.failures],
-            "decision": asdict(decision) if decision else None,
-            "searching": self._search.progress if self._search else None,
+        has_no_group = not group.world_size or decision is not None or group.is_drained
+        return LiveStatus(
+            record=replace(self._record),
+            row=self._recorder.last_row,
+            evaluation=self._recorder.last_eval,
+            phases=group.progress.phases,
+            ledger=self._recorder.entries[num_known:],
+            outcome=self.outcome(),
+            failures=tuple(group.failures),
+            decision=decision,
+            searching=self._search.progress if self._search else None,
             # A group that only waits for the check of its start is not one that never came.
-            "is_waiting": (self._search is None or self._stop)
-            and (not group.world_size or decision is not None or group.is_drained),
-        }
+            is_waiting=(self._search is None or self._stop) and has_no_group,
+        )
 
     def outcome(self) -> str | None:
         """Returns how the group ended: completed, stopped, failed; None while it works, or is to be formed anew."""

@@ -1,1 +1,1 @@
-"""The one door to Ray: driver, elastic trainer, supervisors, and the plain processes they start."""
+"""Everything that talks to Ray: the driver, the worker group, and the checks of a cluster."""

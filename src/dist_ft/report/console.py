@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
+from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.metric_rows import EvalRow
 from dist_ft.printable import format_duration, printable
 from dist_ft.report.table import METRIC_NAMES, format_value
@@ -88,17 +88,17 @@ class Console:
         if not self._is_quiet:
             self._console.print(Text("\n".join(printable(part, _LINE) for part in line.split("\n")), style=style))
 
-    def update(self, status: dict[str, Any]) -> None:
-        """Shows what is new; `status["ledger"]` holds new entries only."""
-        for entry in status["ledger"]:
+    def update(self, status: LiveStatus) -> None:
+        """Shows what is new; `status.ledger` holds new entries only."""
+        for entry in status.ledger:
             line = describe_event(entry)
             if line is not None:
                 self.say(f"  {line}", "red" if "damaged" in line or "failed" in line else "dim")
-        if status["eval"] is not None and status["eval"] != self._last_eval:
-            self._last_eval = status["eval"]
-            values = status["eval"].metrics.items()
+        if status.evaluation is not None and status.evaluation != self._last_eval:
+            self._last_eval = status.evaluation
+            values = status.evaluation.metrics.items()
             shown = ", ".join(f"{METRIC_NAMES.get(name, name)} {format_value(value)}" for name, value in values)
-            self.say(f"  {shown} at step {status['eval'].step}", "cyan")
+            self.say(f"  {shown} at step {status.evaluation.step}", "cyan")
         if not self._is_quiet:
             self._show(status)
 
@@ -118,14 +118,14 @@ class Console:
             self._live.stop()
             self._live = None
 
-    def _show(self, status: dict[str, Any]) -> None:
+    def _show(self, status: LiveStatus) -> None:
         line = self._line(status)
         if self._console.is_terminal:
             self._show_live(line)
             return
-        step, now = status["step"], time.monotonic()
-        is_first_or_last = step in (1, status["max_steps"])
-        if status["row"] and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
+        step, now = status.record.step, time.monotonic()
+        is_first_or_last = step in (1, status.record.max_steps)
+        if status.row and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
             self._shown_step, self._last_plain = step, now
             self.say(line)
 
@@ -135,11 +135,11 @@ class Console:
             self._live.start()
         self._live.update(Text(line))
 
-    def _line(self, status: dict[str, Any]) -> str:
-        row, step, total = status["row"], status["step"], max(1, status["max_steps"])
-        if row is None or status["searching"]:
-            doing = status["searching"] or ", ".join(status["phases"]) or "waiting for workers"
-            return f"  {status['state']}: {doing}"
+    def _line(self, status: LiveStatus) -> str:
+        row, step, total = status.row, status.record.step, max(1, status.record.max_steps)
+        if row is None or status.searching:
+            doing = status.searching or ", ".join(status.phases) or "waiting for workers"
+            return f"  {status.record.state}: {doing}"
         loss = "left out" if row.loss is None else f"{row.loss:.4f}"
         return (
             f"  {bar(step / total)} step {step}/{total}  loss {loss}  "

@@ -4,9 +4,40 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from dist_ft import errors
+
+
+class EarlyEnd(TypedDict):
+    """How early stopping ended a run."""
+
+    metric: str
+    best_step: int | None
+    patience: int
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """The numbers of a run as far as it has got; see `RunResult` for each."""
+
+    final_loss: float | None = None
+    eval_loss: float | None = None
+    train_s: float | None = None
+    comparison: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    early_stop: EarlyEnd | None = None
+    export_dir: str | None = None
+    best_step: int | None = None
+    best_dir: str | None = None
+    evaluation: dict[str, Any] | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what run.json keeps as `result`; sample answers are for the screen only."""
+        late = ("export_dir", "best_step", "best_dir", "evaluation")  # written once they are known
+        kept = {name: value for name, value in vars(self).items() if value is not None or name not in late}
+        if self.evaluation is not None:
+            kept["evaluation"] = {key: value for key, value in self.evaluation.items() if key != "samples"}
+        return kept
 
 
 @dataclass
@@ -41,7 +72,7 @@ class RunResult:
     evaluation: dict[str, Any] | None = None
     train_s: float | None = None
     comparison: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    early_stop: dict[str, Any] | None = None
+    early_stop: EarlyEnd | None = None
     best_step: int | None = None
     best_dir: str | None = None
 

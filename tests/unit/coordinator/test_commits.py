@@ -48,16 +48,16 @@ def test_elements_missing_or_doubled_end_the_attempt_without_a_checkpoint(
     assert committed(run.store) == []
     assert not (run.dir.checkpoint(10, 1) / "manifest.json").exists()
     assert run.coordinator.outcome() == "failed"
-    (failure,) = run.coordinator.status()["failures"]
-    assert failure["type"] == "CheckpointError"
-    assert run.events("rank_failed")[0]["message"] == failure["message"]
+    (failure,) = run.coordinator.status().failures
+    assert failure.type == "CheckpointError"
+    assert run.events("rank_failed")[0]["message"] == failure.message
 
 
 def test_a_gap_is_named(run: SimulatedRun) -> None:
     run.open()
     run.stage(0, 10, 0, 1)
     run.stage(1, 10, 2, 3)
-    assert "elements 1..1 are missing" in run.coordinator.status()["failures"][0]["message"]
+    assert "elements 1..1 are missing" in run.coordinator.status().failures[0].message
 
 
 def test_a_file_of_another_kind_ends_the_attempt(run: SimulatedRun) -> None:
@@ -97,9 +97,9 @@ def test_saves_that_keep_failing_end_the_run(run: SimulatedRun, steps: tuple[int
         assert run.coordinator.outcome() is None
         run.send(0, full_disk(0, step, is_last))
     assert run.send(1, Heartbeat()).abort is not None
-    (failure,) = run.coordinator.status()["failures"]
-    assert failure["type"] == "StorageError"
-    assert "No space left" in failure["message"]
+    (failure,) = run.coordinator.status().failures
+    assert failure.type == "StorageError"
+    assert "No space left" in failure.message
     assert not run.coordinator.decide("", [], run.now).is_restart
 
 
@@ -118,7 +118,7 @@ def test_a_last_checkpoint_that_cannot_be_committed_ends_the_run(run: SimulatedR
     run.stage(0, 30, is_last=True)
     (run.dir.checkpoint(30, 1) / slices_name(0, 2)).unlink()
     assert run.stage(1, 30, is_last=True).abort is not None  # else the ranks would wait for it
-    assert run.coordinator.status()["failures"][0]["type"] == "StorageError"
+    assert run.coordinator.status().failures[0].type == "StorageError"
 
 
 def test_a_checkpoint_is_never_replaced(run: SimulatedRun) -> None:

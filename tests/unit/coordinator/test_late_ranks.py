@@ -28,10 +28,10 @@ def test_a_rank_without_progress_is_looked_at_and_named_and_all_are_ended(run: S
     reply = run.send(0, Heartbeat())
     assert reply.abort is not None
     assert "rank 1 makes no progress in phase step after step 1" in reply.abort
-    (failure,) = run.coordinator.status()["failures"]
-    assert (failure["rank"], failure["type"]) == (1, "StalledError")
+    (failure,) = run.coordinator.status().failures
+    assert (failure.rank, failure.type) == (1, "StalledError")
     run.coordinator.tick(run.now + 1)
-    assert len(run.coordinator.status()["failures"]) == 1
+    assert len(run.coordinator.status().failures) == 1
 
 
 def _all_in_step(run: SimulatedRun) -> None:
@@ -120,7 +120,7 @@ def test_a_rank_that_has_saved_is_not_blamed_for_one_that_has_not(run: Simulated
     run.tick()
     run.send(1, Located("works"))
     run.tick()
-    assert [failure["rank"] for failure in run.coordinator.status()["failures"]] == [1]
+    assert [failure.rank for failure in run.coordinator.status().failures] == [1]
 
 
 def test_a_slow_save_within_its_limit_does_not_end_the_run(run: SimulatedRun) -> None:
@@ -143,9 +143,9 @@ def test_a_worker_of_which_nothing_is_heard_is_named(run: SimulatedRun) -> None:
     _work_for(run, 59, speaking=(0,))
     assert run.coordinator.outcome() is None
     _work_for(run, 3, speaking=(0,))
-    (failure,) = run.coordinator.status()["failures"]
-    assert (failure["rank"], failure["type"]) == (1, "StalledError")
-    assert "nothing was heard of the workers of ranks [1]" in failure["message"]
+    (failure,) = run.coordinator.status().failures
+    assert (failure.rank, failure.type) == (1, "StalledError")
+    assert "nothing was heard of the workers of ranks [1]" in failure.message
 
 
 def test_a_coordinator_that_was_held_up_itself_blames_nobody(run: SimulatedRun) -> None:

@@ -66,7 +66,7 @@ def test_a_row_that_is_sent_twice_is_written_once(run: SimulatedRun) -> None:
         run.step(step)
     assert [row["step"] for row in read_rows(run.dir.metrics)] == [1, 2, 3]
     assert run.sink.steps == [1, 2, 3]
-    assert run.coordinator.status()["step"] == 3
+    assert run.coordinator.status().record.step == 3
 
 
 def test_replayed_steps_are_written_again_and_the_last_row_counts(run: SimulatedRun) -> None:
@@ -90,7 +90,7 @@ def test_an_evaluation_is_written_and_shown(run: SimulatedRun) -> None:
     run.open()
     run.send(0, EvalDone(EvalRow(0, 1, {"eval_loss": 3.5})))
     assert read_rows(run.dir.evals) == [{"step": 0, "attempt": 1, "eval_loss": 3.5}]
-    assert run.coordinator.status()["eval"].eval_loss == 3.5
+    assert run.coordinator.status().evaluation.eval_loss == 3.5
     assert run.sink.evals == [0]
 
 
@@ -114,7 +114,7 @@ def test_a_status_survives_the_way_to_the_driver(run: SimulatedRun) -> None:
     run.commit(10)
     status = run.coordinator.status()
     assert pickle.loads(pickle.dumps(status)) == status
-    assert status["phases"] == ["load"]
+    assert status.phases == ["load"]
 
 
 def test_a_failed_rank_fails_the_attempt(run: SimulatedRun) -> None:
@@ -123,8 +123,8 @@ def test_a_failed_rank_fails_the_attempt(run: SimulatedRun) -> None:
     run.send(0, RankDone("completed", 60))
     run.send(1, RankFailed(ENDED))
     assert run.coordinator.outcome() == "failed"
-    (failure,) = run.coordinator.status()["failures"]
-    assert (failure["rank"], failure["type"], failure["message"]) == (1, ENDED["type"], ENDED["message"])
+    (failure,) = run.coordinator.status().failures
+    assert (failure.rank, failure.type, failure.message) == (1, ENDED["type"], ENDED["message"])
     assert run.events("rank_failed")[0]["rank"] == 1
 
 
@@ -135,7 +135,7 @@ def test_the_group_has_ended_once_all_ranks_have(run: SimulatedRun, outcome: Out
     assert run.coordinator.outcome() is None
     run.send(0, RankDone(outcome, 60))
     assert run.coordinator.outcome() == outcome
-    assert run.coordinator.status()["step"] == 60
+    assert run.coordinator.status().record.step == 60
 
 
 @pytest.mark.parametrize(

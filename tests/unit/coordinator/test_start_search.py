@@ -71,12 +71,12 @@ def test_status_is_answered_while_a_checkpoint_is_read_and_says_so(run: Simulate
     for _ in range(3):
         run.tick()
         status = run.coordinator.status()
-        assert "checking the checkpoint of step 20" in status["searching"]
-        assert not status["is_waiting"]  # the time that workers have to come is not running
+        assert "checking the checkpoint of step 20" in status.searching
+        assert not status.is_waiting  # the time that workers have to come is not running
         assert run.coordinator.open_attempt(2, run.now) is None
     _end_search(run, slow)
     assert run.open().start_checkpoint == "checkpoints/step-00000020-a0001/manifest.json"
-    assert run.coordinator.status()["searching"] is None
+    assert run.coordinator.status().searching is None
     assert run.send(0, Heartbeat()).abort is None
 
 
@@ -86,7 +86,7 @@ def test_a_stop_is_taken_while_a_checkpoint_is_read(run: SimulatedRun, slow: Slo
     run.dir.stop_request.write_text("{}")
     run.tick()
     status = run.coordinator.status()
-    assert (status["state"], status["is_waiting"]) == ("stopping", True)  # so the driver ends the run
+    assert (status.record.state, status.is_waiting) == ("stopping", True)  # so the driver ends the run
     run.coordinator.finish("stopped", {})
     assert run.sink.states == ["stopped"]
 

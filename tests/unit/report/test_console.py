@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def _show_a_run(console: Console, path: Path) -> None:
     def update() -> None:  # as the driver does: each entry is asked for once
         nonlocal num_known
         status = coordinator.status(num_known)
-        num_known += len(status["ledger"])
+        num_known += len(status.ledger)
         console.update(status)
 
     def send(rank: int, message: Any) -> None:
@@ -204,7 +205,8 @@ def test_a_run_that_is_longer_than_planned_is_shown(screen: Screen, tmp_path: Pa
     console = Console()
     status = coordinator.status()
     for step, max_steps in [(0, 0), (1, 0), (5, 2), (3, 2)]:
-        console.update({**status, "row": step_row(step), "step": step, "max_steps": max_steps})
+        record = replace(status.record, step=step, max_steps=max_steps)
+        console.update(replace(status, record=record, row=step_row(step)))
     console.close()
 
 

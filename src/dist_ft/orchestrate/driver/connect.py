@@ -1,4 +1,4 @@
-"""Connects to Ray, or starts one here, and says whether the workers can ever fit."""
+"""Connects to Ray, or starts one here, and checks whether the workers can ever fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go th
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """What was found.
+    """The cluster that the driver is connected to.
 
     Attributes:
         on_gpu: Whether workers get GPUs.
@@ -34,7 +34,7 @@ class ClusterInfo:
 
 
 def connect(config: Config) -> ClusterInfo:
-    """Connects to `cluster.address` or starts a Ray on this machine.
+    """Connect to `cluster.address` or start a Ray on this machine.
 
     Raises:
         UsageError: No cluster answers at the address.
@@ -70,7 +70,7 @@ def connect(config: Config) -> ClusterInfo:
 
 
 def check_address(address: str) -> None:
-    """Finds out in seconds what Ray takes minutes for: that nothing listens at `host:port`.
+    """Find out in seconds what Ray takes minutes for: that nothing listens at `host:port`.
 
     Raises:
         UsageError: With the address and the reason.

@@ -10,16 +10,25 @@ import logging
 import secrets
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dist_ft.config import Config
 from dist_ft.coordinator.actor import CoordinatorActor
+from dist_ft.coordinator.failures import Decision
+from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.errors import CoordinatorLostError
 from dist_ft.messages import CoordinatorAddress
-from dist_ft.run.events import CoordinatorRestarted
+from dist_ft.metric_rows import EvalRow
+from dist_ft.orchestrate.workers.nodes import on_node
+from dist_ft.run.events import CoordinatorRestarted, Event
+from dist_ft.run.place import Run
+from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.state import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -29,40 +38,75 @@ _AWAY_LIMIT_S = 120.0
 
 
 class CoordinatorHandle:
-    """Calls the coordinator, and tells it of the run again after a restart.
+    """Calls the coordinator, and tells it again after a restart what the driver has told it.
+
+    Every call waits for the answer and may raise CoordinatorLostError: the actor has died once too often, or does not
+    come back.
 
     Args:
         namespace: Ray namespace of its name.
 
     Attributes:
         where: Its name, and the secret that its calls carry.
-        restarts: How often it was told of the run again.
     """
 
     def __init__(self, namespace: str) -> None:
         # A secret for each run of the driver: on a shared cluster an actor's name is known to everybody.
         self.where = CoordinatorAddress(f"coordinator-{uuid.uuid4().hex[:8]}", namespace, secrets.token_hex(32))
-        self.restarts = 0
         self._run: tuple[Any, ...] | None = None
+        self._starters: dict[str, str] = {}
+        self._has_stopped = False
+        self._num_restarts = 0
+        self._num_known = 0  # ledger entries of the actor's process
         remote_class: Any = CoordinatorActor
         # On this node: it must not die with a node that only lends workers.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = remote_class.options(name=self.where.name, scheduling_strategy=here, max_restarts=_RESTARTS).remote(
-            self.where.secret
-        )
-        self._ask = partial(actor.ask.remote, self.where.secret)
+        here = on_node(ray.get_runtime_context().get_node_id())
+        options = remote_class.options(name=self.where.name, scheduling_strategy=here, max_restarts=_RESTARTS)
+        self._ask = partial(options.remote(self.where.secret).ask.remote, self.where.secret)
 
-    def begin(self, *run: Any) -> None:
-        """Opens the run's records; see `CoordinatorCalls.begin`."""
-        self._run = run
-        self.call("begin", *run)
+    def begin(self, config: Config, run_dir: Run, record: RunRecord, inputs: RunInputs, on_gpu: bool) -> None:
+        """Have it open the records of the run."""
+        values = config.model_dump(mode="json")
+        self._run = (values, run_dir.address, str(run_dir.path), asdict(record), inputs.to_dict(), on_gpu)
+        self._call("begin", *self._run)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Calls a method and waits for its answer.
+    def set_starters(self, paths: Mapping[str, str]) -> None:
+        """Tell it the sockets of the fork servers, by node id."""
+        self._starters = dict(paths)
+        self._call("set_starters", self._starters)
 
-        Raises:
-            CoordinatorLostError: The actor has died once too often, or does not come back.
-        """
+    def request_stop(self, reason: str) -> None:
+        """Have all ranks checkpoint and stop after their current step."""
+        self._has_stopped = True
+        self._call("request_stop", reason)
+
+    def poll(self) -> LiveStatus:
+        """Return the status of the run; of the ledger only what is new since the last call."""
+        while True:
+            num_restarts = self._num_restarts
+            status: LiveStatus = self._call("poll", self._num_known)
+            if self._num_restarts == num_restarts:
+                self._num_known += len(status.ledger)
+                return status
+
+    def decide(self, message: str) -> bool:
+        """Return whether the group is to be formed anew after it ended with this message."""
+        decision: Decision = self._call("decide", message, [])
+        return decision.is_restart
+
+    def add_event(self, event: Event) -> None:
+        """Have it write a ledger entry."""
+        self._call("add_event", event)
+
+    def record_evaluation(self, row: EvalRow) -> None:
+        """Have it write an evaluation that a task made."""
+        self._call("record_evaluation", row)
+
+    def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
+        """Have it close the records of the run; the last call."""
+        self._call("finish", state, result, error)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
         away_since: float | None = None
         while True:
             try:
@@ -78,6 +122,10 @@ class CoordinatorHandle:
                 if self._run is None:
                     raise
                 logger.warning("the coordinator was restarted")
-                self.restarts += 1
+                self._num_restarts += 1
+                self._num_known = 0  # it has a new ledger
                 ray.get(self._ask("begin", *self._run), timeout=_LIMIT_S)
-                self._ask("add_event", CoordinatorRestarted(self.restarts))
+                self._ask("add_event", CoordinatorRestarted(self._num_restarts))
+                self._ask("set_starters", self._starters)
+                if self._has_stopped:
+                    self._ask("request_stop", "asked before the coordinator was restarted")

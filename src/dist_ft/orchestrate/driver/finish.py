@@ -1,129 +1,122 @@
-"""What follows the last step: exports of the last checkpoint and the best, their measurement, the run's numbers."""
+"""The last phase of a driver: export the last checkpoint and the best, measure them, and close the run's records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.config import Config
 from dist_ft.evaluate.merge import EvalShare, merge
-from dist_ft.jobs.spec import TaskSpec, evaluate_tasks, export_task
+from dist_ft.jobs.spec import evaluate_tasks, export_task
 from dist_ft.layout import read_json, write_whole
 from dist_ft.metric_rows import EvalRow
-from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
-from dist_ft.report.console import Console
+from dist_ft.orchestrate.driver.endings import Ending, Records
+from dist_ft.orchestrate.driver.session import Session
 from dist_ft.run.events import EarlyStop, Exported, read_ledger
 from dist_ft.run.log import read_evals, read_steps
+from dist_ft.run.outcome import EarlyEnd, RunNumbers, RunResult
 from dist_ft.run.place import Run
 from dist_ft.run.scores import Scores
-
-RunTasks = Callable[[Sequence[TaskSpec]], list[dict[str, Any]]]
 
 _SAMPLES_SHOWN = 3
 
 
-def export_and_measure(
-    config: Config,
-    run_dir: Run,
-    coordinator: CoordinatorHandle,
-    run_tasks: RunTasks,
-    num_nodes: int,
-    console: Console,
-) -> dict[str, Any]:
-    """Exports the last checkpoint and the best one, and measures both; returns the result."""
+def export_and_measure(session: Session) -> RunNumbers:
+    """Export the last checkpoint and the best one, and measure both."""
+    config, run_dir = session.config, session.run_dir
     manifests = committed(run_dir.store)
     steps = {"tuned": manifests[-1].step}
-    best = _best(config, run_dir, manifests)
+    record = read_json(run_dir.run_json)
+    best = None
+    if config.eval.best_metric is not None and config.eval.every_steps is not None:
+        rows = read_evals(run_dir.evals).values()
+        scores = Scores.of(rows, config.eval.best_metric, config.eval.every_steps, int(record["max_steps"]))
+        best = scores.best(manifest.step for manifest in manifests)
     if best is not None and best != manifests[-1].step:
         steps["best"] = best
     for manifest in (m for m in manifests if m.step in steps.values()):
-        _export(config, run_dir, manifest, coordinator, run_tasks, console)
-    result = {**numbers(run_dir), "export_dir": _name(run_dir, "final", steps["tuned"])}
-    if best is not None:
-        result |= {"best_step": best, "best_dir": _name(run_dir, "best", best)}
-    places = {name: run_dir.address_of(run_dir.export_name(step)) for name, step in steps.items()}
-    models: dict[str, str | None] = {"base": None, **places}
-    tasks = evaluate_tasks(config, models, int(read_json(run_dir.run_json)["world_size"]), num_nodes)
+        _export(session, manifest)
+    result = replace(
+        read_numbers(run_dir),
+        export_dir=_point(run_dir, "final", steps["tuned"]),
+        best_step=best,
+        best_dir=None if best is None else _point(run_dir, "best", best),
+    )
+    addresses = {name: run_dir.address_of(run_dir.export_name(step)) for name, step in steps.items()}
+    models: dict[str, str | None] = {"base": None, **addresses}
+    tasks = evaluate_tasks(config, models, int(record["world_size"]), len(session.starters.paths))
     if tasks:
-        console.say(f"  measuring {', '.join(config.eval.metrics)} of {', '.join(models)}")
-        evaluation = merge(config.eval, models, [EvalShare.from_dict(share) for share in run_tasks(tasks)])
-        _write_samples(run_dir, steps["tuned"], evaluation.samples)
-        values = replace(evaluation, samples=evaluation.samples[:_SAMPLES_SHOWN]).to_dict()
-        result["evaluation"] = {**values.pop("models"), **values}
+        session.console.say(f"  measuring {', '.join(config.eval.metrics)} of {', '.join(models)}")
+        evaluation = merge(config.eval, models, [EvalShare.from_dict(share) for share in session.run_tasks(tasks)])
+        lines = [json.dumps(sample) + "\n" for sample in evaluation.samples]
+        write_whole(run_dir.samples(steps["tuned"]), "".join(lines))
+        shown = replace(evaluation, samples=evaluation.samples[:_SAMPLES_SHOWN]).to_dict()
+        result = replace(result, evaluation={**shown.pop("models"), **shown})
         for name, step in {"base": 0, **steps}.items():
             row = read_evals(run_dir.evals).get(step, EvalRow(step, 0, {}))
-            metrics = {**row.metrics, **evaluation.models[name]}
-            coordinator.call("record_evaluation", replace(row, metrics=metrics))
-    result["comparison"] = _compare(run_dir, {"base": 0, **steps})
-    return result
+            session.coordinator.record_evaluation(replace(row, metrics={**row.metrics, **evaluation.models[name]}))
+    return replace(result, comparison=_compare(run_dir, {"base": 0, **steps}))
 
 
-def numbers(run_dir: Run) -> dict[str, Any]:
-    """Returns the numbers of a run as far as it has got."""
+def read_numbers(run_dir: Run) -> RunNumbers:
+    """Return the numbers of a run as far as it has got."""
     last = int(read_json(run_dir.run_json)["step"])
     rows = {step: row for step, row in read_steps(run_dir.metrics).items() if step <= last}
     measured = read_evals(run_dir.evals).get(last)
-    events = [entry.event for entry in read_ledger(run_dir.ledger)]
-    stops = [event for event in events if isinstance(event, EarlyStop) and event.step == last]
-    stopped = {name: getattr(stops[-1], name) for name in ("metric", "best_step", "patience")} if stops else None
-    return {
-        "final_loss": rows[last].loss if last in rows else None,
-        "eval_loss": measured.eval_loss if measured else None,
-        "train_s": round(sum(row.step_s for row in rows.values()), 2),
-        "comparison": _compare(run_dir, {"base": 0, "tuned": last}),
-        "early_stop": stopped,
-    }
+    stop: EarlyEnd | None = None
+    for event in (entry.event for entry in read_ledger(run_dir.ledger)):
+        if isinstance(event, EarlyStop) and event.step == last:
+            stop = EarlyEnd(metric=event.metric, best_step=event.best_step, patience=event.patience)
+    return RunNumbers(
+        final_loss=rows[last].loss if last in rows else None,
+        eval_loss=measured.eval_loss if measured else None,
+        train_s=round(sum(row.step_s for row in rows.values()), 2),
+        comparison=_compare(run_dir, {"base": 0, "tuned": last}),
+        early_stop=stop,
+    )
 
 
-def _best(config: Config, run_dir: Run, manifests: Sequence[Manifest]) -> int | None:
-    metric, every = config.eval.best_metric, config.eval.every_steps
-    if metric is None or every is None:
-        return None
-    max_steps = int(read_json(run_dir.run_json)["max_steps"])
-    scores = Scores.of(read_evals(run_dir.evals).values(), metric, every, max_steps)
-    return scores.best(manifest.step for manifest in manifests)
+def close(session: Session, ending: Ending, numbers: RunNumbers) -> RunResult:
+    """Close the console and the run's records, and return the result."""
+    session.console.close()
+    run_dir, error = session.run_dir, ending.error.to_dict() if ending.error else None
+    if ending.records is Records.OURS:
+        session.coordinator.finish(ending.state, numbers.to_record(), error)
+        record = read_json(run_dir.run_json)
+        return RunResult(
+            run_dir.address, ending.state, record["step"], attempts=record["attempt"], error=error, **vars(numbers)
+        )
+    if ending.records is Records.ANOTHERS:
+        session.coordinator.finish(ending.state, {}, None)
+    return RunResult(run_dir.address, ending.state, error=error)
 
 
-def _export(
-    config: Config,
-    run_dir: Run,
-    manifest: Manifest,
-    coordinator: CoordinatorHandle,
-    run_tasks: RunTasks,
-    console: Console,
-) -> None:
+def _export(session: Session, manifest: Manifest) -> None:
+    """Export a checkpoint, unless that was done before."""
+    run_dir = session.run_dir
     target = run_dir.export_name(manifest.step)
     exported = Exported(manifest.step, manifest.directory)
-    if run_dir.has(target) and not _was_exported(run_dir, exported):
+    events = [entry.event for entry in read_ledger(run_dir.ledger)]
+    of_step = [event for event in events if isinstance(event, Exported) and event.step == manifest.step]
+    was_exported = of_step[-1:] == [exported]
+    if run_dir.has(target) and not was_exported:
         run_dir.store.delete(target)  # of this step, but from before a fork; or an upload that was cut off
     if not run_dir.has(target):
-        console.say(f"  exporting step {manifest.step}")
-        run_tasks([export_task(config, run_dir, manifest)])
-        coordinator.call("add_event", exported)
+        session.console.say(f"  exporting step {manifest.step}")
+        session.run_tasks([export_task(session.config, run_dir, manifest)])
+        session.coordinator.add_event(exported)
 
 
 def _compare(run_dir: Run, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
-    """Returns what is known of each model, by metric."""
+    """Return what is known of each model, by metric."""
     rows = read_evals(run_dir.evals)
     return {name: rows[step].metrics for name, step in steps.items() if step in rows}
 
 
-def _write_samples(run_dir: Run, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-    write_whole(run_dir.samples(step), "".join(json.dumps(sample) + "\n" for sample in samples))
-
-
-def _was_exported(run_dir: Run, exported: Exported) -> bool:
-    events = [entry.event for entry in read_ledger(run_dir.ledger)]
-    of_step = [event for event in events if isinstance(event, Exported) and event.step == exported.step]
-    return of_step[-1:] == [exported]
-
-
-def _name(run_dir: Run, name: str, step: int) -> str:
-    """Has `exports/<name>` lead to the export of a step; returns where that is."""
+def _point(run_dir: Run, name: str, step: int) -> str:
+    """Have `exports/<name>` lead to the export of a step; return where that is."""
     target = run_dir.export_name(step)
     run_dir.point(f"exports/{name}", target.rpartition("/")[2])
     return run_dir.address_of(target)

@@ -1,4 +1,4 @@
-"""Makes token shards on all nodes of the cluster, a few at a time on each.
+"""Makes token shards on all nodes of the cluster, before training or while it goes on.
 
 The tasks ask Ray for no CPU: workers may hold all of them, waiting for the data or already training on it. How many
 run on a node is decided here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -19,7 +19,7 @@ import ray
 from dist_ft.config import Config
 from dist_ft.data.stream.demand import ShardDemand
 from dist_ft.errors import DistFtError
-from dist_ft.jobs.spec import ShardJob
+from dist_ft.jobs.spec import Preparation, ShardJob
 from dist_ft.machine import num_cores
 from dist_ft.orchestrate.driver.tasks import result_of, submit_to
 from dist_ft.orchestrate.workers.nodes import list_nodes
@@ -28,7 +28,11 @@ from dist_ft.report.progress import ShardProgress
 logger = logging.getLogger(__name__)
 
 _MAX_TRIES = 3
-_LOOK_EVERY_S = 2.0
+_LIST_NODES_EVERY_S = 2.0
+_STREAM_SHARE = 0.5
+"""Share of each node's cores that makes shards while workers train on the rest."""
+_LAST_CHECKPOINT_LIMIT_S = 60.0
+"""Ranks that wait for a shard that will never come cannot make a last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class _Running:
 
 
 class ShardJobs:
-    """Shards that are being made. Call `look` a few times a second.
+    """Shards that are being made. Call `advance` a few times a second.
 
     Args:
         config: The run config.
@@ -68,47 +72,53 @@ class ShardJobs:
         self._on_gpu = on_gpu
         self._demand = demand
         self._slots: dict[str, int] = {}
-        self._looked_at = float("-inf")
+        self._listed_at = float("-inf")
         self.progress = ShardProgress(len(jobs), sum(job.num_bytes for job in jobs), time.monotonic())
 
     @property
     def is_done(self) -> bool:
-        """Whether every shard is there."""
+        """Whether every shard is made, or not needed."""
         return not self._waiting and not self._running
 
-    def look(self, starters: Mapping[str, str]) -> None:
-        """Collects what is finished and begins what fits, without waiting.
+    def advance(self, starters: Mapping[str, str]) -> None:
+        """Collect what is finished and begin what fits, without waiting.
+
+        Args:
+            starters: Sockets of the fork servers, by node id.
 
         Raises:
             DistFtError: What a task raised; the others are left to end.
         """
         self._collect()
-        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
-            self._looked_at = time.monotonic()
-            self._slots = {node.node_id: self._num_slots(node.total) for node in list_nodes() if not node.is_leaving}
+        if time.monotonic() - self._listed_at > _LIST_NODES_EVERY_S:
+            self._listed_at = time.monotonic()
+            # A Ray of ours has more slots than cores.
+            self._slots = {
+                node.node_id: max(1, int((num_cores() if self._is_own_ray else node.total.get("CPU", 1)) * self._share))
+                for node in list_nodes()
+                if not node.is_leaving
+            }
         busy = Counter(running.node_id for running in self._running.values())
         free = [(busy[node], node) for node, slots in self._slots.items() if node in starters and busy[node] < slots]
         heapify(free)  # one more on every node before a second one on any
-        while free and self._next_is_needed():
+        while free and self._drop_unneeded():
             count, node_id = heappop(free)
-            self._begin(node_id, starters)
+            job, tries = self._waiting.popleft()
+            reference = submit_to(node_id, job.task(self._config), starters, self._on_gpu)
+            self._running[reference] = _Running(node_id, job, tries)
             if count + 1 < self._slots[node_id]:
                 heappush(free, (count + 1, node_id))
 
-    def _next_is_needed(self) -> bool:
-        """Passes over the shards that the run does not get to."""
+    def _drop_unneeded(self) -> bool:
+        """Drop the next shards that the run does not get to; return whether one is left."""
         while self._waiting and self._demand is not None:
             if self._demand.is_needed(*self._waiting[0][0].window):
                 break
             self._waiting.popleft()
         return bool(self._waiting)
 
-    def _begin(self, node_id: str, starters: Mapping[str, str]) -> None:
-        job, tries = self._waiting.popleft()
-        reference = submit_to(node_id, job.task(self._config), dict(starters), self._on_gpu)
-        self._running[reference] = _Running(node_id, job, tries)
-
     def _collect(self) -> None:
+        """Take the results of finished tasks; a shard whose task was lost is begun anew."""
         if not self._running:
             return
         for reference in ray.wait([*self._running], num_returns=len(self._running), timeout=0)[0]:
@@ -120,28 +130,57 @@ class ShardJobs:
                     raise
                 logger.warning("a shard is begun anew: %s", error)
                 self._waiting.appendleft((running.job, running.tries + 1))
-                self._looked_at = float("-inf")  # the node may be gone
+                self._listed_at = float("-inf")  # the node may be gone
                 continue
             self.progress.add(running.job.num_bytes, info["num_rows"])
             if self._demand is not None:
                 self._demand.add(*running.job.window, info["num_sequences"])
 
-    def _num_slots(self, total: Mapping[str, float]) -> int:
-        # A Ray of ours has more slots than cores.
-        cores = num_cores() if self._is_own_ray else int(total.get("CPU", 1))
-        return max(1, int(cores * self._share))
 
-
-def make_all(jobs: ShardJobs, look_after: Callable[[], Mapping[str, str]], show: Callable[[str], None]) -> None:
-    """Makes every shard and waits for it.
+class StreamedData:
+    """The shards that a run with `data.preparation=stream` makes while it trains; none in mode `ahead`.
 
     Args:
-        jobs: The shards.
-        look_after: Called several times a second; returns the sockets of the fork servers, by node; what it raises
-            ends the wait.
-        show: Takes the line of progress.
+        config: The run config.
+        prepared: What the preparation found.
+        on_gpu: Whether the run uses CUDA devices.
     """
-    while not jobs.is_done:
-        jobs.look(look_after())
-        show(jobs.progress.line(time.monotonic()))
-        time.sleep(0.1)
+
+    def __init__(self, config: Config, prepared: Preparation, on_gpu: bool) -> None:
+        self._jobs: ShardJobs | None = None
+        self._error: DistFtError | None = None
+        self._failed_at = 0.0
+        streamed = prepared.to_stream
+        if streamed is not None:
+            demand = ShardDemand.of(prepared.inputs.num_positions, config.data.weights, len(config.data.train))
+            for made in streamed.made:
+                demand.add(*made.window, made.num_sequences)
+            self._jobs = ShardJobs(config, streamed.jobs, _STREAM_SHARE, on_gpu, demand)
+
+    def advance(self, starters: Mapping[str, str]) -> bool:
+        """Go on making shards, without waiting; return whether one cannot be made, so that the run has to stop."""
+        if self._jobs is None or self._error is not None:
+            return False
+        try:
+            self._jobs.advance(starters)
+        except DistFtError as error:
+            self._error, self._failed_at = error, time.monotonic()
+        return self._error is not None
+
+    def check_patience(self) -> None:
+        """Raise what kept a shard from being made, if the last checkpoint has not come in time.
+
+        Raises:
+            DistFtError: As `check`.
+        """
+        if time.monotonic() - self._failed_at > _LAST_CHECKPOINT_LIMIT_S:
+            self.check()
+
+    def check(self) -> None:
+        """Raise what kept a shard from being made.
+
+        Raises:
+            DistFtError: With the place of the row, or what else it was.
+        """
+        if self._error is not None:
+            raise self._error

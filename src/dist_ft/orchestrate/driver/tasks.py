@@ -1,4 +1,4 @@
-"""Heavy work as Ray tasks: the one remote function.
+"""Runs heavy work as Ray tasks: the one remote function.
 
 A Ray worker never imports torch, so the task hands its work to a plain process of its node's fork server.
 """
@@ -6,15 +6,15 @@ A Ray worker never imports torch, so the task hands its work to a plain process 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_ft import errors
 from dist_ft.errors import DistFtError, WorkerCrashError
 from dist_ft.jobs.spec import TaskSpec
+from dist_ft.orchestrate.workers.nodes import on_node
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.orchestrate.workers.supervisor import starter_on_node
 
@@ -36,9 +36,9 @@ def _run(name: str, arguments: dict[str, Any], starters: dict[str, str], on_gpu:
 
 
 def run_tasks(
-    specs: Sequence[TaskSpec], starters: dict[str, str], on_gpu: bool, check: Callable[[], None]
+    specs: Sequence[TaskSpec], starters: Mapping[str, str], on_gpu: bool, check: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Runs tasks side by side and returns their results in order; one that dies is run once more.
+    """Run tasks side by side and return their results in order; one that dies is run once more.
 
     Args:
         specs: The tasks.
@@ -50,7 +50,12 @@ def run_tasks(
         DistFtError: What a task raised.
     """
     tries = dict.fromkeys(range(len(specs)), 1)
-    waiting = {_submit(spec, starters, on_gpu): index for index, spec in enumerate(specs)}
+
+    def submit(spec: TaskSpec) -> ray.ObjectRef[dict[str, Any]]:
+        num_gpus = 1 if spec.needs_device and on_gpu else 0
+        return _run.options(num_gpus=num_gpus).remote(spec.name, spec.arguments, dict(starters), on_gpu)
+
+    waiting = {submit(spec): index for index, spec in enumerate(specs)}
     results: dict[int, dict[str, Any]] = {}
     while waiting:
         check()
@@ -63,24 +68,18 @@ def run_tasks(
                     raise
                 logger.warning("task %s is run once more: %s", specs[index].name, error)
                 tries[index] += 1
-                waiting[_submit(specs[index], starters, on_gpu)] = index
+                waiting[submit(specs[index])] = index
     return [results[index] for index in range(len(specs))]
 
 
-def submit_to(node_id: str, spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
-    """Runs a task on a node without asking Ray for a CPU; whoever calls this decides how many run there."""
-    place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    remote = _run.options(num_cpus=0, scheduling_strategy=place)
+def submit_to(node_id: str, spec: TaskSpec, starters: Mapping[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
+    """Run a task on a node without asking Ray for a CPU; the caller decides how many run there."""
+    remote = _run.options(num_cpus=0, scheduling_strategy=on_node(node_id))
     return remote.remote(spec.name, spec.arguments, {node_id: starters[node_id]}, on_gpu)
 
 
-def _submit(spec: TaskSpec, starters: dict[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
-    num_gpus = 1 if spec.needs_device and on_gpu else 0
-    return _run.options(num_gpus=num_gpus).remote(spec.name, spec.arguments, starters, on_gpu)
-
-
 def result_of(reference: ray.ObjectRef[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what a finished task returned.
+    """Return what a finished task returned.
 
     Raises:
         DistFtError: What it raised, or a WorkerCrashError when it was lost.

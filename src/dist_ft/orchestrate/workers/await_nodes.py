@@ -15,11 +15,11 @@ _EVERY_S = 0.5
 
 
 def await_nodes(count: Callable[[], int], wanted: int, limit_s: float) -> int:
-    """Returns the number of nodes as soon as it is the wanted one, or at the end of the limit.
+    """Return the number of nodes as soon as it is the wanted one, or at the end of the limit.
 
     Args:
         count: Counts them; raises while nobody answers.
-        wanted: How many are awaited.
+        wanted: How many nodes to wait for.
         limit_s: Seconds to wait.
     """
     deadline, found = time.monotonic() + limit_s, 0
@@ -39,7 +39,7 @@ def _num_alive(address: str) -> int:
 
 
 def main() -> None:
-    """Entry of the command; exit code 1 when they are not all there in time."""
+    """Run the command; exit code 1 when the nodes are not all there in time."""
     address, wanted, limit_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     found = await_nodes(lambda: _num_alive(address), wanted, limit_s)
     print(f"{found} of {wanted} Ray nodes at {address}", flush=True)

@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import BinaryIO
 
 import torch
 
@@ -34,6 +36,7 @@ from dist_ft.messages import (
     Reply,
     encode_line,
 )
+from dist_ft.orchestrate.workers.processes import TaskRequest, decode_request
 from dist_ft.orchestrate.workers.stacks import answer_to_dump_signal
 from dist_ft.run.place import node_dir
 from dist_ft.train.build import build_rank
@@ -48,21 +51,21 @@ _LEASE_LOST = 4  # exit status of a child whose client is gone
 
 
 def run_child(connection: socket.socket) -> int:
-    """Reads what to run, runs it, returns the exit status."""
+    """Read what to run, run it, and return the exit status."""
     reader = connection.makefile("rb")
     line = reader.readline()
     if not line:
         return _LEASE_LOST
-    request = json.loads(line)
-    if request["entry"] == "task":
+    request = decode_request(line)
+    if isinstance(request, TaskRequest):
         return _run_task(connection, reader, request)
-    return _run_rank(SocketLink(connection, reader), RankSpec.from_dict(request["spec"]))
+    return _run_rank(SocketLink(connection, reader), request)
 
 
 class SocketLink:
     """The rank's connection to its supervisor. A thread sends, so that a step never waits for it."""
 
-    def __init__(self, connection: socket.socket, reader: Any) -> None:
+    def __init__(self, connection: socket.socket, reader: BinaryIO) -> None:
         self._connection = connection
         self._reader = reader
         self._reply = Reply()
@@ -84,8 +87,8 @@ class SocketLink:
             self.send(Leaving("SIGTERM"))
         return self._reply.stop
 
-    def on_sigterm(self, number: int, frame: Any) -> None:
-        """Notes the signal; what follows is done behind the step."""
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; the loop acts on it after the step."""
         self._told_to_end = True
 
     def wait_committed(self, step: int) -> None:
@@ -93,17 +96,17 @@ class SocketLink:
         self._wait(lambda reply: reply.committed_step >= step, _COMMIT_LIMIT_S, f"the commit of step {step}")
 
     def wait_rendezvous(self) -> tuple[str, int]:
-        """Returns where rank 0 listens."""
+        """Return where rank 0 listens."""
         self._wait(lambda reply: reply.rendezvous is not None, _RENDEZVOUS_LIMIT_S, "the rendezvous with rank 0")
         assert self._reply.rendezvous is not None
         return self._reply.rendezvous
 
     def flush(self) -> None:
-        """Waits until everything is sent; nothing can be sent afterwards."""
+        """Wait until everything is sent; nothing can be sent afterwards."""
         self._outbox.put(None)
         self._sender.join(10)
 
-    def _wait(self, condition: Any, limit_s: float, what: str) -> None:
+    def _wait(self, condition: Callable[[Reply], bool], limit_s: float, what: str) -> None:
         deadline = time.monotonic() + limit_s
         with self._changed:
             while not condition(self._reply):
@@ -174,14 +177,16 @@ def _join_group(link: SocketLink, spec: RankSpec) -> None:
     logger.info("rank %d of %d joined", spec.rank, spec.world_size)
 
 
-def _run_task(connection: socket.socket, reader: Any, request: dict[str, Any]) -> int:
-    threading.Thread(target=_end_with_client, args=(reader,), daemon=True).start()
-    os.environ.update(request.get("env", {}))
-    if request.get("log"):
-        _log_to(Path(request["log"]))
-    module = importlib.import_module(f"dist_ft.jobs.{request['name']}")
+def _run_task(connection: socket.socket, reader: BinaryIO, request: TaskRequest) -> int:
+    def end_with_client() -> None:
+        reader.read()
+        os._exit(_LEASE_LOST)
+
+    threading.Thread(target=end_with_client, daemon=True).start()
+    os.environ.update(request.env)
+    module = importlib.import_module(f"dist_ft.jobs.{request.name}")
     try:
-        answer = {"result": module.run(**request["arguments"])}
+        answer = {"result": module.run(**request.arguments)}
     except Exception as error:  # sent on, whatever it is
         traceback.print_exc()
         answer = {"error": errors.from_exception(error)}
@@ -189,13 +194,8 @@ def _run_task(connection: socket.socket, reader: Any, request: dict[str, Any]) -
     return 0 if "result" in answer else 1
 
 
-def _end_with_client(reader: Any) -> None:
-    reader.read()
-    os._exit(_LEASE_LOST)
-
-
 def _log_to(path: Path) -> None:
-    """Sends everything this process prints, C libraries included, to a log file."""
+    """Send everything this process prints, C libraries included, to a log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)

@@ -47,7 +47,7 @@ class _Server:
             self._watch.register(descriptor, select.POLLIN)
 
     def serve(self) -> None:
-        """Accepts clients until standard input ends, then sees to the end of their children."""
+        """Accept clients until standard input ends, then see to the end of their children."""
         signal.set_wakeup_fd(self._wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         is_owned = True
@@ -80,7 +80,7 @@ class _Server:
         self._watch.register(connection, _CLIENT_GONE)
 
     def _end(self, descriptor: int) -> None:
-        """Kills the child whose client is gone: one that is stopped, or hangs in C, cannot see to it itself."""
+        """Kill the child whose client is gone: one that is stopped, or hangs in C, cannot see to it itself."""
         for pid, connection in self._children.items():
             if connection.fileno() == descriptor:
                 self._watch.unregister(descriptor)

@@ -1,4 +1,4 @@
-"""Which network interface an address belongs to. Linux only; elsewhere the answer is None."""
+"""Finds the network interface that an address belongs to. Linux only; elsewhere the answer is None."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIOCGIFADDR = 0x8915
 
 
 def interface_of(address: str) -> str | None:
-    """Returns the name of the interface with this IPv4 address, or None.
+    """Return the name of the interface with this IPv4 address, or None.
 
     gloo otherwise binds to whatever the host's name resolves to, often 127.0.0.1, which no other machine
     reaches.
@@ -31,9 +31,9 @@ def interface_of(address: str) -> str | None:
 
 
 def rendezvous_env(address: str) -> dict[str, str]:
-    """Returns the variables with which gloo and NCCL talk through the interface of this address.
+    """Return the variables with which gloo and NCCL talk through the interface of this address.
 
-    What is set on the machine already stands.
+    Variables that are set on the machine already stay as they are.
     """
     interface = interface_of(address)
     if interface is None:

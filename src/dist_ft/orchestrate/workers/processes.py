@@ -1,4 +1,4 @@
-"""The client's side of `forkserver.py`: start a server, start children, talk to them."""
+"""The client's side of `forkserver`: starts a server, starts children, and talks to them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_ft import errors
 from dist_ft.errors import StalledError, WorkerCrashError
-from dist_ft.messages import encode_line
+from dist_ft.messages import RankSpec, Reply, encode_line
 
 QUIET_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads would not survive the fork
@@ -27,6 +28,35 @@ QUIET_ENV = {
     "TQDM_DISABLE": "1",
 }
 """For processes that import transformers: results on the screen, not progress bars of libraries."""
+_CONNECT_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """A call of `dist_ft.jobs.<name>.run(**arguments)` in a child.
+
+    Attributes:
+        name: Module in `dist_ft.jobs`.
+        arguments: JSON values.
+        env: Environment variables to set first (devices).
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def encode_request(request: RankSpec | TaskRequest) -> bytes:
+    """Return the line that tells a child what to run."""
+    if isinstance(request, RankSpec):
+        return encode_line({"entry": "rank", "spec": request.to_dict()})
+    return encode_line({"entry": "task", "spec": vars(request)})
+
+
+def decode_request(line: bytes) -> RankSpec | TaskRequest:
+    """Inverse of `encode_request`."""
+    data = json.loads(line)
+    return RankSpec.from_dict(data["spec"]) if data["entry"] == "rank" else TaskRequest(**data["spec"])
 
 
 class ForkServer:
@@ -66,7 +96,7 @@ class ForkServer:
         return self._process.poll() is None
 
     def has_ended(self, within_s: float) -> bool:
-        """Whether the server has ended; one whose connections have just broken takes a moment."""
+        """Return whether the server has ended; one whose connections have just broken takes a moment."""
         try:
             self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -74,12 +104,12 @@ class ForkServer:
         return True
 
     def restart(self) -> None:
-        """Replaces a server that has died, at another socket."""
+        """Replace a server that has died, at another socket."""
         self.close()
         self._start()
 
     def close(self) -> None:
-        """Ends the server; its children go on until their clients leave them."""
+        """End the server; its children go on until their clients leave them."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -94,22 +124,35 @@ class ForkServer:
 class Child:
     """A process forked by a server, and the connection to it. Closing the connection ends the process."""
 
-    def __init__(self, socket_path: str, request: dict[str, Any], connect_limit_s: float = 60.0) -> None:
-        self._socket = _connect(socket_path, connect_limit_s)
+    def __init__(self, socket_path: str, request: RankSpec | TaskRequest) -> None:
+        deadline = time.monotonic() + _CONNECT_LIMIT_S
+        while True:
+            self._socket = socket.socket(socket.AF_UNIX)
+            try:
+                self._socket.connect(socket_path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:  # a server that has only just been started
+                self._socket.close()
+                if time.monotonic() > deadline:
+                    raise WorkerCrashError(f"the starter at {socket_path} does not answer") from error
+                time.sleep(0.02)
         self._buffer = b""
         self.exit_status: int | None = None
         """How the process ended (negative: by that signal), once known."""
         self.is_closed = False
         """Whether the connection has ended."""
-        self.send(request)
+        self._send(encode_request(request))
 
-    def send(self, data: dict[str, Any]) -> None:
-        """Sends one line; a child that is gone shows in `receive`."""
+    def send(self, reply: Reply) -> None:
+        """Send a rank the coordinator's answer; a child that is gone shows in `receive`."""
+        self._send(encode_line(reply.to_dict()))
+
+    def _send(self, line: bytes) -> None:
         with contextlib.suppress(OSError):
-            self._socket.sendall(encode_line(data))
+            self._socket.sendall(line)
 
     def receive(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Returns the lines that arrive within the timeout; an empty list when there is none."""
+        """Return the JSON lines that arrive within the timeout; an empty list when there is none."""
         if self.is_closed:
             return []
         ready, _, _ = select.select([self._socket], [], [], timeout_s)
@@ -122,23 +165,23 @@ class Child:
         if not data:
             self.is_closed = True
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [message for line in lines if (message := self._parse(line)) is not None]
+        messages = []
+        for line in filter(None, lines):
+            try:
+                message = json.loads(line)
+            except ValueError:  # the half line of a process that was killed while writing
+                continue
+            if isinstance(message, dict) and "exit" in message:  # the server's last line
+                self.exit_status = message["exit"]
+                self.is_closed = True
+            else:
+                messages.append(message)
+        return messages
 
     def close(self) -> None:
-        """Ends the process by taking back its lease."""
+        """End the process by taking back its lease."""
         self._socket.close()
         self.is_closed = True
-
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            data = json.loads(line) if line else None
-        except ValueError:  # the half line of a process that was killed while writing
-            return None
-        if isinstance(data, dict) and "exit" in data:
-            self.exit_status = data["exit"]
-            self.is_closed = True
-            return None
-        return data
 
 
 def run_task(
@@ -148,11 +191,11 @@ def run_task(
     limit_s: float = 6 * 3600.0,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Runs `dist_ft.tasks.<name>.run(**arguments)` in a child and returns its result.
+    """Run `dist_ft.jobs.<name>.run(**arguments)` in a child and return its result.
 
     Args:
         socket_path: A fork server.
-        name: Module in `dist_ft.tasks`.
+        name: Module in `dist_ft.jobs`.
         arguments: JSON values.
         limit_s: Seconds that it may take.
         env: Environment variables to set first (devices).
@@ -161,7 +204,7 @@ def run_task(
         DistFtError: What the task raised, or a WorkerCrashError when it died.
         StalledError: It did not end within the limit.
     """
-    child = Child(socket_path, {"entry": "task", "name": name, "arguments": arguments, "env": dict(env or {})})
+    child = Child(socket_path, TaskRequest(name, arguments, dict(env or {})))
     deadline = time.monotonic() + limit_s
     try:
         while not child.is_closed:
@@ -178,7 +221,7 @@ def run_task(
 
 
 def is_serving(socket_path: str) -> bool:
-    """Whether a fork server listens there, be it still at its imports."""
+    """Return whether a fork server listens there, be it still at its imports."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(socket_path)
@@ -190,7 +233,7 @@ def is_serving(socket_path: str) -> bool:
 
 
 def num_oom_kills() -> int:
-    """Returns how many processes the kernel has ended for want of memory: of this container, else of the machine."""
+    """Return how many processes the kernel has ended for want of memory: of this container, else of the machine."""
     for counters in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         with contextlib.suppress(OSError, ValueError):
             lines = (line.split() for line in counters.read_text().splitlines())
@@ -199,21 +242,7 @@ def num_oom_kills() -> int:
 
 
 def describe_exit(status: int | None) -> str:
-    """Says how a process ended."""
+    """Return how a process ended, in words."""
     if status is None:
         return "connection lost"
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-
-
-def _connect(socket_path: str, limit_s: float) -> socket.socket:
-    deadline = time.monotonic() + limit_s
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(socket_path)
-            return connection
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            connection.close()
-            if time.monotonic() > deadline:
-                raise WorkerCrashError(f"the starter at {socket_path} does not answer") from error
-            time.sleep(0.02)

@@ -1,10 +1,11 @@
-"""Ray Train's part: a group of supervisors, placed and watched by Ray Train v2."""
+"""The worker group: supervisors that Ray Train v2 places and watches."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from dist_ft.config import Config
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.errors import CutOffError
-from dist_ft.messages import AttemptSpec, CoordinatorAddress
+from dist_ft.messages import AttemptSpec, CoordinatorAddress, Envelope, Reply
 from dist_ft.orchestrate.workers.nodes import is_listening
 from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy, find_coordinator
 from dist_ft.orchestrate.workers.supervisor import RankSlot, starter_on_node, supervise, wait_for_spec
@@ -40,7 +41,7 @@ _START_LIMIT_PER_WORKER_S = 0.25
 
 
 def start_env(max_workers: int) -> dict[str, str]:
-    """Returns how long Ray Train tries to start a group: a node may go between the look and the start."""
+    """Return how long Ray Train tries to start a group: a node may go after it was counted."""
     limit_s = _START_LIMIT_S + _START_LIMIT_PER_WORKER_S * max_workers
     return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s:.0f}"}
 
@@ -59,31 +60,30 @@ class RemoteCoordinator:
         self._silence_s = silence_s
 
     def open_attempt(self, world_size: int) -> int | None:
-        """Opens an attempt; None while there is nothing to do yet."""
+        """Open an attempt; return None while there is nothing to do yet."""
         number: int | None = ray.get(self._ask("open_attempt", world_size))
         return number
 
     def attempt_spec(self, number: int) -> AttemptSpec:
-        """Returns what all ranks of an attempt share."""
+        """Return what all ranks of an attempt share."""
         spec: AttemptSpec = ray.get(self._ask("attempt_spec", number))
         return spec
 
     def starter(self, node_id: str) -> str | None:
-        """Returns the socket of a node's fork server, if it has one."""
+        """Return the socket of a node's fork server, if it has one."""
         path: str | None = ray.get(self._ask("starter", node_id))
         return path
 
-    def handle(self, envelope: dict[str, Any]) -> dict[str, Any]:
-        """See `CoordinatorClient`.
+    def handle(self, envelope: Envelope) -> Reply:
+        """Deliver a message and wait for the answer.
 
         Raises:
             CutOffError: There is no answer, and the head of the cluster is out of reach.
         """
-        reference = self._ask("handle", envelope)
+        reference = self._ask("handle", envelope.to_dict())
         while True:
             try:
-                reply: dict[str, Any] = ray.get(reference, timeout=self._silence_s)
-                return reply
+                return Reply.from_dict(ray.get(reference, timeout=self._silence_s))
             except ray.exceptions.GetTimeoutError as error:
                 # A coordinator that a slow disk holds up is waited for. Ray itself takes minutes to tell them apart.
                 host, _, port = self._head.rpartition(":")
@@ -91,17 +91,33 @@ class RemoteCoordinator:
                     raise CutOffError(f"{self._head}, the head of the cluster, does not answer") from error
 
 
+@dataclass(frozen=True)
+class GroupSettings:
+    """What every worker of a group is told.
+
+    Attributes:
+        coordinator: Where the coordinator of the run is.
+        on_gpu: Whether ranks use CUDA devices.
+        silence_s: `failure.limits.silence_s`.
+    """
+
+    coordinator: CoordinatorAddress
+    on_gpu: bool
+    silence_s: float
+
+
 def train_worker(loop_config: dict[str, Any]) -> None:
-    """The train function: runs in every Ray Train worker, a process without torch."""
+    """Run one rank; Ray Train calls this in every worker, a process without torch."""
+    settings: GroupSettings = loop_config["settings"]
     context = ray.train.get_context()
-    coordinator = RemoteCoordinator(loop_config["coordinator"], loop_config["silence_s"])
+    coordinator = RemoteCoordinator(settings.coordinator, settings.silence_s)
     rank, world_size = context.get_world_rank(), context.get_world_size()
     number = None
     if rank == 0:
         number = wait_for_spec(lambda: coordinator.open_attempt(world_size), _PREPARE_LIMIT_S)
     number = ray.train.collective.broadcast_from_rank_zero(number)
     runtime = ray.get_runtime_context()
-    gpu_ids = runtime.get_accelerator_ids().get("GPU", []) if loop_config["on_gpu"] else []
+    gpu_ids = runtime.get_accelerator_ids().get("GPU", []) if settings.on_gpu else []
     slot = RankSlot(
         rank,
         world_size,
@@ -110,7 +126,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         ray.util.get_node_ip_address(),
         tuple(str(i) for i in gpu_ids),
     )
-    with starter_on_node(coordinator.starter(runtime.get_node_id()), loop_config["on_gpu"]) as starter:
+    with starter_on_node(coordinator.starter(runtime.get_node_id()), settings.on_gpu) as starter:
         try:
             supervise(coordinator.attempt_spec(number), slot, coordinator, starter)
         except CutOffError:
@@ -146,8 +162,8 @@ class ElasticTrainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-def make_trainer(config: Config, *, resources: dict[str, float], loop_config: dict[str, Any]) -> ElasticTrainer:
-    """Builds the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
+def make_trainer(config: Config, *, resources: dict[str, float], settings: GroupSettings) -> ElasticTrainer:
+    """Build the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
     scaling = ray.train.ScalingConfig(
         num_workers=config.cluster.max_workers,
         use_gpu=resources.get("GPU", 0) > 0,
@@ -158,8 +174,10 @@ def make_trainer(config: Config, *, resources: dict[str, float], loop_config: di
         name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
         storage_path=str(Path(tempfile.gettempdir()) / "dist-ft-ray-train"),
     )
-    trainer = ElasticTrainer(train_worker, train_loop_config=loop_config, scaling_config=scaling, run_config=run)
+    trainer = ElasticTrainer(
+        train_worker, train_loop_config={"settings": settings}, scaling_config=scaling, run_config=run
+    )
     trainer.owns_cluster = config.cluster.address is None
     trainer.cluster = config.cluster
-    trainer.coordinator = loop_config["coordinator"]
+    trainer.coordinator = settings.coordinator
     return trainer

@@ -1,4 +1,4 @@
-"""Which Ray this works with. Imported before anything of Ray is: another version may lack a name on import."""
+"""Checks the version of Ray. Imported before anything of Ray is: another version may lack a name on import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SERIES = "2.60"
 
 
 def check_ray_version(found: str | None = None) -> None:
-    """Raises UsageError unless the installed Ray, or the one given, is of the series."""
+    """Raise UsageError unless the installed Ray, or the one given, is of the series."""
     found = found or version("ray")
     if found.split(".")[:2] != SERIES.split("."):
         raise UsageError(

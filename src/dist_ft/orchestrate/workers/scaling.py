@@ -1,4 +1,4 @@
-"""Ray Train's questions, answered by us: how many workers, and what follows a failure.
+"""Answers Ray Train's questions: how many workers, and what follows a failure.
 
 Both run in Ray Train's controller, a process without torch. What they decide by is pure and tested elsewhere
 (`workers_that_fit` here, `coordinator/sizing.py` and `coordinator/failures.py`). The Ray names are pinned by
@@ -7,6 +7,7 @@ Both run in Ray Train's controller, a process without torch. What they decide by
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2.api.exceptions import ControllerError
 
 from dist_ft.config.cluster_sections import ClusterConfig
+from dist_ft.coordinator.failures import Decision
 from dist_ft.coordinator.sizing import ClusterView, largest_allowed
 from dist_ft.machine import workers_on
 from dist_ft.messages import CoordinatorAddress
@@ -29,18 +31,18 @@ from dist_ft.orchestrate.workers.nodes import Node, answering, list_nodes
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0
+_LIST_NODES_EVERY_S = 1.0
 _ANSWER_LIMIT_S = 5.0
 _DECISION_LIMIT_S = 120.0
 """For a coordinator that is being restarted."""
 
 
-def workers_that_fit(nodes: Sequence[Node], seats: Mapping[str, int], resources: Mapping[str, float]) -> int | None:
-    """Returns how many workers the nodes hold: in what is free, and in place of the run's own; pure.
+def workers_that_fit(nodes: Sequence[Node], own: Mapping[str, int], resources: Mapping[str, float]) -> int | None:
+    """Return how many workers the nodes hold: in what is free, and in place of the run's own; pure.
 
     Args:
         nodes: Nodes to look at.
-        seats: Own workers by node id.
+        own: Workers of the run by node id.
         resources: Resources of one worker.
 
     Returns:
@@ -52,12 +54,12 @@ def workers_that_fit(nodes: Sequence[Node], seats: Mapping[str, int], resources:
         if room is None or free is None:
             return None
         # Own workers that have died may have given back their room already: never more than the node has in all.
-        count += min(room, seats.get(node.node_id, 0) + free)
+        count += min(room, own.get(node.node_id, 0) + free)
     return count
 
 
 def find_coordinator(address: CoordinatorAddress) -> Callable[..., Any]:
-    """Returns what asks the coordinator: `ask("decide", …)` gives a reference to the answer of that call.
+    """Return what asks the coordinator: `ask("decide", …)` gives a reference to the answer of that call.
 
     Raises:
         ValueError: There is no such actor, or not at this moment.
@@ -80,10 +82,10 @@ class ElasticPolicy(ScalingPolicy):
         super().__init__(scaling_config)
         self._cluster = cluster
         self._coordinator = coordinator
-        self._seats: Counter[str] = Counter()
+        self._own_workers: Counter[str] = Counter()
         self._addresses: dict[str, str] = {}  # of nodes that hold, or held, workers of the group
         self._has_answered: set[str] = set()
-        self._looked_at = float("-inf")
+        self._listed_at = float("-inf")
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """See the base class; waits while there is room for fewer than the run goes on with."""
@@ -97,13 +99,13 @@ class ElasticPolicy(ScalingPolicy):
         """See the base class; the coordinator has the group checkpoint and end before it names a new size."""
         self._maybe_send_resource_request()
         now = time.monotonic()
-        if now - self._looked_at < _LOOK_EVERY_S:
+        if now - self._listed_at < _LIST_NODES_EVERY_S:
             return NoopDecision()
-        self._looked_at = now
-        self._seats = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+        self._listed_at = now
+        self._own_workers = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
         self._addresses = {w.metadata.node_id: w.metadata.node_ip for w in worker_group_state.workers}
         nodes = list_nodes()
-        leaving = tuple(sorted(node.address for node in nodes if node.is_leaving and node.node_id in self._seats))
+        leaving = tuple(sorted(node.address for node in nodes if node.is_leaving and node.node_id in self._own_workers))
         fits = self._count([node for node in nodes if not node.is_leaving])
         view = ClusterView(fits, leaving, worker_group_state.start_time)
         try:
@@ -123,12 +125,12 @@ class ElasticPolicy(ScalingPolicy):
         return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(avoided)})"} if avoided else None
 
     def lost_nodes(self) -> list[str]:
-        """Returns the addresses of nodes with workers of the group that do not answer any more."""
+        """Return the addresses of nodes with workers of the group that do not answer any more."""
         usable = {node.node_id for node in self._usable(with_leaving=True)}
         return sorted({address for node_id, address in self._addresses.items() if node_id not in usable})
 
     def _usable(self, with_leaving: bool = False) -> list[Node]:
-        """Nodes to form a group on. One that never answered may have a firewall, and counts."""
+        """Return the nodes to form a group on. One that never answered may have a firewall, and counts."""
         nodes = list_nodes()
         there = {node.node_id for node in answering(nodes)}
         self._has_answered |= there
@@ -136,7 +138,7 @@ class ElasticPolicy(ScalingPolicy):
         return [node for node in nodes if node.node_id not in silent and (with_leaving or not node.is_leaving)]
 
     def _count(self, nodes: Sequence[Node]) -> int:
-        fits = workers_that_fit(nodes, self._seats, self.scaling_config._resources_per_worker_not_none)
+        fits = workers_that_fit(nodes, self._own_workers, self.scaling_config._resources_per_worker_not_none)
         return self._cluster.max_workers if fits is None else fits
 
     def _resize(self, count: int) -> ResizeDecision:
@@ -148,7 +150,7 @@ class ElasticPolicy(ScalingPolicy):
 
 
 class AskCoordinator(FailurePolicy):
-    """Lets the coordinator decide, which knows what the ranks said."""
+    """Lets the coordinator decide: it knows what the ranks reported."""
 
     def __init__(
         self, failure_config: ray.train.FailureConfig, policy: ElasticPolicy, coordinator: CoordinatorAddress
@@ -165,19 +167,14 @@ class AskCoordinator(FailurePolicy):
             return FailureDecision.RETRY  # there was no group yet; how long to try is the driver's to say
         message = str(training_failed_error).strip().splitlines()
         said = message[-1] if message else type(training_failed_error).__name__
-        decision = self._ask(said, self._policy.lost_nodes())
-        return FailureDecision.RETRY if decision["is_restart"] else FailureDecision.RAISE
-
-    def _ask(self, said: str, lost_nodes: list[str]) -> dict[str, Any]:
-        """Asks until there is an answer: the coordinator may be the one that was lost, and is being restarted."""
         deadline = time.monotonic() + _DECISION_LIMIT_S
-        while True:
-            try:
-                answer: dict[str, Any] | None = ray.get(find_coordinator(self._coordinator)("decide", said, lost_nodes))
-            except (ray.exceptions.RayActorError, ValueError):
-                answer = None
-            if answer is not None:
-                return answer
-            if time.monotonic() > deadline:
-                return {"is_restart": False}
+        lost_nodes = self._policy.lost_nodes()
+        # Asked until there is an answer: the coordinator may be the one that was lost, and is being restarted.
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ray.exceptions.RayActorError, ValueError):
+                ask = find_coordinator(self._coordinator)
+                decision: Decision | None = ray.get(ask("decide", said, lost_nodes))
+                if decision is not None:
+                    return FailureDecision.RETRY if decision.is_restart else FailureDecision.RAISE
             time.sleep(0.2)
+        return FailureDecision.RAISE

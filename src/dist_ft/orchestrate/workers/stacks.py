@@ -1,4 +1,4 @@
-"""Where a rank is that makes no progress: its Python stacks and what the kernel says of it, in a file of the run.
+"""Finds out where a rank is that makes no progress: its Python stacks and its kernel state, in a file of the run.
 
 The rank has `faulthandler` write all its stacks to its log when it gets `DUMP_SIGNAL`. That works in C, so also while
 it waits in a collective or holds the interpreter's lock. A process that is stopped cannot, and is said to be stopped.
@@ -25,12 +25,12 @@ _INNERMOST = 3  # all_reduce, and what wraps it
 
 
 def answer_to_dump_signal() -> None:
-    """Has this process write its stacks to standard error at `DUMP_SIGNAL`."""
+    """Have this process write its stacks to standard error at `DUMP_SIGNAL`."""
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
 
 def dump_stacks(pid: int, log: Path, target: Path) -> Whereabouts:
-    """Has a rank write its stacks, copies them out of its log, and says where it is.
+    """Have a rank write its stacks, copy them out of its log, and return where it is.
 
     Args:
         pid: The rank, a process of this machine.
@@ -50,7 +50,7 @@ def dump_stacks(pid: int, log: Path, target: Path) -> Whereabouts:
 
 
 def is_in_collective(stacks: str) -> bool:
-    """Whether a thread is inside a call of torch.distributed, by the innermost frames of each.
+    """Return whether a thread is inside a call of torch.distributed, by the innermost frames of each.
 
     On a GPU a rank waits for its peers in any call that waits for the device; there all look as if they worked.
     """
@@ -69,7 +69,7 @@ def _kernel_view(pid: int) -> str:
 
 
 def _new_text(log: Path, before: int) -> str:
-    """Returns what the log grows by, once it has stopped growing: a busy machine writes the stacks in pieces."""
+    """Return what the log grows by, once it has stopped growing: a busy machine writes the stacks in pieces."""
     sizes, deadline = [before], time.monotonic() + _LIMIT_S
     while time.monotonic() < deadline:
         time.sleep(_LOOK_S)

@@ -7,15 +7,14 @@ import time
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_ft.orchestrate.workers.nodes import answering, list_nodes
+from dist_ft.orchestrate.workers.nodes import answering, list_nodes, on_node
 from dist_ft.orchestrate.workers.processes import ForkServer
 
 logger = logging.getLogger(__name__)
 
 _START_LIMIT_S = 120.0
-_LOOK_EVERY_S = 2.0
+_ASK_EVERY_S = 2.0
 
 
 @ray.remote(num_cpus=0)
@@ -26,7 +25,7 @@ class StarterActor:
         self._server = ForkServer(on_gpu)
 
     def socket_path(self) -> str:
-        """Where ranks of this node are forked; a server that has died is replaced."""
+        """Return where ranks of this node are forked; a server that has died is replaced."""
         if not self._server.is_alive:
             self._server.restart()
         return self._server.socket_path
@@ -49,22 +48,22 @@ class Starters:
         self._on_gpu = on_gpu
         self._actors: dict[str, Any] = {}
         self._asked: dict[str, ray.ObjectRef[str]] = {}
-        self._looked_at = float("-inf")
+        self._asked_at = float("-inf")
         self.paths = {self._here: own.socket_path}
 
     def start(self) -> None:
-        """Starts a server on every node and waits for them; a node that is lost meanwhile has none."""
+        """Start a server on every node and wait for them; a node that is lost meanwhile has none."""
         self._ask()
         deadline = time.monotonic() + _START_LIMIT_S
         while self._asked and time.monotonic() < deadline:
             ray.wait(list(self._asked.values()), timeout=0.2)
             self._collect()
 
-    def look(self) -> bool:
-        """Looks after the servers without waiting for any; returns whether `paths` has changed."""
+    def refresh(self) -> bool:
+        """Replace servers that have died and start those of new nodes, without waiting; return if `paths` changed."""
         before = dict(self.paths)
         self._collect()
-        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+        if time.monotonic() - self._asked_at > _ASK_EVERY_S:
             if not self._own.is_alive:
                 logger.warning("the fork server of this node has died and is replaced")
                 self._own.restart()
@@ -73,12 +72,12 @@ class Starters:
         return self.paths != before
 
     def release(self) -> None:
-        """Lets the servers of other nodes end."""
+        """Let the servers of other nodes end."""
         self._actors.clear()
         self._asked.clear()
 
     def _ask(self) -> None:
-        self._looked_at = time.monotonic()
+        self._asked_at = time.monotonic()
         nodes = {node.node_id for node in answering(list_nodes()) if not node.is_leaving} - {self._here}
         for gone in self._actors.keys() - nodes:
             del self._actors[gone]
@@ -87,8 +86,7 @@ class Starters:
         remote_class: Any = StarterActor
         for node in nodes - self._asked.keys():
             if node not in self._actors:
-                place = NodeAffinitySchedulingStrategy(node, soft=False)
-                self._actors[node] = remote_class.options(scheduling_strategy=place).remote(self._on_gpu)
+                self._actors[node] = remote_class.options(scheduling_strategy=on_node(node)).remote(self._on_gpu)
             self._asked[node] = self._actors[node].socket_path.remote()
 
     def _collect(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dist_ft.config import Config, dump_yaml
 from dist_ft.layout import write_json
-from dist_ft.orchestrate.driver.result import find_finished
+from dist_ft.orchestrate.driver.previous import find_finished
 from dist_ft.run.place import open_run
 from dist_ft.run.state import RunRecord
 

@@ -1,0 +1,95 @@
+"""The second phase of a driver: show progress and look after the run until its worker group has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import Future
+
+import ray
+
+from dist_ft.config import Config
+from dist_ft.coordinator.failures import explain
+from dist_ft.coordinator.live_status import LiveStatus
+from dist_ft.errors import StartTimeoutError
+from dist_ft.messages import Outcome, Phase
+from dist_ft.orchestrate.driver.session import Session
+from dist_ft.orchestrate.driver.shard_jobs import StreamedData
+from dist_ft.run.events import FirstStep
+
+_POLL_S = 0.25
+_GROUP_END_LIMIT_S = 20.0
+
+
+def follow(session: Session, group: Future[object], streamed: StreamedData) -> Outcome:
+    """Follow the group to its end; start another one where Ray Train gives up and the coordinator does not.
+
+    Args:
+        session: The driver.
+        group: The group that Ray Train forms.
+        streamed: Shards that are made while training goes on.
+
+    Raises:
+        DistFtError: The group failed, or never started, or a shard cannot be made.
+    """
+    coordinator = session.coordinator
+    waiting_since = time.monotonic()  # for workers; not while there is a group
+    while True:
+        status = coordinator.poll()
+        session.console.update(status)
+        _note_start(session, status)
+        if streamed.advance(session.refresh_starters()):
+            coordinator.request_stop("a shard of the data cannot be prepared")
+        streamed.check_patience()
+        if (name := session.signals.take()) is not None:
+            coordinator.request_stop(name)
+        if status.decision is not None and not status.decision.is_restart:
+            raise explain(status.failures)
+        if status.outcome == "completed":
+            with contextlib.suppress(Exception):  # how the group ended is known from the ranks
+                group.result(_GROUP_END_LIMIT_S)
+            return "completed"
+        if status.outcome == "stopped":
+            return "stopped"
+        if group.done():
+            # Ray Train has given up, or its controller has died, and with it the workers.
+            said = str(group.exception()).strip().splitlines()
+            if not coordinator.decide(f"the worker group ended: {said[-1:]}"):
+                continue  # the next status says it
+            group = session.start_group()
+            time.sleep(_POLL_S)
+        if not status.is_waiting:
+            waiting_since = time.monotonic()
+        elif status.record.state == "stopping":
+            return "stopped"
+        elif time.monotonic() - waiting_since > session.config.cluster.start_timeout_s:
+            raise _not_started(session.config)
+        time.sleep(_POLL_S)
+
+
+def _note_start(session: Session, status: LiveStatus) -> None:
+    """Note where the seconds before the first step go."""
+    timeline = session.timeline
+    if "first step" in timeline.marks:
+        return
+    record = status.record
+    if record.world_size:
+        timeline.mark("group")
+    if record.world_size and len(record.workers) == record.world_size:
+        timeline.mark("ranks")
+    if status.phases and not {Phase.START, Phase.LOAD} & set(status.phases):
+        timeline.mark("loaded")
+    if status.row is not None:
+        timeline.mark("first step")
+        session.coordinator.add_event(FirstStep(timeline.marks))
+        seconds = timeline.marks["first step"]
+        session.console.say(f"  first step after {seconds:.1f} s ({timeline.describe()})", "dim")
+
+
+def _not_started(config: Config) -> StartTimeoutError:
+    free, total = ray.available_resources(), ray.cluster_resources()
+    shown = ", ".join(f"{free.get(k, 0):g} of {total[k]:g} {k}" for k in ("GPU", "CPU") if k in total)
+    return StartTimeoutError(
+        f"cluster.num_workers={config.cluster.num_workers}: they did not start within cluster.start_timeout_s="
+        f"{config.cluster.start_timeout_s:g}; free now: {shown}"
+    )

@@ -1,0 +1,115 @@
+"""The first phase of a driver: prepare model and data, check a resume, and open the run's records.
+
+Nothing of the run directory is touched before the preparation has succeeded, so bad input changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from dist_ft.config import Config, dump_yaml, with_commit
+from dist_ft.data.shards.counts import describe_left_out
+from dist_ft.errors import WorkerCrashError
+from dist_ft.jobs.spec import MissingShards, Preparation, decode_preparation, encode_files
+from dist_ft.layout import read_json, write_json, write_whole
+from dist_ft.monitor.wandb_sink import resolve_mode
+from dist_ft.orchestrate.driver.previous import changed_settings, check_resumed, check_sources
+from dist_ft.orchestrate.driver.session import Session
+from dist_ft.orchestrate.driver.shard_jobs import ShardJobs
+from dist_ft.orchestrate.workers.processes import ForkServer, run_task
+from dist_ft.run.events import SettingsChanged
+from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.state import RunRecord
+from dist_ft.storage.objects import check_exclusive_creation
+
+_SHARDS_POLL_S = 0.1
+
+
+def prepare(config: Config, server: ForkServer) -> Preparation | MissingShards:
+    """Check model and data and prepare them; once more when the fork server has died under it."""
+    arguments = {"config": config.model_dump(mode="json"), "makes_all": False}
+    try:
+        return decode_preparation(run_task(server.socket_path, "prepare", arguments))
+    except WorkerCrashError:
+        if not server.has_ended(within_s=1.0):
+            raise  # the task's own fault, such as more memory than there is
+        server.restart()
+        return decode_preparation(run_task(server.socket_path, "prepare", arguments))
+
+
+def complete(session: Session, found: Preparation | MissingShards) -> Preparation:
+    """Check the sources, and have all nodes make the token shards that are missing.
+
+    Raises:
+        UserError: Bad input; nothing was changed.
+    """
+    session.timeline.mark("prepared" if isinstance(found, Preparation) else "listed")
+    session.refresh_starters()
+    check_sources(session.run_dir, found.files)
+    if isinstance(found, MissingShards):
+        session.config = with_commit(session.config, found.commit)
+        session.console.say(f"  preparing data: {len(found.jobs)} shards on {len(session.starters.paths)} nodes")
+        jobs = ShardJobs(session.config, found.jobs, 1.0, session.cluster.on_gpu)
+        while not jobs.is_done:
+            jobs.advance(session.refresh_starters())
+            session.console.progress(jobs.progress.line(time.monotonic()))
+            time.sleep(_SHARDS_POLL_S)
+        session.timeline.mark("prepared")
+        arguments = {"config": session.config.model_dump(mode="json")}
+        found = decode_preparation(run_task(session.server.socket_path, "prepare", arguments))
+        assert isinstance(found, Preparation)  # it makes what is missing
+    session.config = with_commit(session.config, found.inputs.commit)
+    return found
+
+
+def open_records(session: Session, prepared: Preparation) -> None:
+    """Check a resume, write the run's records, and tell the coordinator of the run: the first change on disk.
+
+    Raises:
+        UserError: The run cannot go on with this config; nothing was changed.
+    """
+    config, run_dir, inputs = session.config, session.run_dir, prepared.inputs
+    previous = read_json(run_dir.run_json) if run_dir.run_json.exists() else {}
+    last_step = check_resumed(config, run_dir, inputs)
+    changes = changed_settings(config, run_dir)
+    check_exclusive_creation(run_dir.store)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    write_whole(run_dir.config, dump_yaml(config))
+    write_json(run_dir.sources, {"files": encode_files(prepared.files)})
+    worked_s = time.monotonic() - session.timeline.began
+    asked_at = run_dir.stop_asked_at()
+    if asked_at is not None and asked_at < time.time() - worked_s:
+        run_dir.forget_stop()  # meant for an earlier attempt
+    wandb_id = previous.get("wandb_id")
+    if wandb_id is None and resolve_mode(config.monitor.wandb) != "disabled":
+        wandb_id = uuid.uuid4().hex[:8]
+    record = RunRecord(
+        config.run.name,
+        attempt=previous.get("attempt", 0),
+        step=last_step,
+        max_steps=inputs.max_steps,
+        wandb_id=wandb_id,
+        active_s=previous.get("active_s", 0.0) + worked_s,
+    )
+    session.coordinator.begin(config, run_dir, record, inputs, session.cluster.on_gpu)
+    session.timeline.mark("coordinator")
+    if changes:
+        session.coordinator.add_event(SettingsChanged(changes))
+    _say_data(session, inputs)
+
+
+def _say_data(session: Session, inputs: RunInputs) -> None:
+    splits, data = inputs.splits, session.config.data
+    if data.preparation == "stream":
+        num_shards = sum(split.num_shards for split in splits)
+        session.console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {inputs.max_steps} steps")
+        return
+    rows, sequences = sum(split.num_rows for split in splits), sum(split.num_sequences for split in splits)
+    trained, tokens = sum(split.num_trained_tokens for split in splits), sum(split.num_tokens for split in splits)
+    session.console.say(
+        f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
+        f"{inputs.max_steps} steps"
+    )
+    for line in describe_left_out(splits, inputs.eval_split, data):
+        session.console.say(f"  {line}", "yellow")
