@@ -1,14 +1,14 @@
 """Estimates the memory of one worker. Pure arithmetic.
 
 Model state follows the ZeRO paper (Rajbhandari et al. 2019, section 3 and figure 1) with what runs here:
-gradients are summed in float32, masters and both Adam moments are float32. With P parameters of `b` bytes, T
-of them trained, on N workers:
+gradients are summed in float32, masters and the optimizer's state are float32. With P parameters of `b` bytes, T
+of them trained with `m` bytes of optimizer state (8 for AdamW's two moments), on N workers:
 
     stage            weights         gradients   optimizer
-    0, float32       b·P             4·T         8·T         (the weights are the masters)
-    1                b·P             4·T         12·T / N
-    2                b·P             4·T / N     12·T / N
-    3                b·P / N + G     4·T / N     12·T / N
+    0, float32       b·P             4·T         m·T            (the weights are the masters)
+    1                b·P             4·T         (4 + m)·T / N
+    2                b·P             4·T / N     (4 + m)·T / N
+    3                b·P / N + G     4·T / N     (4 + m)·T / N
 
 G is what stage 3 holds gathered at a time: what the worker does not own, at most an eighth of the model
 (`stage3_max_live_parameters` in `zero/ds_config.py`). A frozen LoRA base is sharded at stage 3 only.
@@ -21,7 +21,7 @@ With gradient checkpointing a layer keeps its input alone, and one layer at a ti
 
 It is an estimate, for choosing a stage and a micro batch; for two small Llamas it was within a tenth of what
 autograd saved. Left out: communication buffers (up to 200 million elements), the allocator's fragmentation,
-the copy of a checkpoint that is being written (12·T / N, in host memory), and the libraries and the CUDA
+the copy of a checkpoint that is being written ((4 + m)·T / N, in host memory), and the libraries and the CUDA
 context (about 1 GiB a worker). Gated feed-forward layers alone can need a quarter more than the paper's.
 """
 
@@ -33,7 +33,6 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 STAGES = (0, 1, 2, 3)
 _GRADIENT = 4
 _MASTER = 4
-_MOMENTS = 8
 _GATHERED_PARTS = 8
 
 
@@ -49,6 +48,7 @@ class ModelShape:
         num_heads: Attention heads (a).
         vocab_size: Columns of the logits.
         dtype_bytes: Bytes of a weight and of an activation (b).
+        state_bytes: Bytes of optimizer state of a trained element (m).
     """
 
     num_params: int
@@ -58,6 +58,7 @@ class ModelShape:
     num_heads: int
     vocab_size: int
     dtype_bytes: int
+    state_bytes: int = 8
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Memory:
     Attributes:
         weights_bytes: Model weights.
         gradients_bytes: Summed gradients.
-        optimizer_bytes: Masters and moments.
+        optimizer_bytes: Masters and optimizer state.
         activations_bytes: What the forward pass keeps for the backward pass.
         host_bytes: The part of it that `zero.offload` keeps in host memory.
     """
@@ -122,10 +123,10 @@ def gradients_bytes(model: ModelShape, stage: int, world_size: int) -> int:
 
 
 def optimizer_bytes(model: ModelShape, stage: int, world_size: int) -> int:
-    """Returns the bytes of masters and moments. Stage 0 is float32's; bfloat16 runs as stage 1 there."""
+    """Return the bytes of masters and optimizer state. Stage 0 is float32's; bfloat16 runs as stage 1 there."""
     if stage == 0:
-        return _MOMENTS * model.num_trained
-    return (_MASTER + _MOMENTS) * _share(model.num_trained, world_size)
+        return model.state_bytes * model.num_trained
+    return (_MASTER + model.state_bytes) * _share(model.num_trained, world_size)
 
 
 def activations_bytes(model: ModelShape, batch: BatchShape) -> int:

@@ -6,11 +6,15 @@ they become a checkpoint is `checkpoint/`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import prod
 
-STATE_KINDS = ("fp32", "exp_avg", "exp_avg_sq")
-"""What is stored of a trained parameter: its fp32 master and the two Adam moments."""
+ADAM_STATE = ("exp_avg", "exp_avg_sq")
+"""State of AdamW: the two moments."""
+STATE_KINDS = ("fp32", *ADAM_STATE)
+"""What is stored of a parameter that AdamW trains: its fp32 master and the two moments."""
+KNOWN_KINDS = (*STATE_KINDS, "z")
+"""What is stored by any optimizer of `zero/optimizers.py`."""
 Setting = float | int | str | bool | None | list[float]
 """A value of an optimizer group or of a schedule, as JSON has it; which keys there are is theirs to say."""
 
@@ -36,16 +40,23 @@ class ParamInfo:
         name: Its name in the model that is trained.
         shape: Full shape, whatever the ZeRO stage.
         export_name: The key under which an export stores it.
+        state: Kinds of optimizer state that are stored of it.
     """
 
     name: str
     shape: tuple[int, ...]
     export_name: str
+    state: tuple[str, ...] = ADAM_STATE
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All that is stored of it."""
+        return ("fp32", *self.state)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class SliceKey:
     Attributes:
         param: Name of the parameter.
         start: First element in the flattened parameter.
-        kind: One of `STATE_KINDS`.
+        kind: One of `KNOWN_KINDS`.
     """
 
     param: str
@@ -74,8 +85,8 @@ class SliceKey:
             ValueError: The text is not a slice key.
         """
         param, start, kind = text.rsplit("|", 2)
-        if kind not in STATE_KINDS:
-            raise ValueError(f"slice key {text!r} has kind {kind!r}, expected one of {STATE_KINDS}")
+        if kind not in KNOWN_KINDS:
+            raise ValueError(f"slice key {text!r} has kind {kind!r}, expected one of {KNOWN_KINDS}")
         return cls(param, int(start), kind)
 
 
@@ -99,6 +110,7 @@ class Fingerprint:
         method: What is trained, as text.
         global_batch_size: Sequences per step.
         objective: `objective.kind`.
+        optimizer: Whose state this is.
     """
 
     model: str
@@ -107,11 +119,12 @@ class Fingerprint:
     method: str
     global_batch_size: int
     objective: str = "sft"
+    optimizer: str = "adamw"
 
     def to_dict(self) -> dict[str, str | int]:
         """Returns JSON values without the fields that have their default: older manifests do not name them."""
         values = asdict(self)
-        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        return {key.name: values[key.name] for key in fields(self) if values[key.name] != key.default}
 
     def differences(self, other: Fingerprint) -> list[str]:
         """Returns `field: mine, theirs` for every field that differs."""
@@ -165,13 +178,14 @@ class SavedState:
         step: Completed optimizer steps.
         cursor: Where the data stream goes on.
         zero_stage: Stage it was written at; any stage loads it.
-        optimizer_step: Adam's counter.
+        optimizer_step: Updates that the optimizer has made.
         fingerprint: What it belongs to.
         params: Every trained parameter.
         groups: Settings of each optimizer group at this step.
         schedule: The learning rate's schedule, with `max_steps`.
         probe: Logits of a fixed prompt.
         environment: What bitwise equality depends on.
+        optimizer_numbers: See `Manifest`.
     """
 
     step: int
@@ -184,6 +198,7 @@ class SavedState:
     schedule: dict[str, Setting]
     probe: Probe
     environment: Environment
+    optimizer_numbers: dict[str, float] = field(default_factory=dict)
 
 
 def find_gaps(numel: int, ranges: list[tuple[int, int]]) -> str | None:

@@ -165,7 +165,7 @@ def read_files(paths: Iterable[Path], params: Iterable[ParamInfo]) -> State:
     state: State = {}
     counts: dict[tuple[str, str], npt.NDArray[np.int64]] = {}
     for param in params:
-        for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+        for kind in param.kinds:
             state[param.name, kind] = np.zeros(param.numel, dtype=np.float32)
             counts[param.name, kind] = np.zeros(param.numel, dtype=np.int64)
     for path in paths:

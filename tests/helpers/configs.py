@@ -42,7 +42,7 @@ def tiny_config(tmp_path: Path, **changes: Any) -> Config:
     }
     for key, value in changes.items():
         section, name = key.split("__")
-        raw[section][name] = value
+        raw.setdefault(section, {})[name] = value
     return Config.model_validate(raw)
 
 

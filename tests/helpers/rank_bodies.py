@@ -32,7 +32,7 @@ from dist_ft.objectives import kinds
 from dist_ft.objectives.objective import Objective, Outputs, Rows
 from dist_ft.objectives.sft import SFT
 from dist_ft.records import Conversation, Record, Sample
-from dist_ft.slices import STATE_KINDS, SliceKey
+from dist_ft.slices import SliceKey
 from dist_ft.storage.store import LocalStore
 from dist_ft.train import build, saving
 from dist_ft.train.build import RankParts, build_rank
@@ -138,13 +138,13 @@ def train_and_gather(rank: int, world_size: int, attempt: dict[str, Any], to: st
     parts = build_rank(_spec(rank, world_size, attempt))
     result = _train(parts, None)
     stage = parts.config.zero_stage
-    with _whole(parts, list(parts.names)):
-        gathered = {name: p.detach().float().clone() for p, name in parts.names.items()}
+    with _whole(parts, list(parts.engine.names)):
+        gathered = {name: p.detach().float().clone() for p, name in parts.engine.names.items()}
     found = {"gathered": gathered}
     if stage > 0:
-        found["masters"] = {name: safe_get_full_fp32_param(p).clone() for p, name in parts.names.items()}
+        found["masters"] = {name: safe_get_full_fp32_param(p).clone() for p, name in parts.engine.names.items()}
     if stage > 0 and parts.config.model.torch_dtype == "float32":  # its tools do not read BF16_Optimizer's files
-        parts.engine.save_checkpoint(f"{to}/native", tag="end")
+        parts.engine.raw.save_checkpoint(f"{to}/native", tag="end")
         dist.barrier()
         if rank == 0:
             native = get_fp32_state_dict_from_zero_checkpoint(f"{to}/native", tag="end")
@@ -186,7 +186,7 @@ def go_on_from_each(
         if index > 0:
             _spoil(parts)
             reader, manifest = _open(parts, path)
-            restore_slices(parts.engine, parts.names, reader, manifest.optimizer_step)
+            restore_slices(parts.engine, reader, manifest.optimizer_step, manifest.optimizer_numbers)
         number = write_as + 2 * index
         file = _write(parts, parts.start_step, number)
         spec = parts.spec
@@ -211,7 +211,7 @@ def _train(parts: RankParts, stop_after: int | None) -> dict[str, Any]:
 def _write(parts: RankParts, step: int, attempt: int) -> dict[str, Any]:
     spec = parts.spec
     directory = RunDir(Path(spec.attempt.run_dir)).checkpoint(step, attempt)
-    slices = collect_slices(parts.engine, parts.names)
+    slices = collect_slices(parts.engine)
     return asdict(write_slices(LocalStore(directory), slices_name(spec.rank, spec.world_size), slices))
 
 
@@ -233,11 +233,10 @@ def _recorder(readers: list[SliceReader]) -> type[SliceReader]:
 def _spoil(parts: RankParts) -> None:
     """Fills masters and moments with what a restore must replace."""
     engine = parts.engine
-    state = (engine.optimizer if parts.config.zero_stage == 0 else engine.optimizer.optimizer).state
     with torch.no_grad():
-        for fragment in fragments(engine, parts.names, owned=False):
-            for kind in STATE_KINDS:
-                fragment.view(kind, state).fill_(float("nan"))
+        for fragment in fragments(engine, owned=False):
+            for kind in ("fp32", *engine.optimizer.state):
+                fragment.view(kind, engine.inner.state).fill_(float("nan"))
 
 
 @contextmanager
@@ -256,8 +255,8 @@ def _stale_weights(parts: RankParts) -> list[str]:
     assert path is not None
     reader, _ = _open(parts, path)
     stale = []
-    with _whole(parts, list(parts.names)):
-        for parameter, name in parts.names.items():
+    with _whole(parts, list(parts.engine.names)):
+        for parameter, name in parts.engine.names.items():
             wanted = reader(SliceKey(name, 0, "fp32"), parameter.numel()).to(parameter.dtype)
             if not torch.equal(parameter.detach().view(-1), wanted):
                 stale.append(name)

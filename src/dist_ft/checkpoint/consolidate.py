@@ -60,13 +60,19 @@ def consolidate(
     check_coverage(manifest.params, slices)
     shards = plan_shards([*manifest.params, *frozen], ITEM_BYTES[code], max_shard_bytes)
     kept = {param.name for param in frozen}
+    share = manifest.optimizer_numbers.get("average_share")
+
+    def read_trained(param: ParamInfo) -> Iterator[Chunk]:
+        weights = _read_slices(store, slices, param, "fp32")
+        return weights if share is None else _averages(weights, _read_slices(store, slices, param, "z"), share)
+
     names = _shard_names(stem, len(shards))
     for name, params in zip(names, shards, strict=True):
         layout = [(param.export_name, code, param.shape) for param in params]
         values = (
             chunk
             for param in params
-            for chunk in (_read_base(param, read_frozen) if param.name in kept else _read_slices(store, slices, param))
+            for chunk in (_read_base(param, read_frozen) if param.name in kept else read_trained(param))
         )
         write_tensors(LocalStore(directory), name, layout, _cast(values, code), {"format": "pt"})
     if len(names) > 1:
@@ -88,8 +94,15 @@ def plan_shards(params: Sequence[ParamInfo], item_bytes: int, max_bytes: int) ->
     return shards
 
 
-def _read_slices(store: Store, slices: SliceMap, param: ParamInfo) -> Iterator[Chunk]:
-    for piece in slices[(param.name, "fp32")]:
+def _averages(weights: Iterator[Chunk], fast: Iterator[Chunk], share: float) -> Iterator[Chunk]:
+    """Yield the averaged weights x of schedule-free training: y = share x + (1 - share) z, solved for x."""
+    # A rank writes all kinds of a fragment, so the pieces of both are cut alike.
+    for (name, y), (_, z) in zip(weights, fast, strict=True):
+        yield name, y + np.float32(1 - 1 / share) * (z - y)
+
+
+def _read_slices(store: Store, slices: SliceMap, param: ParamInfo, kind: str) -> Iterator[Chunk]:
+    for piece in slices[(param.name, kind)]:
         for start in range(0, piece.count, _CHUNK_ELEMENTS):
             count = min(_CHUNK_ELEMENTS, piece.count - start)
             data = store.read_range(piece.file, piece.offset + 4 * start, 4 * count)

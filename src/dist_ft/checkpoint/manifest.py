@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 
 import xxhash
@@ -13,7 +13,7 @@ from dist_ft.checkpoint.tensorfile import hash_file, read_header
 from dist_ft.errors import CheckpointError
 from dist_ft.layout import FORMAT_VERSION, checkpoint_name
 from dist_ft.slices import (
-    STATE_KINDS,
+    ADAM_STATE,
     Cursor,
     Environment,
     Fingerprint,
@@ -45,7 +45,7 @@ class Manifest:
         cursor: Where the data stream goes on.
         world_size: Ranks that wrote it.
         zero_stage: Stage it was written at; any stage loads it.
-        optimizer_step: Adam's counter.
+        optimizer_step: Updates that the optimizer has made.
         fingerprint: What it belongs to.
         params: Every trained parameter.
         groups: Settings of each optimizer group at this step.
@@ -55,6 +55,8 @@ class Manifest:
         environment: What bitwise equality depends on; a resume says what differs.
         wandb_id: The run's W&B id, if any.
         pieces: Where every slice lies, so that a rank reads no headers; None in manifests of before.
+        optimizer_numbers: What the optimizer keeps for all parameters together besides `optimizer_step`.
+            `average_share` says that the weights are an interpolation (see `zero/schedule_free.py`).
     """
 
     run_id: str
@@ -73,6 +75,7 @@ class Manifest:
     environment: Environment
     wandb_id: str | None
     pieces: Pieces | None = None
+    optimizer_numbers: dict[str, float] = field(default_factory=dict)
 
     @property
     def directory(self) -> str:
@@ -103,10 +106,15 @@ class Manifest:
         return found
 
     def encode(self) -> bytes:
-        """Returns the file's bytes."""
+        """Return the file's bytes. What says AdamW is left out, as when there was no other optimizer."""
         data = {"format_version": FORMAT_VERSION, **asdict(self), "fingerprint": self.fingerprint.to_dict()}
         if self.pieces is None:
             del data["pieces"]
+        if not self.optimizer_numbers:
+            del data["optimizer_numbers"]
+        for param in data["params"]:
+            if param["state"] == ADAM_STATE:
+                del param["state"]
         return (json.dumps({**data, "xxh3": seal(data)}, indent=1) + "\n").encode()
 
     @classmethod
@@ -195,11 +203,11 @@ def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:
     Raises:
         CheckpointError: Naming the parameter, the kind and the elements.
     """
-    expected = {(param.name, kind) for param in params for kind in STATE_KINDS}
+    expected = {(param.name, kind) for param in params for kind in param.kinds}
     if unknown := sorted(set(slices) - expected):
         raise CheckpointError(f"slices of {unknown[0][0]} ({unknown[0][1]}), which is not a trained parameter")
     for param in params:
-        for kind in STATE_KINDS:
+        for kind in param.kinds:
             pieces = slices.get((param.name, kind), [])
             gap = find_gaps(param.numel, [(piece.start, piece.count) for piece in pieces])
             if gap is not None:

@@ -16,8 +16,55 @@ TOKEN = "secrets come from the environment only: remove it here; for a hub, set 
 _KEYS = (
     (re.compile(r"load_in_[48]bit|bnb_.*|quanti[sz].*|q(lora|dora)|gptq|awq|loftq.*"), QUANTISED),
     (re.compile(r"(hf_|auth_|access_|use_auth_|hub_)?token"), TOKEN),
+    (re.compile(r"lr_end|min_lr|num_decay_steps"), "rates and lengths are shares: see min_lr_ratio and decay_ratio"),
 )
-_VALUES = {"method.kind": re.compile(r"q-?(lora|dora)|bnb.*|gptq|awq", re.IGNORECASE)}
+_VALUES = {
+    "method.kind": ((re.compile(r"q-?(lora|dora)|bnb.*|gptq|awq", re.IGNORECASE), QUANTISED),),
+    "optimizer.kind": (
+        (
+            re.compile(r".*(8|4)_?bit.*|.*bnb.*|paged_.*|.*_fp8", re.IGNORECASE),
+            "its moments are quantised in blocks of 256 elements, which ZeRO's partitions cut: the result would "
+            "depend on the number of workers. Use optimizer.kind=lion, whose state is half of AdamW's, or "
+            "zero.offload=true",
+        ),
+        (
+            re.compile(r"adafactor|came|adam_?mini|sm3", re.IGNORECASE),
+            "its second moment is made of means over whole rows and columns, which ZeRO's flat partitions do not hold. "
+            "Use optimizer.kind=lion, whose state is half of AdamW's, or zero.offload=true",
+        ),
+        (
+            re.compile(r".*(galore|apollo|q_?galore).*", re.IGNORECASE),
+            "it projects the gradients of whole matrices, which ZeRO's flat partitions do not hold. Use "
+            "method.kind=lora, or optimizer.kind=lion, whose state is half of AdamW's",
+        ),
+        (
+            re.compile(r".*muon.*", re.IGNORECASE),
+            "DeepSpeed keeps its momentum for whole matrices, on each rank that holds a part of one, and clips its "
+            "update at ZeRO 1 to 3 but the gradient at ZeRO 0: the result would depend on the stage. Use "
+            "optimizer.kind=adamw",
+        ),
+        (
+            re.compile(r"adamw?(_(torch|hf|apex|anyprecision)(_\w+)?)?", re.IGNORECASE),
+            "write optimizer.kind=adamw, which runs fused and with float32 moments",
+        ),
+        (re.compile(r"lion_.*", re.IGNORECASE), "write optimizer.kind=lion"),
+        (
+            re.compile(r"schedule_?free.*", re.IGNORECASE),
+            "of the schedule-free optimizers there is optimizer.kind=schedule_free_adamw",
+        ),
+    ),
+    "schedule.kind": (
+        (
+            re.compile(r"cosine_with_(hard_)?restarts", re.IGNORECASE),
+            "write schedule.kind=cosine and schedule.num_cycles",
+        ),
+        (
+            re.compile(r"(cosine_with_min_lr|cosine_warmup_with_min_lr)", re.IGNORECASE),
+            "write schedule.kind=cosine and schedule.min_lr_ratio",
+        ),
+        (re.compile(r"warmup_stable_decay", re.IGNORECASE), "write schedule.kind=wsd"),
+    ),
+}
 # As the hub writes them, and user info in a URL.
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|//[^/@\s]+@")
 
@@ -29,8 +76,9 @@ def advice_on_key(key: str) -> str | None:
 
 def advice_on_value(key: str, value: Any) -> str | None:
     """Returns what to do instead of a value that the key does not take, if it is a known one of others."""
-    pattern = _VALUES.get(key)
-    return QUANTISED if pattern is not None and isinstance(value, str) and pattern.fullmatch(value) else None
+    if not isinstance(value, str):
+        return None
+    return next((advice for pattern, advice in _VALUES.get(key, ()) if pattern.fullmatch(value)), None)
 
 
 def keys_with_secrets(raw: Any, key: str = "") -> Iterator[str]:

@@ -46,6 +46,11 @@ def section_problems(config: Config) -> list[str]:
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
+    if config.optimizer.kind == "schedule_free_adamw" and not config.schedule.kind.startswith("constant"):
+        problems.append(
+            f"optimizer.kind=schedule_free_adamw averages the weights instead of lowering the rate, but schedule.kind="
+            f"{config.schedule.kind}; set schedule.kind=constant_with_warmup"
+        )
     if data.group_by is not None and data.eval_fraction is None:
         problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
     return problems + _output_url_problem(config.run.output_dir)

@@ -16,11 +16,12 @@ from dist_ft.config.cluster_sections import ClusterConfig, FailureConfig
 from dist_ft.config.data_sections import DataConfig
 from dist_ft.config.section import Section
 from dist_ft.config.training_sections import (
+    AdamWConfig,
+    AnyOptimizer,
     EvalConfig,
     MethodConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     ScheduleConfig,
     SftConfig,
     TrainConfig,
@@ -86,8 +87,8 @@ class Config(Section):
     """Measurements."""
     objective: ObjectiveConfig = SftConfig()
     """What is optimised."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW."""
+    optimizer: AnyOptimizer = AdamWConfig()
+    """The optimizer, by its `kind`: `adamw` (where none is given), `lion`, `schedule_free_adamw`."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over the run."""
     zero: ZeroConfig = ZeroConfig()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from dist_ft.config.section import Pattern, Section
 
 DType = Literal["float32", "bfloat16", "fp32", "bf16"]
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+InterpolatingBetas = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], Beta], Field(strict=False)]
 SteeringMetric = Literal["eval_loss", "token_accuracy"]
 
 
@@ -143,31 +152,110 @@ ObjectiveConfig = SftConfig
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2017)."""
+    """What every optimizer has; each kind adds its own. See docs/optimizers.md."""
 
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay of matrices; norms and biases are not decayed unless `groups` says so."""
-    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
-    """Decay rates of the two moments."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
+    betas: Betas = (0.9, 0.999)
+    """Decay rates of the moments."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the global gradient norm to this; 0 does not clip."""
     groups: list[GroupConfig] = []
     """Parameters with settings of their own; the first pattern that matches a name decides."""
 
 
-class ScheduleConfig(Section):
-    """Learning rate over the run."""
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2017). A section without a `kind` means this one."""
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    title: ClassVar[str] = "AdamW"
+    kind: Literal["adamw"] = "adamw"
+    """Which optimizer."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+
+class LionConfig(OptimizerConfig):
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum; one moment instead of two."""
+
+    title: ClassVar[str] = "Lion"
+    kind: Literal["lion"] = "lion"
+    """Which optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 3e-5
+    """Peak learning rate. Every element moves by it, so it is three to ten times smaller than AdamW's, and
+    `weight_decay` so many times larger."""
+    betas: Betas = (0.9, 0.99)
+    """Weight of the momentum in the update; decay rate of the momentum."""
+
+
+class ScheduleFreeAdamWConfig(OptimizerConfig):
+    """Schedule-free AdamW (Defazio et al. 2024): an average of the weights instead of a decaying rate.
+
+    Training computes at an interpolation of the average and of the fast weights; held-out numbers and exports use
+    the average. Needs `schedule.kind` `constant` or `constant_with_warmup`.
+    """
+
+    title: ClassVar[str] = "schedule-free AdamW"
+    kind: Literal["schedule_free_adamw"] = "schedule_free_adamw"
+    """Which optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate; one to ten times AdamW's with a schedule."""
+    betas: InterpolatingBetas = (0.9, 0.999)
+    """Share of the average in the weights that training computes with; decay rate of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+
+def _kind_of_optimizer(value: Any) -> str:
+    """Without a kind it is AdamW, as in configs from before there were others."""
+    return str(value.get("kind", "adamw")) if isinstance(value, dict) else str(getattr(value, "kind", "adamw"))
+
+
+AnyOptimizer = Annotated[
+    Annotated[AdamWConfig, Tag("adamw")]
+    | Annotated[LionConfig, Tag("lion")]
+    | Annotated[ScheduleFreeAdamWConfig, Tag("schedule_free_adamw")],
+    Discriminator(_kind_of_optimizer),
+]
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the run. See docs/optimizers.md for the shapes."""
+
+    kind: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "wsd"
+    ] = "cosine"  # fmt: skip
+    """Shape after the warm-up. `constant` and `constant_with_warmup` are the same."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps over which the rate rises from zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps over which the rate rises from zero, in place of `warmup_ratio`."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Final rate as a share of the peak."""
+    num_cycles: Annotated[int, Field(ge=1)] = 1
+    """cosine: how often the rate falls; it restarts at the peak in between (Loshchilov and Hutter 2016)."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """polynomial: exponent of the share of the steps that is left."""
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """wsd: share of the steps, the last ones, over which the rate falls."""
+    decay_kind: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """wsd: shape of the fall."""
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> ScheduleConfig:
+        if self.warmup_steps is not None and "warmup_ratio" in self.model_fields_set:
+            raise ValueError(
+                f"schedule.warmup_steps={self.warmup_steps} and schedule.warmup_ratio={self.warmup_ratio} say the same "
+                "thing twice; remove one of them"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _one_warmup(self, serialize: SerializerFunctionWrapHandler) -> dict[str, str | int | float]:
+        """Leaves out the warm-up that is not used, so that what is written can be read again."""
+        unused = "warmup_steps" if self.warmup_steps is None else "warmup_ratio"
+        return {key: value for key, value in serialize(self).items() if key != unused}
 
 
 class ZeroConfig(Section):

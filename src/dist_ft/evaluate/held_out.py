@@ -6,24 +6,31 @@ Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dist_ft.data.stream.loader import RankLayout, eval_batches, num_eval_batches
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.objectives.objective import Objective, Outputs, Rows, Sums
 from dist_ft.run.scores import perplexity
 from dist_ft.slices import Probe
+from dist_ft.zero.engine import Engine
+from dist_ft.zero.partitions import averaged_weights
 
 PROBE_TOKENS = 64
 PROBE_COLUMNS = 8
 
 
 def evaluate(
-    module: Any, objective: Objective, shards: TokenShards, layout: RankLayout, divisor: int, device: torch.device
+    module: Engine | nn.Module,
+    objective: Objective,
+    shards: TokenShards,
+    layout: RankLayout,
+    divisor: int,
+    device: torch.device,
 ) -> dict[str, float | None]:
     """Returns the objective's numbers over a whole split, the same on every rank.
 
@@ -31,7 +38,7 @@ def evaluate(
     process group, `layout` is that of a single rank.
 
     Args:
-        module: A DeepSpeed engine around an `ObjectiveModule`, or the module itself.
+        module: An engine around an `ObjectiveModule`, or the module itself.
         objective: What is measured.
         shards: The split.
         layout: This rank's part of it.
@@ -52,7 +59,8 @@ def evaluate(
         return totals
 
     names = objective.eval_names()
-    with inference(module):
+    averaged = averaged_weights(module) if isinstance(module, Engine) else nullcontext()
+    with averaged, inference(module):
         step_mean = total(objective.step_sum, 1)[0] / divisor if objective.step_sum is not None else 0.0
         sums = total(objective.eval_sums, len(names), step_mean)
     numbers: dict[str, float | None] = {name: sum_ / divisor for name, sum_ in zip(names, sums, strict=True)}
@@ -67,11 +75,11 @@ def probe_inputs(vocab_size: int) -> tuple[list[int], list[int]]:
     return tokens, [(i * vocab_size) // PROBE_COLUMNS for i in range(PROBE_COLUMNS)]
 
 
-def probe_logits(engine: Any, vocab_size: int) -> Probe:
+def probe_logits(engine: Engine, vocab_size: int) -> Probe:
     """Returns the logits [64, 8] of the probe as the model computes now."""
     tokens, columns = probe_inputs(vocab_size)
     ids_BT = torch.tensor([tokens], device=engine.device)
-    with inference(engine):
+    with averaged_weights(engine), inference(engine):
         # Every token is a target, so that the output layer sees them all.
         logits_NV = engine(Rows(ids_BT, ids_BT, None, torch.zeros(1, device=engine.device)), _logits)
     logits = logits_NV[:, columns].cpu().tolist()
@@ -83,7 +91,7 @@ def _logits(outputs: Outputs, rows: Rows) -> torch.Tensor:
 
 
 @contextmanager
-def inference(module: Any) -> Iterator[None]:
+def inference(module: Engine | nn.Module) -> Iterator[None]:
     """Switches dropout and gradients off for a while."""
     was_training = module.training
     module.eval()

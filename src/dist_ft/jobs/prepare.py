@@ -25,6 +25,7 @@ from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slices import Fingerprint
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
+from dist_ft.zero.optimizers import optimizer_of
 
 _SMALL_SHARE = 0.25
 """Share of a part: so much is made by the process that lists the sources."""
@@ -164,6 +165,7 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerp
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,
         objective=config.objective.kind,
+        optimizer=optimizer_of(config.optimizer).fingerprint,
     )
 
 

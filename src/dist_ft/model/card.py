@@ -52,7 +52,7 @@ def model_card(
         "## Method",
         "",
         f"- method: `{json.dumps(config.method.model_dump(mode='json'))}`",
-        f"- optimizer: AdamW `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
+        f"- optimizer: {config.optimizer.title} `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
         f"- schedule: `{config.schedule.kind}`, seed {config.run.seed}",
         f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens",
         f"- dtype: {config.model.torch_dtype} with float32 masters",

@@ -32,6 +32,7 @@ def render_plan(plan: Plan) -> str:
         f"  data    {size}",
         f"  steps   {plan.steps:,} of {plan.global_batch_size:,} sequences, about "
         f"{plan.tokens_per_step:,} tokens each{epochs}",
+        f"  state   {plan.optimizer}, {plan.state_bytes} bytes a trained parameter",
         f"  output  {plan.run_dir}",
         "",
         f"  workers  passes a step  padding  memory of a worker (ZeRO {plan.zero_stage})",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +29,8 @@ from dist_ft.objectives.objective import Objective
 from dist_ft.slices import Environment, Fingerprint, ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.train.device_memory import all_agree_on_least, device_memory_bytes
-from dist_ft.zero.engine import build_engine
+from dist_ft.zero.engine import Engine, build_engine
+from dist_ft.zero.optimizers import optimizer_of
 from dist_ft.zero.partitions import restore_slices
 from dist_ft.zero.sharding import full_shape, shard_model
 
@@ -47,9 +47,8 @@ class RankParts:
         config: The run config.
         spec: Instructions to the rank.
         objective: What is optimised.
-        engine: DeepSpeed engine around `ObjectiveModule`.
-        names: Names of the trained parameters.
-        params: The same parameters as every process sees them.
+        engine: The engine around `ObjectiveModule`.
+        params: The trained parameters as every process sees them.
         dropout_keys: Keys to set before each micro batch.
         loader: Steps of the run.
         layout: This rank's part of a batch.
@@ -65,8 +64,7 @@ class RankParts:
     config: Config
     spec: RankSpec
     objective: Objective
-    engine: Any
-    names: dict[nn.Parameter, str]
+    engine: Engine
     params: list[ParamInfo]
     dropout_keys: DropoutKeys
     loader: TrainLoader
@@ -96,12 +94,13 @@ def build_rank(spec: RankSpec) -> RankParts:
     dropout_keys = install_sequence_dropout(model, config.run.seed)
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     exported = export_names(model)
-    params = [ParamInfo(name, full_shape(p), exported[name]) for p, name in names.items()]
+    state = optimizer_of(config.optimizer).state
+    params = [ParamInfo(name, full_shape(p), exported[name], state) for p, name in names.items()]
 
     splits = [PreparedSplit.from_dict(split) for split in attempt.splits]
     eval_split = PreparedSplit.from_dict(attempt.eval_split) if attempt.eval_split else None
     micro = _micro_batch_size(model, config, spec, [*splits, *([eval_split] if eval_split else [])])
-    engine, ds_config = build_engine(
+    engine = build_engine(
         ObjectiveModule(model),
         names,
         config,
@@ -109,10 +108,9 @@ def build_rank(spec: RankSpec) -> RankParts:
         micro_batch_size=micro,
         on_gpu=attempt.on_gpu,
     )
-    logger.info("DeepSpeed config: %s", ds_config)
     layout = RankLayout(spec.rank, spec.world_size, micro, objective.rows_per_slot)
     here = environment(spec.num_threads, micro)
-    restored = _restore(engine, names, attempt)
+    restored = _restore(engine, attempt)
     notes = []
     if micro < config.train.micro_batch_size:
         notes.append(f"passes of {micro} sequences, not {config.train.micro_batch_size}: more do not fit a worker")
@@ -123,7 +121,6 @@ def build_rank(spec: RankSpec) -> RankParts:
         spec=spec,
         objective=objective,
         engine=engine,
-        names=names,
         params=params,
         dropout_keys=dropout_keys,
         loader=_build_loader(config, splits, attempt.num_positions, layout),
@@ -156,6 +153,7 @@ def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: 
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
     rows_per_slot = build_objective(config.objective).rows_per_slot
     shape = model_shape(model, config, lambda parameter: prod(full_shape(parameter)))
+    shape = replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
     micro = fitting_batch(config, shape, splits, spec.world_size, limit, rows_per_slot).num_sequences
     return micro if limit is None else all_agree_on_least(micro)
 
@@ -189,12 +187,12 @@ class _Restored:
     bytes_read: int
 
 
-def _restore(engine: nn.Module, names: dict[nn.Parameter, str], attempt: AttemptSpec) -> _Restored | None:
+def _restore(engine: Engine, attempt: AttemptSpec) -> _Restored | None:
     if attempt.start_checkpoint is None:
         return None
     store = open_store(attempt.run_dir)
     manifest = Manifest.decode(store.read(attempt.start_checkpoint))
     reader = SliceReader(store, manifest)
-    restore_slices(engine, names, reader, manifest.optimizer_step)
+    restore_slices(engine, reader, manifest.optimizer_step, manifest.optimizer_numbers)
     logger.info("restored step %d, %d bytes of slices read", manifest.step, reader.bytes_read)
     return _Restored(manifest, reader.bytes_read)

@@ -29,7 +29,6 @@ from dist_ft.train.numbers import find_bad_numbers
 from dist_ft.train.saving import Saver
 from dist_ft.train.schedule import learning_rate
 from dist_ft.train.timing import Stopwatch
-from dist_ft.zero.engine import apply_step
 
 _PATIENCE_S = 1.0
 """A rank that waits longer for its data says so."""
@@ -128,12 +127,12 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
         if index == 0:
             own_part.stop()
         # The divisor is the whole step's, known before it: shapes of the group cannot change a weight.
-        engine.backward(sums[0] * (spec.world_size / divisor), scale_wrt_gas=False)
+        engine.backward(sums[0] * (spec.world_size / divisor))
         totals[:num_sums] += sums.detach().double()
         if index + 1 < len(batch.micro_batches):
-            engine.step()
+            engine.end_micro_step()
         else:
-            grad_norm = apply_step(engine, lr_scale)
+            grad_norm = engine.apply_step(lr_scale)
     totals[num_sums] = float(link.should_stop())
     totals[num_sums + 1] = float(is_saving)
     totals[num_sums + 2 + spec.rank] = own_part.seconds

@@ -21,7 +21,7 @@ from dist_ft.slices import Cursor, Probe, SavedState, SliceKey
 from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
 from dist_ft.train.link import Link
-from dist_ft.zero.partitions import collect_slices, group_settings, optimizer_step
+from dist_ft.zero.partitions import collect_slices, group_settings, optimizer_numbers, optimizer_step
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Saver:
         self._link.send(PhaseChanged(Phase.SAVE, step))
         probe = probe_logits(self._parts.engine, self._parts.vocab_size)
         state = self._state(step, probe) if self._parts.spec.rank == 0 else None
-        slices: Slices = collect_slices(self._parts.engine, self._parts.names)
+        slices: Slices = collect_slices(self._parts.engine)
         if is_last:
             self._link.send(PhaseChanged(Phase.DRAIN, step))  # the limit of a save may be one of copies
             self.finish()
@@ -109,6 +109,7 @@ class Saver:
             cursor=Cursor(parts.loader.epoch(position), position),
             zero_stage=parts.config.zero_stage,
             optimizer_step=optimizer_step(parts.engine),
+            optimizer_numbers=optimizer_numbers(parts.engine),
             fingerprint=parts.fingerprint,
             params=tuple(parts.params),
             groups=tuple(group_settings(parts.engine)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.slots import num_micro_steps
+from dist_ft.zero.optimizers import optimizer_of
 
 _BUCKET_LIMIT = 200_000_000  # elements; more only costs memory
 _NEVER = 10**9
@@ -42,6 +43,8 @@ def build_ds_config(
         ds["communication_data_type"] = "fp32"
     if config.zero.offload:
         ds["zero_force_ds_cpu_optimizer"] = False
+    if not optimizer_of(config.optimizer).is_listed:
+        ds["zero_allow_untested_optimizer"] = True
     return ds
 
 

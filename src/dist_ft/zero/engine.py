@@ -1,4 +1,4 @@
-"""Makes the DeepSpeed engine of a rank and runs one optimizer step on it.
+"""The DeepSpeed engine of a rank: how it is made, and the typed door to it.
 
 Collective: every function here is called by every rank at the same point.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
 from typing import Any
@@ -20,11 +21,82 @@ from torch import nn
 from dist_ft.config import Config
 from dist_ft.config.training_sections import OptimizerConfig
 from dist_ft.zero.ds_config import build_ds_config
+from dist_ft.zero.optimizers import Optimizer, ParamGroup, optimizer_of
 from dist_ft.zero.sharding import full_shape
+
+logger = logging.getLogger(__name__)
 
 # Longer than any limit of the watchdog, which names the rank that holds the others up; a collective that runs
 # into this timeout would end, and blame, the ones that wait.
 _GROUP_TIMEOUT = timedelta(hours=3)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A module that DeepSpeed trains, with what is asked of it.
+
+    Attributes:
+        raw: DeepSpeed's engine, which has no types.
+        module: The module that is trained.
+        names: Trained parameters and their names.
+        optimizer: What is to be known of the optimizer.
+        stage: ZeRO stage that is run.
+        device: Where the module computes.
+    """
+
+    raw: Any
+    module: nn.Module
+    names: Mapping[nn.Parameter, str]
+    optimizer: Optimizer
+    stage: int
+    device: torch.device
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        """The optimizer that keeps the state, without ZeRO around it."""
+        found: torch.optim.Optimizer = self.raw.optimizer if self.stage == 0 else self.raw.optimizer.optimizer
+        return found
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        return bool(self.module.training)
+
+    def __call__(self, *arguments: object) -> torch.Tensor:
+        """Run the module's forward pass."""
+        output: torch.Tensor = self.raw(*arguments)
+        return output
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward pass of a micro step; gradients are summed, not divided."""
+        self.raw.backward(loss, scale_wrt_gas=False)
+
+    def end_micro_step(self) -> None:
+        """Go on to the next micro step of an accumulation."""
+        self.raw.step()
+
+    def apply_step(self, lr_scale: float) -> float:
+        """Take the optimizer step that ends an accumulation; return the gradient norm before clipping.
+
+        Called after the backward pass of the last micro step, when gradients are reduced but not yet applied.
+
+        Args:
+            lr_scale: What the schedule makes of each group's peak learning rate.
+        """
+        for group in self.raw.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * lr_scale
+            group["lr_scale"] = lr_scale
+        norm = _plain_norm(self.module.parameters()) if self.stage == 0 else None
+        self.raw.step()
+        return float(self.raw.get_global_grad_norm() if norm is None else norm)
+
+    def train(self, mode: bool = True) -> None:
+        """Switch dropout on, or off."""
+        self.raw.train(mode)
+
+    def eval(self) -> None:
+        """Switch dropout off."""
+        self.raw.eval()
 
 
 def open_store(host: str, rank: int, world_size: int, port: int = 0) -> dist.TCPStore:
@@ -48,11 +120,10 @@ def init_process_group(store: dist.TCPStore, rank: int, world_size: int, on_gpu:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def parameter_groups(names: Mapping[nn.Parameter, str], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Returns the optimizer's groups, one for each pair of learning rate and weight decay.
+def parameter_groups(names: Mapping[nn.Parameter, str], config: OptimizerConfig) -> list[ParamGroup]:
+    """Return the optimizer's groups, one for each pair of learning rate and weight decay.
 
-    By default matrices are decayed and vectors (norms, biases) are not. `initial_lr` is the peak, as in torch's
-    schedulers.
+    By default matrices are decayed and vectors (norms, biases) are not.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, name in names.items():
@@ -76,9 +147,9 @@ def build_engine(
     world_size: int,
     micro_batch_size: int,
     on_gpu: bool,
-) -> tuple[Any, dict[str, Any]]:
-    """Wraps the module in a DeepSpeed engine; returns it with the DeepSpeed config used."""
-    optimizer_config = config.optimizer
+) -> Engine:
+    """Wrap the module in a DeepSpeed engine."""
+    optimizer = optimizer_of(config.optimizer)
     parameters = {p: prod(full_shape(p)) for p in module.parameters()}
     ds_config = build_ds_config(
         config,
@@ -88,32 +159,10 @@ def build_engine(
         num_trained=sum(count for p, count in parameters.items() if p.requires_grad),
         on_gpu=on_gpu,
     )
-    optimizer = torch.optim.AdamW(
-        parameter_groups(names, optimizer_config),
-        lr=optimizer_config.lr,
-        betas=optimizer_config.betas,
-        eps=optimizer_config.eps,
-        # One pass over a flat partition instead of eight: on CPU too, where it is bound by memory.
-        fused=True,
-    )
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
-    return engine, ds_config
-
-
-def apply_step(engine: Any, lr_scale: float) -> float:
-    """Takes the optimizer step that ends an accumulation and returns the gradient norm before clipping.
-
-    Called after the backward pass of the last micro step, when gradients are reduced but not yet applied.
-
-    Args:
-        engine: DeepSpeed engine.
-        lr_scale: What the schedule makes of each group's peak learning rate.
-    """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * lr_scale
-    norm = _plain_norm(engine.module.parameters()) if engine.zero_optimization_stage() == 0 else None
-    engine.step()
-    return float(engine.get_global_grad_norm() if norm is None else norm)
+    logger.info("DeepSpeed config: %s", ds_config)
+    inner = optimizer.build(parameter_groups(names, config.optimizer))
+    raw, *_ = deepspeed.initialize(model=module, optimizer=inner, config=ds_config, dist_init_required=False)
+    return Engine(raw, raw.module, names, optimizer, raw.zero_optimization_stage(), raw.device)
 
 
 def _plain_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

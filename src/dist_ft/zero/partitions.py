@@ -9,6 +9,7 @@ and refreshes the low-precision weights. The private DeepSpeed names used are pi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dist_ft.slices import STATE_KINDS, Setting, SliceKey
+from dist_ft.slices import Setting, SliceKey
+from dist_ft.zero.engine import Engine
+from dist_ft.zero.optimizers import StateEntry
+from dist_ft.zero.schedule_free import average_
 
 ReadRange = Callable[[SliceKey, int], torch.Tensor]
 """(key with a start, number of elements) → float32 tensor [number of elements]."""
+
+State = Mapping[torch.Tensor, StateEntry]
 
 
 @dataclass(frozen=True)
@@ -40,84 +46,113 @@ class Fragment:
     flat: torch.Tensor
     offset: int
 
-    def view(self, kind: str, state: Mapping[Any, Any]) -> torch.Tensor:
-        """Returns the view [n] of one kind of state."""
+    def view(self, kind: str, state: State) -> torch.Tensor:
+        """Return the view [n] of one kind of state."""
         if kind == "fp32":
             return self.master
-        whole: torch.Tensor = state[self.flat][kind]
+        whole = state[self.flat][kind]
+        assert isinstance(whole, torch.Tensor)
         return whole.view(-1)[self.offset : self.offset + self.master.numel()]
 
 
-def fragments(engine: Any, names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]:
-    """Lists the state this rank holds.
+def fragments(engine: Engine, owned: bool) -> Iterator[Fragment]:
+    """List the state this rank holds.
 
     Args:
-        engine: DeepSpeed engine.
-        names: Trained parameters and their names.
+        engine: The engine.
         owned: Give each element on one rank only. Differs at stage 0, where every rank holds everything.
     """
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        yield from _plain(names, owned)
-    elif stage == 3:
-        yield from _stage3(engine.optimizer, names)
+    if engine.stage == 0:
+        yield from _plain(engine.names, owned)
+    elif engine.stage == 3:
+        yield from _stage3(engine.raw.optimizer, engine.names)
     else:
-        yield from _stage12(engine.optimizer, names)
+        yield from _stage12(engine.raw.optimizer, engine.names)
 
 
-def collect_slices(engine: Any, names: Mapping[nn.Parameter, str]) -> Iterator[tuple[SliceKey, torch.Tensor]]:
-    """Yields this rank's slices as views; copy them before the next step changes them."""
-    state = _optimizer_state(engine)
-    for fragment in fragments(engine, names, owned=True):
-        for kind in STATE_KINDS:
-            yield SliceKey(fragment.param, fragment.start, kind), fragment.view(kind, state)
+def collect_slices(engine: Engine) -> Iterator[tuple[SliceKey, torch.Tensor]]:
+    """Yield this rank's slices as views; copy them before the next step changes them."""
+    for fragment in fragments(engine, owned=True):
+        for kind in ("fp32", *engine.optimizer.state):
+            yield SliceKey(fragment.param, fragment.start, kind), fragment.view(kind, engine.inner.state)
 
 
-def restore_slices(engine: Any, names: Mapping[nn.Parameter, str], read: ReadRange, optimizer_step: int) -> None:
-    """Loads this rank's part of a checkpoint. Collective; over the group each element is read once."""
-    state = _optimizer_state(engine)
-    for flat in {id(f.flat): f.flat for f in fragments(engine, names, owned=False)}.values():
-        state[flat] = _adam_state(flat, optimizer_step, fused=bool(_inner(engine).defaults.get("fused")))
+def restore_slices(engine: Engine, read: ReadRange, step: int, numbers: Mapping[str, float]) -> None:
+    """Load this rank's part of a checkpoint. Collective; over the group each element is read once.
+
+    Args:
+        engine: The engine.
+        read: Source of the slices.
+        step: Updates that the optimizer has made.
+        numbers: What the optimizer keeps besides (`optimizer_numbers`).
+    """
+    state, kinds = engine.inner.state, ("fp32", *engine.optimizer.state)
+    is_fused = bool(engine.inner.defaults.get("fused"))
+    for flat in _flats(engine):
+        state[flat] = engine.optimizer.empty_state(flat, step, numbers, is_fused)
     with torch.no_grad():
-        for fragment in fragments(engine, names, owned=True):
-            for kind in STATE_KINDS:
+        for fragment in fragments(engine, owned=True):
+            for kind in kinds:
                 target = fragment.view(kind, state)
                 target.copy_(read(SliceKey(fragment.param, fragment.start, kind), target.numel()))
-        if engine.zero_optimization_stage() == 0:
-            _exchange(names, state)
+        if engine.stage == 0:
+            _exchange([fragment.view(kind, state) for fragment in fragments(engine, owned=False) for kind in kinds])
     _refresh_weights(engine)
 
 
-def optimizer_step(engine: Any) -> int:
-    """Returns Adam's step counter, which is the same for every parameter."""
-    for entry in _optimizer_state(engine).values():
-        return int(entry["step"])
-    return 0
+@contextmanager
+def averaged_weights(engine: Engine) -> Iterator[None]:
+    """Compute with the averaged weights, where the optimizer has any. Collective; the masters come back bit for bit.
+
+    Costs a copy of this rank's masters meanwhile.
+    """
+    share, state = engine.optimizer.average_share, engine.inner.state
+    if share is None:
+        yield
+        return
+    kept = {flat: flat.detach().clone() for flat in _flats(engine)}
+    with torch.no_grad():
+        for flat in kept:
+            if fast := state.get(flat):  # none before the first step, when all weights are the same
+                average_(flat, fast["z"], share)
+    _refresh_weights(engine)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for flat, masters in kept.items():
+                flat.copy_(masters)
+        _refresh_weights(engine)
 
 
-def group_settings(engine: Any) -> list[dict[str, Setting]]:
-    """Returns learning rate, decay, betas and eps of each optimizer group as they are now."""
+def optimizer_step(engine: Engine) -> int:
+    """Return the optimizer's step counter, which is the same for every parameter."""
+    return int(_counters(engine).get("step", 0))
+
+
+def optimizer_numbers(engine: Engine) -> dict[str, float]:
+    """Return what the optimizer keeps besides its step counter; empty for most."""
+    optimizer = engine.optimizer
+    found = {name: float(_counters(engine).get(name, 0.0)) for name in optimizer.numbers}
+    return found if optimizer.average_share is None else {**found, "average_share": optimizer.average_share}
+
+
+def group_settings(engine: Engine) -> list[dict[str, Setting]]:
+    """Return learning rate, decay, betas and eps of each optimizer group as they are now."""
     keys = ("lr", "initial_lr", "weight_decay", "eps")
-    groups = engine.optimizer.param_groups
-    return [{**{key: group[key] for key in keys}, "betas": list(group["betas"])} for group in groups]
+    return [
+        {**{key: group[key] for key in keys if key in group}, "betas": list(group["betas"])}
+        for group in engine.raw.optimizer.param_groups
+    ]
 
 
-def _inner(engine: Any) -> Any:
-    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+def _counters(engine: Engine) -> StateEntry:
+    return next(iter(engine.inner.state.values()), {})
 
 
-def _optimizer_state(engine: Any) -> Any:
-    return _inner(engine).state
-
-
-def _adam_state(flat: torch.Tensor, step: int, fused: bool) -> dict[str, torch.Tensor]:
-    """What torch's AdamW makes in its first step."""
-    device = flat.device if fused else "cpu"
-    return {
-        "step": torch.tensor(float(step), dtype=torch.float32, device=device),
-        "exp_avg": torch.zeros_like(flat, dtype=torch.float32),
-        "exp_avg_sq": torch.zeros_like(flat, dtype=torch.float32),
-    }
+def _flats(engine: Engine) -> list[torch.Tensor]:
+    """Return the tensors that the inner optimizer trains, each once."""
+    return list({id(fragment.flat): fragment.flat for fragment in fragments(engine, owned=False)}.values())
 
 
 def _plain(names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]:
@@ -128,9 +163,8 @@ def _plain(names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]
             yield Fragment(name, start, parameter.detach().view(-1)[start:end], parameter, start)
 
 
-def _exchange(names: Mapping[nn.Parameter, str], state: Mapping[Any, Any]) -> None:
-    """Gives every rank all of what each has read, one broadcast a rank: at stage 0 everybody holds everything."""
-    wholes = [fragment.view(kind, state) for fragment in _plain(names, owned=False) for kind in STATE_KINDS]
+def _exchange(wholes: list[torch.Tensor]) -> None:
+    """Give every rank all of what each has read, one broadcast a rank: at stage 0 everybody holds everything."""
     for rank in range(dist.get_world_size()):
         parts = [whole[slice(*_share(whole.numel(), rank))] for whole in wholes]
         joined = torch.cat(parts)
@@ -173,13 +207,12 @@ def _stage3(optimizer: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Fragm
             offset += partition
 
 
-def _refresh_weights(engine: Any) -> None:
-    """Makes the weights that compute follow the masters."""
-    optimizer = engine.optimizer
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
+def _refresh_weights(engine: Engine) -> None:
+    """Make the weights that compute follow the masters."""
+    optimizer = engine.raw.optimizer
+    if engine.stage == 0:
         return
-    if stage < 3:
+    if engine.stage < 3:
         optimizer.update_lp_params()
         return
     for i, master in enumerate(optimizer.fp32_partitioned_groups_flat):

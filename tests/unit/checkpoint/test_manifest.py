@@ -296,3 +296,30 @@ def test_a_copied_checkpoint_folder_counts_once(
     store, manifest, _ = stored
     store.create_exclusive("checkpoints/backup/manifest.json", manifest.encode())
     assert len(list(read_manifests(store))) == 1
+
+
+def test_adamw_is_written_as_before_there_were_other_optimizers() -> None:
+    raw = json.loads(_manifest().encode())
+    assert "optimizer" not in raw["fingerprint"]
+    assert "optimizer_numbers" not in raw
+    assert {frozenset(param) for param in raw["params"]} == {frozenset({"name", "shape", "export_name"})}
+
+
+def test_another_optimizer_is_kept_and_told_apart() -> None:
+    other = _manifest(
+        fingerprint=Fingerprint("m", "d", 7, "kind=full", 8, optimizer="lion"),
+        params=(ParamInfo("w", (3, 5), "w", ("exp_avg",)),),
+        optimizer_numbers={"weight_sum": 0.1 + 0.2},
+    )
+    assert Manifest.decode(other.encode()) == other
+    assert _manifest().fingerprint.differences(other.fingerprint) == ["optimizer: checkpoint adamw, config lion"]
+
+
+def test_coverage_follows_the_optimizer_of_each_parameter() -> None:
+    params = (ParamInfo("w", (2, 5), "w", ("exp_avg",)),)
+    pieces = {("w", kind): [SlicePiece(0, 10, "f", 0)] for kind in ("fp32", "exp_avg")}
+    check_coverage(params, pieces)
+    with pytest.raises(CheckpointError, match=r"slices of w \(exp_avg_sq\), which is not a trained"):
+        check_coverage(params, {**pieces, ("w", "exp_avg_sq"): [SlicePiece(0, 10, "f", 0)]})
+    with pytest.raises(CheckpointError, match=r"w \(exp_avg\): elements 0..9 are missing"):
+        check_coverage(params, {("w", "fp32"): pieces["w", "fp32"]})

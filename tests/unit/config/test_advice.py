@@ -71,3 +71,25 @@ def test_a_secret_is_refused_and_never_shown(tmp_path: Path, override: str, key:
     assert line.startswith(f"{key} holds a token")
     assert SECRET not in line
     assert "pass" not in line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.kind=adafactor", ["rows and columns", "optimizer.kind=lion"]),
+        ("optimizer.kind=galore_adamw", ["whole matrices", "method.kind=lora"]),
+        ("optimizer.kind=galore_adamw_8bit", ["optimizer.kind=lion"]),
+        ("optimizer.kind=adamw_8bit", ["blocks of 256", "number of workers", "optimizer.kind=lion"]),
+        ("optimizer.kind=paged_adamw_32bit", ["zero.offload"]),
+        ("optimizer.kind=adamw_bnb_8bit", ["blocks of 256"]),
+        ("optimizer.kind=adamw_torch_fused", ["optimizer.kind=adamw"]),
+        ("optimizer.kind=muon", ["whole matrices", "optimizer.kind=adamw"]),
+        ("schedule.kind=cosine_with_restarts", ["schedule.kind=cosine", "schedule.num_cycles"]),
+        ("schedule.kind=warmup_stable_decay", ["schedule.kind=wsd"]),
+        ("schedule.lr_end=1e-7", ["min_lr_ratio"]),
+    ],
+)
+def test_what_is_not_there_is_refused_with_the_nearest_choice(tmp_path: Path, override: str, words: list[str]) -> None:
+    (line,) = problems(tmp_path, override)
+    assert line.startswith(override.split("=")[0])
+    assert [word for word in words if word not in line] == [], line

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -552,7 +552,8 @@ def test_schema_accepts_what_the_loader_accepts(load: Load) -> None:
 
 def test_sections_stay_small() -> None:
     """At most fifteen keys of its own, sections within it aside."""
-    waiting: list[Any] = [field.annotation for field in Config.model_fields.values()]
+    members = [get_args(field.annotation) or (field.annotation,) for field in Config.model_fields.values()]
+    waiting: list[Any] = [get_args(kind)[0] if get_args(kind) else kind for kinds in members for kind in kinds]
     for section in waiting:
         assert isinstance(section, type) and issubclass(section, BaseModel)
         kinds = [field.annotation for field in section.model_fields.values()]
@@ -724,3 +725,45 @@ def test_paths_of_data_and_shards_are_made_absolute_and_urls_are_left(
     on_url = load_config(path, ["run.output_dir=s3://b/runs", "data.cache_dir=s3://b/shards"])
     assert with_absolute_paths(on_url).run.output_dir == "s3://b/runs"
     assert with_absolute_paths(on_url).data.cache_dir == "s3://b/shards"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("adamw", 2e-4, (0.9, 0.999))),
+        (["optimizer.lr=1e-3", "optimizer.eps=1e-6"], ("adamw", 1e-3, (0.9, 0.999))),
+        (["optimizer.kind=adamw"], ("adamw", 2e-4, (0.9, 0.999))),
+        (["optimizer.kind=lion"], ("lion", 3e-5, (0.9, 0.99))),
+        (["optimizer.kind=lion", "optimizer.betas=[0.95, 0.98]"], ("lion", 3e-5, (0.95, 0.98))),
+        (["optimizer.kind=schedule_free_adamw"], ("schedule_free_adamw", 5e-4, (0.9, 0.999))),
+    ],
+)
+def test_an_optimizer_is_chosen_by_its_kind(load: Load, overrides: list[str], expected: tuple[Any, ...]) -> None:
+    config = load(*overrides)
+    assert (config.optimizer.kind, config.optimizer.lr, config.optimizer.betas) == expected
+    assert config_from_dict(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimizer.kind=sgd", ["optimizer.kind='sgd'", "'adamw', 'lion', 'schedule_free_adamw'"]),
+        ("optimizer={kind: lion, epsilon: 1e-8}", ["optimizer.epsilon: unknown key", "known: lr, weight_decay, betas"]),
+        ("optimizer={kind: schedule_free_adamw, betas: [0, 0.9]}", ["optimizer.betas.0=0", "greater than 0"]),
+        ("optimizer={kind: lion, lr: fast}", ["optimizer.lr='fast'", "three to ten times smaller"]),
+        ("optimizer=3", ["optimizer=3"]),
+    ],
+)
+def test_a_wrong_optimizer_is_explained_by_its_own_keys(problems: Problems, override: str, parts: list[str]) -> None:
+    (problem,) = problems(override)
+    assert [part for part in parts if part not in problem] == [], problem
+
+
+def test_the_warm_up_is_said_once(load: Load, problems: Problems) -> None:
+    config = load("schedule.warmup_steps=10")
+    assert "warmup_ratio" not in config.schedule.model_dump()
+    assert config_from_dict(config.model_dump(mode="json")) == config
+    assert load("schedule.warmup_ratio=0.1").schedule.model_dump()["warmup_ratio"] == 0.1
+    (problem,) = problems("schedule.warmup_steps=10", "schedule.warmup_ratio=0.03")
+    assert "schedule.warmup_steps=10 and schedule.warmup_ratio=0.03" in problem
+    assert "remove one" in problem

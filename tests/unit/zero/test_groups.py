@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dist_ft.config.training_sections import OptimizerConfig
+from dist_ft.config.training_sections import AdamWConfig, OptimizerConfig
 from dist_ft.zero.engine import parameter_groups
 
 SHAPES = {
@@ -36,7 +36,7 @@ def _parameters(names: list[str] | None = None) -> dict[nn.Parameter, str]:
 
 
 def _config(*groups: dict[str, Any], lr: float = 1e-3, weight_decay: float = 0.1) -> OptimizerConfig:
-    return OptimizerConfig.model_validate({"lr": lr, "weight_decay": weight_decay, "groups": list(groups)})
+    return AdamWConfig.model_validate({"lr": lr, "weight_decay": weight_decay, "groups": list(groups)})
 
 
 def _settings(config: OptimizerConfig, parameters: dict[nn.Parameter, str] | None = None) -> dict[str, Settings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dist_ft.config import Config
 from dist_ft.data.stream.mixing import counts_before, epoch_size, rates_of
@@ -12,6 +13,7 @@ from dist_ft.jobs.prepare import plan_length
 from dist_ft.memory import ModelShape
 from dist_ft.model.base import skeleton
 from dist_ft.model.trained import model_shape, select_trained
+from dist_ft.zero.optimizers import optimizer_of
 
 
 def trained_shape(config: Config) -> ModelShape:
@@ -20,7 +22,8 @@ def trained_shape(config: Config) -> ModelShape:
     Raises:
         UserError: There is no such model, or the adapter does not fit it.
     """
-    return model_shape(select_trained(skeleton(config), config), config)
+    shape = model_shape(select_trained(skeleton(config), config), config)
+    return replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
 
 
 def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> Cost | None:

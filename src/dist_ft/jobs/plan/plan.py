@@ -77,6 +77,8 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
             hidden=shape.hidden_size,
         ),
         method=config.method.kind,
+        optimizer=config.optimizer.title,
+        state_bytes=shape.state_bytes,
         data=_data(inputs),
         steps=inputs.max_steps,
         positions=inputs.num_positions,

@@ -98,6 +98,8 @@ class Plan:
         run_dir: Path or URL of the run.
         model: The model.
         method: `method.kind`.
+        optimizer: The optimizer's name for people.
+        state_bytes: Bytes of optimizer state of a trained parameter, its float32 master aside.
         data: The data.
         steps: Steps of the run.
         positions: Sequences that the run uses.
@@ -115,6 +117,8 @@ class Plan:
     run_dir: str
     model: PlannedModel
     method: str
+    optimizer: str
+    state_bytes: int
     data: PlannedData
     steps: int
     positions: int
