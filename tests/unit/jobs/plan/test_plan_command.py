@@ -47,7 +47,8 @@ def test_plan_is_json(plan: Plan) -> None:
     values = json.loads(json.dumps(plan.to_dict()))
     assert list(values) == [
         "run", "run_dir", "model", "method", "optimizer", "state_bytes", "data", "steps", "positions",
-        "global_batch_size", "micro_batch_size", "tokens_per_step", "zero_stage", "zero_note", "memory", "world_sizes", "warnings",
+        "global_batch_size", "micro_batch_size", "tokens_per_step", "zero_stage", "zero_note", "memory", "world_sizes",
+        "warnings",
     ]  # fmt: skip
     assert values["memory"][0]["total_bytes"] == plan.memory[0].memory.total_bytes
     assert values["data"]["rows"] == plan.data.rows
