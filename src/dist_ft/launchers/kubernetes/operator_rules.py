@@ -69,24 +69,17 @@ def _job_problems(spec: Spec) -> list[str]:
         ]
         head = spec.get("rayClusterSpec", {}).get("headGroupSpec", {})
         problems += _restarts("SidecarMode", "head", head)
-    problems += _deletion_problems(spec)
+    strategy = spec.get("deletionStrategy", {})
+    if rules := strategy.get("deletionRules"):
+        if shuts_down or "onSuccess" in strategy or "onFailure" in strategy:
+            problems.append("deletionRules go neither with shutdownAfterJobFinishes nor with onSuccess or onFailure")
+        deletes_workers = any(rule.get("policy") == "DeleteWorkers" for rule in rules)
+        if deletes_workers and spec.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
+            problems.append("the deletion policy DeleteWorkers does not go with enableInTreeAutoscaling")
     try:
         yaml.safe_load(spec.get("runtimeEnvYAML", ""))
     except yaml.YAMLError as error:
         problems.append(f"runtimeEnvYAML is not valid YAML: {error}")
-    return problems
-
-
-def _deletion_problems(spec: Spec) -> list[str]:
-    strategy = spec.get("deletionStrategy", {})
-    if not strategy.get("deletionRules"):
-        return []
-    problems = []
-    if spec.get("shutdownAfterJobFinishes") or "onSuccess" in strategy or "onFailure" in strategy:
-        problems.append("deletionRules go neither with shutdownAfterJobFinishes nor with onSuccess or onFailure")
-    policies = {rule.get("policy") for rule in strategy["deletionRules"]}
-    if "DeleteWorkers" in policies and spec.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
-        problems.append("the deletion policy DeleteWorkers does not go with enableInTreeAutoscaling")
     return problems
 
 
@@ -105,7 +98,8 @@ def _cluster_problems(spec: ClusterSpec, annotations: dict[str, str]) -> list[st
             problems.append(f"{where}: minReplicas={lowest}, maxReplicas={highest} must not be negative")
         if lowest is not None and highest is not None and lowest > highest:
             problems.append(f"{where}: minReplicas={lowest} is more than maxReplicas={highest}")
-    variables = _variables(head)
+    containers = head.get("template", {}).get("spec", {}).get("containers", [])
+    variables = {variable["name"] for variable in (containers[0].get("env", []) if containers else [])}
     options = spec.get("autoscalerOptions", {})
     if is_elastic and options.get("version") == "v2":
         problems += _restarts("autoscaler v2", "head", head)
@@ -117,7 +111,15 @@ def _cluster_problems(spec: ClusterSpec, annotations: dict[str, str]) -> list[st
         )
     if options.get("idleTimeoutSeconds", 0) < 0:
         problems.append(f"autoscalerOptions.idleTimeoutSeconds={options['idleTimeoutSeconds']} must not be negative")
-    return problems + _token_problems(spec) + _fault_tolerance_problems(spec, head, variables, annotations)
+    if spec.get("authOptions", {}).get("mode") == "token":
+        written = str(spec.get("rayVersion", ""))
+        try:
+            is_new_enough = Version(written) >= _TOKEN_SINCE
+        except InvalidVersion:
+            is_new_enough = False
+        if not is_new_enough:
+            problems.append(f"authOptions.mode=token needs rayVersion of {_TOKEN_SINCE} or later, not {written!r}")
+    return problems + _fault_tolerance_problems(spec, head, variables, annotations)
 
 
 def _group_problems(where: str, group: Group) -> list[str]:
@@ -136,26 +138,6 @@ def _group_problems(where: str, group: Group) -> list[str]:
 def _restarts(because: str, where: str, group: Group) -> list[str]:
     policy = group.get("template", {}).get("spec", {}).get("restartPolicy", "Never")
     return [] if policy == "Never" else [f"{where}: restartPolicy={policy} must be Never with {because}"]
-
-
-def _variables(group: Group) -> set[str]:
-    containers = group.get("template", {}).get("spec", {}).get("containers") or [{}]
-    return {variable["name"] for variable in containers[0].get("env", [])}
-
-
-def _token_problems(spec: ClusterSpec) -> list[str]:
-    if spec.get("authOptions", {}).get("mode") != "token":
-        return []
-    written = str(spec.get("rayVersion", ""))
-    try:
-        is_new_enough = Version(written) >= _TOKEN_SINCE
-    except InvalidVersion:
-        is_new_enough = False
-    return (
-        []
-        if is_new_enough
-        else [f"authOptions.mode=token needs rayVersion of {_TOKEN_SINCE} or later, not {written!r}"]
-    )
 
 
 def _fault_tolerance_problems(

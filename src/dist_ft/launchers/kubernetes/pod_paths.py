@@ -45,11 +45,13 @@ def on_volume(config: Config, mount: str | None) -> Config:
     # Without a leading `.` it is a name on the hub, or of an embedded model.
     name = config.model.name
     model = pods.below("model.name", name) if name.startswith((".", "~", "/")) else name
-    if mount is not None and output_dir is not None and not is_url(output_dir) and not _is_below(mount, output_dir):
-        pods.problems.append(
-            f"run.output_dir={config.run.output_dir} is not on the shared volume; name a path below {mount}, a "
-            "relative one, or a URL such as s3://bucket/runs"
-        )
+    if mount is not None and output_dir is not None and not is_url(output_dir):
+        path = PurePosixPath(output_dir)
+        if not path.is_relative_to(mount) or ".." in path.parts:
+            pods.problems.append(
+                f"run.output_dir={config.run.output_dir} is not on the shared volume; name a path below {mount}, a "
+                "relative one, or a URL such as s3://bucket/runs"
+            )
     if pods.problems:
         raise ConfigError("\n".join(pods.problems))
     return config.model_copy(
@@ -109,8 +111,3 @@ class _Pods:
 
     def _refuse(self, key: str, path: str, why: str) -> None:
         self.problems.append(f"{key}={shown_url(path)}: {why}")
-
-
-def _is_below(mount: str, path: str) -> bool:
-    given = PurePosixPath(path)
-    return given.is_relative_to(mount) and ".." not in given.parts
