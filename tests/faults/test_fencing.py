@@ -309,9 +309,9 @@ def test_steps_and_staged_files_of_a_zombie_are_refused(kind: str, pair: Pair) -
     assert after == before
     assert last_rows(pair.zombie.dir.metrics)[5]["attempt"] == 2
     assert pair.zombie.coordinator.outcome() == "failed"
-    (failure,) = pair.zombie.coordinator.status()["failures"]
-    assert failure["type"] == "StaleAttemptError"
-    assert "attempt 1 writes nothing more" in failure["message"]
+    (failure,) = pair.zombie.coordinator.status().failures
+    assert failure.type == "StaleAttemptError"
+    assert "attempt 1 writes nothing more" in failure.message
 
 
 @pytest.mark.parametrize(
