@@ -1,4 +1,4 @@
-"""Held-out numbers, and the probe by which exports are checked. Collective; touches neither cursor nor any RNG.
+"""Measures the held-out split, and the probe by which exports are checked. Collective; changes no cursor and no RNG.
 
 Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
@@ -92,7 +92,7 @@ def _logits(outputs: Outputs, rows: Rows) -> torch.Tensor:
 
 @contextmanager
 def inference(module: Engine | nn.Module) -> Iterator[None]:
-    """Switches dropout and gradients off for a while."""
+    """Switches dropout and gradients off inside the block."""
     was_training = module.training
     module.eval()
     try:

@@ -1,1 +1,1 @@
-"""Base model, tokenizer, chat rendering, adapter, dropout, loss. The door to transformers and peft."""
+"""Base model, tokenizer, chat rendering, adapter, dropout. The door to transformers and peft."""

@@ -51,6 +51,7 @@ def model_card(
         "",
         "## Method",
         "",
+        f"- objective: `{json.dumps(config.objective.model_dump(mode='json'))}`",
         f"- method: `{json.dumps(config.method.model_dump(mode='json'))}`",
         f"- optimizer: {config.optimizer.title} `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
         f"- schedule: `{config.schedule.kind}`, seed {config.run.seed}",

@@ -1,4 +1,4 @@
-"""The training loop of one rank: one loop for full and LoRA, every stage and world size.
+"""Runs the training loop of one rank: one loop for every method, objective, ZeRO stage and world size.
 
 Every rank runs the same collectives in the same order. A request to stop travels inside the all-reduce that
 every step does anyway, so all ranks leave the loop after the same step; so does whether a save is in flight.
@@ -31,16 +31,16 @@ from dist_ft.train.schedule import learning_rate
 from dist_ft.train.timing import Stopwatch
 
 _PATIENCE_S = 1.0
-"""A rank that waits longer for its data says so."""
+"""A rank that waits longer than this for its data reports it."""
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """What the ranks know of one another after a step.
+    """What the ranks know about one another after a step.
 
     Attributes:
-        stop: One of them was asked to stop.
-        is_saving: One of them is still writing a checkpoint.
+        stop: At least one rank was asked to stop.
+        is_saving: At least one rank is still writing a checkpoint.
     """
 
     stop: bool = False
@@ -48,7 +48,7 @@ class Agreed:
 
 
 def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
-    """Trains to the end, early or not, or to a stop. Returns how it ended and the completed steps."""
+    """Trains until the run is complete or stopped; returns the outcome and the completed steps."""
     config, max_steps = parts.config, parts.spec.attempt.max_steps
     step = parts.start_step
     recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
@@ -76,7 +76,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         if is_last or agreed.stop:
             saver.save(step, is_last=True)
         elif _is_best(config, measured, step, max_steps):
-            saver.save(step)  # waits for the one in flight: this one is not to be left out
+            saver.save(step)  # waits for the save in flight, because this one must not be skipped
         elif _is_due(config.checkpoint.every_steps, step):
             if not agreed.is_saving:
                 saver.save(step)
@@ -89,7 +89,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
 
 
 def _is_last(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
-    """Whether the run is complete: every rank has the same numbers before it, and so decides alike."""
+    """Whether the run is complete. Every rank has the same numbers, so all decide alike."""
     stopping, every = config.eval.early_stopping, config.eval.every_steps
     if stopping is None or every is None:
         return step >= max_steps
@@ -98,7 +98,7 @@ def _is_last(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
 
 
 def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
-    """Whether a step is to be kept because it is the best so far."""
+    """Whether the checkpoint of a step must be kept because it is the best so far."""
     metric, every = config.eval.best_metric, config.eval.every_steps
     if metric is None or every is None:
         return False
@@ -106,7 +106,7 @@ def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
 
 
 def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool) -> Agreed:
-    """Runs one optimizer step; returns what the ranks agreed on in it."""
+    """Runs one optimizer step and returns what the ranks agreed on."""
     began = time.perf_counter()
     engine, config, spec = parts.engine, parts.config, parts.spec
     own_part = Stopwatch(engine.device)  # until the first word with the other ranks
@@ -164,7 +164,7 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
 
 
 def _step_mean(parts: RankParts, batch: StepBatch, step: int, divisor: int) -> float:
-    """Returns the number of the step that the loss needs; 0 where it needs none. Collective where it needs one."""
+    """Returns the mean of the objective's `step_sum`, or 0 if it has none. Collective if it has one."""
     measure, device = parts.objective.step_sum, parts.engine.device
     if measure is None:
         return 0.0
@@ -177,7 +177,7 @@ def _step_mean(parts: RankParts, batch: StepBatch, step: int, divisor: int) -> f
 
 
 def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
-    """Returns this rank's part of a step. A rank that waits for data says so: that may take longer than a step."""
+    """Returns this rank's part of a step. A long wait for data is reported as a phase of its own."""
     if not parts.loader.is_ready(step, _PATIENCE_S):
         link.send(PhaseChanged(Phase.DATA, step))
         batch = parts.loader.step(step)
@@ -187,7 +187,7 @@ def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
 
 
 def _pass_over(parts: RankParts, link: Link, step: int, is_saving: bool) -> Agreed:
-    """Leaves out the update of a step whose numbers were bad: the cursor moves on, weights and optimizer stay."""
+    """Skips the update of a step whose numbers were bad: the cursor moves on, weights and optimizer stay."""
     batch = _next_batch(parts, link, step)
     totals = torch.tensor([float(link.should_stop()), float(is_saving)], device=parts.engine.device)
     dist.all_reduce(totals)
