@@ -37,7 +37,7 @@ test: lint  ## lint, types and every test but the long ones (about 40 minutes on
 	$(BIN)/pytest
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
-	$(BIN)/pytest -m exactness tests/exactness
+	$(BIN)/pytest -m exactness tests/exactness tests/numerics/test_optimizer_shapes.py
 
 faults: setup  ## every kind of fault, each compared with an undisturbed run (about 30 minutes), result in docs/elasticity.md
 	$(BIN)/pytest -v -m faults tests/faults

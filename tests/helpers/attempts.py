@@ -12,7 +12,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices
+from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, index_pieces, map_slices
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.messages import AttemptSpec, Staged
@@ -150,7 +150,9 @@ def commit_copy(run_dir: Path, source: Manifest, number: int, stage: int, files:
     written = tuple(WrittenFile(**file) for file in files)
     manifest = replace(source, attempt=number, zero_stage=stage, world_size=len(files), files=written)
     store = LocalStore(run_dir)
-    check_coverage(manifest.params, map_slices(store, manifest.directory, [file.name for file in written]))
+    slices = map_slices(store, manifest.directory, [file.name for file in written])
+    check_coverage(manifest.params, slices)
+    manifest = replace(manifest, pieces=index_pieces(slices, written))
     assert store.create_exclusive(f"{manifest.directory}/{MANIFEST}", manifest.encode())
     return manifest
 
