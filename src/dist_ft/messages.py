@@ -316,7 +316,6 @@ class AttemptSpec:
         recent_losses: Losses of the last steps before the start, to tell a spike by.
         evaluations: Rows of eval.jsonl up to the start, each step once.
         on_gpu: Whether ranks use CUDA devices.
-        wandb_id: W&B id, if any.
     """
 
     run_id: str
@@ -333,7 +332,6 @@ class AttemptSpec:
     recent_losses: list[float]
     evaluations: list[EvalRow]
     on_gpu: bool
-    wandb_id: str | None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "peft": ("dist_ft.model",),
     "jinja2": ("dist_ft.model",),
     "wandb": ("dist_ft.monitor",),
+    "mlflow": ("dist_ft.monitor",),
     "pydantic": ("dist_ft.config",),
     "yaml": ("dist_ft.config", "dist_ft.launchers"),
     "datasets": ("dist_ft.data.sources",),
@@ -71,6 +72,7 @@ LATE = {
     "dist_ft.evaluate.metrics": "libraries of metrics that few runs ask for, each a second to load",
     "dist_ft.data.sources.hub_files": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
+    "dist_ft.monitor.mlflow_sink": "mlflow, only where a run logs to it",
 }
 """Modules, or packages, that may import inside a function."""
 

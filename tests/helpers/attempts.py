@@ -99,7 +99,6 @@ def attempt_spec(
             recent_losses=[],
             evaluations=[EvalRow.from_dict(row) for row in evaluations or []],
             on_gpu=False,
-            wandb_id=None,
             **facts,
         )
     )

@@ -203,7 +203,7 @@ def test_a_stopped_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
     assert rows[done_steps]["attempt"] == 1
     assert rows[done_steps + 1]["attempt"] == 2
     assert [rows[s]["position"] for s in sorted(rows)] == [8 * s for s in sorted(rows)]
-    assert read_json(run_dir.run_json)["wandb_id"] is not None
+    assert read_json(run_dir.run_json)["sink_ids"].keys() == {"wandb"}
 
 
 def test_a_killed_supervisor_takes_its_rank_along(cli: str, tmp_path: Path, session_ray: tuple[str, int]) -> None:

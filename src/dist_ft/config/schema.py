@@ -65,9 +65,12 @@ class MonitorConfig(Section):
     """Where numbers go besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto` is online with WANDB_API_KEY set and offline without."""
+    """Weights & Biases. `auto` is online with WANDB_API_KEY set and offline without."""
+    mlflow: Literal["auto", "online", "offline", "disabled"] = "disabled"
+    """MLflow, which needs `pip install dist-ft[mlflow]`. `online` sends to MLFLOW_TRACKING_URI of the environment,
+    `offline` writes `mlflow/mlflow.db` in the run directory; `auto` is online where that variable is set."""
     project: str = "dist-ft"
-    """W&B project."""
+    """W&B project and MLflow experiment."""
 
 
 class Config(Section):

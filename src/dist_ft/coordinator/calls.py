@@ -20,10 +20,10 @@ from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, StaleAttemptError
 from dist_ft.messages import AttemptSpec, Envelope
 from dist_ft.metric_rows import EvalRow
-from dist_ft.monitor.sinks import Sink
-from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
+from dist_ft.monitor.sink import History, SinkRun
+from dist_ft.monitor.sinks import build_sinks
 from dist_ft.run.events import Event
-from dist_ft.run.log import read_steps
+from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
@@ -70,13 +70,13 @@ class CoordinatorCalls:
         parsed = config_from_dict(config)
         place = open_run(run_dir, Path(scratch))
         state = RunRecord(**record)
-        mode = resolve_mode(parsed.monitor.wandb)
-        sinks: list[Sink] = []
-        if mode != "disabled" and state.wandb_id is not None:
-            backlog = [row for _, row in sorted(read_steps(place.metrics).items())]
-            sinks.append(
-                WandbSink(state.wandb_id, state.run_id, parsed.monitor.project, mode, place.path, config, backlog)
-            )
+
+        def read_history() -> History:
+            steps, evals = read_steps(place.metrics), read_evals(place.evals)
+            return History([steps[step] for step in sorted(steps)], [evals[step] for step in sorted(evals)])
+
+        sink_run = SinkRun(state.run_id, parsed.monitor.project, place.path, config, read_history)
+        sinks = build_sinks(parsed.monitor, state.sink_ids, sink_run)
         self._coordinator = Coordinator(parsed, place, state, RunInputs.from_dict(inputs), sinks, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:

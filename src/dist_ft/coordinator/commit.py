@@ -113,7 +113,7 @@ class Saves:
             self._recorder.look_again()
             self._check_newest()
             self._recorder.send()
-            manifest = commit(self._store, record.run_id, record.attempt, record.wandb_id, staging)
+            manifest = commit(self._store, record.run_id, record.attempt, record.sink_ids.get("wandb"), staging)
         except CheckpointError as error:
             return RankFailure.of(rank, error)
         except OSError as error:

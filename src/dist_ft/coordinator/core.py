@@ -25,7 +25,7 @@ from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
 from dist_ft.metric_rows import EvalRow
-from dist_ft.monitor.sinks import Sink
+from dist_ft.monitor.sink import Sink
 from dist_ft.run import events
 from dist_ft.run.log import read_steps
 from dist_ft.run.place import Run
@@ -119,7 +119,6 @@ class Coordinator:
             recent_losses=self._losses_before(attempt.start_step),
             evaluations=self._recorder.evaluations(attempt.start_step),
             on_gpu=self._on_gpu,
-            wandb_id=self._record.wandb_id,
         )
 
     def handle(self, envelope: Envelope, now: float) -> Reply:

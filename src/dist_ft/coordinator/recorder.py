@@ -17,7 +17,7 @@ from dist_ft.checkpoint.lineage import Attempt, newest_number
 from dist_ft.errors import StaleAttemptError
 from dist_ft.layout import RunDir, checkpoint_name, read_json, write_json
 from dist_ft.metric_rows import EvalRow, StepRow
-from dist_ft.monitor.sinks import Sink
+from dist_ft.monitor.sink import Sink
 from dist_ft.run.events import (
     RUN_ENDS,
     AttemptBegan,

@@ -1,27 +1,67 @@
-"""The contract of a metric sink, the only open list in the system.
-
-A sink with a wrong setting fails when it is made, before the run starts. One that is unreachable or fails
-while logging says so in the log and never disturbs the run.
-"""
+"""The sinks that there are, and which of them a config asks for: any number at once."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.config.schema import MonitorConfig
+from dist_ft.monitor import mlflow_sink, wandb_sink
+from dist_ft.monitor.sink import Sink, SinkRun
 
 
-class Sink(Protocol):
-    """Receives every row once, in step order. Calls return at once."""
+@dataclass(frozen=True)
+class SinkKind:
+    """One kind of sink.
 
-    def log_step(self, row: StepRow) -> None:
-        """Takes a row of metrics.jsonl."""
-        ...
+    Attributes:
+        mode: Returns how a config wants it: online, offline or disabled.
+        check: Raises ConfigError where the machine cannot do that.
+        build: Makes the sink of a run; takes its id and mode.
+    """
 
-    def log_eval(self, row: EvalRow) -> None:
-        """Takes a row of eval.jsonl."""
-        ...
+    mode: Callable[[MonitorConfig], str]
+    check: Callable[[MonitorConfig], None]
+    build: Callable[[str, str, SinkRun], Sink]
 
-    def close(self, state: str) -> None:
-        """Flushes and ends; `state` is the run's final state."""
-        ...
+
+SINKS: dict[str, SinkKind] = {
+    "wandb": SinkKind(lambda config: wandb_sink.resolve_mode(config.wandb), lambda config: None, wandb_sink.build),
+    "mlflow": SinkKind(
+        lambda config: mlflow_sink.resolve_mode(config.mlflow),
+        lambda config: mlflow_sink.check(config.mlflow),
+        mlflow_sink.build,
+    ),
+}
+"""By their keys in `monitor` and in `sink_ids` of run.json."""
+
+
+def check_sinks(config: MonitorConfig) -> None:
+    """Checks the settings of all sinks, before a run starts.
+
+    Raises:
+        ConfigError: One of them cannot work on this machine.
+    """
+    for kind in SINKS.values():
+        kind.check(config)
+
+
+def add_sink_ids(config: MonitorConfig, known: Mapping[str, str]) -> dict[str, str]:
+    """Returns the id of each sink: those that a run has, and new ones for sinks that the config adds.
+
+    A sink keeps one id over all attempts, also when it is disabled for some of them.
+    """
+    wanted = {name: uuid.uuid4().hex[:8] for name, kind in SINKS.items() if kind.mode(config) != "disabled"}
+    return {**wanted, **known}
+
+
+def build_sinks(config: MonitorConfig, ids: Mapping[str, str], run: SinkRun) -> list[Sink]:
+    """Makes the sinks of a run.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        OSError: A sink cannot write where it is to keep its files.
+    """
+    modes = {name: kind.mode(config) for name, kind in SINKS.items() if name in ids}
+    return [SINKS[name].build(ids[name], mode, run) for name, mode in modes.items() if mode != "disabled"]

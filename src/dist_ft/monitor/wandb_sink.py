@@ -13,21 +13,19 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from dist_ft.layout import read_json, write_json
 from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor.sink import SinkRun, eval_numbers, step_numbers
 
 logger = logging.getLogger(__name__)
 
 _SAFE_AGE_S = 30.0  # a killed writer loses up to a 32 KB block: rows were missing at 5 s, present at 20 s
 _CLOSE_LIMIT_S = 30.0
-_GROUPS = {"loss": "train", "lr": "train", "grad_norm": "train", "epoch": "data", "position": "data",
-           "tokens": "data", "trained_tokens": "data", "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf",
-           "attempt": "run", "world_size": "run",
-           "goodput": "run"}  # fmt: skip
+_FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 600.0
 
 
 def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
@@ -37,6 +35,18 @@ def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
     if setting == "online":
         return "online"
     return "offline" if setting == "offline" else "disabled"
+
+
+def build(sink_id: str, mode: str, run: SinkRun) -> WandbSink:
+    """Makes the sink of a run.
+
+    Raises:
+        OSError: The directory of W&B's files cannot be written.
+    """
+    steps = run.read_history().steps
+    return WandbSink(
+        sink_id, run.name, run.project, "online" if mode == "online" else "offline", run.directory, run.config, steps
+    )
 
 
 class WandbSink:
@@ -59,7 +69,7 @@ class WandbSink:
         project: str,
         mode: Literal["online", "offline"],
         directory: Path,
-        config: dict[str, Any],
+        config: Mapping[str, Any],
         backlog: Sequence[StepRow] = (),
     ) -> None:
         self._settings: dict[str, Any] = {
@@ -74,6 +84,7 @@ class WandbSink:
         (directory / "wandb").mkdir(parents=True, exist_ok=True)
         self._sent_step = self._read_marker()
         self._queue: queue.Queue[dict[str, Any] | str] = queue.Queue()
+        self._is_closing = threading.Event()
         for row in backlog:
             self.log_step(row)
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
@@ -84,13 +95,11 @@ class WandbSink:
         if row.step <= self._sent_step:
             return
         self._sent_step = row.step
-        values = row.to_dict()
-        named = {f"{group}/{key}": values[key] for key, group in _GROUPS.items() if values.get(key) is not None}
-        self._queue.put({"train/step": row.step, **named})
+        self._queue.put({"train/step": row.step, **step_numbers(row)})
 
     def log_eval(self, row: EvalRow) -> None:
         """Queues an evaluation. One that lies behind, such as the base model's, goes into the summary."""
-        values = {f"eval/{key}": value for key, value in row.metrics.items() if value is not None}
+        values = eval_numbers(row)
         if row.step < self._sent_step:
             self._queue.put({f"{key}/step-{row.step}": value for key, value in values.items()})
         else:
@@ -99,23 +108,31 @@ class WandbSink:
     def close(self, state: str) -> None:
         """Sends what is queued and finishes the run, within 30 s."""
         self._queue.put(state)
+        self._is_closing.set()
         self._thread.join(_CLOSE_LIMIT_S)
         if self._thread.is_alive():
             logger.warning("W&B did not finish within %.0f s; `wandb sync` can send the rest", _CLOSE_LIMIT_S)
 
     def _run(self) -> None:
-        first = self._queue.get()
+        first = self._queue.get()  # only now: its start-up would compete with that of the ranks
         try:
-            # Only now: its start-up would compete with that of the ranks.
+            # disable_git: the repository around is none of the run's, and its remote's URL may hold a token.
             import wandb
 
-            run = wandb.init(
-                **self._settings,
-                config=self._config,
-                resume="allow" if self._settings["mode"] == "online" else None,
-                # disable_git: the repository around is none of the run's, and its remote's URL may hold a token.
-                settings=wandb.Settings(console="off", silent=True, x_disable_stats=False, disable_git=True),
-            )
+            settings = wandb.Settings(console="off", silent=True, x_disable_stats=False, disable_git=True)
+            resume = "allow" if self._settings["mode"] == "online" else None
+            wait_s = _FIRST_WAIT_S
+            while True:
+                is_last_try = self._is_closing.is_set()
+                try:
+                    run = wandb.init(**self._settings, config=dict(self._config), resume=resume, settings=settings)
+                    break
+                except Exception as error:  # such as a server that does not answer; rows stay queued
+                    if is_last_try:
+                        raise
+                    logger.warning("W&B cannot be opened and is tried again in %.0f s: %s", wait_s, error)
+                    self._is_closing.wait(wait_s)
+                    wait_s = min(2 * wait_s, _MAX_WAIT_S)
             run.define_metric("train/step")
             run.define_metric("*", step_metric="train/step")
             last_step = self._send_rows(run, first)

@@ -36,7 +36,7 @@ class RunRecord:
         max_steps: Steps of the run.
         world_size: Ranks of the current attempt.
         workers: `{rank, pid, node_ip}` of each.
-        wandb_id: W&B id, if any.
+        sink_ids: Id of each sink, by its key in `monitor`; the same over all attempts.
         active_s: Seconds that drivers have been at work on the run.
         useful_s: Seconds of the steps that count.
         goodput: The one over the other.
@@ -51,7 +51,7 @@ class RunRecord:
     max_steps: int = 0
     world_size: int = 0
     workers: list[dict[str, Any]] = field(default_factory=list)
-    wandb_id: str | None = None
+    sink_ids: dict[str, str] = field(default_factory=dict)
     active_s: float = 0.0
     useful_s: float = 0.0
     goodput: float = 0.0

@@ -39,6 +39,7 @@ def read_status(run: Run) -> dict[str, Any]:
         UsageError: There is no run at that path, or its run.json cannot be read.
     """
     record = read_record(run)
+    sink_ids = record.get("sink_ids", {})
     status = {
         **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
         "workers": record["workers"],
@@ -46,7 +47,8 @@ def read_status(run: Run) -> dict[str, Any]:
             {"step": manifest.step, "path": run.address_of(manifest.directory)} for manifest in _committed(run)
         ],
         "exports": [run.address_of(name) for name in _exports(run)],
-        "wandb_id": record["wandb_id"],
+        "wandb_id": sink_ids.get("wandb"),
+        "sink_ids": sink_ids,
         "goodput": record["goodput"],
     }
     return status | {key: record[key] for key in ("error", "result") if record.get(key)}
@@ -86,8 +88,7 @@ def render_status(status: dict[str, Any]) -> str:
     lines += _section("workers", workers)
     lines += _section("checkpoints", [_below_run(c["path"]) for c in status["checkpoints"]])
     lines += _section("exports", [_below_run(path) for path in status["exports"]])
-    if status["wandb_id"]:
-        lines.append(f"  W&B          {status['wandb_id']}")
+    lines += [f"  {_SINK_NAMES.get(name, name):<12} {sink_id}" for name, sink_id in status["sink_ids"].items()]
     return "\n".join(lines)
 
 
@@ -157,6 +158,7 @@ def find_checkpoint(run: Run, step: int | None) -> tuple[dict[str, Any], str]:
     return config, f"{manifest.directory}/{MANIFEST}"
 
 
+_SINK_NAMES = {"wandb": "W&B", "mlflow": "MLflow"}
 _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
@@ -182,7 +184,7 @@ def read_record(run: Run) -> dict[str, Any]:
     return record
 
 
-_RECORD_KEYS = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "wandb_id")
+_RECORD_KEYS = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers")
 
 
 def _committed(run: Run) -> list[Manifest]:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 SEND_EVERY_S = 30.0
 _SENT = ".sent.json"
-_AT_THE_END = "wandb/"  # its files grow, and nobody reads them before
+_AT_THE_END = ("wandb/", "mlflow/")  # their files grow, and nobody reads them before
 _RUN = "run.json"
 _LAST_TRIES = 5  # each of which tries for half a minute
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import wandb
@@ -21,9 +19,9 @@ from dist_ft.layout import read_json, write_json
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
 from tests.helpers.rows import step_row
+from tests.helpers.wandb_files import history, records_of
 
 RUN_ID = "abc12345"
-_BLOCK_BYTES = 32768
 
 
 @pytest.fixture(autouse=True)
@@ -44,43 +42,8 @@ def _row(step: int, attempt: int = 1) -> StepRow:
     return step_row(step, attempt, loss=1 / step, tokens_per_s=99.5)
 
 
-def _records(directory: Path) -> list[list[wandb_internal_pb2.Record]]:
-    """The records of each W&B file of a run directory, oldest file first."""
-    files = sorted(
-        directory.glob(f"wandb/offline-run-*-{RUN_ID}*/run-{RUN_ID}.wandb"), key=lambda p: p.stat().st_mtime_ns
-    )
-    return [[_parse(data) for data in _read_log(file.read_bytes())] for file in files]
-
-
-def _read_log(data: bytes) -> Iterator[bytes]:
-    """Reads the LevelDB log format: blocks of 32 KiB with pieces of (checksum, length, type)."""
-    at, record = 7, b""
-    while at + 7 <= len(data):
-        left = _BLOCK_BYTES - at % _BLOCK_BYTES
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        at += 7 + length
-        record += data[at - length : at]
-        if kind in (1, 4):  # whole, or the last piece
-            yield record
-            record = b""
-
-
-def _parse(data: bytes) -> wandb_internal_pb2.Record:
-    record = wandb_internal_pb2.Record()
-    record.ParseFromString(data)
-    return record
-
-
-def _history(records: list[wandb_internal_pb2.Record]) -> list[dict[str, Any]]:
-    rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
-    return [{".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in rows]
-
-
 def _steps(records: list[wandb_internal_pb2.Record]) -> list[int]:
-    return [row["train/step"] for row in _history(records) if "train/loss" in row]
+    return [row["train/step"] for row in history(records) if "train/loss" in row]
 
 
 @pytest.mark.parametrize(
@@ -107,15 +70,15 @@ def test_every_row_is_in_wandb_once_and_the_run_is_finished(tmp_path: Path) -> N
         sink.log_step(_row(step))
     sink.log_eval(EvalRow(300, 1, {"eval_loss": 0.5, "exact_match": 0.25, "perplexity": None}))
     sink.close("completed")
-    (records,) = _records(tmp_path)
-    history = _history(records)
+    (records,) = records_of(tmp_path, RUN_ID)
+    rows = history(records)
     assert _steps(records) == list(range(1, 301))
-    row = history[7]
+    row = rows[7]
     assert (row["train/step"], row["train/loss"], row["data/position"]) == (7, pytest.approx(1 / 7), 56)
     assert (row["perf/tokens_per_s"], row["run/attempt"], row["run/world_size"]) == (99.5, 1, 2)
-    assert history[0]["eval/eval_loss"] == 4.5
-    assert (history[-1]["train/step"], history[-1]["eval/exact_match"]) == (300, 0.25)
-    assert "eval/perplexity" not in history[-1]
+    assert rows[0]["eval/eval_loss"] == 4.5
+    assert (rows[-1]["train/step"], rows[-1]["eval/exact_match"]) == (300, 0.25)
+    assert "eval/perplexity" not in rows[-1]
     assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
 
 
@@ -123,7 +86,7 @@ def test_the_x_axis_is_the_training_step_and_the_config_is_there(tmp_path: Path)
     sink = _sink(tmp_path)
     sink.log_step(_row(1))
     sink.close("failed")
-    (records,) = _records(tmp_path)
+    (records,) = records_of(tmp_path, RUN_ID)
     metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
     assert {m.step_metric for m in metrics if m.name != "train/step"} == {"train/step"}
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
@@ -137,7 +100,7 @@ def test_replayed_rows_are_left_out(tmp_path: Path) -> None:
     for step, attempt in [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2)]:
         sink.log_step(_row(step, attempt))
     sink.close("completed")
-    (records,) = _records(tmp_path)
+    (records,) = records_of(tmp_path, RUN_ID)
     assert _steps(records) == [1, 2, 3, 4]
     assert read_json(tmp_path / "wandb/sent.json")["step"] == 4
 
@@ -152,8 +115,8 @@ def test_a_further_sink_sends_what_may_be_lost_and_nothing_else(tmp_path: Path) 
     second.log_step(_row(5, attempt=2))
     second.log_step(_row(7, attempt=2))
     second.close("completed")
-    assert [_steps(records) for records in _records(tmp_path)] == [[1, 2, 3, 4], [5, 6, 7]]
-    assert {run.run_id for records in _records(tmp_path) for run in _runs(records)} == {RUN_ID}
+    assert [_steps(records) for records in records_of(tmp_path, RUN_ID)] == [[1, 2, 3, 4], [5, 6, 7]]
+    assert {run.run_id for records in records_of(tmp_path, RUN_ID) for run in _runs(records)} == {RUN_ID}
 
 
 def _runs(records: list[wandb_internal_pb2.Record]) -> list[wandb_internal_pb2.RunRecord]:
@@ -165,7 +128,7 @@ def test_a_sink_after_a_killed_one_goes_by_the_mark_that_is_safe(tmp_path: Path)
     write_json(tmp_path / "wandb/sent.json", {"step": 2})
     sink = _sink(tmp_path, [_row(step) for step in range(1, 5)])
     sink.close("completed")
-    assert [_steps(records) for records in _records(tmp_path)] == [[3, 4]]
+    assert [_steps(records) for records in records_of(tmp_path, RUN_ID)] == [[3, 4]]
 
 
 @pytest.mark.parametrize("mark", ["", "{", "[]", "{}", '{"format_version": 9, "step": 5}'])
@@ -175,7 +138,7 @@ def test_a_broken_mark_sends_everything_again(tmp_path: Path, mark: str) -> None
     sink = _sink(tmp_path, [_row(1), _row(2)])
     sink.close("completed")
     wandb.finish()
-    assert [_steps(records) for records in _records(tmp_path)] == [[1, 2]]
+    assert [_steps(records) for records in records_of(tmp_path, RUN_ID)] == [[1, 2]]
 
 
 def test_the_step_axis_never_runs_backwards(tmp_path: Path) -> None:
@@ -187,8 +150,8 @@ def test_the_step_axis_never_runs_backwards(tmp_path: Path) -> None:
     sink.log_eval(EvalRow(0, 1, {"exact_match": 0.0}))  # the base model, measured after training
     sink.close("completed")
     wandb.finish()
-    (records,) = _records(tmp_path)
-    axis = [row["train/step"] for row in _history(records)]
+    (records,) = records_of(tmp_path, RUN_ID)
+    axis = [row["train/step"] for row in history(records)]
     assert all(a <= b for a, b in pairwise(axis))
 
 

@@ -21,7 +21,7 @@ from tests.helpers.rows import step_row
 STATUS: dict[str, Any] = {
     "run_id": "demo", "state": "running", "attempt": 2, "step": 4, "max_steps": 40, "world_size": 2, "workers": [],
     "checkpoints": [{"step": 4, "path": "/runs/demo/checkpoints/step-00000004-a0001"}], "exports": [],
-    "wandb_id": None, "goodput": 0.875,
+    "wandb_id": None, "sink_ids": {}, "goodput": 0.875,
 }  # fmt: skip
 LEDGER = [LedgerEntry.from_dict(entry) for entry in (
     {"time": 1000.0, "event": "attempt", "attempt": 1, "world_size": 3, "start_step": 0},
@@ -113,7 +113,7 @@ Call = Callable[..., int]
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     path = tmp_path / "demo"
-    keys = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "wandb_id", "goodput")
+    keys = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "sink_ids", "goodput")
     write_json(RunDir(path).run_json, {key: STATUS[key] for key in keys})
     return path
 

@@ -37,7 +37,7 @@ def test_a_step_that_was_left_out_is_shown(tmp_path: Path) -> None:
         run_dir.run_json,
         {
             "run_id": "r", "state": "running", "attempt": 2, "step": 3, "max_steps": 4, "world_size": 1, "workers": [],
-            "wandb_id": None, "goodput": 0.5,
+            "sink_ids": {}, "goodput": 0.5,
         },
     )  # fmt: skip
     row = step_row(3, 2, loss=None, grad_norm=None, tokens_per_s=0.0, step_s=0.0)

@@ -30,13 +30,13 @@ CONFIG = config_from_dict(
 )
 KEYS = {
     "run_id", "state", "attempt", "step", "max_steps", "world_size", "workers", "checkpoints", "exports",
-    "wandb_id", "goodput",
+    "wandb_id", "sink_ids", "goodput",
 }  # fmt: skip
 
 
 def _write_record(run: Path, **changes: Any) -> None:
-    record = RunRecord("demo", state="running", attempt=1, step=17, max_steps=40, world_size=2, wandb_id="abc",
-                       goodput=0.875)  # fmt: skip
+    record = RunRecord("demo", state="running", attempt=1, step=17, max_steps=40, world_size=2,
+                       sink_ids={"wandb": "abc"}, goodput=0.875)  # fmt: skip
     write_json(RunDir(run).run_json, {**asdict(record), **changes})
 
 
@@ -123,7 +123,7 @@ def test_rendering_a_run_that_ended_early(run: Path) -> None:
 
 
 def test_rendering_a_run_that_has_just_started(run: Path) -> None:
-    _write_record(run, state="starting", step=0, max_steps=0, world_size=0, wandb_id=None)
+    _write_record(run, state="starting", step=0, max_steps=0, world_size=0, sink_ids={})
     assert "0 of 0" in render_status(read_status(open_run(run)))
 
 

@@ -6,14 +6,13 @@ Nothing of the run directory is touched before the preparation has succeeded, so
 from __future__ import annotations
 
 import time
-import uuid
 
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.data.shards.counts import describe_left_out
 from dist_ft.errors import WorkerCrashError
 from dist_ft.jobs.spec import MissingShards, Preparation, decode_preparation, encode_files
 from dist_ft.layout import read_json, write_json, write_whole
-from dist_ft.monitor.wandb_sink import resolve_mode
+from dist_ft.monitor.sinks import add_sink_ids
 from dist_ft.orchestrate.driver.previous import changed_settings, check_resumed, check_sources
 from dist_ft.orchestrate.driver.session import Session
 from dist_ft.orchestrate.driver.shard_jobs import ShardJobs
@@ -81,15 +80,12 @@ def open_records(session: Session, prepared: Preparation) -> None:
     asked_at = run_dir.stop_asked_at()
     if asked_at is not None and asked_at < time.time() - worked_s:
         run_dir.forget_stop()  # meant for an earlier attempt
-    wandb_id = previous.get("wandb_id")
-    if wandb_id is None and resolve_mode(config.monitor.wandb) != "disabled":
-        wandb_id = uuid.uuid4().hex[:8]
     record = RunRecord(
         config.run.name,
         attempt=previous.get("attempt", 0),
         step=last_step,
         max_steps=inputs.max_steps,
-        wandb_id=wandb_id,
+        sink_ids=add_sink_ids(config.monitor, previous.get("sink_ids", {})),
         active_s=previous.get("active_s", 0.0) + worked_s,
     )
     session.coordinator.begin(config, run_dir, record, inputs, session.cluster.on_gpu)

@@ -11,6 +11,7 @@ import contextlib
 import ray
 
 from dist_ft.config import Config
+from dist_ft.monitor.sinks import check_sinks
 from dist_ft.orchestrate.driver.connect import connect
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.orchestrate.driver.endings import FAILURES, Ending, Records, ending_of
@@ -45,6 +46,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
     if finished is not None:
         console.say(f"{run_dir} is complete; nothing to do")
         return finished
+    check_sinks(config.monitor)
     config = with_recorded_commit(config, run_dir)
     timeline = Timeline(began)
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,77 @@
+"""The contract of a metric sink, and what all sinks are told of a run.
+
+A sink with a wrong setting fails when it is made, before the run starts. One that is unreachable or fails
+while logging says so in the log and never disturbs the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_ft.metric_rows import EvalRow, StepRow
+
+_GROUPS = {"epoch": "data", "position": "data", "tokens": "data", "trained_tokens": "data",
+           "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf",
+           "attempt": "run", "world_size": "run", "goodput": "run"}  # fmt: skip
+_NO_NUMBERS = ("step", "digest")
+
+
+class Sink(Protocol):
+    """Receives every row in step order, replayed steps again. Calls return at once."""
+
+    def log_step(self, row: StepRow) -> None:
+        """Takes a row of metrics.jsonl."""
+        ...
+
+    def log_eval(self, row: EvalRow) -> None:
+        """Takes a row of eval.jsonl."""
+        ...
+
+    def close(self, state: str) -> None:
+        """Flushes and ends; `state` is the run's final state."""
+        ...
+
+
+@dataclass(frozen=True)
+class History:
+    """What the files of a run hold: the rows that count, in step order."""
+
+    steps: Sequence[StepRow] = ()
+    evals: Sequence[EvalRow] = ()
+
+
+@dataclass(frozen=True)
+class SinkRun:
+    """A run as sinks know it.
+
+    Attributes:
+        name: Name of the run.
+        project: `monitor.project`.
+        directory: Directory of this machine in which a sink may keep files.
+        config: Resolved config, to be shown.
+        read_history: Reads the rows from the run's files; a sink sends again what it may have lost.
+    """
+
+    name: str
+    project: str
+    directory: Path
+    config: Mapping[str, Any]
+    read_history: Callable[[], History]
+
+
+def step_numbers(row: StepRow) -> dict[str, float]:
+    """Returns the numbers of a step by their names in a sink, such as `train/loss`; what is None is left out."""
+    values = row.to_dict().items()
+    return {
+        f"{_GROUPS.get(name, 'train')}/{name}": value
+        for name, value in values
+        if name not in _NO_NUMBERS and value is not None
+    }
+
+
+def eval_numbers(row: EvalRow) -> dict[str, float]:
+    """Returns the numbers of an evaluation by their names in a sink, such as `eval/eval_loss`."""
+    return {f"eval/{name}": value for name, value in row.metrics.items() if value is not None}

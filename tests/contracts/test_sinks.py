@@ -1,0 +1,388 @@
+"""One contract for every sink: each step once and in order, one run over all attempts, nothing lost in an outage."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dist_ft.config.schema import MonitorConfig
+from dist_ft.errors import ConfigError
+from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor import mlflow_sink
+from dist_ft.monitor.mlflow_sink import ID_TAG, URI_VARIABLE, MlflowSink
+from dist_ft.monitor.sink import History, Sink, SinkRun
+from dist_ft.monitor.sinks import SINKS, add_sink_ids, build_sinks, check_sinks
+from tests.helpers.rows import step_row
+from tests.helpers.wandb_files import history_of
+
+
+@dataclass
+class Files:
+    """The files of a run, as far as a sink reads them."""
+
+    steps: dict[int, StepRow] = field(default_factory=dict)
+    evals: dict[int, EvalRow] = field(default_factory=dict)
+
+    def read(self) -> History:
+        return History([self.steps[n] for n in sorted(self.steps)], [self.evals[n] for n in sorted(self.evals)])
+
+
+@dataclass
+class Feed:
+    """The coordinator's side: a row is in the file before a sink gets it."""
+
+    files: Files
+    sink: Sink
+
+    def step(self, step: int, attempt: int = 1, **changes: Any) -> None:
+        self.files.steps[step] = row = step_row(step, attempt, loss=1 / step, **changes)
+        self.sink.log_step(row)
+
+    def eval(self, step: int, attempt: int = 1, **metrics: float | None) -> None:
+        self.files.evals[step] = row = EvalRow(step, attempt, metrics)
+        self.sink.log_eval(row)
+
+
+@dataclass
+class Logged:
+    """What somebody sees who opens the sink.
+
+    Attributes:
+        steps: Steps of `train/loss` in the order in which they stand there.
+        evals: `(step, value)` of `eval/eval_loss`.
+        num_runs: Runs with the sink's id.
+        state: Final state as the sink spells it.
+        seed: `run.seed` of the config.
+    """
+
+    steps: list[int]
+    evals: list[tuple[int, float]]
+    num_runs: int
+    seed: Any
+
+
+@dataclass
+class Kind:
+    """One kind of sink under test."""
+
+    name: str
+    directory: Path
+    uri: str | None = None
+    sink_id: str = "abc12345"
+
+    def open(self, files: Files) -> Feed:
+        run = SinkRun("name", "project", self.directory, {"run": {"seed": 7}, "data": {"train": [1, "a"]}}, files.read)
+        if self.uri is not None:
+            return Feed(files, MlflowSink(self.sink_id, self.uri, run, first_wait_s=0.05))
+        (sink,) = build_sinks(MonitorConfig(**self.settings), {self.name: self.sink_id}, run)
+        return Feed(files, sink)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"wandb": "disabled", "mlflow": "disabled", self.name: "offline"}
+
+    def read(self) -> Logged:
+        if self.name == "wandb":
+            rows, ids, configs = history_of(self.directory, self.sink_id)
+            return Logged(
+                [row["train/step"] for row in rows if "train/loss" in row],
+                [(row["train/step"], row["eval/eval_loss"]) for row in rows if "eval/eval_loss" in row],
+                len(ids),
+                configs[0]["run"]["seed"],
+            )
+        client = MlflowClient(tracking_uri=self.uri or f"sqlite:///{self.directory / 'mlflow' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("project")
+        runs = client.search_runs([experiment.experiment_id], f"tags.`{ID_TAG}` = '{self.sink_id}'")
+        run_id = runs[0].info.run_id
+        losses, evals = (
+            sorted(client.get_metric_history(run_id, key), key=lambda metric: (metric.timestamp, metric.step))
+            for key in ("train/loss", "eval/eval_loss")
+        )
+        return Logged(
+            [metric.step for metric in losses],
+            [(metric.step, metric.value) for metric in evals],
+            len(runs),
+            int(runs[0].data.params["run.seed"]),
+        )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that has its tables: making them takes seconds."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on loopback."""
+    folder = tmp_path_factory.mktemp("server")
+    port = _free_port()
+    process = _start_server(folder, port)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        _end(process)
+
+
+@pytest.fixture(params=["wandb", "mlflow", "mlflow-server"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    if request.param == "wandb":
+        return Kind("wandb", tmp_path)
+    if request.param == "mlflow":
+        (tmp_path / "mlflow").mkdir()
+        (tmp_path / "mlflow" / "mlflow.db").write_bytes(request.getfixturevalue("template").read_bytes())
+        return Kind("mlflow", tmp_path)
+    return Kind("mlflow", tmp_path, request.getfixturevalue("server"), sink_id=tmp_path.name)  # of a shared server
+
+
+def test_every_row_stands_there_once_and_in_order(kind: Kind) -> None:
+    feed = kind.open(Files())
+    feed.eval(0, eval_loss=4.5)
+    for step in range(1, 121):  # more than one request
+        feed.step(step)
+    feed.eval(120, eval_loss=0.5, exact_match=0.25, perplexity=None)
+    feed.sink.close("completed")
+    found = kind.read()
+    assert found.steps == list(range(1, 121))
+    assert found.evals == [(0, 4.5), (120, 0.5)]
+    assert (found.num_runs, found.seed) == (1, 7)
+
+
+def test_replayed_steps_stand_there_once(kind: Kind) -> None:
+    feed = kind.open(Files())
+    for step, attempt in [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2)]:
+        feed.step(step, attempt)
+    feed.sink.close("completed")
+    assert kind.read().steps == [1, 2, 3, 4]
+
+
+def test_a_step_whose_update_was_left_out_has_no_loss_and_is_no_gap(kind: Kind) -> None:
+    feed = kind.open(Files())
+    feed.step(1)
+    feed.files.steps[2] = row = step_row(2, loss=None, grad_norm=None)
+    feed.sink.log_step(row)
+    feed.step(3)
+    feed.sink.close("completed")
+    assert kind.read().steps == [1, 3]
+
+
+def test_attempts_write_one_run_and_the_next_sends_what_the_last_has_lost(kind: Kind) -> None:
+    files = Files()
+    first = kind.open(files)
+    for step in range(1, 5):
+        first.step(step)
+    first.sink.close("failed")
+    for step in (5, 6):  # the coordinator died with them
+        files.steps[step] = step_row(step)
+    second = kind.open(files)
+    second.step(5, attempt=2)
+    second.step(6, attempt=2)
+    second.step(7, attempt=2)
+    second.sink.close("completed")
+    found = kind.read()
+    assert found.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert found.num_runs == 1
+
+
+def test_a_sink_that_is_closed_without_a_row_disturbs_nobody(kind: Kind) -> None:
+    kind.open(Files()).sink.close("failed")
+
+
+# Outages ---------------------------------------------------------------------
+
+
+def test_an_outage_loses_nothing_and_holds_nobody_up(tmp_path: Path, template: Path) -> None:
+    """The server is away at the start, comes, and goes in the middle of the run."""
+    folder, port = tmp_path / "server", _free_port()
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(template.read_bytes())
+    kind = Kind("mlflow", tmp_path, f"http://127.0.0.1:{port}")
+    feed = kind.open(Files())
+    for step in range(1, 11):
+        feed.step(step)  # returns, though nobody listens
+    process = _start_server(folder, port)
+    try:
+        _wait_until(lambda: len(kind.read().steps) == 10, process)
+        _end(process)
+        for step in range(11, 21):
+            feed.step(step)
+        feed.eval(20, eval_loss=0.5)
+        process = _start_server(folder, port)
+        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        feed.sink.close("completed")
+        found = kind.read()
+    finally:
+        _end(process)
+    assert found.steps == list(range(1, 21))
+    assert found.evals == [(20, 0.5)]
+    assert found.num_runs == 1
+
+
+class _Silent(http.server.BaseHTTPRequestHandler):
+    """Takes a request and answers when the test is over."""
+
+    released = threading.Event()
+
+    def do_GET(self) -> None:
+        self.released.wait()
+
+    do_POST = do_GET
+
+
+def test_a_server_that_never_answers_holds_nobody_up(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Silent)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        feed = Kind("mlflow", tmp_path, f"http://127.0.0.1:{server.server_address[1]}").open(Files())
+        for step in range(1, 1001):
+            feed.step(step)  # the test would end in its timeout
+    finally:
+        _Silent.released.set()
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_buffer_that_runs_over_is_filled_up_from_the_files(tmp_path: Path, template: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(template.read_bytes())
+    kind = Kind("mlflow", tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    files = Files()
+    run = SinkRun("name", "project", tmp_path, {"run": {"seed": 7}}, files.read)
+    feed = Feed(files, MlflowSink(kind.sink_id, kind.uri or "", run, buffer_rows=3))
+    for step in range(1, 101):
+        feed.step(step)
+    feed.eval(100, eval_loss=0.5)
+    feed.sink.close("completed")
+    assert kind.read().steps == list(range(1, 101))
+
+
+# Settings --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mlflow", "uri", "message"),
+    [
+        ("online", None, "MLFLOW_TRACKING_URI is not set"),
+        ("online", "file:///tmp/x", "no server or database"),
+        ("auto", "/tmp/x", "no server or database"),
+        ("online", "ftp://user:planted@host/x", "no server or database"),
+    ],
+)
+def test_a_wrong_setting_fails_before_the_start(
+    mlflow: str, uri: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(URI_VARIABLE, raising=False)
+    if uri:
+        monkeypatch.setenv(URI_VARIABLE, uri)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_sinks(MonitorConfig.model_validate({"mlflow": mlflow}))
+    assert "planted" not in str(caught.value)
+
+
+def test_a_missing_package_fails_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_sink.importlib.util, "find_spec", lambda name: None if name == "alembic" else name)
+    with pytest.raises(ConfigError, match=r"needs alembic, .* run `pip install dist-ft\[mlflow\]`"):
+        check_sinks(MonitorConfig(mlflow="offline"))
+    check_sinks(MonitorConfig(mlflow="disabled"))
+
+
+@pytest.mark.parametrize("name", sorted(SINKS))
+def test_a_directory_that_cannot_be_written_fails_when_the_sink_is_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("in the way")
+    with pytest.raises(OSError, match=name):
+        Kind(name, tmp_path).open(Files())
+
+
+def test_any_number_of_sinks_at_once_each_with_an_id_of_its_own(tmp_path: Path) -> None:
+    both = MonitorConfig(wandb="offline", mlflow="offline")
+    ids = add_sink_ids(both, {"wandb": "known"})
+    assert ids["wandb"] == "known"
+    assert sorted(ids) == ["mlflow", "wandb"]
+    assert add_sink_ids(MonitorConfig(wandb="disabled"), {}) == {}
+    assert add_sink_ids(MonitorConfig(wandb="disabled"), ids) == ids  # it may be enabled again
+    files = Files()
+    run = SinkRun("name", "project", tmp_path, {"run": {"seed": 7}}, files.read)
+    sinks = build_sinks(both, dict.fromkeys(("wandb", "mlflow"), Kind.sink_id), run)
+    for sink in sinks:
+        Feed(files, sink).step(1)
+    for sink in sinks:
+        sink.close("completed")
+    assert [Kind(name, tmp_path).read().steps for name in ("wandb", "mlflow")] == [[1], [1]]
+
+
+def test_a_password_in_the_uri_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = f"http://user:planted@127.0.0.1:{_free_port()}"
+    run = SinkRun("name", "project", tmp_path, {}, lambda: History())
+    sink = MlflowSink(Kind.sink_id, uri, run, first_wait_s=100)
+    sink.log_step(step_row(1))
+    sink.close("failed")
+    assert "failed and is tried again" in caplog.text
+    assert "planted" not in caplog.text
+
+
+# Servers ---------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def _start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "files"),
+    ]  # fmt: skip
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True, cwd=folder
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server with its workers, which are its own session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)
+    process.wait(30)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    def answers() -> bool:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+
+    _wait_until(answers, process)
+
+
+def _wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server has ended"
+        try:
+            if is_so():
+                return
+        except Exception:  # it does not answer yet
+            pass
+        time.sleep(0.1)
+    raise AssertionError("it did not come about")
