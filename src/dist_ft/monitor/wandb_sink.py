@@ -120,7 +120,7 @@ class WandbSink:
             import wandb
 
             settings = wandb.Settings(console="off", silent=True, x_disable_stats=False, disable_git=True)
-            resume = "allow" if self._settings["mode"] == "online" else None
+            resume: Literal["allow"] | None = "allow" if self._settings["mode"] == "online" else None
             wait_s = _FIRST_WAIT_S
             while True:
                 is_last_try = self._is_closing.is_set()
