@@ -21,7 +21,7 @@ from dist_ft.errors import DivergedError
 from dist_ft.evaluate.held_out import evaluate, inference
 from dist_ft.messages import EvalDone, Loaded, Outcome, Phase, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.metric_rows import EvalRow, Metrics, StepRow
-from dist_ft.objectives.objective import Rows
+from dist_ft.objectives.objective import Rows, Sums
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
 from dist_ft.train.link import Link
@@ -117,14 +117,17 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     # Loss and metrics, wishes to stop, saves in flight, seconds of each rank's own part.
     totals = torch.zeros(num_sums + 2 + spec.world_size, dtype=torch.float64, device=engine.device)
     divisor = objective.weight(batch.totals)
-    step_mean = _step_mean(parts, batch, step, divisor)
+    step_mean = 0.0
+    if objective.step_sum is not None:
+        own_part.stop()
+        step_mean = _add_up(parts, batch, objective.step_sum) / divisor
     lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.max_steps)
     grad_norm = 0.0
     for index, micro in enumerate(batch.micro_batches):
         parts.dropout_keys.step = step
         parts.dropout_keys.slots = torch.from_numpy(micro.slots)
         sums = engine(Rows.of(micro, engine.device, step_mean), objective.loss)
-        if index == 0:
+        if index == 0 and objective.step_sum is None:
             own_part.stop()
         # The divisor is the whole step's, known before it: shapes of the group cannot change a weight.
         engine.backward(sums[0] * (spec.world_size / divisor))
@@ -163,17 +166,15 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     return Agreed(bool(wishes), bool(num_saving))
 
 
-def _step_mean(parts: RankParts, batch: StepBatch, step: int, divisor: int) -> float:
-    """Returns the mean of the objective's `step_sum`, or 0 if it has none. Collective if it has one."""
-    measure, device = parts.objective.step_sum, parts.engine.device
-    if measure is None:
-        return 0.0
-    total = torch.zeros(1, dtype=torch.float64, device=device)
-    with inference(parts.engine):
+def _add_up(parts: RankParts, batch: StepBatch, sums: Sums) -> float:
+    """Returns a sum over all rows of a step, computed without gradient and dropout. Collective."""
+    engine = parts.engine
+    total = torch.zeros(1, dtype=torch.float64, device=engine.device)
+    with inference(engine):
         for micro in batch.micro_batches:
-            total += parts.engine(Rows.of(micro, device), measure).double()
+            total += engine(Rows.of(micro, engine.device), sums).double()
     dist.all_reduce(total)
-    return float(total) / divisor
+    return float(total)
 
 
 def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
