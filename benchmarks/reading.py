@@ -52,6 +52,7 @@ def batches_of(samples: Iterator[Any]) -> Iterator[np.ndarray]:
 
 
 def write_ours(directory: Path, count: int, tokens: int) -> None:
+    from dist_ft.data.shards.counts import Counts
     from dist_ft.data.shards.pack import PackedSequence
     from dist_ft.data.shards.shard_file import ShardWriter
 
@@ -62,7 +63,7 @@ def write_ours(directory: Path, count: int, tokens: int) -> None:
             for _ in range(size):
                 row = next(rows)
                 writer.add([PackedSequence(row["input_ids"].tolist(), row["trained"].astype(bool).tolist(), [0])])
-            writer.close(size)
+            writer.close(Counts(num_rows=size))
 
 
 def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
@@ -75,7 +76,7 @@ def read_ours(directory: Path, count: int, begin: int) -> Iterator[np.ndarray]:
 
     keys = sorted(path.stem for path in directory.glob("*.json"))
     files = ShardCache([Replica(str(directory), LocalStore(directory))], LoaderConfig())
-    sizes = np.array([files.info(key).num_sequences for key in keys])
+    sizes = np.array([files.info(key).counts.num_sequences for key in keys])
     loader = TrainLoader(
         Order([sizes], None, 0), [TokenShards(keys, files, sizes)], RankLayout(0, 1, BATCH), BATCH, count, 2
     )

@@ -29,6 +29,7 @@ from dist_ft.checkpoint.tensorfile import write_tensors
 from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator import core
 from dist_ft.coordinator.core import Coordinator
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
 from dist_ft.layout import read_json, slices_name
@@ -61,7 +62,7 @@ from tests.helpers.manifests import MARK, make_manifest, saved_state
 from tests.helpers.rows import last_rows, read_rows, step_row
 
 PARAMS = (ParamInfo("w", (4, 5), "w"),)
-SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
+SPLIT = PreparedSplit("/cache", "train", 1, Counts(), {}, max_tokens=8, max_trained_tokens=7)
 INPUTS = RunInputs((SPLIT,), replace(SPLIT, key="eval"), MARK, max_steps=60, num_positions=480)
 LOST = {"type": "WorkerCrashError", "message": "rank 0 died (killed by signal 9)"}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_ft.config.data_sections import LoaderConfig
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import ShardInfo, ShardWriter
 from dist_ft.data.stream.cache import Replica, ShardCache
@@ -56,7 +57,7 @@ def write_shard(directory: Path, key: str, sequences: Sequence[PackedSequence]) 
     directory.mkdir(parents=True, exist_ok=True)
     with ShardWriter(directory, key) as writer:
         writer.add(sequences)
-        return writer.close(num_rows=len(sequences))
+        return writer.close(Counts(num_rows=len(sequences)))
 
 
 def write_shards(directory: Path, shard_sizes: Sequence[int], seed: int = 0) -> list[list[PackedSequence]]:
@@ -73,7 +74,7 @@ def open_shards(directory: Path, num_shards: int) -> TokenShards:
     """Opens what `write_shards` wrote, with sizes known."""
     files = ShardCache([Replica(str(directory), LocalStore(directory))], LoaderConfig())
     keys = [f"s{index}" for index in range(num_shards)]
-    return TokenShards(keys, files, np.array([files.info(key).num_sequences for key in keys], np.int64))
+    return TokenShards(keys, files, np.array([files.info(key).counts.num_sequences for key in keys], np.int64))
 
 
 def places(shards: TokenShards) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import torch
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.layout import slices_name
 from dist_ft.messages import (
@@ -34,7 +35,7 @@ from tests.helpers.rows import read_rows, step_row
 RUN_ID = "full"
 WORLD_SIZE = 2
 PARAMS = (ParamInfo("w", (4, 5), "w"), ParamInfo("b", (3,), "b"))
-SPLIT = PreparedSplit("/cache", "train", is_complete=True, num_shards=1)
+SPLIT = PreparedSplit("/cache", "train", 1, Counts(), {}, max_tokens=8, max_trained_tokens=7)
 INPUTS = RunInputs((SPLIT,), replace(SPLIT, key="eval"), MARK, max_steps=60, num_positions=480)
 ENDED = {"type": "WorkerCrashError", "message": "rank 1 died (killed by signal 9)"}
 

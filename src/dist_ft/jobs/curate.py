@@ -34,7 +34,7 @@ from dist_ft.data.curation.filters import (
 from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
 from dist_ft.data.rows.texts import compared_text, record_key
-from dist_ft.data.sources.listing import list_files
+from dist_ft.data.sources.listing import ListedSources
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.layout import FORMAT_VERSION
 from dist_ft.records import Record
@@ -46,11 +46,12 @@ _FEW = 5
 """Places that are named of each rule."""
 
 
-def curate(config: Config, store: Store) -> Curation:
+def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
     """Returns the rows that are left out of each training source; reads nothing where the config asks for nothing.
 
     Args:
         config: The run config.
+        listed: Files of the sources.
         store: Where token shards are kept; the result is kept there, too.
 
     Raises:
@@ -59,8 +60,8 @@ def curate(config: Config, store: Store) -> Curation:
     data = config.data
     if not data.curates:
         return nothing_removed(config)
-    parts = [cut_parts(list_files(source), data.part_bytes) for source in data.train]
-    held_out = cut_parts(list_files(data.eval_source)) if data.eval_source and data.curation.against_eval else []
+    parts = [cut_parts(files, data.part_bytes) for files in listed.train]
+    held_out = cut_parts(listed.held_out) if data.curation.against_eval else []
     name = f"curation/{_key(data, [*parts, held_out])}.json"
     with suppress(FileNotFoundError):
         return _decode(store.read(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xxhash
@@ -88,16 +88,22 @@ def _make_shards(config: Config, makes_all: bool) -> Preparation | MissingShards
         )
     for plan, shard in missing:
         make_shard(plan.request, shard, render_many, store)
-    finish = open_ended_split if is_stream else complete_split
-    splits = tuple(finish(plan, store, address) for plan in train)
+    to_stream = None
+    if is_stream:
+        made = _read_made(train, store)
+        splits = tuple(open_ended_split(plan, store, address, sizes) for plan, sizes in zip(train, made, strict=True))
+        to_stream = _shards_to_stream(config, train, made)
+        max_steps, num_positions = plan_length(config, None)
+    else:
+        splits = tuple(complete_split(plan, store, address) for plan in train)
+        max_steps, num_positions = plan_length(config, [split.known_counts.num_sequences for split in splits])
     eval_split = complete_split(held_out, store, address) if held_out else None
-    max_steps, num_positions = plan_length(config, [split.num_sequences for split in splits])
     mark = make_fingerprint(config, splits)
     return Preparation(
         RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit),
         files,
         num_made=len(missing),
-        to_stream=_shards_to_stream(config, train, store) if is_stream else None,
+        to_stream=to_stream,
     )
 
 
@@ -120,33 +126,45 @@ def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> P
     return complete_split(plan, store, cache_address(config))
 
 
-def _shards_to_stream(config: Config, train: Sequence[SplitPlan], store: Store) -> StreamedShards:
+def _read_made(train: Sequence[SplitPlan], store: Store) -> list[dict[str, int]]:
+    """Returns for each split the sequences of the shards that are there, by key."""
+    missing = {shard.key for _, shard in missing_shards(train, store)}
+    made = []
+    for plan in train:
+        infos = read_infos(store, list(dict.fromkeys(shard.key for shard in plan.shards if shard.key not in missing)))
+        for info in infos:
+            check_bad_rows(plan.request, info, store)
+        made.append({info.key: info.counts.num_sequences for info in infos})
+    return made
+
+
+def _shards_to_stream(
+    config: Config, train: Sequence[SplitPlan], made_sizes: Sequence[Mapping[str, int]]
+) -> StreamedShards:
     """Returns the shards of a streamed run in the order in which the stream reaches them.
 
     That is the first shard of each source, then the second of each, and so on; a source with twice the weight comes
     twice as often.
     """
     needed, made = [], []
-    missing = {shard.key for _, shard in missing_shards(train, store)}
-    for source, plan in enumerate(train):
-        there = list(dict.fromkeys(shard.key for shard in plan.shards if shard.key not in missing))
-        infos = {info.key: info for info in read_infos(store, there)}
+    for source, (plan, sizes) in enumerate(zip(train, made_sizes, strict=True)):
         order = first_pass(len(plan.shards), config.run.seed, source, config.data.shuffle)
         weight = (config.data.weights or [1.0] * len(train))[source]
         for index_in_pass, index in enumerate(order):
             shard, window = plan.shards[index], Window(source, index_in_pass // WINDOW_SHARDS)
-            if shard.key in missing:
-                needed.append((index_in_pass / weight, source, _job(plan, shard, window)))
+            if shard.key in sizes:
+                made.append(MadeShard(window, sizes[shard.key]))
             else:
-                check_bad_rows(plan.request, infos[shard.key], store)
-                made.append(MadeShard(window, infos[shard.key].num_sequences))
+                needed.append((index_in_pass / weight, source, _job(plan, shard, window)))
     needed.sort(key=lambda entry: entry[:2])
     return StreamedShards(tuple(job for _, _, job in needed), tuple(made))
 
 
-def plan_length(config: Config, num_sequences: Sequence[int]) -> tuple[int, int]:
-    """Returns (steps, positions) of a run on training sources of so many sequences."""
-    epoch = epoch_size(num_sequences, config.data.weights, config.data.exhaust)
+def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[int, int]:
+    """Returns (steps, positions) of a run on training sources of so many sequences; None where they are unknown."""
+    epoch = None
+    if num_sequences is not None:
+        epoch = epoch_size(num_sequences, config.data.weights, config.data.exhaust)
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 

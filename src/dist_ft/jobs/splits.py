@@ -11,6 +11,7 @@ from dist_ft.data.curation.filters import Curation
 from dist_ft.data.curation.personal import PATTERNS_VERSION, redact
 from dist_ft.data.shards.make import RenderMany
 from dist_ft.data.shards.request import SplitPlan, SplitRequest, plan_split
+from dist_ft.data.sources.listing import list_sources
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import curate
 from dist_ft.model.base import Tokenizer, tokenizer_key
@@ -37,9 +38,13 @@ def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
-    """Lists the sources: a plan a training source, and the held-out one."""
-    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
-    return [plan_split(request) for request in train], plan_split(held_out) if held_out else None
+    """Lists the sources, each once; returns a plan a training source, and the held-out one."""
+    listed = list_sources(config.data)
+    train, held_out = split_requests(config, render_key, curate(config, listed, open_store(cache_address(config))))
+    plans = [plan_split(request, [files]) for request, files in zip(train, listed.train, strict=True)]
+    if held_out is None:
+        return plans, None
+    return plans, plan_split(held_out, [listed.held_out] if config.data.eval_source else listed.train)
 
 
 def split_requests(

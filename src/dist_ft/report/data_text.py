@@ -178,12 +178,15 @@ def render_prepared(prepared: Preparation) -> str:
     """Returns what `data prepare` made and found."""
     splits = [(f"train.{index}", split) for index, split in enumerate(prepared.inputs.splits)]
     splits += [("eval", prepared.inputs.eval_split)] if prepared.inputs.eval_split else []
-    lines = [
-        f"  {name:<8} {format_count(split.num_rows, 'row')} in {format_count(split.num_sequences, 'sequence')} of "
-        f"{format_count(split.num_shards, 'shard')}, {format_count(split.num_tokens, 'token')}, "
-        f"{split.num_trained_tokens:,} trained"
-        for name, split in splits
-    ]
+    lines = []
+    for name, split in splits:
+        shards, counts = format_count(split.num_shards, "shard"), split.counts
+        if counts is None:
+            lines.append(f"  {name:<8} {shards}, prepared while training goes on")
+            continue
+        rows, sequences = format_count(counts.num_rows, "row"), format_count(counts.num_sequences, "sequence")
+        tokens = f"{format_count(counts.num_tokens, 'token')}, {counts.num_trained_tokens:,} trained"
+        lines.append(f"  {name:<8} {rows} in {sequences} of {shards}, {tokens}")
     made = prepared.num_made
     head = f"{format_count(made, 'shard')} made" if made else "all is there already"
     return "\n".join([f"{head}: {printable(splits[0][1].address)}", *lines])

@@ -13,7 +13,8 @@ import pytest
 
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
-from dist_ft.data.shards.counts import describe_left_out
+from dist_ft.data.shards.split import describe_omissions
+from dist_ft.data.sources.listing import list_sources
 from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.jobs import curate as module
@@ -38,7 +39,7 @@ def prose(seed: int) -> str:
 
 def curate(config: Config) -> Curation:
     """Anew each time: with a store of its own."""
-    return module.curate(config, LocalStore(Path(config.run.output_dir) / uuid.uuid4().hex))
+    return module.curate(config, list_sources(config.data), LocalStore(Path(config.run.output_dir) / uuid.uuid4().hex))
 
 
 def dropped(config: Config) -> list[list[int]]:
@@ -99,8 +100,8 @@ def test_held_out_rows_of_a_fraction_are_never_touched(tmp_path: Path, write: Wr
     (train,), held_out = prepared_splits(config)
     (all_of_train,), all_held_out = prepared_splits(plain)
     assert held_out == all_held_out and held_out is not None
-    assert held_out.num_rows + all_of_train.num_rows == 120
-    assert train.num_rows + sum(train.removed_rows.values()) == all_of_train.num_rows
+    assert held_out.known_counts.num_rows + all_of_train.known_counts.num_rows == 120
+    assert train.known_counts.num_rows + sum(train.removed_rows.values()) == all_of_train.known_counts.num_rows
     assert train.removed_rows.keys() == {"require.0", "exact"}
 
 
@@ -149,8 +150,8 @@ def test_a_run_prepares_what_is_left_and_says_what_is_not(tmp_path: Path, write:
     source = write(*[chat("a")] * 5, chat("b"), chat("a rather long question"))
     config = config_of(tmp_path, source, data__curation={"exact": True, "max_characters": 20})
     (split,) = prepare(config).inputs.splits
-    assert (split.num_rows, split.removed_rows) == (2, {"max_characters": 1, "exact": 4})
-    assert describe_left_out([split, split], None, config.data) == [
+    assert (split.known_counts.num_rows, split.removed_rows) == (2, {"max_characters": 1, "exact": 4})
+    assert describe_omissions([split, split], None, config.data) == [
         "10 rows are left out by data.curation and max_rows: max_characters 2, exact 8"
     ]
 
@@ -188,4 +189,4 @@ def test_redacted_rows_are_other_data_with_the_same_turns(tmp_path: Path, write:
     ids, trained, _ = open_split(redacted, config_of(tmp_path, source).data.loader).read(0, 0)
     texts = [tokenizer.decode(ids[trained == is_trained]) for is_trained in (True, False)]
     assert texts[0].startswith("Hello <EMAIL>") and "I am <EMAIL>" in texts[1]
-    assert plain.num_rows == redacted.num_rows == 2
+    assert plain.known_counts.num_rows == redacted.known_counts.num_rows == 2

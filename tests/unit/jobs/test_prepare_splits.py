@@ -9,10 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_ft.config import Config
-from dist_ft.data.shards.shard_file import ShardInfo
+from dist_ft.config.data_sections import RowSource
+from dist_ft.data.shards.shard_file import ShardInfo, read_info
+from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.sources import listing
+from dist_ft.data.sources.source_file import SourceFile
+from dist_ft.data.stream import cache
+from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import ConfigError
 from dist_ft.jobs import make_shard
 from dist_ft.jobs.prepare import prepare, prepare_or_list, run
@@ -26,7 +33,7 @@ from dist_ft.jobs.spec import (
     decode_preparation,
 )
 from dist_ft.jobs.splits import cache_address
-from dist_ft.storage.store import LocalStore
+from dist_ft.storage.store import LocalStore, Store
 from tests.helpers.configs import tiny_config
 from tests.helpers.splits import prepared_splits
 
@@ -37,11 +44,11 @@ def test_what_is_trained_on_is_a_part_of_what_was_prepared(tmp_path: Path) -> No
         (splits[train_on],), held_out = prepared_splits(tiny_config(tmp_path, data__train_on=train_on))
         assert held_out is not None and held_out.key != splits[train_on].key
     assert len({split.key for split in splits.values()}) == 3
-    assert len({split.num_tokens for split in splits.values()}) == 1
+    assert len({split.known_counts.num_tokens for split in splits.values()}) == 1
     # Every conversation has one answer; of all tokens only the first of each is not trained.
-    trained = {train_on: split.num_trained_tokens for train_on, split in splits.items()}
+    trained = {train_on: split.known_counts.num_trained_tokens for train_on, split in splits.items()}
     assert trained["assistant"] == trained["last"] < trained["all"]
-    assert trained["all"] == splits["all"].num_tokens - splits["all"].num_sequences
+    assert trained["all"] == splits["all"].known_counts.num_tokens - splits["all"].known_counts.num_sequences
 
 
 SMALL = {"data__part_mib": 0.002}
@@ -91,8 +98,54 @@ def test_a_streamed_run_names_its_shards_in_the_order_in_which_it_needs_them(tmp
     assert [job.window for job in jobs] == [(0, index // 8) for index in range(len(jobs))]
     made = make(config, jobs[0])
     later = prepare(config).to_stream
-    assert later == StreamedShards(jobs[1:], (MadeShard(Window(0, 0), made.num_sequences),))
+    assert later == StreamedShards(jobs[1:], (MadeShard(Window(0, 0), made.counts.num_sequences),))
     check_wire(prepare(config))
+
+
+def test_a_resumed_rank_is_handed_the_sizes_of_the_shards_that_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, **SMALL, data__preparation="stream")
+    first = prepare(config)
+    assert first.to_stream is not None
+    *jobs, last = first.to_stream.jobs
+    sizes = {job.shard["key"]: make(config, job).counts.num_sequences for job in jobs}
+    (sent,) = json.loads(json.dumps(prepare(config).inputs.to_dict()))["splits"]
+    split = PreparedSplit.from_dict(sent)
+    shards = open_split(split, config.data.loader)
+    asked: list[str] = []
+
+    def count(store: Store, key: str) -> ShardInfo:
+        asked.append(key)
+        return read_info(store, key)
+
+    monkeypatch.setattr(cache, "read_info", count)
+    keys = split.read_keys()
+    known = [index for index, key in enumerate(keys) if key in sizes]
+    assert shards.num_sequences(np.array(known)).tolist() == [sizes[keys[index]] for index in known]
+    assert asked == []
+    late = make(config, last)
+    assert shards.num_sequences(np.array([keys.index(late.key)])).tolist() == [late.counts.num_sequences]
+    assert asked == [late.key]
+
+
+@pytest.mark.parametrize("held_out", [{}, {"data__eval": 0.3}], ids=["source", "fraction"])
+def test_a_source_is_listed_once_for_curation_training_and_held_out_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: dict[str, Any]
+) -> None:
+    config = tiny_config(tmp_path, data__curation={"exact": True, "against_eval": True}, **held_out)
+    eval_source = config.data.eval_source
+    sources = [source.source for source in [*config.data.train, *([eval_source] if eval_source else [])]]
+    listed: list[str] = []
+    real = listing._local_files
+
+    def count(source: RowSource) -> list[SourceFile]:
+        listed.append(source.source)
+        return real(source)
+
+    monkeypatch.setattr(listing, "_local_files", count)
+    assert prepare(config).inputs.eval_split is not None
+    assert listed == sources
 
 
 def test_shards_lie_below_the_runs_or_where_the_config_says(tmp_path: Path) -> None:

@@ -1,35 +1,37 @@
-"""What a preparation left out or cut, in words; the same ones wherever a split is shown."""
+"""How much a token shard or a split holds, and what its rows became."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-
-from dist_ft.config.data_sections import DataConfig
-from dist_ft.data.curation.filters import describe_removed
-from dist_ft.data.shards.split import PreparedSplit, quarantine_of
-
-_LONG = {"truncate": "are cut", "drop": "are left out", "split": "are made into pieces"}
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 
-def describe_left_out(splits: Sequence[PreparedSplit], eval_split: PreparedSplit | None, data: DataConfig) -> list[str]:
-    """Returns a line for each kind of loss, none where nothing was lost."""
-    held_out = _lines([eval_split], data) if eval_split else ()
-    return [*_lines(splits, data), *(f"held-out data: {line}" for line in held_out)]
+@dataclass(frozen=True)
+class Counts:
+    """Totals of a shard or a split; they add up.
+
+    Attributes:
+        num_rows: Rows used, those that give no trained token included.
+        num_sequences: Sequences after packing.
+        num_tokens: Tokens of all sequences.
+        num_trained_tokens: Tokens whose prediction is trained.
+        num_untrained_rows: Rows left out because no token of theirs would be trained.
+        num_long_samples: Samples longer than `data.seq_len`, treated as `data.long_samples` says.
+        num_bad_rows: Rows left out because they cannot be used.
+    """
+
+    num_rows: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    num_untrained_rows: int = 0
+    num_long_samples: int = 0
+    num_bad_rows: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Counts)))
 
 
-def _lines(splits: Sequence[PreparedSplit], data: DataConfig) -> Iterator[str]:
-    removed = sum((Counter(split.removed_rows) for split in splits), Counter[str]())
-    if removed:
-        yield f"{removed.total():,} rows are left out by data.curation and max_rows: {describe_removed(removed)}"
-    untrained = sum(split.num_untrained_rows for split in splits)
-    long = sum(split.num_long_samples for split in splits)
-    with_bad = [split for split in splits if split.num_bad_rows]
-    if untrained:
-        yield f"{untrained:,} rows have no trained token and are left out"
-    if long:
-        yield f"{long:,} samples are longer than data.seq_len={data.seq_len} and {_LONG[data.long_samples]}"
-    if with_bad:
-        bad = sum(split.num_bad_rows for split in with_bad)
-        paths = ", ".join(f"{split.address}/{quarantine_of(split.key)}" for split in with_bad)
-        yield f"{bad:,} bad rows are left out; they are in {paths}"
+def total(counts: Iterable[Counts]) -> Counts:
+    """Returns the sum of some counts."""
+    return sum(counts, Counts())

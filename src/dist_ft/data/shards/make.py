@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 from dist_ft.data.curation.filters import describe_removed
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.claims import kept, wait_for_claim
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.pack import Window
 from dist_ft.data.shards.request import PlannedShard, SplitRequest, is_window_full, rows_of_shard
 from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
@@ -91,91 +91,73 @@ def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None
     Raises:
         DataError: With the first of them.
     """
-    if info.num_bad_rows and request.bad_rows == "error":
+    if info.counts.num_bad_rows and request.bad_rows == "error":
         first = _first_bad_row(store, [info.key])
         raise DataError(f"{first['place']}: {first['problem']}")
 
 
 def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store, scratch: Path) -> None:
-    key = shard.key
-    counts, quarantine = Counts(), scratch / quarantine_name(key)
-    with ShardWriter(scratch, key) as writer:
-        for window in _windows(_render_rows(request, shard, render_many, counts, quarantine)):
-            writer.add(window.sequences(request.seq_len, request.packing, request.rows_per_slot))
-        writer.close(
-            num_rows=counts.rows,
-            num_untrained_rows=counts.untrained_rows,
-            num_long_samples=counts.long_samples,
-            num_bad_rows=counts.bad_rows,
-        )
-    for path in (quarantine, *(scratch / f"{key}{ending}" for ending in (ARROW, INDEX, INFO))):
+    """Writes a shard to scratch, then puts its files into the store; bad rows stop the work, or are put aside."""
+    counts, quarantine = Counts(), scratch / quarantine_name(shard.key)
+    window, num_rows, num_tokens = Window(), 0, 0
+    with ShardWriter(scratch, shard.key) as writer:
+        for row, outcome in render_rows(rows_of_shard(request, shard), render_many):
+            if isinstance(outcome, BadRow):
+                if request.bad_rows == "error":
+                    raise outcome.error()
+                counts += Counts(num_bad_rows=1)
+                _put_aside(outcome, quarantine)
+                continue
+            samples, found = fit(outcome, row, request)
+            counts += found
+            num_rows += 1
+            for sample in samples:
+                window.add(sample)
+                num_tokens += len(sample.input_ids)
+            if is_window_full(num_rows, num_tokens):
+                writer.add(window.sequences(request.seq_len, request.packing, request.rows_per_slot))
+                window, num_rows, num_tokens = Window(), 0, 0
+        writer.add(window.sequences(request.seq_len, request.packing, request.rows_per_slot))
+        writer.close(counts)
+    for path in (quarantine, *(scratch / f"{shard.key}{ending}" for ending in (ARROW, INDEX, INFO))):
         if path.exists():
             store.put(path.name, file_parts(path))
 
 
-def _windows(rows: Iterator[list[Sample]]) -> Iterator[Window]:
-    """Gathers samples that are packed together."""
-    window, num_rows, num_tokens = Window(), 0, 0
-    for samples in rows:
-        num_rows += 1
-        for sample in samples:
-            window.add(sample)
-            num_tokens += len(sample.input_ids)
-        if is_window_full(num_rows, num_tokens):
-            yield window
-            window, num_rows, num_tokens = Window(), 0, 0
-    if len(window):
-        yield window
-
-
-def _render_rows(
-    request: SplitRequest, shard: PlannedShard, render_many: RenderMany, counts: Counts, quarantine: Path
-) -> Iterator[list[Sample]]:
-    """Yields the samples of each row; bad rows stop the work, or are put aside."""
-    for row, samples in render_rows(rows_of_shard(request, shard), render_many):
-        if isinstance(samples, list):
-            counts.rows += 1
-            yield fit(samples, row, request, counts)
-        elif request.bad_rows == "error":
-            raise samples.error()
-        else:
-            counts.bad_rows += 1
-            _put_aside(samples, quarantine)
-
-
 def _put_aside(row: BadRow, quarantine: Path) -> None:
     text = row.raw if isinstance(row.raw, str) else json.dumps(row.raw, default=str)
-    entry = {"place": str(row.place), "problem": row.problem, "row": text[:_MAX_KEPT_CHARACTERS]}
+    entry = {"place": row.place, "problem": row.problem, "row": text[:_MAX_KEPT_CHARACTERS]}
     with quarantine.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")  # as ASCII, so that no control character reaches a terminal
 
 
-def check_trained(request: SplitRequest, num_trained: int, counts: Counts, store: Store, keys: list[str]) -> None:
+def check_trained(request: SplitRequest, counts: Counts, store: Store, keys: list[str]) -> None:
     """Refuses a split in which nothing is trained.
 
     Raises:
         DataError: With the likely reason.
     """
-    if num_trained:
+    if counts.num_trained_tokens:
         return
-    if counts.bad_rows and counts.rows == 0:
+    if counts.num_bad_rows and counts.num_rows == 0:
         first = _first_bad_row(store, keys)
         raise DataError(
-            f"{request.shown}: all {counts.bad_rows} rows are bad; the first is {first['place']}: {first['problem']}"
+            f"{request.shown}: all {counts.num_bad_rows} rows are bad; the first is {first['place']}: "
+            f"{first['problem']}"
         )
-    if counts.rows == 0 and len(request.removed.numbers):
+    if counts.num_rows == 0 and len(request.removed.numbers):
         rules = describe_removed(request.removed.counts)
         raise DataError(f"{request.shown}: data.curation and max_rows leave out every row ({rules}); ask for less")
-    if counts.rows == 0 and not request.held_out:
+    if counts.num_rows == 0 and not request.held_out:
         raise DataError(f"{request.shown} holds no rows; expected one conversation or text a row")
-    if counts.rows == 0:
+    if counts.num_rows == 0:
         part = "held-out" if request.take_held_out else "training"
         raise DataError(
             f"{request.shown}: no rows fall on the {part} side with data.eval={request.held_out}; use another fraction"
         )
     raise DataError(
-        f"{request.shown}: none of {counts.rows} rows has a trained token ({counts.long_samples} samples are longer "
-        f"than data.seq_len={request.seq_len}, data.long_samples={request.long_samples}); raise it or check the "
+        f"{request.shown}: none of {counts.num_rows} rows has a trained token ({counts.num_long_samples} samples are "
+        f"longer than data.seq_len={request.seq_len}, data.long_samples={request.long_samples}); raise it or check the "
         "template"
     )
 
@@ -202,11 +184,14 @@ def render_rows(rows: Iterable[Row | BadRow], render_many: RenderMany) -> Iterat
     for batch in _batches(rows):
         outcomes = iter(render_many([row.record for row in batch if isinstance(row, Row)]))
         for row in batch:
-            yield row, row if isinstance(row, BadRow) else _outcome(row, next(outcomes))
-
-
-def _outcome(row: Row, found: list[Sample] | DataError) -> list[Sample] | BadRow:
-    return BadRow(row.location, printable(str(found)), row.raw) if isinstance(found, DataError) else found
+            if isinstance(row, BadRow):
+                yield row, row
+                continue
+            found = next(outcomes)
+            if isinstance(found, DataError):
+                yield row, BadRow(row.location, printable(str(found)), row.raw)
+            else:
+                yield row, found
 
 
 def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
@@ -229,37 +214,27 @@ def _characters(record: Record) -> int:
     return sum(len(message["content"]) for message in record.messages)
 
 
-@dataclass
-class Counts:
-    """What the rows of a part, or of a split, became. See `ShardInfo` for the meaning."""
-
-    rows: int = 0
-    untrained_rows: int = 0
-    long_samples: int = 0
-    bad_rows: int = 0
-
-
-def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest, counts: Counts) -> list[Sample]:
-    """Returns the samples that are trained, none longer than a sequence.
+def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> tuple[list[Sample], Counts]:
+    """Returns the samples of a row that are trained, none longer than a sequence, and what the row counts as.
 
     The samples of a slot with several rows are used together or not at all.
 
     Raises:
         DataError: A sample is longer, and `data.long_samples` is `error`.
     """
-    kept: list[list[Sample]] = []
-    num_dropped = 0
-    for sample in samples:
-        is_long = len(sample.input_ids) > request.seq_len
-        counts.long_samples += is_long
-        if is_long and request.long_samples == "error":
-            raise DataError(_explain_long(row, len(sample.input_ids), request.seq_len))
-        num_dropped += is_long and request.long_samples == "drop"
-        kept.append(usable(sample, request))
-    if request.rows_per_slot > 1 and [len(pieces) for pieces in kept] != [1] * request.rows_per_slot:
-        kept = []
-    counts.untrained_rows += not any(kept) and not num_dropped
-    return [piece for pieces in kept for piece in pieces]
+    long = [sample for sample in samples if len(sample.input_ids) > request.seq_len]
+    if long and request.long_samples == "error":
+        raise DataError(
+            f"{row.place}: {len(long[0].input_ids)} tokens are longer than data.seq_len={request.seq_len}, and "
+            "data.long_samples=error; raise data.seq_len, shorten the row, or set data.long_samples to truncate, drop "
+            "or split"
+        )
+    pieces = [usable(sample, request) for sample in samples]
+    if request.rows_per_slot > 1 and [len(some) for some in pieces] != [1] * request.rows_per_slot:
+        pieces = []
+    kept = [piece for some in pieces for piece in some]
+    is_untrained = not kept and not (long and request.long_samples == "drop")
+    return kept, Counts(num_rows=1, num_untrained_rows=int(is_untrained), num_long_samples=len(long))
 
 
 def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
@@ -268,17 +243,7 @@ def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
     if length > request.seq_len and request.long_samples == "drop":
         return []
     ends = length if request.long_samples == "split" else 1
-    pieces = [_cut(sample, start, request.seq_len) for start in range(0, ends, request.seq_len)]
+    starts = range(0, ends, request.seq_len)
+    spans = [slice(start, start + request.seq_len) for start in starts]
+    pieces = [Sample(sample.input_ids[span], sample.trained[span]) for span in spans]
     return [piece for piece in pieces if any(piece.trained[1:])]
-
-
-def _cut(sample: Sample, start: int, length: int) -> Sample:
-    end = start + length
-    return Sample(sample.input_ids[start:end], sample.trained[start:end])
-
-
-def _explain_long(row: Row | BadRow, length: int, seq_len: int) -> str:
-    return (
-        f"{row.place}: {length} tokens are longer than data.seq_len={seq_len}, and data.long_samples=error; raise "
-        "data.seq_len, shorten the row, or set data.long_samples to truncate, drop or split"
-    )

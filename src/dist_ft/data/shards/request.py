@@ -139,18 +139,21 @@ class SplitPlan:
         return split_key([shard.key for shard in self.shards])
 
 
-def plan_split(request: SplitRequest) -> SplitPlan:
-    """Lists the sources of a split and names its shards.
+def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | None = None) -> SplitPlan:
+    """Names the shards of a split.
+
+    Args:
+        request: How the split is made.
+        listed: Files of each of its sources; None lists them.
 
     Raises:
         DataError: A source cannot be listed.
     """
     files: list[SourceFile] = []
     shards: list[PlannedShard] = []
-    for source in request.sources:
-        listed = list_files(source)
-        files += listed
-        for index, part in enumerate(cut_parts(listed, request.part_bytes)):
+    for source, found in zip(request.sources, listed or map(list_files, request.sources), strict=True):
+        files += found
+        for index, part in enumerate(cut_parts(found, request.part_bytes)):
             removed = request.removed.of_part(index)
             shards.append(PlannedShard(request.part_key(source, part, removed), source, part, removed))
     return SplitPlan(request, tuple(files), tuple(shards))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.errors import DataError
 from dist_ft.layout import write_json
@@ -52,13 +53,7 @@ class ShardInfo:
 
     Attributes:
         key: Its name; two shards with the same key hold the same sequences.
-        num_rows: Rows used, those that give no trained token included.
-        num_sequences: Sequences after packing.
-        num_tokens: Tokens of all sequences.
-        num_trained_tokens: Tokens whose prediction is trained.
-        num_untrained_rows: Rows left out because no token of theirs would be trained.
-        num_long_samples: Samples longer than `seq_len`, treated as `data.long_samples` says.
-        num_bad_rows: Rows left out because they cannot be used.
+        counts: Totals.
         max_tokens: Tokens of the longest sequence.
         max_trained_tokens: Most trained tokens of one sequence.
         num_bytes: Of the Arrow file.
@@ -70,13 +65,7 @@ class ShardInfo:
     """
 
     key: str
-    num_rows: int
-    num_sequences: int
-    num_tokens: int
-    num_trained_tokens: int
-    num_untrained_rows: int
-    num_long_samples: int
-    num_bad_rows: int
+    counts: Counts
     max_tokens: int
     max_trained_tokens: int
     num_bytes: int
@@ -87,8 +76,11 @@ class ShardInfo:
     batch_hashes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a JSON object."""
-        return {**asdict(self), "batch_bounds": list(self.batch_bounds), "batch_hashes": list(self.batch_hashes)}
+        """Returns a JSON object, in which the counts stand beside the other fields."""
+        values = asdict(self)
+        key, counts = values.pop("key"), values.pop("counts")
+        lists = {"batch_bounds": list(self.batch_bounds), "batch_hashes": list(self.batch_hashes)}
+        return {"key": key, **counts, **values, **lists}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShardInfo:
@@ -97,10 +89,9 @@ class ShardInfo:
         Raises:
             KeyError: A field is missing.
         """
-        values = {field.name: data[field.name] for field in fields(cls)}
-        return cls(
-            **{**values, "batch_bounds": tuple(data["batch_bounds"]), "batch_hashes": tuple(data["batch_hashes"])},
-        )
+        values = {field.name: data[field.name] for field in fields(cls) if field.name != "counts"}
+        lists = {"batch_bounds": tuple(data["batch_bounds"]), "batch_hashes": tuple(data["batch_hashes"])}
+        return cls(counts=Counts(**{field.name: data[field.name] for field in fields(Counts)}), **{**values, **lists})
 
 
 class ShardWriter:
@@ -140,10 +131,12 @@ class ShardWriter:
             if len(self._waiting) == BATCH_SEQUENCES:
                 self._write_batch()
 
-    def close(
-        self, num_rows: int, num_untrained_rows: int = 0, num_long_samples: int = 0, num_bad_rows: int = 0
-    ) -> ShardInfo:
-        """Finishes the shard; the counts are those that only the caller knows. `<key>.json` is written last."""
+    def close(self, rows: Counts) -> ShardInfo:
+        """Finishes the shard; `<key>.json` is written last.
+
+        Args:
+            rows: What only the caller knows: what rows became. The writer counts sequences and tokens itself.
+        """
         if self._waiting:
             self._write_batch()
         self._finish_arrow()
@@ -151,11 +144,12 @@ class ShardWriter:
         np.save(self._path(INDEX), sizes)
         arrow, index = map_file(self._path(ARROW)), self._path(INDEX).read_bytes()
         most = sizes.max(axis=0, initial=0)
+        num_tokens, num_trained = map(int, sizes.sum(axis=0, dtype=np.int64))
         info = ShardInfo(
-            key=self._key, num_rows=num_rows, num_sequences=len(sizes), num_tokens=int(sizes[:, 0].sum(dtype=np.int64)),
-            num_trained_tokens=int(sizes[:, 1].sum(dtype=np.int64)), num_untrained_rows=num_untrained_rows,
-            num_long_samples=num_long_samples, num_bad_rows=num_bad_rows, max_tokens=int(most[0]),
-            max_trained_tokens=int(most[1]), num_bytes=arrow.size, hash=xxhash.xxh3_128_hexdigest(arrow),
+            key=self._key,
+            counts=replace(rows, num_sequences=len(sizes), num_tokens=num_tokens, num_trained_tokens=num_trained),
+            max_tokens=int(most[0]), max_trained_tokens=int(most[1]),
+            num_bytes=arrow.size, hash=xxhash.xxh3_128_hexdigest(arrow),
             num_index_bytes=len(index), index_hash=xxhash.xxh3_128_hexdigest(index),
             batch_bounds=tuple(self._batch_bounds),
             batch_hashes=tuple(

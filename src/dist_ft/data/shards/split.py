@@ -8,14 +8,18 @@ and asks for sizes as it goes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dist_ft.data.shards.make import Counts, check_bad_rows, check_trained, quarantine_name, read_infos
+from dist_ft.config.data_sections import DataConfig
+from dist_ft.data.curation.filters import describe_removed
+from dist_ft.data.shards.counts import Counts, total
+from dist_ft.data.shards.make import check_bad_rows, check_trained, quarantine_name, read_infos
 from dist_ft.data.shards.request import PlannedShard, SplitPlan
-from dist_ft.data.shards.shard_file import INFO, ShardInfo
+from dist_ft.data.shards.shard_file import INFO
 from dist_ft.layout import FORMAT_VERSION
 from dist_ft.slots import SlotTotals
 from dist_ft.storage.objects import open_store
@@ -24,44 +28,45 @@ from dist_ft.storage.store import Store
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """A split in a store. All counts are of the whole split; of one that is not complete they are not known, and 0.
+    """A split in a store.
 
     Attributes:
         address: The store: a path or a URL.
         key: As in `SplitPlan`.
-        is_complete: Whether every shard is there.
         num_shards: Token shards.
-        num_rows: Rows used, those that give no trained token included.
-        num_sequences: Sequences after packing.
-        num_tokens: Tokens of all sequences.
-        num_trained_tokens: Tokens whose prediction is trained.
-        num_untrained_rows: Rows left out because no token of theirs would be trained.
-        num_long_samples: Samples longer than `seq_len`, treated as `data.long_samples` says.
-        num_bad_rows: Rows left out because they cannot be used; `quarantine_of` names them.
+        counts: Totals of the whole split; None while shards are still to be made.
         removed_rows: Rows that the config leaves out, by rule.
         max_tokens: Tokens of the longest sequence; of a split that is not complete, `data.seq_len`.
         max_trained_tokens: Most trained tokens of one sequence; likewise.
+        made_sizes: While shards are still to be made, the sequences of each one that is there, None for the others.
+            Saves the readers a question to the store for each; empty where nothing is known.
     """
 
     address: str
     key: str
-    is_complete: bool
     num_shards: int
-    num_rows: int = 0
-    num_sequences: int = 0
-    num_tokens: int = 0
-    num_trained_tokens: int = 0
-    num_untrained_rows: int = 0
-    num_long_samples: int = 0
-    num_bad_rows: int = 0
-    removed_rows: dict[str, int] = field(default_factory=dict)
-    max_tokens: int = 0
-    max_trained_tokens: int = 0
+    counts: Counts | None
+    removed_rows: dict[str, int]
+    max_tokens: int
+    max_trained_tokens: int
+    made_sizes: tuple[int | None, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard is there."""
+        return self.counts is not None
+
+    @property
+    def known_counts(self) -> Counts:
+        """Totals of a split that is complete."""
+        assert self.counts is not None, "shards of the split are still to be made"
+        return self.counts
 
     @property
     def totals(self) -> SlotTotals:
         """What the sequences hold, as the divisor of a loss needs it."""
-        return SlotTotals(self.num_sequences, self.num_tokens, self.num_trained_tokens)
+        counts = self.known_counts
+        return SlotTotals(counts.num_sequences, counts.num_tokens, counts.num_trained_tokens)
 
     def read_keys(self) -> list[str]:
         """Returns the keys of the shards, in the source's order."""
@@ -75,8 +80,10 @@ class PreparedSplit:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
-        """Inverse of `dataclasses.asdict`, extra keys ignored."""
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+        """Inverse of `dataclasses.asdict`, also after JSON; extra keys ignored."""
+        values = {field.name: data[field.name] for field in fields(cls)}
+        counts = Counts(**data["counts"]) if data["counts"] else None
+        return cls(**{**values, "counts": counts, "made_sizes": tuple(data["made_sizes"])})
 
 
 def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[SplitPlan, PlannedShard]]:
@@ -101,20 +108,44 @@ def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit
     """
     name = _sizes_name(plan.key)
     if _exists(store, name):
-        split = PreparedSplit.from_dict({**_read(store, name)["split"], "address": address})
-        if split.num_bad_rows == 0 or plan.request.bad_rows == "skip":
+        split = _decode(_read(store, name)["split"], address)
+        if split.known_counts.num_bad_rows == 0 or plan.request.bad_rows == "skip":
             return split
-    infos = read_infos(store, [shard.key for shard in plan.shards])
+    keys = [shard.key for shard in plan.shards]
+    infos = read_infos(store, keys)
     for info in infos:
         check_bad_rows(plan.request, info, store)
-    split = _total(plan, infos, address)
-    counts = Counts(split.num_rows, split.num_untrained_rows, split.num_long_samples, split.num_bad_rows)
-    check_trained(plan.request, split.num_trained_tokens, counts, store, [shard.key for shard in plan.shards])
-    if split.num_bad_rows:
+    counts = total(info.counts for info in infos)
+    split = PreparedSplit(
+        address=address,
+        key=plan.key,
+        num_shards=len(infos),
+        counts=counts,
+        removed_rows=plan.request.removed.counts,
+        max_tokens=max((info.max_tokens for info in infos), default=0),
+        max_trained_tokens=max((info.max_trained_tokens for info in infos), default=0),
+    )
+    check_trained(plan.request, counts, store, keys)
+    if counts.num_bad_rows:
         store.put(quarantine_of(plan.key), _quarantines(plan, store))
     write_list(plan, store)
-    _write(store, name, {"split": asdict(split), "sizes": [info.num_sequences for info in infos]})
+    _write(store, name, {"split": _encode(split), "sizes": [info.counts.num_sequences for info in infos]})
     return split
+
+
+def _encode(split: PreparedSplit) -> dict[str, Any]:
+    """Returns a complete split as `splits/<key>.json` has it: the counts stand beside the other fields."""
+    return {
+        "address": split.address, "key": split.key, "is_complete": True, "num_shards": split.num_shards,
+        **asdict(split.known_counts), "removed_rows": split.removed_rows, "max_tokens": split.max_tokens,
+        "max_trained_tokens": split.max_trained_tokens,
+    }  # fmt: skip
+
+
+def _decode(data: dict[str, Any], address: str) -> PreparedSplit:
+    counts = Counts(**{field.name: data[field.name] for field in fields(Counts)})
+    names = ("key", "num_shards", "removed_rows", "max_tokens", "max_trained_tokens")
+    return PreparedSplit(address=address, counts=counts, **{name: data[name] for name in names})
 
 
 def _quarantines(plan: SplitPlan, store: Store) -> Iterator[bytes]:
@@ -123,36 +154,33 @@ def _quarantines(plan: SplitPlan, store: Store) -> Iterator[bytes]:
             yield store.read(quarantine_name(shard.key))
 
 
-def open_ended_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit:
-    """Returns a split whose shards are yet to come, for mode `stream`."""
+def open_ended_split(plan: SplitPlan, store: Store, address: str, made_sizes: Mapping[str, int]) -> PreparedSplit:
+    """Returns a split whose shards are yet to come, for mode `stream`.
+
+    Args:
+        plan: The split.
+        store: Where its shards are kept.
+        address: Of the store.
+        made_sizes: Sequences of the shards that are there, by key.
+    """
     write_list(plan, store)
     longest = plan.request.seq_len
-    return PreparedSplit(address, plan.key, False, len(plan.shards), max_tokens=longest, max_trained_tokens=longest - 1)
+    return PreparedSplit(
+        address,
+        plan.key,
+        len(plan.shards),
+        counts=None,
+        removed_rows={},
+        max_tokens=longest,
+        max_trained_tokens=longest - 1,
+        made_sizes=tuple(made_sizes.get(shard.key) for shard in plan.shards) if made_sizes else (),
+    )
 
 
 def write_list(plan: SplitPlan, store: Store) -> None:
     """Writes down which shards a split has; readers find them by it."""
     if not _exists(store, _list_name(plan.key)):
         _write(store, _list_name(plan.key), {"keys": [shard.key for shard in plan.shards]})
-
-
-def _total(plan: SplitPlan, infos: Sequence[ShardInfo], address: str) -> PreparedSplit:
-    return PreparedSplit(
-        address=address,
-        key=plan.key,
-        is_complete=True,
-        num_shards=len(infos),
-        num_rows=sum(info.num_rows for info in infos),
-        num_sequences=sum(info.num_sequences for info in infos),
-        num_tokens=sum(info.num_tokens for info in infos),
-        num_trained_tokens=sum(info.num_trained_tokens for info in infos),
-        num_untrained_rows=sum(info.num_untrained_rows for info in infos),
-        num_long_samples=sum(info.num_long_samples for info in infos),
-        num_bad_rows=sum(info.num_bad_rows for info in infos),
-        removed_rows=plan.request.removed.counts,
-        max_tokens=max((info.max_tokens for info in infos), default=0),
-        max_trained_tokens=max((info.max_trained_tokens for info in infos), default=0),
-    )
 
 
 def quarantine_of(key: str) -> str:
@@ -184,3 +212,30 @@ def _read(store: Store, name: str) -> dict[str, Any]:
 
 def _write(store: Store, name: str, data: dict[str, Any]) -> None:
     store.put(name, [json.dumps({"format_version": FORMAT_VERSION, **data}).encode()])
+
+
+_LONG = {"truncate": "are cut", "drop": "are left out", "split": "are made into pieces"}
+
+
+def describe_omissions(
+    splits: Sequence[PreparedSplit], eval_split: PreparedSplit | None, data: DataConfig
+) -> list[str]:
+    """Returns a line for each kind of row or sample that was left out or cut; the same wherever a split is shown."""
+    held_out = _lines([eval_split], data) if eval_split else ()
+    return [*_lines(splits, data), *(f"held-out data: {line}" for line in held_out)]
+
+
+def _lines(splits: Sequence[PreparedSplit], data: DataConfig) -> Iterator[str]:
+    counts = total(split.counts for split in splits if split.counts)
+    removed = sum((Counter(split.removed_rows) for split in splits), Counter[str]())
+    if removed:
+        yield f"{removed.total():,} rows are left out by data.curation and max_rows: {describe_removed(removed)}"
+    if counts.num_untrained_rows:
+        yield f"{counts.num_untrained_rows:,} rows have no trained token and are left out"
+    if counts.num_long_samples:
+        how = _LONG[data.long_samples]
+        yield f"{counts.num_long_samples:,} samples are longer than data.seq_len={data.seq_len} and {how}"
+    if counts.num_bad_rows:
+        with_bad = [split for split in splits if split.counts and split.counts.num_bad_rows]
+        paths = ", ".join(f"{split.address}/{quarantine_of(split.key)}" for split in with_bad)
+        yield f"{counts.num_bad_rows:,} bad rows are left out; they are in {paths}"

@@ -14,11 +14,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-from dist_ft.config.data_sections import RowSource
+from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.config.paths import EMBEDDED_PREFIX, is_pattern
 from dist_ft.data.sources.generated import embedded_rows
 from dist_ft.data.sources.hub_files import find_files
@@ -57,6 +58,29 @@ def list_files(source: RowSource) -> list[SourceFile]:
             "keep one kind in a folder, or name the files as sources of their own"
         )
     return files
+
+
+@dataclass(frozen=True)
+class ListedSources:
+    """The files of a run's sources, listed once for all that read them.
+
+    Attributes:
+        train: Files of each training source.
+        held_out: Files of `data.eval`, where it names a source of its own.
+    """
+
+    train: tuple[tuple[SourceFile, ...], ...]
+    held_out: tuple[SourceFile, ...] = ()
+
+
+def list_sources(data: DataConfig) -> ListedSources:
+    """Lists all sources of a run.
+
+    Raises:
+        DataError: As `list_files`.
+    """
+    train = tuple(tuple(list_files(source)) for source in data.train)
+    return ListedSources(train, tuple(list_files(data.eval_source)) if data.eval_source else ())
 
 
 def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> None:

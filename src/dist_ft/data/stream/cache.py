@@ -308,7 +308,8 @@ def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:
     addresses = (split.address, *loader.replicas)
     replicas = [Replica(shown_url(address), open_store(address)) for address in addresses]
     if not split.is_complete:
-        return TokenShards(split.read_keys(), ShardCache(replicas, loader, READY_LIMIT_S))
+        cache = ShardCache(replicas, loader, READY_LIMIT_S)
+        return TokenShards(split.read_keys(), cache, made_sizes=split.made_sizes)
     return TokenShards(split.read_keys(), ShardCache(replicas, loader), np.array(split.read_sizes(), np.int64))
 
 

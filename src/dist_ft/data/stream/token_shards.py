@@ -75,11 +75,20 @@ class TokenShards:
     Args:
         keys: Of the shards, in the source's order.
         files: Where they are.
-        sizes: Sequences of each shard, where known; else each shard is asked.
+        sizes: Sequences of each shard, where all are known.
+        made_sizes: Where they are not: sequences of each shard that was made before, None for the others. The store
+            is asked for those only.
     """
 
-    def __init__(self, keys: Sequence[str], files: ShardFiles, sizes: Ints | None = None) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        files: ShardFiles,
+        sizes: Ints | None = None,
+        made_sizes: Sequence[int | None] = (),
+    ) -> None:
         self._keys, self._files, self._sizes = keys, files, sizes
+        self._made_sizes = {shard: size for shard, size in enumerate(made_sizes) if size is not None}
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
 
     @property
@@ -101,7 +110,11 @@ class TokenShards:
         """Returns the sequences of some shards; waits where they are not prepared yet."""
         if self._sizes is not None:
             return self._sizes[shards]
-        return np.array([self._files.info(self._keys[shard]).num_sequences for shard in shards.tolist()], np.int64)
+        sizes = []
+        for shard in shards.tolist():
+            made = self._made_sizes.get(shard)
+            sizes.append(self._files.info(self._keys[shard]).counts.num_sequences if made is None else made)
+        return np.array(sizes, np.int64)
 
     def sizes(self, shard: int, rows: Ints) -> npt.NDArray[np.int32]:
         """Returns [rows, 2], tokens and trained tokens of each, from the index alone."""

@@ -25,6 +25,7 @@ from dist_ft.data.rows.texts import answer_text, compared_text, num_turns, recor
 from dist_ft.data.shards.make import RenderMany, render_rows, usable
 from dist_ft.data.shards.pack import plan_bins
 from dist_ft.data.shards.request import SplitRequest, is_window_full, plan_split, rows_of_shard, rows_of_split
+from dist_ft.data.sources.listing import list_sources
 from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
@@ -142,7 +143,8 @@ def measure(config: Config) -> Measures:
     """
     tokenizer = load_tokenizer(config)
     render_many, render_key = make_renderer(config, tokenizer)
-    train, held_out = split_requests(config, render_key, curate(config, open_store(cache_address(config))))
+    curation = curate(config, list_sources(config.data), open_store(cache_address(config)))
+    train, held_out = split_requests(config, render_key, curation)
     trained_on = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     evaluated = [SplitCounts("eval", held_out)] if held_out is not None else []
     stops = _stop_ids(config, tokenizer)

@@ -48,10 +48,11 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     render_many, render_key = make_renderer(config, tokenizer)
     plan = _choose(*plan_splits(config, render_key), source)
     split = prepare_split(config, plan, render_many)
-    if first > split.num_sequences:
-        raise UsageError(f"--row {first}: source {source} has {split.num_sequences:,} sequences")
+    counts = split.known_counts
+    if first > counts.num_sequences:
+        raise UsageError(f"--row {first}: source {source} has {counts.num_sequences:,} sequences")
     shards = open_split(split, config.data.loader)
-    rows = range(first - 1, min(first - 1 + count, split.num_sequences))
+    rows = range(first - 1, min(first - 1 + count, counts.num_sequences))
     places = [_locate(shards, row) for row in rows]
     sequences = [list(_samples(shards, *place)) for place in places]
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
@@ -61,10 +62,10 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
         source=plan.request.shown,
         split="eval" if source == "eval" else f"train.{source}",
         seq_len=config.data.seq_len,
-        num_rows=split.num_rows,
-        num_sequences=split.num_sequences,
-        num_tokens=split.num_tokens,
-        num_trained_tokens=split.num_trained_tokens,
+        num_rows=counts.num_rows,
+        num_sequences=counts.num_sequences,
+        num_tokens=counts.num_tokens,
+        num_trained_tokens=counts.num_trained_tokens,
         sequences=[
             ShownSequence(row + 1, [_show(tokenizer, *sample, origins) for sample in samples])
             for row, samples in zip(rows, sequences, strict=True)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dist_ft.config import Config, with_commit
-from dist_ft.data.shards.counts import describe_left_out
+from dist_ft.data.shards.counts import total
+from dist_ft.data.shards.split import describe_omissions
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, fitting_batch
 from dist_ft.data.stream.order import step_positions
@@ -55,7 +56,7 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
     }
     memory = tuple(row for size, batch in batches.items() for row in _memory_rows(config, shape, batch, size))
     rows = tuple(_size_row(config, steps, size, batch.num_sequences) for size, batch in batches.items())
-    warnings = describe_left_out(inputs.splits, inputs.eval_split, config.data)
+    warnings = describe_omissions(inputs.splits, inputs.eval_split, config.data)
     if is_streamed:
         warnings.append(
             "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
@@ -113,21 +114,18 @@ def _sample_steps(config: Config, inputs: RunInputs) -> Iterator[Lengths]:
 
 
 def _data(inputs: RunInputs) -> PlannedData:
-    splits, is_known = inputs.splits, all(split.is_complete for split in inputs.splits)
-
-    def total(counts: Iterator[int]) -> int | None:
-        return sum(counts) if is_known else None
-
+    known = [split.counts for split in inputs.splits if split.counts is not None]
+    counts = total(known) if len(known) == len(inputs.splits) else None
     return PlannedData(
-        rows=total(split.num_rows for split in splits),
-        sequences=total(split.num_sequences for split in splits),
-        tokens=total(split.num_tokens for split in splits),
-        trained_tokens=total(split.num_trained_tokens for split in splits),
-        untrained_rows=total(split.num_untrained_rows for split in splits),
-        long_samples=total(split.num_long_samples for split in splits),
-        bad_rows=total(split.num_bad_rows for split in splits),
-        shards=sum(split.num_shards for split in splits),
-        eval_sequences=inputs.eval_split.num_sequences if inputs.eval_split else 0,
+        rows=counts.num_rows if counts else None,
+        sequences=counts.num_sequences if counts else None,
+        tokens=counts.num_tokens if counts else None,
+        trained_tokens=counts.num_trained_tokens if counts else None,
+        untrained_rows=counts.num_untrained_rows if counts else None,
+        long_samples=counts.num_long_samples if counts else None,
+        bad_rows=counts.num_bad_rows if counts else None,
+        shards=sum(split.num_shards for split in inputs.splits),
+        eval_sequences=inputs.eval_split.known_counts.num_sequences if inputs.eval_split else 0,
     )
 
 

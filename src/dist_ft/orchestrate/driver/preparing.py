@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from dist_ft.config import Config, dump_yaml, with_commit
-from dist_ft.data.shards.counts import describe_left_out
+from dist_ft.data.shards.counts import total
+from dist_ft.data.shards.split import describe_omissions
 from dist_ft.errors import WorkerCrashError
 from dist_ft.jobs.spec import MissingShards, Preparation, decode_preparation, encode_files
 from dist_ft.layout import read_json, write_json, write_whole
@@ -101,11 +102,10 @@ def _say_data(session: Session, inputs: RunInputs) -> None:
         num_shards = sum(split.num_shards for split in splits)
         session.console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {inputs.max_steps} steps")
         return
-    rows, sequences = sum(split.num_rows for split in splits), sum(split.num_sequences for split in splits)
-    trained, tokens = sum(split.num_trained_tokens for split in splits), sum(split.num_tokens for split in splits)
+    counts = total(split.known_counts for split in splits)
     session.console.say(
-        f"  data: {rows:,} rows in {sequences:,} sequences, {tokens:,} tokens, {trained:,} trained; "
-        f"{inputs.max_steps} steps"
+        f"  data: {counts.num_rows:,} rows in {counts.num_sequences:,} sequences, {counts.num_tokens:,} tokens, "
+        f"{counts.num_trained_tokens:,} trained; {inputs.max_steps} steps"
     )
-    for line in describe_left_out(splits, inputs.eval_split, data):
+    for line in describe_omissions(splits, inputs.eval_split, data):
         session.console.say(f"  {line}", "yellow")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dist_ft.config.data_sections import LoaderConfig
 from dist_ft.data.shards import shard_file as module
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, ShardInfo, ShardWriter
 from dist_ft.data.stream import token_shards
@@ -71,12 +72,17 @@ def test_what_a_shard_says_of_itself_is_true(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "k") as writer:
         writer.add(iter(sequences[:3]))
         writer.add(sequences[3:])
-        info = writer.close(num_rows=20, num_untrained_rows=3, num_long_samples=2, num_bad_rows=1)
+        info = writer.close(Counts(num_rows=20, num_untrained_rows=3, num_long_samples=2, num_bad_rows=1))
     tokens, trained = [len(s.input_ids) for s in sequences], [sum(s.trained) for s in sequences]
-    assert (info.key, info.num_rows, info.num_untrained_rows, info.num_long_samples, info.num_bad_rows) == (
+    counts = info.counts
+    assert (info.key, counts.num_rows, counts.num_untrained_rows, counts.num_long_samples, counts.num_bad_rows) == (
         "k", 20, 3, 2, 1,
     )  # fmt: skip
-    assert (info.num_sequences, info.num_tokens, info.num_trained_tokens) == (9, sum(tokens), sum(trained))
+    assert (info.counts.num_sequences, info.counts.num_tokens, info.counts.num_trained_tokens) == (
+        9,
+        sum(tokens),
+        sum(trained),
+    )
     assert (info.max_tokens, info.max_trained_tokens) == (max(tokens), max(trained))
     assert [info.num_bytes, info.num_index_bytes] == [(tmp_path / f"k{e}").stat().st_size for e in ENDINGS[:2]]
     found = json.loads((tmp_path / "k.json").read_text())
@@ -109,7 +115,7 @@ def test_a_writer_keeps_one_batch_in_memory(tmp_path: Path) -> None:
         for _ in range(50):
             writer.add([make_sequence(rng, 1)])
             most = max(most, len(writer._waiting))
-        writer.close(50)
+        writer.close(Counts(num_rows=50))
     assert most < 4
 
 

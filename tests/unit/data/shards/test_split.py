@@ -130,9 +130,21 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
     split = prepare_split(request_for(["one", "two", "three"]), render, cache_dir)
     assert texts(split) == ["?one", "?two", "?three"]
     assert asdict(split) == {
-        "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
-        "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-        "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
+        "address": str(cache_dir), "key": split.key, "num_shards": 1,
+        "counts": {
+            "num_rows": 3, "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
+            "num_long_samples": 0, "num_bad_rows": 0,
+        },
+        "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (),
+    }  # fmt: skip
+    kept = json.loads((cache_dir / "splits" / f"{split.key}.json").read_text())
+    assert kept == {
+        "format_version": 1, "sizes": [3],
+        "split": {
+            "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
+            "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
+            "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
+        },
     }  # fmt: skip
 
 
@@ -149,7 +161,7 @@ def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> 
             "".join(map(chr, part)) for part in (ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True))
         ]
     assert sorted(found) == [f"?{answer}" for answer in answers]
-    assert split.num_sequences < len(answers) == split.num_rows
+    assert split.known_counts.num_sequences < len(answers) == split.known_counts.num_rows
 
 
 def test_the_second_time_nothing_is_rendered(request_for: RequestFor, cache_dir: Path) -> None:
@@ -196,7 +208,7 @@ def test_how_rows_are_read_is_in_the_key(request_for: RequestFor, change: dict[s
 def test_removed_rows_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
     rows = ["one", "two", "three", "four"]
     split = prepare_split(request_for(rows, removed=removed(0, 2)), render, cache_dir)
-    assert (texts(split), split.num_rows, split.removed_rows) == (["?two", "?four"], 2, {"exact": 2})
+    assert (texts(split), split.known_counts.num_rows, split.removed_rows) == (["?two", "?four"], 2, {"exact": 2})
 
 
 def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
@@ -220,7 +232,7 @@ def test_a_run_may_go_on_without_the_bad_row_that_it_met(request_for: RequestFor
     with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
         prepare_split(request, render, cache_dir)
     split = prepare_split(replace(request, bad_rows="skip"), render, cache_dir)
-    assert (split.key, split.num_bad_rows, texts(split)) == (key, 1, ["?one", "?two"])
+    assert (split.key, split.known_counts.num_bad_rows, texts(split)) == (key, 1, ["?one", "?two"])
     with pytest.raises(DataError, match=r"a\.jsonl:3: not valid JSON"):
         prepare_split(request, must_not_render, cache_dir)
 
@@ -255,13 +267,17 @@ def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: Requ
     append(request, json.dumps(late))
     split = prepare_split(request, render, cache_dir)
     assert texts(split) == ["?good", "?fine"]
-    assert (split.num_rows, split.num_untrained_rows, split.num_long_samples) == (4, 2, 1)
+    assert (
+        split.known_counts.num_rows,
+        split.known_counts.num_untrained_rows,
+        split.known_counts.num_long_samples,
+    ) == (4, 2, 1)
 
 
 def test_a_long_sample_is_cut_at_the_end(request_for: RequestFor, cache_dir: Path) -> None:
     split = prepare_split(request_for(["123456789", "12"], seq_len=8), render, cache_dir)
     assert texts(split) == ["?1234567", "?12"]
-    assert split.num_long_samples == 1
+    assert split.known_counts.num_long_samples == 1
 
 
 @pytest.mark.parametrize(
@@ -336,9 +352,13 @@ LONG = ["ab", "123456789abcdefgh", "cd"]
 def test_long_samples(request_for: RequestFor, cache_dir: Path, policy: str, expected: list[str]) -> None:
     split = prepare_split(request_for(LONG, seq_len=8, long_samples=policy), render, cache_dir)
     assert texts(split) == expected
-    assert (split.num_rows, split.num_long_samples, split.num_untrained_rows) == (3, 1, 0)
+    assert (
+        split.known_counts.num_rows,
+        split.known_counts.num_long_samples,
+        split.known_counts.num_untrained_rows,
+    ) == (3, 1, 0)
     # Nothing precedes the first token of a piece.
-    assert split.num_trained_tokens == sum(len(text) - 1 for text in expected)
+    assert split.known_counts.num_trained_tokens == sum(len(text) - 1 for text in expected)
 
 
 def test_a_long_sample_may_be_an_error(request_for: RequestFor, cache_dir: Path) -> None:
@@ -366,7 +386,7 @@ def test_bad_rows_are_put_aside_and_counted(request_for: RequestFor, cache_dir: 
     append(request, "brok\x1ben\n" + json.dumps({"body": "x" * 50_000}) + "\n" + conversation("four"))
     split = prepare_split(request, refuse_two, cache_dir)
     assert texts(split) == ["?one", "?three", "?four"]
-    assert (split.num_rows, split.num_bad_rows) == (3, 3)
+    assert (split.known_counts.num_rows, split.known_counts.num_bad_rows) == (3, 3)
     text = (cache_dir / quarantine_of(split.key)).read_text()
     aside = [json.loads(line) for line in text.splitlines()]
     assert [row["place"].rsplit(":")[-1] for row in aside] == ["2", "4", "5"]
@@ -393,7 +413,7 @@ def test_a_bad_row_counts_on_one_side_only(request_for: RequestFor, cache_dir: P
     request = request_for([f"answer {n}" for n in range(20)], held_out=0.5, bad_rows="skip")
     append(request, "broken\n")
     sides = [prepare_split(replace(request, take_held_out=take), render, cache_dir) for take in (False, True)]
-    assert [split.num_bad_rows for split in sides] == [1, 0]
+    assert [split.known_counts.num_bad_rows for split in sides] == [1, 0]
     assert [(cache_dir / quarantine_of(split.key)).exists() for split in sides] == [True, False]
 
 
@@ -423,13 +443,13 @@ def test_windows_without_a_usable_row_and_shards_without_one_do_no_harm(
     empty = RowSource(source=write_source(tmp_path / "b.jsonl", ["", ""]))
     split = prepare_split(replace(request, sources=(empty, *request.sources)), render, cache_dir)
     assert texts(split) == ["?a", "?b", "?c", "?d"]
-    assert (split.num_shards, split.num_untrained_rows) == (2, 4)
+    assert (split.num_shards, split.known_counts.num_untrained_rows) == (2, 4)
 
 
 def test_a_row_may_become_several_samples(request_for: RequestFor, cache_dir: Path) -> None:
     split = prepare_split(request_for(["one", "two"]), lambda record: render(record) * 2, cache_dir)
     assert texts(split) == ["?one", "?one", "?two", "?two"]
-    assert split.num_rows == 2
+    assert split.known_counts.num_rows == 2
 
 
 @pytest.mark.parametrize("dies_at", [1, 2, 3, 4])

@@ -326,6 +326,26 @@ def test_the_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_pa
     made.close()
 
 
+def test_a_resumed_rank_asks_for_no_description_of_a_shard_whose_size_was_handed_over(tmp_path: Path) -> None:
+    write_shards(tmp_path / "remote", [2] * 40)
+    keys, sizes = [f"s{n}" for n in range(40)], np.array([2] * 40)
+    remote = Remote(tmp_path / "remote")
+    files = ShardCache([Replica("remote", cast(Store, remote))], LoaderConfig(cache_dir=str(tmp_path / "copies")))
+    shards = TokenShards(keys, files, made_sizes=[2] * 36 + [None] * 4)
+    order = Order([shards], None, 0, shuffle=False)
+    resumed = TrainLoader(order, [shards], RankLayout(0, 1, 4), 4, 80)
+    step = resumed.step(12)  # positions 48 to 51: shards 24 and 25, the first of the fourth window
+    resumed._fetchers.shutdown()
+    resumed.close()
+    asked = {name.removesuffix(".json") for name in remote.asked if name.endswith(".json")}
+    assert asked == {f"s{n}" for n in range(16, 32)}  # those whose files are fetched: windows three and four
+    local = ShardCache([Replica("local", LocalStore(tmp_path / "remote"))], LoaderConfig())
+    known = TokenShards(keys, local, sizes)
+    whole = TrainLoader(Order([known], None, 0, shuffle=False), [known], RankLayout(0, 1, 4), 4, 80)
+    assert whole.step(12).digest == step.digest
+    whole.close()
+
+
 class Watched(ShardCache):
     """Says when a shard is asked for that is not there."""
 

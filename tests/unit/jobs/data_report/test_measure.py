@@ -64,7 +64,14 @@ def test_counts_are_those_of_the_runs_own_preparation(
         (c.num_rows, c.num_sequences, c.num_tokens, c.num_trained_tokens, c.untrained.count, c.long.count)
         for c in counts
     ] == [
-        (p.num_rows, p.num_sequences, p.num_tokens, p.num_trained_tokens, p.num_untrained_rows, p.num_long_samples)
+        (
+            p.known_counts.num_rows,
+            p.known_counts.num_sequences,
+            p.known_counts.num_tokens,
+            p.known_counts.num_trained_tokens,
+            p.known_counts.num_untrained_rows,
+            p.known_counts.num_long_samples,
+        )
         for p in prepared
     ]
     if seq_len == 160:
@@ -87,9 +94,9 @@ def test_rows_that_a_run_skips_are_counted_as_it_does(
     )  # fmt: skip
     ((prepared,), _) = prepared_splits(config)
     (split,) = measure(config).splits
-    assert (split.unreadable.count, split.refused.count, prepared.num_bad_rows) == (20, 20, 40)
+    assert (split.unreadable.count, split.refused.count, prepared.known_counts.num_bad_rows) == (20, 20, 40)
     assert (split.num_rows - 20, split.num_sequences, split.num_tokens) == (
-        prepared.num_rows, prepared.num_sequences, prepared.num_tokens,
+        prepared.known_counts.num_rows, prepared.known_counts.num_sequences, prepared.known_counts.num_tokens,
     )  # fmt: skip
 
 

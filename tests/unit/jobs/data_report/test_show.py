@@ -77,7 +77,7 @@ def test_all_sequences_are_those_of_the_shards_and_every_sample_has_its_row(
     shards = open_split(split, config.data.loader)
     assert split.num_shards == 1
     shown = shown_of(config, "0", 1, 1000)["sequences"]
-    assert [sequence["row"] for sequence in shown] == list(range(1, split.num_sequences + 1))
+    assert [sequence["row"] for sequence in shown] == list(range(1, split.known_counts.num_sequences + 1))
     for sequence in shown:
         ids, trained, starts = shards.read(0, sequence["row"] - 1)
         samples = sequence["samples"]
