@@ -36,7 +36,12 @@ def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    room = _room(model, max_new_tokens)
+    # Some models name no limit, some say -1.
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = max(1, limit - max_new_tokens) if limit is not None and limit > 0 else None
+    # Chat models often name the end of a turn in one of two places only.
+    known = model.generation_config.eos_token_id
+    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
     batch = tokenizer(
         list(prompts),
         add_special_tokens=False,
@@ -51,21 +56,8 @@ def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new
             **batch,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=_ends(model, tokenizer),
+            eos_token_id=sorted(ends),
             pad_token_id=tokenizer.pad_token_id,
         )
     answers: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
-
-
-def _ends(model: Model, tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end an answer: chat models often name the end of a turn in one of two places only."""
-    known = model.generation_config.eos_token_id
-    listed = known if isinstance(known, list) else [known]
-    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
-
-
-def _room(model: Model, max_new_tokens: int) -> int | None:
-    """Tokens that a prompt may have; None where the model names no limit (some say -1)."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return max(1, limit - max_new_tokens) if limit is not None and limit > 0 else None

@@ -79,9 +79,14 @@ def regex(answers: Sequence[str], references: Sequence[str], pattern: str) -> fl
     What is compared is the groups of the pattern where it has any, else the whole match.
     """
     compiled = re.compile(pattern)
-    return _mean(
-        float(_agrees(compiled.search(a), compiled.search(r))) for a, r in zip(answers, references, strict=True)
-    )
+
+    def agrees(answer: str, reference: str) -> bool:
+        found, wanted = compiled.search(answer), compiled.search(reference)
+        if found is None or wanted is None:
+            return found is not None
+        return (found.groups() or found[0]) == (wanted.groups() or wanted[0])
+
+    return _mean(float(agrees(a, r)) for a, r in zip(answers, references, strict=True))
 
 
 METRICS: dict[str, Metric] = {
@@ -98,12 +103,6 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"\w+", text.lower())
-
-
-def _agrees(found: re.Match[str] | None, wanted: re.Match[str] | None) -> bool:
-    if found is None or wanted is None:
-        return found is not None
-    return (found.groups() or found[0]) == (wanted.groups() or wanted[0])
 
 
 def _share_of_fields(answer: Any, wanted: dict[str, Any]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +9,7 @@ from dist_ft.config import Config
 from dist_ft.data.curation.personal import redact
 from dist_ft.data.rows.scan import held_out_rows
 from dist_ft.model.chat.render import Renderer
-from dist_ft.records import Completion, Conversation, Message, Record
+from dist_ft.records import Completion, Conversation, Record
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,5 @@ def _question(record: Record, renderer: Renderer) -> Question | None:
     if last is None or not record.messages[last]["content"].strip():
         return None
     messages = record.messages[: last + 1]
-    return Question(
-        renderer.prompt(Conversation(messages, record.tools)), messages[-1]["content"], _last_asked(messages)
-    )
-
-
-def _last_asked(messages: Sequence[Message]) -> str:
-    return next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")
+    asked = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    return Question(renderer.prompt(Conversation(messages, record.tools)), messages[-1]["content"], asked)

@@ -1,7 +1,7 @@
-"""Applies `data.curation` and `max_rows`: one pass over all rows says which are left out, and by which rule.
+"""Applies `data.curation` and `max_rows`: one pass over all rows finds which are left out, and by which rule.
 
-Memory: 24 bytes a row, a removed one 10 more; near copies take what `data/curation/near.py` says. The result
-depends on the rows and their order alone. Which rule looks at what is `data/curation/filters.py`'s.
+It takes 24 bytes of memory a row, and 10 more for a removed one; `data/curation/near.py` says what near copies take.
+The result depends on the rows and their order alone. The rules themselves are in `data/curation/filters.py`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from dist_ft.records import Record
 from dist_ft.storage.store import Store
 
 CURATION_VERSION = 1
-"""Raised when the same rows and rules would leave out others."""
+"""Part of every key; raised when the same rows and rules would leave out other rows."""
 _FEW = 5
-"""Places that are named of each rule."""
+"""Removed rows whose place is named, for each rule."""
 
 
 def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
-    """Returns the rows that are left out of each training source; reads nothing where the config asks for nothing.
+    """Returns the rows that are left out of each training source. Without rules no row is read.
 
     Args:
         config: The run config.
         listed: Files of the sources.
-        store: Where token shards are kept; the result is kept there, too.
+        store: The store of token shards, which keeps the result, too.
 
     Raises:
         DataError: A source as a whole cannot be read.
@@ -61,36 +61,22 @@ def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
     if not data.curates:
         return nothing_removed(config)
     parts = [cut_parts(files, data.part_bytes) for files in listed.train]
-    held_out = cut_parts(listed.held_out) if data.curation.against_eval else []
-    name = f"curation/{_key(data, [*parts, held_out])}.json"
-    with suppress(FileNotFoundError):
-        return _decode(store.read(name))
-    curation = _curate(data, parts, held_out)
-    store.put(name, [_encode(curation)])
-    return curation
-
-
-def _curate(data: DataConfig, parts: Sequence[Sequence[Part]], eval_parts: Sequence[Part]) -> Curation:
-    books = _Books(data, parts)
-    left, held_out = _read(data, books, parts, eval_parts)
-    is_left = np.ones(len(left), dtype=bool)
-    for rule, found in _global_rules(data, left, held_out, is_left):
-        books.remove(rule, left, found[is_left[found]])
-        is_left[found] = False
-    return Curation(tuple(books.close(index) for index in range(len(parts))))
-
-
-def _key(data: DataConfig, parts: Sequence[Sequence[Part]]) -> str:
-    """Of everything that decides which rows go."""
-    how = [
+    eval_parts = cut_parts(listed.held_out) if data.curation.against_eval else []
+    decisive = [
         CURATION_VERSION, data.curation.model_dump_json(), data.group_by, data.eval_fraction,
         [(source.format, sorted(source.columns.items()), source.max_rows) for source in data.train],
-        [[part.identity() for part in of_source] for of_source in parts],
+        [[part.identity() for part in of_source] for of_source in [*parts, eval_parts]],
     ]  # fmt: skip
-    return xxhash.xxh3_128_hexdigest(f"{how}".encode())
-
-
-def _encode(curation: Curation) -> bytes:
+    name = f"curation/{xxhash.xxh3_128_hexdigest(f'{decisive}'.encode())}.json"
+    with suppress(FileNotFoundError):
+        return _decode(store.read(name))
+    removals = _Removals(data, parts)
+    rows, held_out = _read(data, removals, parts, eval_parts)
+    is_left = np.ones(len(rows), dtype=bool)
+    for rule, found in _global_rules(data, rows, held_out, is_left):
+        removals.remove(rule, rows, found[is_left[found]])
+        is_left[found] = False
+    curation = Curation(tuple(removals.close(index) for index in range(len(parts))))
     sources = [
         {
             "numbers": removed.numbers.tolist(), "rules": removed.rules.tolist(), "names": removed.names,
@@ -98,7 +84,8 @@ def _encode(curation: Curation) -> bytes:
         }
         for removed in curation.sources
     ]  # fmt: skip
-    return json.dumps({"format_version": FORMAT_VERSION, "sources": sources}).encode()
+    store.put(name, [json.dumps({"format_version": FORMAT_VERSION, "sources": sources}).encode()])
+    return curation
 
 
 def _decode(data: bytes) -> Curation:
@@ -121,8 +108,8 @@ def nothing_removed(config: Config) -> Curation:
     return Curation(tuple(NOTHING for _ in config.data.train))
 
 
-class _Collected:
-    """What is remembered of rows: source, number, hash of what they say, signature."""
+class _SeenRows:
+    """Holds the source, the number, the content's hash and the signature of rows."""
 
     def __init__(self, has_signatures: bool) -> None:
         self._sources, self._numbers, self._keys = array("H"), array("q"), array("Q")
@@ -155,8 +142,8 @@ class _Collected:
         return self._signatures.read()
 
 
-class _Books:
-    """Writes down which rows of which source go, and why."""
+class _Removals:
+    """Collects the rows that are removed from each source, with the rule."""
 
     def __init__(self, data: DataConfig, parts: Sequence[Sequence[Part]]) -> None:
         self._data, self._parts = data, parts
@@ -173,39 +160,35 @@ class _Books:
         """Notes the number behind the last row of the next part."""
         self._part_ends[source_index].append(number)
 
-    def remove(self, rule: str, rows: _Collected, indexes: Numbers) -> None:
+    def remove(self, rule: str, rows: _SeenRows, indexes: Numbers) -> None:
         for source_index, number in zip(rows.sources[indexes].tolist(), rows.numbers[indexes].tolist(), strict=True):
             self.add(source_index, number, rule)
 
     def close(self, source_index: int) -> Removed:
+        """Returns the rows of a source that go; the first few of each rule are looked up in a second reading."""
         numbers = np.frombuffer(self._numbers[source_index], dtype=np.int64)
         rules = np.frombuffer(self._rules[source_index], dtype=np.uint16)
         order = np.argsort(numbers)
         numbers, rules = numbers[order], rules[order]
-        first = {
-            self._names[rule]: self._places(source_index, numbers[rules == rule][:_FEW].tolist())
-            for rule in np.unique(rules).tolist()
-        }
-        return Removed(numbers, rules, self._names, first, np.array(self._part_ends[source_index], np.int64))
-
-    def _places(self, source_index: int, numbers: Sequence[int]) -> list[str]:
-        """Returns the places of rows in a second reading of the parts in which they are."""
         source, ends = self._data.train[source_index], self._part_ends[source_index]
-        found = []
-        for part, begin, end in zip(self._parts[source_index], [0, *ends], ends, strict=False):
-            wanted = {number - begin for number in numbers if begin <= number < end}
-            if wanted:
-                rows = islice(scan_part(part, source, self._data.group_by), max(wanted) + 1)
-                found += [row.place for number, row in enumerate(rows) if number in wanted]
-        return found
+        first: dict[str, list[str]] = {}
+        for rule in np.unique(rules).tolist():
+            found = first[self._names[rule]] = []
+            named = numbers[rules == rule][:_FEW].tolist()
+            for part, begin, end in zip(self._parts[source_index], [0, *ends], ends, strict=False):
+                wanted = {number - begin for number in named if begin <= number < end}
+                if wanted:
+                    rows = islice(scan_part(part, source, self._data.group_by), max(wanted) + 1)
+                    found += [row.place for number, row in enumerate(rows) if number in wanted]
+        return Removed(numbers, rules, self._names, first, np.array(ends, np.int64))
 
 
 def _read(
-    data: DataConfig, books: _Books, parts: Sequence[Sequence[Part]], eval_parts: Sequence[Part]
-) -> tuple[_Collected, _Collected]:
+    data: DataConfig, removals: _Removals, parts: Sequence[Sequence[Part]], eval_parts: Sequence[Part]
+) -> tuple[_SeenRows, _SeenRows]:
     """Returns the training rows that no rule of a single row removes, and the held-out ones if they are compared."""
     is_near_wanted, is_compared = data.curation.near is not None, data.curation.against_eval
-    left, held_out = _Collected(is_near_wanted), _Collected(is_near_wanted and is_compared)
+    left, held_out = _SeenRows(is_near_wanted), _SeenRows(is_near_wanted and is_compared)
     for source_index, source in enumerate(data.train):
         num_rows = 0
         for part in parts[source_index]:
@@ -217,10 +200,10 @@ def _read(
                     if is_compared:
                         held_out.add(source_index, number, row.record)
                 elif (rule := broken_rule(row.record, data.curation)) is not None:
-                    books.add(source_index, number, rule)
+                    removals.add(source_index, number, rule)
                 else:
                     left.add(source_index, number, row.record)
-            books.end_part(source_index, num_rows)
+            removals.end_part(source_index, num_rows)
     for part in eval_parts:
         assert data.eval_source is not None
         for number, row in enumerate(scan_part(part, data.eval_source, data.group_by)):
@@ -230,7 +213,7 @@ def _read(
 
 
 def _global_rules(
-    data: DataConfig, rows: _Collected, held_out: _Collected, is_left: npt.NDArray[np.bool_]
+    data: DataConfig, rows: _SeenRows, held_out: _SeenRows, is_left: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Numbers]]:
     """Yields each rule that looks at all rows, and the rows it removes of those that `is_left` says are there then."""
     curation = data.curation

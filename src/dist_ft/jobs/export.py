@@ -16,7 +16,6 @@ from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.config import Config, config_from_dict, with_model_dir
 from dist_ft.errors import ExportError
 from dist_ft.jobs.spec import ExportResult
-from dist_ft.layout import RunDir
 from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import (
     load_generation_config,
@@ -77,9 +76,20 @@ def run(
         _write_weights(parsed, place.store, manifest, directory, first_dtype)
         difference = _check(parsed, manifest, directory, first_dtype)
         if is_merged:
-            _merge(parsed, directory, out_dtype)
+            # Merged in float32, then cast once.
+            model = load_adapter(load_model(parsed).float(), directory).merge_and_unload()
+            for name in ("adapter_model.safetensors", "adapter_config.json"):
+                (directory / name).unlink()
+            model.to(getattr(torch, out_dtype)).save_pretrained(directory)
             difference = max(difference, _check(parsed, manifest, directory, out_dtype))
-        _write_sidecars(parsed, place, manifest, directory, merge)
+        load_tokenizer(parsed).save_pretrained(directory)
+        if (generation := load_generation_config(parsed)) is not None:
+            generation.save_pretrained(directory)
+        last_row = read_steps(place.metrics).get(manifest.step)
+        held_out = {step: row.eval_loss for step, row in read_evals(place.evals).items()}
+        loss = last_row.loss if last_row else None
+        card = model_card(parsed, manifest.step, manifest.environment.versions, loss, held_out, merge)
+        (directory / "README.md").write_text(card, encoding="utf-8")
         for file in directory.iterdir():
             file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
     return asdict(ExportResult(to, difference))
@@ -135,16 +145,14 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
     return [ParamInfo(name, shape, name) for name, shape in names.items()], read
 
 
-def _load_export(config: Config, directory: Path, dtype: str) -> Model:
-    if (directory / "adapter_config.json").is_file():
-        return load_adapter(load_model(config), directory)
-    return load_model(with_model_dir(config, str(directory), dtype))
-
-
 def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> float:
     """Compares the reloaded model's probe logits with the trained model's; returns the largest difference."""
     probe = manifest.probe
-    model = _load_export(config, directory, dtype).eval()
+    model: Model
+    if (directory / "adapter_config.json").is_file():
+        model = load_adapter(load_model(config), directory).eval()
+    else:
+        model = load_model(with_model_dir(config, str(directory), dtype)).eval()
     with torch.no_grad():
         logits = (
             model(input_ids=torch.tensor([probe.tokens]), use_cache=False).logits[0][:, list(probe.columns)].float()
@@ -158,24 +166,3 @@ def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> f
             f"allowed {_RELATIVE_TOLERANCE[coarser]:.0e} in {coarser}; the export was discarded"
         )
     return difference
-
-
-def _merge(config: Config, directory: Path, dtype: str) -> None:
-    """Replaces the adapter files by the merged model; merged in float32, then cast once."""
-    base = load_model(config).float()
-    merged = load_adapter(base, directory).merge_and_unload().to(getattr(torch, dtype))
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (directory / name).unlink()
-    merged.save_pretrained(directory)
-
-
-def _write_sidecars(config: Config, run_dir: RunDir, manifest: Manifest, directory: Path, merge: bool) -> None:
-    load_tokenizer(config).save_pretrained(directory)
-    generation = load_generation_config(config)
-    if generation is not None:
-        generation.save_pretrained(directory)
-    last_row = read_steps(run_dir.metrics).get(manifest.step)
-    held_out = {step: row.eval_loss for step, row in read_evals(run_dir.evals).items()}
-    loss = last_row.loss if last_row else None
-    card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge)
-    (directory / "README.md").write_text(card, encoding="utf-8")

@@ -52,7 +52,7 @@ def prepare(config: Config) -> Preparation:
         UserError: Of the kind that says what is wrong.
     """
     found = _prepare(config, makes_all=True)
-    assert isinstance(found, Preparation)
+    assert isinstance(found, Preparation)  # no shard is left
     return found
 
 
@@ -68,14 +68,14 @@ def prepare_or_list(config: Config) -> Preparation | MissingShards:
 def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
     config = at_commit(config)
     check_model(config)
-    with cache_errors(cache_address(config)):
-        return _make_shards(config, makes_all)
+    address = cache_address(config)
+    with cache_errors(address):
+        return _make_shards(config, address, makes_all)
 
 
-def _make_shards(config: Config, makes_all: bool) -> Preparation | MissingShards:
+def _make_shards(config: Config, address: str, makes_all: bool) -> Preparation | MissingShards:
     render_many, render_key = make_renderer(config, load_tokenizer(config))
     train, held_out = plan_splits(config, render_key)
-    address = cache_address(config)
     store = open_store(address)
     is_stream = config.data.preparation == "stream"
     wanted = [*([] if is_stream else train), *([held_out] if held_out else [])]

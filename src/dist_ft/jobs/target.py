@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_ft.config import Config, load_config
+from dist_ft.config import Config, load_config, with_model_dir
 from dist_ft.errors import UsageError
 from dist_ft.run.place import Run, open_run
 from dist_ft.run.status import find_checkpoint, read_record
@@ -48,8 +48,7 @@ def find_target(address: str, config: Config, step: int | None) -> Target:
     if (path / "adapter_config.json").is_file():
         return Target(config, {"base": None, "tuned": str(path.absolute())})
     if (path / "config.json").is_file():
-        place = config.model.model_copy(update={"name": str(path.absolute()), "revision": None})
-        return Target(config.model_copy(update={"model": place}), {"model": None})
+        return Target(with_model_dir(config, str(path.absolute())), {"model": None})
     raise UsageError(
         f"{address} is neither a run (run.json), nor a model (config.json), nor an adapter (adapter_config.json)"
     )

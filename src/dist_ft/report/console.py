@@ -119,13 +119,23 @@ class Console:
             self._live = None
 
     def _show(self, status: LiveStatus) -> None:
-        line = self._line(status)
+        record, row = status.record, status.row
+        step, total = record.step, max(1, record.max_steps)
+        if row is None or status.searching:
+            doing = status.searching or ", ".join(status.phases) or "waiting for workers"
+            line = f"  {record.state}: {doing}"
+        else:
+            loss = "left out" if row.loss is None else f"{row.loss:.4f}"
+            line = (
+                f"  {bar(step / total)} step {step}/{total}  loss {loss}  "
+                f"{row.tokens_per_s:.0f} tok/s  {row.world_size} workers  ETA {self._eta(step, total)}"
+            )
         if self._console.is_terminal:
             self._show_live(line)
             return
-        step, now = status.record.step, time.monotonic()
-        is_first_or_last = step in (1, status.record.max_steps)
-        if status.row and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
+        now = time.monotonic()
+        is_first_or_last = step in (1, record.max_steps)
+        if row and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
             self._shown_step, self._last_plain = step, now
             self.say(line)
 
@@ -134,17 +144,6 @@ class Console:
             self._live = Live(console=self._console, refresh_per_second=4)
             self._live.start()
         self._live.update(Text(line))
-
-    def _line(self, status: LiveStatus) -> str:
-        row, step, total = status.row, status.record.step, max(1, status.record.max_steps)
-        if row is None or status.searching:
-            doing = status.searching or ", ".join(status.phases) or "waiting for workers"
-            return f"  {status.record.state}: {doing}"
-        loss = "left out" if row.loss is None else f"{row.loss:.4f}"
-        return (
-            f"  {bar(step / total)} step {step}/{total}  loss {loss}  "
-            f"{row.tokens_per_s:.0f} tok/s  {row.world_size} workers  ETA {self._eta(step, total)}"
-        )
 
     def _eta(self, step: int, total: int) -> str:
         now = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dist_ft.jobs.data_report.summary import DataReport, Finding, SplitSummary
+from dist_ft.jobs.data_report.summary import DataReport, SplitSummary
 from dist_ft.report.data_text import describe_cost, verdict
 from dist_ft.report.page import (
     Cell,
@@ -44,33 +44,28 @@ def _parts(report: DataReport) -> Iterator[Html]:
     if report.cost:
         yield paragraph(f"A run on it: {describe_cost(report.cost)}.")
     yield heading("Findings")
-    if report.findings:
-        yield table(("", "where", "what"), [_finding_row(finding) for finding in report.findings])
-    else:
-        yield paragraph("None.")
+    findings = []
+    for finding in report.findings:
+        rest = [f"… and {finding.num_more:,} more"] if finding.num_more else []
+        places = [lines([*finding.places, *rest])] if finding.places else []
+        findings.append((labelled(finding.severity), finding.split, stacked(finding.message, *places)))
+    yield table(("", "where", "what"), findings) if findings else paragraph("None.")
     splits = report.splits
     yield heading("Sources")
-    yield table(_SOURCES, [_source_row(split) for split in splits])
+    rows: list[Sequence[Cell]] = []
+    for split in splits:
+        lengths, filled = split.lengths, round(100 * split.packing_efficiency, 1)
+        rows.append((
+            split.name, split.source, split.rows, split.sequences, split.tokens, round(100 * split.trained_share, 1),
+            filled, lengths.median, lengths.p95, lengths.max,
+        ))  # fmt: skip
+    yield table(_SOURCES, rows)
     yield bar_chart("Tokens by source", [(split.name, split.tokens) for split in splits], "tokens")
     yield heading("Share of tokens that are trained")
     yield bar_chart("Trained share", [(split.name, 100 * split.trained_share) for split in splits], "%")
     for split in splits:
         if split.samples:
             yield from _charts(split)
-
-
-def _source_row(split: SplitSummary) -> Sequence[Cell]:
-    lengths = split.lengths
-    return (
-        split.name, split.source, split.rows, split.sequences, split.tokens, round(100 * split.trained_share, 1),
-        round(100 * split.packing_efficiency, 1), lengths.median, lengths.p95, lengths.max,
-    )  # fmt: skip
-
-
-def _finding_row(finding: Finding) -> Sequence[Cell]:
-    rest = [f"… and {finding.num_more:,} more"] if finding.num_more else []
-    parts: list[Html | str] = [finding.message, *([lines([*finding.places, *rest])] if finding.places else [])]
-    return labelled(finding.severity), finding.split, stacked(*parts)
 
 
 def _charts(split: SplitSummary) -> Iterator[Html]:

@@ -91,11 +91,17 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Html:
     is_number = [all(isinstance(row[i], int | float) for row in of_rows) for i in range(len(heads))]
     classes = [' class="n"' if flag and of_rows else "" for flag in is_number]
     head = "".join(f"<th{kind}>{escape(text)}</th>" for text, kind in zip(heads, classes, strict=True))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, classes, strict=True)) + "</tr>"
-        for row in of_rows
-    )
-    return Html(f'<div class="scroll"><table>\n<tr>{head}</tr>\n{body}\n</table></div>')
+    body = []
+    for row in of_rows:
+        cells = []
+        for cell, kind in zip(row, classes, strict=True):
+            shown = (
+                _number(cell) if isinstance(cell, int | float) else escape(cell) if isinstance(cell, str) else cell.text
+            )
+            cells.append(f"<td{kind}>{shown}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    rows_text = "\n".join(body)
+    return Html(f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows_text}\n</table></div>')
 
 
 def bar_chart(label: str, bars: Sequence[tuple[str, float]], unit: str) -> Html:
@@ -141,7 +147,11 @@ def line_chart(
         return Html("")
     (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
     low = min(0.0, low) if is_from_zero else low
-    parts = [_axis(high, low), *_ends(left, right)]
+    parts = [
+        _axis(high, low),
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{_number(left)}</text>',
+        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">{_number(right)}</text>',
+    ]
     for index, (name, some) in enumerate(finite):
         path = " ".join(
             f"{_LEFT + (_WIDTH - _LEFT - 8) * (x - left) / max(1e-12, right - left):.1f},"
@@ -169,19 +179,6 @@ def _axis(high: float, low: float = 0.0) -> str:
         f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{_number(high)}</text>'
         f'<text x="{_LEFT - 6}" y="{base}" text-anchor="end">{_number(low)}</text>'
     )
-
-
-def _ends(left: float, right: float) -> tuple[str, str]:
-    return (
-        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{_number(left)}</text>',
-        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">{_number(right)}</text>',
-    )
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, Html):
-        return cell.text
-    return _number(cell) if isinstance(cell, int | float) else escape(cell)
 
 
 def _number(value: float) -> str:

@@ -57,7 +57,10 @@ def render_run_page(status: dict[str, Any], steps: Steps, evals: Evals, ledger: 
 
 
 def _parts(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) -> Iterator[Html]:
-    yield paragraph(_summary(status))
+    yield paragraph(
+        f"{status['state']} at step {status['step']:,} of {status['max_steps']:,}, attempt {status['attempt']}, "
+        f"{status['world_size']} workers; {status['goodput']:.0%} of the time at work went into steps that count."
+    )
     if status.get("error"):
         yield paragraph(f"{status['error']['type']}: {status['error']['message']}")
     losses = [
@@ -66,7 +69,8 @@ def _parts(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) 
     ]
     yield from _chart("Loss a trained token", losses, is_from_zero=False)
     yield from _chart("Tokens a second", [("tokens", _points(steps, lambda row: row.tokens_per_s))])
-    yield from _chart("Share of a step spent waiting for data", [("share", _points(steps, _waiting_share))])
+    waiting = _points(steps, lambda row: row.data_s / row.step_s if row.step_s else None)
+    yield from _chart("Share of a step spent waiting for data", [("share", waiting)])
     yield from _chart(
         "Goodput: share of the time in steps that count", [("goodput", _points(steps, lambda row: row.goodput))]
     )
@@ -86,13 +90,6 @@ def _parts(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) 
         yield table(("directory",), [(path,) for path in status["exports"]])
 
 
-def _summary(status: dict[str, Any]) -> str:
-    return (
-        f"{status['state']} at step {status['step']:,} of {status['max_steps']:,}, attempt {status['attempt']}, "
-        f"{status['world_size']} workers; {status['goodput']:.0%} of the time at work went into steps that count."
-    )
-
-
 def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zero: bool = True) -> Iterator[Html]:
     shown = [(name, points) for name, points in lines if points]
     if shown:
@@ -101,15 +98,9 @@ def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zer
 
 
 def _points(rows: Mapping[int, Row], value: Callable[[Row], float | None]) -> list[Point]:
+    """Returns a value over the steps; neighbours are drawn as their mean where there are too many."""
     found = [(step, value(row)) for step, row in sorted(rows.items())]
-    return _thinned([(float(step), float(y)) for step, y in found if y is not None])
-
-
-def _waiting_share(row: StepRow) -> float | None:
-    return row.data_s / row.step_s if row.step_s else None
-
-
-def _thinned(points: list[Point]) -> list[Point]:
+    points = [(float(step), float(y)) for step, y in found if y is not None]
     size = -(-len(points) // _MAX_POINTS)
     groups = (points[start : start + size] for start in range(0, len(points), max(1, size)))
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
@@ -133,14 +124,13 @@ def _event_row(entry: LedgerEntry) -> Sequence[Cell]:
     when = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
     severity = labelled(_SEVERITIES[entry.name]) if entry.name in _SEVERITIES else ""
     attempt = "" if entry.attempt is None else str(entry.attempt)
-    shown = (f"{key} {_fact(value)}" for key, value in facts.items() if key not in ("step", "start_step"))
+    shown = []
+    for key, value in facts.items():
+        if isinstance(value, dict) and "message" in value:  # the wire form of an error
+            value = f"{value.get('type', 'error')}: {value['message']}"
+        if key not in ("step", "start_step"):
+            shown.append(f"{key} {value}")
     return severity, when, attempt, "" if step is None else str(step), ", ".join([entry.name, *shown])
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, dict) and "message" in value:
-        return f"{value.get('type', 'error')}: {value['message']}"
-    return str(value)
 
 
 def _last(rows: Sequence[Sequence[Cell]]) -> Sequence[Sequence[Cell]]:

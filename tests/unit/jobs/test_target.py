@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import take_attempt
-from dist_ft.config import Config, dump_yaml
+from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.errors import UsageError
 from dist_ft.jobs.target import find_target
 from dist_ft.layout import RunDir, write_json
@@ -78,9 +78,10 @@ def test_an_adapter_stands_on_the_model_of_the_config(tmp_path: Path) -> None:
 
 def test_a_model_is_measured_alone_with_its_own_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    target = find_target(str(tmp_path), GIVEN, None)
+    target = find_target(str(tmp_path), with_commit(GIVEN, "c0ffee"), None)
     assert target.models == {"model": None}
-    assert target.config.model.name == str(tmp_path)
+    model = target.config.model
+    assert (model.name, model.revision, model.commit) == (str(tmp_path), None, None)
 
 
 @pytest.mark.parametrize(

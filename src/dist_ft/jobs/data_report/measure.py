@@ -1,7 +1,7 @@
-"""Measures the data of a run: every row is read and rendered once, as the run's own preparation does it.
+"""Measures the data of a run: reads and renders every row once, as the run's own preparation does.
 
-Owns the counting. What the counts mean to a person is left to `jobs/data_report/findings.py`. Memory is flat:
-two hashes a row, what `data/curation/near.py` takes, and the first few places of whatever is counted.
+Owns the counting; `jobs/data_report/findings.py` says what the counts mean to a person. Memory holds two hashes a row,
+what `data/curation/near.py` takes, and the first few places of whatever is counted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer
-from dist_ft.records import Conversation, Message, Record, Sample
+from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.objects import open_store
 
 NEAR = 0.8
@@ -147,27 +147,25 @@ def measure(config: Config) -> Measures:
     train, held_out = split_requests(config, render_key, curation)
     trained_on = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     evaluated = [SplitCounts("eval", held_out)] if held_out is not None else []
-    stops = _stop_ids(config, tokenizer)
+    generation = load_generation_config(config)
+    ends = generation.eos_token_id if generation is not None else None
+    listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    stops = {token for token in listed if token is not None}
     meter = _Meter(tokenizer, stops, config.data.redact)
     signatures = _scan(trained_on, render_many, meter)
     eval_signatures = _scan(evaluated, render_many, meter)
+    shared = find_shared(_all_keys(evaluated), _all_keys(trained_on))
+    near = find_near(signatures, _distinct(trained_on), NEAR)
     return Measures(
         splits=[*trained_on, *evaluated],
         repeats=_note_repeats(trained_on),
         eval_repeats=_note_repeats(evaluated),
-        overlap=_note_overlap(evaluated, trained_on),
+        overlap=_note_pairs(evaluated, trained_on, *shared, "equals"),
         stops=[str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stops))],
-        near=_note_near(trained_on, signatures),
+        near=_note_pairs(trained_on, trained_on, *near, "is like"),
         leaks=_note_leaks(evaluated, eval_signatures, trained_on, signatures),
         repeated_answers=_note_answers(trained_on),
     )
-
-
-def _stop_ids(config: Config, tokenizer: Tokenizer) -> set[int]:
-    generation = load_generation_config(config)
-    ends = generation.eos_token_id if generation is not None else None
-    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return {token for token in found if token is not None}
 
 
 class _Meter:
@@ -184,16 +182,26 @@ class _Meter:
         """Counts a row and what it was rendered to."""
         split.num_rows += 1
         split.keys.append(record_key(row.record))
-        split.answers.append(_answer_key(row.record))
+        answer = " ".join(answer_text(row.record).split())
+        is_long = len(answer) >= _MIN_ANSWER
+        split.answers.append(xxhash.xxh3_64_intdigest(answer.encode("utf-8", "surrogatepass")) if is_long else 0)
         split.turns[num_turns(row.record)] += 1
-        self._note_personal(row, split)
+        found = {
+            one.kind: text[one.start : one.end] for _, text in role_texts(row.record) for one in find_personal(text)
+        }
+        for kind in found.keys() - self._redacted:
+            split.personal.setdefault(kind, Noted()).add(f"{row.place}: {mask(kind, found[kind])}")
+        split.num_personal_rows += not found.keys() <= self._redacted
+        split.redacted.update(found.keys() & self._redacted)
         if _has_empty_answer(row.record):
             split.empty_answers.add(row.place)
         if isinstance(samples, BadRow):
             split.refused.add(f"{row.place}: {samples.problem}")
             return
-        if found := next(filter(None, map(self._special.search, _texts(row.record))), None):
-            split.control_text.add(f"{row.place}: {found[0]}")
+        # A template puts the content of messages between its special tokens; raw text may hold them on purpose.
+        messages = row.record.messages if isinstance(row.record, Conversation) else []
+        if special := next(filter(None, (self._special.search(message["content"]) for message in messages)), None):
+            split.control_text.add(f"{row.place}: {special[0]}")
         used = [piece for sample in samples for piece in self._note_sample(sample, row.place, split)]
         is_any_long = any(len(sample.input_ids) > split.request.seq_len for sample in samples)
         if not used and not (is_any_long and split.request.long_samples == "drop"):
@@ -204,15 +212,6 @@ class _Meter:
         split.num_window_tokens += sum(len(piece.input_ids) for piece in used)
         if is_window_full(split.num_window_rows, split.num_window_tokens):
             split.close_window()
-
-    def _note_personal(self, row: Row, split: SplitCounts) -> None:
-        found = {
-            one.kind: text[one.start : one.end] for _, text in role_texts(row.record) for one in find_personal(text)
-        }
-        for kind in found.keys() - self._redacted:
-            split.personal.setdefault(kind, Noted()).add(f"{row.place}: {mask(kind, found[kind])}")
-        split.num_personal_rows += not found.keys() <= self._redacted
-        split.redacted.update(found.keys() & self._redacted)
 
     def _note_sample(self, sample: Sample, place: str, split: SplitCounts) -> list[Sample]:
         request, length = split.request, len(sample.input_ids)
@@ -225,8 +224,9 @@ class _Meter:
         split.num_tokens += sum(len(piece.input_ids) for piece in pieces)
         split.num_trained_tokens += sum(sum(piece.trained[1:]) for piece in pieces)
         num_used = length if request.long_samples == "split" else request.seq_len
-        for end in _answer_ends(sample) if pieces else ():
-            if end < num_used:
+        flags = pairwise([*sample.trained, False]) if pieces else ()
+        for end, (is_trained, goes_on) in enumerate(flags):
+            if is_trained and not goes_on and end < num_used:  # the last token of an answer
                 split.num_answers += 1
                 if sample.input_ids[end] not in self._stops:
                     split.unended.add(place)
@@ -248,45 +248,20 @@ def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter)
     return signatures.read()
 
 
-def _answer_key(record: Record) -> int:
-    answer = " ".join(answer_text(record).split())
-    if len(answer) < _MIN_ANSWER:
-        return 0
-    return int(xxhash.xxh3_64_intdigest(answer.encode("utf-8", "surrogatepass")))
-
-
 def _has_empty_answer(record: Record) -> bool:
+    """Whether a row teaches the model to say nothing."""
     if not isinstance(record, Conversation):
         return not record.completion.strip()
-    return any(_is_empty_answer(message) for message in record.messages)
-
-
-def _is_empty_answer(message: Message) -> bool:
-    """Whether the model is taught to say nothing."""
-    says = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
-    return message["role"] == "assistant" and message.get("weight") != 0 and not says
-
-
-def _texts(record: Record) -> list[str]:
-    """Texts that a template puts between its special tokens; raw text may hold them on purpose."""
-    return [message["content"] for message in record.messages] if isinstance(record, Conversation) else []
-
-
-def _answer_ends(sample: Sample) -> list[int]:
-    """Returns where each run of trained tokens ends."""
-    return [i for i, (here, after) in enumerate(pairwise([*sample.trained, False])) if here and not after]
+    return any(
+        message["role"] == "assistant"
+        and message.get("weight") != 0
+        and not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
+        for message in record.messages
+    )
 
 
 def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
     return _note_pairs(splits, splits, *find_repeats(_all_keys(splits)), "equals")
-
-
-def _note_overlap(evaluated: Sequence[SplitCounts], trained_on: Sequence[SplitCounts]) -> Noted:
-    return _note_pairs(evaluated, trained_on, *find_shared(_all_keys(evaluated), _all_keys(trained_on)), "equals")
-
-
-def _note_near(splits: Sequence[SplitCounts], signatures: Signatures) -> Noted:
-    return _note_pairs(splits, splits, *find_near(signatures, _distinct(splits), NEAR), "is like")
 
 
 def _note_leaks(
@@ -337,14 +312,11 @@ def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
     for split in splits:
         wanted = {number - first for number in numbers if 0 <= number - first < len(split.keys)}
         if wanted:
-            for number, row in enumerate(_good_rows(split)):
+            rows = (row for row in rows_of_split(plan_split(split.request)) if isinstance(row, Row))
+            for number, row in enumerate(rows):
                 if number in wanted:
                     found[first + number] = row.place
                 if number >= max(wanted):
                     break
         first += len(split.keys)
     return [found[number] for number in numbers]
-
-
-def _good_rows(split: SplitCounts) -> Iterator[Row]:
-    return (row for row in rows_of_split(plan_split(split.request)) if isinstance(row, Row))

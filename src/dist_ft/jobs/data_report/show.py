@@ -1,7 +1,6 @@
-"""What the model is fed: sequences of a run's prepared data, token by token, with where they come from.
+"""Reads sequences of a run's prepared data back as text, token by token, with the rows that they come from.
 
-Owns reading them back as text. The tokens are those of the token shards; nothing is prepared in another way. How it
-looks is `report/data_text.py`'s.
+The tokens are those of the token shards; nothing is prepared in another way. `report/data_text.py` prints them.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from itertools import groupby
 import numpy as np
 
 from dist_ft.config import Config
-from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.make import RenderMany, render_rows, usable
-from dist_ft.data.shards.request import PlannedShard, SplitPlan, SplitRequest, rows_of_shard
+from dist_ft.data.shards.request import PlannedShard, SplitRequest, rows_of_shard
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import UsageError
@@ -46,7 +44,11 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     """
     tokenizer = load_tokenizer(config)
     render_many, render_key = make_renderer(config, tokenizer)
-    plan = _choose(*plan_splits(config, render_key), source)
+    train, held_out = plan_splits(config, render_key)
+    plans = {str(index): plan for index, plan in enumerate(train)} | ({"eval": held_out} if held_out else {})
+    if source not in plans:
+        raise UsageError(f"--source {source}: this config has {', '.join(plans)}")
+    plan = plans[source]
     split = prepare_split(config, plan, render_many)
     counts = split.known_counts
     if first > counts.num_sequences:
@@ -54,7 +56,11 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     shards = open_split(split, config.data.loader)
     rows = range(first - 1, min(first - 1 + count, counts.num_sequences))
     places = [_locate(shards, row) for row in rows]
-    sequences = [list(_samples(shards, *place)) for place in places]
+    sequences: list[list[tuple[list[int], list[bool]]]] = []
+    for place in places:
+        ids, trained, starts = shards.read(*place)
+        cuts = zip(starts, [*starts[1:], len(ids)], strict=True)
+        sequences.append([(ids[start:end].tolist(), trained[start:end].tolist()) for start, end in cuts])
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
     parts = [plan.shards[shard] for shard in dict.fromkeys(shard for shard, _ in places)]
     origins = _find_origins(plan.request, parts, render_many, wanted)
@@ -73,15 +79,6 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     )
 
 
-def _choose(train: list[SplitPlan], held_out: SplitPlan | None, source: str) -> SplitPlan:
-    known = {str(index): plan for index, plan in enumerate(train)}
-    if held_out is not None:
-        known["eval"] = held_out
-    if source not in known:
-        raise UsageError(f"--source {source}: this config has {', '.join(known)}")
-    return known[source]
-
-
 def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
     """Returns the shard of a sequence of the split, and its row in it."""
     for shard, size in enumerate(shards.num_sequences(np.arange(shards.num_shards)).tolist()):
@@ -91,38 +88,24 @@ def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
     raise AssertionError(f"row {row} is beyond the split")
 
 
-def _samples(shards: TokenShards, shard: int, row: int) -> Iterator[tuple[list[int], list[bool]]]:
-    ids, trained, starts = shards.read(shard, row)
-    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        yield ids[start:end].tolist(), trained[start:end].tolist()
-
-
 def _find_origins(
     request: SplitRequest, parts: Sequence[PlannedShard], render_many: RenderMany, wanted: set[Tokens]
 ) -> dict[Tokens, _Origin]:
-    """Renders the rows of the shards again until each sample has been seen: shards do not say where a sample comes
-    from.
+    """Renders the rows of the shards again until each sample is found: shards do not say where a sample comes from.
 
-    Rows with the same tokens are told apart by nothing; the first one is named.
+    Of rows with the same tokens the first is named.
     """
     found: dict[Tokens, _Origin] = {}
     for part in parts:
-        for tokens, origin in _pieces(request, render_many, rows_of_shard(request, part)):
-            if tokens in wanted:
-                found.setdefault(tokens, origin)
-            if len(found) == len(wanted):
-                return found
+        for row, samples in render_rows(rows_of_shard(request, part), render_many):
+            for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none
+                for piece in usable(sample, request):
+                    num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(piece.input_ids)
+                    if (tokens := tuple(piece.input_ids)) in wanted:
+                        found.setdefault(tokens, _Origin(row.place, num_cut))
+                if len(found) == len(wanted):
+                    return found
     return found
-
-
-def _pieces(
-    request: SplitRequest, render_many: RenderMany, rows: Iterable[Row | BadRow]
-) -> Iterator[tuple[Tokens, _Origin]]:
-    for row, samples in render_rows(rows, render_many):
-        for sample in samples if isinstance(samples, list) else ():  # a row that is left out has none
-            for piece in usable(sample, request):
-                num_cut = 0 if request.long_samples == "split" else len(sample.input_ids) - len(piece.input_ids)
-                yield tuple(piece.input_ids), _Origin(row.place, num_cut)
 
 
 def _show(tokenizer: Tokenizer, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:
@@ -142,15 +125,12 @@ def _segments(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool])
     start = 0
     for (is_trained, is_special), members in groupby(kinds):
         end = start + len(list(members))
-        yield Segment(_text(tokenizer, ids, start, end), end - start, is_trained, is_special)
+        # Decoded behind the token before it: some tokenizers drop the space that a text begins with.
+        before = _decode(tokenizer, ids[max(0, start - 1) : start])
+        text = _decode(tokenizer, ids[max(0, start - 1) : end])
+        text = text.removeprefix(before) if text.startswith(before) else _decode(tokenizer, ids[start:end])
+        yield Segment(text, end - start, is_trained, is_special)
         start = end
-
-
-def _text(tokenizer: Tokenizer, ids: Sequence[int], start: int, end: int) -> str:
-    """Decodes a part behind the token before it: some tokenizers drop the space that a text begins with."""
-    before = _decode(tokenizer, ids[max(0, start - 1) : start])
-    whole = _decode(tokenizer, ids[max(0, start - 1) : end])
-    return whole.removeprefix(before) if whole.startswith(before) else _decode(tokenizer, ids[start:end])
 
 
 def _decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:

@@ -16,7 +16,7 @@ from dist_ft.jobs.data_report import measure as module
 from dist_ft.jobs.data_report.measure import SplitCounts, measure
 from dist_ft.jobs.data_report.summary import Noted
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
-from dist_ft.records import Sample
+from dist_ft.records import Conversation, Message, Sample
 from tests.helpers.configs import config_of, tiny_config
 from tests.helpers.splits import prepared_splits
 
@@ -190,7 +190,8 @@ def test_empty_answers_are_found(tmp_path: Path, write: Write, answer: str, is_e
     ],
 )
 def test_an_answer_that_calls_or_is_not_trained_is_not_empty(turn: dict[str, Any], is_empty: bool) -> None:
-    assert module._is_empty_answer({"content": " ", **turn}) == is_empty
+    message: Message = {"content": " ", **turn}  # type: ignore[typeddict-item]
+    assert module._has_empty_answer(Conversation([message])) == is_empty
 
 
 NO_END = (
