@@ -19,7 +19,7 @@ from dist_ft.config.data_sections import LoaderConfig, RowSource
 from dist_ft.data.curation.filters import NOTHING, Removed
 from dist_ft.data.rows.scan import Row
 from dist_ft.data.shards import request as request_module
-from dist_ft.data.shards.make import Counts, RenderMany, fit, make_shard
+from dist_ft.data.shards.make import RenderMany, fit, make_shard
 from dist_ft.data.shards.request import SplitRequest, plan_split
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, quarantine_of
 from dist_ft.data.sources.listing import list_files
@@ -561,11 +561,11 @@ def test_the_rows_of_a_slot_are_used_together_or_not_at_all(long_samples: str) -
     request = SplitRequest((), 4, False, "", long_samples=long_samples, rows_per_slot=2)
     short, long = Sample([1, 2], [False, True]), Sample(list(range(8)), [False] + [True] * 7)
     untrained = Sample([1, 2], [False, False])
-    assert fit([short, short], ROW, request, Counts()) == [short, short]
-    assert fit([short, untrained], ROW, request, counts := Counts()) == []
-    assert counts.untrained_rows == 1
-    assert fit([short], ROW, request, Counts()) == []
+    assert fit([short, short], ROW, request)[0] == [short, short]
+    kept, counts = fit([short, untrained], ROW, request)
+    assert (kept, counts.num_untrained_rows) == ([], 1)
+    assert fit([short], ROW, request)[0] == []
     # A split sample has two pieces, and which of them would be compared with the other answer?
     kept = [short, Sample(long.input_ids[:4], long.trained[:4])] if long_samples == "truncate" else []
-    assert fit([short, long], ROW, request, Counts()) == kept
-    assert fit([untrained, long], ROW, request, Counts()) == []
+    assert fit([short, long], ROW, request)[0] == kept
+    assert fit([untrained, long], ROW, request)[0] == []
