@@ -220,6 +220,11 @@ def decode_message(data: dict[str, Any]) -> Message:
     return from_json(kind, data["body"])
 
 
+def message_to_dict(message: Message) -> dict[str, Any]:
+    """Returns `{kind, body}`, as a rank sends it; inverse of `decode_message`."""
+    return {"kind": message.kind, "body": asdict(message)}
+
+
 @dataclass(frozen=True)
 class Envelope:
     """A message with its sender; a receiver drops what is not from the current attempt."""
@@ -231,13 +236,7 @@ class Envelope:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the wire form."""
-        return {
-            "run_id": self.run_id,
-            "attempt": self.attempt,
-            "rank": self.rank,
-            "kind": self.message.kind,
-            "body": asdict(self.message),
-        }
+        return {"run_id": self.run_id, "attempt": self.attempt, "rank": self.rank, **message_to_dict(self.message)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Envelope:

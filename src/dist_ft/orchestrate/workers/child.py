@@ -35,6 +35,7 @@ from dist_ft.messages import (
     RendezvousOpen,
     Reply,
     encode_line,
+    message_to_dict,
 )
 from dist_ft.orchestrate.workers.processes import TaskRequest, decode_request
 from dist_ft.orchestrate.workers.stacks import answer_to_dump_signal
@@ -126,11 +127,15 @@ class SocketLink:
             os._exit(_LEASE_LOST)
 
     def _send(self) -> None:
-        while (message := self._outbox.get()) is not None:
-            try:
-                self._connection.sendall(encode_line({"kind": message.kind, "body": vars(message)}))
-            except OSError:
-                os._exit(_LEASE_LOST)
+        try:
+            while (message := self._outbox.get()) is not None:
+                self._connection.sendall(encode_line(message_to_dict(message)))
+        except OSError:
+            os._exit(_LEASE_LOST)
+        except Exception:  # whatever it is: a rank that cannot report would train on unseen
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def _run_rank(link: SocketLink, spec: RankSpec) -> int:
