@@ -140,7 +140,9 @@ def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
         layers = layer + model.num_layers * tokens * model.hidden_size * model.dtype_bytes
     else:
         layers = layer * model.num_layers
-    return layers + _logits_bytes(model, batch)
+    # Logits of the trained tokens in the model's dtype, in float32, and their log-softmax.
+    logits = batch.num_sequences * batch.num_trained_tokens * model.vocab_size * (8 + _cast_bytes(model))
+    return layers + logits
 
 
 def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False) -> Memory:
@@ -195,11 +197,6 @@ def fitting_micro_batch(
 
 def _share(elements: int, world_size: int) -> int:
     return -(-elements // world_size)
-
-
-def _logits_bytes(model: ModelShape, batch: BatchShape) -> int:
-    """Logits of the trained tokens in the model's dtype, in float32, and their log-softmax."""
-    return batch.num_sequences * batch.num_trained_tokens * model.vocab_size * (8 + _cast_bytes(model))
 
 
 def _cast_bytes(model: ModelShape) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from dist_ft.config.paths import is_there
 from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
 
-_DEFAULTS: dict[str, Any] = {
+PeftValue = str | bool | int | float | list[str] | list[int] | None
+
+_DEFAULTS: dict[str, PeftValue] = {
     "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": None, "modules_to_save": [], "use_rslora": False,
     "use_dora": False, "layers_to_transform": None,
 }  # fmt: skip
@@ -36,7 +37,7 @@ def with_adapter_settings(config: Config) -> Config:
     if method.init_from is None:
         return config
     stored = adapter_settings(method.init_from)
-    _check_base(stored.pop("base_model_name_or_path"), config)
+    _check_base(str(stored.pop("base_model_name_or_path") or ""), config)
     problems = [
         f"method.{key}={getattr(method, key)}, but the adapter in method.init_from={method.init_from} has "
         f"{key}={stored[key]}; set method.{key}={json.dumps(stored[key])}, or leave it out"
@@ -49,7 +50,7 @@ def with_adapter_settings(config: Config) -> Config:
     return config.model_copy(update={"method": method.model_copy(update=taken)})
 
 
-def adapter_settings(directory: str) -> dict[str, Any]:
+def adapter_settings(directory: str) -> dict[str, PeftValue]:
     """Returns the settings of a LoRA adapter in the spelling and the types of `method`, and its base model's name.
 
     Raises:
@@ -59,7 +60,16 @@ def adapter_settings(directory: str) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         kind = stored["peft_type"]
-        found = _in_our_types({key: stored.get(key, default) for key, default in _DEFAULTS.items()})
+        found = {key: stored.get(key, default) for key, default in _DEFAULTS.items()}
+        layers, targets = found["layers_to_transform"], found["target_modules"]
+        found |= {
+            # PEFT keeps sets, whose order on disk is chance; without any it knows a family's own.
+            "target_modules": sorted(targets) if isinstance(targets, list) else targets or "all-linear",
+            "modules_to_save": sorted(found["modules_to_save"] or []),
+            "layers_to_transform": [layers] if isinstance(layers, int) else layers,
+            "lora_alpha": float(found["lora_alpha"]),
+            "lora_dropout": float(found["lora_dropout"]),
+        }
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"method.init_from={directory}: {path} is no adapter's config: {error}") from error
     if kind != "LORA":
@@ -75,25 +85,14 @@ def adapter_settings(directory: str) -> dict[str, Any]:
     return {**found, "base_model_name_or_path": stored.get("base_model_name_or_path")}
 
 
-def _in_our_types(found: dict[str, Any]) -> dict[str, Any]:
-    layers, targets = found["layers_to_transform"], found["target_modules"]
-    return {
-        **found,
-        # PEFT keeps sets, whose order on disk is chance; without any it knows a family's own.
-        "target_modules": sorted(targets) if isinstance(targets, list) else targets or "all-linear",
-        "modules_to_save": sorted(found["modules_to_save"] or []),
-        "layers_to_transform": [layers] if isinstance(layers, int) else layers,
-        "lora_alpha": float(found["lora_alpha"]),
-        "lora_dropout": float(found["lora_dropout"]),
-    }
-
-
-def same(mine: Any, theirs: Any) -> bool:
+def same(mine: PeftValue, theirs: PeftValue) -> bool:
     """Whether two settings are equal; lists are sets to PEFT."""
-    return sorted(mine) == sorted(theirs) if isinstance(mine, list) and isinstance(theirs, list) else mine == theirs
+    if isinstance(mine, list) and isinstance(theirs, list):
+        return sorted(map(str, mine)) == sorted(map(str, theirs))
+    return mine == theirs
 
 
-def _check_base(theirs: str | None, config: Config) -> None:
+def _check_base(theirs: str, config: Config) -> None:
     """Two names of a hub that differ are two models; of two paths, or a path and a name, nothing is known."""
     mine = config.model.name
     names = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+
+from dist_ft.config.yaml_file import Yaml
 
 QUANTISED = (
     "quantised training is not supported: exact resumes need float32 masters and optimizer state of weights that are "
@@ -74,14 +75,14 @@ def advice_on_key(key: str) -> str | None:
     return next((advice for pattern, advice in _KEYS if pattern.fullmatch(key.lower())), None)
 
 
-def advice_on_value(key: str, value: Any) -> str | None:
+def advice_on_value(key: str, value: Yaml) -> str | None:
     """Returns what to do instead of a value that the key does not take, if it is a known one of others."""
     if not isinstance(value, str):
         return None
     return next((advice for pattern, advice in _VALUES.get(key, ()) if pattern.fullmatch(value)), None)
 
 
-def keys_with_secrets(raw: Any, key: str = "") -> Iterator[str]:
+def keys_with_secrets(raw: Yaml, key: str = "") -> Iterator[str]:
     """Yields the keys whose values hold a token or the user info of a URL; the values must not be shown."""
     if isinstance(raw, dict):
         for name, value in raw.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -46,7 +46,7 @@ class SourceConfig(RowSource):
     follow the order of the file. Null uses all."""
 
 
-def _kind_of_held_out(value: Any) -> str:
+def _kind_of_held_out(value: str | float | dict[str, str] | RowSource) -> str:
     if isinstance(value, dict | RowSource):
         return "a source"
     return "a fraction" if isinstance(value, int | float) else "a path"

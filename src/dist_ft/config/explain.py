@@ -5,64 +5,71 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from dist_ft.config.advice import advice_on_key, advice_on_value
 from dist_ft.config.schema import Config
+from dist_ft.config.yaml_file import Yaml
+
+Location = Sequence[str | int]
 
 
-def explain_all(error: ValidationError, path: Path, raw: Any) -> list[str]:
-    """Return one line a key: a union's members each complain, and the first speaks for them."""
+def explain_all(error: ValidationError, path: Path, raw: Yaml) -> list[str]:
+    """Returns one line a key: a union's members each complain, and the first speaks for them."""
     lines: dict[str, str] = {}
     for item in error.errors():
         key = ".".join(map(str, _written_location(item, raw)))
-        lines.setdefault(key or str(item["msg"]), _explain(item, path, raw))
+        lines.setdefault(key or item["msg"], _explain(item, path, raw))
     return list(lines.values())
 
 
-def _explain(item: Any, path: Path, raw: Any) -> str:
-    """Turns one pydantic error into: key, both values, what to do."""
+def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
+    """Turns one error into a line with the key, both values and what to do."""
     location = _written_location(item, raw)
     kind, value = item["type"], item.get("input")
     if kind == "union_tag_invalid":  # of the optimizers, which are told apart by their kind
         location, value = [*location, "kind"], item["ctx"]["tag"]
-    key = ".".join(str(part) for part in location)
+    key = ".".join(map(str, location))
     advice = advice_on_key(str(location[-1])) if kind == "extra_forbidden" else advice_on_value(key, value)
     if advice is not None:
         return f"{key}{'' if kind == 'extra_forbidden' else f'={value}'}: {advice}"
+    section = _section_at(location[:-1], raw) if location else None
     if kind == "extra_forbidden":
-        model = _model_at(location[:-1], raw)
-        known = list(model.model_fields) if model else []
+        known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(str(location[-1]).strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
         hint = (
             f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
         )
         return f"{key}: unknown key in {path}; {hint}"
+    words = [part for part in location if not isinstance(part, int)]
+    field = section.model_fields.get(words[-1]) if section and words else None
+    doc = f"{words[-1]}: {' '.join(field.description.split())}" if field and field.description else ""
     if kind == "missing":
-        return f"{key}: missing in {path}; {_doc(location, raw)}"
+        return f"{key}: missing in {path}; {doc}"
     if kind == "value_error":
-        text = str(item["msg"]).removeprefix("Value error, ")
+        text = item["msg"].removeprefix("Value error, ")
         return f"{key}: {text}" if key and key not in text else text
-    message = str(item["msg"])[0].lower() + str(item["msg"])[1:]
+    message = item["msg"][0].lower() + item["msg"][1:]
     if kind == "union_tag_invalid":
         message = f"input should be one of {item['ctx']['expected_tags']}"
-    return f"{key}={_short(value)} ({type(value).__name__}): {message}; {_doc(location, raw)}".rstrip("; ")
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"{key}={shown} ({type(value).__name__}): {message}; {doc}".rstrip("; ")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _written_location(item: Any, raw: Any) -> list[Any]:
+def _written_location(item: ErrorDetails, raw: Yaml) -> list[str | int]:
     """Returns where the error stands in what the user wrote; pydantic also names tried members of unions."""
-    location: list[Any] = []
+    location: list[str | int] = []
     node = raw
     *parents, last = item["loc"] or ("",)
     for part in [*parents, last]:
-        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and part in range(len(node))):
+        if isinstance(node, dict) and part in node:
+            node = next(value for key, value in node.items() if key == part)  # numbers may be keys
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]
         elif part is not last or item["type"] not in ("missing", "invalid_key"):
             continue
@@ -70,32 +77,34 @@ def _written_location(item: Any, raw: Any) -> list[Any]:
     return location
 
 
-def _model_at(location: Sequence[Any], raw: Any) -> type[BaseModel] | None:
-    """Return the section at a location; of a union, the member whose `kind` the user wrote, else the first."""
-    model: type[BaseModel] = Config
+def _section_at(location: Location, raw: Yaml) -> type[BaseModel] | None:
+    """Returns the section at a location; of a union, the member whose `kind` the user wrote, else the first."""
+    section: type[BaseModel] = Config
     node = raw
     for part in location:
-        node = node[part] if isinstance(node, list) or (isinstance(node, dict) and part in node) else None
+        if isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+        else:
+            node = node.get(str(part)) if isinstance(node, dict) else None
         if isinstance(part, int):
             continue
-        field = model.model_fields.get(str(part))
-        members = _models_in(field.annotation) if field is not None else []
+        field = section.model_fields.get(part)
+        members = _members(field) if field is not None else []
         if not members:
             return None
         kind = node.get("kind") if isinstance(node, dict) else None
-        named = (member for member in members if "kind" in member.model_fields and kind is not None)
-        model = next((member for member in named if member.model_fields["kind"].default == kind), members[0])
-    return model
+        of_kind = (m for m in members if kind is not None and "kind" in m.model_fields)
+        section = next((m for m in of_kind if m.model_fields["kind"].default == kind), members[0])
+    return section
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
-
-
-def _doc(location: Sequence[Any], raw: Any) -> str:
-    parents = [part for part in location if not isinstance(part, int)]
-    model = _model_at(location[:-1], raw) if parents else None
-    field = model.model_fields.get(str(parents[-1])) if model else None
-    return f"{parents[-1]}: {' '.join(field.description.split())}" if field and field.description else ""
+def _members(field: FieldInfo) -> list[type[BaseModel]]:
+    """Returns the sections that a field may hold."""
+    found: list[type[BaseModel]] = []
+    waiting = [field.annotation]
+    while waiting:
+        annotation = waiting.pop(0)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        waiting += get_args(annotation)
+    return found

@@ -6,9 +6,8 @@ Kept free of heavy imports: a typo must be answered in well under half a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,7 +16,7 @@ from dist_ft.config.data_sections import RowSource
 from dist_ft.config.explain import explain_all
 from dist_ft.config.paths import is_pattern
 from dist_ft.config.schema import Config
-from dist_ft.config.yaml_file import apply_override, dump, read_yaml
+from dist_ft.config.yaml_file import Yaml, apply_override, dump, read_yaml
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import is_url
 
@@ -103,7 +102,7 @@ def with_model_dir(config: Config, directory: str, dtype: str | None = None) -> 
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 
-def config_from_dict(data: Mapping[str, Any]) -> Config:
+def config_from_dict(data: dict[str, Yaml]) -> Config:
     """Rebuilds a checked config from `Config.model_dump(mode="json")`, as sent to other processes.
 
     Raises:

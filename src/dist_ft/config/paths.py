@@ -35,7 +35,7 @@ def check_config(config: Config) -> None:
 
 
 def check_config_elsewhere(config: Config) -> None:
-    """Checks what can be known of a config on a machine that will not run it: no file of it need be here.
+    """Checks a config on a machine that will not run it: no file of it need be here.
 
     Its paths are those of the machines that run it, in a working directory that nobody knows: they must be absolute.
 
@@ -43,7 +43,28 @@ def check_config_elsewhere(config: Config) -> None:
         ConfigError: With every problem found, one a line.
     """
     check_sections(config)
-    if problems := _relative_paths(config):
+    data, name = config.data, config.model.name
+    named: dict[str, str | None] = {
+        "run.output_dir": config.run.output_dir,
+        "method.init_from": config.method.init_from,
+    }
+    sources: dict[str, RowSource] = {f"data.train.{index}.source": s for index, s in enumerate(data.train)}
+    sources |= {"data.eval": data.eval_source} if data.eval_source else {}
+    named |= {
+        key: source.source
+        for key, source in sources.items()
+        if is_there(Path(source.source)) or not is_hub_id(source.source)
+    }
+    named |= {"data.chat_template": data.template_path}
+    if name.startswith((".", "~")) or (is_there(Path(name)) and not Path(name).is_absolute()):
+        named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
+    problems = [
+        f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
+        "under which all machines of the cluster see it"
+        for key, path in named.items()
+        if path is not None and not path.startswith(("/", EMBEDDED_PREFIX)) and "://" not in path
+    ]
+    if problems:
         raise ConfigError("\n".join(problems))
 
 
@@ -58,10 +79,6 @@ def is_pattern(source: str) -> bool:
     return _PATTERN.search(source) is not None
 
 
-def _is_on_hub(source: str) -> bool:
-    return is_hub_id(source) and not is_there(Path(source))
-
-
 def _capacity_problem(config: Config) -> list[str]:
     """More workers than a Ray of ours on this machine would ever take; a given cluster is asked later."""
     resources = config.cluster.resources_per_worker or {}
@@ -73,26 +90,6 @@ def _capacity_problem(config: Config) -> list[str]:
     return [
         f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "
         f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
-    ]
-
-
-def _relative_paths(config: Config) -> list[str]:
-    data, name = config.data, config.model.name
-    named: dict[str, str | None] = {
-        "run.output_dir": config.run.output_dir,
-        "method.init_from": config.method.init_from,
-    }
-    sources: dict[str, RowSource] = {f"data.train.{index}.source": s for index, s in enumerate(data.train)}
-    sources |= {"data.eval": data.eval_source} if data.eval_source else {}
-    named |= {key: source.source for key, source in sources.items() if not _is_on_hub(source.source)}
-    named |= {"data.chat_template": data.template_path}
-    if name.startswith((".", "~")) or (is_there(Path(name)) and not Path(name).is_absolute()):
-        named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
-    return [
-        f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
-        "under which all machines of the cluster see it"
-        for key, path in named.items()
-        if path is not None and not path.startswith(("/", EMBEDDED_PREFIX)) and "://" not in path
     ]
 
 
@@ -112,17 +109,13 @@ def _file_problems(config: Config) -> list[str]:
         problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
     named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
     named = {key: value for key, value in named.items() if not is_url(value)}
-    unusable = [problem for key, value in named.items() if (problem := _unusable_name(key, value))]
+    unusable = []
+    for key, value in named.items():
+        try:
+            Path(value).expanduser().exists()
+        except OSError as error:  # the system refuses even to look: too long, not searchable
+            unusable.append(f"{key}={value[:60]}: {error.strerror}")
     return problems + (unusable or _output_problem(config) + _model_problem(config))
-
-
-def _unusable_name(key: str, value: str) -> str | None:
-    """Says why the system refuses even to look at a path (too long, not searchable)."""
-    try:
-        Path(value).expanduser().exists()
-    except OSError as error:
-        return f"{key}={value[:60]}: {error.strerror}"
-    return None
 
 
 def _source_problem(section: str, written: str, source: RowSource) -> list[str]:

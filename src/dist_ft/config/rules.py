@@ -41,7 +41,13 @@ def section_problems(config: Config) -> list[str]:
             "change one of the two"
         )
     problems += _mixing_problems(config)
-    problems += _eval_problems(config) + _secret_problems(config)
+    problems += _eval_problems(config)
+    problems += [
+        f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
+        "the credentials in the environment of all machines, or name a copy"
+        for section, written, source in sources_of(config)
+        if without_secrets(source.source) != source.source
+    ]
     problems += _curation_problems(data)
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
@@ -53,17 +59,12 @@ def section_problems(config: Config) -> list[str]:
         )
     if data.group_by is not None and data.eval_fraction is None:
         problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
-    return problems + _output_url_problem(config.run.output_dir)
-
-
-def _output_url_problem(output_dir: str) -> list[str]:
-    if not is_url(output_dir):
-        return []
-    try:
-        checked_store_url(output_dir)
-    except ConfigError as error:
-        return [f"run.output_dir: {error}"]
-    return []
+    if is_url(config.run.output_dir):
+        try:
+            checked_store_url(config.run.output_dir)
+        except ConfigError as error:
+            problems.append(f"run.output_dir: {error}")
+    return problems
 
 
 def _mixing_problems(config: Config) -> list[str]:
@@ -171,13 +172,3 @@ def sources_of(config: Config) -> list[tuple[str, str, RowSource]]:
     if config.data.eval_source is None:
         return [*found]
     return [*found, ("data.eval", "" if isinstance(config.data.eval, str) else ".source", config.data.eval_source)]
-
-
-def _secret_problems(config: Config) -> list[str]:
-    """What a config holds is kept in the run directory and shown."""
-    return [
-        f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
-        "the credentials in the environment of all machines, or name a copy"
-        for section, written, source in sources_of(config)
-        if without_secrets(source.source) != source.source
-    ]

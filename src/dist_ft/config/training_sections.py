@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Discriminator,
@@ -207,7 +207,7 @@ class ScheduleFreeAdamWConfig(OptimizerConfig):
     """Added to the denominator."""
 
 
-def _kind_of_optimizer(value: Any) -> str:
+def _kind_of_optimizer(value: dict[str, str] | OptimizerConfig) -> str:
     """Without a kind it is AdamW, as in configs from before there were others."""
     return str(value.get("kind", "adamw")) if isinstance(value, dict) else str(getattr(value, "kind", "adamw"))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dist_ft.errors import ConfigError
+
+Yaml = None | bool | int | float | str | list["Yaml"] | dict[str, "Yaml"]
+"""What a file or an override holds, before it is known to be a config."""
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
@@ -44,8 +46,8 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Yaml]:
+    seen: set[str] = set()
     for key_node, _ in node.value:
         key = key_node.value
         line = key_node.start_mark.line + 1
@@ -69,12 +71,13 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 _YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
-def dump(data: dict[str, Any]) -> str:
+def dump(data: dict[str, Yaml]) -> str:
     """Return data as YAML that `read_yaml` reads back."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Yaml]:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
@@ -98,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Yaml], override: str) -> None:
     """Set one key of `raw` as `a.b=value` says; the value is YAML.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
@@ -86,9 +86,15 @@ class Engine:
         for group in self.raw.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_scale
             group["lr_scale"] = lr_scale
-        norm = _plain_norm(self.module.parameters()) if self.stage == 0 else None
+        if self.stage > 0:
+            self.raw.step()
+            return float(self.raw.get_global_grad_norm())
+        # Every rank holds all reduced gradients, and DeepSpeed reports no norm.
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
+        norm = float(torch.linalg.vector_norm(norms))
         self.raw.step()
-        return float(self.raw.get_global_grad_norm() if norm is None else norm)
+        return norm
 
     def train(self, mode: bool = True) -> None:
         """Switch dropout on, or off."""
@@ -163,9 +169,3 @@ def build_engine(
     inner = optimizer.build(parameter_groups(names, config.optimizer))
     raw, *_ = deepspeed.initialize(model=module, optimizer=inner, config=ds_config, dist_init_required=False)
     return Engine(raw, raw.module, names, optimizer, raw.zero_optimization_stage(), raw.device)
-
-
-def _plain_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """The norm at stage 0, where every rank holds all reduced gradients and DeepSpeed reports none."""
-    norms = [torch.linalg.vector_norm(p.grad.float()) for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms))
