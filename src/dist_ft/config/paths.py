@@ -10,6 +10,7 @@ from dist_ft.config.data_sections import CHAT_TEMPLATES, RowSource
 from dist_ft.config.rules import check_sections, section_problems, sources_of
 from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
+from dist_ft.file_kinds import has_known_ending
 from dist_ft.machine import has_gpu, local_slots, workers_on
 from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
 from dist_ft.storage.urls import is_url
@@ -17,9 +18,6 @@ from dist_ft.storage.urls import is_url
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_HUB_ID = 96  # the hub's own limit
-_FILE_ENDING = re.compile(
-    r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|txt)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE
-)
 _PATTERN = re.compile(r"[*?[]")
 
 
@@ -71,7 +69,7 @@ def check_config_elsewhere(config: Config) -> None:
 def is_hub_id(source: str) -> bool:
     """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
-    return is_one and not _FILE_ENDING.search(source)
+    return is_one and not has_known_ending(source)
 
 
 def is_pattern(source: str) -> bool:

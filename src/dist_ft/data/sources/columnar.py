@@ -37,24 +37,24 @@ def read_arrow(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRo
         yield from _number_rows(file, _arrow_batches(source, start, stop), 0, before)
 
 
-def group_sizes(file: SourceFile) -> list[int]:
-    """Returns the stored bytes of each row group or record batch, from the footer alone.
+def parquet_sizes(file: SourceFile) -> list[int]:
+    """Returns the stored bytes of each row group, from the footer alone."""
+    with _opened(file) as source, _parquet(source) as opened:
+        groups = (opened.metadata.row_group(number) for number in range(opened.num_row_groups))
+        return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
 
-    Record batches are taken as equally large, which is how they are written. An Arrow stream has no footer and is one.
+
+def arrow_sizes(file: SourceFile) -> list[int]:
+    """Returns the stored bytes of each record batch, from the footer alone.
+
+    They are taken as equally large, which is how they are written. An Arrow stream has no footer and is one.
     """
     with _opened(file) as source:
-        if file.kind == "parquet":
-            with _parquet(source) as opened:
-                return [_stored_bytes(opened.metadata.row_group(i)) for i in range(opened.num_row_groups)]
         try:
             count = pa.ipc.open_file(source).num_record_batches
         except pa.ArrowInvalid:
             count = 1
         return [file.size // max(1, count)] * count
-
-
-def _stored_bytes(group: Any) -> int:
-    return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
 
 
 def _parquet(source: Any) -> Any:

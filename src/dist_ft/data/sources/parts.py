@@ -16,8 +16,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from dist_ft.data.sources.columnar import group_sizes
-from dist_ft.data.sources.readers import cannot_read
+from dist_ft.data.sources.readers import READERS, cannot_read
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError, StorageError
 
@@ -105,31 +104,26 @@ def whole(files: Sequence[SourceFile]) -> Part:
 
 
 def _cut(file: SourceFile, part_bytes: int) -> list[Piece]:
+    whole = [Piece(file, 0, None, file.size)]
     if file.size <= part_bytes or file.compression or not file.has_ranges:
-        return [Piece(file, 0, None, file.size)]
-    if file.kind == "jsonl":
+        return whole
+    reader = READERS[file.kind]
+    if reader.is_cut_at_bytes:
         count = -(-file.size // part_bytes)
         edges = [number * file.size // count for number in range(count + 1)]
         return [Piece(file, start, stop, stop - start) for start, stop in pairwise(edges)]
-    if file.kind in ("parquet", "arrow"):
-        return _cut_groups(file, _sizes(file), part_bytes)
-    return [Piece(file, 0, None, file.size)]
-
-
-def _sizes(file: SourceFile) -> list[int]:
+    if reader.group_sizes is None:
+        return whole
     try:
-        return group_sizes(file)
+        sizes = reader.group_sizes(file)
     except StorageError as error:
         raise DataError(str(error)) from error
     except pa.ArrowException as error:
         raise DataError(f"{file.shown} is not a sound {file.kind} file; make it again") from error
     except OSError as error:
         raise DataError(cannot_read(file.shown, error)) from error
-
-
-def _cut_groups(file: SourceFile, sizes: Sequence[int], part_bytes: int) -> list[Piece]:
     if len(sizes) < 2:
-        return [Piece(file, 0, None, file.size)]
+        return whole
     pieces = [Piece(file, 0, 1, sizes[0])]
     for number, size in enumerate(sizes[1:], start=1):
         last = pieces[-1]

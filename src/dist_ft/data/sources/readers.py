@@ -20,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, cast
 
@@ -27,7 +28,7 @@ import pyarrow as pa
 import zstandard
 
 from dist_ft.config.paths import EMBEDDED_PREFIX
-from dist_ft.data.sources.columnar import read_arrow, read_parquet
+from dist_ft.data.sources.columnar import arrow_sizes, parquet_sizes, read_arrow, read_parquet
 from dist_ft.data.sources.generated import embedded_rows
 from dist_ft.data.sources.location import RawRow, RowLocation, RowsBefore
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile
@@ -57,7 +58,7 @@ def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Ite
         DataError: The file cannot be read, or is damaged.
     """
     try:
-        yield from _READERS[file.kind](file, start, stop)
+        yield from READERS[file.kind].rows(file, start, stop)
     except DAMAGED as error:
         raise DataError(f"{file.shown} is damaged: {error}; make it again") from error
     except pa.ArrowException as error:
@@ -235,16 +236,32 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_READERS: Mapping[str, Callable[[SourceFile, int, int | None], Iterator[RawRow]]] = {
-    "jsonl": _read_lines,
-    "json": _read_json,
-    "csv": _read_csv,
-    "tsv": _read_csv,
-    "parquet": read_parquet,
-    "arrow": read_arrow,
-    "text": _read_text,
-    EMBEDDED: _read_embedded,
+@dataclass(frozen=True)
+class Reader:
+    """How files of one kind are read.
+
+    Attributes:
+        rows: Yields the rows from a start to a stop, whatever those count.
+        group_sizes: Where a file consists of groups of rows that can be read alone: returns the stored bytes of each.
+        is_cut_at_bytes: Whether the rows from any byte to any other can be read alone.
+    """
+
+    rows: Callable[[SourceFile, int, int | None], Iterator[RawRow]]
+    group_sizes: Callable[[SourceFile], list[int]] | None = None
+    is_cut_at_bytes: bool = False
+
+
+READERS: Mapping[str, Reader] = {
+    "jsonl": Reader(_read_lines, is_cut_at_bytes=True),
+    "json": Reader(_read_json),
+    "csv": Reader(_read_csv),
+    "tsv": Reader(_read_csv),
+    "parquet": Reader(read_parquet, parquet_sizes),
+    "arrow": Reader(read_arrow, arrow_sizes),
+    "text": Reader(_read_text),
+    EMBEDDED: Reader(_read_embedded),
 }
+"""By the name of a `FileKind`."""
 
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)

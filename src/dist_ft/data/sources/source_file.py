@@ -9,19 +9,13 @@ from typing import Any, BinaryIO
 
 from dist_ft.config.paths import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
+from dist_ft.file_kinds import COMPRESSIONS, ENDINGS
 from dist_ft.printable import printable
 from dist_ft.storage.remote import RemoteFile, is_remote, open_remote, shown_url, without_secrets
 
-KINDS: Mapping[str, str] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".arrow": "arrow", ".feather": "arrow", ".txt": "text",
-}  # fmt: skip
-"""File name endings, and what they mean; those of text may have one of `COMPRESSIONS` behind them."""
-COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 EMBEDDED = "embedded"
 """Kind of a data set that is made and not read."""
 
-_IN_BINARY = ("parquet", "arrow")
 _BUFFER_BYTES = 1 << 20
 
 
@@ -31,7 +25,7 @@ class SourceFile:
 
     Attributes:
         address: Path, URL, or the name of an embedded data set.
-        kind: A value of `KINDS`, or `embedded`.
+        kind: Name of a `FileKind`, or `embedded`.
         compression: A value of `COMPRESSIONS`, or None.
         size: Bytes as stored.
         identity: `xxh3:…` of the bytes of a local file; what a store says of a remote one (`storage/remote.py`).
@@ -87,10 +81,10 @@ def kind_of(address: str) -> tuple[str, str | None]:
         return EMBEDDED, None
     name = Path(address.partition("?")[0] if is_remote(address) else address)
     compression = COMPRESSIONS.get(name.suffix.lower())
-    kind = KINDS.get((name.with_suffix("") if compression else name).suffix.lower())
-    if kind is None or (compression and kind in _IN_BINARY):
+    kind = ENDINGS.get((name.with_suffix("") if compression else name).suffix.lower())
+    if kind is None or (compression and not kind.is_text):
         raise DataError(
-            f"{shown_url(address)}: unknown kind of file; known endings are {', '.join(KINDS)}, "
+            f"{shown_url(address)}: unknown kind of file; known endings are {', '.join(ENDINGS)}, "
             f"and {', '.join(COMPRESSIONS)} behind those of text"
         )
-    return kind, compression
+    return kind.name, compression
