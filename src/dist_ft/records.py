@@ -1,27 +1,106 @@
 """What a row of data is, between the files it comes from and the tokens it becomes.
 
 `data/rows/` reads rows of any format into a `Record`; `model/chat/render.py` turns a record into `Sample`s.
-Neither knows the other.
+Neither knows the other. A new kind of record is a class here and its row format in `data/rows/formats.py`; an
+objective that learns from it renders it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NotRequired, Self, TypedDict
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-Message = dict[str, Any]
-"""One turn, in OpenAI's spelling.
 
-`role` is one of `ROLES` and `content` always text. Further keys that a template may look at: `name`, `tool_call_id`,
-`reasoning_content` (text); `tool_calls`, a list of `{"type": "function", "function": {"name", "arguments"}}` with an
-optional `id`, arguments as an object; `weight`, 0 or 1: whether an assistant turn is trained.
-"""
+class CalledFunction(TypedDict):
+    """The function of a tool call, and its arguments as an object."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCall(TypedDict):
+    """A call that an assistant turn makes, in OpenAI's spelling."""
+
+    type: Literal["function"]
+    function: CalledFunction
+    id: NotRequired[str]
+
+
+class Message(TypedDict):
+    """One turn, in OpenAI's spelling.
+
+    `role` is one of `ROLES` and `content` always text. The other keys are those that a template may look at; `weight`,
+    0 or 1, says whether an assistant turn is trained.
+    """
+
+    role: str
+    content: str
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+    weight: NotRequired[int]
 
 
 @dataclass(frozen=True)
-class Conversation:
+class AskedText:
+    """A record as a question with a known answer.
+
+    Attributes:
+        record: What the model is asked: ends with the answer.
+        answer: What it should say.
+        shown: The question as a person would put it, without the template.
+    """
+
+    record: Record
+    answer: str
+    shown: str
+
+
+class Record(ABC):
+    """What a row of data says. Everything that curation, redaction, checks and evaluation ask of it stands here."""
+
+    @property
+    @abstractmethod
+    def num_turns(self) -> int | None:
+        """Turns of a conversation; None for raw text."""
+
+    @abstractmethod
+    def role_texts(self) -> Iterator[tuple[str, str]]:
+        """Yields (role, text) of all that is said; arguments of tool calls as JSON. A prompt counts as the user's."""
+
+    @abstractmethod
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        """Returns the record with every text changed, turn by turn, so that what is trained stays what is trained."""
+
+    @abstractmethod
+    def answer_text(self) -> str:
+        """Returns the text of the last answer; empty for plain text."""
+
+    @abstractmethod
+    def has_empty_answer(self) -> bool:
+        """Returns whether some answer teaches the model to say nothing."""
+
+    @abstractmethod
+    def templated_texts(self) -> list[str]:
+        """Returns the texts that a template puts between its special tokens; raw text may hold them on purpose."""
+
+    @abstractmethod
+    def question(self) -> AskedText | None:
+        """Returns the record as a question; None where it asks nothing, or its answer says nothing (a tool call)."""
+
+    @abstractmethod
+    def split_content(self) -> object:
+        """Returns JSON values whose hash decides on which side of a held-out split the row falls."""
+
+
+@dataclass(frozen=True)
+class Conversation(Record):
     """Turns that a chat template renders.
 
     Attributes:
@@ -32,9 +111,48 @@ class Conversation:
     messages: list[Message]
     tools: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def num_turns(self) -> int:
+        return len(self.messages)
+
+    def role_texts(self) -> Iterator[tuple[str, str]]:
+        for message in self.messages:
+            yield from ((message["role"], text) for text in _message_texts(message))
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        messages = [_map_message(message, change) for message in self.messages]
+        return replace(self, messages=messages, tools=tuple(_map_nested(tool, change) for tool in self.tools))
+
+    def answer_text(self) -> str:
+        answers = [message for message in self.messages if message["role"] == "assistant"]
+        return "\n".join(_message_texts(answers[-1])) if answers else ""
+
+    def has_empty_answer(self) -> bool:
+        trained = (
+            message for message in self.messages if message["role"] == "assistant" and message.get("weight") != 0
+        )
+        return any(
+            not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
+            for message in trained
+        )
+
+    def templated_texts(self) -> list[str]:
+        return [message["content"] for message in self.messages]
+
+    def question(self) -> AskedText | None:
+        last = max((i for i, message in enumerate(self.messages) if message["role"] == "assistant"), default=None)
+        if last is None or not self.messages[last]["content"].strip():
+            return None
+        messages = self.messages[: last + 1]
+        asked = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+        return AskedText(Conversation(messages, self.tools), messages[-1]["content"], asked)
+
+    def split_content(self) -> object:
+        return {"messages": self.messages, "tools": self.tools} if self.tools else self.messages
+
 
 @dataclass(frozen=True)
-class Completion:
+class Completion(Record):
     """Raw text that no template touches: plain text, or a prompt and what follows it.
 
     Attributes:
@@ -45,8 +163,30 @@ class Completion:
     prompt: str
     completion: str
 
+    @property
+    def num_turns(self) -> None:
+        return None
 
-Record = Conversation | Completion
+    def role_texts(self) -> Iterator[tuple[str, str]]:
+        yield from ((role, text) for role, text in (("user", self.prompt), ("assistant", self.completion)) if text)
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        return replace(self, prompt=change(self.prompt), completion=change(self.completion))
+
+    def answer_text(self) -> str:
+        return self.completion if self.prompt else ""
+
+    def has_empty_answer(self) -> bool:
+        return not self.completion.strip()
+
+    def templated_texts(self) -> list[str]:
+        return []
+
+    def question(self) -> AskedText | None:
+        return AskedText(self, self.completion, self.prompt) if self.prompt else None
+
+    def split_content(self) -> object:
+        return {"prompt": self.prompt, "completion": self.completion}
 
 
 @dataclass(frozen=True)
@@ -60,3 +200,41 @@ class Sample:
 
     input_ids: list[int]
     trained: list[bool]
+
+
+def _message_texts(message: Message) -> Iterator[str]:
+    spoken = (message["content"], message.get("reasoning_content"))
+    yield from (text for text in spoken if text)
+    for call in message.get("tool_calls") or ():
+        yield json.dumps(_function_of(call).get("arguments"), ensure_ascii=False, default=str)
+
+
+def _map_message(message: Message, change: Callable[[str], str]) -> Message:
+    changed: Message = {**message}
+    if message["content"]:
+        changed["content"] = change(message["content"])
+    if reasoning := message.get("reasoning_content"):
+        changed["reasoning_content"] = change(reasoning)
+    if calls := message.get("tool_calls"):
+        changed["tool_calls"] = [_map_call(call, change) for call in calls]
+    return changed
+
+
+def _map_call(call: ToolCall, change: Callable[[str], str]) -> ToolCall:
+    function = _function_of(call)
+    if "arguments" not in function:
+        return call
+    arguments = _map_nested(function["arguments"], change)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+def _function_of(call: ToolCall) -> Mapping[str, Any]:
+    return call.get("function", {})
+
+
+def _map_nested(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_nested(item, change) for key, item in value.items()}
+    return [_map_nested(item, change) for item in value] if isinstance(value, list) else value

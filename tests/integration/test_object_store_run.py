@@ -157,7 +157,7 @@ def test_a_run_in_a_bucket_is_submitted_to_this_machine(bench: Bench, undisturbe
 
 
 def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path: Path) -> None:
-    limit_bytes, size = 24_000, ["train.max_steps=15", "data.part_mib=0.0004"]
+    limit_bytes, size = 9_000, ["train.max_steps=15", "data.part_mib=0.0003"]
     plain = open_run(finish(bench.start("whole", str(bench.folder / "runs"), *size))["run_dir"])
     limit = [f"data.loader.cache_dir={tmp_path}", f"data.loader.cache_gib={limit_bytes / (1 << 30)!r}"]
     run = open_run(finish(bench.start("evicted", f"{bench.bucket}/runs", *size, *limit))["run_dir"])

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from dist_ft.evaluate.questions import Question, _question
+from dist_ft.evaluate.questions import Question, question_of
 from dist_ft.model.chat.render import Renderer
 from dist_ft.records import Completion, Conversation, Message, Record
 
@@ -50,4 +50,4 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
     ],
 )
 def test_a_row_asks_for_its_last_answer(record: Record, question: Question | None) -> None:
-    assert _question(record, cast(Renderer, _Plain())) == question
+    assert question_of(record, cast(Renderer, _Plain())) == question

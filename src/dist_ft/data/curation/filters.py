@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_ft.config.data_sections import CurationConfig, TextRule
-from dist_ft.data.rows.texts import role_texts
-from dist_ft.records import Conversation, Record
+from dist_ft.records import Record
 
 Numbers = npt.NDArray[np.int64]
 Item = TypeVar("Item")
@@ -36,10 +35,10 @@ def rule_names(curation: CurationConfig) -> tuple[str, ...]:
 
 def broken_rule(record: Record, curation: CurationConfig) -> str | None:
     """Returns the rule by which a row is left out, looked at alone; None for one that stays."""
-    texts = list(role_texts(record))
+    texts = list(record.role_texts())
     for name, value, least, most in (
         ("characters", sum(len(text) for _, text in texts), curation.min_characters, curation.max_characters),
-        ("turns", _num_turns(record), curation.min_turns, curation.max_turns),
+        ("turns", record.num_turns, curation.min_turns, curation.max_turns),
     ):
         if value is not None and least is not None and value < least:
             return f"min_{name}"
@@ -106,10 +105,6 @@ def without(items: Iterable[Item], numbers: Numbers) -> Iterator[Item]:
             following = next(dropped, None)
         else:
             yield item
-
-
-def _num_turns(record: Record) -> int | None:
-    return len(record.messages) if isinstance(record, Conversation) else None
 
 
 def _is_found(rule: TextRule, texts: Iterable[tuple[str, str]]) -> bool:

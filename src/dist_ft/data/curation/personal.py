@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
-from dist_ft.data.rows.texts import map_texts
 from dist_ft.records import Record
 
 PersonalKind = Literal["private_key", "api_key", "email", "iban", "card", "phone"]
@@ -71,7 +70,7 @@ def redact_text(text: str, kinds: Collection[PersonalKind]) -> str:
 
 def redact(record: Record, kinds: Collection[PersonalKind]) -> Record:
     """Returns the record with its texts redacted; turns, roles and weights stay."""
-    return map_texts(record, partial(redact_text, kinds=kinds)) if kinds else record
+    return record.map_texts(partial(redact_text, kinds=kinds)) if kinds else record
 
 
 Spans = Iterator[tuple[int, int]]

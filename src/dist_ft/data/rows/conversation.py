@@ -13,7 +13,7 @@ from typing import Any
 
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
-from dist_ft.records import ROLES, Message
+from dist_ft.records import ROLES, Message, ToolCall
 
 _ROLES = {
     **{role: role for role in ROLES},
@@ -42,7 +42,13 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
     tools = _from_json(value, "`tools`") if isinstance(value, str) else value
     if not isinstance(tools, list):
         raise DataError(f"`tools` is {excerpt(value)}, expected a list of functions")
-    return tuple(_read_tool(number, tool) for number, tool in enumerate(tools))
+    found = []
+    for number, tool in enumerate(tools):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"tool {number} is {excerpt(tool)}, expected a function with a name")
+        found.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
+    return tuple(found)
 
 
 def with_system(system: Any, turns: list[Message]) -> list[Message]:
@@ -86,7 +92,10 @@ def _read_turn(number: int, turn: Any) -> Message:
         role, content = _either(turn, "role", "from"), _either(turn, "content", "value")
         if isinstance(role, str) and role.strip().lower() in _CALL_ROLES:
             return {"role": "assistant", "content": "", "tool_calls": _calls(_from_json(content, "the call"))}
-        return _plain_turn(_role(role), content, turn)
+        known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        if known is None:
+            raise DataError(f"the role is {excerpt(role)}, expected one of {', '.join(ROLES)}")
+        return _plain_turn(known, content, turn)
     except DataError as error:
         raise DataError(f"turn {number}: {error}") from error
 
@@ -96,8 +105,15 @@ def _plain_turn(role: str, content: Any, turn: Mapping[str, Any]) -> Message:
     if calls and role != "assistant":
         raise DataError(f"a turn of role {role} has `tool_calls`; only an assistant calls")
     message: Message = {"role": role, "content": _content(content, may_lack=bool(calls))}
-    message |= {"tool_calls": calls} if calls else {}
-    message |= _texts(turn, role)
+    if calls:
+        message["tool_calls"] = calls
+    if turn.get("name") is not None:
+        message["name"] = _text("name", turn["name"])
+    if turn.get("tool_call_id") is not None:
+        message["tool_call_id"] = _text("tool_call_id", turn["tool_call_id"])
+    reasoning = [turn[key] for key in _REASONING if turn.get(key)]
+    if reasoning and role == "assistant":
+        message["reasoning_content"] = _text("reasoning_content", reasoning[0])
     if (weight := _weight(turn.get("weight"), role)) is not None:
         message["weight"] = weight
     return message
@@ -109,13 +125,6 @@ def _either(turn: Mapping[str, Any], one: str, other: str) -> Any:
     if len(values) == 2:
         raise DataError(f"both `{one}` and `{other}` are given; keep one")
     return values[0] if values else None
-
-
-def _role(role: Any) -> str:
-    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if known is None:
-        raise DataError(f"the role is {excerpt(role)}, expected one of {', '.join(ROLES)}")
-    return known
 
 
 def _content(content: Any, may_lack: bool) -> str:
@@ -137,16 +146,10 @@ def _part(part: Any) -> str:
     return str(part["text"])
 
 
-def _texts(turn: Mapping[str, Any], role: str) -> Message:
-    """Returns the further texts that templates look at."""
-    found = {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key) is not None}
-    reasoning = [turn[key] for key in _REASONING if turn.get(key)]
-    if reasoning and role == "assistant":
-        found["reasoning_content"] = reasoning[0]
-    for key, value in found.items():
-        if not isinstance(value, str):
-            raise DataError(f"`{key}` is {excerpt(value)}, expected text")
-    return found
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"`{key}` is {excerpt(value)}, expected text")
+    return value
 
 
 def _weight(weight: Any, role: str) -> int | None:
@@ -161,7 +164,7 @@ def _weight(weight: Any, role: str) -> int | None:
     return None
 
 
-def _tool_calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tool_calls(turn: Mapping[str, Any]) -> list[ToolCall]:
     calls, legacy = turn.get("tool_calls"), turn.get("function_call")
     if calls and legacy:
         raise DataError("both `tool_calls` and `function_call` are given; keep `tool_calls`")
@@ -170,42 +173,31 @@ def _tool_calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     return _calls(calls or ([legacy] if legacy else []))
 
 
-def _calls(value: Any) -> list[dict[str, Any]]:
+def _calls(value: Any) -> list[ToolCall]:
     calls = [value] if isinstance(value, dict) else value
     if not isinstance(calls, list):
         raise DataError(f"`tool_calls` is {excerpt(value)}, expected a list of calls")
     return [_call(call) for call in calls]
 
 
-def _call(call: Any) -> dict[str, Any]:
+def _call(call: Any) -> ToolCall:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"a call is {excerpt(call)}, expected a function with name and arguments")
-    made = {"type": "function", "function": {"name": function["name"], "arguments": _arguments(function)}}
+    name, arguments = function["name"], function.get("arguments")
+    if isinstance(arguments, str) and arguments:
+        arguments = _from_json(arguments, f"arguments of {excerpt(name)}")
+    if arguments is None or arguments == "":
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise DataError(f"arguments of {excerpt(name)} are {excerpt(arguments)}, expected an object")
+    made: ToolCall = {"type": "function", "function": {"name": name, "arguments": arguments}}
     call_id = call.get("id")
     if call_id is None:
         return made
     if not isinstance(call_id, str):
         raise DataError(f"the id of a call is {excerpt(call_id)}, expected text")
     return {"id": call_id, **made}
-
-
-def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = function.get("arguments")
-    if isinstance(arguments, str) and arguments:
-        arguments = _from_json(arguments, f"arguments of {excerpt(function['name'])}")
-    if arguments is None or arguments == "":
-        return {}
-    if not isinstance(arguments, dict):
-        raise DataError(f"arguments of {excerpt(function['name'])} are {excerpt(arguments)}, expected an object")
-    return arguments
-
-
-def _read_tool(number: int, tool: Any) -> dict[str, Any]:
-    function = tool.get("function", tool) if isinstance(tool, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"tool {number} is {excerpt(tool)}, expected a function with a name")
-    return dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)}
 
 
 def _from_json(value: Any, what: str) -> Any:

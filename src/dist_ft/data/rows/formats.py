@@ -43,7 +43,7 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     if missing:
         raise DataError(f"found {_found(row)}, but format {name} needs {_names(missing)}{_hint(columns)}")
     record = _READERS[name](renamed)
-    check_values([record.messages, record.tools] if isinstance(record, Conversation) else list(vars(record).values()))
+    check_values(list(vars(record).values()))
     return record
 
 

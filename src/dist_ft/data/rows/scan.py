@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import xxhash
@@ -21,7 +21,7 @@ from dist_ft.data.sources.location import RawRow, RowLocation
 from dist_ft.data.sources.parts import Part, whole
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.errors import DataError
-from dist_ft.records import Conversation, Record
+from dist_ft.records import Record
 from dist_ft.storage.remote import shown_url
 
 
@@ -145,18 +145,12 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
         return BadRow(raw.location, raw.problem, raw.data)
     try:
         record = read_record(raw.data, source.format, source.columns)
-        key = _content_key(record) if group_by is None else _group_key(raw.data, group_by)
+        key = _hash(record.split_content()) if group_by is None else _group_key(raw.data, group_by)
     except DataError as error:
         return BadRow(raw.location, str(error), raw.data)
     except RecursionError:
         return BadRow(raw.location, "nested too deeply", None)
     return Row(raw.location, record, key, raw.data)
-
-
-def _content_key(record: Record) -> int:
-    if isinstance(record, Conversation) and not record.tools:
-        return _hash(record.messages)
-    return _hash(asdict(record))
 
 
 def _group_key(row: dict[str, Any], column: str) -> int:

@@ -23,7 +23,7 @@ from dist_ft.data.shards.request import PlannedShard, SplitRequest, is_window_fu
 from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.printable import printable
-from dist_ft.records import Completion, Record, Sample
+from dist_ft.records import Record, Sample
 from dist_ft.storage.store import Store, file_parts
 from dist_ft.storage.urls import redacted
 
@@ -199,19 +199,12 @@ def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
     size = 0
     for row in rows:
         batch.append(row)
-        size += _characters(row.record) if isinstance(row, Row) else 0
+        size += sum(len(text) for _, text in row.record.role_texts()) if isinstance(row, Row) else 0
         if len(batch) == _BATCH_ROWS or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _characters(record: Record) -> int:
-    """Returns about how long a record's text will be."""
-    if isinstance(record, Completion):
-        return len(record.prompt) + len(record.completion)
-    return sum(len(message["content"]) for message in record.messages)
 
 
 def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> tuple[list[Sample], Counts]:

@@ -21,7 +21,7 @@ from dist_ft.data.curation.exact import Keys, Numbers, find_repeats, find_shared
 from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, find_near_shared
 from dist_ft.data.curation.personal import PersonalKind, find_personal, mask
 from dist_ft.data.rows.scan import BadRow, Row
-from dist_ft.data.rows.texts import answer_text, compared_text, num_turns, record_key, role_texts
+from dist_ft.data.rows.texts import compared_text, record_key
 from dist_ft.data.shards.make import RenderMany, render_rows, usable
 from dist_ft.data.shards.pack import plan_bins
 from dist_ft.data.shards.request import SplitRequest, is_window_full, plan_split, rows_of_shard, rows_of_split
@@ -30,7 +30,7 @@ from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer
-from dist_ft.records import Conversation, Record, Sample
+from dist_ft.records import Sample
 from dist_ft.storage.objects import open_store
 
 NEAR = 0.8
@@ -182,25 +182,23 @@ class _Meter:
         """Counts a row and what it was rendered to."""
         split.num_rows += 1
         split.keys.append(record_key(row.record))
-        answer = " ".join(answer_text(row.record).split())
+        answer = " ".join(row.record.answer_text().split())
         is_long = len(answer) >= _MIN_ANSWER
         split.answers.append(xxhash.xxh3_64_intdigest(answer.encode("utf-8", "surrogatepass")) if is_long else 0)
-        split.turns[num_turns(row.record)] += 1
+        split.turns[row.record.num_turns or 0] += 1
         found = {
-            one.kind: text[one.start : one.end] for _, text in role_texts(row.record) for one in find_personal(text)
+            one.kind: text[one.start : one.end] for _, text in row.record.role_texts() for one in find_personal(text)
         }
         for kind in found.keys() - self._redacted:
             split.personal.setdefault(kind, Noted()).add(f"{row.place}: {mask(kind, found[kind])}")
         split.num_personal_rows += not found.keys() <= self._redacted
         split.redacted.update(found.keys() & self._redacted)
-        if _has_empty_answer(row.record):
+        if row.record.has_empty_answer():
             split.empty_answers.add(row.place)
         if isinstance(samples, BadRow):
             split.refused.add(f"{row.place}: {samples.problem}")
             return
-        # A template puts the content of messages between its special tokens; raw text may hold them on purpose.
-        messages = row.record.messages if isinstance(row.record, Conversation) else []
-        if special := next(filter(None, (self._special.search(message["content"]) for message in messages)), None):
+        if special := next(filter(None, map(self._special.search, row.record.templated_texts())), None):
             split.control_text.add(f"{row.place}: {special[0]}")
         used = [piece for sample in samples for piece in self._note_sample(sample, row.place, split)]
         is_any_long = any(len(sample.input_ids) > split.request.seq_len for sample in samples)
@@ -246,18 +244,6 @@ def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter)
                     signatures.add(compared_text(row.record))
             split.close_window()
     return signatures.read()
-
-
-def _has_empty_answer(record: Record) -> bool:
-    """Whether a row teaches the model to say nothing."""
-    if not isinstance(record, Conversation):
-        return not record.completion.strip()
-    return any(
-        message["role"] == "assistant"
-        and message.get("weight") != 0
-        and not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
-        for message in record.messages
-    )
 
 
 def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:

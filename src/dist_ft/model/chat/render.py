@@ -77,6 +77,8 @@ class Renderer:
         """Returns the text before the last assistant turn, or the prompt, ready for the model to continue."""
         if isinstance(record, Completion):
             return record.prompt if record.prompt.startswith(self._bos) else self._bos + record.prompt
+        if not isinstance(record, Conversation):
+            raise TypeError(f"{type(record).__name__} has no prompt")
         last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
         return self.text(record.messages[:last], record.tools, add_generation_prompt=True)
 
@@ -118,6 +120,8 @@ class Renderer:
         """Returns the texts of a record, each of which becomes a sample."""
         if isinstance(record, Completion):
             return [self._whole_text(record)]
+        if not isinstance(record, Conversation):
+            raise DataError(f"a row of kind {type(record).__name__} is neither a conversation nor a text")
         if self._train_on == "all":
             text = self.text(record.messages, record.tools)
             check_context(text, record.messages, record.tools)

@@ -22,8 +22,6 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from dist_ft.records import Message
-
 TODAY = datetime(2024, 7, 26)
 """What `strftime_now` tells every template; Llama 3.1's own default."""
 
@@ -60,7 +58,9 @@ class Template:
         with _bounded_memory():  # constants are worked out here
             self._template = self._environment.from_string(tree)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool
+    ) -> str:
         """Returns the text of a conversation.
 
         Raises:

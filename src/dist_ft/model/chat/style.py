@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dist_ft.model.chat.sandbox import Template
-from dist_ft.records import Message
+from dist_ft.records import Message, ToolCall
 
 _WORD = "probe0word"
 
@@ -28,9 +29,11 @@ class TemplateStyle:
     content_as_parts: bool = False
     arguments_as_text: bool = False
 
-    def format(self, message: Message) -> Message:
+    def format(self, message: Message) -> dict[str, Any]:
         """Returns the message for the template, without keys that are empty or not meant for it."""
-        formatted = {key: value for key, value in message.items() if value is not None and key != "weight"}
+        formatted: dict[str, Any] = {
+            key: value for key, value in message.items() if value is not None and key != "weight"
+        }
         if message["role"] == "developer" and not self.knows_developer:
             formatted["role"] = "system"
         if self.content_as_parts:
@@ -61,7 +64,7 @@ def find_style(template: Template) -> TemplateStyle:
     is_understood = _WORD in in_parts and f"'{_WORD}'" not in in_parts and f'"{_WORD}"' not in in_parts
     parts = is_understood and _WORD not in render(TemplateStyle(), question)
 
-    call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {_WORD: 1}}}
+    call: ToolCall = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {_WORD: 1}}}
     with_call: list[Message] = [
         {"role": "user", "content": "probe"},
         {"role": "assistant", "content": "", "tool_calls": [call]},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.data.rows.texts import answer_text, compared_text, map_texts, record_key, role_texts
+from dist_ft.data.rows.texts import compared_text, record_key
 from dist_ft.records import Completion, Conversation, Record
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": "ü", "n": [1, "y"]}}}
@@ -22,12 +22,12 @@ ARGUMENTS = '{"x": "ü", "n": [1, "y"]}'
 
 
 def test_all_that_is_said_is_text() -> None:
-    assert list(role_texts(CHAT)) == [
+    assert list(CHAT.role_texts()) == [
         ("system", "be kind"), ("user", "hi"), ("assistant", "hm"), ("assistant", ARGUMENTS), ("tool", "7"),
         ("assistant", "seven"),
     ]  # fmt: skip
-    assert list(role_texts(Completion("", "a"))) == [("assistant", "a")]
-    assert list(role_texts(Completion("p", "a"))) == [("user", "p"), ("assistant", "a")]
+    assert list(Completion("", "a").role_texts()) == [("assistant", "a")]
+    assert list(Completion("p", "a").role_texts()) == [("user", "p"), ("assistant", "a")]
 
 
 def test_instructions_are_not_compared() -> None:
@@ -35,13 +35,13 @@ def test_instructions_are_not_compared() -> None:
 
 
 def test_the_answer_is_what_is_said_last() -> None:
-    assert [answer_text(record) for record in (CHAT, Completion("p", "a"), Completion("", "a"))] == ["seven", "a", ""]
-    assert answer_text(Conversation(CHAT.messages[:2])) == ""
+    assert [record.answer_text() for record in (CHAT, Completion("p", "a"), Completion("", "a"))] == ["seven", "a", ""]
+    assert Conversation(CHAT.messages[:2]).answer_text() == ""
 
 
 def test_every_text_is_mapped_and_nothing_else() -> None:
-    mapped = map_texts(CHAT, str.upper)
-    assert [text for _, text in role_texts(mapped)] == [
+    mapped = CHAT.map_texts(str.upper)
+    assert [text for _, text in mapped.role_texts()] == [
         "BE KIND", "HI", "HM", '{"x": "Ü", "n": [1, "Y"]}', "7", "SEVEN"
     ]  # fmt: skip
     assert isinstance(mapped, Conversation)
@@ -60,5 +60,5 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
 
 @given(RECORDS)
 def test_mapping_to_the_same_gives_the_same(record: Record) -> None:
-    assert map_texts(record, str) == record
-    assert record_key(map_texts(record, str)) == record_key(record)
+    assert record.map_texts(str) == record
+    assert record_key(record.map_texts(str)) == record_key(record)

@@ -17,8 +17,9 @@ import pytest
 from dist_ft.data.sources import readers
 from dist_ft.data.sources.location import RawRow
 from dist_ft.data.sources.readers import read_piece
-from dist_ft.data.sources.source_file import SourceFile, kind_of
+from dist_ft.data.sources.source_file import EMBEDDED, SourceFile, kind_of
 from dist_ft.errors import DataError
+from dist_ft.file_kinds import FILE_KINDS, has_known_ending
 
 ROWS = [{"q": f"a{n} ü,\n\"'", "a": str(n)} for n in range(600)]
 """More than one batch."""
@@ -98,6 +99,14 @@ def test_every_kind_of_file_gives_its_rows_in_order(tmp_path: Path, name: str) -
     by_line = "jsonl" in name or "lines" in name or "ndjson" in name
     places = [f"{tmp_path / name}:{n}" if by_line else f"{tmp_path / name}: row {n}" for n in (1, 600)]
     assert [str(found[0].location), str(found[-1].location)] == places
+
+
+def test_every_kind_has_a_reader_and_every_reader_a_kind() -> None:
+    assert {kind.name for kind in FILE_KINDS} | {EMBEDDED} == readers.READERS.keys()
+    for kind in FILE_KINDS:
+        for ending in kind.endings:
+            assert kind_of(f"a{ending}") == (kind.name, None)
+            assert has_known_ending(f"org/a{ending.upper()}")
 
 
 def test_a_text_file_is_one_row(tmp_path: Path) -> None:

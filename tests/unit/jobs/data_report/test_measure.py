@@ -191,7 +191,7 @@ def test_empty_answers_are_found(tmp_path: Path, write: Write, answer: str, is_e
 )
 def test_an_answer_that_calls_or_is_not_trained_is_not_empty(turn: dict[str, Any], is_empty: bool) -> None:
     message: Message = {"content": " ", **turn}  # type: ignore[typeddict-item]
-    assert module._has_empty_answer(Conversation([message])) == is_empty
+    assert Conversation([message]).has_empty_answer() == is_empty
 
 
 NO_END = (
