@@ -50,13 +50,13 @@ def encode_request(request: RankSpec | TaskRequest) -> bytes:
     """Return the line that tells a child what to run."""
     if isinstance(request, RankSpec):
         return encode_line({"entry": "rank", "spec": request.to_dict()})
-    return encode_line({"entry": "task", "spec": vars(request)})
+    return encode_line({"entry": "task", **vars(request)})
 
 
 def decode_request(line: bytes) -> RankSpec | TaskRequest:
     """Inverse of `encode_request`."""
     data = json.loads(line)
-    return RankSpec.from_dict(data["spec"]) if data["entry"] == "rank" else TaskRequest(**data["spec"])
+    return RankSpec.from_dict(data["spec"]) if data.pop("entry") == "rank" else TaskRequest(**data)
 
 
 class ForkServer:
