@@ -86,7 +86,7 @@ from dist_ft.orchestrate.workers.supervisor import RankSlot, make_rank_spec
 from dist_ft.messages import AttemptSpec
 config = tiny_config(Path({str(tmp_path)!r}))
 run = {str(tmp_path / "run")!r}
-attempt = AttemptSpec("t", 1, run, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, [], [], [], False, None)
+attempt = AttemptSpec("t", 1, run, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, [], [], [], False)
 spec = make_rank_spec(attempt, RankSlot(0, 2, 0, 2, "127.0.0.1"))
 child = Child({starter!r}, spec)
 while True:

@@ -7,7 +7,7 @@ import pytest
 from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.orchestrate.workers.processes import TaskRequest, decode_request, encode_request
 
-ATTEMPT = AttemptSpec("r", 1, "/runs/r", {}, [], None, {}, 1, 1, None, [], [], [], False, None)
+ATTEMPT = AttemptSpec("r", 1, "/runs/r", {}, [], None, {}, 1, 1, None, [], [], [], False)
 
 
 @pytest.mark.parametrize(
