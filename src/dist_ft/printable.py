@@ -1,6 +1,6 @@
-"""Text that others wrote, made safe to print: it can neither steer a terminal nor fill it.
+"""Makes text of others safe to print, and formats sizes, counts and durations for people.
 
-Owns what is escaped. Where it is printed, and how long it may be there, is the caller's to say.
+Escaped text can neither steer a terminal nor fill it. The caller says where it is printed, and how long it may be.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def show(
     from dist_ft.report.data_text import render_show
 
     shown = show_data(parsed, source, row or 1, rows or (1 if row else 3))
-    typer.echo(json.dumps(shown.to_dict()) if as_json else render_show(shown, is_colored(no_color)))
+    typer.echo(json.dumps(asdict(shown)) if as_json else render_show(shown, is_colored(no_color)))
 
 
 def check(
@@ -52,7 +53,7 @@ def check(
     report = check_data(parsed)
     if page is not None:
         write_page(page, render_check_page(report))
-    typer.echo(json.dumps(report.to_dict()) if as_json else render_check(report, is_colored(no_color)))
+    typer.echo(json.dumps(asdict(report)) if as_json else render_check(report, is_colored(no_color)))
     if report.has_errors:
         raise typer.Exit(1)
 

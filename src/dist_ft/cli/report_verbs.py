@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def evaluate(
 
     result = measure(path, target)
     if as_json:
-        print(json.dumps(result.to_dict()))
+        print(json.dumps(asdict(result)))
         return
     print(render_comparison(result.models))
     if result.samples:

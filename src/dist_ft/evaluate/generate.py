@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts, in batches that do not depend on who computes them."""
+"""Generates greedy answers to many prompts, in batches that do not depend on the number of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WINDOW_ROWS = 8 * _BATCH_ROWS
 
 
 def make_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Returns the rows of each batch. Pure; the same at any number of workers, so that each gives the same answers.
+    """Returns the rows of each batch; the same for any number of tasks, so that the answers are, too.
 
     Args:
         lengths: Characters of each prompt.
@@ -31,7 +31,7 @@ def make_batches(lengths: Sequence[int]) -> list[list[int]]:
 def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Returns the continuations of one batch of rendered prompts, up to the end of the turn.
 
-    Of a prompt that leaves no room for an answer the end is kept.
+    A prompt that leaves no room for an answer loses its beginning.
     """
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     if tokenizer.pad_token is None:

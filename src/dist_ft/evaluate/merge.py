@@ -1,9 +1,9 @@
-"""Puts the shares of evaluation tasks together, and judges the answers. Torch-free: driver and command line do it."""
+"""Merges the results of evaluation tasks and scores the answers. Torch-free, for driver and command line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dist_ft.config.training_sections import EvalConfig
@@ -31,7 +31,7 @@ class AnsweredRow:
     answers: dict[str, str]
 
     def shown(self) -> dict[str, str]:
-        """Returns the beginning of each text, under the names by which a person is shown them."""
+        """Returns the beginning of each text by the name that a person sees."""
         texts = {"prompt": self.prompt, "reference": self.reference, **self.answers}
         return {name: text[:_SAMPLE_CHARS] for name, text in texts.items()}
 
@@ -50,19 +50,15 @@ class EvalShare:
     numbers: dict[str, Metrics]
     eval_s: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalShare:
-        """Inverse of `to_dict`, also after JSON."""
+        """Inverse of `dataclasses.asdict`, also after JSON."""
         return cls(tuple(AnsweredRow(**row) for row in data["rows"]), data["numbers"], data["eval_s"])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What several models come to on the same rows.
+    """The numbers of several models on the same rows. `eval --json` prints it field by field.
 
     Attributes:
         models: Name of the model → its numbers.
@@ -76,13 +72,9 @@ class Evaluation:
     samples: tuple[dict[str, str], ...]
     eval_s: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values, as `eval --json` prints them."""
-        return asdict(self)
-
 
 def merge(config: EvalConfig, names: Iterable[str], shares: Sequence[EvalShare]) -> Evaluation:
-    """Puts the answers together in the order of the rows, and judges them.
+    """Merges the answers in the order of the rows, and scores them.
 
     Args:
         config: Says which metrics.

@@ -1,6 +1,6 @@
-"""How good generated answers are, against reference answers: pure functions.
+"""Scores generated answers against reference answers. Pure.
 
-A metric takes all answers and their references and returns one number, or None where it has nothing to judge.
+A metric takes all answers and their references and returns one number, or None if it has nothing to score.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _share_of_fields(answer: Any, wanted: dict[str, Any]) -> float:
 
 
 def _is_equal(a: Any, b: Any) -> bool:
-    """As JSON has it: 1 is 1.0, but not true."""
+    """Compares JSON values: 1 equals 1.0, but not true."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_is_equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):

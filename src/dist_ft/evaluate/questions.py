@@ -1,4 +1,4 @@
-"""The held-out rows as questions: what a model is asked, what it should answer, what a person is shown."""
+"""Turns the held-out rows into questions for a model, with the reference answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Measures finished models on the held-out rows: generated answers, and where asked the loss.
+"""Measures finished models on the held-out rows: their generated answers, and on request their loss.
 
-Several of these tasks may share the work; each takes whole batches, and what they return is put together by row.
+Several tasks may share the work. Each takes whole batches; `evaluate/merge.py` merges their results.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,11 @@ def run(
                 for row, answer in zip(batch, answers, strict=True):
                     rows[row].answers[name] = answer
             del model  # before the next one is loaded
-    return EvalShare(tuple(rows.values()), numbers, round(time.perf_counter() - began, 1)).to_dict()
+    return asdict(EvalShare(tuple(rows.values()), numbers, round(time.perf_counter() - began, 1)))
 
 
 def _each(config: Config, models: Mapping[str, Path | None]) -> Iterator[tuple[str, Model]]:
-    """Yields the models one after the other, ready; a base model is loaded once for itself and all its adapters."""
+    """Yields the models one by one; a base model is loaded once for itself and all its adapters."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_base = {name: path for name, path in models.items() if path is None or (path / ADAPTER_CONFIG).is_file()}
     if on_base:

@@ -46,7 +46,7 @@ def run(
     merge: bool = False,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Exports a checkpoint; the directory appears under its name when checked.
+    """Exports a checkpoint. The directory appears under its name once it is checked.
 
     Args:
         config: Config of the run.
@@ -128,7 +128,7 @@ def _write_weights(config: Config, store: Store, manifest: Manifest, directory: 
 
 
 def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
-    """Returns what is not trained (`method.freeze`, persistent buffers), and its source."""
+    """Returns the tensors that are not trained (`method.freeze`, persistent buffers), and a reader of them."""
     names = {name: tuple(p.shape) for name, p in model.named_parameters() if not p.requires_grad}
     persistent = model.state_dict(keep_vars=True)
     names |= {name: tuple(b.shape) for name, b in model.named_buffers() if name in persistent and b.is_floating_point()}

@@ -1,4 +1,4 @@
-"""Checks model and data and makes token shards: what must be right before any process group exists."""
+"""Checks model and data and makes the token shards, before any process group exists."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def prepare(config: Config) -> Preparation:
 
 
 def prepare_or_list(config: Config) -> Preparation | MissingShards:
-    """Does as `prepare` does, but only lists the shards if several processes would make them faster.
+    """Does as `prepare` does, but only lists the shards if other processes make them faster.
 
     Raises:
         UserError: Of the kind that says what is wrong.
@@ -119,7 +119,7 @@ def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | No
 
 
 def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> PreparedSplit:
-    """Makes what is missing of a split, one shard after the other."""
+    """Makes the missing shards of a split, one after the other."""
     store = open_store(cache_address(config))
     for _, shard in missing_shards([plan], store):
         make_shard(plan.request, shard, render_many, store)
@@ -161,7 +161,12 @@ def _shards_to_stream(
 
 
 def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[int, int]:
-    """Returns (steps, positions) of a run on training sources of so many sequences; None where they are unknown."""
+    """Returns the steps and positions of a run.
+
+    Args:
+        config: The run config.
+        num_sequences: Sequences of each training source; None where they are not known.
+    """
     epoch = None
     if num_sequences is not None:
         epoch = epoch_size(num_sequences, config.data.weights, config.data.exhaust)
@@ -169,7 +174,7 @@ def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[in
 
 
 def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerprint:
-    """Returns what checkpoints of this config belong to."""
+    """Returns the fingerprint that checkpoints of this config carry."""
     method = config.method.model_dump(mode="json")
     trained = method if trains_adapter(config) else {key: method[key] for key in ("kind", "freeze")}
     if config.method.init_from is not None:
@@ -188,7 +193,7 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerp
 
 
 def check_model(config: Config) -> None:
-    """Checks the model's limits, and that the adapter fits its structure, without loading a weight.
+    """Checks the limits of the model and that the adapter fits it, without loading a weight.
 
     Raises:
         ConfigError: With both values.

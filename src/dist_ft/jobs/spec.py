@@ -1,6 +1,6 @@
-"""What tasks are told and what they answer, as types; running them is `orchestrate/driver/tasks.py`.
+"""Defines what tasks are told and what they answer. `orchestrate/driver/tasks.py` runs them.
 
-A task runs in a process of its own, so both are JSON values on their way; they are types at either end.
+A task runs in a process of its own, so both travel as JSON values; at either end they are types.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ SourceFiles = tuple[tuple[SourceFile, ...], ...]
 
 @dataclass(frozen=True)
 class MissingShards:
-    """What the preparation answers when other processes are to make shards first.
+    """The answer of the preparation when other processes should make shards first.
 
     Attributes:
         jobs: The shards.
@@ -110,7 +110,7 @@ class MissingShards:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the preparation answers when the data is ready, or as ready as a streamed run needs it.
+    """The answer of the preparation when a run can start on the data.
 
     Attributes:
         inputs: What the run trains on.
@@ -125,7 +125,7 @@ class Preparation:
     to_stream: StreamedShards | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values without the secrets of URLs; the inputs' are among them."""
+        """Returns JSON values without the secrets of URLs; those of the inputs are among them."""
         return {
             "missing": [],
             **self.inputs.to_dict(),
@@ -154,7 +154,7 @@ def encode_files(files: SourceFiles) -> list[list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What the task `export` answers.
+    """The answer of the task `export`.
 
     Attributes:
         export_dir: Directory or URL that it has written.
@@ -166,7 +166,7 @@ class ExportResult:
 
 
 def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
-    """Consolidates a checkpoint into `exports/step-…` and verifies it."""
+    """Returns the task that exports a checkpoint to `exports/step-…`."""
     arguments = {
         "config": config.model_dump(mode="json"),
         "run_dir": run_dir.address,
@@ -179,7 +179,7 @@ def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
 def evaluate_tasks(
     config: Config, models: Mapping[str, str | None], num_workers: int, num_nodes: int
 ) -> list[TaskSpec]:
-    """Has the workers measure generated answers, when the config asks for it; each takes its share of the batches.
+    """Returns the tasks that measure generated answers; none if the config asks for no metric.
 
     Args:
         config: The run config.

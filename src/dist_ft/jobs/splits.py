@@ -1,4 +1,4 @@
-"""What a run prepares, and how rows become tokens, as its config says. Makes nothing."""
+"""Derives from a config what a run prepares and how rows become tokens. Makes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE_NAME = ".dist-ft-cache"
 
 
 def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str]:
-    """Returns what turns rows into tokens, and a key of all that decides which."""
+    """Returns the function that turns rows into tokens, and a key of everything that it depends on."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
     objective, renderer = build_objective(config.objective), Renderer(tokenizer, train_on)
     key = f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}{objective.render_key}"
@@ -38,7 +38,7 @@ def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
-    """Lists the sources, each once; returns a plan a training source, and the held-out one."""
+    """Lists each source once; returns the plan of each training source and of the held-out data."""
     listed = list_sources(config.data)
     train, held_out = split_requests(config, render_key, curate(config, listed, open_store(cache_address(config))))
     plans = [plan_split(request, [files]) for request, files in zip(train, listed.train, strict=True)]
@@ -50,7 +50,7 @@ def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], Split
 def split_requests(
     config: Config, render_key: str, curation: Curation
 ) -> tuple[list[SplitRequest], SplitRequest | None]:
-    """Returns what a run prepares: a split a training source, and the held-out one."""
+    """Returns the request of each training source and of the held-out data."""
     data, rows_per_slot = config.data, build_objective(config.objective).rows_per_slot
     common = SplitRequest(
         sources=(),
@@ -74,6 +74,6 @@ def split_requests(
 
 
 def cache_address(config: Config) -> str:
-    """Returns where token shards are kept, which all machines see: a path or a URL."""
+    """Returns the path or URL of the token shards, which all machines see."""
     address = config.data.cache_dir or f"{config.run.output_dir}/{CACHE_NAME}/data"
     return address if is_url(address) else str(Path(address).expanduser().absolute())

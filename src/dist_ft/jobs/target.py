@@ -1,4 +1,4 @@
-"""What `dist-ft eval` is to measure: a run, a model directory or an adapter, found by its files."""
+"""Finds out what `dist-ft eval` is to measure: a run, a model directory or an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `dist-ft checkpoint` shows and does, from a run's files alone."""
+"""Lists, verifies and deletes the checkpoints of a run, from its files alone."""
 
 from __future__ import annotations
 

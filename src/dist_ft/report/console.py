@@ -25,13 +25,13 @@ _LINE = 2000  # characters; messages of errors can quote data
 
 
 def bar(share: float) -> str:
-    """Returns a bar of which a share is done."""
+    """Returns a progress bar."""
     done = int(_BAR * share)
     return f"{'━' * done}{'╌' * (_BAR - done)}"
 
 
 def describe_event(entry: LedgerEntry) -> str | None:
-    """Returns the line for a ledger entry; None for those that a person need not see."""
+    """Returns the line for a ledger entry; None for one that is not shown."""
     match entry.event:
         case events.AttemptBegan(world_size=world_size, start_step=start_step):
             resumed = f", going on after step {start_step}" if start_step else ""
@@ -99,26 +99,8 @@ class Console:
             values = status.evaluation.metrics.items()
             shown = ", ".join(f"{METRIC_NAMES.get(name, name)} {format_value(value)}" for name, value in values)
             self.say(f"  {shown} at step {status.evaluation.step}", "cyan")
-        if not self._is_quiet:
-            self._show(status)
-
-    def progress(self, line: str) -> None:
-        """Shows how far something has got that comes before the steps."""
         if self._is_quiet:
             return
-        if self._console.is_terminal:
-            self._show_live(line)
-        elif time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
-            self._last_plain = time.monotonic()
-            self.say(line)
-
-    def close(self) -> None:
-        """Ends the live line, leaving its last state on the screen."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _show(self, status: LiveStatus) -> None:
         record, row = status.record, status.row
         step, total = record.step, max(1, record.max_steps)
         if row is None or status.searching:
@@ -138,6 +120,22 @@ class Console:
         if row and step != self._shown_step and (is_first_or_last or now - self._last_plain > _PLAIN_EVERY_S):
             self._shown_step, self._last_plain = step, now
             self.say(line)
+
+    def progress(self, line: str) -> None:
+        """Shows the progress of work that comes before the first step."""
+        if self._is_quiet:
+            return
+        if self._console.is_terminal:
+            self._show_live(line)
+        elif time.monotonic() - self._last_plain > _PLAIN_EVERY_S:
+            self._last_plain = time.monotonic()
+            self.say(line)
+
+    def close(self) -> None:
+        """Ends the live line, leaving its last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def _show_live(self, line: str) -> None:
         if self._live is None:

@@ -1,4 +1,4 @@
-"""Pages of text for `dist-ft data check`, `show` and `prepare`. All that comes from the data is made printable."""
+"""Renders `dist-ft data check`, `show` and `prepare` as text. All text of the data is made printable."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def render_check(report: DataReport, is_colored: bool) -> str:
 
 
 def describe_cost(cost: Cost) -> str:
-    """Returns what a run on this data takes, in a line."""
+    """Returns the cost of a run as a line."""
     epochs = "" if cost.epochs is None else f"{cost.epochs:g} epochs in "
     return (
         f"{epochs}{format_count(cost.steps, 'step')}, {cost.tokens:,} tokens, about {cost.flops:.1e} operations; "

@@ -1,6 +1,6 @@
-"""Pages that open from disk and run nothing: one HTML file, charts as SVG in it, no script, nothing fetched.
+"""Makes pages of one HTML file with charts as SVG: no script, and nothing is fetched.
 
-Owns frame, escaping and charts. Whatever text comes in is of others: it is escaped, made printable and cut to a length.
+Owns frame, escaping and charts. Any text may come from others, so it is escaped, made printable and cut.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far the preparation of data has got, in one line. Pure but for the time it is given."""
+"""Shows the progress of data preparation in one line. Pure; the caller tells the time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ShardProgress:
         self.rows += num_rows
 
     def line(self, now: float) -> str:
-        """Returns the line, with rows per second and what is left as the bytes so far let expect."""
+        """Returns the line, with rows per second and the remaining time estimated from the bytes so far."""
         elapsed = max(1e-9, now - self.began)
         share = self.bytes / max(1, self.num_bytes)
         eta = format_duration(elapsed * (1 - share) / share) if share else "…"

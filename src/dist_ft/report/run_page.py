@@ -1,4 +1,4 @@
-"""The report of a run as a page, from the files of its directory alone, while it runs and after.
+"""Makes the page of a run from the files of its directory alone, while it runs and after.
 
 `render_run_page` is pure; `read_run_page` knows the files.
 """
@@ -18,11 +18,11 @@ from dist_ft.run.place import Run
 from dist_ft.run.status import read_status
 
 _MAX_POINTS = 600
-"""Of a line: neighbouring steps beyond it are drawn as their mean."""
+"""Points of a line; beyond it, neighbouring steps are drawn as their mean."""
 _MAX_ROWS = 200
-"""Of a table."""
+"""Rows of a table; the last ones are kept."""
 _ROUTINE: tuple[type[Event], ...] = (Committed, GroupLoaded)
-"""Events that are no news."""
+"""Events that the table leaves out."""
 _SEVERITIES = {"recovering": "warning", "giving_up": "error", "failed": "error", "rank_failed": "warning",
                "skip_batch": "warning", "save_failed": "warning", "checkpoint_damaged": "warning"}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a run comes to, as text: models side by side, and what they answer. Pure, and safe whatever an answer holds."""
+"""Renders models side by side, and their answers, as text. Pure, and safe whatever an answer holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
 }
-"""What people call them; the others are called what they are."""
+"""Names of metrics for people; other metrics keep their own."""
 _WIDTH = 16
 _SAMPLE_CHARS = 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -102,7 +103,7 @@ def test_no_answer_breaks_a_metric(rows: list[tuple[str, str]]) -> None:
 def test_shares_come_together_in_the_order_of_the_rows() -> None:
     def share(eval_s: float, answers: dict[int, str]) -> EvalShare:
         rows = [AnsweredRow(row, "q" * 5000, str(row), {"base": "", "tuned": tuned}) for row, tuned in answers.items()]
-        return EvalShare.from_dict(json.loads(json.dumps(EvalShare(tuple(rows), {}, eval_s).to_dict())))
+        return EvalShare.from_dict(json.loads(json.dumps(asdict(EvalShare(tuple(rows), {}, eval_s)))))
 
     config = EvalConfig(metrics=["exact_match"])
     shares = [share(2.0, {1: "1", 3: "no"}), share(3.5, {0: "0", 2: "2"})]

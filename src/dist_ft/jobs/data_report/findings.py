@@ -1,4 +1,4 @@
-"""What `dist-ft data check` says: the measures of the data, and what follows from them for a person.
+"""Turns the measures of the data into what `dist-ft data check` reports: numbers and findings.
 
 Owns thresholds and words. Counting is `jobs/data_report/measure.py`'s; `limits.py` has the limits that a config sets,
 `report/data_text.py` and `report/data_page.py` how it looks.
@@ -31,7 +31,7 @@ _NUM_BARS = 40
 _FEW_SHARE = 0.01
 """Up to this share, cut samples and repeated rows are a note; beyond it a warning."""
 _WORTH_PACKING = 0.5
-"""Packing is suggested where it would leave this share of the sequences or less."""
+"""Packing is suggested if it leaves at most this share of the sequences."""
 
 
 def check_data(config: Config) -> DataReport:
@@ -60,7 +60,7 @@ def check_data(config: Config) -> DataReport:
 
 
 def find_problems(measures: Measures) -> list[Finding]:
-    """Returns what is worth saying, errors first."""
+    """Returns the findings that no limit asks for, errors first."""
     found: list[Finding] = []
     for split in measures.splits:
         found += [*_row_problems(split), *_sample_problems(split, measures.stops), *_text_problems(split)]
@@ -217,6 +217,11 @@ def _count(noted: Noted, noun: str) -> str:
 
 def summarize(split: SplitCounts) -> SplitSummary:
     """Returns the numbers of a split."""
+    longest = max(split.lengths, default=0)
+    width = longest // _NUM_BARS + 1
+    bars = [0] * (longest // width + 1 if split.lengths else 0)
+    for length, count in split.lengths.items():
+        bars[length // width] += count
     return SplitSummary(
         name=split.name,
         source=split.request.shown,
@@ -232,7 +237,7 @@ def summarize(split: SplitCounts) -> SplitSummary:
             min=min(split.lengths, default=0),
             median=quantile(split.lengths, 0.5),
             p95=quantile(split.lengths, 0.95),
-            max=max(split.lengths, default=0),
+            max=longest,
         ),
         turns={str(turns): split.turns[turns] for turns in sorted(split.turns)},
         answers=split.num_answers,
@@ -248,16 +253,8 @@ def summarize(split: SplitCounts) -> SplitSummary:
         personal={kind: noted.count for kind, noted in sorted(split.personal.items())},
         redacted=dict(sorted(split.redacted.items())),
         removed=dict(split.request.removed.counts),
-        histogram=_histogram(split.lengths),
+        histogram=Histogram(width, tuple(bars)),
     )
-
-
-def _histogram(lengths: Counter[int]) -> Histogram:
-    width = max(lengths, default=0) // _NUM_BARS + 1
-    counts = [0] * (max(lengths, default=-1) // width + 1)
-    for length, count in lengths.items():
-        counts[length // width] += count
-    return Histogram(width, tuple(counts))
 
 
 def quantile(lengths: Counter[int], share: float) -> int:

@@ -57,13 +57,21 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     rows = range(first - 1, min(first - 1 + count, counts.num_sequences))
     places = [_locate(shards, row) for row in rows]
     sequences: list[list[tuple[list[int], list[bool]]]] = []
-    for place in places:
-        ids, trained, starts = shards.read(*place)
+    for shard, row in places:
+        ids, trained, starts = shards.read(shard, row)
         cuts = zip(starts, [*starts[1:], len(ids)], strict=True)
         sequences.append([(ids[start:end].tolist(), trained[start:end].tolist()) for start, end in cuts])
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
     parts = [plan.shards[shard] for shard in dict.fromkeys(shard for shard, _ in places)]
     origins = _find_origins(plan.request, parts, render_many, wanted)
+    shown = []
+    for number, pieces in zip(rows, sequences, strict=True):
+        samples = []
+        for tokens, flags in pieces:
+            origin = origins.get(tuple(tokens))
+            place, num_cut = (origin.place, origin.num_cut_tokens) if origin else (None, None)
+            samples.append(ShownSample(place, num_cut, tokens, flags, list(_segments(tokenizer, tokens, flags))))
+        shown.append(ShownSequence(number + 1, samples))
     return ShownData(
         source=plan.request.shown,
         split="eval" if source == "eval" else f"train.{source}",
@@ -72,10 +80,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
         num_sequences=counts.num_sequences,
         num_tokens=counts.num_tokens,
         num_trained_tokens=counts.num_trained_tokens,
-        sequences=[
-            ShownSequence(row + 1, [_show(tokenizer, *sample, origins) for sample in samples])
-            for row, samples in zip(rows, sequences, strict=True)
-        ],
+        sequences=shown,
     )
 
 
@@ -106,17 +111,6 @@ def _find_origins(
                 if len(found) == len(wanted):
                     return found
     return found
-
-
-def _show(tokenizer: Tokenizer, ids: list[int], trained: list[bool], origins: dict[Tokens, _Origin]) -> ShownSample:
-    origin = origins.get(tuple(ids))
-    return ShownSample(
-        place=origin.place if origin else None,
-        num_cut_tokens=origin.num_cut_tokens if origin else None,
-        input_ids=ids,
-        trained=trained,
-        segments=list(_segments(tokenizer, ids, trained)),
-    )
 
 
 def _segments(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[Segment]:

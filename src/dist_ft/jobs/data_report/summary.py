@@ -1,16 +1,19 @@
-"""What `dist-ft data check` and `data show` found, as values: others print them and load no torch for it."""
+"""The values that `dist-ft data check` and `data show` print. Torch-free, as `report/` is.
+
+`--json` prints a `DataReport` or a `ShownData` field by field.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from dist_ft.jobs.plan.planned import Cost
 
 FEW = 5
-"""Places that are named of whatever is counted."""
+"""Places that are named, at most, of anything that is counted."""
 _PLACE = 1000
-"""Characters of a place and what is wrong there: a template can complain at any length."""
+"""Characters of a place with its problem; the message of a template may have any length."""
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -36,7 +39,7 @@ class Finding:
 
     @property
     def num_more(self) -> int:
-        """Places that are not named, where some are."""
+        """Number of places that are not named; 0 where none is named."""
         return max(0, self.count - len(self.places)) if self.places else 0
 
 
@@ -47,7 +50,7 @@ def share_of(part: int, whole: int) -> float:
 
 @dataclass
 class Noted:
-    """Something counted, and the first places where it stands."""
+    """A count, and the first places of what is counted."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -182,10 +185,6 @@ class DataReport:
         """Whether a run would refuse the data, or a limit is exceeded."""
         return any(finding.severity == "error" for finding in self.findings)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values, as `data check --json` prints them."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -247,7 +246,3 @@ class ShownData:
     num_tokens: int
     num_trained_tokens: int
     sequences: list[ShownSequence]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values, as `data show --json` prints them."""
-        return asdict(self)

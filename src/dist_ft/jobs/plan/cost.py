@@ -17,7 +17,7 @@ from dist_ft.zero.optimizers import optimizer_of
 
 
 def trained_shape(config: Config) -> ModelShape:
-    """Returns what of the model is trained; no weight is loaded.
+    """Returns the shape of the model with its trained part; loads no weight.
 
     Raises:
         UserError: There is no such model, or the adapter does not fit it.
@@ -27,7 +27,7 @@ def trained_shape(config: Config) -> ModelShape:
 
 
 def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> Cost | None:
-    """Returns what a run takes; None where a source gives no sequence, so that there is no run."""
+    """Returns the cost of a run; None if a source gives no sequence, so that there is no run."""
     trained_on = [split for split in splits if split.name != "eval"]
     counts = [split.num_sequences for split in trained_on]
     if not all(counts):
@@ -56,7 +56,7 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelSha
 
 
 def flops(num_params: int, num_trained: int, tokens: int) -> int:
-    """Returns 6 operations a parameter and token (Kaplan et al. 2020), 4 where it is frozen and has no gradient.
+    """Returns 6 operations per parameter and token (Kaplan et al. 2020), 4 for a frozen parameter.
 
     Attention's products of tokens by tokens, padding and recomputation are left out.
     """

@@ -1,4 +1,4 @@
-"""What `dist-ft plan` computes: everything about a run that needs no cluster.
+"""Computes what `dist-ft plan` shows: everything about a run that needs no cluster.
 
 Owns the numbers and the warnings. The memory formulas are in `memory.py`; data and model are checked by
 `jobs/prepare.py`, exactly as a run does it; `report/plan_text.py` makes a page of the plan.
@@ -90,7 +90,7 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
         zero_note=zero_note if config.zero_stage != config.zero.stage else None,
         memory=memory,
         world_sizes=rows,
-        warnings=(*warnings, *_size_warnings(config, rows), *_local_warnings(config, memory)),
+        warnings=(*warnings, *_warnings(config, rows, memory)),
     )
 
 
@@ -154,7 +154,7 @@ def _size_row(config: Config, steps: Sequence[Lengths], size: int, micro: int) -
     )
 
 
-def _size_warnings(config: Config, rows: Sequence[SizeRow]) -> Iterator[str]:
+def _warnings(config: Config, rows: Sequence[SizeRow], memory: Sequence[MemoryRow]) -> Iterator[str]:
     global_batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     wasteful = [
         str(row.world_size) for row in rows if row.surplus_slots > _WASTEFUL_SHARE * (global_batch + row.surplus_slots)
@@ -171,16 +171,13 @@ def _size_warnings(config: Config, rows: Sequence[SizeRow]) -> Iterator[str]:
                 f"{row.world_size} workers take passes of {row.micro_batch_size} sequences: {micro} are "
                 f"estimated not to fit cluster.memory_per_worker={config.cluster.memory_per_worker:g} GiB"
             )
-
-
-def _local_warnings(config: Config, rows: Sequence[MemoryRow]) -> Iterator[str]:
-    """On a Ray that we start without GPUs, all workers share this machine's memory."""
+    # On a Ray that we start without GPUs, all workers share this machine's memory.
     available = available_memory_bytes()
     if config.cluster.address is not None or count_gpus() or available is None:
         return
     needed = max(
         row.world_size * (row.memory.total_bytes + row.memory.host_bytes)
-        for row in rows
+        for row in memory
         if row.stage == config.zero.stage
     )
     if needed > available:

@@ -1,4 +1,4 @@
-"""A plan and a cost as values: what is computed here is printed by others, who load no torch for it."""
+"""The values that `dist-ft plan` prints, and the cost of a run. Torch-free, as `report/` is."""
 
 from __future__ import annotations
 

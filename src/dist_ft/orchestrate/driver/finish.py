@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
@@ -52,7 +52,7 @@ def export_and_measure(session: Session) -> RunNumbers:
         evaluation = merge(config.eval, models, [EvalShare.from_dict(share) for share in session.run_tasks(tasks)])
         lines = [json.dumps(sample) + "\n" for sample in evaluation.samples]
         write_whole(run_dir.samples(steps["tuned"]), "".join(lines))
-        shown = replace(evaluation, samples=evaluation.samples[:_SAMPLES_SHOWN]).to_dict()
+        shown = asdict(replace(evaluation, samples=evaluation.samples[:_SAMPLES_SHOWN]))
         result = replace(result, evaluation={**shown.pop("models"), **shown})
         for name, step in {"base": 0, **steps}.items():
             row = read_evals(run_dir.evals).get(step, EvalRow(step, 0, {}))

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_quantiles_are_those_of_the_sorted_values(values: list[int], share: floa
 
 def test_the_report_is_json_and_has_the_numbers(tmp_path: Path) -> None:
     found = check_data(tiny_config(tmp_path, data__packing=True))
-    report = json.loads(json.dumps(found.to_dict()))
+    report = json.loads(json.dumps(asdict(found)))
     assert list(report) == [
         "run", "seq_len", "packing", "stop_tokens", "splits", "repeated_rows", "repeated_eval_rows", "overlap",
         "near_copies", "near_overlap", "repeated_answers", "cost", "findings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ ConfigFor = Callable[..., Config]
 
 def shown_of(config: Config, source: str, first: int, count: int) -> dict[str, Any]:
     """What `data show --json` prints."""
-    return dict(json.loads(json.dumps(show_data(config, source, first, count).to_dict())))
+    return dict(json.loads(json.dumps(asdict(show_data(config, source, first, count)))))
 
 
 def kinds(sample: dict[str, Any]) -> list[tuple[str, str]]:
