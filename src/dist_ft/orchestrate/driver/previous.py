@@ -57,7 +57,7 @@ def check_sources(run_dir: RunDir, files: SourceFiles) -> None:
 
 
 def check_resumed(config: Config, run_dir: Run, inputs: RunInputs) -> int:
-    """Check that the run can go on from its checkpoints with these inputs; return the step of the last, 0 for none.
+    """Check that the run can go on from its checkpoints; return the step of the last, 0 for none.
 
     Raises:
         UserError: With both values of what differs.

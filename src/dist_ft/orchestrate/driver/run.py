@@ -29,7 +29,7 @@ from dist_ft.run.place import RECORDS, open_run
 
 
 def train(config: Config, *, server: ForkServer, began: float, console: Console) -> RunResult:
-    """Run a config to its end, or to a stop, on the cluster it names; go on with a run that is there.
+    """Run a config to its end or a stop; go on with a run that is there.
 
     Args:
         config: A checked config.

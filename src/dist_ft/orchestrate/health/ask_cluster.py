@@ -140,7 +140,7 @@ def _probe_cluster(address: str, wanted: Requirements) -> Iterator[Check]:
 
 
 def _versions_of(group: Sequence[Member]) -> dict[str, dict[str, str | None] | None]:
-    """Ask every node for its versions, by a task that needs no slot; None for a node that does not answer."""
+    """Ask every node for its versions; None stands for a node that does not answer."""
     ask = ray.remote(num_cpus=0)(_versions)
     asked = {ask.options(scheduling_strategy=on_node(member.node_id)).remote(): member for member in group}
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_LIMIT_S)

@@ -172,7 +172,7 @@ def _failures(group: Sequence[Member], answers: Mapping[str, Answer[T]], during:
 
 
 def _others(member: Member, group: Sequence[Member]) -> list[NodeRef]:
-    """Return the nodes that this one tries: the next ones in a ring, so that each is also tried by as many."""
+    """Return the next nodes in a ring, which this one tries; as many try this one."""
     order = sorted(other.node_id for other in group if other.node_id != member.node_id)
     start = bisect.bisect(order, member.node_id)
     chosen = set((order[start:] + order[:start])[:_MOST_OTHERS])

@@ -21,7 +21,7 @@ _SLOW_BYTES_PER_S = 0.1e9  # what a 1 Gbit/s cable carries; less is an interface
 
 
 def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Requirements) -> Check:
-    """Compare the resources of the nodes with the fewest workers that the run starts with; a worker is on one node."""
+    """Compare the room on the nodes with the fewest workers that the run starts with."""
     each = worker_resources(wanted.resources, has_gpu=any(node.get("GPU") for node in nodes))
     room = sum(workers_on(node, each) or 0 for node in nodes)
     shown = " and ".join(f"{amount:g} {name}" for name, amount in each.items())

@@ -1,4 +1,4 @@
-"""Finds out where a rank is that makes no progress: its Python stacks and its kernel state, in a file of the run.
+"""Writes the Python stacks and the kernel state of a rank without progress into a file of the run.
 
 The rank has `faulthandler` write all its stacks to its log when it gets `DUMP_SIGNAL`. That works in C, so also while
 it waits in a collective or holds the interpreter's lock. A process that is stopped cannot, and is said to be stopped.

@@ -1,4 +1,4 @@
-"""A fork server on every node, for as long as the driver lives: ranks start in a second instead of ten."""
+"""Keeps a fork server on every node: ranks start in a second instead of ten."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StarterActor:
 
 
 class Starters:
-    """Keeps a fork server on every node of the cluster, also on nodes that join, and instead of those that die.
+    """Keeps a fork server on every node of the cluster; nodes that join get one, servers that die are replaced.
 
     Args:
         own: The driver's own server, which serves its node.
