@@ -38,7 +38,7 @@ _GATHERED_PARTS = 8
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the formulas must know of a model.
+    """The sizes of a model that the formulas use.
 
     Attributes:
         num_params: Elements of the whole model, adapter included (P).
@@ -106,7 +106,7 @@ class Memory:
 
 
 def weights_bytes(model: ModelShape, stage: int, world_size: int, offload: bool = False) -> int:
-    """Returns the bytes of the weights, at stage 3 with those gathered for the layers at work.
+    """Returns the bytes of the weights, at stage 3 with those gathered for the running layers.
 
     With `offload` a worker's own part is in host memory and is gathered like the others'.
     """
@@ -174,7 +174,7 @@ def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: in
 def fitting_micro_batch(
     model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, limit_bytes: int, offload: bool = False
 ) -> int:
-    """Returns the most sequences a pass, at most `batch.num_sequences`, that are estimated to fit; at least 1.
+    """Returns the largest number of sequences a pass that is estimated to fit: 1 to `batch.num_sequences`.
 
     A group that shrinks holds more state per worker, and what is left may be too little for the passes it had.
     The result of a run does not depend on it.

@@ -1,4 +1,4 @@
-"""What `method` takes over from the adapter in `method.init_from`; whether it can be gone on from at all.
+"""Settings that `method` takes from the adapter in `method.init_from`.
 
 Torch-free, so that a contradiction is answered at once. Keys that PEFT may add later are judged where PEFT is, in
 `model/adapter.py`.
@@ -19,16 +19,16 @@ _DEFAULTS: dict[str, PeftValue] = {
     "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": None, "modules_to_save": [], "use_rslora": False,
     "use_dora": False, "layers_to_transform": None,
 }  # fmt: skip
-"""What PEFT assumes for a key that adapter_config.json leaves out; all that `method` takes over."""
+"""The keys that `method` takes over, with PEFT's defaults for those that adapter_config.json leaves out."""
 
 FREE = frozenset({"lora_dropout"})
-"""Keys that may differ from the adapter's: they are no part of what it computes."""
+"""Keys that may differ from the adapter's, because they do not change what it computes."""
 
 
 def with_adapter_settings(config: Config) -> Config:
-    """Returns the config with the adapter's own settings for the keys of `method` that the user has not set.
+    """Returns the config with the adapter's settings for the keys of `method` that the user has not set.
 
-    Only for a config that `load_config` has read: of one that was sent between processes all keys are set.
+    Call it only on a config from `load_config`; in one that was sent between processes, all keys are set.
 
     Raises:
         ConfigError: A key contradicts the adapter, or the adapter is not one to go on from.
@@ -51,7 +51,7 @@ def with_adapter_settings(config: Config) -> Config:
 
 
 def adapter_settings(directory: str) -> dict[str, PeftValue]:
-    """Returns the settings of a LoRA adapter in the spelling and the types of `method`, and its base model's name.
+    """Returns the settings of a LoRA adapter under the keys of `method`, and the name of its base model.
 
     Raises:
         ConfigError: It is not a LoRA adapter in safetensors.
@@ -63,7 +63,7 @@ def adapter_settings(directory: str) -> dict[str, PeftValue]:
         found = {key: stored.get(key, default) for key, default in _DEFAULTS.items()}
         layers, targets = found["layers_to_transform"], found["target_modules"]
         found |= {
-            # PEFT keeps sets, whose order on disk is chance; without any it knows a family's own.
+            # PEFT stores sets, in no fixed order. With none it uses the default of the model family.
             "target_modules": sorted(targets) if isinstance(targets, list) else targets or "all-linear",
             "modules_to_save": sorted(found["modules_to_save"] or []),
             "layers_to_transform": [layers] if isinstance(layers, int) else layers,
@@ -86,14 +86,14 @@ def adapter_settings(directory: str) -> dict[str, PeftValue]:
 
 
 def same(mine: PeftValue, theirs: PeftValue) -> bool:
-    """Whether two settings are equal; lists are sets to PEFT."""
+    """Whether two settings are equal. PEFT treats lists as sets."""
     if isinstance(mine, list) and isinstance(theirs, list):
         return sorted(map(str, mine)) == sorted(map(str, theirs))
     return mine == theirs
 
 
 def _check_base(theirs: str, config: Config) -> None:
-    """Two names of a hub that differ are two models; of two paths, or a path and a name, nothing is known."""
+    """Refuses an adapter of another base model, as far as two hub names can tell; paths tell nothing."""
     mine = config.model.name
     names = [
         name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not is_there(Path(name))

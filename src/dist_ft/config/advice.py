@@ -1,4 +1,4 @@
-"""Keys and values that people bring from other tools, and that mean something here: what to do instead."""
+"""Advice on keys and values that people bring from other tools."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|//[^/@\s]+@")
 
 
 def advice_on_key(key: str) -> str | None:
-    """Returns what to do instead of a key that the schema does not know, if it is a known one of others."""
+    """Returns what to do instead of an unknown key, if other tools have it."""
     return next((advice for pattern, advice in _KEYS if pattern.fullmatch(key.lower())), None)
 
 
 def advice_on_value(key: str, value: Yaml) -> str | None:
-    """Returns what to do instead of a value that the key does not take, if it is a known one of others."""
+    """Returns what to do instead of a refused value, if other tools take it."""
     if not isinstance(value, str):
         return None
     return next((advice for pattern, advice in _VALUES.get(key, ()) if pattern.fullmatch(value)), None)
 
 
 def keys_with_secrets(raw: Yaml, key: str = "") -> Iterator[str]:
-    """Yields the keys whose values hold a token or the user info of a URL; the values must not be shown."""
+    """Yields the keys whose values contain a token or the user info of a URL. Do not show these values."""
     if isinstance(raw, dict):
         for name, value in raw.items():
             yield from keys_with_secrets(value, f"{key}.{name}".removeprefix("."))

@@ -19,16 +19,16 @@ class ClusterConfig(Section):
     resources_per_worker: dict[str, float] | None = None
     """Ray resources of a worker. Null: one GPU and one CPU where the cluster has GPUs, else one CPU."""
     memory_per_worker: Annotated[float, Field(gt=0)] | None = None
-    """Memory a worker may use, in GiB. Null: all of its GPU; on CPUs it is not looked at."""
+    """Memory that a worker may use, in GiB. Null means all of its GPU, and no limit on CPUs."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """How long to wait for resources that exist but are busy."""
     allowed_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
-    """Worker counts that the run may have, within num_workers. Null: every one."""
+    """World sizes that the run may have, within num_workers. Null allows every one."""
     grow_after_s: Annotated[float, Field(ge=0)] | None = 30.0
-    """New machines must have been there for so long before the run grows on to them; null: it never grows while it
-    runs. Machines that are about to leave are left at once."""
+    """Seconds that new machines must have been available before the run grows onto them. Null never grows a run.
+    Machines that are about to leave are left at once."""
     grow_if_it_pays: bool = True
-    """Grow only when the steps that are left gain more time than a resize costs, both as measured in this run."""
+    """Grow only if the remaining steps gain more time than a resize costs, both as measured in this run."""
 
     @property
     def memory_per_worker_bytes(self) -> int | None:
@@ -52,8 +52,8 @@ class PhaseLimits(Section):
     start_s: Annotated[float, Field(gt=0)] = 600.0
     """From the group's start to the rank's first word."""
     load_s: Annotated[float, Field(gt=0)] | None = None
-    """Loading model and checkpoint. Null, here and below: ten times the longest so far, at least ten minutes; an hour
-    or two while there was none."""
+    """Loading the model and the checkpoint. Null, here and below, means ten times the longest so far and at least ten
+    minutes; an hour or two before there was one."""
     data_s: Annotated[float, Field(gt=0)] | None = None
     """Waiting for a token shard that is not there yet, in `data.preparation: stream`."""
     first_step_s: Annotated[float, Field(gt=0)] | None = None

@@ -17,7 +17,7 @@ Column = Literal[
 
 
 class RowSource(Section):
-    """Where rows are, and how they are written."""
+    """Where rows lie and how they are written."""
 
     source: str
     """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz, .bz2, .xz, .zst), a
@@ -42,8 +42,8 @@ class SourceConfig(RowSource):
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the sequences of the stream (normalised). Null on all sources: every sample once an epoch."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
-    """Most training rows used of it, after `data.curation`: a sample by a hash of what rows say, so that it does not
-    follow the order of the file. Null uses all."""
+    """Most training rows to use, after `data.curation`. The sample follows from a hash of the rows' content, not from
+    the order of the file. Null uses all."""
 
 
 def _kind_of_held_out(value: str | float | dict[str, str] | RowSource) -> str:
@@ -58,26 +58,26 @@ HeldOut = Annotated[
     | Annotated[RowSource, Tag("a source")],
     Discriminator(_kind_of_held_out),
 ]
-"""Told apart by type, so that a mistake is explained as what was meant."""
+"""The members are told apart by type, so that an error message speaks of the one that was meant."""
 
 
 class LoaderConfig(Section):
-    """How workers read prepared data that lies in an object store. On a file system it is read where it lies."""
+    """How workers read prepared data from an object store. On a file system they read it in place."""
 
     cache_dir: str | None = None
     """Directory on each machine for copies of token shards; null is a folder in the user's cache directory."""
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
-    """Most of a machine's disk that the copies take, in GiB; those not used for longest go first."""
+    """Largest size of the copies on a machine's disk, in GiB. The least recently used go first."""
     prefetch_steps: Annotated[int, Field(ge=0)] = 2
-    """Steps whose batches are made ready while one is computed."""
+    """Number of steps to prepare ahead of the one that is computed."""
     max_tries: Annotated[int, Field(ge=1)] = 6
-    """Tries to read a shard, each after twice the wait of the one before, from half a second on."""
+    """Tries to read a shard. The wait between two tries starts at half a second and doubles."""
     replicas: list[str] = []
-    """Further places (paths or URLs) that hold the same prepared data, tried where `data.cache_dir` fails."""
+    """Paths or URLs that hold the same prepared data. Workers try them when `data.cache_dir` fails."""
 
 
 class TextRule(Section):
-    """A pattern, and whose texts it looks at."""
+    """A pattern and the role whose texts it searches."""
 
     pattern: Pattern
     """Regular expression, searched in each text."""
@@ -86,31 +86,31 @@ class TextRule(Section):
 
 
 class CurationConfig(Section):
-    """Which training rows are left out. Held-out rows are never touched, and what is left out is counted by rule."""
+    """Which training rows are left out. Held-out rows stay. The rows left out are counted by rule."""
 
     min_characters: Annotated[int, Field(ge=1)] | None = None
     """Fewest characters of all texts of a row."""
     max_characters: Annotated[int, Field(ge=1)] | None = None
     """Most characters of all texts of a row. Tokens are `data.seq_len` and `data.long_samples: drop`."""
     min_turns: Annotated[int, Field(ge=1)] | None = None
-    """Fewest turns of a conversation; raw text has none and is not looked at."""
+    """Fewest turns of a conversation. Raw text has no turns and always passes."""
     max_turns: Annotated[int, Field(ge=1)] | None = None
     """Most turns of a conversation."""
     drop: list[TextRule] = []
-    """Rows are left out in which one of these is found."""
+    """Leave out rows in which any of these is found."""
     require: list[TextRule] = []
-    """Rows are left out in which not every one of these is found."""
+    """Leave out rows in which one of these is not found."""
     exact: bool = False
     """Leave out rows that say the same as an earlier one, over all sources in order."""
     near: Annotated[float, Field(ge=0.5, le=1)] | None = None
-    """Leave out rows that are alike an earlier one: the share of their runs of three words that both have, such as
-    0.8. Instructions are not compared. Null: none."""
+    """Leave out rows that are similar to an earlier one. The value is the share of runs of three words that two rows
+    have in common, such as 0.8. Instructions are not compared. Null compares none."""
     against_eval: bool = False
-    """Leave out training rows that equal a held-out row, or with `near` are alike one."""
+    """Leave out training rows that equal a held-out row or, with `near`, are similar to one."""
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is asked for."""
+        """Whether any rule is set."""
         return self != CurationConfig()
 
 
@@ -118,14 +118,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LimitsConfig(Section):
-    """From which share on what `dist-ft data check` finds is an error. Null, here and below: no limit."""
+    """Shares from which on a finding of `dist-ft data check` is an error. Null, here and below, sets no limit."""
 
     exact_copies: Share | None = None
     """Training rows that equal an earlier one."""
     near_copies: Share | None = None
-    """Training rows that are alike an earlier one, the equal ones aside."""
+    """Training rows that are similar but not equal to an earlier one."""
     leaked: Share | None = None
-    """Held-out rows that equal a training row or are alike one."""
+    """Held-out rows that equal a training row or are similar to one."""
     personal: Share | None = None
     """Rows of a split with personal data or secrets, after `data.redact`."""
     untrained: Share | None = None
@@ -137,7 +137,7 @@ class LimitsConfig(Section):
     empty_answers: Share | None = None
     """Rows of a split with an empty answer."""
     repeated_answers: Share | None = None
-    """Training rows whose answer many others give, too."""
+    """Training rows whose answer many other rows share."""
 
 
 class DataConfig(Section):
@@ -153,13 +153,13 @@ class DataConfig(Section):
     seq_len: Annotated[int, Field(ge=8)] = 2048
     """Longest sequence in tokens."""
     long_samples: Literal["truncate", "drop", "error", "split"] = "truncate"
-    """What becomes of a sample longer than seq_len: cut at the end, left out, an error, or made into consecutive pieces
-    (the first token of a piece is not trained)."""
+    """How to treat a sample longer than seq_len: cut its end, leave it out, fail, or split it into consecutive pieces.
+    The first token of a piece is not trained."""
     bad_rows: Literal["error", "skip"] = "error"
-    """What becomes of a row that cannot be used: an error that names it, or it is left out, counted, and written to
-    `quarantine.jsonl` beside the prepared data."""
+    """How to treat a row that cannot be used: fail with an error that names it, or leave it out, count it, and write it
+    to `quarantine.jsonl` beside the prepared data."""
     packing: bool = True
-    """Join short samples into one sequence; they do not see one another."""
+    """Join short samples into one sequence. They do not attend to one another."""
     preparation: Literal["ahead", "stream"] = "ahead"
     """When rows become token shards: all before the first step, or from the first window of shards on while training
     goes on, which needs train.max_steps. The order of samples is the same."""
@@ -170,16 +170,16 @@ class DataConfig(Section):
     """Where token shards are kept: a path that all machines see, or a URL such as `s3://bucket/cache`. Null is
     `.dist-ft-cache/data` in run.output_dir."""
     exhaust: Literal["first", "all", "repeat"] = "all"
-    """With weights, when an epoch ends: as soon as one source is used up; when every source has been used up, the
-    others being repeated; or never, which needs train.max_steps."""
+    """When an epoch ends, with weights: `first`, as soon as one source is used up; `all`, when every source has been
+    used up once, the shorter ones being repeated; `repeat`, never, which needs train.max_steps."""
     shuffle: bool = True
-    """Seeded order. False is a curriculum: every source in its own order, in each epoch."""
+    """Shuffle with `run.seed`. False is a curriculum: each epoch takes every source in its own order."""
     loader: LoaderConfig = LoaderConfig()
     """How workers read prepared data."""
     curation: CurationConfig = CurationConfig()
     """Which training rows are left out."""
     redact: list[Literal["email", "phone", "card", "iban", "api_key", "private_key"]] = []
-    """Kinds of personal data and secrets that `<EMAIL>`, `<PHONE>` and so on stand for in all texts, held-out ones too.
+    """Kinds of personal data and secrets to replace by `<EMAIL>`, `<PHONE>` and so on, in held-out texts too.
     See docs/data-check.md for what is found."""
     limits: LimitsConfig = LimitsConfig()
     """When `dist-ft data check` fails."""

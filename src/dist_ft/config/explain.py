@@ -19,7 +19,7 @@ Location = Sequence[str | int]
 
 
 def explain_all(error: ValidationError, path: Path, raw: Yaml) -> list[str]:
-    """Returns one line a key: a union's members each complain, and the first speaks for them."""
+    """Returns one line a key. Of a union, whose members each report an error, the first one counts."""
     lines: dict[str, str] = {}
     for item in error.errors():
         key = ".".join(map(str, _written_location(item, raw)))
@@ -62,7 +62,7 @@ def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
 
 
 def _written_location(item: ErrorDetails, raw: Yaml) -> list[str | int]:
-    """Returns where the error stands in what the user wrote; pydantic also names tried members of unions."""
+    """Returns the location of an error in the user's file; pydantic also names the members of unions that it tried."""
     location: list[str | int] = []
     node = raw
     *parents, last = item["loc"] or ("",)

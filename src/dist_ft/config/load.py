@@ -1,4 +1,4 @@
-"""Reads a config: a YAML file plus `a.b=value` overrides, checked at once and reported at once.
+"""Reads a config from a YAML file and `a.b=value` overrides, and reports all problems at once.
 
 Kept free of heavy imports: a typo must be answered in well under half a second.
 """
@@ -62,11 +62,11 @@ def with_absolute_paths(config: Config) -> Config:
         return path if path is None or not Path(path).expanduser().exists() else str(Path(path).expanduser().absolute())
 
     def placed(path: str | None) -> str | None:
-        """Of what is yet to be made, too."""
+        """Makes a path absolute even if nothing is there yet."""
         return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
 
     def found(source: str) -> str | None:
-        """A file or folder, or a pattern, which is no path itself."""
+        """Makes a source absolute: a file, a folder or a pattern."""
         return placed(source) if is_pattern(source) and not is_url(source) else absolute(source)
 
     data = config.data
@@ -92,12 +92,12 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def with_commit(config: Config, commit: str | None) -> Config:
-    """Returns the config with its hub model held at a commit."""
+    """Returns the config with its hub model pinned to a commit."""
     return config.model_copy(update={"model": config.model.model_copy(update={"commit": commit})})
 
 
 def with_model_dir(config: Config, directory: str, dtype: str | None = None) -> Config:
-    """Returns the config with the model of a directory in place of its own, which has no revision and no commit."""
+    """Returns the config with the model in a directory, which has no revision and no commit."""
     changes = {"name": directory, "revision": None, "commit": None, "dtype": dtype or config.model.dtype}
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
@@ -120,9 +120,9 @@ def dump_yaml(config: Config) -> str:
 
 
 def dump_set_keys(config: Config) -> str:
-    """Returns the keys that were set as YAML, for a machine that reads them as if the user had written them there.
+    """Returns the keys that the user set as YAML, for another machine that reads them as the user's.
 
-    A key that was left out stays left out: an adapter to go on from settles some of them (`with_adapter_settings`).
+    Keys that were left out stay left out, because an adapter may settle them (`with_adapter_settings`).
     """
     return dump(config.model_dump(mode="json", exclude_unset=True))
 

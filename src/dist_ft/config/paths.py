@@ -1,4 +1,4 @@
-"""Checks of a config that look at this machine: its files and its capacity; all run before any process starts."""
+"""Checks a config against this machine, its files and its capacity, before any process starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATTERN = re.compile(r"[*?[]")
 
 
 def check_config(config: Config) -> None:
-    """Checks what the schema cannot, in milliseconds.
+    """Checks what the schema cannot check. Takes milliseconds.
 
     Raises:
         ConfigError: With every problem found, one a line.
@@ -67,7 +67,7 @@ def check_config_elsewhere(config: Config) -> None:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is no path can be the id of a data set on the hub, and not a file name with a typo."""
+    """Whether a source that is no path can be a data set's id on the hub rather than a misspelt file name."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
     return is_one and not has_known_ending(source)
 
@@ -78,7 +78,7 @@ def is_pattern(source: str) -> bool:
 
 
 def _capacity_problem(config: Config) -> list[str]:
-    """More workers than a Ray of ours on this machine would ever take; a given cluster is asked later."""
+    """Refuses more workers than a local Ray would ever place. A given cluster is asked later."""
     resources = config.cluster.resources_per_worker or {}
     if config.cluster.address is not None or resources.get("GPU") or (has_gpu() and not resources):
         return []
@@ -117,7 +117,7 @@ def _file_problems(config: Config) -> list[str]:
 
 
 def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
-    """Checks a source as far as its path tells.
+    """Checks a source as far as its address tells.
 
     Args:
         section: The config section of the source.

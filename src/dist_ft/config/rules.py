@@ -1,4 +1,4 @@
-"""Rules that join sections: pure, so that they hold on any machine."""
+"""Rules that join sections. They are pure, so they hold on any machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAST_SHARE = Fraction(1, 10**9)
 
 
 def check_sections(config: Config) -> None:
-    """Checks what holds on any machine, for a run that starts elsewhere: no file, no core is looked at.
+    """Checks the rules that hold on any machine, without looking at files or cores.
 
     Raises:
         ConfigError: With every problem found, one a line.
@@ -26,7 +26,7 @@ def check_sections(config: Config) -> None:
 
 
 def section_problems(config: Config) -> list[str]:
-    """Return what is wrong with the config on any machine, one problem a line."""
+    """Returns the problems that a config has on any machine, one a line."""
     problems = []
     train, data = config.train, config.data
     if train.micro_batch_size > train.global_batch_size:
@@ -68,7 +68,7 @@ def section_problems(config: Config) -> list[str]:
 
 
 def _mixing_problems(config: Config) -> list[str]:
-    """What is wrong with how sources share the stream (docs/data.md, "Mixing")."""
+    """Returns the problems of mixing sources (docs/data.md, "Mixing")."""
     problems, data = [], config.data
     weights = [source.weight for source in data.train if source.weight is not None]
     if 0 < len(weights) < len(data.train):
@@ -167,7 +167,7 @@ def _method_problems(method: MethodConfig) -> list[str]:
 
 
 def sources_of(config: Config) -> list[tuple[str, str, RowSource]]:
-    """Returns every source with its section, and what of a key follows where its address is written."""
+    """Returns (section, suffix of the key that holds the address, source) of every source."""
     found = [(f"data.train.{index}", ".source", source) for index, source in enumerate(config.data.train)]
     if config.data.eval_source is None:
         return [*found]

@@ -1,4 +1,4 @@
-"""What all sections of the config share: their base class and the type of a regular expression."""
+"""The base class of all sections of the config, and the type of a regular expression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiled)]
 
 
 class Section(BaseModel):
-    """A part of the config: frozen, unknown keys rejected, no silent type conversion."""
+    """A part of the config. It is frozen, rejects unknown keys and converts no types."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True

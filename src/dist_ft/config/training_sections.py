@@ -31,17 +31,17 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model; null is the default branch."""
     commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
-    """Commit of a hub model. Null: what `revision` is when the run starts; it is written here in the run's own
-    config, and whoever goes on with the run uses it, however far the branch has moved."""
+    """Commit of a hub model. Null takes the commit of `revision` when the run starts. The run's own config stores it
+    here, so that a resume uses it even if the branch has moved."""
     dtype: DType = "bfloat16"
     """Dtype of weights and computation. Masters, moments and gradient accumulation are always float32."""
     config_overrides: dict[str, bool | int | float | str | None] = {}
-    """Numbers, words and flags in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`. An export
-    of all weights holds them; whoever uses an adapter must set what changes the computation, too."""
+    """Numbers, words and flags in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`. An export of
+    all weights contains them. With an adapter, set those that change the computation wherever it is used."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     trust_remote_code: bool = False
-    """Run Python code that the model brings along. Off, because it is somebody else's program."""
+    """Run Python code that comes with the model. Off by default, because it is somebody else's program."""
 
     @property
     def torch_dtype(self) -> str:
@@ -70,13 +70,13 @@ class MethodConfig(Section):
     layers_to_transform: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """LoRA only: indexes of the layers to adapt, with `target_modules` as a list. Null adapts all."""
     modules_to_save: list[Annotated[str, Field(min_length=1)]] = []
-    """LoRA only: modules that are trained whole beside the adapter, such as `lm_head`. As in PEFT every module
-    whose name ends so is meant."""
+    """LoRA only: modules to train whole beside the adapter, such as `lm_head`. As in PEFT, a name matches every module
+    whose name ends with it."""
     freeze: list[Pattern] = []
-    """Full only: parameters that stay as they are, as regular expressions searched in their names."""
+    """Full only: parameters to freeze, as regular expressions searched in their names."""
     init_from: str | None = None
-    """Directory of a PEFT LoRA adapter to go on from instead of fresh matrices. The keys of this section that are left
-    out are the adapter's."""
+    """Directory of a PEFT LoRA adapter to start from instead of fresh matrices. Keys of this section that are not set
+    take the adapter's values."""
 
 
 class TrainConfig(Section):
@@ -85,12 +85,12 @@ class TrainConfig(Section):
     global_batch_size: Annotated[int, Field(ge=1)] = 32
     """Sequences per optimizer step over all workers; constant over a run."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Sequences per worker and pass; changes memory and speed, never the result. A worker whose memory is known
-    (a GPU, or `cluster.memory_per_worker`) takes fewer where so many are estimated not to fit."""
+    """Sequences per worker and pass. It changes memory and speed, never the result. A worker whose memory is known (a
+    GPU, or `cluster.memory_per_worker`) takes fewer if so many are estimated not to fit."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps; wins over `epochs`."""
+    """Optimizer steps. Overrides `epochs`."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the data, may be fractional."""
+    """Passes over the data. May be fractional."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -99,11 +99,11 @@ class EarlyStopping(Section):
     """When a run ends before its last step."""
 
     metric: SteeringMetric = "eval_loss"
-    """What is looked at; perplexity goes with `eval_loss`."""
+    """Metric to watch. Perplexity goes with `eval_loss`."""
     patience: Annotated[int, Field(ge=1)]
     """Evaluations in a row without improvement after which the run is complete."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """An improvement is more than this."""
+    """A smaller change does not count as an improvement."""
 
 
 class EvalConfig(Section):
@@ -112,17 +112,18 @@ class EvalConfig(Section):
     every_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between held-out losses; null measures before the first and after the last step only."""
     early_stopping: EarlyStopping | None = None
-    """End the run when the held-out data gets no better; null runs all steps. The decision depends on the numbers
-    measured so far and on nothing else, so a run that fails or is resized on the way ends at the same step."""
+    """End the run when the metric on the held-out data stops improving. Null runs all steps. The decision depends only
+    on the numbers measured so far, so a run that fails or is resized ends at the same step."""
     best_metric: SteeringMetric | None = None
-    """Keep the checkpoint that is best by this, and export it as `exports/best`. Null keeps the last ones only."""
+    """Metric by which the best checkpoint is kept and exported as `exports/best`. Null keeps only the last
+    checkpoints."""
     metrics: list[Literal["exact_match", "json_valid", "json_fields", "rouge_l", "bleu", "regex"]] = []
     """Metrics of generated answers, measured on the base model and on the result. json_valid: the answer is one JSON
     object or array; json_fields: share of the fields of the reference's object that are equal; rouge_l: F1; bleu: of
     all answers together, 0 to 100; regex: see below."""
     regex: Pattern | None = None
-    """Pattern of the metric `regex`: its first match in the answer must equal the one in the reference (its groups,
-    where it has any); where the reference has none, any match will do."""
+    """Pattern of the metric `regex`. Its first match in the answer, or the groups of that match, must equal those in
+    the reference. If the reference has no match, any match counts."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Longest generated answer."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
@@ -130,7 +131,7 @@ class EvalConfig(Section):
 
 
 class GroupConfig(Section):
-    """Settings of the parameters whose names match."""
+    """Settings for the parameters whose names match a pattern."""
 
     pattern: Pattern
     """Regular expression, searched in the name of a trained parameter."""
@@ -208,7 +209,7 @@ class ScheduleFreeAdamWConfig(OptimizerConfig):
 
 
 def _kind_of_optimizer(value: dict[str, str] | OptimizerConfig) -> str:
-    """Without a kind it is AdamW, as in configs from before there were others."""
+    """Returns the kind of an optimizer. A section without one means AdamW."""
     return str(value.get("kind", "adamw")) if isinstance(value, dict) else str(getattr(value, "kind", "adamw"))
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes YAML as 1.2 has it, and applies `a.b=value` overrides."""
+"""Reads and writes YAML 1.2 and applies `a.b=value` overrides."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import yaml
 from dist_ft.errors import ConfigError
 
 Yaml = None | bool | int | float | str | list["Yaml"] | dict[str, "Yaml"]
-"""What a file or an override holds, before it is known to be a config."""
+"""The content of a file or an override before it is known to be a config."""
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `3e-4` is a number; `on`, `010`, `1:30` and dates are words; keys stand once."""
+    """Reads scalars as YAML 1.2: `3e-4` is a number; `on`, `010`, `1:30` and dates are words. Keys must be unique."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -66,8 +66,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Yaml]:
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
-# Besides its own: what PyYAML's constructors raise for a wrong value under an explicit tag, a number of more
-# than 4300 digits, and brackets a thousand deep.
+# Besides YAMLError, PyYAML raises these for a wrong value under an explicit tag, a number of more than 4300 digits,
+# and brackets a thousand deep.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 

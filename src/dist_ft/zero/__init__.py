@@ -1,1 +1,1 @@
-"""Everything that knows DeepSpeed: its config, the engine, slices in and out."""
+"""Everything that knows DeepSpeed: its config, the engine, trained state in and out, the optimizers."""

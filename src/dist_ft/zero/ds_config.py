@@ -1,4 +1,4 @@
-"""The DeepSpeed config as a pure function; the only place with DeepSpeed's own spellings."""
+"""The DeepSpeed config as a pure function. Only this module uses DeepSpeed's own spellings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build_ds_config(
 
 
 def build_init_config(config: Config, on_gpu: bool) -> dict[str, Any]:
-    """Returns the dict for `deepspeed.zero.Init`, which looks at dtype and places only."""
+    """Returns the dict for `deepspeed.zero.Init`, which reads only dtype and offload settings."""
     ds: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     if config.model.torch_dtype == "bfloat16":
         ds["bf16"] = {"enabled": True}
@@ -75,7 +75,7 @@ def _zero_section(config: Config, num_params: int, num_trained: int, on_gpu: boo
     }
     if stage == 3:
         section |= {
-            # Held gathered at most: an eighth of the model, so that stage 3 saves memory at any size. With the
+            # Gather at most an eighth of the model, so that stage 3 saves memory at any size. With the
             # default of 1e9 a small model is never released, and the search for what to release
             # (`__params_to_release` walks the trace) takes 30 s in the second step of a 135M model.
             "stage3_max_live_parameters": max(1_000_000, num_params // 8),

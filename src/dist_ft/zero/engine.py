@@ -26,20 +26,20 @@ from dist_ft.zero.sharding import full_shape
 
 logger = logging.getLogger(__name__)
 
-# Longer than any limit of the watchdog, which names the rank that holds the others up; a collective that runs
-# into this timeout would end, and blame, the ones that wait.
+# Longer than any limit of the watchdog, which names the rank that delays the others. This timeout would end, and
+# blame, the ranks that wait.
 _GROUP_TIMEOUT = timedelta(hours=3)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A module that DeepSpeed trains, with what is asked of it.
+    """A module that DeepSpeed trains.
 
     Attributes:
         raw: DeepSpeed's engine, which has no types.
         module: The module that is trained.
         names: Trained parameters and their names.
-        optimizer: What is to be known of the optimizer.
+        optimizer: Its row of the optimizers' table.
         stage: ZeRO stage that is run.
         device: Where the module computes.
     """
@@ -106,7 +106,7 @@ class Engine:
 
 
 def open_store(host: str, rank: int, world_size: int, port: int = 0) -> dist.TCPStore:
-    """Opens the rendezvous store. Rank 0 listens on a free port (read it from `.port`), the others connect."""
+    """Opens the rendezvous store. Rank 0 listens on a free port (see `.port`), the others connect."""
     return dist.TCPStore(
         host, port, world_size, is_master=rank == 0, timeout=timedelta(minutes=5), wait_for_workers=False
     )

@@ -1,4 +1,4 @@
-"""The optimizers: a table of what the rest of the code must know of each.
+"""The table of optimizers: for each, what the rest of the code must know.
 
 A new optimizer is a section in `config/training_sections.py` and a row here. Its update must be element-wise: ZeRO cuts
 parameters into flat partitions at any element, and only then is the result the same at every stage and world size.
@@ -29,12 +29,12 @@ class ParamGroup(TypedDict):
 
 
 StateEntry = dict[str, torch.Tensor | float]
-"""What an optimizer keeps of one tensor."""
+"""The state that an optimizer keeps for one tensor."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer as its section of the config describes it.
+    """A row of the table, for a section of the config.
 
     Attributes:
         state: Kinds of state, each a float32 tensor of the parameter's shape.

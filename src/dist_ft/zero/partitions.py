@@ -102,9 +102,9 @@ def restore_slices(engine: Engine, read: ReadRange, step: int, numbers: Mapping[
 
 @contextmanager
 def averaged_weights(engine: Engine) -> Iterator[None]:
-    """Compute with the averaged weights, where the optimizer has any. Collective; the masters come back bit for bit.
+    """Compute with the averaged weights for a while, if the optimizer has any. Collective.
 
-    Costs a copy of this rank's masters meanwhile.
+    The masters come back bit for bit. It costs a copy of this rank's masters meanwhile.
     """
     share, state = engine.optimizer.average_share, engine.inner.state
     if share is None:
@@ -131,7 +131,7 @@ def optimizer_step(engine: Engine) -> int:
 
 
 def optimizer_numbers(engine: Engine) -> dict[str, float]:
-    """Return what the optimizer keeps besides its step counter; empty for most."""
+    """Return the optimizer's numbers besides its step counter; most have none."""
     optimizer = engine.optimizer
     found = {name: float(_counters(engine).get(name, 0.0)) for name in optimizer.numbers}
     return found if optimizer.average_share is None else {**found, "average_share": optimizer.average_share}
@@ -164,7 +164,7 @@ def _plain(names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]
 
 
 def _exchange(wholes: list[torch.Tensor]) -> None:
-    """Give every rank all of what each has read, one broadcast a rank: at stage 0 everybody holds everything."""
+    """Send what each rank has read to all others, one broadcast a rank. At stage 0 every rank holds all state."""
     for rank in range(dist.get_world_size()):
         parts = [whole[slice(*_share(whole.numel(), rank))] for whole in wholes]
         joined = torch.cat(parts)
@@ -208,7 +208,7 @@ def _stage3(optimizer: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Fragm
 
 
 def _refresh_weights(engine: Engine) -> None:
-    """Make the weights that compute follow the masters."""
+    """Copy the masters to the weights that compute."""
     optimizer = engine.raw.optimizer
     if engine.stage == 0:
         return

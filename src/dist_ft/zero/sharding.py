@@ -1,4 +1,4 @@
-"""Builds a stage 3 model shard by shard: no process ever holds it whole.
+"""Builds a stage 3 model partition by partition, so that no process ever holds all of it.
 
 `deepspeed.zero.Init` as a context builds every parameter at random, broadcasts it, and leaves loading to a
 library that reads the whole checkpoint in every process. Here the parameters exist on `meta` only; each is
@@ -35,7 +35,7 @@ def shard_model(module: nn.Module, config: Config, read: ReadWeights, whole: lis
     cutter = Init(config_dict_or_path=build_init_config(config, on_gpu))
     made: dict[int, nn.Parameter] = {}
     for prefix, owner in module.named_modules():
-        # As PEFT finds them: by the end of a name, with everything below it.
+        # PEFT matches modules by the end of their names and takes everything below them.
         parents = list(accumulate(prefix.split("."), "{}.{}".format))
         keep_whole = any(parent.endswith(name) for parent in parents for name in whole)
         for leaf, old in owner.named_parameters(recurse=False):
@@ -50,12 +50,12 @@ def shard_model(module: nn.Module, config: Config, read: ReadWeights, whole: lis
 
 
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Returns the shape of a parameter, also when it is cut."""
+    """Returns the full shape of a parameter, even if it is partitioned."""
     return tuple(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape)
 
 
 def _make(cutter: Any, name: str, old: nn.Parameter, read: ReadWeights, keep_whole: bool) -> nn.Parameter:
-    # On CPU untouched memory costs nothing: of the empty whole only this rank's part is ever written or read.
+    # On CPU, untouched memory costs nothing, and only this rank's part of the empty tensor is written or read.
     empty = torch.empty(old.shape, dtype=old.dtype, device=cutter.local_device)
     parameter = nn.Parameter(empty, requires_grad=old.requires_grad)
     with torch.no_grad():

@@ -321,3 +321,10 @@ def test_curation_that_cannot_be_meant_is_refused(check: Check, overrides: list[
 def test_curation_that_can_be_meant_is_not(check: Check) -> None:
     curation = "{min_turns: 2, max_turns: 2, against_eval: true, near: 0.8, drop: [{pattern: x, role: user}]}"
     assert check(f"data.curation={curation}", "data.eval=0.1", "data.redact=[email]") == []
+
+
+def test_schedule_free_training_takes_a_constant_rate(check: Check) -> None:
+    (problem,) = check("optimizer.kind=schedule_free_adamw")
+    assert "schedule.kind=cosine; set schedule.kind=constant_with_warmup" in problem
+    for kind in ("constant", "constant_with_warmup"):
+        assert check("optimizer.kind=schedule_free_adamw", f"schedule.kind={kind}") == []
