@@ -57,7 +57,7 @@ class AskedText:
         shown: The question as a person would put it, without the template.
     """
 
-    record: Record
+    record: Conversation | Completion
     answer: str
     shown: str
 

@@ -73,12 +73,10 @@ class Renderer:
         samples = iter(self._tokenise([text for texts in found if isinstance(texts, list) for text in texts]))
         return [[next(samples) for _ in texts] if isinstance(texts, list) else texts for texts in found]
 
-    def prompt(self, record: Record) -> str:
+    def prompt(self, record: Conversation | Completion) -> str:
         """Returns the text before the last assistant turn, or the prompt, ready for the model to continue."""
         if isinstance(record, Completion):
             return record.prompt if record.prompt.startswith(self._bos) else self._bos + record.prompt
-        if not isinstance(record, Conversation):
-            raise TypeError(f"{type(record).__name__} has no prompt")
         last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
         return self.text(record.messages[:last], record.tools, add_generation_prompt=True)
 
