@@ -1,13 +1,10 @@
-"""The layout of a run directory and atomic writes into it. Owns paths, not contents."""
+"""The layout of a run directory: all names in it. Owns paths, not contents."""
 
 from __future__ import annotations
 
-import json
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 FORMAT_VERSION = 1
 """Written as `format_version` into every file that is read back."""
@@ -115,35 +112,3 @@ def stacks_name(rank: int) -> str:
 def user_cache_dir() -> Path:
     """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-ft"
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replaces a JSON file, as `write_whole` does."""
-    write_whole(path, json.dumps({"format_version": FORMAT_VERSION, **data}, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file: readers see the old or the new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file written by `write_json`.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        ValueError: It is not such a file, or of a later format.
-    """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}; use the dist-ft that wrote it")
-    return data

@@ -13,13 +13,13 @@ import pytest
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import ExportError, StaleAttemptError, StorageError
-from dist_ft.layout import read_json, write_json
 from dist_ft.run import sync
 from dist_ft.run.place import RECORDS, Run, local_copy, node_dir, open_run, published, send_logs
 from dist_ft.run.state import RunRecord
 from dist_ft.run.status import read_if_seen
 from dist_ft.run.sync import Sender
 from dist_ft.storage import retry
+from dist_ft.storage.publish import read_json, write_json
 from tests.helpers.rows import read_rows, step_row
 from tests.helpers.s3 import Fault, S3Server, s3_server
 

@@ -32,7 +32,7 @@ from dist_ft.coordinator.core import Coordinator
 from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
-from dist_ft.layout import read_json, slices_name
+from dist_ft.layout import slices_name
 from dist_ft.messages import (
     AttemptSpec,
     Envelope,
@@ -54,6 +54,7 @@ from dist_ft.run.place import Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, WrittenFile
+from dist_ft.storage.publish import read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.cluster import is_alive
 from tests.helpers.configs import tiny_config

@@ -12,13 +12,13 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
-from dist_ft.layout import read_json
 from dist_ft.messages import Envelope, Reply
 from dist_ft.orchestrate.workers.processes import run_task
 from dist_ft.orchestrate.workers.supervisor import RankSlot, supervise
 from dist_ft.run.place import RECORDS, Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
+from dist_ft.storage.publish import read_json
 from tests.helpers.rows import last_rows
 
 

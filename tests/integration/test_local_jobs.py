@@ -20,7 +20,8 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.errors import UsageError
 from dist_ft.launchers.launcher import Job, SubmitRequest
 from dist_ft.launchers.local_keeper import ENDED, PROCESSES, Process
-from dist_ft.layout import RunDir, read_json, write_json
+from dist_ft.layout import RunDir
+from dist_ft.storage.publish import read_json, write_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.launchers import LocalPlace, wait_until_started
 from tests.helpers.rows import last_rows

@@ -19,9 +19,9 @@ import pytest
 
 from dist_ft.config import dump_yaml
 from dist_ft.data.stream.loader import NUM_FETCHERS
-from dist_ft.layout import read_json
 from dist_ft.run.place import RECORDS, Run, open_run
 from dist_ft.storage.objects import open_store
+from dist_ft.storage.publish import read_json
 from tests.helpers.cluster import LoopbackCluster
 from tests.helpers.configs import tiny_config
 from tests.helpers.rows import last_rows, read_rows

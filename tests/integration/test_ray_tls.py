@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.layout import RunDir, read_json
+from dist_ft.layout import RunDir
+from dist_ft.storage.publish import read_json
 from tests.helpers import certificates
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG

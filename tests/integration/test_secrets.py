@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from dist_ft.layout import RunDir, read_json
+from dist_ft.layout import RunDir
+from dist_ft.storage.publish import read_json
 from tests.helpers.ray_head import RayHead
 from tests.helpers.runs import CONFIG
 

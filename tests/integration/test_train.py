@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from dist_ft.layout import RunDir, read_json
+from dist_ft.layout import RunDir
+from dist_ft.storage.publish import read_json
 from tests.helpers.cluster import command_line, descendants
 from tests.helpers.paths import ROOT
 from tests.helpers.rows import last_rows, read_rows

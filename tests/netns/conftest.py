@@ -15,7 +15,7 @@ import pytest
 
 from cluster.local import hosts as hosts_module
 from cluster.local.hosts import Hosts, Process, why_not
-from dist_ft.layout import read_json
+from dist_ft.storage.publish import read_json
 from tests.helpers.rows import read_rows
 from tests.helpers.runs import Run
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.layout import RunDir, read_json
+from dist_ft.layout import RunDir
+from dist_ft.storage.publish import read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.paths import ROOT
 from tests.helpers.rows import last_rows

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.layout import (
-    FORMAT_VERSION,
-    RunDir,
-    checkpoint_name,
-    read_json,
-    slices_name,
-    write_json,
-)
+from dist_ft.layout import FORMAT_VERSION, RunDir, checkpoint_name, slices_name
+from dist_ft.storage.publish import read_json, write_json
 
 
 def test_the_layout_is_that_of_the_design() -> None:

@@ -32,7 +32,7 @@ def check_page(path: Path) -> None:
 
 def write_page(path: Path, text: str) -> None:
     """Writes a page whole or not at all."""
-    from dist_ft.layout import write_whole
+    from dist_ft.storage.publish import write_whole
 
     try:
         write_whole(path.absolute(), text)

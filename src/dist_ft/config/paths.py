@@ -12,8 +12,8 @@ from dist_ft.config.schema import Config
 from dist_ft.errors import ConfigError
 from dist_ft.file_kinds import has_known_ending
 from dist_ft.machine import has_gpu, local_slots, workers_on
-from dist_ft.storage.remote import is_remote, missing_package, shown_url, without_scheme
-from dist_ft.storage.urls import is_url
+from dist_ft.storage.remote import is_remote, missing_package, without_scheme
+from dist_ft.storage.urls import is_url, shown_url
 
 EMBEDDED_PREFIX = "embedded:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -8,8 +8,7 @@ from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.config.schema import Config
 from dist_ft.config.training_sections import MethodConfig
 from dist_ft.errors import ConfigError
-from dist_ft.storage.remote import shown_url, without_secrets
-from dist_ft.storage.urls import checked_store_url, is_url
+from dist_ft.storage.urls import checked_store_url, is_url, shown_url, without_secrets
 
 _LEAST_SHARE = Fraction(1, 10**9)
 

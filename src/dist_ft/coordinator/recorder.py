@@ -15,7 +15,7 @@ from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, newest_number
 from dist_ft.errors import StaleAttemptError
-from dist_ft.layout import RunDir, checkpoint_name, read_json, write_json
+from dist_ft.layout import RunDir, checkpoint_name
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.sink import Sink
 from dist_ft.run.events import (
@@ -34,6 +34,7 @@ from dist_ft.run.log import JsonlWriter, read_evals, read_steps
 from dist_ft.run.place import Run
 from dist_ft.run.state import RunRecord
 from dist_ft.run.sync import Sender
+from dist_ft.storage.publish import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

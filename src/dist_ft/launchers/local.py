@@ -20,7 +20,8 @@ from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers.job_output import FileOutput, find_result
 from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
 from dist_ft.launchers.local_keeper import ENDED, OUTPUT, PROCESSES, Process, Processes, boot_id
-from dist_ft.layout import read_json, user_cache_dir, write_json
+from dist_ft.layout import user_cache_dir
+from dist_ft.storage.publish import read_json, write_json
 
 PREFIX = "local:"
 _RECORD, _CONFIG = "job.json", "config.yaml"

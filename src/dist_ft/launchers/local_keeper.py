@@ -18,7 +18,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dist_ft.layout import write_json
+from dist_ft.storage.publish import write_json
 
 OUTPUT, PROCESSES, ENDED = "output.log", "processes.json", "ended.json"
 

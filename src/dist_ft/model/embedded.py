@@ -23,7 +23,7 @@ from transformers import (
 
 from dist_ft.errors import ModelError
 from dist_ft.layout import user_cache_dir
-from dist_ft.storage.once import make_once
+from dist_ft.storage.publish import make_once
 
 SMOLLM2 = "smollm2-135m-instruct"
 TINY = "tiny-random"

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dist_ft.layout import read_json, write_json
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.sink import SinkRun, eval_numbers, step_numbers
+from dist_ft.storage.publish import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from dist_ft.config import Config
 from dist_ft.errors import CheckpointError, ConfigError, ExportError, StorageError, UsageError
 from dist_ft.layout import FORMAT_VERSION, GROWING, RunDir, user_cache_dir
 from dist_ft.storage.objects import open_store
+from dist_ft.storage.publish import new_directory, replace_link
 from dist_ft.storage.store import PART_BYTES, Store, file_parts
 from dist_ft.storage.urls import is_url
 
@@ -103,10 +102,7 @@ class Run(RunDir):
         if self.is_remote:
             self.store.put(name, [f"{sibling}\n".encode()])
             return
-        link = self.path / name
-        temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
-        temporary.symlink_to(sibling)
-        temporary.replace(link)
+        replace_link(self.path / name, sibling)
 
     def pointed_at(self, name: str) -> str | None:
         """Returns the name, in the run, of what `point` had it name; None where that is gone, or was never there."""
@@ -194,14 +190,8 @@ def published(to: str) -> Iterator[Path]:
     target = Path(to).absolute()
     if target.exists():
         raise ExportError(f"{target} exists; choose another directory or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    hidden.mkdir()
-    try:
+    with new_directory(target) as hidden:
         yield hidden
-        hidden.rename(target)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextlib.contextmanager

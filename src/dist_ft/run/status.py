@@ -17,9 +17,9 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.config import load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
-from dist_ft.layout import read_json
 from dist_ft.printable import printable
 from dist_ft.run.place import Run, open_run
+from dist_ft.storage.publish import read_json
 
 FINAL_STATES = frozenset({"stopped", "completed", "failed"})
 """States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""

@@ -15,6 +15,8 @@ from typing import Any
 from dist_ft.errors import StorageError
 from dist_ft.layout import GROWING
 from dist_ft.run.place import Run
+from dist_ft.storage.publish import write_whole
+from dist_ft.storage.retry import retried
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +79,16 @@ class Sender:
         self._closed.set()
         self._wanted.set()
         self._thread.join()
-        for number in reversed(range(_LAST_TRIES)):
-            try:
-                self._send_all(is_end=True)
-                return
-            except OSError as error:
-                logger.warning("the last records cannot be sent: %s", error)
-                if number == 0:
-                    raise StorageError(f"the run's records did not all get to the store: {error}") from error
+        try:  # each try has further tries of its own
+            retried(
+                lambda: self._send_all(is_end=True),
+                "the last records",
+                first_wait_s=0.0,
+                num_tries=_LAST_TRIES,
+                may_pass=lambda error: isinstance(error, OSError),
+            )
+        except OSError as error:
+            raise StorageError(f"the run's records did not all get to the store: {error}") from error
 
     def _work(self) -> None:
         while not self._closed.is_set():
@@ -163,7 +167,5 @@ class Sender:
         return self._state
 
     def _write_state(self) -> None:
-        path = self._run.path / _SENT
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(self._state), encoding="utf-8")
-        temporary.replace(path)
+        # It lies beside the rows, in scratch that does not outlive the machine.
+        write_whole(self._run.path / _SENT, json.dumps(self._state), is_durable=False)

@@ -1,16 +1,13 @@
 """Files behind URLs, read through fsspec: found, told apart, and read by ranges with further tries.
 
-Owns which failures pass by themselves, and that no URL is shown with its secrets. Credentials come from the
-environment, as each client looks for them. What the bytes mean is the caller's.
+Credentials come from the environment, as each client looks for them. What the bytes mean is the caller's.
 """
 
 from __future__ import annotations
 
 import io
-import random
 import re
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,8 +19,8 @@ from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from dist_ft.errors import StorageError
-from dist_ft.printable import printable
-from dist_ft.storage.urls import is_url
+from dist_ft.storage.retry import http_status, is_passing, retried
+from dist_ft.storage.urls import is_url, shown_url, without_secrets
 
 BLOCK_BYTES = 4 << 20
 """What one request reads."""
@@ -40,10 +37,7 @@ _LOCAL = ("file://", "local://")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MAX_DEPTH = 32
 """Folders that `**` goes down at most."""
-_TRANSIENT_STATUS = (408, 425, 429)
 _CLIENTS = ("aiohttp", "httpx", "urllib3", "requests", "botocore", "aiobotocore", "google", "azure", "gcsfs")
-_SECRET_NAME = re.compile(r"sig|token|key|secret|credential|password|auth", re.IGNORECASE)
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _CHECKSUMS = ("sha256", "blob_id", "md5Hash", "Content-MD5", "Digest")
 """What a listing says of the bytes alone."""
 _VERSIONS = (
@@ -51,7 +45,6 @@ _VERSIONS = (
 )  # fmt: skip
 """What it says of this object, surest first; two objects can have the same one. A listing has no S3 version."""
 
-_CHANCE = random.SystemRandom()
 T = TypeVar("T")
 
 
@@ -80,16 +73,6 @@ def is_remote(address: str) -> bool:
 def without_scheme(address: str) -> str:
     """Returns the path that a `file://` address names; any other address as it is."""
     return next((address.removeprefix(scheme) for scheme in _LOCAL if address.startswith(scheme)), address)
-
-
-def shown_url(text: str) -> str:
-    """Returns text in which no URL has user info or a signature left, safe for a terminal."""
-    return printable(_URL.sub(lambda match: _redacted(match[0]), text))
-
-
-def without_secrets(address: str) -> str:
-    """Returns an address without user info and signatures: it names the same file, but may not open it."""
-    return _redacted(address) if is_url(address) else address
 
 
 def missing_package(address: str) -> str | None:
@@ -208,39 +191,33 @@ class _Ranges(io.RawIOBase):
 
 
 def _retried(address: str, action: Callable[[], T]) -> T:
-    wait_s, began = FIRST_WAIT_S, time.monotonic()
-    for number in range(1, MAX_TRIES + 1):
-        try:
-            return action()
-        except Exception as error:  # what a client raises is its own affair
-            is_over = number == MAX_TRIES or time.monotonic() - began > _GIVE_UP_S
-            if is_over or not _may_pass(error):
-                raise StorageError(_explain(address, error, number)) from error
-        time.sleep(wait_s * _CHANCE.uniform(0.5, 1.5))  # or a thousand readers would come back at once
-        wait_s *= 2
-    raise AssertionError("unreachable")
+    num_tries = 0
+
+    def counted() -> T:
+        nonlocal num_tries
+        num_tries += 1
+        return action()
+
+    try:
+        return retried(
+            counted, shown_url(address), FIRST_WAIT_S, num_tries=MAX_TRIES, give_up_s=_GIVE_UP_S, may_pass=_may_pass
+        )
+    except Exception as error:  # what a client raises is its own affair
+        raise StorageError(_explain(address, error, num_tries)) from error
 
 
 def _may_pass(error: Exception) -> bool:
     """Whether a further try can help."""
-    status = _status(error)
+    status = http_status(error)
     if status is not None:
-        return status >= 500 or status in _TRANSIENT_STATUS
+        return is_passing(status)
     if isinstance(error, _FINAL) or "Credential" in type(error).__name__:
         return False
     return isinstance(error, OSError | TimeoutError) or type(error).__module__.startswith(_CLIENTS)
 
 
-def _status(error: Exception) -> int | None:
-    """Returns the HTTP status that a client's error carries, however it spells it."""
-    response = getattr(error, "response", None)
-    spellings = [(error, "status"), (error, "status_code"), (error, "code"), (response, "status_code")]
-    found = [getattr(holder, name, None) for holder, name in spellings]
-    return next((status for status in found if isinstance(status, int)), None)
-
-
 def _explain(address: str, error: Exception, tries: int) -> str:
-    status = _status(error)
+    status = http_status(error)
     said = shown_url(" ".join(str(error).split()) or type(error).__name__)[:200]
     if isinstance(error, FileNotFoundError) or status == 404:
         return f"{shown_url(address)}: no such file or folder"
@@ -289,7 +266,7 @@ def _identity(address: str, entry: Mapping[str, Any]) -> str:
     size = known["size"]
     if checksum := _first(known, _CHECKSUMS):
         return f"{checksum}:{size}"
-    name = xxhash.xxh3_64_hexdigest(_redacted(address).encode())
+    name = xxhash.xxh3_64_hexdigest(without_secrets(address).encode())
     return f"{_first(known, _VERSIONS) or 'unversioned'}:{size}:{name}"
 
 
@@ -326,19 +303,3 @@ def _fetched(fs: Any, path: str, size: int) -> BinaryIO:
         raise ConnectionError(f"{copy.tell()} bytes came, {size} were asked for")
     copy.seek(0)
     return cast("BinaryIO", copy)
-
-
-def _redacted(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    user, at, server = host.rpartition("@")
-    if at and (":" in user or scheme.lower() in ("http", "https", "ftp", "sftp", "ssh")):
-        host = f"***@{server}"
-    path, mark, query = path.partition("?")
-    pairs = [_without_value(pair) for pair in query.split("&")]
-    return f"{scheme}://{host}{slash}{path}{mark}{'&'.join(pairs)}"
-
-
-def _without_value(pair: str) -> str:
-    name, equals, _ = pair.partition("=")
-    return f"{name}=***" if equals and _SECRET_NAME.search(name) else pair

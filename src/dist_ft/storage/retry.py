@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_CHANCE = random.SystemRandom()
 
 NUM_TRIES = 8
 """With `FIRST_WAIT_S`, doubled each time, about 25 s in all: an outage longer than that is the caller's."""
@@ -26,17 +28,16 @@ _PASSING_NAMES = frozenset(
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Returns the HTTP status that an error of a store's library goes back to, if any."""
-    for name in ("code", "status_code"):  # gcsfs, Azure
-        code = str(getattr(error, name, ""))
-        if code.isdigit():
-            return int(code)
+    """Returns the HTTP status that an error of a store's library goes back to, however it spells it."""
     while error is not None:
         answer = getattr(error, "response", None)
+        found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+        found.append(getattr(answer, "status_code", None))
         if isinstance(answer, dict):
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if isinstance(status, int):
-                return status
+            found.append(answer.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for status in found:
+            if str(status).isdigit():  # gcsfs has text
+                return int(str(status))
         error = error.__cause__
     return None
 
@@ -51,32 +52,47 @@ def error_code(error: BaseException | None) -> str | None:
     return None
 
 
+def is_passing(status: int) -> bool:
+    """Whether asking again may help, by the HTTP status of the answer."""
+    return status in _PASSING_STATUS or status >= 500
+
+
 def will_pass(error: BaseException) -> bool:
     """Whether asking again may help."""
     if {cls.__name__ for cls in type(error).__mro__} & _PASSING_NAMES or isinstance(error, TimeoutError):
         return True
     status = http_status(error)
-    return status is not None and (status in _PASSING_STATUS or status >= 500)
+    return status is not None and is_passing(status)
 
 
-def retried(call: Callable[[], T], what: str, first_wait_s: float = FIRST_WAIT_S) -> T:
+def retried(
+    call: Callable[[], T],
+    what: str,
+    first_wait_s: float = FIRST_WAIT_S,
+    *,
+    num_tries: int | None = None,
+    give_up_s: float = math.inf,
+    may_pass: Callable[[Exception], bool] = will_pass,
+) -> T:
     """Calls until it works, as long as its failures are of those that pass; waits longer each time.
 
     Args:
         call: What is asked; must bear to be done twice.
         what: For the log.
         first_wait_s: Seconds before the second try, give or take half of it.
+        num_tries: The most tries; None is `NUM_TRIES`.
+        give_up_s: Seconds after which no further try is made: a client may have waits of its own.
+        may_pass: Whether a failure is of those that pass.
     """
-    for number in range(NUM_TRIES - 1):
+    last, began = (num_tries or NUM_TRIES) - 1, time.monotonic()
+    for number in range(last):
         try:
             return call()
         except Exception as error:
-            if not will_pass(error):
+            if not may_pass(error) or time.monotonic() - began > give_up_s:
                 raise
-            logger.info("%s: try %d failed: %s", what, number + 1, _first_line(error))
-            time.sleep(first_wait_s * 2**number * random.uniform(0.5, 1.5))
+            said = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+            logger.info("%s: try %d failed: %s", what, number + 1, said)
+            # Some chance in it, or a thousand readers would come back at once.
+            time.sleep(first_wait_s * 2**number * _CHANCE.uniform(0.5, 1.5))
     return call()
-
-
-def _first_line(error: Any) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[:1]}"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from dist_ft.errors import CheckpointError
+from dist_ft.storage.publish import beside, create_exclusive, sync_directory, written_beside
 
 PART_BYTES = 8 * 2**20
 """How much of a file is held in memory while it is copied."""
@@ -64,25 +63,15 @@ class LocalStore:
         self.root = root
 
     def create_exclusive(self, name: str, data: bytes) -> bool:
-        """See `Store`. A hard link publishes the finished file, so a reader never sees half of it."""
-        path = self._path(name)
-        with _written(path, [data]) as temporary:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                # NFS may have lost the answer to a link that was made, and asked again.
-                if not path.samefile(temporary):
-                    return False
-        _sync_directory(path.parent)
-        _sync_directory(path.parent.parent)  # the folder itself may be new
-        return True
+        """See `Store`."""
+        return create_exclusive(self._path(name), data)
 
     def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
         """See `Store`."""
         path = self._path(name)
-        with _written(path, parts) as temporary:
+        with written_beside(path, parts) as temporary:
             temporary.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
     def read(self, name: str) -> bytes:
         """See `Store`."""
@@ -132,7 +121,7 @@ class LocalStore:
         elif base.is_file():
             base.unlink(missing_ok=True)
         elif base.exists():
-            doomed = base.with_name(f".deleted-{base.name}.{uuid.uuid4().hex[:8]}")
+            doomed = base.with_name(f".deleted-{beside(base).name[1:]}")
             base.rename(doomed)
             shutil.rmtree(doomed)
 
@@ -153,35 +142,10 @@ class LocalStore:
         return path
 
 
-@contextmanager
-def _written(path: Path, parts: Iterable[bytes | memoryview]) -> Iterator[Path]:
-    """Gives a durable file beside `path` with these bytes, to be put in its place; what is left of it goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _raise_unless_gone(error: OSError) -> None:
     """A listing that fails must not look like an empty one: attempts and checkpoints would seem lost."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes a rename or link in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_parts(path: Path) -> Iterator[bytes]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 from dist_ft.errors import ConfigError
+from dist_ft.printable import printable
 
 S3, GOOGLE, AZURE = frozenset({"s3", "s3a"}), frozenset({"gs", "gcs"}), frozenset({"az", "abfs", "abfss"})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL_IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"sig|token|key|secret|credential|password|auth", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*")
 _AZURE_HOST = re.compile(r"[A-Za-z0-9][\w-]*@[A-Za-z0-9][\w.-]*")
 
@@ -27,6 +30,32 @@ def redacted(url: str) -> str:
     tail = f"{host}{slash}{path}"
     hidden = f"***@{tail.rpartition('@')[2]}" if "@" in tail and not _AZURE_HOST.fullmatch(host) else tail
     return f"{scheme}://{hidden}" + ("?***" if re.search(r"[?#]", rest) else "")
+
+
+def shown_url(text: str) -> str:
+    """Returns text in which no URL has user info or a signature left, safe for a terminal."""
+    return printable(_URL_IN_TEXT.sub(lambda match: without_secrets(match[0]), text))
+
+
+def without_secrets(address: str) -> str:
+    """Returns an address without user info and signatures: it names the same file, but may not open it.
+
+    Unlike `redacted` it keeps the rest of a query, which may say which file is meant. Identities of files are made of
+    it, so it may not change.
+    """
+    if not is_url(address):
+        return address
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, server = host.rpartition("@")
+    if at and (":" in user or scheme.lower() in ("http", "https", "ftp", "sftp", "ssh")):
+        host = f"***@{server}"
+    path, mark, query = path.partition("?")
+    pairs = []
+    for pair in query.split("&"):
+        name, equals, _ = pair.partition("=")
+        pairs.append(f"{name}=***" if equals and _SECRET_NAME.search(name) else pair)
+    return f"{scheme}://{host}{slash}{path}{mark}{'&'.join(pairs)}"
 
 
 def checked_store_url(url: str) -> str:

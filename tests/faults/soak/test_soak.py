@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.layout import read_json
+from dist_ft.storage.publish import read_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import read_state, relative_l2, weights_of
 from tests.helpers.cluster import AddedNode, LoopbackCluster, command_line, descendants

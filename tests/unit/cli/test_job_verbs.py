@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from dist_ft.cli import launcher_table
 from dist_ft.cli.app import app
 from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
-from dist_ft.layout import RunDir, write_json
+from dist_ft.layout import RunDir
 from dist_ft.run.outcome import RunResult
 from dist_ft.run.state import RunRecord
+from dist_ft.storage.publish import write_json
 
 RESULT = RunResult("/runs/a", "completed", 3)
 

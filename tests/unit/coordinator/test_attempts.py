@@ -13,7 +13,7 @@ from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config
 from dist_ft.errors import CheckpointError, StaleAttemptError
-from dist_ft.layout import read_json, slices_name
+from dist_ft.layout import slices_name
 from dist_ft.messages import (
     EvalDone,
     Heartbeat,
@@ -26,6 +26,7 @@ from dist_ft.messages import (
 )
 from dist_ft.metric_rows import EvalRow
 from dist_ft.slices import WrittenFile
+from dist_ft.storage.publish import read_json
 from tests.helpers.rows import last_rows
 from tests.helpers.simulated_run import ENDED, MARK, RUN_ID, SPLIT, SimulatedRun, run_config
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_ft.coordinator.sizing import ClusterView
-from dist_ft.layout import read_json
 from dist_ft.messages import (
     Heartbeat,
     Leaving,
@@ -14,6 +13,7 @@ from dist_ft.messages import (
     RankStarted,
 )
 from dist_ft.run.place import open_run
+from dist_ft.storage.publish import read_json
 from tests.helpers.simulated_run import SimulatedRun
 
 

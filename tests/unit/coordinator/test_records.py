@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dist_ft.checkpoint.lineage import read_attempts
-from dist_ft.layout import read_json
 from dist_ft.messages import (
     EvalDone,
     Outcome,
@@ -19,6 +18,7 @@ from dist_ft.messages import (
 from dist_ft.metric_rows import EvalRow
 from dist_ft.run.events import SettingsChanged
 from dist_ft.run.place import open_run
+from dist_ft.storage.publish import read_json
 from tests.helpers.rows import last_rows, read_rows
 from tests.helpers.simulated_run import ENDED, RUN_ID, WORLD_SIZE, SimulatedRun
 

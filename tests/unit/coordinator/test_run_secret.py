@@ -11,10 +11,10 @@ import pytest
 
 from dist_ft.coordinator.calls import CALLS, CoordinatorCalls
 from dist_ft.errors import CoordinatorLostError, NotAllowedError
-from dist_ft.layout import read_json
 from dist_ft.messages import CoordinatorAddress, Envelope, RankDone, RankStarted
 from dist_ft.run.events import FirstStep
 from dist_ft.run.state import RunRecord
+from dist_ft.storage.publish import read_json
 from tests.helpers.simulated_run import INPUTS, RUN_ID, run_config
 
 SECRET = "5ec7e7" * 8

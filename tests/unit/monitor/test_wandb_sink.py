@@ -15,9 +15,9 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from dist_ft.layout import read_json, write_json
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
+from dist_ft.storage.publish import read_json, write_json
 from tests.helpers.rows import step_row
 from tests.helpers.wandb_files import history, records_of
 

@@ -21,12 +21,13 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest
 from dist_ft.checkpoint.snapshot import write_slices
 from dist_ft.coordinator.commit import Staging, commit
 from dist_ft.errors import UsageError
-from dist_ft.layout import RunDir, slices_name, write_json
+from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import Staged
 from dist_ft.report.checkpoints import list_checkpoints, remove_checkpoints, verify_checkpoints
 from dist_ft.run.place import open_run
 from dist_ft.run.state import FINAL, TRANSITIONS, RunRecord
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey, WrittenFile
+from dist_ft.storage.publish import write_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.manifests import saved_state
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from dist_ft import cli
-from dist_ft.layout import RunDir, write_json
+from dist_ft.layout import RunDir
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.report.run_page import render_run_page
 from dist_ft.run.events import AttemptBegan, LedgerEntry
+from dist_ft.storage.publish import write_json
 from tests.helpers.pages import check_inert, texts_of
 from tests.helpers.rows import step_row
 

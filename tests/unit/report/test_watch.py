@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.layout import RunDir, write_json
+from dist_ft.layout import RunDir
 from dist_ft.report.watch import newest_row, view
 from dist_ft.run.place import open_run
+from dist_ft.storage.publish import write_json
 from tests.helpers.rows import step_row
 
 

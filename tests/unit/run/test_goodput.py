@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from dist_ft.coordinator.recorder import Recorder
-from dist_ft.layout import read_json, write_json
 from dist_ft.metric_rows import StepRow
 from dist_ft.run.goodput import Goodput
 from dist_ft.run.place import open_run
 from dist_ft.run.state import RunRecord
+from dist_ft.storage.publish import read_json, write_json
 from tests.helpers.rows import step_row
 
 

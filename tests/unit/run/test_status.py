@@ -14,10 +14,11 @@ import pytest
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.config import config_from_dict, dump_yaml
 from dist_ft.errors import DistFtError, UsageError
-from dist_ft.layout import RunDir, read_json, write_json
+from dist_ft.layout import RunDir
 from dist_ft.run.place import open_run
 from dist_ft.run.state import FINAL, RunRecord
 from dist_ft.run.status import FINAL_STATES, find_checkpoint, read_status, render_status, request_stop
+from dist_ft.storage.publish import read_json, write_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.manifests import make_manifest
 

@@ -8,7 +8,8 @@ import pytest
 
 from dist_ft.errors import StorageError
 from dist_ft.storage import remote
-from dist_ft.storage.remote import find_remote, missing_package, open_remote, shown_url, stat_remote, without_secrets
+from dist_ft.storage.remote import find_remote, missing_package, open_remote, stat_remote
+from dist_ft.storage.urls import shown_url, without_secrets
 from tests.helpers.flaky_store import FlakyStore, flaky_store
 
 CONTENT = bytes(range(256)) * 100

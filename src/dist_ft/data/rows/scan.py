@@ -22,7 +22,7 @@ from dist_ft.data.sources.parts import Part, whole
 from dist_ft.data.sources.readers import read_piece
 from dist_ft.errors import DataError
 from dist_ft.records import Record
-from dist_ft.storage.remote import shown_url
+from dist_ft.storage.urls import shown_url
 
 
 @dataclass(frozen=True)

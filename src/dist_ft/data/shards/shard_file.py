@@ -28,7 +28,7 @@ import xxhash
 from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.errors import DataError
-from dist_ft.layout import write_json
+from dist_ft.storage.publish import write_json
 from dist_ft.storage.store import Store
 
 ARROW, INDEX, INFO = ".arrow", ".index.npy", ".json"

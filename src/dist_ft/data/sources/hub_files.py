@@ -22,8 +22,8 @@ import xxhash
 from dist_ft.config.data_sections import RowSource
 from dist_ft.config.paths import is_hub_id, is_pattern
 from dist_ft.errors import DataError
-from dist_ft.layout import read_json, write_json
 from dist_ft.printable import excerpt, printable
+from dist_ft.storage.publish import read_json, write_json
 from dist_ft.storage.remote import without_scheme
 
 _SPLIT_NAME = re.compile(

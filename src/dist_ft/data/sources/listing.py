@@ -10,7 +10,6 @@ import json
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,9 +25,11 @@ from dist_ft.data.sources.hub_files import find_files
 from dist_ft.data.sources.readers import cannot_read
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile, kind_of
 from dist_ft.errors import DataError, StorageError
-from dist_ft.layout import FORMAT_VERSION, read_json, user_cache_dir
+from dist_ft.layout import user_cache_dir
 from dist_ft.printable import printable
-from dist_ft.storage.remote import find_remote, is_remote, shown_url, stat_remote, without_secrets
+from dist_ft.storage.publish import read_json, write_json
+from dist_ft.storage.remote import find_remote, is_remote, stat_remote
+from dist_ft.storage.urls import shown_url, without_secrets
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _THREADS = 8
@@ -246,13 +247,8 @@ def _kept_identity(kept: Path, stamp: dict[str, object]) -> str | None:
 
 def _keep(kept: Path, stamp: dict[str, object], identity: str) -> None:
     """Not flushed to disk: what a power cut damages is hashed again."""
-    temporary = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **stamp, "identity": identity}))
-        temporary.replace(kept)
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        write_json(kept, {**stamp, "identity": identity}, is_durable=False)
 
 
 def _hash_bytes(path: Path) -> str:

@@ -11,7 +11,8 @@ from dist_ft.config.paths import EMBEDDED_PREFIX
 from dist_ft.errors import DataError
 from dist_ft.file_kinds import COMPRESSIONS, ENDINGS
 from dist_ft.printable import printable
-from dist_ft.storage.remote import RemoteFile, is_remote, open_remote, shown_url, without_secrets
+from dist_ft.storage.remote import RemoteFile, is_remote, open_remote
+from dist_ft.storage.urls import shown_url, without_secrets
 
 EMBEDDED = "embedded"
 """Kind of a data set that is made and not read."""

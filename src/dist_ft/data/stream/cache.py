@@ -31,8 +31,8 @@ from dist_ft.data.stream.token_shards import DAMAGED, ShardFile, TokenShards
 from dist_ft.errors import DataError, DataUnavailableError, DistFtError, StorageError
 from dist_ft.layout import user_cache_dir
 from dist_ft.storage.objects import open_store
-from dist_ft.storage.remote import shown_url
 from dist_ft.storage.store import LocalStore, Store
+from dist_ft.storage.urls import shown_url
 
 FIRST_PAUSE_S = 0.5
 """Wait after the first failed try; it doubles with each."""

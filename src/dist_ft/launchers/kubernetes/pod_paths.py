@@ -11,8 +11,8 @@ from dist_ft.config import Config
 from dist_ft.config.data_sections import RowSource
 from dist_ft.config.paths import EMBEDDED_PREFIX, is_hub_id
 from dist_ft.errors import ConfigError
-from dist_ft.storage.remote import is_remote, shown_url
-from dist_ft.storage.urls import checked_store_url, is_url
+from dist_ft.storage.remote import is_remote
+from dist_ft.storage.urls import checked_store_url, is_url, shown_url
 
 
 def on_volume(config: Config, mount: str | None) -> Config:

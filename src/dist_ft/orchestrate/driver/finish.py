@@ -10,7 +10,6 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.evaluate.merge import EvalShare, merge
 from dist_ft.jobs.spec import evaluate_tasks, export_task
-from dist_ft.layout import read_json, write_whole
 from dist_ft.metric_rows import EvalRow
 from dist_ft.orchestrate.driver.endings import Ending, Records
 from dist_ft.orchestrate.driver.session import Session
@@ -19,6 +18,7 @@ from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.outcome import EarlyEnd, RunNumbers, RunResult
 from dist_ft.run.place import Run
 from dist_ft.run.scores import Scores
+from dist_ft.storage.publish import read_json, write_whole
 
 _SAMPLES_SHOWN = 3
 

@@ -12,7 +12,6 @@ from dist_ft.data.shards.counts import total
 from dist_ft.data.shards.split import describe_omissions
 from dist_ft.errors import WorkerCrashError
 from dist_ft.jobs.spec import MissingShards, Preparation, decode_preparation, encode_files
-from dist_ft.layout import read_json, write_json, write_whole
 from dist_ft.monitor.sinks import add_sink_ids
 from dist_ft.orchestrate.driver.previous import changed_settings, check_resumed, check_sources
 from dist_ft.orchestrate.driver.session import Session
@@ -22,6 +21,7 @@ from dist_ft.run.events import SettingsChanged
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation
+from dist_ft.storage.publish import read_json, write_json, write_whole
 
 _SHARDS_POLL_S = 0.1
 

@@ -8,10 +8,11 @@ from dist_ft.coordinator.start import check_length, check_resume
 from dist_ft.data.sources.listing import check_frozen
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.jobs.spec import SourceFiles
-from dist_ft.layout import RunDir, read_json
+from dist_ft.layout import RunDir
 from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import Run
 from dist_ft.run.run_inputs import RunInputs
+from dist_ft.storage.publish import read_json
 
 
 def find_finished(config: Config, run_dir: Run) -> RunResult | None:

@@ -14,7 +14,6 @@ import pytest
 from dist_ft.coordinator.failures import Decision, RankFailure
 from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.errors import DataError, DivergedError, StaleAttemptError, StartTimeoutError
-from dist_ft.layout import write_json
 from dist_ft.messages import Phase
 from dist_ft.orchestrate.driver import finish, follow
 from dist_ft.orchestrate.driver.endings import Ending, ending_of
@@ -24,6 +23,7 @@ from dist_ft.run.events import FirstStep
 from dist_ft.run.outcome import RunNumbers
 from dist_ft.run.place import open_run
 from dist_ft.run.state import RunRecord
+from dist_ft.storage.publish import write_json
 from tests.helpers.configs import tiny_config
 from tests.helpers.rows import step_row
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dist_ft.config import Config, dump_yaml
-from dist_ft.layout import write_json
 from dist_ft.orchestrate.driver.previous import find_finished
 from dist_ft.run.place import open_run
 from dist_ft.run.state import RunRecord
+from dist_ft.storage.publish import write_json
 
 STOPPING = {"patience": 2}
 

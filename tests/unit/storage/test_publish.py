@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.storage.once import make_once
+from dist_ft.storage.publish import make_once
 
 MAKE = """
 import os, sys
 from pathlib import Path
-from dist_ft.storage.once import make_once
+from dist_ft.storage.publish import make_once
 
 def make(directory):
     directory.mkdir()
