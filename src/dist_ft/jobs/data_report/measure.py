@@ -222,13 +222,17 @@ class _Meter:
         split.num_tokens += sum(len(piece.input_ids) for piece in pieces)
         split.num_trained_tokens += sum(sum(piece.trained[1:]) for piece in pieces)
         num_used = length if request.long_samples == "split" else request.seq_len
-        flags = pairwise([*sample.trained, False]) if pieces else ()
-        for end, (is_trained, goes_on) in enumerate(flags):
-            if is_trained and not goes_on and end < num_used:  # the last token of an answer
+        for end in answer_ends(sample) if pieces else ():
+            if end < num_used:
                 split.num_answers += 1
                 if sample.input_ids[end] not in self._stops:
                     split.unended.add(place)
         return pieces
+
+
+def answer_ends(sample: Sample) -> list[int]:
+    """Returns where each run of trained tokens ends."""
+    return [i for i, (here, after) in enumerate(pairwise([*sample.trained, False])) if here and not after]
 
 
 def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter) -> Signatures:

@@ -292,4 +292,4 @@ def test_few_places_are_kept_of_many(tmp_path: Path, write: Write) -> None:
 @pytest.mark.parametrize(("trained", "ends"), [("", []), ("....", []), (".xx.", [2]), (".x.x", [1, 3]), ("xxxx", [3])])
 def test_ends_of_answers(trained: str, ends: list[int]) -> None:
     sample = Sample([0] * len(trained), [mark == "x" for mark in trained])
-    assert module._answer_ends(sample) == ends
+    assert module.answer_ends(sample) == ends
