@@ -158,7 +158,7 @@ def rank_main(setting: dict[str, Any]) -> None:
             "checkpoint": {"every_steps": None},
         }
     )
-    prepared = prepare.run(config.model_dump(mode="json"))
+    prepared = prepare.run(config)
     run_dir = RunDir(scratch / setting["name"])
     store = LocalStore(run_dir.path)
     start = committed(store)[-1] if setting["resume"] else None

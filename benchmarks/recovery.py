@@ -273,7 +273,7 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
     from dist_ft.model.base import model_dir
 
     config = load_config(path, overrides)
-    prepared = prepare_task.run(config.model_dump(mode="json"))
+    prepared = prepare_task.run(config)
     shards = [PreparedSplit.from_dict(split).open(LoaderConfig()) for split in prepared["splits"]]
     order = build_order(shards, config.data, config.run.seed)
     micro, rows = config.train.micro_batch_size, config.train.global_batch_size

@@ -65,7 +65,7 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     config = make_config(case, directory)
-    prepared = prepare.run(config.model_dump(mode="json"))
+    prepared = prepare.run(config)
     attempt = AttemptSpec(
         run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config.model_dump(mode="json"),
         splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
@@ -108,7 +108,7 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from dist_ft.model.embedded import materialise
 
     config = make_config(case, directory)
-    prepared = prepare.run(config.model_dump(mode="json"))
+    prepared = prepare.run(config)
     shards = [PreparedSplit.from_dict(split).open(LoaderConfig()) for split in prepared["splits"]]
     loader = TrainLoader(
         build_order(shards, config.data, config.run.seed),

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
+from dist_ft.config import config_from_dict
 from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.evaluate.held_out import evaluate
@@ -82,7 +83,7 @@ class Notes:
 
 def prepare(rank: int, world_size: int, config: dict[str, Any]) -> dict[str, Any]:
     """Runs the preparation; needs no group."""
-    return prepare_task.run(config)
+    return prepare_task.run(config_from_dict(config))
 
 
 def train(rank: int, world_size: int, attempt: dict[str, Any], stop_after: int | None = None) -> dict[str, Any]:

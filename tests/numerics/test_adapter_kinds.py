@@ -48,7 +48,7 @@ def test_a_kind_is_the_same_at_stage_3_and_to_stock_peft(kind: str, tmp_path: Pa
 
 def check_exports(config: Config, run: Attempt, tmp_path: Path) -> None:
     manifest = run.manifests[3]
-    arguments = (config.model_dump(mode="json"), str(run_path(config)), f"{manifest.directory}/{MANIFEST}")
+    arguments = (config, str(run_path(config)), f"{manifest.directory}/{MANIFEST}")
     export.run(*arguments, to=str(tmp_path / "adapter"))
     export.run(*arguments, to=str(tmp_path / "merged"), merge=True)
     files = load_file(tmp_path / "adapter" / "adapter_model.safetensors")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dist_ft.config import Config, config_from_dict, with_model_dir
+from dist_ft.config import Config, with_model_dir
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout
 from dist_ft.evaluate.generate import generate, make_batches
@@ -35,7 +35,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def run(
-    config: dict[str, Any],
+    config: Config,
     models: dict[str, str | None],
     shard: int = 0,
     num_shards: int = 1,
@@ -55,32 +55,31 @@ def run(
     Returns:
         An `EvalShare` as JSON values.
     """
-    parsed = config_from_dict(config)
     began = time.perf_counter()
     torch.set_num_threads(max(1, num_cores() // num_local))
-    tokenizer = load_tokenizer(parsed)
-    questions = held_out_questions(parsed, Renderer(tokenizer)) if parsed.eval.metrics else []
+    tokenizer = load_tokenizer(config)
+    questions = held_out_questions(config, Renderer(tokenizer)) if config.eval.metrics else []
     batches = make_batches([len(question.prompt) for question in questions])[shard::num_shards]
     rows: dict[int, AnsweredRow] = {}
     for row in sorted(row for batch in batches for row in batch):
         rows[row] = AnsweredRow(row, questions[row].shown, questions[row].reference, answers={})
-    split = prepare_held_out(parsed, tokenizer) if with_loss else None
-    objective = build_objective(parsed.objective)
+    split = prepare_held_out(config, tokenizer) if with_loss else None
+    objective = build_objective(config.objective)
     numbers: dict[str, Metrics] = {}
     with ExitStack() as stack:
         is_asked = bool(batches) or split is not None
         copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
-        for name, model in _each(parsed, copies):
+        for name, model in _each(config, copies):
             if split is not None:
-                layout = RankLayout(0, 1, parsed.train.micro_batch_size, objective.rows_per_slot)
-                shards = open_split(split, parsed.data.loader)
+                layout = RankLayout(0, 1, config.train.micro_batch_size, objective.rows_per_slot)
+                shards = open_split(split, config.data.loader)
                 module = ObjectiveModule(model).eval()
                 numbers[name] = evaluate(
                     module, objective, shards, layout, objective.weight(split.totals), model.device
                 )
             for batch in batches:
                 prompts = [questions[row].prompt for row in batch]
-                answers = generate(model, tokenizer, prompts, parsed.eval.max_new_tokens)
+                answers = generate(model, tokenizer, prompts, config.eval.max_new_tokens)
                 for row, answer in zip(batch, answers, strict=True):
                     rows[row].answers[name] = answer
             del model  # before the next one is loaded

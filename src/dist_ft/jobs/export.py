@@ -13,7 +13,7 @@ import torch
 
 from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.manifest import Manifest, verify_files
-from dist_ft.config import Config, config_from_dict, with_model_dir
+from dist_ft.config import Config, with_model_dir
 from dist_ft.errors import ExportError
 from dist_ft.jobs.spec import ExportResult
 from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
@@ -39,7 +39,7 @@ _RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def run(
-    config: dict[str, Any],
+    config: Config,
     run_dir: str,
     checkpoint: str,
     to: str,
@@ -63,32 +63,31 @@ def run(
         CheckpointError: The checkpoint is damaged.
         ExportError: The reloaded model does not compute what the trained one did.
     """
-    parsed = config_from_dict(config)
     place = open_run(run_dir)
     place.fetch("metrics.jsonl", "eval.jsonl")
     manifest = Manifest.decode(place.store.read(checkpoint))
     verify_files(place.store, manifest)
     with published(to) as directory:
-        out_dtype = dtype or parsed.model.torch_dtype
-        is_merged = merge and trains_adapter(parsed)
+        out_dtype = dtype or config.model.torch_dtype
+        is_merged = merge and trains_adapter(config)
         # An adapter that is merged keeps all its digits until the sum is rounded.
         first_dtype = "float32" if is_merged else out_dtype
-        _write_weights(parsed, place.store, manifest, directory, first_dtype)
-        difference = _check(parsed, manifest, directory, first_dtype)
+        _write_weights(config, place.store, manifest, directory, first_dtype)
+        difference = _check(config, manifest, directory, first_dtype)
         if is_merged:
             # Merged in float32, then cast once.
-            model = load_adapter(load_model(parsed).float(), directory).merge_and_unload()
+            model = load_adapter(load_model(config).float(), directory).merge_and_unload()
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 (directory / name).unlink()
             model.to(getattr(torch, out_dtype)).save_pretrained(directory)
-            difference = max(difference, _check(parsed, manifest, directory, out_dtype))
-        load_tokenizer(parsed).save_pretrained(directory)
-        if (generation := load_generation_config(parsed)) is not None:
+            difference = max(difference, _check(config, manifest, directory, out_dtype))
+        load_tokenizer(config).save_pretrained(directory)
+        if (generation := load_generation_config(config)) is not None:
             generation.save_pretrained(directory)
         last_row = read_steps(place.metrics).get(manifest.step)
         held_out = {step: row.eval_loss for step, row in read_evals(place.evals).items()}
         loss = last_row.loss if last_row else None
-        card = model_card(parsed, manifest.step, manifest.environment.versions, loss, held_out, merge)
+        card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge)
         (directory / "README.md").write_text(card, encoding="utf-8")
         for file in directory.iterdir():
             file.chmod(0o644)  # save_pretrained makes weights readable for their owner only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_ft.config import config_from_dict
+from dist_ft.config import Config
 from dist_ft.data.shards.make import cache_errors, make_shard
 from dist_ft.data.shards.request import PlannedShard
 from dist_ft.errors import DataError
@@ -14,7 +14,7 @@ from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.objects import open_store
 
 
-def run(config: dict[str, Any], take_held_out: bool, shard: dict[str, Any]) -> dict[str, Any]:
+def run(config: Config, take_held_out: bool, shard: dict[str, Any]) -> dict[str, Any]:
     """Returns the shard's `ShardInfo`.
 
     Args:
@@ -26,13 +26,13 @@ def run(config: dict[str, Any], take_held_out: bool, shard: dict[str, Any]) -> d
         DataError: A row that cannot be used, or the data has changed.
         ConfigError: The shard cannot be kept.
     """
-    parsed, planned = config_from_dict(config), PlannedShard.from_dict(shard)
-    render_many, render_key = make_renderer(parsed, load_tokenizer(parsed))
-    train, held_out = split_requests(parsed, render_key, nothing_removed(parsed))
+    planned = PlannedShard.from_dict(shard)
+    render_many, render_key = make_renderer(config, load_tokenizer(config))
+    train, held_out = split_requests(config, render_key, nothing_removed(config))
     request = held_out if take_held_out else train[0]  # which differ in their sources alone
     assert request is not None
     if request.part_key(planned.source, planned.part, planned.removed) != planned.key:
         raise DataError("this machine has another tokenizer or chat template than the driver; give all the same files")
-    address = cache_address(parsed)
+    address = cache_address(config)
     with cache_errors(address):
         return make_shard(request, planned, render_many, open_store(address)).to_dict()

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.config import Config, config_from_dict
+from dist_ft.config import Config
 from dist_ft.data.shards.make import RenderMany, cache_errors, check_bad_rows, make_shard, read_infos
 from dist_ft.data.shards.request import PlannedShard, SplitPlan, plan_split
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, open_ended_split
@@ -31,18 +31,17 @@ _SMALL_SHARE = 0.25
 """Share of a part: so much is made by the process that lists the sources."""
 
 
-def run(config: dict[str, Any], makes_all: bool = True) -> dict[str, Any]:
+def run(config: Config, makes_all: bool = True) -> dict[str, Any]:
     """Prepares the data of a run in a process of its own.
 
     Args:
-        config: The run config, as JSON values.
+        config: The run config.
         makes_all: As `prepare` does; else as `prepare_or_list`.
 
     Returns:
         What `spec.decode_preparation` reads.
     """
-    parsed = config_from_dict(config)
-    return (prepare(parsed) if makes_all else prepare_or_list(parsed)).to_dict()
+    return (prepare(config) if makes_all else prepare_or_list(config)).to_dict()
 
 
 def prepare(config: Config) -> Preparation:

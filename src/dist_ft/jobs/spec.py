@@ -23,7 +23,7 @@ class TaskSpec:
 
     Attributes:
         name: Module in `dist_ft.jobs`.
-        arguments: JSON values.
+        arguments: JSON values; `config` among them is the run config, which the task gets as a `Config`.
         needs_device: Wants a GPU, where the run has any.
     """
 

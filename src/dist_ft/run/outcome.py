@@ -53,7 +53,7 @@ class RunResult:
         export_dir: The exported model, if any.
         attempts: Attempts so far.
         error: `{type, message}` of a failed run.
-        evaluation: Result of `tasks.results.merge`, if asked for.
+        evaluation: An `Evaluation` as JSON values, if asked for.
         train_s: Seconds from the first step's start to the end of training in this attempt.
         comparison: What is known of the base model, the tuned one and the best one: name → metric → value.
         early_stop: `{metric, best_step, patience}` of a run that ended before its last step.

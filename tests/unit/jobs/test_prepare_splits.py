@@ -55,10 +55,6 @@ SMALL = {"data__part_mib": 0.002}
 """Parts of some ten rows."""
 
 
-def values(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json")
-
-
 def check_wire(found: Preparation | MissingShards) -> None:
     sent = json.dumps(found.to_dict())
     received = decode_preparation(json.loads(sent))
@@ -66,7 +62,7 @@ def check_wire(found: Preparation | MissingShards) -> None:
 
 
 def make(config: Config, job: ShardJob) -> ShardInfo:
-    return ShardInfo.from_dict(make_shard.run(**job.task(values(config)).arguments))
+    return ShardInfo.from_dict(make_shard.run(config, job.take_held_out, job.shard))
 
 
 def test_many_shards_are_left_to_other_processes_and_then_found(tmp_path: Path) -> None:
@@ -81,7 +77,7 @@ def test_many_shards_are_left_to_other_processes_and_then_found(tmp_path: Path) 
     assert isinstance(prepared, Preparation)
     assert prepared.num_made == 0
     check_wire(prepared)
-    assert run(values(config), makes_all=False) == prepared.to_dict()
+    assert run(config, makes_all=False) == prepared.to_dict()
     anew = prepare(tiny_config(tmp_path, **SMALL, data__cache_dir=str(tmp_path / "other")))
     inputs = replace(anew.inputs, splits=prepared.inputs.splits, eval_split=prepared.inputs.eval_split)
     assert prepared == replace(anew, inputs=inputs, num_made=0)
@@ -159,7 +155,7 @@ def test_a_cache_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = tiny_config(tmp_path, data__cache_dir=str(tmp_path / "file" / "cache"))
     with pytest.raises(ConfigError, match=r"cannot be kept at .*file/cache.*set data\.cache_dir"):
-        run(values(config))
+        run(config)
 
 
 def test_a_full_cache_directory_is_named_and_what_is_there_stays(
@@ -178,7 +174,7 @@ def test_a_full_cache_directory_is_named_and_what_is_there_stays(
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "put", full)
         with pytest.raises(ConfigError, match=r"No space left on device; free some space"):
-            run(values(config))
+            run(config)
     kept = len(list(Path(cache_address(config)).glob("*.json")))
     assert kept > 0
     found = prepare_or_list(config)

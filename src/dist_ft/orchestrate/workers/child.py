@@ -21,6 +21,7 @@ from typing import BinaryIO
 import torch
 
 from dist_ft import errors
+from dist_ft.config import config_from_dict
 from dist_ft.errors import DivergedError, StalledError
 from dist_ft.layout import rank_log_name
 from dist_ft.messages import (
@@ -191,7 +192,8 @@ def _run_task(connection: socket.socket, reader: BinaryIO, request: TaskRequest)
     os.environ.update(request.env)
     module = importlib.import_module(f"dist_ft.jobs.{request.name}")
     try:
-        answer = {"result": module.run(**request.arguments)}
+        arguments = {**request.arguments, "config": config_from_dict(request.arguments["config"])}
+        answer = {"result": module.run(**arguments)}
     except Exception as error:  # sent on, whatever it is
         traceback.print_exc()
         answer = {"error": errors.from_exception(error)}
