@@ -137,7 +137,9 @@ def rank_main(setting: dict[str, Any]) -> None:
     from dist_ft.coordinator.commit import Staging, commit
     from dist_ft.jobs import prepare
     from dist_ft.layout import RunDir
-    from dist_ft.messages import AttemptSpec, Message, RankSpec, Staged
+    from dist_ft.messages import Message, Staged
+    from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
+    from dist_ft.run.run_inputs import RunInputs
     from dist_ft.storage.store import LocalStore
     from dist_ft.train.build import build_rank
     from dist_ft.train.loop import run_loop
@@ -166,11 +168,9 @@ def rank_main(setting: dict[str, Any]) -> None:
     if rank == 0:
         take_attempt(store, start)
     attempt = AttemptSpec(
-        run_id=setting["name"], attempt=number, run_dir=str(run_dir.path), config=config.model_dump(mode="json"),
-        splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
-        max_steps=prepared["max_steps"], num_positions=prepared["num_positions"],
-        start_checkpoint=f"{start.directory}/manifest.json" if start else None, skipped_steps=[], recent_losses=[],
-        evaluations=[], on_gpu=False, wandb_id=None,
+        run_id=setting["name"], attempt=number, run_dir=str(run_dir.path), config=config,
+        inputs=RunInputs.from_dict({**prepared, "eval_split": None}),
+        start_checkpoint=f"{start.directory}/manifest.json" if start else None,
     )  # fmt: skip
     _join(Path(setting["port_file"]), rank, size, open_store, init_process_group)
     peak = Peak()

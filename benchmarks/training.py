@@ -58,7 +58,8 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
     import torch
 
     from dist_ft.jobs import prepare
-    from dist_ft.messages import AttemptSpec, RankSpec
+    from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
+    from dist_ft.run.run_inputs import RunInputs
     from dist_ft.train.build import build_rank
     from dist_ft.train.loop import run_loop
     from dist_ft.zero.engine import init_process_group, open_store
@@ -67,11 +68,8 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
     config = make_config(case, directory)
     prepared = prepare.run(config)
     attempt = AttemptSpec(
-        run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config.model_dump(mode="json"),
-        splits=prepared["splits"], eval_split=None, fingerprint=prepared["fingerprint"],
-        max_steps=prepared["max_steps"], num_positions=prepared["num_positions"],
-        start_checkpoint=None, skipped_steps=[], recent_losses=[],
-        evaluations=[], on_gpu=False, wandb_id=None,
+        run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config,
+        inputs=RunInputs.from_dict({**prepared, "eval_split": None}),
     )  # fmt: skip
     threads = torch.get_num_threads()
     init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)

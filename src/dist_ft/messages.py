@@ -1,6 +1,7 @@
 """What processes say to one another: frozen dataclasses, sent as one JSON line each.
 
-Rank → supervisor → coordinator: the `Message` kinds. Back: `Reply`. Supervisor → rank, once: `RankSpec`.
+Rank → supervisor → coordinator: the `Message` kinds. Back: `Reply`. What a rank is told at
+its start is `run/attempt_spec.py`.
 JSON, not pickle: a socket must not be able to run code.
 """
 
@@ -294,75 +295,6 @@ class CoordinatorAddress:
     name: str
     namespace: str
     secret: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class AttemptSpec:
-    """What all ranks of an attempt share; made by the coordinator.
-
-    Attributes:
-        run_id: The run.
-        attempt: Its number.
-        run_dir: The run directory.
-        config: `Config.model_dump(mode="json")`.
-        splits: Prepared training sources, as dicts, in config order.
-        eval_split: Prepared held-out split, or None.
-        fingerprint: What checkpoints belong to.
-        max_steps: Steps of the run.
-        num_positions: Sequences that the run uses.
-        start_checkpoint: Manifest path relative to the run directory, or None to start anew.
-        skipped_steps: Steps that are passed over without an update (`failure.bad_numbers: skip_batch`).
-        recent_losses: Losses of the last steps before the start, to tell a spike by.
-        evaluations: Rows of eval.jsonl up to the start, each step once.
-        on_gpu: Whether ranks use CUDA devices.
-    """
-
-    run_id: str
-    attempt: int
-    run_dir: str
-    config: dict[str, Any]
-    splits: list[dict[str, Any]]
-    eval_split: dict[str, Any] | None
-    fingerprint: dict[str, Any]
-    max_steps: int
-    num_positions: int
-    start_checkpoint: str | None
-    skipped_steps: list[int]
-    recent_losses: list[float]
-    evaluations: list[EvalRow]
-    on_gpu: bool
-
-
-@dataclass(frozen=True)
-class RankSpec:
-    """What one rank is told at its start.
-
-    Attributes:
-        attempt: What all ranks share.
-        rank: Index in `0..world_size-1`.
-        world_size: Number of ranks.
-        local_rank: Index on its node.
-        node_ip: Address of its node.
-        num_threads: Threads for computation.
-        env: Environment variables to set first (devices).
-    """
-
-    attempt: AttemptSpec
-    rank: int
-    world_size: int
-    local_rank: int
-    node_ip: str
-    num_threads: int
-    env: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the wire form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RankSpec:
-        """Inverse of `to_dict`."""
-        return from_json(cls, data)
 
 
 def encode_line(data: dict[str, Any]) -> bytes:

@@ -47,4 +47,6 @@ def _convert(wanted: Any, value: Any) -> Any:
         return {key: _convert(arguments[1], item) for key, item in value.items()}
     if isinstance(wanted, type) and issubclass(wanted, Enum):
         return wanted(value)
-    return from_json(wanted, value) if isinstance(wanted, type) and is_dataclass(wanted) else value
+    if isinstance(wanted, type) and is_dataclass(wanted) and not isinstance(value, wanted):
+        return from_json(wanted, value)
+    return value

@@ -21,8 +21,8 @@ from dist_ft.config import Config, dump_yaml
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.errors import CheckpointError
 from dist_ft.layout import slices_name
-from dist_ft.messages import AttemptSpec
 from dist_ft.orchestrate.workers.processes import run_task
+from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.place import Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord

@@ -34,7 +34,6 @@ from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.errors import CheckpointError, StaleAttemptError, UsageError
 from dist_ft.layout import slices_name
 from dist_ft.messages import (
-    AttemptSpec,
     Envelope,
     EvalDone,
     Heartbeat,
@@ -50,6 +49,7 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.metric_rows import EvalRow
+from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.place import Run, open_run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord

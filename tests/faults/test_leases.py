@@ -83,10 +83,12 @@ from tests.helpers.configs import tiny_config
 from pathlib import Path
 from dist_ft.orchestrate.workers.processes import Child
 from dist_ft.orchestrate.workers.supervisor import RankSlot, make_rank_spec
-from dist_ft.messages import AttemptSpec
+from dist_ft.run.attempt_spec import AttemptSpec
+from dist_ft.run.run_inputs import RunInputs
+from tests.helpers.manifests import MARK
 config = tiny_config(Path({str(tmp_path)!r}))
 run = {str(tmp_path / "run")!r}
-attempt = AttemptSpec("t", 1, run, config.model_dump(mode="json"), [], None, {{}}, 1, 1, None, [], [], [], False)
+attempt = AttemptSpec("t", 1, run, config, RunInputs((), None, MARK, 1, 1))
 spec = make_rank_spec(attempt, RankSlot(0, 2, 0, 2, "127.0.0.1"))
 child = Child({starter!r}, spec)
 while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, index_pieces, map_slices
 from dist_ft.config import Config, with_commit
 from dist_ft.coordinator.commit import Staging, commit
-from dist_ft.messages import AttemptSpec, Staged
+from dist_ft.messages import Staged
 from dist_ft.metric_rows import EvalRow
+from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slices import ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
@@ -86,22 +87,16 @@ def attempt_spec(
     evaluations: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns an `AttemptSpec` as a dict."""
-    facts = RunInputs.from_dict(prepared).to_dict()
-    config = with_commit(config, facts.pop("commit"))
-    return asdict(
-        AttemptSpec(
-            run_id=config.run.name,
-            attempt=number,
-            run_dir=str(run_path(config)),
-            config=config.model_dump(mode="json"),
-            start_checkpoint=f"{start.directory}/{MANIFEST}" if start else None,
-            skipped_steps=[],
-            recent_losses=[],
-            evaluations=[EvalRow.from_dict(row) for row in evaluations or []],
-            on_gpu=False,
-            **facts,
-        )
-    )
+    inputs = RunInputs.from_dict(prepared)
+    return AttemptSpec(
+        run_id=config.run.name,
+        attempt=number,
+        run_dir=str(run_path(config)),
+        config=with_commit(config, inputs.commit),
+        inputs=inputs,
+        start_checkpoint=f"{start.directory}/{MANIFEST}" if start else None,
+        evaluations=tuple(EvalRow.from_dict(row) for row in evaluations or []),
+    ).to_dict()
 
 
 def run_path(config: Config) -> Path:

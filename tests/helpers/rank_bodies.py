@@ -26,13 +26,14 @@ from dist_ft.errors import DataError
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.jobs import prepare as prepare_task
 from dist_ft.layout import RunDir, slices_name
-from dist_ft.messages import AttemptSpec, EvalDone, Message, RankSpec, SaveFailed, SaveSkipped, Staged, StepDone
+from dist_ft.messages import EvalDone, Message, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
 from dist_ft.model.chat.render import Renderer
 from dist_ft.objectives import kinds
 from dist_ft.objectives.objective import Objective, Outputs, Rows
 from dist_ft.objectives.sft import SFT
 from dist_ft.records import Conversation, Record, Sample
+from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
 from dist_ft.slices import SliceKey
 from dist_ft.storage.store import LocalStore
 from dist_ft.train import build, saving
@@ -197,7 +198,7 @@ def go_on_from_each(
 
 
 def _spec(rank: int, world_size: int, attempt: dict[str, Any]) -> RankSpec:
-    return RankSpec(AttemptSpec(**attempt), rank, world_size, rank, "127.0.0.1", num_threads=1)
+    return RankSpec(AttemptSpec.from_dict(attempt), rank, world_size, rank, "127.0.0.1", num_threads=1)
 
 
 def _train(parts: RankParts, stop_after: int | None) -> dict[str, Any]:

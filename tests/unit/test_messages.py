@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dist_ft.messages import (
-    AttemptSpec,
     Envelope,
     EvalDone,
     Heartbeat,
@@ -21,7 +19,6 @@ from dist_ft.messages import (
     PhaseChanged,
     RankDone,
     RankFailed,
-    RankSpec,
     RankStarted,
     RendezvousOpen,
     Reply,
@@ -55,13 +52,6 @@ MESSAGES: list[Message] = [
     RankFailed({"type": "DivergedError", "message": "nan"}, step=41),
     Heartbeat(),
 ]
-
-ATTEMPT = AttemptSpec(
-    run_id="run-1", attempt=3, run_dir="/runs/run-1", config={"run": {"seed": 2**62}}, splits=[{"key": "a"}],
-    eval_split=None, fingerprint={"seed": 1}, max_steps=60, num_positions=480,
-    start_checkpoint="checkpoints/step-00000040-a0002/manifest.json", skipped_steps=[7],
-    recent_losses=[1.5, 1.25], evaluations=[EvalRow(20, 1, {"eval_loss": 2.5})], on_gpu=False,
-)  # fmt: skip
 
 
 def over_the_wire(data: dict[str, Any]) -> dict[str, Any]:
@@ -107,12 +97,6 @@ def test_a_kind_that_is_no_kind_is_refused(kind: object) -> None:
 )
 def test_a_reply_survives_the_wire(reply: Reply) -> None:
     assert Reply.from_dict(over_the_wire(reply.to_dict())) == reply
-
-
-@pytest.mark.parametrize("attempt", [ATTEMPT, replace(ATTEMPT, eval_split={"key": "b"}, start_checkpoint=None)])
-def test_a_rank_spec_survives_the_wire(attempt: AttemptSpec) -> None:
-    spec = RankSpec(attempt, 1, 3, 1, "10.0.0.1", 8, {"CUDA_VISIBLE_DEVICES": "1"})
-    assert RankSpec.from_dict(over_the_wire(spec.to_dict())) == spec
 
 
 def test_making_the_wire_form_shares_nothing_with_the_message() -> None:

@@ -12,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_ft.config import config_from_dict
+from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.coordinator.failures import Decision
 from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, StaleAttemptError
-from dist_ft.messages import AttemptSpec, Envelope
+from dist_ft.messages import Envelope
 from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.sink import History, SinkRun
 from dist_ft.monitor.sinks import build_sinks
+from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.events import Event
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import open_run
@@ -58,26 +59,19 @@ class CoordinatorCalls:
         return getattr(self, call)(*arguments)
 
     def begin(
-        self,
-        config: dict[str, Any],
-        run_dir: str,
-        scratch: str,
-        record: dict[str, Any],
-        inputs: dict[str, Any],
-        on_gpu: bool,
+        self, config: Config, run_dir: str, scratch: str, record: RunRecord, inputs: RunInputs, on_gpu: bool
     ) -> None:
         """Opens the run's records; `scratch` is where the driver has fetched its records to."""
-        parsed = config_from_dict(config)
         place = open_run(run_dir, Path(scratch))
-        state = RunRecord(**record)
 
         def read_history() -> History:
             steps, evals = read_steps(place.metrics), read_evals(place.evals)
             return History([steps[step] for step in sorted(steps)], [evals[step] for step in sorted(evals)])
 
-        sink_run = SinkRun(state.run_id, parsed.monitor.project, place.path, config, read_history)
-        sinks = build_sinks(parsed.monitor, state.sink_ids, sink_run)
-        self._coordinator = Coordinator(parsed, place, state, RunInputs.from_dict(inputs), sinks, on_gpu, _in_thread)
+        values = config.model_dump(mode="json")
+        sink_run = SinkRun(record.run_id, config.monitor.project, place.path, values, read_history)
+        sinks = build_sinks(config.monitor, record.sink_ids, sink_run)
+        self._coordinator = Coordinator(config, place, record, inputs, sinks, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:
         """Opens an attempt and returns its number; None while there is something to wait for first.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, take_attempt
@@ -23,10 +23,11 @@ from dist_ft.coordinator.sizing import ClusterView, Progress, Sizing, largest_al
 from dist_ft.coordinator.start import StartSearch, can_go_on, still_stands
 from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
-from dist_ft.messages import AttemptSpec, Envelope, Leaving, Reply, StepDone
+from dist_ft.messages import Envelope, Leaving, Reply, StepDone
 from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.sink import Sink
 from dist_ft.run import events
+from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.log import read_steps
 from dist_ft.run.place import Run
 from dist_ft.run.run_inputs import RunInputs
@@ -91,7 +92,6 @@ class Coordinator:
             StaleAttemptError: Another driver has taken over the run since.
             CheckpointError: There are checkpoints, and all of them are damaged.
         """
-        inputs = self._inputs
         if self._search is None:
             self._recorder.look_again()
             self._recorder.check_mine()  # a driver that was overtaken does not fight back
@@ -108,16 +108,12 @@ class Coordinator:
             run_id=self._record.run_id,
             attempt=attempt.number,
             run_dir=self._run_dir.address,
-            config=self._config.model_dump(mode="json"),
-            splits=[asdict(split) for split in inputs.splits],
-            eval_split=asdict(inputs.eval_split) if inputs.eval_split else None,
-            fingerprint=asdict(inputs.fingerprint),
-            max_steps=inputs.max_steps,
-            num_positions=inputs.num_positions,
+            config=self._config,
+            inputs=self._inputs,
             start_checkpoint=f"{start.directory}/manifest.json" if start else None,
-            skipped_steps=self._recorder.skipped_steps(),
-            recent_losses=self._losses_before(attempt.start_step),
-            evaluations=self._recorder.evaluations(attempt.start_step),
+            skipped_steps=tuple(self._recorder.skipped_steps()),
+            recent_losses=tuple(self._losses_before(attempt.start_step)),
+            evaluations=tuple(self._recorder.evaluations(attempt.start_step)),
             on_gpu=self._on_gpu,
         )
 

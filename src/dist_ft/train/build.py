@@ -13,11 +13,10 @@ from torch import nn
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader
-from dist_ft.config import Config, config_from_dict
+from dist_ft.config import Config
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, fitting_batch
-from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.model.adapter import export_names
 from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
@@ -26,6 +25,7 @@ from dist_ft.model.weights import WeightFiles
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.objectives.module import ObjectiveModule
 from dist_ft.objectives.objective import Objective
+from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
 from dist_ft.slices import Environment, Fingerprint, ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.train.device_memory import all_agree_on_least, device_memory_bytes
@@ -84,7 +84,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     The process group must exist. At stage 3 each rank reads only its part of the weights, at other stages all of them.
     """
     attempt = spec.attempt
-    config = config_from_dict(attempt.config)
+    config = attempt.config
     objective = build_objective(config.objective)
     model = _load_base(config, attempt.on_gpu)
     vocab_size = full_shape(model.get_input_embeddings().weight)[0]
@@ -97,8 +97,7 @@ def build_rank(spec: RankSpec) -> RankParts:
     state = optimizer_of(config.optimizer).state
     params = [ParamInfo(name, full_shape(p), exported[name], state) for p, name in names.items()]
 
-    splits = [PreparedSplit.from_dict(split) for split in attempt.splits]
-    eval_split = PreparedSplit.from_dict(attempt.eval_split) if attempt.eval_split else None
+    splits, eval_split = list(attempt.inputs.splits), attempt.inputs.eval_split
     micro = _micro_batch_size(model, config, spec, [*splits, *([eval_split] if eval_split else [])])
     engine = build_engine(
         ObjectiveModule(model),
@@ -123,12 +122,12 @@ def build_rank(spec: RankSpec) -> RankParts:
         engine=engine,
         params=params,
         dropout_keys=dropout_keys,
-        loader=_build_loader(config, splits, attempt.num_positions, layout),
+        loader=_build_loader(config, splits, attempt.inputs.num_positions, layout),
         layout=layout,
         eval_split=eval_split,
         vocab_size=vocab_size,
         start_step=restored.manifest.step if restored else 0,
-        fingerprint=Fingerprint(**attempt.fingerprint),
+        fingerprint=attempt.inputs.fingerprint,
         environment=here,
         bytes_read=restored.bytes_read if restored else 0,
         notes=notes,

@@ -49,7 +49,7 @@ class Agreed:
 
 def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     """Trains until the run is complete or stopped; returns the outcome and the completed steps."""
-    config, max_steps = parts.config, parts.spec.attempt.max_steps
+    config, max_steps = parts.config, parts.spec.attempt.inputs.max_steps
     step = parts.start_step
     recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
     parts.engine.train()  # transformers loads models for inference
@@ -121,7 +121,7 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     if objective.step_sum is not None:
         own_part.stop()
         step_mean = _add_up(parts, batch, objective.step_sum) / divisor
-    lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.max_steps)
+    lr_scale = learning_rate(config.schedule, 1.0, step, parts.spec.attempt.inputs.max_steps)
     grad_norm = 0.0
     for index, micro in enumerate(batch.micro_batches):
         parts.dropout_keys.step = step
@@ -209,7 +209,7 @@ def _row(
     data_s: float,
     metrics: Metrics,
 ) -> StepRow:
-    lr_scale = learning_rate(parts.config.schedule, 1.0, step, parts.spec.attempt.max_steps)
+    lr_scale = learning_rate(parts.config.schedule, 1.0, step, parts.spec.attempt.inputs.max_steps)
     return StepRow(
         step=step + 1,
         attempt=parts.spec.attempt.attempt,

@@ -103,7 +103,7 @@ class Saver:
     def _state(self, step: int, probe: Probe) -> SavedState:
         """Returns what the manifest says besides the files."""
         parts = self._parts
-        position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.num_positions)
+        position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.inputs.num_positions)
         return SavedState(
             step=step,
             cursor=Cursor(parts.loader.epoch(position), position),
@@ -113,7 +113,7 @@ class Saver:
             fingerprint=parts.fingerprint,
             params=tuple(parts.params),
             groups=tuple(group_settings(parts.engine)),
-            schedule={**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.max_steps},
+            schedule={**parts.config.schedule.model_dump(), "max_steps": parts.spec.attempt.inputs.max_steps},
             probe=probe,
             environment=parts.environment,
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.config import Config
 from dist_ft.errors import CheckpointError, StaleAttemptError
 from dist_ft.layout import slices_name
 from dist_ft.messages import (
@@ -34,10 +33,10 @@ from tests.helpers.simulated_run import ENDED, MARK, RUN_ID, SPLIT, SimulatedRun
 def test_an_attempt_tells_the_ranks_what_preparation_found(run: SimulatedRun) -> None:
     spec = run.open()
     assert (spec.run_id, spec.attempt, spec.run_dir) == (RUN_ID, 1, str(run.dir.path))
-    assert (spec.splits, spec.eval_split) == ([asdict(SPLIT)], asdict(SPLIT) | {"key": "eval"})
-    assert spec.fingerprint == asdict(MARK)
-    assert (spec.max_steps, spec.num_positions, spec.start_checkpoint) == (60, 480, None)
-    assert Config.model_validate(spec.config) == run_config()
+    assert (spec.inputs.splits, spec.inputs.eval_split) == ((SPLIT,), replace(SPLIT, key="eval"))
+    assert spec.inputs.fingerprint == MARK
+    assert (spec.inputs.max_steps, spec.inputs.num_positions, spec.start_checkpoint) == (60, 480, None)
+    assert spec.config == run_config()
 
 
 def test_every_rank_learns_where_rank_0_listens(run: SimulatedRun) -> None:
@@ -54,7 +53,7 @@ def test_an_attempt_knows_what_was_measured_before_its_start(run: SimulatedRun) 
         if step == 10:
             run.commit(step)
     run.restart()  # another driver takes over; what was measured at step 20 is measured again
-    assert run.open().evaluations == [
+    assert list(run.open().evaluations) == [
         EvalRow(0, 1, {"eval_loss": 9.0}),
         EvalRow(10, 1, {"eval_loss": 5.0}),
     ]

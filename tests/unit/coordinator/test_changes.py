@@ -71,9 +71,9 @@ def test_a_step_that_is_left_out_stays_left_out(tmp_path: Path) -> None:
     run.open()
     run.send(1, RankFailed({"type": "DivergedError", "message": "loss nan"}, step=8))
     assert run.coordinator.decide("", [], 100.0).skip_step == 8
-    assert run.open().skipped_steps == [8]
+    assert run.open().skipped_steps == (8,)
     run.restart()
-    assert run.open().skipped_steps == [8]
+    assert run.open().skipped_steps == (8,)
 
 
 def test_what_follows_a_failure_is_said_once_and_alike(run: SimulatedRun) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ SECRET = "5ec7e7" * 8
 def calls(tmp_path: Path) -> CoordinatorCalls:
     """The calls of a run whose first attempt is at work."""
     calls = CoordinatorCalls(SECRET)
-    config, record = run_config().model_dump(mode="json"), asdict(RunRecord(RUN_ID, max_steps=60))
-    calls.ask(SECRET, "begin", config, str(tmp_path / "run"), str(tmp_path / "run"), record, INPUTS.to_dict(), False)
+    record = RunRecord(RUN_ID, max_steps=60)
+    calls.ask(SECRET, "begin", run_config(), str(tmp_path / "run"), str(tmp_path / "run"), record, INPUTS, False)
     while calls.ask(SECRET, "open_attempt", 1) is None:
         pass
     calls.ask(SECRET, "handle", Envelope(RUN_ID, 1, 0, RankStarted(7, "10.0.0.1")).to_dict())

@@ -11,7 +11,6 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -66,8 +65,7 @@ class CoordinatorHandle:
 
     def begin(self, config: Config, run_dir: Run, record: RunRecord, inputs: RunInputs, on_gpu: bool) -> None:
         """Have it open the records of the run."""
-        values = config.model_dump(mode="json")
-        self._run = (values, run_dir.address, str(run_dir.path), asdict(record), inputs.to_dict(), on_gpu)
+        self._run = (config, run_dir.address, str(run_dir.path), record, inputs, on_gpu)
         self._call("begin", *self._run)
 
     def set_starters(self, paths: Mapping[str, str]) -> None:

@@ -31,7 +31,6 @@ from dist_ft.messages import (
     PhaseChanged,
     RankDone,
     RankFailed,
-    RankSpec,
     RankStarted,
     RendezvousOpen,
     Reply,
@@ -40,6 +39,7 @@ from dist_ft.messages import (
 )
 from dist_ft.orchestrate.workers.processes import TaskRequest, decode_request
 from dist_ft.orchestrate.workers.stacks import answer_to_dump_signal
+from dist_ft.run.attempt_spec import RankSpec
 from dist_ft.run.place import node_dir
 from dist_ft.train.build import build_rank
 from dist_ft.train.loop import run_loop

@@ -19,7 +19,8 @@ from typing import Any
 
 from dist_ft import errors
 from dist_ft.errors import StalledError, WorkerCrashError
-from dist_ft.messages import RankSpec, Reply, encode_line
+from dist_ft.messages import Reply, encode_line
+from dist_ft.run.attempt_spec import RankSpec
 
 QUIET_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads would not survive the fork

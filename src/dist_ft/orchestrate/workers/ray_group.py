@@ -19,10 +19,11 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from dist_ft.config import Config
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.errors import CutOffError
-from dist_ft.messages import AttemptSpec, CoordinatorAddress, Envelope, Reply
+from dist_ft.messages import CoordinatorAddress, Envelope, Reply
 from dist_ft.orchestrate.workers.nodes import is_listening
 from dist_ft.orchestrate.workers.scaling import AskCoordinator, ElasticPolicy, find_coordinator
 from dist_ft.orchestrate.workers.supervisor import RankSlot, starter_on_node, supervise, wait_for_spec
+from dist_ft.run.attempt_spec import AttemptSpec
 
 _PREPARE_LIMIT_S = 6 * 3600.0
 _CUT_OFF = 5  # exit status

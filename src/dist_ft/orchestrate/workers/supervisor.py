@@ -13,14 +13,12 @@ from dist_ft.errors import DistFtError, OutOfMemoryError, StaleAttemptError, Wor
 from dist_ft.layout import rank_log_name, stacks_name
 from dist_ft.machine import num_cores
 from dist_ft.messages import (
-    AttemptSpec,
     Envelope,
     Heartbeat,
     Located,
     Message,
     RankDone,
     RankFailed,
-    RankSpec,
     RankStarted,
     Reply,
     decode_message,
@@ -28,6 +26,7 @@ from dist_ft.messages import (
 from dist_ft.orchestrate.workers.network import rendezvous_env
 from dist_ft.orchestrate.workers.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
 from dist_ft.orchestrate.workers.stacks import dump_stacks
+from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
 from dist_ft.run.place import node_dir, send_logs
 
 T = TypeVar("T")

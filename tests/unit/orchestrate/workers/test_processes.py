@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.messages import AttemptSpec, RankSpec
 from dist_ft.orchestrate.workers.processes import TaskRequest, decode_request, encode_request
+from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
+from tests.helpers.simulated_run import INPUTS, run_config
 
-ATTEMPT = AttemptSpec("r", 1, "/runs/r", {}, [], None, {}, 1, 1, None, [], [], [], False)
+ATTEMPT = AttemptSpec("r", 1, "/runs/r", run_config(), INPUTS)
 
 
 @pytest.mark.parametrize(
