@@ -37,7 +37,17 @@ def with_adapter_settings(config: Config) -> Config:
     if method.init_from is None:
         return config
     stored = adapter_settings(method.init_from)
-    _check_base(str(stored.pop("base_model_name_or_path") or ""), config)
+    mine, theirs = config.model.name, str(stored.pop("base_model_name_or_path") or "")
+    # Two hub names that differ are two models. Paths tell nothing.
+    names = [
+        name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not is_there(Path(name))
+    ]
+    if len(names) == 2 and names[0].lower() != names[1].lower():
+        raise ConfigError(
+            f"model.name={mine}, but the adapter in method.init_from={method.init_from} was trained on "
+            f"{theirs}; set model.name={theirs}, or correct base_model_name_or_path in its adapter_config.json if "
+            "both have the same weights"
+        )
     problems = [
         f"method.{key}={getattr(method, key)}, but the adapter in method.init_from={method.init_from} has "
         f"{key}={stored[key]}; set method.{key}={json.dumps(stored[key])}, or leave it out"
@@ -90,17 +100,3 @@ def same(mine: PeftValue, theirs: PeftValue) -> bool:
     if isinstance(mine, list) and isinstance(theirs, list):
         return sorted(map(str, mine)) == sorted(map(str, theirs))
     return mine == theirs
-
-
-def _check_base(theirs: str, config: Config) -> None:
-    """Refuses an adapter of another base model, as far as two hub names can tell; paths tell nothing."""
-    mine = config.model.name
-    names = [
-        name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not is_there(Path(name))
-    ]
-    if len(names) == 2 and names[0].lower() != names[1].lower():
-        raise ConfigError(
-            f"model.name={mine}, but the adapter in method.init_from={config.method.init_from} was trained on "
-            f"{theirs}; set model.name={theirs}, or correct base_model_name_or_path in its adapter_config.json if "
-            "both have the same weights"
-        )

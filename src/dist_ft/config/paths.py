@@ -27,7 +27,16 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: With every problem found, one a line.
     """
-    problems = [*section_problems(config), *_file_problems(config), *_capacity_problem(config)]
+    problems = [*section_problems(config), *_file_problems(config)]
+    cluster, resources = config.cluster, config.cluster.resources_per_worker or {}
+    is_on_cpus = not resources.get("GPU") and (bool(resources) or not has_gpu())
+    if cluster.address is None and is_on_cpus:  # a given cluster is asked later
+        room = workers_on({"CPU": local_slots()}, {"CPU": resources.get("CPU", 1.0)})
+        if room is not None and cluster.min_workers > room:
+            problems.append(
+                f"cluster.num_workers={cluster.num_workers} is more than this machine takes "
+                f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -75,20 +84,6 @@ def is_hub_id(source: str) -> bool:
 def is_pattern(source: str) -> bool:
     """Whether a source that is no path can stand for several files, such as `data/*.jsonl`."""
     return _PATTERN.search(source) is not None
-
-
-def _capacity_problem(config: Config) -> list[str]:
-    """Refuses more workers than a local Ray would ever place. A given cluster is asked later."""
-    resources = config.cluster.resources_per_worker or {}
-    if config.cluster.address is not None or resources.get("GPU") or (has_gpu() and not resources):
-        return []
-    room = workers_on({"CPU": local_slots()}, {"CPU": resources.get("CPU", 1.0)})
-    if room is None or config.cluster.min_workers <= room:
-        return []
-    return [
-        f"cluster.num_workers={config.cluster.num_workers} is more than this machine takes "
-        f"({local_slots()} CPU slots: four a core, at least eight); lower it or set cluster.address"
-    ]
 
 
 def _file_problems(config: Config) -> list[str]:

@@ -63,7 +63,11 @@ def fragments(engine: Engine, owned: bool) -> Iterator[Fragment]:
         owned: Give each element on one rank only. Differs at stage 0, where every rank holds everything.
     """
     if engine.stage == 0:
-        yield from _plain(engine.names, owned)
+        for parameter, name in engine.names.items():
+            count = parameter.numel()
+            start, end = _share(count, dist.get_rank()) if owned else (0, count)
+            if start < end:
+                yield Fragment(name, start, parameter.detach().view(-1)[start:end], parameter, start)
     elif engine.stage == 3:
         yield from _stage3(engine.raw.optimizer, engine.names)
     else:
@@ -153,14 +157,6 @@ def _counters(engine: Engine) -> StateEntry:
 def _flats(engine: Engine) -> list[torch.Tensor]:
     """Return the tensors that the inner optimizer trains, each once."""
     return list({id(fragment.flat): fragment.flat for fragment in fragments(engine, owned=False)}.values())
-
-
-def _plain(names: Mapping[nn.Parameter, str], owned: bool) -> Iterator[Fragment]:
-    for parameter, name in names.items():
-        count = parameter.numel()
-        start, end = _share(count, dist.get_rank()) if owned else (0, count)
-        if start < end:
-            yield Fragment(name, start, parameter.detach().view(-1)[start:end], parameter, start)
 
 
 def _exchange(wholes: list[torch.Tensor]) -> None:
