@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
-from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 3, 6, 4, 60, 60
@@ -29,7 +28,7 @@ def printable(text: str, limit: int | None = None) -> str:
     return f"{kept}… ({left_out:,} more characters)" if left_out else kept
 
 
-def excerpt(value: Any) -> str:
+def excerpt(value: object) -> str:
     """Returns at most 80 characters that show a value from outside, as `repr` writes it, safe for a terminal."""
     text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from dist_ft.metric_rows import Metrics
 
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Metric = Callable[[Sequence[str], Sequence[str]], float | None]
 
 
@@ -105,13 +105,13 @@ class _Words:
         return re.findall(r"\w+", text.lower())
 
 
-def _share_of_fields(answer: Any, wanted: dict[str, Any]) -> float:
+def _share_of_fields(answer: Json, wanted: dict[str, Json]) -> float:
     if not isinstance(answer, dict):
         return 0.0
     return sum(key in answer and _is_equal(answer[key], value) for key, value in wanted.items()) / len(wanted)
 
 
-def _is_equal(a: Any, b: Any) -> bool:
+def _is_equal(a: Json, b: Json) -> bool:
     """Compares JSON values: 1 equals 1.0, but not true."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_is_equal(a[key], b[key]) for key in a)
@@ -120,10 +120,11 @@ def _is_equal(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> Json:
     """Returns the JSON value that a text is; None for other texts, as for `null`."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        value: Json = json.loads(text, parse_constant=_refuse)
+        return value
     except (ValueError, RecursionError):
         return None
 

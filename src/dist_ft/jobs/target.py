@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_ft.config import Config, load_config, with_model_dir
 from dist_ft.errors import UsageError
-from dist_ft.run.place import Run, open_run
+from dist_ft.run.place import open_run
 from dist_ft.run.status import find_checkpoint, read_record
 
 
@@ -41,7 +41,21 @@ def find_target(address: str, config: Config, step: int | None) -> Target:
         raise UsageError("eval needs held-out data; set data.eval in the config")
     run = open_run(address)
     if run.has("run.json"):
-        return _run(run, config, step)
+        read_record(run)
+        run.fetch("config.yaml")
+        trained = load_config(run.config)
+        config = config.model_copy(update={"model": trained.model, "method": trained.method})
+        if step is not None:
+            name = run.export_name(step)
+            found = {"tuned": name if run.has(name) else None}
+        else:
+            found = {"tuned": run.pointed_at("exports/final"), "best": run.pointed_at("exports/best")}
+        models: dict[str, str | None] = {name: run.address_of(export) for name, export in found.items() if export}
+        if models.get("best") == models.get("tuned"):
+            models.pop("best", None)
+        if "tuned" in models:
+            return Target(config, {"base": None, **models})
+        return Target(config, {"base": None}, find_checkpoint(run, step)[1])
     path = Path(address)
     if step is not None:
         raise UsageError(f"--step {step} is for runs, but {address} is none (no run.json)")
@@ -52,21 +66,3 @@ def find_target(address: str, config: Config, step: int | None) -> Target:
     raise UsageError(
         f"{address} is neither a run (run.json), nor a model (config.json), nor an adapter (adapter_config.json)"
     )
-
-
-def _run(run: Run, config: Config, step: int | None) -> Target:
-    read_record(run)
-    run.fetch("config.yaml")
-    trained = load_config(run.config)
-    config = config.model_copy(update={"model": trained.model, "method": trained.method})
-    if step is not None:
-        name = run.export_name(step)
-        found = {"tuned": name if run.has(name) else None}
-    else:
-        found = {"tuned": run.pointed_at("exports/final"), "best": run.pointed_at("exports/best")}
-    models: dict[str, str | None] = {name: run.address_of(export) for name, export in found.items() if export}
-    if models.get("best") == models.get("tuned"):
-        models.pop("best", None)
-    if "tuned" in models:
-        return Target(config, {"base": None, **models})
-    return Target(config, {"base": None}, find_checkpoint(run, step)[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dist_ft.jobs.data_report.summary import DataReport, SplitSummary
+from dist_ft.jobs.data_report.summary import DataReport
 from dist_ft.report.data_text import describe_cost, verdict
 from dist_ft.report.page import (
     Cell,
@@ -64,15 +64,12 @@ def _parts(report: DataReport) -> Iterator[Html]:
     yield heading("Share of tokens that are trained")
     yield bar_chart("Trained share", [(split.name, 100 * split.trained_share) for split in splits], "%")
     for split in splits:
-        if split.samples:
-            yield from _charts(split)
-
-
-def _charts(split: SplitSummary) -> Iterator[Html]:
-    width = split.histogram.width
-    bars = [(f"{index * width:,}", count) for index, count in enumerate(split.histogram.counts)]
-    yield heading(f"{split.name}: tokens of a sample, before the cut")
-    yield bar_chart(f"Lengths of samples of {split.name}, from so many tokens on", bars, "samples")
-    yield heading(f"{split.name}: turns of a row (0 is plain text)")
-    turns = sorted((int(turns), count) for turns, count in split.turns.items())
-    yield bar_chart(f"Turns of rows of {split.name}", [(str(name), count) for name, count in turns[:60]], "rows")
+        if not split.samples:
+            continue
+        width = split.histogram.width
+        bars = [(f"{index * width:,}", count) for index, count in enumerate(split.histogram.counts)]
+        yield heading(f"{split.name}: tokens of a sample, before the cut")
+        yield bar_chart(f"Lengths of samples of {split.name}, from so many tokens on", bars, "samples")
+        yield heading(f"{split.name}: turns of a row (0 is plain text)")
+        turns = sorted((int(turns), count) for turns, count in split.turns.items())
+        yield bar_chart(f"Turns of rows of {split.name}", [(str(name), count) for name, count in turns[:60]], "rows")
