@@ -8,7 +8,7 @@
 | alpaca | `instruction`, `output`; optional `input`, `system`, `history` | conversation |
 | text | `text` | completion without a prompt |
 
-Reading turns is `turns.py`'s; where a row stands, and what happens to one that is refused, is `sources.py`'s.
+Reading turns is `conversation.py`'s; where a row stands, and what happens to one that is refused, is `scan.py`'s.
 """
 
 from __future__ import annotations
