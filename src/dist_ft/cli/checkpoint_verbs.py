@@ -71,8 +71,8 @@ def export(
     from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 
     arguments = {
-        "config": config, "run_dir": place.address, "checkpoint": checkpoint, "to": str(to.absolute()),
-        "merge": merge, "dtype": dtype,
+        "config": config.model_dump(mode="json"), "run_dir": place.address, "checkpoint": checkpoint,
+        "to": str(to.absolute()), "merge": merge, "dtype": dtype,
     }  # fmt: skip
     server = ForkServer()
     try:

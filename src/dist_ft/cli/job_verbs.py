@@ -64,12 +64,12 @@ def status(run: RunOrJob, as_json: AsJson = False, address: Dashboard = None) ->
 
     if (launcher := launcher_of(run, address)) is None:
         found = read_status(open_run(run))
-        typer.echo(json.dumps(found) if as_json else render_status(found))
+        typer.echo(json.dumps(found.to_dict()) if as_json else render_status(found))
         return
     job = launcher.status(run)
     seen = read_if_seen(job.run_dir)
     if as_json:
-        typer.echo(json.dumps({**asdict(job), "run": seen}))
+        typer.echo(json.dumps({**asdict(job), "run": seen.to_dict() if seen else None}))
         return
     typer.echo(job.describe())
     where = f"  run directory {job.run_dir}, not visible from here (or not there yet)"

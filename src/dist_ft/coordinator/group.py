@@ -29,6 +29,7 @@ from dist_ft.messages import (
 from dist_ft.run import events
 from dist_ft.run.place import Run
 from dist_ft.run.scores import Scores
+from dist_ft.run.state import Worker
 
 
 class Group:
@@ -158,9 +159,9 @@ class Group:
     def _on_started(self, rank: int, message: RankStarted, now: float) -> None:
         self.progress.enter(rank, Phase.LOAD, now)
         record = self._recorder.record
-        others = [worker for worker in record.workers if worker["rank"] != rank]
-        worker = {"rank": rank, "pid": message.pid, "node_ip": message.node_ip}
-        record.workers = sorted([*others, worker], key=lambda w: int(w["rank"]))
+        others = [worker for worker in record.workers if worker.rank != rank]
+        worker = Worker(rank, message.pid, message.node_ip)
+        record.workers = sorted([*others, worker], key=lambda w: w.rank)
         if len(record.workers) < self.world_size:
             self._recorder.write_record_now_and_then()
             return
@@ -190,8 +191,8 @@ class Group:
         found = find_straggler(self._local_s)
         if found is not None and found[0] not in self._stragglers:
             self._stragglers.add(found[0])
-            worker = next((w for w in self._recorder.record.workers if w["rank"] == found[0]), {})
-            self._recorder.note(events.StragglerFound(found[0], round(found[1], 1), worker.get("node_ip")))
+            node_ip = next((w.node_ip for w in self._recorder.record.workers if w.rank == found[0]), None)
+            self._recorder.note(events.StragglerFound(found[0], round(found[1], 1), node_ip))
 
     def _on_done(self, rank: int, message: RankDone) -> None:
         self.done[rank] = message.outcome

@@ -11,7 +11,8 @@ from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.printable import format_bytes
 from dist_ft.run.place import Run
-from dist_ft.run.status import FINAL_STATES, read_record
+from dist_ft.run.state import FINAL
+from dist_ft.run.status import read_record
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def remove_checkpoints(run: Run, steps: Sequence[int], force: bool) -> list[str]
         UsageError: There is no such run or checkpoint, or it is needed and `force` is not given.
     """
     record = read_record(run)
-    if record["state"] not in FINAL_STATES and not force:
+    if record.state not in FINAL and not force:
         raise UsageError(
-            f"run {run} is {record['state']} and may start from a checkpoint at any moment; stop it first, "
+            f"run {run} is {record.state} and may start from a checkpoint at any moment; stop it first, "
             "or pass --force if its driver is dead"
         )
     manifests, counting, _ = _read(run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dist_ft.layout import GROWING
 from dist_ft.metric_rows import EvalRow, StepRow
@@ -15,7 +15,7 @@ from dist_ft.report.page import Cell, Html, heading, labelled, line_chart, page,
 from dist_ft.run.events import AttemptBegan, Committed, Event, GroupLoaded, LedgerEntry, read_ledger
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import Run
-from dist_ft.run.status import read_status
+from dist_ft.run.status import RunStatus, read_status
 
 _MAX_POINTS = 600
 """Points of a line; beyond it, neighbouring steps are drawn as their mean."""
@@ -44,7 +44,7 @@ def read_run_page(run: Run) -> str:
     return render_run_page(status, read_steps(run.metrics), read_evals(run.evals), read_ledger(run.ledger))
 
 
-def render_run_page(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) -> str:
+def render_run_page(status: RunStatus, steps: Steps, evals: Evals, ledger: Entries) -> str:
     """Returns the page.
 
     Args:
@@ -53,16 +53,17 @@ def render_run_page(status: dict[str, Any], steps: Steps, evals: Evals, ledger: 
         evals: The same of eval.jsonl.
         ledger: Entries of ledger.jsonl in order.
     """
-    return page(f"Run {status['run_id']}", _parts(status, steps, evals, ledger))
+    return page(f"Run {status.record.run_id}", _parts(status, steps, evals, ledger))
 
 
-def _parts(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) -> Iterator[Html]:
+def _parts(status: RunStatus, steps: Steps, evals: Evals, ledger: Entries) -> Iterator[Html]:
+    record = status.record
     yield paragraph(
-        f"{status['state']} at step {status['step']:,} of {status['max_steps']:,}, attempt {status['attempt']}, "
-        f"{status['world_size']} workers; {status['goodput']:.0%} of the time at work went into steps that count."
+        f"{record.state} at step {record.step:,} of {record.max_steps:,}, attempt {record.attempt}, "
+        f"{record.world_size} workers; {record.goodput:.0%} of the time at work went into steps that count."
     )
-    if status.get("error"):
-        yield paragraph(f"{status['error']['type']}: {status['error']['message']}")
+    if record.error:
+        yield paragraph(f"{record.error['type']}: {record.error['message']}")
     losses = [
         ("training", _points(steps, lambda row: row.loss)),
         ("held-out", _points(evals, lambda row: row.eval_loss)),
@@ -84,10 +85,10 @@ def _parts(status: dict[str, Any], steps: Steps, evals: Evals, ledger: Entries) 
     yield heading("Attempts and what ended them")
     yield table(("", "when (UTC)", "attempt", "step", "what"), _last(news))
     yield heading("Checkpoints")
-    yield table(("step", "directory"), _last([(c["step"], c["path"]) for c in status["checkpoints"]]))
-    if status["exports"]:
+    yield table(("step", "directory"), _last([(saved.step, saved.path) for saved in status.checkpoints]))
+    if status.exports:
         yield heading("Exports")
-        yield table(("directory",), [(path,) for path in status["exports"]])
+        yield table(("directory",), [(path,) for path in status.exports])
 
 
 def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zero: bool = True) -> Iterator[Html]:

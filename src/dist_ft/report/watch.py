@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dist_ft.metric_rows import StepRow
 from dist_ft.run.place import Run
-from dist_ft.run.status import FINAL_STATES, read_status, render_status
+from dist_ft.run.state import FINAL
+from dist_ft.run.status import read_status, render_status
 
 _TAIL_BYTES = 4096
 
@@ -26,7 +27,7 @@ def view(run: Run) -> tuple[str, bool]:
     if row is not None:
         loss = "left out" if row.loss is None else f"{row.loss:.4f}"
         text += f"\n  newest step  {row.step:,}  loss {loss}  lr {row.lr:.2e}  {row.tokens_per_s:,.0f} tokens/s"
-    return text, status["state"] in FINAL_STATES
+    return text, status.record.state in FINAL
 
 
 def newest_row(path: Path) -> StepRow | None:

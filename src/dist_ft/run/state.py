@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from dist_ft.typed_json import from_json
 
 TRANSITIONS: dict[str, frozenset[str]] = {
     "starting": frozenset({"running", "resizing", "recovering", "stopping", "stopped", "failed"}),
@@ -16,12 +18,23 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     "failed": frozenset({"starting"}),
 }
 FINAL = frozenset({"stopped", "completed", "failed"})
+"""States that no process changes any more."""
+_NEEDED = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers")
 
 
 def check_transition(old: str, new: str) -> None:
     """Raises ValueError, naming both states, unless `new` may follow `old`."""
     if new not in TRANSITIONS[old]:
         raise ValueError(f"a run cannot go from {old} to {new}; allowed: {sorted(TRANSITIONS[old])}")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A rank of the current attempt: its process and the address of its node."""
+
+    rank: int
+    pid: int
+    node_ip: str
 
 
 @dataclass
@@ -35,7 +48,7 @@ class RunRecord:
         step: Completed steps.
         max_steps: Steps of the run.
         world_size: Ranks of the current attempt.
-        workers: `{rank, pid, node_ip}` of each.
+        workers: Its ranks as far as they have started, by rank.
         sink_ids: Id of each sink, by its key in `monitor`; the same over all attempts.
         active_s: Seconds that drivers have been at work on the run.
         useful_s: Seconds of the steps that count.
@@ -50,13 +63,30 @@ class RunRecord:
     step: int = 0
     max_steps: int = 0
     world_size: int = 0
-    workers: list[dict[str, Any]] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     sink_ids: dict[str, str] = field(default_factory=dict)
     active_s: float = 0.0
     useful_s: float = 0.0
     goodput: float = 0.0
     error: dict[str, str] | None = None
     result: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what run.json holds."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunRecord:
+        """Inverse of `to_dict`; what another version adds is passed over.
+
+        Raises:
+            ValueError: Something is missing.
+        """
+        missing = [key for key in _NEEDED if key not in data]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} is missing")
+        known = {item.name for item in fields(cls)}
+        return from_json(cls, {key: value for key, value in data.items() if key in known})
 
     def move(self, new: str) -> None:
         """Changes the state.

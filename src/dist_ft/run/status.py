@@ -10,52 +10,77 @@ import getpass
 import os
 import re
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest
-from dist_ft.config import load_config
+from dist_ft.config import Config, load_config
 from dist_ft.errors import ConfigError, DistFtError, UsageError
 from dist_ft.printable import printable
 from dist_ft.run.place import Run, open_run
+from dist_ft.run.state import FINAL, RunRecord
 from dist_ft.storage.publish import read_json
 
-FINAL_STATES = frozenset({"stopped", "completed", "failed"})
-"""States that no process changes any more: `coordinator.state.FINAL`, which this row may not import."""
 _POLL_S = 0.2
 _RANK_LOG = re.compile(r"logs/attempt-\d+/rank-\d+\.log")
 _BAR = 30
 _MESSAGE = 2000  # characters; an error can quote data
 
 
-def read_status(run: Run) -> dict[str, Any]:
-    """Returns what design section 7 lists (`run_id, state, attempt, step, …, wandb_id`) and `goodput`, 0 to 1.
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A committed checkpoint: its step, and its directory as a path or URL."""
 
-    `checkpoints` are `{step, path}`, `exports` are paths; all paths are absolute. `error` and `result` are
-    there where the run has them.
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What the files of a run say.
+
+    Attributes:
+        record: Contents of run.json.
+        checkpoints: Committed checkpoints, by step.
+        exports: Paths or URLs of finished exports.
+    """
+
+    record: RunRecord
+    checkpoints: tuple[SavedCheckpoint, ...]
+    exports: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `dist-ft status --json` prints; `error` and `result` are there where the run has them."""
+        record = self.record.to_dict()
+        ended = {key: record.pop(key) for key in ("error", "result")}
+        for hidden in ("active_s", "useful_s"):
+            del record[hidden]
+        return {
+            **record,
+            "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
+            "exports": list(self.exports),
+            "wandb_id": self.record.sink_ids.get("wandb"),
+            **{key: value for key, value in ended.items() if value},
+        }
+
+
+def read_status(run: Run) -> RunStatus:
+    """Reads the status of a run; all paths in it are absolute.
 
     Raises:
         UsageError: There is no run at that path, or its run.json cannot be read.
     """
     record = read_record(run)
-    sink_ids = record.get("sink_ids", {})
-    status = {
-        **{key: record[key] for key in ("run_id", "state", "attempt", "step", "max_steps", "world_size")},
-        "workers": record["workers"],
-        "checkpoints": [
-            {"step": manifest.step, "path": run.address_of(manifest.directory)} for manifest in _committed(run)
-        ],
-        "exports": [run.address_of(name) for name in _exports(run)],
-        "wandb_id": sink_ids.get("wandb"),
-        "sink_ids": sink_ids,
-        "goodput": record["goodput"],
-    }
-    return status | {key: record[key] for key in ("error", "result") if record.get(key)}
+    checkpoints = (SavedCheckpoint(found.step, run.address_of(found.directory)) for found in _committed(run))
+    # Links point at one of the exports; hidden folders are being written.
+    exports = [name for name in run.store.folders("exports") if not name.rpartition("/")[2].startswith(".")]
+    return RunStatus(record, tuple(checkpoints), tuple(run.address_of(name) for name in exports))
 
 
-def read_if_seen(address: str | None) -> dict[str, Any] | None:
-    """Returns `read_status` of a run directory (path or URL); None where this machine does not see it (yet)."""
+def read_if_seen(address: str | None) -> RunStatus | None:
+    """Returns the status of a run directory (path or URL); None where this machine does not see it (yet)."""
     if address is None:
         return None
     try:
@@ -65,30 +90,29 @@ def read_if_seen(address: str | None) -> dict[str, Any] | None:
         return None
 
 
-def render_status(status: dict[str, Any]) -> str:
+def render_status(status: RunStatus) -> str:
     """Returns the status as a few lines of text."""
-    step, max_steps = status["step"], status["max_steps"]
+    record = status.record
+    step, max_steps, result = record.step, record.max_steps, record.result
     filled = round(_BAR * min(1.0, step / max_steps)) if max_steps else 0
     lines = [
-        f"{status['run_id']}: {status['state']}, attempt {status['attempt']}, {status['world_size']} workers",
+        f"{record.run_id}: {record.state}, attempt {record.attempt}, {record.world_size} workers",
         f"  steps        {step:,} of {max_steps:,}  [{'#' * filled}{'.' * (_BAR - filled)}]",
     ]
-    early = status.get("result", {}).get("early_stop")
+    early = result.get("early_stop")
     if early:
         lines.append(f"  early stop   patience {early['patience']} for {early['metric']}")
-    if status.get("error"):
-        lines.append(f"  error        {status['error']['type']}: {printable(status['error']['message'], _MESSAGE)}")
-    result = status.get("result", {})
+    if record.error:
+        lines.append(f"  error        {record.error['type']}: {printable(record.error['message'], _MESSAGE)}")
     losses = [f"{name} {result[key]:.4f}" for key, name in _LOSSES if result.get(key) is not None]
     if losses:
         lines.append(f"  loss         {', '.join(losses)}")
     if step:
-        lines.append(f"  goodput      {status['goodput']:.0%} of the time at work went into steps that count")
-    workers = [f"rank {w['rank']}  pid {w['pid']}  on {w['node_ip']}" for w in status["workers"]]
-    lines += _section("workers", workers)
-    lines += _section("checkpoints", [_below_run(c["path"]) for c in status["checkpoints"]])
-    lines += _section("exports", [_below_run(path) for path in status["exports"]])
-    lines += [f"  {_SINK_NAMES.get(name, name):<12} {sink_id}" for name, sink_id in status["sink_ids"].items()]
+        lines.append(f"  goodput      {record.goodput:.0%} of the time at work went into steps that count")
+    lines += _section("workers", [f"rank {w.rank}  pid {w.pid}  on {w.node_ip}" for w in record.workers])
+    lines += _section("checkpoints", [_below_run(checkpoint.path) for checkpoint in status.checkpoints])
+    lines += _section("exports", [_below_run(path) for path in status.exports])
+    lines += [f"  {_SINK_NAMES.get(name, name):<12} {sink_id}" for name, sink_id in record.sink_ids.items()]
     return "\n".join(lines)
 
 
@@ -104,16 +128,16 @@ def request_stop(run: Run, timeout_s: float) -> str:
         DistFtError: It did not end in time, or it failed.
     """
     record = read_record(run)
-    if record["state"] in FINAL_STATES:
+    if record.state in FINAL:
         raise UsageError(f"run {run} is not running: it {_ended(record)}; there is nothing to stop")
     run.ask_to_stop({"time": time.time(), "pid": os.getpid(), "user": _user()})
     deadline = time.monotonic() + timeout_s
-    while (record := read_record(run))["state"] not in FINAL_STATES:
+    while (record := read_record(run)).state not in FINAL:
         if time.monotonic() >= deadline:
             raise DistFtError(_no_answer(run, record, timeout_s))
         time.sleep(min(max(_POLL_S, run.look_every_s), max(0.0, deadline - time.monotonic())))
     run.forget_stop()  # a run that ended by itself has not seen it
-    if record["state"] == "failed":
+    if record.state == "failed":
         raise DistFtError(f"run {run} {_ended(record)}")
     manifests = _committed(run)
     return f"{_ended(record)}, {f'checkpoint {manifests[-1].directory}' if manifests else 'no checkpoint'}"
@@ -134,8 +158,8 @@ def read_rank_logs(run: Run) -> list[tuple[str, str]]:
     raise UsageError(f"run {run} has no rank logs yet; they come with its first attempt")
 
 
-def find_checkpoint(run: Run, step: int | None) -> tuple[dict[str, Any], str]:
-    """Returns the run's config as JSON values and the manifest's path relative to the run directory.
+def find_checkpoint(run: Run, step: int | None) -> tuple[Config, str]:
+    """Returns the run's config and the manifest's path relative to the run directory.
 
     Args:
         run: The run.
@@ -154,15 +178,14 @@ def find_checkpoint(run: Run, step: int | None) -> tuple[dict[str, Any], str]:
         raise UsageError(f"run {run} has no checkpoint at step {step}; choose one of: {known}")
     manifest = manifests[max(manifests) if step is None else step]
     run.fetch("config.yaml")
-    config = load_config(run.config).model_dump(mode="json")
-    return config, f"{manifest.directory}/{MANIFEST}"
+    return load_config(run.config), f"{manifest.directory}/{MANIFEST}"
 
 
 _SINK_NAMES = {"wandb": "W&B", "mlflow": "MLflow"}
 _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
-def read_record(run: Run) -> dict[str, Any]:
+def read_record(run: Run) -> RunRecord:
     """Returns run.json of a run directory.
 
     Raises:
@@ -175,16 +198,13 @@ def read_record(run: Run) -> dict[str, Any]:
     if not run.run_json.is_file():
         raise UsageError(f"{run} is not a run directory (no run.json); pass <run.output_dir>/<run.name>")
     try:
-        record = read_json(run.run_json)
+        data = read_json(run.run_json)
     except (OSError, ValueError) as error:
         raise UsageError(f"{name} cannot be read: {error}") from error
-    missing = [key for key in _RECORD_KEYS if key not in record]
-    if missing:
-        raise UsageError(f"{name} is not a run's record: {', '.join(missing)} is missing")
-    return record
-
-
-_RECORD_KEYS = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers")
+    try:
+        return RunRecord.from_dict(data)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name} is not a run's record: {error}") from error
 
 
 def _committed(run: Run) -> list[Manifest]:
@@ -194,19 +214,14 @@ def _committed(run: Run) -> list[Manifest]:
         return committed(run.store)
 
 
-def _exports(run: Run) -> list[str]:
-    """Finished exports: links point at one of them, hidden folders are being written."""
-    return [name for name in run.store.folders("exports") if not name.rpartition("/")[2].startswith(".")]
+def _ended(record: RunRecord) -> str:
+    text = f"{record.state} at step {record.step}"
+    return f"{text}: {printable(record.error['message'], _MESSAGE)}" if record.error else text
 
 
-def _ended(record: dict[str, Any]) -> str:
-    text = f"{record['state']} at step {record['step']}"
-    return f"{text}: {printable(record['error']['message'], _MESSAGE)}" if record.get("error") else text
-
-
-def _no_answer(run: Run, record: dict[str, Any], timeout_s: float) -> str:
+def _no_answer(run: Run, record: RunRecord, timeout_s: float) -> str:
     return (
-        f"run {run} did not answer within {timeout_s:g} s: state {record['state']}, step {record['step']}. The "
+        f"run {run} did not answer within {timeout_s:g} s: state {record.state}, step {record.step}. The "
         f"request stays in {run.stop_request.name} and is followed once the run reads it. If its driver is dead, "
         "run.json keeps this state for ever; `dist-ft train CONFIG --resume` continues after the last checkpoint"
     )

@@ -15,6 +15,8 @@ from dist_ft.layout import RunDir
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.report.run_page import render_run_page
 from dist_ft.run.events import AttemptBegan, LedgerEntry
+from dist_ft.run.state import RunRecord
+from dist_ft.run.status import RunStatus, SavedCheckpoint
 from dist_ft.storage.publish import write_json
 from tests.helpers.pages import check_inert, texts_of
 from tests.helpers.rows import step_row
@@ -34,6 +36,11 @@ LEDGER = [LedgerEntry.from_dict(entry) for entry in (
 )]  # fmt: skip
 
 
+def status_of(values: dict[str, Any]) -> RunStatus:
+    saved = tuple(SavedCheckpoint(**found) for found in values["checkpoints"])
+    return RunStatus(RunRecord.from_dict(values), saved, tuple(values["exports"]))
+
+
 def row(step: int, **changes: Any) -> StepRow:
     base = {"loss": 2.0 / step, "tokens_per_s": 90.0, "step_s": 2.0, "data_s": 0.01, "goodput": 0.8}
     return step_row(step, **{**base, **changes})
@@ -50,7 +57,7 @@ def points_of(page: str, name: str) -> list[tuple[float, ...]]:
 
 def test_all_that_the_files_say_is_on_the_page() -> None:
     evals = {0: EvalRow(0, 1, {"eval_loss": 2.5}), 4: EvalRow(4, 1, {"eval_loss": 1.25})}
-    page = render_run_page(STATUS, rows(4), evals, LEDGER)
+    page = render_run_page(status_of(STATUS), rows(4), evals, LEDGER)
     check_inert(page)
     shown = "\n".join(texts_of(page))
     for said in (
@@ -69,7 +76,7 @@ def test_all_that_the_files_say_is_on_the_page() -> None:
 
 
 def test_the_number_of_workers_is_a_staircase() -> None:
-    points = points_of(render_run_page(STATUS, {}, {}, LEDGER), "workers")
+    points = points_of(render_run_page(status_of(STATUS), {}, {}, LEDGER), "workers")
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = points
     assert y0 == y1 < y2 == y3
     assert x0 < x1 == x2 < x3
@@ -78,7 +85,7 @@ def test_the_number_of_workers_is_a_staircase() -> None:
 
 def test_many_steps_make_no_large_page() -> None:
     ledger = [LedgerEntry(float(n), n, AttemptBegan(world_size=2, start_step=0)) for n in range(5000)]
-    page = render_run_page(STATUS, rows(5000), {}, ledger)
+    page = render_run_page(status_of(STATUS), rows(5000), {}, ledger)
     check_inert(page)
     assert len(points_of(page, "training")) <= 600
     assert len(page) < 300_000
@@ -87,13 +94,13 @@ def test_many_steps_make_no_large_page() -> None:
 
 def test_losses_that_are_no_numbers_are_left_out() -> None:
     steps = rows(4) | {2: row(2, loss=float("nan")), 3: row(3, loss=None)}
-    assert len(points_of(render_run_page(STATUS, steps, {}, []), "training")) == 2
+    assert len(points_of(render_run_page(status_of(STATUS), steps, {}, []), "training")) == 2
 
 
 def test_evaluations_without_a_loss_are_left_out() -> None:
     measured: dict[int, dict[str, float | None]] = {0: {"eval_loss": 2.5}, 2: {"eval_loss": None}, 4: {"bleu": 0.5}}
     evals = {step: EvalRow(step, 1, metrics) for step, metrics in measured.items()}
-    page = render_run_page(STATUS, rows(4), evals, [])
+    page = render_run_page(status_of(STATUS), rows(4), evals, [])
     assert len(points_of(page, "held-out")) == 1
     assert page.count("<tr>") == 3 + 2  # the heads of three tables, an evaluation, a checkpoint
 
@@ -105,7 +112,7 @@ def test_hostile_text_stays_inert() -> None:
         "checkpoints": [{"step": 1, "path": hostile}],
     }  # fmt: skip
     ledger = [LedgerEntry.from_dict({"time": 1.0, "event": hostile, "attempt": hostile, hostile: {hostile: hostile}})]
-    check_inert(render_run_page(status, rows(2), {}, ledger))
+    check_inert(render_run_page(status_of(status), rows(2), {}, ledger))
 
 
 Call = Callable[..., int]

@@ -17,7 +17,7 @@ from dist_ft.errors import DistFtError, UsageError
 from dist_ft.layout import RunDir
 from dist_ft.run.place import open_run
 from dist_ft.run.state import FINAL, RunRecord
-from dist_ft.run.status import FINAL_STATES, find_checkpoint, read_status, render_status, request_stop
+from dist_ft.run.status import find_checkpoint, read_status, render_status, request_stop
 from dist_ft.storage.publish import read_json, write_json
 from dist_ft.storage.store import LocalStore
 from tests.helpers.manifests import make_manifest
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_status_has_exactly_the_promised_keys(run: Path) -> None:
     _commit(run, 10)
-    status = read_status(open_run(run))
+    status = read_status(open_run(run)).to_dict()
     assert set(status) == KEYS
     assert (status["run_id"], status["state"], status["step"], status["max_steps"]) == (
         "demo",
@@ -76,7 +76,7 @@ def test_status_lists_committed_checkpoints_and_finished_exports(run: Path) -> N
     for name in ("step-00000020", ".step-00000030.x"):
         (run / "exports" / name).mkdir(parents=True)
     (run / "exports" / "final").symlink_to("step-00000020")
-    status = read_status(open_run(run))
+    status = read_status(open_run(run)).to_dict()
     assert [c["step"] for c in status["checkpoints"]] == [10, 20]
     assert all((Path(c["path"]) / "manifest.json").is_file() for c in status["checkpoints"])
     assert status["exports"] == [str(run / "exports" / "step-00000020")]
@@ -90,9 +90,9 @@ def test_paths_do_not_depend_on_the_working_directory(run: Path, monkeypatch: py
 
 def test_status_of_a_failed_run_shows_why(run: Path) -> None:
     _write_record(run, state="failed", error={"type": "DataError", "message": "row 3 is empty"})
-    status = read_status(open_run(run))
+    status = read_status(open_run(run)).to_dict()
     assert status["error"] == {"type": "DataError", "message": "row 3 is empty"}
-    assert "row 3 is empty" in render_status(status)
+    assert "row 3 is empty" in render_status(read_status(open_run(run)))
 
 
 def test_an_error_that_quotes_data_cannot_steer_the_terminal(run: Path) -> None:
@@ -160,10 +160,6 @@ def test_what_is_not_a_run_is_a_usage_error(run: Path, spoil: Callable[[Path], N
 def test_no_directory_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a directory"):
         read_status(open_run(tmp_path / "nowhere"))
-
-
-def test_final_states_are_the_coordinators() -> None:
-    assert FINAL_STATES == FINAL
 
 
 class FakeCoordinator(threading.Thread):
@@ -251,7 +247,7 @@ def test_find_checkpoint(run: Path, step: int | None, chosen: int) -> None:
     _commit(run, 10)
     _commit(run, 20)
     config, manifest = find_checkpoint(open_run(run), step)
-    assert config_from_dict(config) == CONFIG
+    assert config == CONFIG
     assert manifest == f"checkpoints/step-{chosen:08d}-a0001/manifest.json"
 
 
