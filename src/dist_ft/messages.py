@@ -1,4 +1,4 @@
-"""What processes say to one another: frozen dataclasses, sent as one JSON line each.
+"""Messages between processes: frozen dataclasses, sent as one JSON line each.
 
 Rank → supervisor → coordinator: the `Message` kinds. Back: `Reply`. What a rank is told at
 its start is `run/attempt_spec.py`.
@@ -210,7 +210,7 @@ _KINDS: dict[str, type[Message]] = {
 
 
 def decode_message(data: dict[str, Any]) -> Message:
-    """Returns the message of `{kind, body}`, as a rank sends it.
+    """Return the message of `{kind, body}`, as a rank sends it.
 
     Raises:
         ValueError: An unknown kind.
@@ -222,7 +222,7 @@ def decode_message(data: dict[str, Any]) -> Message:
 
 
 def message_to_dict(message: Message) -> dict[str, Any]:
-    """Returns `{kind, body}`, as a rank sends it; inverse of `decode_message`."""
+    """Return `{kind, body}`, as a rank sends it; inverse of `decode_message`."""
     return {"kind": message.kind, "body": asdict(message)}
 
 
@@ -236,7 +236,7 @@ class Envelope:
     message: Message
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the wire form."""
+        """Return the wire form."""
         return {"run_id": self.run_id, "attempt": self.attempt, "rank": self.rank, **message_to_dict(self.message)}
 
     @classmethod
@@ -270,7 +270,7 @@ class Reply:
     rendezvous: tuple[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the wire form."""
+        """Return the wire form."""
         return asdict(self)
 
     @classmethod
@@ -298,5 +298,5 @@ class CoordinatorAddress:
 
 
 def encode_line(data: dict[str, Any]) -> bytes:
-    """Returns one JSON line."""
+    """Return one JSON line."""
     return json.dumps(data, separators=(",", ":")).encode() + b"\n"

@@ -74,7 +74,7 @@ class SliceKey:
     kind: str
 
     def encode(self) -> str:
-        """Returns the key of the slice inside its safetensors file."""
+        """Return the key of the slice inside its safetensors file."""
         return f"{self.param}|{self.start}|{self.kind}"
 
     @classmethod
@@ -122,12 +122,12 @@ class Fingerprint:
     optimizer: str = "adamw"
 
     def to_dict(self) -> dict[str, str | int]:
-        """Returns JSON values without the fields that have their default: older manifests do not name them."""
+        """Return JSON values without the fields that have their default: older manifests do not name them."""
         values = asdict(self)
         return {key.name: values[key.name] for key in fields(self) if values[key.name] != key.default}
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """Returns `field: mine, theirs` for every field that differs."""
+        """Return `field: mine, theirs` for every field that differs."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{key}: checkpoint {mine[key]}, config {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
@@ -166,7 +166,7 @@ class Environment:
     device: str
 
     def conditions(self) -> dict[str, str | int]:
-        """Returns every condition by name, versions included."""
+        """Return every condition by name, versions included."""
         return {key: value for key, value in vars(self).items() if key != "versions"} | self.versions
 
 
@@ -202,7 +202,7 @@ class SavedState:
 
 
 def find_gaps(numel: int, ranges: list[tuple[int, int]]) -> str | None:
-    """Says how `ranges` (start, length) fail to cover `[0, numel)` exactly once; None when they do."""
+    """Say how `ranges` (start, length) fail to cover `[0, numel)` exactly once; None when they do."""
     end = 0
     for start, length in sorted(ranges):
         if start < end:

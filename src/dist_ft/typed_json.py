@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """Returns a dataclass with the fields of a JSON object; lists become tuples where the field is one.
+    """Return a dataclass with the fields of a JSON object; lists become tuples where the field is one.
 
     Raises:
         TypeError: A field is missing, or the object has one that the class does not know.

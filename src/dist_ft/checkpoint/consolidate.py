@@ -39,7 +39,7 @@ def consolidate(
     frozen: Sequence[ParamInfo] = (),
     read_frozen: ReadFrozen | None = None,
 ) -> list[Path]:
-    """Writes the weights of a checkpoint as `<stem>.safetensors`, in shards with an index if large.
+    """Write the weights of a checkpoint as `<stem>.safetensors`, in shards with an index if large.
 
     Args:
         store: The run directory.
@@ -81,7 +81,7 @@ def consolidate(
 
 
 def plan_shards(params: Sequence[ParamInfo], item_bytes: int, max_bytes: int) -> list[list[ParamInfo]]:
-    """Cuts the parameters, in order, into files of at most `max_bytes`."""
+    """Cut the parameters, in order, into files of at most `max_bytes`."""
     shards: list[list[ParamInfo]] = [[]]
     used = 0
     for param in params:

@@ -1,4 +1,4 @@
-"""Attempts, and which checkpoints count: pure rules over attempt files and manifests.
+"""Attempts, and the rule that says which checkpoints count.
 
 A driver takes an attempt number by creating `attempts/0003.json` exclusively; the file names the checkpoint it
 starts from. Readers follow that chain backwards: what an older attempt committed beyond the point where a
@@ -37,7 +37,7 @@ class Attempt:
 
 
 def take_attempt(store: Store, start: Manifest | None, after: int | None = None) -> Attempt:
-    """Takes the next attempt number, starting from a checkpoint.
+    """Take the next attempt number, starting from a checkpoint.
 
     Args:
         store: The run directory.
@@ -56,13 +56,13 @@ def take_attempt(store: Store, start: Manifest | None, after: int | None = None)
 
 
 def newest_number(store: Store) -> int:
-    """Returns the highest attempt number taken; 0 before the first. Costs one listing."""
+    """Return the highest attempt number taken; 0 before the first. Costs one listing."""
     names = (PurePosixPath(name).stem for name in store.names("attempts"))
     return max((int(stem) for stem in names if stem.isdigit()), default=0)
 
 
 def read_attempts(store: Store) -> list[Attempt]:
-    """Returns the attempts of a run, oldest first.
+    """Return the attempts of a run, oldest first.
 
     Raises:
         CheckpointError: An attempt file cannot be read; which checkpoints count would be a guess.
@@ -82,7 +82,7 @@ def read_attempts(store: Store) -> list[Attempt]:
 
 
 def committed(store: Store, problems: list[str] | None = None, before: int | None = None) -> list[Manifest]:
-    """Returns the checkpoints of a run that count, oldest first.
+    """Return the checkpoints of a run that count, oldest first.
 
     Args:
         store: The run directory.
@@ -94,7 +94,7 @@ def committed(store: Store, problems: list[str] | None = None, before: int | Non
 
 
 def follow(attempts: Sequence[Attempt], manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Applies the lineage rule; pure.
+    """Apply the lineage rule; pure.
 
     Walking back from the newest attempt, each one's checkpoints count up to the step at which its
     successor forked off.

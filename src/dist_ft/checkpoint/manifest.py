@@ -1,4 +1,4 @@
-"""The manifest: a checkpoint exists when its manifest does, and never changes afterwards."""
+"""Manifests. A checkpoint exists when its manifest does, and never changes afterwards."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ class Manifest:
         return f"checkpoints/{checkpoint_name(self.step, self.attempt)}"
 
     def changed_conditions(self, world_size: int, zero_stage: int, environment: Environment) -> list[str]:
-        """Returns `what: then → now` for what bitwise equality needs and is not as it was."""
+        """Return `what: then → now` for what bitwise equality needs and is not as it was."""
         then = {"workers": self.world_size, "ZeRO stage": self.zero_stage, **self.environment.conditions()}
         now = {"workers": world_size, "ZeRO stage": zero_stage, **environment.conditions()}
         return [f"{key}: {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
 
     def find_pieces(self, param: str, kind: str) -> list[SlicePiece]:
-        """Returns where a parameter's elements of one kind lie, by start, as the piece index says.
+        """Return where a parameter's elements of one kind lie, by start, as the piece index says.
 
         Raises:
             CheckpointError: The index does not say it in its own format.
@@ -144,13 +144,13 @@ class Manifest:
 
 
 def seal(data: object) -> str:
-    """Returns the xxh3-128 of a manifest's other fields, as canonical JSON."""
+    """Return the xxh3-128 of a manifest's other fields, as canonical JSON."""
     return xxhash.xxh3_128_hexdigest(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 @dataclass(frozen=True, slots=True)
 class SlicePiece:
-    """Where a run of elements of one parameter lies: in which file, from which byte on."""
+    """The place of some elements of one parameter: the file, and the byte from which on they lie."""
 
     start: int
     count: int
@@ -163,7 +163,7 @@ SliceMap = dict[tuple[str, str], list[SlicePiece]]
 
 
 def map_slices(store: Store, directory: str, names: Sequence[str]) -> SliceMap:
-    """Reads the headers of slice files and returns where everything is."""
+    """Read the headers of slice files and return where everything is."""
     found: SliceMap = {}
     for name in names:
         path = f"{directory}/{name}"
@@ -180,7 +180,7 @@ def map_slices(store: Store, directory: str, names: Sequence[str]) -> SliceMap:
 
 
 def read_slice_map(store: Store, manifest: Manifest) -> SliceMap:
-    """Returns where everything is: from the manifest's piece index, or from the files' headers where it has none."""
+    """Return where everything is: from the manifest's piece index, or from the files' headers where it has none."""
     if manifest.pieces is None:
         return map_slices(store, manifest.directory, [file.name for file in manifest.files])
     keys = [(param, kind) for param, kinds in manifest.pieces.items() for kind in kinds]
@@ -188,7 +188,7 @@ def read_slice_map(store: Store, manifest: Manifest) -> SliceMap:
 
 
 def index_pieces(slices: SliceMap, files: Sequence[WrittenFile]) -> Pieces:
-    """Returns the piece index of a manifest whose files hold these slices."""
+    """Return the piece index of a manifest whose files hold these slices."""
     numbers = {file.name: number for number, file in enumerate(files)}
     pieces: Pieces = {}
     for (param, kind), found in slices.items():
@@ -198,7 +198,7 @@ def index_pieces(slices: SliceMap, files: Sequence[WrittenFile]) -> Pieces:
 
 
 def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:
-    """Checks that every element of every trained parameter is stored exactly once.
+    """Check that every element of every trained parameter is stored exactly once.
 
     Raises:
         CheckpointError: Naming the parameter, the kind and the elements.
@@ -215,7 +215,7 @@ def check_coverage(params: Sequence[ParamInfo], slices: SliceMap) -> None:
 
 
 def verify_files(store: Store, manifest: Manifest, on_bytes: Callable[[int], None] = lambda num_bytes: None) -> None:
-    """Checks sizes and hashes of a checkpoint's files; tells `on_bytes` how many bytes it has read.
+    """Check sizes and hashes of a checkpoint's files; `on_bytes` is called with each number of bytes read.
 
     Raises:
         CheckpointError: Naming the first file that is missing or damaged.
@@ -239,7 +239,7 @@ def verify_files(store: Store, manifest: Manifest, on_bytes: Callable[[int], Non
 
 
 def read_manifests(store: Store, problems: list[str] | None = None) -> Iterator[Manifest]:
-    """Yields every readable manifest of a run, whatever its lineage.
+    """Yield every readable manifest of a run, whatever its lineage.
 
     Args:
         store: The run directory.

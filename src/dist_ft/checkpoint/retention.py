@@ -1,4 +1,4 @@
-"""Which checkpoint folders may go: pure."""
+"""Decides which checkpoint folders may be deleted. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FOLDER = re.compile(r"step-\d+-a(\d+)$")
 
 
 def surplus(manifests: Sequence[Manifest], keep_last: int, best: int | None = None) -> list[Manifest]:
-    """Returns the checkpoints beyond the last `keep_last`, oldest first, without that of step `best`."""
+    """Return the checkpoints beyond the last `keep_last`, oldest first, except that of step `best`."""
     ordered = sorted(manifests, key=lambda m: (m.step, m.attempt))
     return [m for m in ordered[: max(0, len(ordered) - keep_last)] if m.step != best]
 
@@ -20,7 +20,7 @@ def surplus(manifests: Sequence[Manifest], keep_last: int, best: int | None = No
 def deletable(
     folders: Iterable[str], manifests: Sequence[Manifest], keep_last: int, attempt: int, best: int | None = None
 ) -> list[str]:
-    """Returns the folders below `checkpoints/` that nobody needs any more.
+    """Return the folders below `checkpoints/` that nobody needs any more.
 
     Surplus checkpoints; what older attempts left half written, or committed beyond a fork; and what a killed
     deletion left. What this attempt or a newer one is writing stays, and so do folders of other names.

@@ -1,4 +1,4 @@
-"""Writes one rank's slices and reads them back by range. Only the coordinator makes the checkpoint exist."""
+"""Writes the slices of one rank and reads them back by range. Only the coordinator commits a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dist_ft.storage.store import Store
 
 
 def copy_slices(slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> list[tuple[SliceKey, torch.Tensor]]:
-    """Returns the slices as float32 copies in host memory, which the next step does not change."""
+    """Return the slices as float32 copies in host memory, which the next step does not change."""
     return [(key, tensor.detach().to("cpu", torch.float32, copy=True)) for key, tensor in slices]
 
 
 def write_slices(store: Store, name: str, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:
-    """Writes a rank's slices as float32; the file appears under its name when whole."""
+    """Write a rank's slices as float32; the file appears under its name when whole."""
     found = [(key.encode(), tensor) for key, tensor in slices]
     layout = [(name, "F32", (tensor.numel(),)) for name, tensor in found]
     # One tensor at a time goes to the host, so a GPU's state is never held twice.
@@ -45,7 +45,7 @@ class SliceReader:
         self.bytes_read = 0
 
     def __call__(self, key: SliceKey, count: int) -> torch.Tensor:
-        """Returns `count` elements from `key.start` on, as float32 [count].
+        """Return `count` elements from `key.start` on, as float32 [count].
 
         Raises:
             CheckpointError: The checkpoint does not hold them.

@@ -54,7 +54,7 @@ def write_tensors(
     chunks: Iterable[bytes | memoryview],
     metadata: dict[str, str] | None = None,
 ) -> WrittenFile:
-    """Writes a safetensors file durably; it appears under its name when whole.
+    """Write a safetensors file durably; it appears under its name when whole.
 
     Args:
         store: Where it goes.
@@ -84,7 +84,7 @@ def write_tensors(
 
 
 def read_header(store: Store, name: str) -> dict[str, TensorEntry]:
-    """Returns the tensors of a safetensors file, from its header alone.
+    """Return the tensors of a safetensors file, from its header alone.
 
     Raises:
         CheckpointError: It is not such a file.
@@ -110,7 +110,7 @@ def hash_file(
     on_bytes: Callable[[int], None] = lambda num_bytes: None,
     chunk_bytes: int = 1 << 24,
 ) -> str:
-    """Returns the xxh3-128 of a file of known size; tells `on_bytes` of each chunk that it has read."""
+    """Return the xxh3-128 of a file of known size; `on_bytes` is called with the size of each chunk."""
     hasher = xxhash.xxh3_128()
     for start in range(0, num_bytes, chunk_bytes):
         chunk = store.read_range(name, start, min(chunk_bytes, num_bytes - start))
@@ -120,7 +120,7 @@ def hash_file(
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Rounds to bfloat16 bits, to nearest even like torch; NaN stays NaN."""
+    """Round to bfloat16 bits, to nearest even like torch; NaN stays NaN."""
     bits = values.view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)

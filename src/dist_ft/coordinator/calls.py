@@ -31,13 +31,13 @@ from dist_ft.run.state import RunRecord
 
 
 class CoordinatorCalls:
-    """What other processes may ask of the coordinator of a run. Every call carries the secret of the run.
+    """The calls that other processes make of the coordinator. Every call carries the secret of the run.
 
     Calls come one after the other, so the coordinator needs no locks. The actor starts early, in parallel to the
     preparation; `begin` is the first call that touches a file.
 
     Args:
-        secret: What the driver has made for this run of it; whoever does not know it is no part of the run.
+        secret: The run secret, made by the driver; a caller without it is no part of the run.
     """
 
     def __init__(self, secret: str) -> None:
@@ -47,7 +47,7 @@ class CoordinatorCalls:
         self._starters: dict[str, str] = {}
 
     def ask(self, secret: str, call: str, *arguments: Any) -> Any:
-        """Makes a call of this class.
+        """Make a call of this class.
 
         Raises:
             NotAllowedError: The secret is not this run's, or there is no such call; nothing has changed.
@@ -61,7 +61,7 @@ class CoordinatorCalls:
     def begin(
         self, config: Config, run_dir: str, scratch: str, record: RunRecord, inputs: RunInputs, on_gpu: bool
     ) -> None:
-        """Opens the run's records; `scratch` is where the driver has fetched its records to."""
+        """Open the run's records; `scratch` is where the driver has fetched its records to."""
         place = open_run(run_dir, Path(scratch))
 
         def read_history() -> History:
@@ -74,7 +74,7 @@ class CoordinatorCalls:
         self._coordinator = Coordinator(config, place, record, inputs, sinks, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:
-        """Opens an attempt and returns its number; None while there is something to wait for first.
+        """Open an attempt and return its number, or None while something else comes first.
 
         That is the preparation, the pause before a restart, or the check of the checkpoint that it starts from.
         """
@@ -92,15 +92,15 @@ class CoordinatorCalls:
         return spec.attempt
 
     def set_starters(self, paths: dict[str, str]) -> None:
-        """Learns the sockets of the fork servers, by node id."""
+        """Store the sockets of the fork servers, by node id."""
         self._starters = paths
 
     def starter(self, node_id: str) -> str | None:
-        """Returns the socket of a node's fork server, if it has one."""
+        """Return the socket of a node's fork server, if it has one."""
         return self._starters.get(node_id)
 
     def attempt_spec(self, number: int) -> AttemptSpec:
-        """Returns what all ranks of the current attempt share."""
+        """Return what all ranks of the current attempt share."""
         if self._attempt is None or self._attempt.attempt != number:
             raise StaleAttemptError(f"attempt {number} is not the current one")
         return self._attempt
@@ -154,5 +154,5 @@ CALLS = frozenset(name for name in vars(CoordinatorCalls) if not name.startswith
 
 
 def _in_thread(search: Callable[[], None]) -> None:
-    """Reads a checkpoint while the actor answers; what is left of it ends with the actor."""
+    """Run a search on a thread, so that the actor answers meanwhile. The thread ends with the actor."""
     threading.Thread(target=search, name="start-search", daemon=True).start()

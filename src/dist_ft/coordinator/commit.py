@@ -27,13 +27,13 @@ _FAILED_SAVES = 3
 
 @dataclass
 class Staging:
-    """What the ranks of one attempt have staged for one step."""
+    """The files that the ranks of one attempt have staged for one step."""
 
     files: dict[int, WrittenFile] = field(default_factory=dict)
     state: SavedState | None = None
 
     def add(self, rank: int, message: Staged) -> None:
-        """Takes a rank's report."""
+        """Take a rank's report."""
         self.files[rank] = message.file
         if message.state is not None:
             self.state = message.state
@@ -44,7 +44,7 @@ class Staging:
 
 
 def commit(store: Store, run_id: str, attempt: int, wandb_id: str | None, staging: Staging) -> Manifest:
-    """Checks coverage and creates the manifest.
+    """Check coverage and create the manifest.
 
     Raises:
         CheckpointError: Elements are missing or doubled, or a manifest of this name exists.
@@ -95,7 +95,7 @@ class Saves:
         self._unsaved: list[int] = []  # steps of the last saves in a row that failed
 
     def stage(self, rank: int, message: Staged) -> RankFailure | None:
-        """Takes a rank's report, and commits once all have reported; returns a failure that ends the attempt.
+        """Take a rank's report and commit once all have reported; return a failure that ends the attempt.
 
         Raises:
             StaleAttemptError: Another driver has taken over the run.
@@ -125,7 +125,7 @@ class Saves:
         return None
 
     def fail(self, step: int, reason: str, is_last: bool) -> RankFailure | None:
-        """Leaves a save out, on all ranks; returns a failure when that ends the attempt."""
+        """Leave a save out, on all ranks; return a failure when that ends the attempt."""
         if step in self._unsaved:
             return None
         self._unsaved.append(step)

@@ -79,7 +79,7 @@ class Coordinator:
         self.recovery = Recovery(config.failure)
 
     def open_attempt(self, world_size: int, now: float) -> AttemptSpec | None:
-        """Takes the next attempt number and names the checkpoint that it starts from.
+        """Take the next attempt number and name the checkpoint that the attempt starts from.
 
         Returns None while that checkpoint is being read; whoever asks again gets the attempt.
 
@@ -118,7 +118,7 @@ class Coordinator:
         )
 
     def handle(self, envelope: Envelope, now: float) -> Reply:
-        """Takes a message from a rank of the current attempt.
+        """Take a message from a rank of the current attempt.
 
         Args:
             envelope: The message and its sender.
@@ -148,13 +148,13 @@ class Coordinator:
         )
 
     def record_failure(self, error: DistFtError) -> None:
-        """Notes an error of the coordinator itself, after which the next decision is made anew."""
+        """Record an error of the coordinator itself, after which the next decision is made anew."""
         self.recovery.decision = None
         self._group.failures.clear()
         self._group.fail(RankFailure.of(0, error))
 
     def request_stop(self, reason: str) -> None:
-        """Asks all ranks to checkpoint and stop after their current step."""
+        """Ask all ranks to checkpoint and stop after their current step."""
         if self._stop or self._record.state in FINAL:
             return
         self._stop = True
@@ -163,7 +163,7 @@ class Coordinator:
         self._recorder.write_record()
 
     def tick(self, now: float) -> None:
-        """Looks at what nobody reports: the stop request file, ranks without progress.
+        """Check what nobody reports: the stop request, ranks without progress, a newer attempt.
 
         Args:
             now: Monotonic time in seconds.
@@ -186,7 +186,7 @@ class Coordinator:
             return False
 
     def choose_size(self, view: ClusterView, now: float) -> int | None:
-        """Looks whether the group at work should have another size; asked a few times a second.
+        """Decide whether the group should have another size; called a few times a second.
 
         The group first checkpoints and ends, so that no step is lost.
 
@@ -216,7 +216,7 @@ class Coordinator:
         return None
 
     def status(self, num_known: int = 0) -> LiveStatus:
-        """Returns how the run stands, with the ledger of this process after `num_known` entries."""
+        """Return how the run stands, with the ledger of this process after `num_known` entries."""
         group, decision = self._group, self.recovery.decision
         has_no_group = not group.world_size or decision is not None or group.is_drained
         return LiveStatus(
@@ -234,11 +234,11 @@ class Coordinator:
         )
 
     def outcome(self) -> str | None:
-        """Returns how the group ended: completed, stopped, failed; None while it works, or is to be formed anew."""
+        """Return how the group ended: completed, stopped, failed; None while it works, or is to be formed anew."""
         return None if self._group.is_drained and not self._stop else self._group.outcome()
 
     def decide(self, message: str, lost_nodes: Sequence[str], now: float) -> Decision:
-        """Decides what follows the failure of the group; asked again, says the same.
+        """Decide what follows the failure of the group; the answer stays the same until the next attempt.
 
         Args:
             message: What Ray Train says, for a worker that was lost without a word.
@@ -272,19 +272,19 @@ class Coordinator:
         return decision
 
     def add_event(self, event: events.Event) -> None:
-        """Writes a ledger entry for a fact that the driver found."""
+        """Write a ledger entry for a fact that the driver found."""
         self._recorder.note(event)
 
     def record_evaluation(self, row: EvalRow) -> None:
-        """Writes an evaluation that a task made."""
+        """Write an evaluation that a task made."""
         self._recorder.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
-        """Closes the run's records; the last call. Does nothing when another driver has taken over the run."""
+        """Close the run's records, as the last call. Nothing happens when another driver has taken over the run."""
         self._recorder.finish(state, result, error)
 
     def _drain(self, reason: str, now: float) -> None:
-        """Has the group checkpoint and end, to be formed anew."""
+        """Make the group checkpoint and end, so that it can be formed again."""
         self._group.leaving = reason
         self._record.move("resizing")
         self._sizing.interrupted(now)
@@ -303,7 +303,7 @@ class Coordinator:
         self._run_search(self._search.run)
 
     def _take_attempt(self) -> tuple[Manifest | None, Attempt] | None:
-        """Takes the next attempt number, starting from the newest whole checkpoint; None while that is looked for.
+        """Take the next attempt number, starting from the newest whole checkpoint; None during the search.
 
         Until the number is taken an older driver may still commit, and delete what it then holds for surplus.
         So the choice is looked at again afterwards, and made anew when it no longer stands.

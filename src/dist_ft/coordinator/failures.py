@@ -1,4 +1,4 @@
-"""Decides what a failed attempt comes to: which failure explains the others, and whether the group is formed again.
+"""Decides which failure explains the others, and whether the group is formed again.
 
 When one rank fails, its peers fail too: they say that a connection broke, or are ended by their supervisors. One
 ordered list of causes serves the decision and the message that a person reads. Everything here is pure.
@@ -46,7 +46,7 @@ class RankFailure:
 
     @classmethod
     def of(cls, rank: int, error: DistFtError, is_death: bool = False) -> RankFailure:
-        """Returns how a rank failed by an error."""
+        """Make the failure of a rank from an error."""
         return cls(rank, type(error).__name__, str(error), is_death)
 
     @property
@@ -56,13 +56,13 @@ class RankFailure:
 
 
 def find_causes(failures: Sequence[RankFailure]) -> list[RankFailure]:
-    """Returns the failures that explain the others, in the order in which they became known; at least one is given."""
+    """Return the failures that explain the others, in the order in which they became known; at least one is given."""
     best = min(_weight(failure) for failure in failures)
     return [failure for failure in failures if _weight(failure) == best]
 
 
 def explain(failures: Sequence[RankFailure]) -> DistFtError:
-    """Returns the cause as one error: what many ranks say alike is said once, with their ranks."""
+    """Return the cause as one error: what many ranks say alike is said once, with their ranks."""
     causes = find_causes(failures)
     ranks: dict[str, list[int]] = {}
     for failure in causes:
@@ -73,7 +73,7 @@ def explain(failures: Sequence[RankFailure]) -> DistFtError:
 
 
 def _weight(failure: RankFailure) -> int:
-    """Returns the place of a failure in the order of causes; a smaller one explains more."""
+    """Return the place of a failure in the order of causes; a smaller one explains more."""
     error = type(failure.error)
     if error in _FIRST_CAUSES:
         return 0
@@ -119,7 +119,7 @@ class Decision:
 
 
 def decide_restart(failures: Sequence[AttemptFailure], config: FailureConfig) -> Decision:
-    """Decides after the newest of the failures of this driver's attempts, oldest first."""
+    """Decide after the newest of the failures of this driver's attempts, oldest first."""
     last = failures[-1]
     if isinstance(last.error, DivergedError):
         return _decide_bad_numbers(failures, config)
@@ -138,7 +138,7 @@ def decide_restart(failures: Sequence[AttemptFailure], config: FailureConfig) ->
 
 
 def _budget(failure: AttemptFailure, config: FailureConfig) -> tuple[str, int]:
-    """Returns the key that limits restarts after such a failure, and its value."""
+    """Return the key that limits restarts after such a failure, and its value."""
     if isinstance(failure.error, NodeLostError):
         return "max_node_losses", config.max_node_losses
     if isinstance(failure.error, OutOfMemoryError):
@@ -180,7 +180,7 @@ class Recovery:
         self._not_before = 0.0
 
     def decide(self, failure: AttemptFailure, is_stopping: bool, now: float) -> Decision:
-        """Decides after a failure; `now` in monotonic seconds."""
+        """Decide after a failure; `now` in monotonic seconds."""
         self._failures.append(failure)
         decision = decide_restart(self._failures, self._config)
         if is_stopping:
@@ -189,7 +189,7 @@ class Recovery:
         return decision
 
     def go_on(self, reason: str) -> Decision:
-        """Decides to form the group again after an end that is no failure."""
+        """Decide to form the group again after an end that is no failure."""
         self.decision = Decision(True, reason)
         return self.decision
 

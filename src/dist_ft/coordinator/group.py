@@ -84,7 +84,7 @@ class Group:
         return self.leaving is not None and self.outcome() == "stopped"
 
     def outcome(self) -> str | None:
-        """Returns how the group ended: completed, stopped, failed; None while it works."""
+        """Return how the group ended: completed, stopped, failed; None while it works."""
         if self.failures:
             return "failed"
         if self.world_size and len(self.done) == self.world_size:
@@ -92,7 +92,7 @@ class Group:
         return None
 
     def handle(self, rank: int, message: Message, now: float) -> None:
-        """Takes a message of a rank.
+        """Take a message of a rank.
 
         Raises:
             StaleAttemptError: Another driver has taken over the run.
@@ -125,13 +125,13 @@ class Group:
                 self.fail(RankFailure(rank, **message.error, is_death=message.is_death, step=message.step))
 
     def check_late(self, now: float) -> None:
-        """Ends the group when a rank makes no progress."""
+        """End the group when a rank makes no progress."""
         if self.abort is None and not self.failures:
             for failure in self.progress.find_late(self.done, now):
                 self._end(failure)
 
     def check_newest(self) -> None:
-        """Gives up the records when a newer attempt exists: another driver has taken over the run.
+        """Stop writing records when a newer attempt exists: another driver has taken over the run.
 
         Raises:
             StaleAttemptError: It does.
@@ -145,13 +145,13 @@ class Group:
             raise
 
     def fail(self, failure: RankFailure) -> None:
-        """Notes a failure."""
+        """Record a failure."""
         self.failures.append(failure)
         step = self._recorder.record.step
         self._recorder.note(events.RankLost(failure.rank, step, failure.type, failure.message))
 
     def _end(self, failure: RankFailure | None) -> None:
-        """Notes a failure that ends all ranks, if it is one."""
+        """Record a failure and end all ranks, if there is one."""
         if failure is not None:
             self.abort = failure.message
             self.fail(failure)

@@ -1,4 +1,4 @@
-"""What a run writes down: run.json, ledger, metrics, evaluations. Written only by whoever has the newest attempt.
+"""Writes the records of a run: run.json, ledger, metrics, evaluations. Only the newest attempt may write.
 
 A driver that was suspended, or cut off and healed, may go on at any line of its program. So each write first
 looks whether a newer attempt has been taken; what slips through between look and write is harmless, because
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The records of one run, as far as this driver may write them.
+    """The records of one run. Nothing is written once another driver has taken over.
 
     Attributes:
         record: What run.json says.
@@ -87,7 +87,7 @@ class Recorder:
         return self._ledger.entries
 
     def look_again(self) -> None:
-        """Looks which attempt is the newest: before something that an overtaken driver must not do.
+        """Read which attempt is the newest, before something that an overtaken driver must not do.
 
         Raises:
             OSError: The store does not say.
@@ -95,7 +95,7 @@ class Recorder:
         self._newest, self._looked_at = newest_number(self._run_dir.store), time.monotonic()
 
     def send(self) -> None:
-        """Returns when all rows so far are where the run lives: before the commit of the steps that they are of.
+        """Send all rows so far to the store and wait for it; called before their steps are committed.
 
         Raises:
             OSError: They cannot be written there.
@@ -103,7 +103,7 @@ class Recorder:
         self._sender.send()
 
     def commits(self) -> set[str]:
-        """Returns the folders of all checkpoints that the ledger says were committed."""
+        """Return the folders of all checkpoints that the ledger says were committed."""
         return {
             f"checkpoints/{checkpoint_name(entry.event.step, entry.attempt or 0)}"
             for entry in read_ledger(self._run_dir.ledger)
@@ -111,23 +111,23 @@ class Recorder:
         }
 
     def evaluations(self, until: int) -> list[EvalRow]:
-        """Returns the evaluations that count of the first `until` steps, in order."""
+        """Return the evaluations that count of the first `until` steps, in order."""
         return [row for step, row in sorted(read_evals(self._run_dir.evals).items()) if step <= until]
 
     def skipped_steps(self) -> list[int]:
-        """Returns the steps whose update is left out, as the ledger says."""
+        """Return the steps whose update is left out, as the ledger says."""
         events = (entry.event for entry in read_ledger(self._run_dir.ledger))
         return sorted({event.step for event in events if isinstance(event, BatchSkipped)})
 
     def check_mine(self) -> None:
-        """Raises StaleAttemptError when another driver has taken over the run."""
+        """Raise StaleAttemptError when another driver has taken over the run."""
         if self.attempt and not self.is_mine and self._newest > self.attempt:
             raise StaleAttemptError(
                 f"attempt {self._newest} of this run has begun elsewhere; attempt {self.attempt} writes nothing more"
             )
 
     def begin_attempt(self, attempt: Attempt, world_size: int) -> None:
-        """Opens the records for an attempt that this driver has taken."""
+        """Open the records for an attempt that this driver has taken."""
         self.attempt = self._sender.attempt = attempt.number
         self.look_again()
         self.record.workers = []
@@ -139,13 +139,13 @@ class Recorder:
         self.write_record()
 
     def note(self, event: Event) -> None:
-        """Writes a ledger entry."""
+        """Write a ledger entry."""
         if not self.attempt or self.is_mine:
             self._ledger.add(event, self.attempt or None)
             self._sender.soon()
 
     def write_record(self) -> None:
-        """Replaces run.json, and has it sent."""
+        """Replace run.json and have it sent."""
         self._write_record()
         self._sender.soon()
 
@@ -158,13 +158,13 @@ class Recorder:
             write_json(self._run_dir.run_json, asdict(self.record))
 
     def write_record_now_and_then(self) -> None:
-        """Replaces run.json if that was not done a moment ago."""
+        """Replace run.json if that was not done a moment ago."""
         # An fsync a step would cost more than the step of a small model.
         if time.monotonic() - self._written_at > 1.0:
             self._write_record()
 
     def log_step(self, row: StepRow) -> None:
-        """Takes a row of metrics.jsonl."""
+        """Take a row of metrics.jsonl."""
         self._goodput.add(row.step, row.step_s)
         row = replace(row, goodput=round(self._goodput.value(row.step, time.monotonic()), 4))
         self._metrics.append(row.to_dict())
@@ -175,7 +175,7 @@ class Recorder:
             sink.log_step(row)
 
     def log_eval(self, row: EvalRow) -> None:
-        """Takes a row of eval.jsonl."""
+        """Take a row of eval.jsonl."""
         if not self.is_mine:
             return
         self._evals.append(row.to_dict())
@@ -184,7 +184,7 @@ class Recorder:
             sink.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
-        """Closes the run; the last call. One that is another driver's is left as it is."""
+        """Close the records, as the last call. The record of another driver is left as it is."""
         if self.is_mine:
             self.record.move(state)
             self.record.result = result
@@ -209,7 +209,7 @@ class Recorder:
 
 
 def _active_s(run_dir: RunDir, record: RunRecord) -> float:
-    """Returns how long drivers have been at work, up to now.
+    """Return how long drivers have been at work, up to now.
 
     A driver counts its own start to what it finds in run.json. When that holds more than the driver said at its begin,
     the coordinator has been restarted under it, and what passed since run.json was written counts, too.

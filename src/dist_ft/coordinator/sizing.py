@@ -1,4 +1,4 @@
-"""How many workers a run has: pure rules over what the cluster holds and how the run goes.
+"""Decides how many workers a run has, from what the cluster holds and how the run goes. Pure.
 
 Leaving is at once, growing is slow: a machine that gives notice is left behind the next step, a machine that joins
 must stay for a while and must be worth a restart of the group.
@@ -50,18 +50,18 @@ class Progress:
 
 
 def largest_allowed(fits: int, cluster: ClusterConfig) -> int | None:
-    """Returns the most workers that fit and are allowed; None when that is fewer than the run goes on with."""
+    """Return the most workers that fit and are allowed; None when that is fewer than the run goes on with."""
     return max((size for size in allowed_sizes(cluster) if size <= fits), default=None)
 
 
 def allowed_sizes(cluster: ClusterConfig) -> Sequence[int]:
-    """Returns the worker counts that the run may have."""
+    """Return the worker counts that the run may have."""
     within = range(cluster.min_workers, cluster.max_workers + 1)
     return within if cluster.allowed_sizes is None else [size for size in cluster.allowed_sizes if size in within]
 
 
 def gain_s(progress: Progress, target: int, history: History) -> float:
-    """Returns the seconds that the steps which are left would take less on `target` workers.
+    """Return the seconds that the steps which are left would take less on `target` workers.
 
     By the steps of this run at that size, or else by how many sequences the busiest rank would have; 0 while it is
     not known how long a step takes.
@@ -75,7 +75,7 @@ def gain_s(progress: Progress, target: int, history: History) -> float:
 
 
 class Sizing:
-    """When to form the group anew at another size.
+    """Decides when to form the group again at another size.
 
     Attributes:
         resize_s: Seconds from the last interruption to the first step after it, or a guess.
@@ -88,7 +88,7 @@ class Sizing:
         self._interrupted_at: float | None = None
 
     def reason_to_drain(self, view: ClusterView, progress: Progress, history: History, now: float) -> str | None:
-        """Returns why the group at work should checkpoint and be formed anew; None when it should go on.
+        """Return why the group at work should checkpoint and be formed anew; None when it should go on.
 
         Args:
             view: The cluster.
@@ -113,12 +113,12 @@ class Sizing:
         return f"room for {target} workers; saves about {gained:.0f} s, costs about {progress.resize_s:.0f} s"
 
     def interrupted(self, now: float) -> None:
-        """Notes that steps have ended: by a failure, or to resize."""
+        """Note that steps have ended: by a failure, or to resize."""
         self._larger_since = None
         self._interrupted_at = self._interrupted_at or now
 
     def stepped(self, now: float) -> None:
-        """Notes that a step was made."""
+        """Note that a step was made."""
         if self._interrupted_at is not None:
             self.resize_s = now - self._interrupted_at
             self._interrupted_at = None

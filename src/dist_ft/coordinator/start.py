@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_resume(manifest: Manifest, wanted: Fingerprint) -> None:
-    """Refuses to go on from a checkpoint of another model, data, seed, method, objective or global batch.
+    """Refuse to go on from a checkpoint of another model, data, seed, method, objective or global batch.
 
     Raises:
         UsageError: With both fingerprints.
@@ -45,7 +45,7 @@ def can_go_on(manifest: Manifest, global_batch_size: int, max_steps: int, num_po
 
 
 def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_steps: int, num_positions: int) -> None:
-    """Refuses a resume when no checkpoint lies on the way of a run of this length.
+    """Refuse a resume when no checkpoint lies on the way of a run of this length.
 
     Raises:
         UsageError: With both lengths and the way out.
@@ -61,7 +61,7 @@ def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_step
 
 
 class StartSearch:
-    """Looks for the newest checkpoint whose files have their hashes.
+    """A search for the newest checkpoint whose files have their hashes.
 
     It reads all of a checkpoint, at the speed of the disk, which may take an hour. So `run` may be called on a thread
     of its own: it asks the store and changes nothing. Everything else is the coordinator's to call.
@@ -103,7 +103,7 @@ class StartSearch:
         return f"checking the checkpoint of step {manifest.step}, {read} read"
 
     def run(self) -> None:
-        """Searches; never raises, because it may be the whole of a thread."""
+        """Search for the checkpoint. An error is kept for `result`, because this may be a thread of its own."""
         try:
             self._search()
         except Exception as error:  # raised by whoever asks for the result
@@ -112,7 +112,7 @@ class StartSearch:
             self._is_done.set()
 
     def result(self, recorder: Recorder) -> Manifest | None:
-        """Returns the checkpoint; None when the run has none. Damaged ones are noted in the ledger.
+        """Return the checkpoint; None when the run has none. Damaged ones are noted in the ledger.
 
         Raises:
             CheckpointError: There are checkpoints, or were, and none of them is whole.
@@ -164,7 +164,7 @@ def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
 
 
 def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None = None) -> None:
-    """Deletes the folders that nobody needs any more. A deletion that fails never disturbs the run.
+    """Delete the folders that nobody needs any more. A deletion that fails never disturbs the run.
 
     Args:
         store: The run directory.

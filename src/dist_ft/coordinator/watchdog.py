@@ -67,21 +67,21 @@ class History:
     longest_s: dict[Phase, float] = field(default_factory=dict)
 
     def add_step(self, world_size: int, seconds: float) -> None:
-        """Notes a step."""
+        """Note a step."""
         self.step_s.setdefault(world_size, deque(maxlen=50)).append(seconds)
 
     def add_phase(self, phase: Phase, seconds: float) -> None:
-        """Notes the end of a phase."""
+        """Note the end of a phase."""
         self.longest_s[phase] = max(seconds, self.longest_s.get(phase, 0.0))
 
     def median_step_s(self, world_size: int) -> float | None:
-        """Returns the seconds of an ordinary step at this size; None before there were some."""
+        """Return the seconds of an ordinary step at this size; None before there were some."""
         seen = self.step_s.get(world_size, ())
         return median(seen) if len(seen) >= _STEPS_TO_JUDGE else None
 
 
 class RankProgress:
-    """What the ranks of one attempt do, and who of them is late.
+    """The phases and steps of the ranks of one attempt, and which of them are late.
 
     Args:
         world_size: Number of ranks.
@@ -114,11 +114,11 @@ class RankProgress:
         return self._asked_at is not None
 
     def hear(self, rank: int, now: float) -> None:
-        """Notes that a rank's supervisor lives."""
+        """Record that a rank's supervisor lives."""
         self._heard[rank] = now
 
     def enter(self, rank: int, phase: Phase, now: float, step: int | None = None) -> None:
-        """Notes the phase of a rank, after the same number of steps if `step` is None."""
+        """Note the phase of a rank, after the same number of steps if `step` is None."""
         old = self._views[rank]
         if phase != old.phase:
             self._history.add_phase(old.phase, now - self._entered[rank])
@@ -126,16 +126,16 @@ class RankProgress:
         self._views[rank] = RankView(rank, phase, old.step if step is None else step, now)
 
     def finish_step(self, step: int, now: float) -> None:
-        """Notes a step of all ranks: the all-reduce at its end proves that every rank got there."""
+        """Note a step of all ranks: the all-reduce at its end proves that every rank got there."""
         for rank, view in self._views.items():
             self._views[rank] = RankView(rank, view.phase, max(view.step, step), now)
 
     def locate(self, rank: int, state: Whereabouts) -> None:
-        """Notes where a supervisor found its rank."""
+        """Note where a supervisor found its rank."""
         self._states[rank] = state
 
     def find_late(self, ended: Collection[int], now: float) -> list[RankFailure]:
-        """Returns the failures of ranks that make no progress; an empty list while all do, or may yet answer.
+        """Return the failures of ranks that make no progress; an empty list while all do, or may yet answer.
 
         Args:
             ended: Ranks that are not waited for.
@@ -174,7 +174,7 @@ class RankProgress:
 
 
 def phase_limit(phase: Phase, world_size: int, limits: PhaseLimits, history: History) -> float:
-    """Returns the seconds that a rank may spend in a phase before its supervisor is asked where it is."""
+    """Return the seconds that a rank may spend in a phase before its supervisor is asked where it is."""
     configured: float | None = limits.model_dump()[f"{phase}_s"]
     if configured is not None:
         return configured
@@ -186,7 +186,7 @@ def phase_limit(phase: Phase, world_size: int, limits: PhaseLimits, history: His
 
 
 def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[Phase], float]) -> list[RankView]:
-    """Returns the ranks that are furthest behind, as far as they are over the limit of their own phase.
+    """Return the ranks that are furthest behind, as far as they are over the limit of their own phase.
 
     The others wait for them; how long a wait may last is the limit of what they wait for. Those that were silent
     longest come first.
@@ -197,7 +197,7 @@ def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[Phas
 
 
 def find_culprits(behind: Sequence[int], states: Mapping[int, Whereabouts]) -> list[int]:
-    """Returns which of several ranks that are equally far behind hold the others up.
+    """Return which of several ranks that are equally far behind hold the others up.
 
     Args:
         behind: The ranks.
@@ -214,7 +214,7 @@ def _place(view: RankView) -> tuple[int, int]:
 
 
 def find_straggler(local_s: Sequence[Sequence[float]]) -> tuple[int, float] | None:
-    """Returns the slowest rank and how many times the median rank's time it takes, if that is `_SLOW` or more.
+    """Return the slowest rank and how many times the median rank's time it takes, if that is `_SLOW` or more.
 
     Args:
         local_s: Of the last steps, the seconds of each rank until it first waited for another [steps, ranks].

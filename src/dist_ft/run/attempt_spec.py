@@ -1,4 +1,4 @@
-"""What a supervisor and its rank are told at the start of an attempt.
+"""Specifications that a supervisor and its rank get at the start of an attempt.
 
 The coordinator makes an `AttemptSpec`, Ray carries it to the supervisors as an object, and each passes a `RankSpec` to
 its rank as JSON: a socket must not be able to run code.
@@ -44,7 +44,7 @@ class AttemptSpec:
     on_gpu: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the wire form."""
+        """Return the wire form."""
         return {**asdict(self), "config": self.config.model_dump(mode="json")}
 
     @classmethod
@@ -77,7 +77,7 @@ class RankSpec:
     env: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the wire form."""
+        """Return the wire form."""
         return {**vars(self), "attempt": self.attempt.to_dict()}
 
     @classmethod
