@@ -69,41 +69,39 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
     check_model(config)
     address = cache_address(config)
     with cache_errors(address):
-        return _make_shards(config, address, makes_all)
-
-
-def _make_shards(config: Config, address: str, makes_all: bool) -> Preparation | MissingShards:
-    render_many, render_key = make_renderer(config, load_tokenizer(config))
-    train, held_out = plan_splits(config, render_key)
-    store = open_store(address)
-    is_stream = config.data.preparation == "stream"
-    wanted = [*([] if is_stream else train), *([held_out] if held_out else [])]
-    missing = missing_shards(wanted, store)
-    files = tuple(plan.files for plan in train)
-    few = config.data.part_bytes * _SMALL_SHARE
-    if not makes_all and sum(shard.part.size for _, shard in missing) > few:
-        return MissingShards(
-            tuple(_job(plan, shard, Window(0, 0)) for plan, shard in missing), files, config.model.commit
+        render_many, render_key = make_renderer(config, load_tokenizer(config))
+        train, held_out = plan_splits(config, render_key)
+        store = open_store(address)
+        is_stream = config.data.preparation == "stream"
+        wanted = [*([] if is_stream else train), *([held_out] if held_out else [])]
+        missing = missing_shards(wanted, store)
+        files = tuple(plan.files for plan in train)
+        few = config.data.part_bytes * _SMALL_SHARE
+        if not makes_all and sum(shard.part.size for _, shard in missing) > few:
+            return MissingShards(
+                tuple(_job(plan, shard, Window(0, 0)) for plan, shard in missing), files, config.model.commit
+            )
+        for plan, shard in missing:
+            make_shard(plan.request, shard, render_many, store)
+        to_stream = None
+        if is_stream:
+            made = _read_made(train, store)
+            splits = tuple(
+                open_ended_split(plan, store, address, sizes) for plan, sizes in zip(train, made, strict=True)
+            )
+            to_stream = _shards_to_stream(config, train, made)
+            max_steps, num_positions = plan_length(config, None)
+        else:
+            splits = tuple(complete_split(plan, store, address) for plan in train)
+            max_steps, num_positions = plan_length(config, [split.known_counts.num_sequences for split in splits])
+        eval_split = complete_split(held_out, store, address) if held_out else None
+        mark = make_fingerprint(config, splits)
+        return Preparation(
+            RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit),
+            files,
+            num_made=len(missing),
+            to_stream=to_stream,
         )
-    for plan, shard in missing:
-        make_shard(plan.request, shard, render_many, store)
-    to_stream = None
-    if is_stream:
-        made = _read_made(train, store)
-        splits = tuple(open_ended_split(plan, store, address, sizes) for plan, sizes in zip(train, made, strict=True))
-        to_stream = _shards_to_stream(config, train, made)
-        max_steps, num_positions = plan_length(config, None)
-    else:
-        splits = tuple(complete_split(plan, store, address) for plan in train)
-        max_steps, num_positions = plan_length(config, [split.known_counts.num_sequences for split in splits])
-    eval_split = complete_split(held_out, store, address) if held_out else None
-    mark = make_fingerprint(config, splits)
-    return Preparation(
-        RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit),
-        files,
-        num_made=len(missing),
-        to_stream=to_stream,
-    )
 
 
 def _job(plan: SplitPlan, shard: PlannedShard, window: Window) -> ShardJob:

@@ -64,7 +64,6 @@ def find_problems(measures: Measures) -> list[Finding]:
     found: list[Finding] = []
     for split in measures.splits:
         found += [*_row_problems(split), *_sample_problems(split, measures.stops), *_text_problems(split)]
-        found += _config_notes(split)
     found += _repeat_problems(measures)
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -131,6 +130,7 @@ _NAMES = {
 
 
 def _text_problems(split: SplitCounts) -> Iterator[Finding]:
+    """Yields what the texts of a split hold, and what the config does or could do about its rows."""
     if split.empty_answers.count:
         what = f"empty answers in {_count(split.empty_answers, 'row')} teach to say nothing; fill or remove them"
         yield _finding("warning", split, what, split.empty_answers)
@@ -152,9 +152,6 @@ def _text_problems(split: SplitCounts) -> Iterator[Finding]:
     for kind, count in sorted(split.redacted.items()):
         what = f"data.redact puts <{kind.upper()}> in place of {_NAMES[kind]} in {count:,} rows"
         yield _finding("note", split, what, Noted(count))
-
-
-def _config_notes(split: SplitCounts) -> Iterator[Finding]:
     if split.num_sequences and split.num_packed <= _WORTH_PACKING * split.num_sequences:
         what = f"data.packing=true would make {split.num_packed:,} sequences of {split.num_sequences:,}"
         yield _finding("note", split, what, Noted())

@@ -11,14 +11,24 @@ from dist_ft.jobs.data_report.summary import Finding, Noted
 
 def limit_problems(limits: LimitsConfig, measures: Measures) -> Iterator[Finding]:
     """Yields an error for every limit that is exceeded, with key, limit and what was found."""
+    evaluated = [split for split in measures.splits if split.name == "eval"]
+    num_trained_on = sum(split.num_rows for split in measures.splits if split.name != "eval")
     for key, limit in limits.model_dump().items():
-        for split, noted, total in _found(key, measures) if limit is not None else ():
+        found: list[tuple[str, Noted, int]] = []
+        if key in _OF_SPLIT:
+            found = [(split.name, *_OF_SPLIT[key](split)) for split in measures.splits]
+        elif key in _OF_ALL:
+            found = [("train", _OF_ALL[key](measures), num_trained_on)]
+        elif evaluated:
+            leaked = _join(measures.overlap.count + measures.leaks.count, [measures.overlap, measures.leaks])
+            found = [("eval", leaked, evaluated[0].num_rows)]
+        for split_name, noted, total in found if limit is not None else ():
             share = noted.count / max(1, total)
             if share > limit:
                 message = (
                     f"data.limits.{key}={limit:g} is exceeded: {_WHAT[key]} {noted.count:,} of {total:,} ({share:.2%})"
                 )
-                yield Finding("error", split, message, noted.count, noted.first)
+                yield Finding("error", split_name, message, noted.count, noted.first)
 
 
 _WHAT = {
@@ -44,19 +54,6 @@ _OF_ALL: dict[str, Callable[[Measures], Noted]] = {
     "near_copies": lambda measures: measures.near,
     "repeated_answers": lambda measures: measures.repeated_answers,
 }
-
-
-def _found(key: str, measures: Measures) -> Iterator[tuple[str, Noted, int]]:
-    """Yields (split, what was found, of how many)."""
-    evaluated = [split for split in measures.splits if split.name == "eval"]
-    trained_on = [split for split in measures.splits if split.name != "eval"]
-    if key in _OF_SPLIT:
-        yield from ((split.name, *_OF_SPLIT[key](split)) for split in measures.splits)
-    elif key in _OF_ALL:
-        yield "train", _OF_ALL[key](measures), sum(split.num_rows for split in trained_on)
-    elif evaluated:
-        leaked = _join(measures.overlap.count + measures.leaks.count, [measures.overlap, measures.leaks])
-        yield "eval", leaked, evaluated[0].num_rows
 
 
 def _join(count: int, parts: Sequence[Noted]) -> Noted:

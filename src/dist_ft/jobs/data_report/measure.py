@@ -156,6 +156,8 @@ def measure(config: Config) -> Measures:
     eval_signatures = _scan(evaluated, render_many, meter)
     shared = find_shared(_all_keys(evaluated), _all_keys(trained_on))
     near = find_near(signatures, _distinct(trained_on), NEAR)
+    here, there = find_near_shared(eval_signatures, signatures, NEAR)
+    is_other = ~np.isin(here, shared[0])
     return Measures(
         splits=[*trained_on, *evaluated],
         repeats=_note_repeats(trained_on),
@@ -163,7 +165,7 @@ def measure(config: Config) -> Measures:
         overlap=_note_pairs(evaluated, trained_on, *shared, "equals"),
         stops=[str(token) for token in tokenizer.convert_ids_to_tokens(sorted(stops))],
         near=_note_pairs(trained_on, trained_on, *near, "is like"),
-        leaks=_note_leaks(evaluated, eval_signatures, trained_on, signatures),
+        leaks=_note_pairs(evaluated, trained_on, here[is_other], there[is_other], "is like"),
         repeated_answers=_note_answers(trained_on),
     )
 
@@ -252,16 +254,6 @@ def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter)
 
 def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
     return _note_pairs(splits, splits, *find_repeats(_all_keys(splits)), "equals")
-
-
-def _note_leaks(
-    evaluated: Sequence[SplitCounts], eval_signatures: Signatures,
-    trained_on: Sequence[SplitCounts], signatures: Signatures,
-) -> Noted:  # fmt: skip
-    here, there = find_near_shared(eval_signatures, signatures, NEAR)
-    equal, _ = find_shared(_all_keys(evaluated), _all_keys(trained_on))
-    is_other = ~np.isin(here, equal)
-    return _note_pairs(evaluated, trained_on, here[is_other], there[is_other], "is like")
 
 
 def _note_answers(splits: Sequence[SplitCounts]) -> Noted:
