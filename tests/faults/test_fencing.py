@@ -425,7 +425,9 @@ def test_the_newer_goes_on_undisturbed_whatever_the_zombie_does(pair: Pair) -> N
 
 def past_the_check(zombie: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looked just before the takeover, and was suspended until now."""
-    monkeypatch.setattr(zombie.coordinator._group, "check_newest", lambda: None)
+    group = zombie.coordinator._group
+    monkeypatch.setattr(group, "check_newest", lambda: None)
+    monkeypatch.setattr(group.saves, "_check_newest", lambda: None)
 
 
 def test_beyond_the_fork_a_late_commit_does_not_count_at_or_below_it_does(
