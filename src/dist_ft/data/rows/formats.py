@@ -8,7 +8,7 @@
 | alpaca | `instruction`, `output`; optional `input`, `system`, `history` | conversation |
 | text | `text` | completion without a prompt |
 
-Reading turns is `conversation.py`'s; where a row stands, and what happens to one that is refused, is `scan.py`'s.
+`conversation.py` reads turns; `scan.py` says where a row stands, and what becomes of one that is refused.
 """
 
 from __future__ import annotations

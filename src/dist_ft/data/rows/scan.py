@@ -1,6 +1,6 @@
 """Rows of a source, each with its place, its record and the hash that decides on which side of a split it falls.
 
-Joins what lists files (`listing.py`), reads them (`files.py`) and understands rows (`formats.py`). What becomes of a
+Joins what lists files (`listing.py`), reads them (`readers.py`) and understands rows (`formats.py`). What becomes of a
 bad row is the caller's: `scan_part` and `scan_rows` give it out, `read_rows` raises. Turning records into tokens is
 the renderer's work.
 """

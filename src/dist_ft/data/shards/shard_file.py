@@ -28,6 +28,7 @@ import xxhash
 from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.pack import PackedSequence
 from dist_ft.errors import DataError
+from dist_ft.slots import SlotTotals
 from dist_ft.storage.publish import write_json
 from dist_ft.storage.store import Store
 
@@ -92,6 +93,27 @@ class ShardInfo:
         values = {field.name: data[field.name] for field in fields(cls) if field.name != "counts"}
         lists = {"batch_bounds": tuple(data["batch_bounds"]), "batch_hashes": tuple(data["batch_hashes"])}
         return cls(counts=Counts(**{field.name: data[field.name] for field in fields(Counts)}), **{**values, **lists})
+
+
+@dataclass(frozen=True)
+class IndexRows:
+    """What the index of shards says of some sequences, as arrays of one length.
+
+    Attributes:
+        num_tokens: Tokens of each sequence.
+        num_trained_tokens: Those of them whose prediction is trained.
+    """
+
+    num_tokens: npt.NDArray[np.int64]
+    num_trained_tokens: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    @property
+    def totals(self) -> SlotTotals:
+        """What the sequences hold together."""
+        return SlotTotals(len(self), int(self.num_tokens.sum()), int(self.num_trained_tokens.sum()))
 
 
 class ShardWriter:

@@ -1,6 +1,6 @@
 """Data sets that are generated in code, so that smoke runs and tests need no download.
 
-Owns the rows of `embedded:NAME`. Reading them as a source, rendering and packing are left to `scan.py` and
+Owns the rows of `embedded:NAME`. Reading them as a source, rendering and packing are left to `rows/scan.py` and
 whoever calls it.
 
 `orders` teaches a small model a strict output format: a free-text request becomes one line of JSON with the

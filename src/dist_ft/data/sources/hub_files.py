@@ -1,7 +1,7 @@
 """Finds the files of a source that is no URL: a file, a pattern, a folder, or a Hugging Face data set by path or by id.
 
 The `datasets` library says which files make up a configuration and a split, as a data set's card or the names of its
-files tell; reading them is `files.py`'s, so a data set reads the same by path and by id. No code of a data set is
+files tell; reading them is `readers.py`'s, so a data set reads the same by path and by id. No code of a data set is
 ever run: the library has no support for scripts left. What an id names is kept in the hub's cache, a folder a commit.
 """
 

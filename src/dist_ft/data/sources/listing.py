@@ -1,7 +1,8 @@
 """The files of a source, each with what tells its bytes from others, and whether they are still the same.
 
 A list is made when a run begins and frozen: from then on a file that changes, vanishes or appears is an error that
-names it. What names files is `hub.py`'s and, for URLs, `storage/remote.py`'s.
+names it. `hub_files.py` and, for URLs, `storage/remote.py` find the files. Hashes of local
+files are kept in the user's cache, so that a file whose size and time are as they were is not read again.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def list_files(source: RowSource) -> list[SourceFile]:
         files = _remote_files(source) if is_remote(source.source) else _local_files(source)
     except StorageError as error:
         raise DataError(str(error)) from error
-    if not _is_asked_for_by_name(source, files):
+    is_one = len(files) == 1 and Path(source.source).name == Path(files[0].address).name
+    if not is_one and not is_pattern(source.source):  # else these files, and no others, are what the source names
         _check_shards(source, files)
     if kinds := sorted({file.kind for file in files[1:]} - {files[0].kind}):
         raise DataError(
@@ -99,8 +101,11 @@ def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> Non
     for address, file in before.items():
         if address not in after:
             raise DataError(f"{file.shown} is gone; it had {_said(file)} when the run began; {_WAY_OUT}")
-        if not _is_same(file, after[address]):
-            raise DataError(_changed(file, after[address].size, after[address].identity))
+        new = after[address]
+        if (file.size, file.identity, file.kind, file.compression) != (
+            new.size, new.identity, new.kind, new.compression,
+        ):  # fmt: skip
+            raise DataError(_changed(file, new.size, new.identity))
     for address, file in after.items():
         if address not in before:
             raise DataError(
@@ -122,7 +127,14 @@ def check_unchanged(file: SourceFile) -> None:
     if file.kind == EMBEDDED:
         return
     try:
-        size, identity = _remote_state(file) if file.is_remote else _local_state(file)
+        if file.is_remote:
+            remote = stat_remote(file.address)
+            size, identity = remote.size, remote.identity
+        else:
+            path = Path(file.address)
+            found = path.stat()
+            is_settled = (found.st_size, found.st_mtime_ns) == (file.size, file.modified_ns)
+            size, identity = found.st_size, file.identity if is_settled else content_identity(path)[0]
     except StorageError as error:
         raise DataError(f"{error}; it had {_said(file)} when the run began") from error
     except OSError as error:
@@ -159,20 +171,6 @@ def _local_file(path: Path, kind: tuple[str, str | None]) -> SourceFile:
     return SourceFile(str(path), *kind, found.st_size, identity, found.st_mtime_ns)
 
 
-def _local_state(file: SourceFile) -> tuple[int, str]:
-    path = Path(file.address)
-    found = path.stat()
-    if (found.st_size, found.st_mtime_ns) == (file.size, file.modified_ns):
-        return file.size, file.identity
-    return found.st_size, content_identity(path)[0]
-
-
-def _is_asked_for_by_name(source: RowSource, files: Sequence[SourceFile]) -> bool:
-    """Whether these files, and no others, are what the source names."""
-    is_one = len(files) == 1 and Path(source.source).name == Path(files[0].address).name
-    return is_one or is_pattern(source.source)
-
-
 def _check_shards(source: RowSource, files: Sequence[SourceFile]) -> None:
     """Refuses a folder or data set of which a shard is missing: its name says how many there are."""
     numbers: dict[tuple[str, int], set[int]] = {}
@@ -185,15 +183,6 @@ def _check_shards(source: RowSource, files: Sequence[SourceFile]) -> None:
                 f"{shown_url(source.source)}: {printable(stem)} has {len(found)} of {count} shards, "
                 f"number {missing[0]} is missing; fetch the rest"
             )
-
-
-def _remote_state(file: SourceFile) -> tuple[int, str]:
-    found = stat_remote(file.address)
-    return found.size, found.identity
-
-
-def _is_same(a: SourceFile, b: SourceFile) -> bool:
-    return (a.size, a.identity, a.kind, a.compression) == (b.size, b.identity, b.kind, b.compression)
 
 
 def _changed(file: SourceFile, size: int, identity: str) -> str:

@@ -6,7 +6,7 @@ kinds and compressed files stay whole. Small neighbours share a part. The same f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -95,7 +95,16 @@ def cut_parts(files: Sequence[SourceFile], part_bytes: int = PART_BYTES) -> list
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         cut = list(pool.map(partial(_cut, part_bytes=part_bytes), files))
-    return list(_joined((piece for pieces in cut for piece in pieces), part_bytes))
+    parts: list[Part] = []
+    members: list[Piece] = []
+    size = 0
+    for piece in (piece for pieces in cut for piece in pieces):  # neighbours that fit together share a part
+        if members and size + piece.size > part_bytes:
+            parts.append(Part(tuple(members)))
+            members, size = [], 0
+        members.append(piece)
+        size += piece.size
+    return [*parts, Part(tuple(members))] if members else parts
 
 
 def whole(files: Sequence[SourceFile]) -> Part:
@@ -132,17 +141,3 @@ def _cut(file: SourceFile, part_bytes: int) -> list[Piece]:
         else:
             pieces.append(Piece(file, number, number + 1, size))
     return pieces
-
-
-def _joined(pieces: Iterable[Piece], part_bytes: int) -> Iterator[Part]:
-    """Yields parts of neighbours that fit together."""
-    members: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        if members and size + piece.size > part_bytes:
-            yield Part(tuple(members))
-            members, size = [], 0
-        members.append(piece)
-        size += piece.size
-    if members:
-        yield Part(tuple(members))

@@ -105,7 +105,15 @@ class ShardCache:
                 return self._from_any(f"{key}{INFO}", lambda replica: read_info(replica.store, key))
             except FileNotFoundError:
                 if time.monotonic() >= deadline:
-                    raise self._not_ready(key) from None
+                    shown = ", ".join(replica.shown for replica in self._replicas)
+                    if not self._ready_limit_s:
+                        raise DataError(
+                            f"shard {key} is not at {shown}; resume, and what is missing is prepared anew"
+                        ) from None
+                    raise DataUnavailableError(
+                        f"shard {key} was not prepared within {self._ready_limit_s:g} s (looked at {shown}); see the "
+                        "log of the preparation, or set data.preparation=ahead"
+                    ) from None
             self._pause(min(READY_POLL_S, self._first_pause_s * 4))
 
     def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
@@ -292,15 +300,6 @@ class ShardCache:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise _ClosedError("the loader was closed while it waited for data")
-
-    def _not_ready(self, key: str) -> DistFtError:
-        replicas = ", ".join(replica.shown for replica in self._replicas)
-        if not self._ready_limit_s:
-            return DataError(f"shard {key} is not at {replicas}; resume, and what is missing is prepared anew")
-        return DataUnavailableError(
-            f"shard {key} was not prepared within {self._ready_limit_s:g} s (looked at {replicas}); see the log of the "
-            "preparation, or set data.preparation=ahead"
-        )
 
 
 def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:

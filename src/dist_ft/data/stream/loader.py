@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dist_ft.config import Config
 from dist_ft.config.data_sections import DataConfig
+from dist_ft.data.shards.shard_file import IndexRows
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
 from dist_ft.data.stream.token_shards import Row, TokenShards
@@ -192,26 +193,26 @@ class TrainLoader:
         positions = step_positions(step, self._global_batch_size, self._total)
         self._fetch_ahead(positions.start)
         ids = self._order.locate(np.arange(positions.start, positions.stop))
-        sizes = self._sizes(ids)
+        index = self._index_rows(ids)
         layout = layout_slots(
-            sizes[:, 0].tolist(), self._layout.micro_batch_size, self._layout.world_size, self._global_batch_size
+            index.num_tokens.tolist(), self._layout.micro_batch_size, self._layout.world_size, self._global_batch_size
         )
         named = list(ids)
         return StepBatch(
             micro_batches=[self._micro_batch(named, ranks[self._layout.rank]) for ranks in layout],
-            totals=SlotTotals(len(ids), int(sizes[:, 0].sum()), int(sizes[:, 1].sum())),
+            totals=index.totals,
             digest=digest(ids),
             position=positions.stop,
         )
 
-    def _sizes(self, ids: SequenceIds) -> npt.NDArray[np.int64]:
-        """Returns tokens and trained tokens of each sequence [sequences, 2]."""
-        sizes = np.zeros((len(ids), 2), np.int64)
+    def _index_rows(self, ids: SequenceIds) -> IndexRows:
+        index = IndexRows(np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64))
         groups = ids.source << 32 | ids.shard
         for group in np.unique(groups).tolist():
             mine = np.flatnonzero(groups == group)
-            sizes[mine] = self._shards[group >> 32].sizes(group & 0xFFFFFFFF, ids.row[mine])
-        return sizes
+            found = self._shards[group >> 32].index_rows(group & 0xFFFFFFFF, ids.row[mine])
+            index.num_tokens[mine], index.num_trained_tokens[mine] = found.num_tokens, found.num_trained_tokens
+        return index
 
     def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
         rows = [self._shards[ids[slot].source].read(ids[slot].shard, ids[slot].row) for slot in slots]
@@ -255,20 +256,14 @@ def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch
 def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
     """Yields slots and (shard, row) of each batch; rows of similar length within a window of shards."""
     first = 0
-    for sizes, rows in _eval_windows(shards):
-        for (slots,) in layout_slots(sizes, micro_batch_size, 1):
+    for begin in range(0, shards.num_shards, WINDOW_SHARDS):  # a reader has no more of them open
+        members = np.arange(begin, min(begin + WINDOW_SHARDS, shards.num_shards))
+        held = list(zip(members.tolist(), shards.num_sequences(members).tolist(), strict=True))
+        rows = [(shard, row) for shard, count in held for row in range(count)]
+        lengths = [n for shard, count in held for n in shards.index_rows(shard, np.arange(count)).num_tokens.tolist()]
+        for (slots,) in layout_slots(lengths, micro_batch_size, 1):
             yield [first + slot for slot in slots], [rows[slot] for slot in slots]
         first += len(rows)
-
-
-def _eval_windows(shards: TokenShards) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Yields lengths and (shard, row) of the rows of a few shards at a time: a reader has no more of them open."""
-    for begin in range(0, shards.num_shards, WINDOW_SHARDS):
-        members = np.arange(begin, min(begin + WINDOW_SHARDS, shards.num_shards))
-        counts = shards.num_sequences(members).tolist()
-        held = list(zip(members.tolist(), counts, strict=True))
-        lengths = [n for shard, count in held for n in shards.sizes(shard, np.arange(count))[:, 0].tolist()]
-        yield lengths, [(shard, row) for shard, count in held for row in range(count)]
 
 
 def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayout) -> MicroBatch:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from dist_ft.data.shards.shard_file import ARROW, BATCH_SEQUENCES, INDEX, SCHEMA, ShardInfo
+from dist_ft.data.shards.shard_file import ARROW, BATCH_SEQUENCES, INDEX, SCHEMA, IndexRows, ShardInfo
 from dist_ft.data.stream.order import WINDOW_SHARDS
 from dist_ft.data.stream.permute import Ints
 from dist_ft.errors import DataError
@@ -116,9 +116,10 @@ class TokenShards:
             sizes.append(self._files.info(self._keys[shard]).counts.num_sequences if made is None else made)
         return np.array(sizes, np.int64)
 
-    def sizes(self, shard: int, rows: Ints) -> npt.NDArray[np.int32]:
-        """Returns [rows, 2], tokens and trained tokens of each, from the index alone."""
-        return self._open(shard).index[rows]
+    def index_rows(self, shard: int, rows: Ints) -> IndexRows:
+        """Returns what the index says of some rows of a shard."""
+        found = self._open(shard).index[rows].astype(np.int64)
+        return IndexRows(found[:, 0], found[:, 1])
 
     def read(self, shard: int, row: int) -> Row:
         """Returns `input_ids`, `trained` and `starts` of a row.

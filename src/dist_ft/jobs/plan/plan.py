@@ -110,7 +110,7 @@ def _sample_steps(config: Config, inputs: RunInputs) -> Iterator[Lengths]:
     count = max(1, min(steps, _MAX_SAMPLED_STEPS, _MAX_SAMPLED_SEQUENCES // global_batch))
     for index in range(count):
         ids = order.locate(np.array(step_positions(index * steps // count, global_batch, inputs.num_positions)))
-        yield [int(shards[i.source].sizes(i.shard, np.array([i.row]))[0, 0]) for i in ids]
+        yield [int(shards[i.source].index_rows(i.shard, np.array([i.row])).num_tokens[0]) for i in ids]
 
 
 def _data(inputs: RunInputs) -> PlannedData:

@@ -22,6 +22,7 @@ from dist_ft.data.stream import token_shards
 from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.token_shards import MAX_OPEN, TokenShards
 from dist_ft.errors import DataError
+from dist_ft.slots import SlotTotals
 from dist_ft.storage.store import LocalStore
 from tests.helpers.shards import make_sequence, open_shards, places, write_shard, write_shards
 
@@ -42,7 +43,9 @@ def assert_holds(shards: TokenShards, written: list[list[PackedSequence]]) -> No
         assert (ids.tolist(), trained.tolist(), starts.tolist()) == (
             sequence.input_ids, sequence.trained, sequence.starts,
         )  # fmt: skip
-        assert shards.sizes(shard, np.array([row])).tolist() == [[len(ids), sum(sequence.trained)]]
+        index = shards.index_rows(shard, np.array([row]))
+        assert (index.num_tokens.tolist(), index.num_trained_tokens.tolist()) == ([len(ids)], [sum(sequence.trained)])
+        assert index.totals == SlotTotals(1, len(ids), sum(sequence.trained))
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -136,7 +139,8 @@ def test_masks_are_unpacked_at_any_bit(tmp_path_factory: pytest.TempPathFactory,
 def test_sizes_come_from_the_index_alone(tmp_path: Path) -> None:
     (sequences, _) = write_shards(tmp_path, [3, 2])
     (tmp_path / "s0.arrow").unlink()
-    assert open_shards(tmp_path, 2).sizes(0, np.arange(3))[:, 0].tolist() == [len(s.input_ids) for s in sequences]
+    found = open_shards(tmp_path, 2).index_rows(0, np.arange(3))
+    assert found.num_tokens.tolist() == [len(s.input_ids) for s in sequences]
 
 
 @pytest.mark.parametrize("row", [5, 600])
@@ -144,7 +148,7 @@ def test_a_row_beyond_the_end_is_an_error(tmp_path: Path, row: int) -> None:
     write_shards(tmp_path, [5])
     opened = open_shards(tmp_path, 1)
     with pytest.raises(IndexError):
-        opened.sizes(0, np.array([row]))
+        opened.index_rows(0, np.array([row]))
     with pytest.raises(IndexError):
         opened.read(0, row)
 
@@ -207,7 +211,7 @@ def test_every_flipped_byte_of_the_index_is_found(tmp_path: Path) -> None:
     for at in range((tmp_path / "s0.index.npy").stat().st_size):
         flip(tmp_path / "s0.index.npy", at)
         with pytest.raises(DataError, match=r"index\.npy is damaged"):
-            open_shards(tmp_path, 1).sizes(0, np.arange(3))
+            open_shards(tmp_path, 1).index_rows(0, np.arange(3))
         flip(tmp_path / "s0.index.npy", at)
 
 
