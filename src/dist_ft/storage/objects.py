@@ -72,20 +72,20 @@ class ObjectStore:
 
     def __init__(self, url: str, first_wait_s: float = FIRST_WAIT_S) -> None:
         self.url = checked_store_url(url)
-        self._dialect = _dialect_of(self.url)
+        self._kind = _kind_of(self.url)
         self._first_wait_s = first_wait_s
         self._opened: _Opened | None = None
 
     def create_exclusive(self, name: str, data: bytes) -> bool:
         """See `Store`."""
         path, writer = self._path(name), uuid.uuid4().hex
-        how = dict(self._dialect.to_create)
-        if self._dialect.marks:
-            how[self._dialect.marks] = {_WRITER: writer}
+        how = dict(self._kind.to_create)
+        if self._kind.marks:
+            how[self._kind.marks] = {_WRITER: writer}
         try:
             self._call(lambda fs: fs.pipe_file(path, data, **how), name)
         except FileExistsError:
-            if not self._dialect.marks:
+            if not self._kind.marks:
                 return False
             # The answer to a put that was made may have been lost, and the put repeated; by aiohttp without a word.
             return bool(self._call(lambda fs: fs.getxattr(path, _WRITER), name) == writer)
@@ -99,7 +99,7 @@ class ObjectStore:
         if second is None:
             self._call(lambda fs: fs.pipe_file(path, first), name)
         else:
-            self._dialect.upload(self._call, path, name, chain((first, second), chunks))
+            self._kind.upload(self._call, path, name, chain((first, second), chunks))
 
     def read(self, name: str) -> bytes:
         """See `Store`."""
@@ -205,9 +205,9 @@ class ObjectStore:
     def _open(self) -> _Opened:
         if self._opened is None or self._opened.pid != os.getpid():
             try:
-                filesystem, root = url_to_fs(self.url, **self._dialect.options)
+                filesystem, root = url_to_fs(self.url, **self._kind.options)
             except ImportError as error:
-                package = self._dialect.package
+                package = self._kind.package
                 raise ConfigError(f"{self.url}: {package} is not installed; pip install {package}") from error
             # s3fs asks five times by itself; see `_S3_CONFIG`.
             filesystem.retries = 1
@@ -241,7 +241,7 @@ class _Call(Protocol):
 
 
 @dataclass(frozen=True)
-class _Dialect:
+class _StoreKind:
     """How one kind of store is spoken to.
 
     Attributes:
@@ -303,22 +303,22 @@ _FRESH = {"skip_instance_cache": True, "use_listings_cache": False}
 _S3_CONFIG = {
     "connect_timeout": _CONNECT_LIMIT_S, "read_timeout": _SILENCE_LIMIT_S, "retries": {"total_max_attempts": 1},
 }  # fmt: skip
-_DIALECTS = {
-    S3: _Dialect(
+_KINDS = {
+    S3: _StoreKind(
         "s3fs",
         {**_FRESH, "max_concurrency": 1, "config_kwargs": _S3_CONFIG},
         {"mode": "create"},  # If-None-Match: *
         "Metadata",
         _upload_to_s3,
     ),
-    GOOGLE: _Dialect("gcsfs", _FRESH, {"mode": "create"}, "metadata", _upload_as_file),  # ifGenerationMatch=0
-    AZURE: _Dialect("adlfs", _FRESH, {"overwrite": False}, None, _upload_as_file),  # If-None-Match: *
+    GOOGLE: _StoreKind("gcsfs", _FRESH, {"mode": "create"}, "metadata", _upload_as_file),  # ifGenerationMatch=0
+    AZURE: _StoreKind("adlfs", _FRESH, {"overwrite": False}, None, _upload_as_file),  # If-None-Match: *
 }
 
 
-def _dialect_of(url: str) -> _Dialect:
+def _kind_of(url: str) -> _StoreKind:
     scheme = url.partition("://")[0].lower()
-    return next(dialect for schemes, dialect in _DIALECTS.items() if scheme in schemes)
+    return next(kind for schemes, kind in _KINDS.items() if scheme in schemes)
 
 
 def _is_hidden(name: str) -> bool:
