@@ -157,13 +157,13 @@ def test_a_run_in_a_bucket_is_submitted_to_this_machine(bench: Bench, undisturbe
 
 
 def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path: Path) -> None:
-    limit_bytes, size = 9_000, ["train.max_steps=15", "data.part_mib=0.0003"]
+    limit_bytes, size = 9_000, ["train.max_steps=9", "data.part_mib=0.0004"]
     plain = open_run(finish(bench.start("whole", str(bench.folder / "runs"), *size))["run_dir"])
     limit = [f"data.loader.cache_dir={tmp_path}", f"data.loader.cache_gib={limit_bytes / (1 << 30)!r}"]
     run = open_run(finish(bench.start("evicted", f"{bench.bucket}/runs", *size, *limit))["run_dir"])
     run.fetch(*RECORDS)
     rows, wanted = last_rows(run.metrics), last_rows(plain.metrics)
-    assert sorted(rows) == list(range(1, 16))
+    assert sorted(rows) == list(range(1, 10))
     assert {s: (row["digest"], row["loss"]) for s, row in rows.items()} == {
         s: (row["digest"], row["loss"]) for s, row in wanted.items()
     }
@@ -173,7 +173,7 @@ def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path
     }  # fmt: skip
     copied = {path.name: path.stat().st_size for path in tmp_path.glob("*.[0-9a-f]*.*") if path.suffix != ".lock"}
     num_shards = sum(name.endswith(".arrow") for name in prepared)
-    assert num_shards > 3 * NUM_FETCHERS
+    assert num_shards >= 3 * NUM_FETCHERS
     assert sum(copied.values()) <= limit_bytes < sum(prepared.values()) / 2
 
 
