@@ -41,7 +41,8 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     name = recognise(renamed) if row_format == "auto" else row_format
     missing = [key for key in _NEEDED[name] if renamed.get(key) is None]
     if missing:
-        raise DataError(f"found {_found(row)}, but format {name} needs {_names(missing)}{_hint(columns)}")
+        hint = f" (columns is {excerpt(dict(columns))})" if columns else ""
+        raise DataError(f"found {_found(row)}, but format {name} needs {_names(missing)}{hint}")
     record = _READERS[name](renamed)
     check_values(list(vars(record).values()))
     return record
@@ -82,7 +83,10 @@ def _prompt_completion(row: Mapping[str, Any]) -> Record:
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         found = f"{type(prompt).__name__} and {type(completion).__name__}"
         raise DataError(f"`prompt` and `completion` are {found}, expected both text or both lists of turns")
-    asked = [_untrained(turn) for turn in read_turns("prompt", prompt)]
+    asked = read_turns("prompt", prompt)
+    for turn in asked:
+        if turn["role"] == "assistant":
+            turn["weight"] = 0  # only the completion is learned
     return _conversation([*asked, *read_turns("completion", completion)], row.get("tools"))
 
 
@@ -124,11 +128,6 @@ def _conversation(turns: list[Message], tools: Any) -> Conversation:
     return Conversation(turns, read_tools(tools))
 
 
-def _untrained(turn: Message) -> Message:
-    """A turn of a prompt: only the completion is learned."""
-    return {**turn, "weight": 0} if turn["role"] == "assistant" else turn
-
-
 def _rename(row: Mapping[str, Any], columns: Mapping[Any, str]) -> dict[str, Any]:
     kept = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
     return kept | {name: row[column] for name, column in columns.items() if column in row}
@@ -162,7 +161,3 @@ def _found(row: Mapping[str, Any]) -> str:
     keys = sorted(map(str, row))
     more = f" and {len(keys) - _MAX_SHOWN_KEYS} more" if len(keys) > _MAX_SHOWN_KEYS else ""
     return f"keys [{', '.join(map(excerpt, keys[:_MAX_SHOWN_KEYS]))}]{more}"
-
-
-def _hint(columns: Mapping[Any, str] | None) -> str:
-    return f" (columns is {excerpt(dict(columns))})" if columns else ""

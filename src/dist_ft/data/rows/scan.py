@@ -145,18 +145,14 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
         return BadRow(raw.location, raw.problem, raw.data)
     try:
         record = read_record(raw.data, source.format, source.columns)
-        key = _hash(record.split_content()) if group_by is None else _group_key(raw.data, group_by)
+        if group_by is not None and raw.data.get(group_by) is None:
+            raise DataError(f"has no `{group_by}`, which data.group_by names; add it to every row")
+        key = _hash(record.split_content() if group_by is None else raw.data[group_by])
     except DataError as error:
         return BadRow(raw.location, str(error), raw.data)
     except RecursionError:
         return BadRow(raw.location, "nested too deeply", None)
     return Row(raw.location, record, key, raw.data)
-
-
-def _group_key(row: dict[str, Any], column: str) -> int:
-    if row.get(column) is None:
-        raise DataError(f"has no `{column}`, which data.group_by names; add it to every row")
-    return _hash(row[column])
 
 
 def _hash(value: Any) -> int:

@@ -41,7 +41,9 @@ def wait_for_claim(
     while not is_done():
         if store.create_exclusive(_name(key), _content(owner, 0)):
             return owner
-        found = _read(store, key)
+        found = b""
+        with suppress(FileNotFoundError):
+            found = store.read(_name(key))
         if found != seen:
             seen, changed_at = found, time.monotonic()
         elif time.monotonic() - changed_at > abandoned_s:
@@ -72,13 +74,6 @@ def kept(store: Store, key: str, owner: str, beat_s: float = BEAT_S) -> Iterator
         thread.join()
         with suppress(OSError):
             store.delete(_folder(key))
-
-
-def _read(store: Store, key: str) -> bytes:
-    try:
-        return store.read(_name(key))
-    except FileNotFoundError:
-        return b""
 
 
 def _content(owner: str, count: int) -> bytes:

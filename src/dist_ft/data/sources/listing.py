@@ -208,36 +208,20 @@ def content_identity(path: Path, now_ns: Now = time.time_ns) -> tuple[str, os.st
         OSError: It cannot be read.
     """
     found = path.stat()
-    kept = _kept_path(path)
+    name = xxhash.xxh3_128_hexdigest(os.fsencode(path.absolute()))
+    kept = user_cache_dir() / "hashes" / name[:2] / f"{name}.json"
     stamp = {"path": str(path.absolute()), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
-    if (identity := _kept_identity(kept, stamp)) is not None:
-        return identity, found
+    with suppress(OSError, ValueError):  # never written, or by a later dist-ft: hashed again
+        before = read_json(kept)
+        if "identity" in before and all(before.get(key) == value for key, value in stamp.items()):
+            return str(before["identity"]), found
     identity = f"xxh3:{_hash_bytes(path)}"
     after = path.stat()
     is_same = (after.st_size, after.st_mtime_ns) == (found.st_size, found.st_mtime_ns)
     if is_same and now_ns() - found.st_mtime_ns > _SETTLED_NS:
-        _keep(kept, stamp, identity)
+        with suppress(OSError):  # a cache that cannot be written costs time; one that a power cut damages, a hash
+            write_json(kept, {**stamp, "identity": identity}, is_durable=False)
     return identity, found
-
-
-def _kept_path(path: Path) -> Path:
-    name = xxhash.xxh3_128_hexdigest(os.fsencode(path.absolute()))
-    return user_cache_dir() / "hashes" / name[:2] / f"{name}.json"
-
-
-def _kept_identity(kept: Path, stamp: dict[str, object]) -> str | None:
-    try:
-        found = read_json(kept)
-    except (OSError, ValueError):  # never written, or by a later dist-ft: hashed again
-        return None
-    is_same = all(found.get(key) == value for key, value in stamp.items())
-    return str(found["identity"]) if is_same and "identity" in found else None
-
-
-def _keep(kept: Path, stamp: dict[str, object], identity: str) -> None:
-    """Not flushed to disk: what a power cut damages is hashed again."""
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_json(kept, {**stamp, "identity": identity}, is_durable=False)
 
 
 def _hash_bytes(path: Path) -> str:
