@@ -13,16 +13,14 @@ import ray
 from dist_ft.config import Config
 from dist_ft.monitor.sinks import check_sinks
 from dist_ft.orchestrate.driver.connect import connect
-from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.orchestrate.driver.endings import FAILURES, Ending, Records, ending_of
 from dist_ft.orchestrate.driver.finish import close, export_and_measure, read_numbers
 from dist_ft.orchestrate.driver.follow import follow
 from dist_ft.orchestrate.driver.preparing import complete, open_records, prepare
 from dist_ft.orchestrate.driver.previous import find_finished, with_recorded_commit
-from dist_ft.orchestrate.driver.session import Session, Timeline, in_thread
+from dist_ft.orchestrate.driver.session import Timeline, in_thread, open_session
 from dist_ft.orchestrate.driver.shard_jobs import StreamedData
 from dist_ft.orchestrate.workers.processes import ForkServer
-from dist_ft.orchestrate.workers.starters import Starters
 from dist_ft.report.console import Console
 from dist_ft.run.outcome import RunNumbers, RunResult
 from dist_ft.run.place import RECORDS, open_run
@@ -60,12 +58,10 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         timeline.mark("ray")
         for line in cluster.warnings:
             console.say(f"  {line}", "yellow")
-        starters = Starters(server, cluster.on_gpu)
-        stack.callback(starters.release)
-        coordinator = CoordinatorHandle(config.run.name)
-        session = Session(config, run_dir, console, timeline, server, cluster, starters, coordinator)
-        starters.start()
-        coordinator.set_starters(starters.paths)
+        session = open_session(config, run_dir, console, timeline, server, cluster)
+        stack.callback(session.starters.release)
+        session.starters.start()
+        session.coordinator.set_starters(session.starters.paths)
         group = session.start_group()  # while the preparation is at work
         found = preparing.result()  # until here Ctrl-C simply ends the command
         prepared = complete(session, found)

@@ -126,6 +126,14 @@ class Session:
         return in_thread(trainer.fit)
 
 
+def open_session(
+    config: Config, run_dir: Run, console: Console, timeline: Timeline, server: ForkServer, cluster: ClusterInfo
+) -> Session:
+    """Return a session with a coordinator actor, which starts at once, and the fork servers, which do not."""
+    starters, coordinator = Starters(server, cluster.on_gpu), CoordinatorHandle(config.run.name)
+    return Session(config, run_dir, console, timeline, server, cluster, starters, coordinator)
+
+
 def in_thread(call: Callable[[], T]) -> Future[T]:
     """Run a call on a daemon thread; the driver may end before it."""
     future: Future[T] = Future()
