@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -20,13 +21,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from dist_ft.config.schema import MonitorConfig
+from dist_ft.coordinator.calls import CoordinatorCalls
 from dist_ft.errors import ConfigError
+from dist_ft.messages import Envelope, EvalDone, StepDone
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor import mlflow_sink
 from dist_ft.monitor.mlflow_sink import ID_TAG, URI_VARIABLE, MlflowSink
 from dist_ft.monitor.sink import History, Sink, SinkRun
 from dist_ft.monitor.sinks import SINKS, add_sink_ids, build_sinks, check_sinks
+from dist_ft.run.state import RunRecord
 from tests.helpers.rows import step_row
+from tests.helpers.simulated_run import INPUTS, RUN_ID, run_config
 from tests.helpers.wandb_files import history_of
 
 
@@ -327,6 +332,32 @@ def test_any_number_of_sinks_at_once_each_with_an_id_of_its_own(tmp_path: Path) 
     for sink in sinks:
         sink.close("completed")
     assert [Kind(name, tmp_path).read().steps for name in ("wandb", "mlflow")] == [[1], [1]]
+
+
+def test_a_restarted_coordinator_keeps_one_run_in_every_sink(tmp_path: Path, template: Path) -> None:
+    """The rows go the way of real ones: over the wire, through the coordinator, from its files after a restart."""
+    config = run_config()
+    config = config.model_copy(update={"monitor": MonitorConfig(wandb="offline", mlflow="offline", project="project")})
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").write_bytes(template.read_bytes())
+    ids = dict.fromkeys(("wandb", "mlflow"), Kind.sink_id)
+    for steps in [(1, 2, 3), (1, 2, 3, 4, 5)]:
+        calls = CoordinatorCalls("secret")
+        record = RunRecord(RUN_ID, max_steps=60, sink_ids=ids)
+        calls.ask("secret", "begin", config, str(tmp_path), str(tmp_path), record, INPUTS, False)
+        deadline = time.monotonic() + 60
+        while (attempt := calls.ask("secret", "open_attempt", 1)) is None:  # it looks for a checkpoint on a thread
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        calls.handle(Envelope(RUN_ID, attempt, 0, EvalDone(EvalRow(0, attempt, {"eval_loss": 4.5}))).to_dict())
+        for step in steps:
+            envelope = Envelope(RUN_ID, attempt, 0, StepDone(step_row(step, attempt), []))
+            calls.handle(json.loads(json.dumps(envelope.to_dict())))
+        calls.ask("secret", "finish", "failed", {})
+    for name in ids:
+        found = Kind(name, tmp_path).read()
+        assert (found.steps, found.num_runs) == ([1, 2, 3, 4, 5], 1)
+        assert found.evals[0] == (0, 4.5)
 
 
 def test_a_password_in_the_uri_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
