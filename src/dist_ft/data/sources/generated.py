@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Final
 
 from dist_ft.errors import DataError
+from dist_ft.records import Message
 
 SYSTEM_MESSAGE: Final = "Turn the request into JSON."
 
@@ -142,7 +143,7 @@ EMBEDDED: Final[Mapping[str, _Split]] = MappingProxyType(
 """Every embedded data set by name, as written after `embedded:`."""
 
 
-def embedded_rows(name: str) -> list[dict[str, object]]:
+def embedded_rows(name: str) -> list[dict[str, list[Message]]]:
     """Returns the rows of an embedded data set, the same ones in every process.
 
     Args:
@@ -185,7 +186,7 @@ def _is_eval_answer(order: Order) -> bool:
     return (sum(indexes) + order.count) % 10 == 0
 
 
-def _row(rng: random.Random, order: Order) -> dict[str, object]:
+def _row(rng: random.Random, order: Order) -> dict[str, list[Message]]:
     return {
         "messages": [
             {"role": "system", "content": SYSTEM_MESSAGE},

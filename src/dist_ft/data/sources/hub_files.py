@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import xxhash
 
@@ -107,7 +106,7 @@ def _is_dataset(folder: Path, source: RowSource) -> bool:
 
 
 def _dataset_files(folder: Path, source: RowSource) -> list[Path]:
-    names = _split_files(str(folder), source, {})
+    names = _split_files(str(folder), source)
     root = str(folder.resolve())
     # Only as text: the files of a snapshot in the hub's cache are links out of it.
     outside = [name for name in names if not os.path.normpath(name).startswith(root + os.sep)]
@@ -131,8 +130,8 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
     source = RowSource(source=source_id, name=name, split=split, revision=revision)
     try:
         _touch_hub()
-        addresses = _split_files(source_id, source, {"revision": revision})
-        files = tuple(_fetch(source, address, {}) for address in addresses)
+        addresses = _split_files(source_id, source, revision)
+        files = tuple(_fetch(source, address) for address in addresses)
         write_json(_record_path(source), {"files": addresses})
         return files
     except HfHubHTTPError as error:
@@ -140,11 +139,14 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
         raise DataError(f"{source_id}: the hub refuses: {said}; {_ACCESS}") from error
     except (OSError, HTTPError):
         pass  # no hub; perhaps it was fetched before
-    here = {"local_files_only": True}
     try:
         if _record_path(source).exists():
-            return tuple(_fetch(source, address, here) for address in read_json(_record_path(source))["files"])
-        folder = huggingface_hub.snapshot_download(source_id, repo_type="dataset", revision=revision, **here)
+            return tuple(
+                _fetch(source, address, is_offline=True) for address in read_json(_record_path(source))["files"]
+            )
+        folder = huggingface_hub.snapshot_download(
+            source_id, repo_type="dataset", revision=revision, local_files_only=True
+        )
         return tuple(_dataset_files(Path(folder), source))
     except (LocalEntryNotFoundError, DataError) as error:  # nothing, or a part in which the split cannot be found
         raise DataError(_not_found(source)) from error
@@ -170,7 +172,7 @@ def _touch_hub() -> None:
     huggingface_hub.get_session().head(ENDPOINT, timeout=_TOUCH_S)
 
 
-def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Sequence[str]:
+def _split_files(name: str, source: RowSource, revision: str | None = None) -> Sequence[str]:
     """Returns paths or `hf://` addresses of the files of a split.
 
     Raises:
@@ -183,7 +185,8 @@ def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Seq
     try:
         # It insists on a folder for copies of its own, of which it makes none here.
         with TemporaryDirectory() as scratch:
-            files = datasets.load_dataset_builder(name, source.name, cache_dir=scratch, **arguments).config.data_files
+            builder = datasets.load_dataset_builder(name, source.name, cache_dir=scratch, revision=revision)
+        files = builder.config.data_files
     except Exception as error:  # a card is foreign input, on which the library can raise anything
         if isinstance(error, OSError | HTTPError) and not isinstance(error, FileNotFoundError):
             raise
@@ -195,15 +198,17 @@ def _split_files(name: str, source: RowSource, arguments: dict[str, Any]) -> Seq
     return [str(file) for file in files[split]]
 
 
-def _fetch(source: RowSource, address: str, arguments: dict[str, Any]) -> Path:
+def _fetch(source: RowSource, address: str, is_offline: bool = False) -> Path:
     """Returns the path of a file in the hub's cache."""
     import huggingface_hub
 
     match = _REMOTE.fullmatch(address)
     if match is None:
         raise DataError(f"{source.source}: its card names {excerpt(address)}, which lies outside of it")
-    where = {"repo_type": "dataset", "revision": match["commit"]}
-    return Path(huggingface_hub.hf_hub_download(match["id"], match["path"], **where, **arguments))
+    found = huggingface_hub.hf_hub_download(
+        match["id"], match["path"], repo_type="dataset", revision=match["commit"], local_files_only=is_offline
+    )
+    return Path(found)
 
 
 def _no_split(source: RowSource, splits: Sequence[str]) -> str:
