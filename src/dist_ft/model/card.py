@@ -39,39 +39,30 @@ def model_card(
     ]
     commit = f" at commit `{config.model.commit}`" if config.model.commit else ""
     kind = "LoRA adapter" if is_adapter else "merged model" if merged else "fully fine-tuned model"
-    body = [
-        f"# {config.run.name}",
-        "",
-        f"A {kind} of `{config.model.name}`{commit}, trained with dist-ft for {step} steps.",
-        "",
-        "## Data",
-        "",
-        *[f"- `{source.source}`" for source in config.data.train],
-        f"- held out: `{config.data.eval}`",
-        "",
-        "## Method",
-        "",
-        f"- objective: `{json.dumps(config.objective.model_dump(mode='json'))}`",
-        f"- method: `{json.dumps(config.method.model_dump(mode='json'))}`",
-        f"- optimizer: {config.optimizer.title} `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
-        f"- schedule: `{config.schedule.kind}`, seed {config.run.seed}",
-        f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens",
-        f"- dtype: {config.model.torch_dtype} with float32 masters",
-        "",
-        "## Results",
-        "",
-        "| step | loss | value |",
-        "|---|---|---|",
-        *([] if loss is None else [f"| {step} | training | {loss:.4f} |"]),
-        *[
-            f"| {at} | held out | {value:.4f} |"
-            for at, value in sorted(held_out.items())
-            if at <= step and value is not None
-        ],
-        "",
-        "## Versions",
-        "",
-        *[f"- {name} {number}" for name, number in sorted(versions.items())],
-        "",
+    rows = [] if loss is None else [f"| {step} | training | {loss:.4f} |"]
+    rows += [
+        f"| {at} | held out | {value:.4f} |"
+        for at, value in sorted(held_out.items())
+        if at <= step and value is not None
     ]
+    sections = {
+        "Data": [
+            *[f"- `{source.source}`" for source in config.data.train],
+            f"- held out: `{config.data.eval}`",
+        ],
+        "Method": [
+            f"- objective: `{json.dumps(config.objective.model_dump(mode='json'))}`",
+            f"- method: `{json.dumps(config.method.model_dump(mode='json'))}`",
+            f"- optimizer: {config.optimizer.title} `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
+            f"- schedule: `{config.schedule.kind}`, seed {config.run.seed}",
+            f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens",
+            f"- dtype: {config.model.torch_dtype} with float32 masters",
+        ],
+        "Results": ["| step | loss | value |", "|---|---|---|", *rows],
+        "Versions": [f"- {name} {number}" for name, number in sorted(versions.items())],
+    }
+    sentence = f"A {kind} of `{config.model.name}`{commit}, trained with dist-ft for {step} steps."
+    body = [f"# {config.run.name}", "", sentence, ""]
+    for title, lines in sections.items():
+        body += [f"## {title}", "", *lines, ""]
     return "\n".join([*header, "", *body])
