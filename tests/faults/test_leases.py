@@ -38,7 +38,7 @@ def kill_rank_at(rank: int, step: int, number: int = signal.SIGKILL) -> Callable
     def on_message(coordinator, envelope) -> None:
         body = envelope["body"]
         if envelope["kind"] == "step_done" and body["row"]["step"] == step:
-            workers = {w["rank"]: w["pid"] for w in coordinator.status().record.workers}
+            workers = {w.rank: w.pid for w in coordinator.status().record.workers}
             os.kill(workers[rank], number)
 
     return on_message
@@ -179,7 +179,7 @@ def test_no_process_holds_both_ray_and_torch(starter: str, tmp_path: Path) -> No
     def look(coordinator, envelope) -> None:
         if envelope["kind"] == "step_done" and not found:
             for worker in coordinator.status().record.workers:
-                maps = Path(f"/proc/{worker['pid']}/maps").read_text()
+                maps = Path(f"/proc/{worker.pid}/maps").read_text()
                 found.append("ray" if "/ray/_raylet" in maps else "")
                 assert "libtorch" in maps
 
