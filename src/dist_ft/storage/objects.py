@@ -1,7 +1,7 @@
-"""Object stores behind the `Store` protocol: S3, and after it Google Cloud Storage and Azure, all through fsspec.
+"""Implements the `Store` protocol on object stores (S3, Google Cloud Storage, Azure) through fsspec.
 
-A name is created exclusively by a conditional put, which the store decides. Credentials come from the environment that
-each store's own SDK reads, and from nowhere else.
+A conditional put creates a name exclusively; the store decides who wins. Credentials come only from the environment
+that each store's own SDK reads.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from dist_ft.storage.urls import AZURE, GOOGLE, S3, checked_store_url, is_url, r
 T = TypeVar("T")
 
 CHUNK_BYTES = 32 * 2**20
-"""Bytes of a part of an upload; two are held at a time. S3 takes 10,000 parts: objects of 312 GiB."""
+"""Bytes of one part of an upload; two parts are held at a time. S3 takes 10,000 parts, so objects up to 312 GiB."""
 _WRITER = "dist-ft-writer"
 _CONNECT_LIMIT_S = 10
-_SILENCE_LIMIT_S = 60  # without a byte, after which a request is made anew
+_SILENCE_LIMIT_S = 60  # a request that gets no byte for so long is made again
 
 
 def open_store(address: str) -> Store:
     """Opens the store at a path or URL; sends nothing yet.
 
     Raises:
-        ConfigError: A URL with secrets, without a bucket, or of a store without exclusive creation.
+        ConfigError: The URL has secrets, has no bucket, or names a store without exclusive creation.
     """
     return ObjectStore(address) if is_url(address) else LocalStore(Path(address))
 
 
 def check_exclusive_creation(store: Store) -> None:
-    """Tries what fencing rests on: a server that speaks S3 may ignore the condition of a conditional put.
+    """Checks that the store creates a name exclusively, which fencing rests on.
+
+    A server that speaks S3 may ignore the condition of a conditional put.
 
     Raises:
         StorageError: A second writer replaced the first, or nothing can be written at all.
@@ -60,7 +62,7 @@ def check_exclusive_creation(store: Store) -> None:
 
 
 class ObjectStore:
-    """A folder in a bucket. Opens its connections anew in each process, as none of them survives a fork.
+    """A folder in a bucket. Each process opens connections of its own, because none survives a fork.
 
     Args:
         url: Such as `s3://bucket/folder`.
@@ -87,12 +89,13 @@ class ObjectStore:
         except FileExistsError:
             if not self._kind.marks:
                 return False
-            # The answer to a put that was made may have been lost, and the put repeated; by aiohttp without a word.
+            # The put may have succeeded and its answer been lost; a repeated put (aiohttp repeats silently) then finds
+            # our own object.
             return bool(self._call(lambda fs: fs.getxattr(path, _WRITER), name) == writer)
         return True
 
     def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
-        """See `Store`. Memory is bounded; what is left of an upload that fails is given up."""
+        """See `Store`. Memory is bounded. An upload that fails is aborted."""
         path, chunks = self._path(name), _chunks(parts)
         first = next(chunks, b"")
         second = next(chunks, None)
@@ -145,7 +148,7 @@ class ObjectStore:
         return sorted(self._name(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
 
     def delete(self, prefix: str) -> None:
-        """See `Store`. JSON files go first: they are what makes the rest of a folder count."""
+        """See `Store`. Deletes JSON files first, because a folder counts only with its JSON files."""
         if self._path(prefix) == self._root:
             raise CheckpointError(f"{prefix!r} is the whole of {self.url}; name a folder in it")
         found = self._find(prefix)
@@ -165,11 +168,11 @@ class ObjectStore:
             return []
 
     def _call(self, call: Callable[[Any], T], name: str) -> T:
-        """Asks the store, several times if need be.
+        """Calls the store, and tries again when a failure may pass.
 
         Raises:
-            ConnectionError: It does not answer, or is too busy; what was asked for may be well.
-            OSError: Whatever else went wrong, and where.
+            ConnectionError: The store does not answer, or is too busy; the object itself may be fine.
+            OSError: Any other failure; the message names the object.
         """
         with self._explained(name):
             fs = self._filesystem
@@ -209,7 +212,7 @@ class ObjectStore:
             except ImportError as error:
                 package = self._kind.package
                 raise ConfigError(f"{self.url}: {package} is not installed; pip install {package}") from error
-            # s3fs asks five times by itself; see `_S3_CONFIG`.
+            # By itself s3fs tries five times; see `_S3_CONFIG`.
             filesystem.retries = 1
             self._opened = _Opened(os.getpid(), filesystem, root)
         return self._opened
@@ -229,7 +232,7 @@ class ObjectStore:
 
 @dataclass(frozen=True)
 class _Opened:
-    """What one process has opened."""
+    """The file system that one process has opened."""
 
     pid: int
     filesystem: Any
@@ -242,14 +245,14 @@ class _Call(Protocol):
 
 @dataclass(frozen=True)
 class _StoreKind:
-    """How one kind of store is spoken to.
+    """Describes how to talk to one kind of store.
 
     Attributes:
-        package: What fsspec needs for it.
-        options: Of its file system.
-        to_create: What `pipe_file` takes to create and never to replace.
-        marks: The argument of `pipe_file` that marks an object as its writer's; without one, an answer that is lost
-            makes a creation of ours look like somebody else's, which is an error and never a second winner.
+        package: The package that fsspec needs for it.
+        options: Options of its file system.
+        to_create: Arguments with which `pipe_file` creates an object and never replaces one.
+        marks: The argument of `pipe_file` that marks an object with its writer. Without one, a lost answer makes our
+            own creation look like another writer's: an error, but never a second winner.
         upload: Writes an object of many chunks: (call, path, name, chunks).
     """
 
@@ -261,7 +264,7 @@ class _StoreKind:
 
 
 def _upload_to_s3(call: _Call, path: str, name: str, chunks: Iterable[bytes]) -> None:
-    """The parts become an object when the upload is completed, and are paid for until it is aborted."""
+    """Uploads parts, which become an object on completion; an incomplete upload costs money until it is aborted."""
     bucket, _, key = path.partition("/")
     where: dict[str, Any] = {"Bucket": bucket, "Key": key}
     where["UploadId"] = call(lambda fs: fs.call_s3("create_multipart_upload", **where), name)["UploadId"]
@@ -276,7 +279,7 @@ def _upload_to_s3(call: _Call, path: str, name: str, chunks: Iterable[bytes]) ->
         try:
             call(lambda fs: fs.call_s3("complete_multipart_upload", **where, **upload), name)
         except FileNotFoundError:
-            # No such upload any more: the answer to a completion that was made may have been lost.
+            # The upload is gone: it may have been completed, and the answer lost.
             if call(lambda fs: fs.info(path), name)["size"] != total:
                 raise
     except BaseException:
@@ -294,12 +297,12 @@ def _upload_as_file(call: _Call, path: str, name: str, chunks: Iterable[bytes]) 
     except BaseException:
         with contextlib.suppress(Exception):
             file.discard()
-        file.closed = True  # else its finaliser would complete the half
+        file.closed = True  # otherwise its finaliser would complete the partial upload
         raise
 
 
 _FRESH = {"skip_instance_cache": True, "use_listings_cache": False}
-# One try a request: `retried` asks again.
+# One try per request, because `retried` tries again.
 _S3_CONFIG = {
     "connect_timeout": _CONNECT_LIMIT_S, "read_timeout": _SILENCE_LIMIT_S, "retries": {"total_max_attempts": 1},
 }  # fmt: skip

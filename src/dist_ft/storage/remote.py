@@ -1,6 +1,6 @@
-"""Files behind URLs, read through fsspec: found, told apart, and read by ranges with further tries.
+"""Finds files behind URLs, identifies their contents, and reads them by ranges through fsspec, with retries.
 
-Credentials come from the environment, as each client looks for them. What the bytes mean is the caller's.
+Credentials come from the environment, where each client looks for them. The caller interprets the bytes.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from dist_ft.storage.retry import http_status, is_passing, retried
 from dist_ft.storage.urls import is_url, shown_url, without_secrets
 
 BLOCK_BYTES = 4 << 20
-"""What one request reads."""
+"""Bytes that one request reads."""
 MAX_TRIES = 7
 FIRST_WAIT_S = 0.5
-"""Wait before the second try; doubled before each further one, half a minute in all."""
+"""Wait before the second try; it doubles before each further one, half a minute in all."""
 
 _GIVE_UP_S = 30.0
-"""No further try after so long: clients have waits of their own, of a minute where nobody answers."""
+"""No further try starts after this time. Clients also wait by themselves, up to a minute when nothing answers."""
 _EXTRAS: Mapping[str, str] = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure",
 }  # fmt: skip
 _LOCAL = ("file://", "local://")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MAX_DEPTH = 32
-"""Folders that `**` goes down at most."""
+"""The most levels of folders that `**` descends."""
 _CLIENTS = ("aiohttp", "httpx", "urllib3", "requests", "botocore", "aiobotocore", "google", "azure", "gcsfs")
 _CHECKSUMS = ("sha256", "blob_id", "md5Hash", "Content-MD5", "Digest")
-"""What a listing says of the bytes alone."""
+"""Keys of a listing that depend on the bytes alone."""
 _VERSIONS = (
     "ETag", "etag", "generation", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "created",
 )  # fmt: skip
-"""What it says of this object, surest first; two objects can have the same one. A listing has no S3 version."""
+"""Keys that describe the object, most reliable first; two objects can share a value. A listing has no S3 version."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as a listing has it.
+    """Describes a file as a listing shows it.
 
     Attributes:
-        address: URL, with whatever secrets it was named with.
+        address: URL, with the secrets that the user put into it.
         size: Bytes as stored.
-        identity: Another one when the bytes are others.
+        identity: A string that changes when the bytes change.
         has_ranges: Whether a part of it can be read without the rest.
     """
 
@@ -66,17 +66,17 @@ class RemoteFile:
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address is read through fsspec; `file://` is a path."""
+    """Returns whether an address is read through fsspec; a `file://` address is a path."""
     return is_url(address) and not address.startswith(_LOCAL)
 
 
 def without_scheme(address: str) -> str:
-    """Returns the path that a `file://` address names; any other address as it is."""
+    """Returns the path that a `file://` address names; returns any other address unchanged."""
     return next((address.removeprefix(scheme) for scheme in _LOCAL if address.startswith(scheme)), address)
 
 
 def missing_package(address: str) -> str | None:
-    """Says what is to be installed to read a URL, or that nothing can; None when it can be read."""
+    """Returns what to install to read a URL, or that nothing can read it; None when it can be read."""
     scheme = address.partition("://")[0].lower()
     if "::" in address:
         return "URLs that are joined by `::` are not read; name the file itself"
@@ -92,13 +92,15 @@ def missing_package(address: str) -> str | None:
 
 
 def find_remote(address: str) -> list[RemoteFile]:
-    """Returns the files that a URL, a pattern (`*`, `**`, `?`, `[`) or a folder names, by name, without hidden ones.
+    """Returns the files that a URL, a pattern (`*`, `**`, `?`, `[`) or a folder names.
+
+    They are sorted by name; hidden files are left out.
 
     Raises:
-        StorageError: There are none, they are refused, or the store does not answer.
+        StorageError: There are no files, access is refused, or the store does not answer.
     """
     fs, path = _open_fs(address)
-    fs.invalidate_cache()  # or a listing of long ago would answer
+    fs.invalidate_cache()  # otherwise an old listing would answer
     is_http = address.startswith(("http://", "https://"))
     magic = _first_magic(address, is_http)
     if magic is not None:
@@ -121,16 +123,16 @@ def find_remote(address: str) -> list[RemoteFile]:
     }
     if not addresses:
         raise StorageError(f"{shown_url(address)} matches no files; check the pattern, or name a file")
-    if is_http:  # a page of links says nothing of what they lead to
+    if is_http:  # a page of links does not describe the files behind them
         return [stat_remote(each) for each in addresses]
     return [_described(each, entry) for each, entry in addresses.items()]
 
 
 def stat_remote(address: str) -> RemoteFile:
-    """Returns what a store says of one file now, without reading it.
+    """Returns the store's current description of one file, without reading it.
 
     Raises:
-        StorageError: It is not there, is refused, or the store does not answer.
+        StorageError: The file does not exist, access is refused, or the store does not answer.
     """
     fs, path = _open_fs(address)
     fs.invalidate_cache()
@@ -143,10 +145,10 @@ def stat_remote(address: str) -> RemoteFile:
 def open_remote(file: RemoteFile) -> BinaryIO:
     """Opens a file for reading, seekable. A failed request is tried again; memory holds a block or two.
 
-    A file of a server that serves no ranges is fetched into the system's folder for temporary files first.
+    When the server serves no ranges, the file is first copied into the system's folder for temporary files.
 
     Raises:
-        StorageError: It cannot be read; also while reading.
+        StorageError: The file cannot be read; can also be raised while reading.
     """
     fs, path = _open_fs(file.address)
     if not file.has_ranges:
@@ -155,7 +157,7 @@ def open_remote(file: RemoteFile) -> BinaryIO:
 
 
 class _Ranges(io.RawIOBase):
-    """A file whose every read is a request of its own, so that one can be made again."""
+    """Reads a file with one request per read, so that a failed request can be repeated."""
 
     def __init__(self, fs: Any, path: str, file: RemoteFile) -> None:
         self._fs, self._path, self._file = fs, path, file
@@ -202,12 +204,12 @@ def _retried(address: str, action: Callable[[], T]) -> T:
         return retried(
             counted, shown_url(address), FIRST_WAIT_S, num_tries=MAX_TRIES, give_up_s=_GIVE_UP_S, may_pass=_may_pass
         )
-    except Exception as error:  # what a client raises is its own affair
+    except Exception as error:  # each client raises exceptions of its own
         raise StorageError(_explain(address, error, num_tries)) from error
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a further try can help."""
+    """Returns whether a further try can help."""
     status = http_status(error)
     if status is not None:
         return is_passing(status)
@@ -236,7 +238,7 @@ def _open_fs(address: str) -> tuple[Any, str]:
 
 
 def _walked(fs: Any, base: str, depth: int) -> dict[str, Any]:
-    """Returns the files below a folder by name. fsspec's own walk takes a listing that fails for an empty one."""
+    """Returns the files below a folder by name. fsspec's own walk treats a failed listing as an empty folder."""
     root = fs._strip_protocol(base)
     files: dict[str, Any] = {}
     for entry in _retried(base, lambda: fs.ls(root, detail=True)):
@@ -261,7 +263,7 @@ def _described(address: str, entry: Mapping[str, Any], has_ranges: bool = True) 
 
 
 def _identity(address: str, entry: Mapping[str, Any]) -> str:
-    """Returns a checksum of the bytes where the listing has one, else what it says of the object of this name."""
+    """Returns the checksum of the bytes if the listing has one, else the object's version with its name."""
     known: dict[str, Any] = {**entry, **(entry.get("lfs") or {})}
     size = known["size"]
     if checksum := _first(known, _CHECKSUMS):
@@ -275,7 +277,7 @@ def _first(known: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def _plain(value: Any) -> str:
-    """Returns a value spelled the same from a listing and a single look: one may have a date, the other seconds."""
+    """Returns a value in one spelling, because a listing may have a date where a single look has seconds."""
     return str(value.timestamp() if isinstance(value, datetime) else value).strip('"').replace(" ", "_")
 
 
@@ -288,7 +290,7 @@ def _serves_ranges(fs: Any, path: str, address: str, entry: Mapping[str, Any]) -
             opened.seek(1)
             try:
                 return len(opened.read(1)) == 1
-            except ValueError:  # fsspec's word for an answer that is the whole file
+            except ValueError:  # fsspec raises this when the answer is the whole file
                 return False
 
     return _retried(address, read_one)

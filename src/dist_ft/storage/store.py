@@ -1,7 +1,7 @@
-"""Where checkpoints lie: a handful of operations, one of them exclusive creation.
+"""Defines the store of a run's checkpoints: a few operations on named objects, with exclusive creation.
 
 Fencing rests on `create_exclusive`: of two writers of one name, one wins and the other is told. A store that
-cannot do this is refused. Here: local and shared file systems; `objects.py` has the object stores.
+cannot do this is refused. This module has local and shared file systems; `objects.py` has the object stores.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dist_ft.errors import CheckpointError
 from dist_ft.storage.publish import beside, create_exclusive, sync_directory, written_beside
 
 PART_BYTES = 8 * 2**20
-"""How much of a file is held in memory while it is copied."""
+"""Bytes of a file that are held in memory while it is copied."""
 
 
 class Store(Protocol):
     """Named byte strings below a root. Names are relative and use `/`."""
 
     def create_exclusive(self, name: str, data: bytes) -> bool:
-        """Creates a whole object durably; returns False, changing nothing, when the name exists."""
+        """Creates a whole object durably; returns False and changes nothing when the name exists."""
         ...
 
     def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Writes an object durably from parts, replacing an old one; it appears under its name when whole."""
+        """Writes an object durably from parts and replaces an old one; readers only ever see a whole object."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -36,23 +36,23 @@ class Store(Protocol):
         ...
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
-        """Returns `count` bytes from `start`. Raises FileNotFoundError, or CheckpointError when cut short."""
+        """Returns `count` bytes from `start`. Raises FileNotFoundError, or CheckpointError when bytes are missing."""
         ...
 
     def size(self, name: str) -> int:
-        """Returns the bytes of an object. Raises FileNotFoundError."""
+        """Returns the size of an object in bytes. Raises FileNotFoundError."""
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Returns the names below a folder, sorted; empty when there is none."""
+        """Returns the sorted names of the objects below a folder; empty when the folder does not exist."""
         ...
 
     def folders(self, prefix: str) -> list[str]:
-        """Returns the names of the folders in a folder, sorted, hidden and empty ones too."""
+        """Returns the sorted names of the folders in a folder, including hidden and empty ones."""
         ...
 
     def delete(self, prefix: str) -> None:
-        """Deletes an object, or everything below a folder, if any."""
+        """Deletes an object, or everything below a folder; does nothing when there is none."""
         ...
 
 
@@ -97,7 +97,7 @@ class LocalStore:
         """See `Store`."""
         base = self._path(prefix)
         found = []
-        # os.walk, unlike rglob, does not mind folders that retention deletes meanwhile.
+        # Unlike rglob, os.walk tolerates folders that retention deletes meanwhile.
         for folder, folders, files in os.walk(base, onerror=_raise_unless_gone):
             folders[:] = [name for name in folders if not name.startswith(".")]
             here = Path(folder).relative_to(self.root)
@@ -112,7 +112,7 @@ class LocalStore:
         return sorted(f"{prefix}/{entry.name}" for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False))
 
     def delete(self, prefix: str) -> None:
-        """See `Store`. Renamed first, so that nobody sees a half deleted folder."""
+        """See `Store`. Renames a folder before deleting it, so that nobody sees it half deleted."""
         base = self._path(prefix)
         if base == self._path(""):
             raise CheckpointError(f"{prefix!r} is the whole of {self.root}; name a folder in it")
@@ -126,7 +126,7 @@ class LocalStore:
             shutil.rmtree(doomed)
 
     def _open(self, name: str) -> BinaryIO:
-        """A link is refused: it could lead anywhere."""
+        """Opens a file for reading; refuses a link, because it could lead anywhere."""
         path = self._path(name)
         try:
             return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
@@ -143,7 +143,7 @@ class LocalStore:
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    """A listing that fails must not look like an empty one: attempts and checkpoints would seem lost."""
+    """Raises the error of a failed listing, which must not look empty: attempts and checkpoints would seem lost."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
