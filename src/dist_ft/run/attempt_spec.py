@@ -1,7 +1,7 @@
-"""Specifications that a supervisor and its rank get at the start of an attempt.
+"""Defines the specifications that supervisors and ranks get at the start of an attempt.
 
-The coordinator makes an `AttemptSpec`, Ray carries it to the supervisors as an object, and each passes a `RankSpec` to
-its rank as JSON: a socket must not be able to run code.
+The coordinator makes an `AttemptSpec`, and Ray carries it to the supervisors as an object. Each supervisor passes a
+`RankSpec` to its rank as JSON, because a socket must not be able to run code.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dist_ft.typed_json import from_json
 
 @dataclass(frozen=True)
 class AttemptSpec:
-    """What all ranks of an attempt share; made by the coordinator.
+    """Holds what all ranks of an attempt share. The coordinator makes it.
 
     Attributes:
         run_id: The run.
-        attempt: Its number.
+        attempt: Number of the attempt.
         run_dir: The run directory.
         config: The run config, with the commit of a hub model.
         inputs: What the run trains on.
         start_checkpoint: Manifest path relative to the run directory, or None to start anew.
-        skipped_steps: Steps that are passed over without an update (`failure.bad_numbers: skip_batch`).
-        recent_losses: Losses of the last steps before the start, to tell a spike by.
+        skipped_steps: Steps that make no update (`failure.bad_numbers: skip_batch`).
+        recent_losses: Losses of the last steps before the start, with which a spike is recognised.
         evaluations: Rows of eval.jsonl up to the start, each step once.
         on_gpu: Whether ranks use CUDA devices.
     """
@@ -56,10 +56,10 @@ class AttemptSpec:
 
 @dataclass(frozen=True)
 class RankSpec:
-    """What one rank is told at its start.
+    """Holds what one rank is told at its start.
 
     Attributes:
-        attempt: What all ranks share.
+        attempt: The part that all ranks share.
         rank: Index in `0..world_size-1`.
         world_size: Number of ranks.
         local_rank: Index on its node.

@@ -1,6 +1,6 @@
-"""The ledger of a run: a class for each event, and the append-only file that holds them.
+"""Defines the ledger of a run: a class for each event, and the append-only file that holds the events.
 
-An entry stands in ledger.jsonl as `{time, event, attempt, …}`, where the rest are the fields of the event's class.
+An entry of ledger.jsonl is `{time, event, attempt, …}`, where `…` are the fields of the event's class.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dist_ft.run.log import JsonlWriter, read_lines
 
 @dataclass(frozen=True)
 class Event:
-    """Base of what a ledger holds; `name` is the event's name in the file."""
+    """Base class of the events in a ledger; `name` is the event's name in the file."""
 
     name: ClassVar[str] = ""
 
     def facts(self) -> dict[str, Any]:
-        """Returns what the file holds of the event besides its name."""
+        """Returns the fields of the event as the file holds them, without its name."""
         return asdict(self)
 
 
@@ -35,12 +35,12 @@ class AttemptBegan(Event):
 
 @dataclass(frozen=True)
 class GroupLoaded(Event):
-    """Every rank is built and has its part of the checkpoint.
+    """Every rank is built and has loaded its part of the checkpoint.
 
     Attributes:
         step: Completed steps.
         num_bytes: Bytes of slices that all ranks read.
-        notes: What a person should know of how the run goes on.
+        notes: What a person should know about how the run continues.
     """
 
     name: ClassVar[str] = "loaded"
@@ -51,7 +51,7 @@ class GroupLoaded(Event):
 
 @dataclass(frozen=True)
 class FirstStep(Event):
-    """The driver has seen its first step; `seconds_since_start` says where the time before went."""
+    """The driver has seen its first step; `seconds_since_start` shows how the time until then was spent."""
 
     name: ClassVar[str] = "first_step"
     seconds_since_start: dict[str, float]
@@ -59,7 +59,7 @@ class FirstStep(Event):
 
 @dataclass(frozen=True)
 class Committed(Event):
-    """The checkpoint of a step exists."""
+    """The checkpoint of a step is committed."""
 
     name: ClassVar[str] = "commit"
     step: int
@@ -84,7 +84,7 @@ class SaveSkipped(Event):
 
 @dataclass(frozen=True)
 class CheckpointDamaged(Event):
-    """A checkpoint cannot be read and is passed over; `step` is None where not even its manifest can be read."""
+    """A checkpoint cannot be read and is skipped; `step` is None if its manifest cannot be read either."""
 
     name: ClassVar[str] = "checkpoint_damaged"
     step: int | None
@@ -110,7 +110,7 @@ class SettingsChanged(Event):
 
 @dataclass(frozen=True)
 class StopRequested(Event):
-    """The run is to checkpoint and stop."""
+    """Someone asked the run to checkpoint and stop."""
 
     name: ClassVar[str] = "stop_requested"
     reason: str
@@ -118,7 +118,7 @@ class StopRequested(Event):
 
 @dataclass(frozen=True)
 class EarlyStop(Event):
-    """The run ended before its last step, as `metric` did not improve for `patience` evaluations."""
+    """The run ended before its last step because `metric` did not improve for `patience` evaluations."""
 
     name: ClassVar[str] = "early_stop"
     step: int
@@ -129,7 +129,7 @@ class EarlyStop(Event):
 
 @dataclass(frozen=True)
 class StragglerFound(Event):
-    """A rank is much slower than the others; `node_ip` is None where its node is not known."""
+    """A rank is much slower than the others; `node_ip` is None if its node is not known."""
 
     name: ClassVar[str] = "straggler"
     rank: int
@@ -150,7 +150,7 @@ class RankLost(Event):
 
 @dataclass(frozen=True)
 class Resizing(Event):
-    """The group checkpoints and ends, to be formed anew."""
+    """The group checkpoints and ends, and a new group is formed."""
 
     name: ClassVar[str] = "resizing"
     step: int
@@ -159,7 +159,7 @@ class Resizing(Event):
 
 @dataclass(frozen=True)
 class Recovering(Event):
-    """The group is formed anew after a failure; `cause` is the wire form of the error."""
+    """A new group is formed after a failure; `cause` is the wire form of the error."""
 
     name: ClassVar[str] = "recovering"
     step: int
@@ -181,7 +181,7 @@ class GivingUp(Event):
 
 @dataclass(frozen=True)
 class BatchSkipped(Event):
-    """The update of a step is left out from now on, as its numbers were bad."""
+    """The update of a step is skipped from now on because its numbers were bad."""
 
     name: ClassVar[str] = "skip_batch"
     step: int
@@ -197,7 +197,7 @@ class CoordinatorRestarted(Event):
 
 @dataclass(frozen=True)
 class RunCompleted(Event):
-    """The run has all its steps."""
+    """The run completed all its steps."""
 
     name: ClassVar[str] = "completed"
     step: int
@@ -205,7 +205,7 @@ class RunCompleted(Event):
 
 @dataclass(frozen=True)
 class RunStopped(Event):
-    """The run ended on request, behind a checkpoint."""
+    """The run saved a checkpoint and ended on request."""
 
     name: ClassVar[str] = "stopped"
     step: int
@@ -213,7 +213,7 @@ class RunStopped(Event):
 
 @dataclass(frozen=True)
 class RunFailed(Event):
-    """The run ended with an error; `error` is its wire form, None where another driver has taken over."""
+    """The run ended with an error; `error` is its wire form, or None if another driver has taken over."""
 
     name: ClassVar[str] = "failed"
     step: int
@@ -226,7 +226,7 @@ class RunFailed(Event):
 
 @dataclass(frozen=True)
 class UnknownEvent(Event):
-    """An event of another version of dist-ft."""
+    """An event that another version of dist-ft wrote."""
 
     called: str
     other: dict[str, Any]
@@ -237,13 +237,13 @@ class UnknownEvent(Event):
 
 
 RUN_ENDS: dict[str, type[RunCompleted | RunStopped]] = {cls.name: cls for cls in (RunCompleted, RunStopped)}
-"""How a run may end that did not fail."""
+"""The events with which a run ends that did not fail."""
 _EVENTS = {cls.name: cls for cls in Event.__subclasses__() if cls is not UnknownEvent}
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """An event with its circumstances.
+    """An event with its time and attempt.
 
     Attributes:
         time: Unix time in seconds.
@@ -261,7 +261,7 @@ class LedgerEntry:
         return self.event.called if isinstance(self.event, UnknownEvent) else self.event.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the entry as it stands in the file."""
+        """Returns the entry as the file holds it."""
         attempt = {} if self.attempt is None else {"attempt": self.attempt}
         return {"time": self.time, "event": self.name, **attempt, **self.event.facts()}
 

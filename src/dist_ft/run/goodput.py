@@ -1,7 +1,6 @@
-"""How much of the time went into steps that count: goodput = useful step time ÷ time that a driver was at work.
+"""Computes goodput: the time of the steps that count, divided by the time that drivers were at work.
 
-The time between two drivers (a stopped run, overnight) is nobody's loss and does not count. A step that was made
-again counts once.
+The time between two drivers (a run that was stopped overnight) does not count. A step that was repeated counts once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ class Goodput:
     """Adds up the steps of a run.
 
     Args:
-        rows: The row of each step so far that counts.
+        rows: The valid row of each step so far.
         active_s: Seconds that earlier drivers were at work.
         began: Monotonic time at which this driver began, in seconds.
     """
@@ -26,12 +25,12 @@ class Goodput:
         self._earlier_s = active_s
         self._began = began
         for step in range(1, len(rows) + 1):
-            if step not in rows:  # of a run whose first rows are lost
+            if step not in rows:  # the run has lost its first rows
                 break
             self.add(step, rows[step].step_s)
 
     def add(self, step: int, seconds: float) -> None:
-        """Notes a step; steps from here on that were known are forgotten."""
+        """Records the duration of a step, and forgets this step and later ones if they were recorded before."""
         del self._sums[step:]
         while len(self._sums) < step:
             self._sums.append(self._sums[-1])

@@ -1,4 +1,4 @@
-"""The append-only JSONL files of a run: metrics.jsonl and eval.jsonl here, the ledger in `events.py`."""
+"""Reads and writes the append-only JSONL files of a run; `events.py` has the entries of the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = TypeVar("Row", StepRow, EvalRow)
 class JsonlWriter:
     """Appends rows, one line each, flushed before `append` returns.
 
-    A torn last line, left by a writer that died, is cut off when the file is opened again.
+    Opening a file cuts off an incomplete last line, which a writer that died has left.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class JsonlWriter:
         self._file = path.open("ab")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes one row; a number that is not finite becomes null, which is what JSON has for it."""
+        """Writes one row; a number that is not finite becomes null, because JSON has no such number."""
         self._file.write(json.dumps(_strict(row), separators=(",", ":"), allow_nan=False).encode() + b"\n")
         self._file.flush()
 
@@ -35,7 +35,7 @@ class JsonlWriter:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of a JSONL file; leaves out a torn last line, which a writer that died left."""
+    """Reads the rows of a JSONL file; leaves out an incomplete last line, which a writer that died has left."""
     if not path.exists():
         return []
     rows = []
@@ -48,7 +48,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_steps(path: Path) -> dict[int, StepRow]:
-    """Returns the row of metrics.jsonl that counts for each step.
+    """Returns the valid row of metrics.jsonl for each step: the last row of the newest attempt.
 
     Raises:
         ValueError: The file holds other rows.
@@ -57,7 +57,7 @@ def read_steps(path: Path) -> dict[int, StepRow]:
 
 
 def read_evals(path: Path) -> dict[int, EvalRow]:
-    """Returns the row of eval.jsonl that counts for each step.
+    """Returns the valid row of eval.jsonl for each step: the last row of the newest attempt.
 
     Raises:
         ValueError: The file holds other rows.
@@ -66,7 +66,7 @@ def read_evals(path: Path) -> dict[int, EvalRow]:
 
 
 def _newest(rows: Iterable[Row]) -> dict[int, Row]:
-    """Keeps for each step the row of the newest attempt, and of these the last."""
+    """Returns for each step the last row of the newest attempt."""
     found: dict[int, Row] = {}
     for row in rows:
         known = found.get(row.step)

@@ -1,4 +1,4 @@
-"""What a run comes to: the result that `dist-ft train` prints, and that a launcher finds in a job's output."""
+"""Defines the result of a run, which `dist-ft train` prints and a launcher finds in a job's output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_ft import errors
 
 
 class EarlyEnd(TypedDict):
-    """How early stopping ended a run."""
+    """Describes how early stopping ended a run."""
 
     metric: str
     best_step: int | None
@@ -19,7 +19,7 @@ class EarlyEnd(TypedDict):
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """The numbers of a run as far as it has got; see `RunResult` for each."""
+    """Holds the numbers of a run so far; `RunResult` explains each of them."""
 
     final_loss: float | None = None
     eval_loss: float | None = None
@@ -32,7 +32,7 @@ class RunNumbers:
     evaluation: dict[str, Any] | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """Return what run.json keeps as `result`; sample answers are for the screen only."""
+        """Return what run.json keeps as `result`; sample answers are only shown on the screen."""
         late = ("export_dir", "best_step", "best_dir", "evaluation")  # written once they are known
         kept = {name: value for name, value in vars(self).items() if value is not None or name not in late}
         if self.evaluation is not None:
@@ -42,7 +42,7 @@ class RunNumbers:
 
 @dataclass
 class RunResult:
-    """What `dist-ft train --json` prints.
+    """Holds what `dist-ft train --json` prints.
 
     Attributes:
         run_dir: Path or URL of the run.
@@ -55,10 +55,10 @@ class RunResult:
         error: `{type, message}` of a failed run.
         evaluation: An `Evaluation` as JSON values, if asked for.
         train_s: Seconds from the first step's start to the end of training in this attempt.
-        comparison: What is known of the base model, the tuned one and the best one: name → metric → value.
+        comparison: Known metrics of the base model, the tuned model and the best one: name → metric → value.
         early_stop: `{metric, best_step, patience}` of a run that ended before its last step.
         best_step: Step of `exports/best`, if asked for.
-        best_dir: Its directory.
+        best_dir: Directory of `exports/best`.
     """
 
     run_dir: str
@@ -78,7 +78,7 @@ class RunResult:
 
     @classmethod
     def from_json(cls, line: str) -> RunResult:
-        """Reads what `dist-ft train --json` has printed, perhaps of another version.
+        """Reads a line that `dist-ft train --json` has printed; another version may have printed it.
 
         Raises:
             ValueError: The line is not the result of a run.

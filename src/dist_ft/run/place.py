@@ -1,7 +1,7 @@
-"""Where a run lives: its store, and a directory of this machine for what is appended to and rewritten.
+"""Opens a run: its store, and a directory on this machine for files that are appended to or rewritten.
 
-Of a run in a directory the two are the same, and nothing is copied. Of a run at a URL the directory is scratch that
-lives as long as the process: what it begins with is fetched, and `records.py` sends what is written into it.
+For a run in a directory, the two are the same and nothing is copied. For a run at a URL, the directory is scratch that
+lives as long as the process: records are fetched into it, and `sync.py` sends what is written there.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from dist_ft.storage.urls import is_url
 logger = logging.getLogger(__name__)
 
 RECORDS = ("run.json", "config.yaml", "sources.json", *GROWING)
-"""What a driver needs to go on with a run."""
+"""The records that a driver needs to continue a run."""
 _LOOK_EVERY_S = 5.0
 _SEGMENT_READERS = 16
 
 
 @dataclass(frozen=True)
 class Run(RunDir):
-    """A run that is open here. Its paths are those of this machine.
+    """A run that is open in this process. Its paths are paths of this machine.
 
     Attributes:
-        address: Path or URL, by which everybody knows it.
-        store: What lies there.
+        address: Path or URL of the run directory, the same for all machines.
+        store: The store at that address.
     """
 
     address: str
@@ -52,16 +52,16 @@ class Run(RunDir):
 
     @property
     def is_remote(self) -> bool:
-        """Whether what is written into the paths must be sent to the store."""
+        """Whether files written under the paths must be sent to the store."""
         return is_url(self.address)
 
     @property
     def look_every_s(self) -> float:
-        """How old an answer of the store may be: each question costs money there, and tens of milliseconds."""
+        """Seconds that an answer of the store may be old; a request to an object store costs money and time."""
         return _LOOK_EVERY_S if self.is_remote else 0.0
 
     def fetch(self, *names: str) -> None:
-        """Brings records to their paths, as they are in the store now; those that are not there stay away.
+        """Copies records from the store to their paths; records that the store does not have are skipped.
 
         Raises:
             StorageError: The store does not answer, or refuses.
@@ -79,14 +79,14 @@ class Run(RunDir):
             raise StorageError(f"the run cannot be read: {error}") from error
 
     def _fetch_rows(self, name: str) -> None:
-        """Writes the joined segments of a growing file."""
+        """Fetches the segments of a growing file and writes them as one file."""
         with ThreadPoolExecutor(_SEGMENT_READERS) as pool:
             parts = list(pool.map(self.store.read, self.store.names(f"{name}.d")))
         if parts:
             (self.path / name).write_bytes(b"".join(parts))
 
     def has(self, name: str) -> bool:
-        """Whether there is such an object, or a folder with something in it."""
+        """Returns whether the run has an object of this name, or a folder that is not empty."""
         try:
             self.store.size(name)
         except FileNotFoundError:
@@ -98,14 +98,14 @@ class Run(RunDir):
         return f"{self.address}/{name}"
 
     def point(self, name: str, sibling: str) -> None:
-        """Has `exports/final` or its like name a sibling: a link, or where there are none a file with one line."""
+        """Points a name such as `exports/final` at a sibling: by a link, or at a URL by a file of one line."""
         if self.is_remote:
             self.store.put(name, [f"{sibling}\n".encode()])
             return
         replace_link(self.path / name, sibling)
 
     def pointed_at(self, name: str) -> str | None:
-        """Returns the name, in the run, of what `point` had it name; None where that is gone, or was never there."""
+        """Returns the target that `point` gave a name, relative to the run; None if the target does not exist."""
         if not self.is_remote:
             found = (self.path / name).resolve()
             return f"exports/{found.name}" if found.is_dir() else None
@@ -127,7 +127,7 @@ class Run(RunDir):
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
-            return math.inf  # somebody's own file: its being there is the request
+            return math.inf  # a file that someone else wrote: that it exists is the request
 
     def forget_stop(self) -> None:
         """Removes the request, if any."""
@@ -136,11 +136,11 @@ class Run(RunDir):
 
 
 def open_run(address: str | Path, scratch: Path | None = None) -> Run:
-    """Opens a run; asks nothing of the store yet.
+    """Opens a run; sends nothing to the store yet.
 
     Args:
         address: Path or URL of the run directory.
-        scratch: Of a URL, the directory of another process of this machine to use; else one is made.
+        scratch: For a URL, the directory of another process of this machine to use; None makes one.
 
     Raises:
         ConfigError: See `open_store`.
@@ -150,19 +150,19 @@ def open_run(address: str | Path, scratch: Path | None = None) -> Run:
         return Run(path, str(path), open_store(str(path)))
     url = str(address).rstrip("/")
     store = open_store(url)
-    owned = None if scratch else tempfile.TemporaryDirectory(prefix="dist-ft-run-")  # goes with the process
+    owned = None if scratch else tempfile.TemporaryDirectory(prefix="dist-ft-run-")  # removed with the process
     return Run(scratch or Path(owned.name if owned else ""), url, store, owned)
 
 
 def node_dir(address: str) -> RunDir:
-    """Returns where the ranks of this machine write their logs: the run itself, or a folder of the user's cache."""
+    """Returns the directory for the rank logs of this machine: the run itself, or a folder of the user's cache."""
     if not is_url(address):
         return RunDir(Path(address))
     return RunDir(user_cache_dir() / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16])
 
 
 def send_logs(address: str, names: Iterable[str]) -> None:
-    """Sends logs from `node_dir` to a run at a URL, and removes them here. What fails is logged and left there."""
+    """Moves logs from `node_dir` to a run at a URL. A log that cannot be sent stays, with a warning."""
     if not is_url(address):
         return
     store, here = open_store(address), node_dir(address).path
@@ -177,10 +177,10 @@ def send_logs(address: str, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def published(to: str) -> Iterator[Path]:
-    """Gives an empty directory, whose files are under a path or URL when all has gone well, and nowhere else before.
+    """Yields an empty directory, and publishes its files at a path or URL when the block succeeds.
 
     Raises:
-        ExportError: There is something under that name.
+        ExportError: The path or URL exists already.
     """
     if is_url(to):
         with tempfile.TemporaryDirectory(prefix="dist-ft-export-") as scratch:
@@ -196,7 +196,7 @@ def published(to: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_copy(address: str) -> Iterator[Path]:
-    """Gives the directory at a path, or a copy of the one at a URL."""
+    """Yields the directory at a path, or a temporary copy of the one at a URL."""
     if not is_url(address):
         yield Path(address)
         return
@@ -213,7 +213,7 @@ def local_copy(address: str) -> Iterator[Path]:
 
 
 def _send_directory(directory: Path, url: str) -> None:
-    """JSON files go last: they are what a directory is known by."""
+    """Sends the files of a directory, JSON files last, because readers recognise a directory by them."""
     store = open_store(url)
     if store.names(""):
         raise ExportError(f"{url} exists; choose another name or remove it")
@@ -223,11 +223,11 @@ def _send_directory(directory: Path, url: str) -> None:
 
 
 def check_new_run(config: Config) -> None:
-    """Refuses to write into a run directory that is there already.
+    """Refuses to write into a run directory that exists already.
 
     Raises:
-        UsageError: It exists.
-        ConfigError: It is in a store that does not answer, or refuses.
+        UsageError: The run directory exists.
+        ConfigError: Its store does not answer, or refuses.
     """
     run_dir = open_run(config.run.address)
     try:

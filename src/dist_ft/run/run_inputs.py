@@ -1,4 +1,4 @@
-"""What a run trains on: its prepared data, its length, and the mark that its checkpoints carry."""
+"""Defines what a run trains on: its prepared data, its length, and the fingerprint of its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dist_ft.slices import Fingerprint
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What the preparation found, as the coordinator passes it on to the ranks.
+    """Holds what the preparation found. The coordinator passes it to the ranks.
 
     Attributes:
         splits: Training sources, in config order.
         eval_split: Held-out split, or None.
-        fingerprint: What checkpoints of the run belong to.
+        fingerprint: Mark that every checkpoint of the run carries.
         max_steps: Steps of the run.
         num_positions: Sequences that the run uses.
         commit: Commit of a hub model, which every rank loads.

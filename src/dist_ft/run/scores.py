@@ -1,6 +1,6 @@
-"""Which evaluation of a run is the best, and whether it is time to stop: pure rules over what was measured.
+"""Finds the best evaluation of a run, and whether early stopping is due. Pure functions of the measured rows.
 
-Ranks, coordinator and driver apply the same rules, each to the rows that it has, and so agree without a word.
+Ranks, coordinator and driver apply the same rules to their own rows, and so agree without messages.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from dist_ft.metric_rows import EvalRow
 
 LOWER_IS_BETTER = {"eval_loss": True, "token_accuracy": False}
-"""The numbers that a run can be steered by."""
+"""The metrics that can choose the best step and stop a run early."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a run has measured of one metric.
+    """Holds the values of one metric that a run has measured.
 
     Attributes:
         metric: A key of `LOWER_IS_BETTER`.
-        values: Step → number; NaN where it was not finite.
+        values: Step → number; NaN if it was not finite.
     """
 
     metric: str
@@ -29,10 +29,10 @@ class Scores:
 
     @classmethod
     def of(cls, rows: Iterable[EvalRow], metric: str, every_steps: int, last_step: int) -> Scores:
-        """Takes the evaluations that count.
+        """Selects the evaluations that count.
 
-        The base model's (step 0) does not, nor does what an earlier, shorter run measured at its end: an undisturbed
-        run would not have measured there.
+        The evaluation of the base model (step 0) does not count. Neither does one at the end of an earlier, shorter
+        run, because an uninterrupted run would not have evaluated there.
 
         Args:
             rows: Rows of eval.jsonl, each step once.
@@ -45,9 +45,9 @@ class Scores:
         return cls(metric, {step: found[step] for step in due})
 
     def improvements(self, min_delta: float = 0.0) -> list[int]:
-        """Returns the steps that were better, by more than `min_delta`, than the one named before.
+        """Returns the steps that improved on the previous step of the list by more than `min_delta`.
 
-        Whatever is measured later changes nothing of the list but its end. NaN is never better.
+        Later measurements can only append to the list. NaN is never an improvement.
         """
         sign = -1.0 if LOWER_IS_BETTER[self.metric] else 1.0
         found: list[int] = []
@@ -61,13 +61,13 @@ class Scores:
         """Returns the step with the best number, the first of equal ones; None when there is none.
 
         Args:
-            steps: Choose among these; None is all.
+            steps: Steps to choose from; None means all.
         """
         known = self.values if steps is None else {step: self.values[step] for step in {*steps} & self.values.keys()}
         return next(reversed(Scores(self.metric, known).improvements()), None)
 
     def is_exhausted(self, patience: int, min_delta: float) -> bool:
-        """Whether the last `patience` evaluations have brought no improvement."""
+        """Returns whether the last `patience` evaluations brought no improvement."""
         last = next(reversed(self.improvements(min_delta)), 0)
         return sum(step > last for step in self.values) >= patience
 
@@ -77,7 +77,7 @@ def _number(value: float | None) -> float:
 
 
 def perplexity(loss_mean: float) -> float | None:
-    """Returns exp(loss); None where that is more than a float holds, for which JSON has no word."""
+    """Returns exp(loss); None if it exceeds the range of a float, because JSON has no infinity."""
     try:
         value = math.exp(loss_mean)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The states of a run and which may follow which; the contents of run.json."""
+"""Defines the states of a run, the allowed transitions between them, and the contents of run.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     "failed": frozenset({"starting"}),
 }
 FINAL = frozenset({"stopped", "completed", "failed"})
-"""States that no process changes any more."""
+"""States in which no process changes the run any more."""
 _NEEDED = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "workers")
 
 
@@ -39,7 +39,7 @@ class Worker:
 
 @dataclass
 class RunRecord:
-    """What run.json says.
+    """Holds the contents of run.json.
 
     Attributes:
         run_id: Name of the run.
@@ -48,11 +48,11 @@ class RunRecord:
         step: Completed steps.
         max_steps: Steps of the run.
         world_size: Ranks of the current attempt.
-        workers: Its ranks as far as they have started, by rank.
+        workers: Ranks of the attempt that have started, by rank.
         sink_ids: Id of each sink, by its key in `monitor`; the same over all attempts.
         active_s: Seconds that drivers have been at work on the run.
         useful_s: Seconds of the steps that count.
-        goodput: The one over the other.
+        goodput: `useful_s` divided by `active_s`.
         error: `{type, message}` of a failed run.
         result: `{final_loss, eval_loss, export_dir}` as far as known.
     """
@@ -77,10 +77,10 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunRecord:
-        """Inverse of `to_dict`; what another version adds is passed over.
+        """Inverse of `to_dict`; ignores keys of other versions.
 
         Raises:
-            ValueError: Something is missing.
+            ValueError: A key is missing.
         """
         missing = [key for key in _NEEDED if key not in data]
         if missing:

@@ -1,7 +1,7 @@
-"""Reads a run from its directory alone, and asks it to stop through a file there.
+"""Reads the state of a run from its directory, and asks the run to stop through a file there.
 
-Owns what `dist-ft status`, `stop` and `export` know of a run. Nothing here talks to a process, so all of it
-works from any machine that sees the directory, while the run lives and after.
+Owns what `dist-ft status`, `stop` and `export` know about a run. It talks to no process, so it works on any machine
+that sees the directory, during the run and afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dist_ft.storage.publish import read_json
 _POLL_S = 0.2
 _RANK_LOG = re.compile(r"logs/attempt-\d+/rank-\d+\.log")
 _BAR = 30
-_MESSAGE = 2000  # characters; an error can quote data
+_MESSAGE = 2000  # most characters of an error that are shown; an error can quote data
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What the files of a run say.
+    """Holds what the files of a run say.
 
     Attributes:
         record: Contents of run.json.
@@ -52,7 +52,7 @@ class RunStatus:
     exports: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `dist-ft status --json` prints; `error` and `result` are there where the run has them."""
+        """Returns what `dist-ft status --json` prints, with `error` and `result` if the run has them."""
         record = self.record.to_dict()
         ended = {key: record.pop(key) for key in ("error", "result")}
         for hidden in ("active_s", "useful_s"):
@@ -70,23 +70,23 @@ def read_status(run: Run) -> RunStatus:
     """Reads the status of a run; all paths in it are absolute.
 
     Raises:
-        UsageError: There is no run at that path, or its run.json cannot be read.
+        UsageError: No run exists at that path, or its run.json cannot be read.
     """
     record = read_record(run)
     checkpoints = (SavedCheckpoint(found.step, run.address_of(found.directory)) for found in _committed(run))
-    # Links point at one of the exports; hidden folders are being written.
+    # `folders` leaves out the links that point at an export. A hidden folder is still being written.
     exports = [name for name in run.store.folders("exports") if not name.rpartition("/")[2].startswith(".")]
     return RunStatus(record, tuple(checkpoints), tuple(run.address_of(name) for name in exports))
 
 
 def read_if_seen(address: str | None) -> RunStatus | None:
-    """Returns the status of a run directory (path or URL); None where this machine does not see it (yet)."""
+    """Returns the status of a run directory (path or URL); None if this machine does not see it (yet)."""
     if address is None:
         return None
     try:
         run = open_run(address)
         return read_status(run) if run.has("run.json") else None
-    except (OSError, ConfigError):  # no bucket of this machine's
+    except (OSError, ConfigError):  # this machine cannot reach the bucket
         return None
 
 
@@ -121,7 +121,7 @@ def request_stop(run: Run, timeout_s: float) -> str:
 
     Args:
         run: The run.
-        timeout_s: Seconds to wait. The request stays in the run directory when they are over.
+        timeout_s: Seconds to wait. After a timeout, the request stays in the run directory.
 
     Raises:
         UsageError: There is no run, or it has ended already.
@@ -136,7 +136,7 @@ def request_stop(run: Run, timeout_s: float) -> str:
         if time.monotonic() >= deadline:
             raise DistFtError(_no_answer(run, record, timeout_s))
         time.sleep(min(max(_POLL_S, run.look_every_s), max(0.0, deadline - time.monotonic())))
-    run.forget_stop()  # a run that ended by itself has not seen it
+    run.forget_stop()  # a run that ended by itself has not read the request
     if record.state == "failed":
         raise DistFtError(f"run {run} {_ended(record)}")
     manifests = _committed(run)
@@ -144,10 +144,10 @@ def request_stop(run: Run, timeout_s: float) -> str:
 
 
 def read_rank_logs(run: Run) -> list[tuple[str, str]]:
-    """Returns name and text of the rank logs of a run's newest attempt that has some.
+    """Returns name and text of each rank log of the newest attempt that has logs.
 
     Raises:
-        UsageError: There is no run at that path, or no rank of it has written a log.
+        UsageError: No run exists at that path, or none of its ranks has written a log.
     """
     read_record(run)
     names = [name for name in run.store.names("logs") if _RANK_LOG.fullmatch(name)]
@@ -159,11 +159,11 @@ def read_rank_logs(run: Run) -> list[tuple[str, str]]:
 
 
 def find_checkpoint(run: Run, step: int | None) -> tuple[Config, str]:
-    """Returns the run's config and the manifest's path relative to the run directory.
+    """Returns the config of a run and the path of a checkpoint's manifest, relative to the run directory.
 
     Args:
         run: The run.
-        step: Step of a committed checkpoint; None takes the last.
+        step: Step of a committed checkpoint; None means the last one.
 
     Raises:
         UsageError: There is no run at that path, or no such checkpoint.
@@ -186,10 +186,10 @@ _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
 def read_record(run: Run) -> RunRecord:
-    """Returns run.json of a run directory.
+    """Returns the contents of run.json of a run directory.
 
     Raises:
-        UsageError: It is none, or it cannot be read.
+        UsageError: The path is not a run directory, or its run.json cannot be read.
     """
     run.fetch("run.json")
     name = run.address_of("run.json")
@@ -230,7 +230,7 @@ def _no_answer(run: Run, record: RunRecord, timeout_s: float) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # in a container, the user may have no name
         return str(os.getuid())
 
 

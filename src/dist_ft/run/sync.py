@@ -1,7 +1,7 @@
-"""The records of a run at a URL: files that grow are kept there as numbered segments, others whole.
+"""Sends the records of a run to its URL: growing files as numbered segments, other files whole.
 
-`ledger.jsonl` is the folder `ledger.jsonl.d` of segments `00000007-<writer>`, whole lines each, to be read in order.
-A segment is created and never replaced, so that of two drivers none can take away what the other has written.
+`ledger.jsonl` is stored as a folder `ledger.jsonl.d` of segments `00000007-<writer>`, which hold whole lines and are
+read in order. A segment is created and never replaced, so two drivers cannot overwrite each other's rows.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ logger = logging.getLogger(__name__)
 
 SEND_EVERY_S = 30.0
 _SENT = ".sent.json"
-_AT_THE_END = ("wandb/", "mlflow/")  # their files grow, and nobody reads them before
+_AT_THE_END = ("wandb/", "mlflow/")  # their files grow, and nobody reads them before the end
 _RUN = "run.json"
-_LAST_TRIES = 5  # each of which tries for half a minute
+_LAST_TRIES = 5  # each lasts up to half a minute
 
 
 class Sender:
-    """Sends what a coordinator writes, every 30 s and when asked. Does nothing where the files are in their place.
+    """Sends the records that a coordinator writes, every 30 s and on request. Does nothing for a run in a directory.
 
-    A failure is logged, and what was to be sent goes with the next time; only `send` and `close` raise it. How far it
-    has got is noted beside the files, so that a restarted coordinator goes on behind what was sent.
+    In the background, a failure is logged and the next round sends again; only `send` and `close` raise. A file beside
+    the records says how much was sent, so that a restarted coordinator continues from there.
 
     Args:
         run: The run.
         every_s: Seconds between two sendings.
 
     Attributes:
-        attempt: The attempt of whoever writes the files, 0 before the first. What is not rows, and replaces what was
-            there, is sent only while no newer one has been taken.
+        attempt: The attempt of the writer, 0 before the first. Files that are replaced as a whole are sent only while
+            no newer attempt exists.
     """
 
     def __init__(self, run: Run, every_s: float = SEND_EVERY_S) -> None:
@@ -55,31 +55,31 @@ class Sender:
             self._thread.start()
 
     def soon(self) -> None:
-        """Has the background thread send now."""
+        """Asks the background thread to send now."""
         self._wanted.set()
 
     def send(self) -> None:
-        """Sends the rows that are not there yet; when it returns, they are.
+        """Sends all rows that the store does not have yet, and returns when the store has them.
 
         Raises:
-            OSError: They are not.
+            OSError: The store did not take them.
         """
         if self._run.is_remote:
             with self._lock:
                 self._send_rows()
 
     def close(self) -> None:
-        """Sends everything, run.json last, and ends.
+        """Sends everything, run.json last, and ends the thread.
 
         Raises:
-            StorageError: Something could not be sent, though it was tried for minutes.
+            StorageError: A file could not be sent, after minutes of tries.
         """
         if not self._run.is_remote or self._closed.is_set():
             return
         self._closed.set()
         self._wanted.set()
         self._thread.join()
-        try:  # each try has further tries of its own
+        try:  # each call to the store already tries several times
             retried(
                 lambda: self._send_all(is_end=True),
                 "the last records",
@@ -117,7 +117,7 @@ class Sender:
                 segment = f"{name}.d/{state['next']:08d}-{self._state['writer']}"
                 if self._run.store.create_exclusive(segment, data):
                     state["bytes"] += len(data)
-                else:  # by this coordinator before it was restarted, which did not get to note it
+                else:  # this coordinator sent it before a restart, but died before it could record that
                     state["bytes"] += self._run.store.size(segment)
                 state["next"] += 1
                 self._write_state()
@@ -149,10 +149,10 @@ class Sender:
                 self._run.store.put(name, [path.read_bytes()])
                 self._whole[name] = stamp
         except FileNotFoundError:
-            return  # replaced at this moment: next time
+            return  # the file is being replaced; the next round sends it
 
     def _read_state(self) -> dict[str, Any]:
-        """Goes on behind what was sent; of files that were just fetched that is all they hold."""
+        """Reads how much was sent; without a saved state, all rows of the fetched files count as sent."""
         path = self._run.path / _SENT
         if path.exists():
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -167,5 +167,5 @@ class Sender:
         return self._state
 
     def _write_state(self) -> None:
-        # It lies beside the rows, in scratch that does not outlive the machine.
+        # Not durable: it lies beside the rows, in scratch that does not outlive the machine.
         write_whole(self._run.path / _SENT, json.dumps(self._state), is_durable=False)
