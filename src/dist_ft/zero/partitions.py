@@ -108,7 +108,8 @@ def restore_slices(engine: Engine, read: ReadRange, step: int, numbers: Mapping[
 def averaged_weights(engine: Engine) -> Iterator[None]:
     """Compute with the averaged weights for a while, if the optimizer has any. Collective.
 
-    The masters come back bit for bit. It costs a copy of this rank's masters meanwhile.
+    The masters come back bit for bit. It costs a copy of this rank's masters meanwhile. An error leaves the averages:
+    it ends the rank, and the refresh would wait for ranks that are elsewhere, so nobody would learn of the error.
     """
     share, state = engine.optimizer.average_share, engine.inner.state
     if share is None:
@@ -120,13 +121,11 @@ def averaged_weights(engine: Engine) -> Iterator[None]:
             if fast := state.get(flat):  # none before the first step, when all weights are the same
                 average_(flat, fast["z"], share)
     _refresh_weights(engine)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for flat, masters in kept.items():
-                flat.copy_(masters)
-        _refresh_weights(engine)
+    yield
+    with torch.no_grad():
+        for flat, masters in kept.items():
+            flat.copy_(masters)
+    _refresh_weights(engine)
 
 
 def optimizer_step(engine: Engine) -> int:
