@@ -107,8 +107,13 @@ def keep(folder: Path, command: list[str], ready: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, but it is what stops the run
     run = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda number, _: run.send_signal(number))
-    processes = Processes(socket.gethostname(), boot_id(), Process.of(os.getpid()), Process.of(run.pid))
-    write_json(folder / PROCESSES, asdict(processes))
+    try:
+        processes = Processes(socket.gethostname(), boot_id(), Process.of(os.getpid()), Process.of(run.pid))
+        write_json(folder / PROCESSES, asdict(processes))
+    except OSError:
+        run.kill()  # the submission fails, and nobody could find the run or stop it
+        run.wait()
+        raise
     os.write(ready, b"1")
     os.close(ready)
     code = run.wait()
