@@ -1,7 +1,7 @@
-"""Which training rows are left out by the config's wish: the rules that look at one row, and what all rules removed.
+"""Applies the curation rules that look at one row, and records the rows that all rules removed.
 
-Rules that look at all rows (copies, caps) are applied by `jobs/curate.py`, in one pass. Row numbers count from 0 over
-a whole source, in the order of `scan_rows`, rows that cannot be used included.
+`jobs/curate.py` applies the rules that look at all rows (copies, caps), in one pass. Row numbers count from 0 over
+a whole source, in the order of `scan_rows`, including rows that cannot be used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AGAINST_EVAL, EXACT, NEAR, MAX_ROWS = "against_eval", "exact", "near", "max_rows
 
 
 def rule_names(curation: CurationConfig) -> tuple[str, ...]:
-    """Returns all rules as they are written below `data.curation`, and the cap; a row goes by the first that fits."""
+    """Returns the names of all rules below `data.curation`, and of the cap; the first rule that fits removes a row."""
     return (
         "min_characters", "max_characters", "min_turns", "max_turns",
         *(f"drop.{index}" for index in range(len(curation.drop))),
@@ -34,7 +34,7 @@ def rule_names(curation: CurationConfig) -> tuple[str, ...]:
 
 
 def broken_rule(record: Record, curation: CurationConfig) -> str | None:
-    """Returns the rule by which a row is left out, looked at alone; None for one that stays."""
+    """Returns the name of the rule that removes a single row; None if the row stays."""
     texts = list(record.role_texts())
     for name, value, least, most in (
         ("characters", sum(len(text) for _, text in texts), curation.min_characters, curation.max_characters),
@@ -55,14 +55,14 @@ def broken_rule(record: Record, curation: CurationConfig) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Removed:
-    """Rows of one source that are left out.
+    """Holds the rows of one source that the config removes.
 
     Attributes:
-        numbers: Their numbers, ascending.
-        rules: For each, the index of its rule in `names`.
+        numbers: Row numbers, ascending.
+        rules: For each row, the index of its rule in `names`.
         names: Names of rules.
-        first: Places of the first few by rule.
-        part_ends: Number behind the last row of each part of the source.
+        first: Locations of the first few rows by rule.
+        part_ends: For each part of the source, one more than the number of its last row.
     """
 
     numbers: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -73,12 +73,12 @@ class Removed:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows by rule, in the order of the rules; those without a row are not named."""
+        """Returns the number of rows by rule, in the order of the rules; leaves out rules that removed none."""
         counts = np.bincount(self.rules, minlength=len(self.names)).tolist()
         return {name: count for name, count in zip(self.names, counts, strict=True) if count}
 
     def of_part(self, index: int) -> Numbers:
-        """Returns the rows of a part that are left out, numbered from the part's first row."""
+        """Returns the removed rows of a part, numbered from the part's first row."""
         if not len(self.numbers):
             return self.numbers
         begin, end = (int(self.part_ends[index - 1]) if index else 0), int(self.part_ends[index])
@@ -91,13 +91,13 @@ NOTHING = Removed()
 
 @dataclass(frozen=True, eq=False)
 class Curation:
-    """What is left out of each training source, in order."""
+    """Holds the rows that are removed from each training source, in config order."""
 
     sources: tuple[Removed, ...]
 
 
 def without(items: Iterable[Item], numbers: Numbers) -> Iterator[Item]:
-    """Yields the items but those at `numbers`, which ascend."""
+    """Yields the items except those at `numbers`, which must ascend."""
     dropped = iter(numbers.tolist())
     following = next(dropped, None)
     for number, item in enumerate(items):
@@ -113,5 +113,5 @@ def _is_found(rule: TextRule, texts: Iterable[tuple[str, str]]) -> bool:
 
 
 def describe_removed(counts: Mapping[str, int]) -> str:
-    """Returns `exact 1,000, near 12`: rows that the config leaves out, by rule."""
+    """Returns the number of removed rows by rule, such as `exact 1,000, near 12`."""
     return ", ".join(f"{rule} {count:,}" for rule, count in counts.items())

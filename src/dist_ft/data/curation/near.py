@@ -1,10 +1,10 @@
 """Finds near copies of rows by MinHash (Broder 1997) and an LSH forest (Bawa et al. 2005).
 
-How alike two texts are is the Jaccard similarity of their runs of three words: the share of all such runs of either
-that both have. A text becomes 128 values of 16 bits (b-bit minwise hashing, Li and König 2010), 256 bytes a row in a
-temporary file; two texts agree in about that share of them, give or take 0.035. `rensa` computes the values. Rows are
-then sorted by 16 parts of them, where near copies come to lie side by side: 90 bytes a row in memory, whatever the
-rows hold. The same rows in the same order give the same result on every machine.
+The similarity of two texts is the Jaccard similarity of their runs of three words: the runs in both, divided by the
+runs in either. `rensa` turns a text into 128 values of 16 bits (b-bit minwise hashing, Li and König 2010), 256 bytes a
+row in a temporary file. The share of equal values estimates the similarity, within about 0.035. The rows are then
+sorted once by each of 16 groups of these values, which puts near copies next to each other. This takes 90 bytes a row
+in memory, whatever the rows hold. The same rows in the same order give the same result on every machine.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _SEED = 42
 _TREE_VALUES = 8
 _NUM_TREES = NUM_VALUES // _TREE_VALUES
 _NEIGHBOURS = 4
-"""Rows looked at on either side in the order of a tree: several, because a family of rows made from one form shares
-many values."""
+"""Neighbours compared on either side in the order of a tree. Several, because rows made from one template share many
+values."""
 _BATCH_ROWS = 256
 _BATCH_WORDS = 1 << 20
 _PAIRS = 1 << 15
-"""Pairs compared at a time, in 16 MiB."""
+"""Pairs compared at a time, which takes 16 MiB."""
 
-# Scripts that do not put spaces between words: Thai to Lao, Burmese, Khmer, kana, Han. There a character is a word.
+# Scripts without spaces between words: Thai to Lao, Burmese, Khmer, kana, Han. Each character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
-"""One for each word of a run, odd, so that its order counts."""
+"""One odd factor for each word of a run, so that the order of the words counts."""
 
 
 class SignatureFile:
@@ -80,14 +80,14 @@ class SignatureFile:
 
 
 def find_near(signatures: Signatures, among: Numbers, threshold: float) -> tuple[Numbers, Numbers]:
-    """Returns the rows that are nearly an earlier one, ascending, and for each the first of its group.
+    """Returns the rows that are similar to an earlier row, ascending, and for each of them the first row of its group.
 
-    Rows are of one group when they are near to one another, or to a third one of it.
+    Two rows belong to one group if they are similar, or if a chain of similar rows joins them.
 
     Args:
-        signatures: Of all rows.
-        among: The rows that are looked at, ascending.
-        threshold: Least similarity of near rows.
+        signatures: Signatures of all rows.
+        among: Rows to compare, ascending.
+        threshold: Least similarity of near copies.
     """
     firsts = np.arange(len(among))
     for tree in range(_NUM_TREES):
@@ -102,7 +102,7 @@ def find_near(signatures: Signatures, among: Numbers, threshold: float) -> tuple
 
 
 def find_near_shared(signatures: Signatures, others: Signatures, threshold: float) -> tuple[Numbers, Numbers]:
-    """Returns the rows of `signatures` that are nearly one of `others`, ascending, and for each one of them."""
+    """Returns the rows of `signatures` that are similar to a row of `others`, ascending, and one such row for each."""
     found = np.full(len(signatures), len(others))
     for tree in range(_NUM_TREES if len(signatures) and len(others) else 0):
         keys, other_keys = _tree_keys(signatures, tree), _tree_keys(others, tree)
@@ -115,7 +115,7 @@ def find_near_shared(signatures: Signatures, others: Signatures, threshold: floa
 
 
 def _runs(text: str) -> npt.NDArray[np.uint64]:
-    """Returns a hash for each run of three words; of a shorter text, one."""
+    """Returns a hash for each run of three words; a shorter text gives one hash."""
     words = [word.encode("utf-8", "surrogatepass") for word in _WORD.findall(text.lower())]
     hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, words), np.uint64, len(words))
     if len(hashes) < len(_FACTORS):
@@ -127,13 +127,13 @@ def _runs(text: str) -> npt.NDArray[np.uint64]:
 
 
 def _tree_keys(signatures: Signatures, tree: int, among: Numbers | slice = slice(None)) -> Keys:
-    """Returns the values by which a tree sorts, four in a number: [rows, 2]."""
+    """Returns the values by which a tree sorts, packed four to a number: [rows, 2]."""
     part = signatures[among, tree * _TREE_VALUES : (tree + 1) * _TREE_VALUES]
     return np.ascontiguousarray(part).view("<u8")
 
 
 def _neighbours(keys: Keys, other_keys: Keys) -> Iterator[tuple[Numbers, Numbers]]:
-    """Yields pairs of a row and one of the others that lie near one another in the order of a tree."""
+    """Yields pairs of a row and one of the others that are neighbours in the order of a tree."""
     both = np.concatenate([other_keys, keys])
     order = np.lexsort((both[:, 1], both[:, 0]))
     is_other = order < len(other_keys)
@@ -146,8 +146,10 @@ def _neighbours(keys: Keys, other_keys: Keys) -> Iterator[tuple[Numbers, Numbers
 
 
 def _alike(here: Numbers, there: Numbers, keys: Keys, other_keys: Keys) -> tuple[Numbers, Numbers]:
-    """Leaves out the pairs that differ in the two values that sort first: of near copies two in three agree in them,
-    and another tree has the rest, but of other rows hardly any does."""
+    """Keeps the pairs that agree in the first two sort values.
+
+    Two in three near copies do, but hardly any other rows. The other trees find the remaining near copies.
+    """
     half = np.uint64(32)
     is_alike = (keys[here, 0] >> half) == (other_keys[there, 0] >> half)
     return here[is_alike], there[is_alike]
@@ -156,7 +158,7 @@ def _alike(here: Numbers, there: Numbers, keys: Keys, other_keys: Keys) -> tuple
 def _is_near(
     signatures: Signatures, here: Numbers, others: Signatures, there: Numbers, threshold: float
 ) -> npt.NDArray[np.bool_]:
-    """Whether the rows of each pair agree in enough values."""
+    """Returns for each pair whether its rows agree in enough values."""
     is_near = np.zeros(len(here), dtype=bool)
     for start in range(0, len(here), _PAIRS):
         some = slice(start, start + _PAIRS)
@@ -166,7 +168,7 @@ def _is_near(
 
 
 def _join(firsts: Numbers, here: Numbers, there: Numbers) -> Numbers:
-    """Joins the groups of the rows of each pair; `firsts` holds for every row the first row of its group."""
+    """Joins the groups of each pair of rows; `firsts` holds the first row of the group of every row."""
     while True:
         low, high = np.minimum(firsts[here], firsts[there]), np.maximum(firsts[here], firsts[there])
         differ = low < high

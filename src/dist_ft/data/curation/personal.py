@@ -1,8 +1,8 @@
-"""Personal data and secrets in text: finds them by patterns and checksums, and puts names of kinds in their place.
+"""Finds personal data and secrets in text by patterns and checksums, and replaces them by the names of their kinds.
 
-Owns the patterns. They are made to be right when they speak: a number is a card only with an issuer's prefix, its
-length and a Luhn checksum, an IBAN only with its country's length and checksum. What has no form (names, addresses,
-national phone numbers outside of North America) is not found.
+Owns the patterns, which are built to have few false positives: a card number needs an issuer's prefix, its length and
+a Luhn checksum; an IBAN needs its country's length and checksum. Data without a fixed form (names, addresses, national
+phone numbers outside North America) is not found.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dist_ft.records import Record
 
 PersonalKind = Literal["private_key", "api_key", "email", "iban", "card", "phone"]
 KINDS: tuple[PersonalKind, ...] = get_args(PersonalKind)
-"""In the order in which they are looked for: of two that overlap the first is meant."""
+"""All kinds, in the order of the search: if two values overlap, the first kind wins."""
 PATTERNS_VERSION = 1
-"""Part of the key of redacted data; raised when a pattern changes."""
+"""Part of the key of redacted data; raise it when a pattern changes."""
 
 _SHOWN = 2
 _LONG_ENOUGH = 12
@@ -30,7 +30,7 @@ _LONG_ENOUGH = 12
 
 @dataclass(frozen=True)
 class Found:
-    """A value and where it stands in the text."""
+    """A value that was found, and its position in the text."""
 
     kind: PersonalKind
     start: int
@@ -38,7 +38,7 @@ class Found:
 
 
 def find_personal(text: str, kinds: Collection[PersonalKind] = KINDS) -> list[Found]:
-    """Returns what is found, in order of place, none overlapping another."""
+    """Returns the values that are found, in order of position and without overlaps."""
     found: list[Found] = []
     is_taken = bytearray(len(text))
     for kind in KINDS:
@@ -50,15 +50,15 @@ def find_personal(text: str, kinds: Collection[PersonalKind] = KINDS) -> list[Fo
 
 
 def mask(kind: PersonalKind, value: str) -> str:
-    """Returns what may be shown of a value: its ends, or of a short one its beginning; of a private key nothing."""
+    """Returns a masked value: its two ends, only the beginning of a short value, nothing of a private key."""
     if kind == "private_key":
         return "a private key"
     return f"{value[:_SHOWN]}…{value[-_SHOWN:]}" if len(value) >= _LONG_ENOUGH else f"{value[:1]}…"
 
 
 def redact_text(text: str, kinds: Collection[PersonalKind]) -> str:
-    """Returns the text with `<EMAIL>`, `<PHONE>` and so on in place of what is found."""
-    # What stood beside a value may be found once that is gone, so until nothing is: redacting twice changes nothing.
+    """Returns the text with `<EMAIL>`, `<PHONE>` and so on in place of the values that are found."""
+    # Removing one value can expose another beside it. Loop until none is found: a second pass changes nothing.
     while found := find_personal(text, kinds):
         parts, end = [], 0
         for one in found:
@@ -145,12 +145,12 @@ _TOP = re.compile(
     "world|museum|travel|jobs|coop|aero|shop|blog|page|wiki|design|example|test|invalid",
     re.IGNORECASE,
 )
-"""Ends of domains: a country's, or one of these. `W@x.shape` is a product of matrices."""
+"""Top-level domains: a country's, or one of these. `W@x.shape` is a product of matrices, not an address."""
 
 
 def _emails(text: str) -> Spans:
     for match in _EMAIL.finditer(text) if "@" in text else ():
-        if _TOP.fullmatch(match["top"]) and match["user"].lower() != "git":  # git@host is no person
+        if _TOP.fullmatch(match["top"]) and match["user"].lower() != "git":  # git@host is not a person
             yield match.span()
 
 
@@ -179,7 +179,7 @@ def _ibans(text: str) -> Spans:
 
 
 def _is_iban(value: str) -> bool:
-    """ISO 13616: the remainder of 97 is 1 once letters are numbers and the first four characters stand last."""
+    """Checks an IBAN by ISO 13616: with its first four characters moved to the end, its remainder mod 97 is 1."""
     return int("".join(str(int(character, 36)) for character in value[4:] + value[:4])) % 97 == 1
 
 

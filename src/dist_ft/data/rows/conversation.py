@@ -1,7 +1,7 @@
-"""Turns of a conversation, however a row spells them, as `records.Message`s. Pure.
+"""Reads the turns of a conversation, in any known spelling, as `records.Message`s. Pure.
 
-OpenAI's `role` and `content` and ShareGPT's `from` and `value` are read alike; null and a missing key are the same,
-because columnar files fill in nulls. Nothing is guessed: what is not understood is an error that names the turn.
+OpenAI's `role` and `content` and ShareGPT's `from` and `value` mean the same. Null counts as a missing key, because
+columnar files fill in nulls. Nothing is guessed: an unknown form is an error that names the turn.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _ROLES = {
     "function": "tool", "observation": "tool", "tool_response": "tool",
 }  # fmt: skip
 _CALL_ROLES = ("function_call", "tool_call")
-"""ShareGPT's roles for a turn that is a call: its text is the call as JSON."""
+"""ShareGPT's roles of a turn that calls a function; its text is the call as JSON."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def read_turns(key: str, value: Any) -> list[Message]:
-    """Returns the turns under a row's key: a list, or its JSON as CSV and Parquet files hold it."""
+    """Returns the turns under a row's key, which is a list or, in CSV and Parquet files, the list as JSON."""
     turns = _from_json(value, f"`{key}`") if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(f"`{key}` is {excerpt(value)}, expected a list of turns")
@@ -52,7 +52,7 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def with_system(system: Any, turns: list[Message]) -> list[Message]:
-    """Returns the turns behind a row's own system prompt, if it has one."""
+    """Returns the turns, with the row's own system prompt in front if it has one."""
     if system is None or system == "":
         return turns
     if not isinstance(system, str):
@@ -63,7 +63,7 @@ def with_system(system: Any, turns: list[Message]) -> list[Message]:
 
 
 def check_values(value: Any) -> None:
-    """Refuses what no template can write as text: half characters, and numbers that are none.
+    """Refuses values that no template can write as text: surrogates, and numbers that are not finite.
 
     Raises:
         DataError: With the text around it.
@@ -120,7 +120,7 @@ def _plain_turn(role: str, content: Any, turn: Mapping[str, Any]) -> Message:
 
 
 def _either(turn: Mapping[str, Any], one: str, other: str) -> Any:
-    """Returns what stands under one of two spellings."""
+    """Returns the value under one of two spellings of a key."""
     values = [turn[key] for key in (one, other) if turn.get(key) is not None]
     if len(values) == 2:
         raise DataError(f"both `{one}` and `{other}` are given; keep one")
@@ -210,5 +210,5 @@ def _from_json(value: Any, what: str) -> Any:
 
 
 def assistant_turns(messages: Sequence[Message]) -> list[Message]:
-    """Returns the turns from which a model learns."""
+    """Returns the turns on which a model is trained."""
     return [message for message in messages if message["role"] == "assistant"]

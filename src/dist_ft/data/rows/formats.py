@@ -1,4 +1,4 @@
-"""What a row says, whatever its format: a dict with a file's keys becomes a `records.Record`. Pure.
+"""Converts a row of any format, a dict with a file's keys, to a `records.Record`. Pure.
 
 | format | keys | becomes |
 |---|---|---|
@@ -8,7 +8,7 @@
 | alpaca | `instruction`, `output`; optional `input`, `system`, `history` | conversation |
 | text | `text` | completion without a prompt |
 
-`conversation.py` reads turns; `scan.py` says where a row stands, and what becomes of one that is refused.
+`conversation.py` reads turns; `scan.py` knows the location of a row and what happens to a refused one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     """Reads one row.
 
     Args:
-        row: What the file holds: an object, or it is refused.
+        row: The row as the file has it; anything but an object is refused.
         row_format: `data.train[].format`.
-        columns: `data.train[].columns`: names of this page to names of the file.
+        columns: `data.train[].columns`: maps the keys of the table above to those of the file.
 
     Raises:
-        DataError: It is not understood; without its place, which the caller knows.
+        DataError: The row is not understood. The message leaves out the location, which the caller knows.
     """
     if not isinstance(row, dict):
         raise DataError(f"found {type(row).__name__} {excerpt(row)}, expected an object with {_expected()}")
@@ -52,7 +52,7 @@ def recognise(row: Mapping[str, Any]) -> str:
     """Returns the format that a row's keys fit.
 
     Raises:
-        DataError: None does, or several do. `text` beside another format is its rendered form and does not count.
+        DataError: No format fits, or several do. `text` beside another format is its rendered form and is ignored.
     """
     fitting = [name for name, needed in _NEEDED.items() if all(row.get(key) is not None for key in needed)]
     if len(fitting) > 1:
@@ -95,7 +95,7 @@ def _alpaca(row: Mapping[str, Any]) -> Conversation:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise DataError(f"`{key}` is {excerpt(value)}, expected text")
-    # One line break, as LLaMA-Factory joins them.
+    # LLaMA-Factory joins them with one line break, too.
     asked = f"{texts['instruction']}\n{texts['input']}" if texts["input"] else texts["instruction"]
     turns = [*_history(row.get("history")), *_exchange(asked, texts["output"])]
     return _conversation(with_system(row.get("system"), turns), row.get("tools"))

@@ -1,8 +1,8 @@
-"""Rows of a source, each with its place, its record and the hash that decides on which side of a split it falls.
+"""Reads the rows of a source, each with its location, its record and the hash that chooses its side of a split.
 
-Joins what lists files (`listing.py`), reads them (`readers.py`) and understands rows (`formats.py`). What becomes of a
-bad row is the caller's: `scan_part` and `scan_rows` give it out, `read_rows` raises. Turning records into tokens is
-the renderer's work.
+Joins the listing of files (`listing.py`), the readers (`readers.py`) and the formats (`formats.py`). The caller decides
+what happens to a bad row: `scan_part` and `scan_rows` yield it, `read_rows` raises. The renderer turns records into
+tokens.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Row:
     """One row of a source.
 
     Attributes:
-        location: Its place.
-        record: What it says.
-        key: Hash of the content, or of the group's name, which decides on which side of a held-out split it falls.
+        location: Where the row is in its file.
+        record: The content of the row.
+        key: Hash of the content, or of the group's name, which decides whether the row is held out.
         raw: The row as the file has it.
     """
 
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def place(self) -> str:
-        """`file:line`, or `file: row N`, for messages to people. May count the lines before a piece of a file."""
+        """The location as `file:line` or `file: row N`, for messages. May count the lines before a piece of a file."""
         return str(self.location)
 
 
@@ -52,9 +52,9 @@ class BadRow:
     """A row that cannot be used.
 
     Attributes:
-        location: Its place.
+        location: Where the row is in its file.
         problem: What is wrong and how to mend it.
-        raw: The row as the file has it: parsed, or text where it could not be.
+        raw: The row as the file has it: parsed, or as text if it could not be parsed.
     """
 
     location: RowLocation
@@ -63,24 +63,24 @@ class BadRow:
 
     @property
     def place(self) -> str:
-        """As in `Row`."""
+        """See `Row`."""
         return str(self.location)
 
     def error(self) -> DataError:
-        """Returns the error that names place and problem."""
+        """Returns an error that names the location and the problem."""
         return DataError(f"{self.place}: {self.problem}")
 
 
 def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
-    """Yields every row of a part in order, the bad ones too; memory holds a line or a batch of rows.
+    """Yields every row of a part in order, including bad rows; memory holds a line or a batch of rows.
 
     Args:
-        part: What to read; it must be what it was when it was listed, before and after.
+        part: The part; its files must not change between the listing and the end of the read.
         source: How the rows are written.
         group_by: `data.group_by`.
 
     Raises:
-        DataError: A file that has changed, is gone, or cannot be read at all.
+        DataError: A file has changed, is gone, or cannot be read at all.
     """
     for piece in part.pieces:
         check_unchanged(piece.file)
@@ -90,14 +90,14 @@ def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Ite
 
 
 def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
-    """Yields every row of a source in file order, the bad ones too.
+    """Yields every row of a source in file order, including bad rows.
 
     Args:
         source: Where the rows are and how they are written.
         group_by: `data.group_by`.
 
     Raises:
-        DataError: A file that cannot be read at all, or a source without rows.
+        DataError: A file cannot be read at all, or the source has no rows.
     """
     is_empty = True
     for row in scan_part(whole(list_files(source)), source, group_by):
@@ -111,7 +111,7 @@ def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
     """Yields the rows of a source in file order.
 
     Raises:
-        DataError: As `scan_rows`, and the first bad row, with its place.
+        DataError: See `scan_rows`; also for the first bad row, with its location.
     """
     for row in scan_rows(source, group_by):
         if isinstance(row, BadRow):
@@ -120,10 +120,10 @@ def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
 
 
 def held_out_rows(data: DataConfig) -> Iterator[Row]:
-    """Yields the rows of the held-out data, those of all sources one after the other; none without held-out data.
+    """Yields the held-out rows of all sources, one source after the other; none without held-out data.
 
     Raises:
-        DataError: As `read_rows`; with `data.bad_rows: skip` no bad row.
+        DataError: See `read_rows`; with `data.bad_rows: skip`, bad rows raise nothing.
     """
     if data.eval is None:
         return
@@ -136,7 +136,7 @@ def held_out_rows(data: DataConfig) -> Iterator[Row]:
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
-    """Whether a row falls on the held-out side; by content, so that copies of a row fall on the same side."""
+    """Returns whether a row is held out. Its content decides, so all copies of a row are on the same side."""
     return row.key < int(fraction * 2**64)
 
 

@@ -1,4 +1,4 @@
-"""What rows are compared by: the text that near copies share, and a hash of all that a record says."""
+"""Computes what rows are compared by: the text for near copies, and a hash of the whole record for equal rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _INSTRUCTING = ("system", "developer")
 
 
 def compared_text(record: Record) -> str:
-    """Returns the text by which near copies are found: all that is said but instructions, which many rows share."""
+    """Returns the text in which near copies are found: all turns but instructions, which many rows share."""
     return "\n".join(text for role, text in record.role_texts() if role not in _INSTRUCTING)
 
 
 def record_key(record: Record) -> int:
-    """Returns a 64-bit hash of what a record says, equal whatever the order of keys and the columns beside it."""
+    """Returns a 64-bit hash of a record; the order of its keys and other columns of the row do not matter."""
     return int(xxhash.xxh3_64_intdigest(json.dumps(vars(record), sort_keys=True).encode()))

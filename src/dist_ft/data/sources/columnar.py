@@ -1,7 +1,7 @@
-"""Rows of Parquet and Arrow files, whole or a range of their row groups or record batches.
+"""Reads the rows of Parquet and Arrow files, from the whole file or a range of row groups or record batches.
 
-Memory holds a batch of rows and a buffer a column of a Parquet file, a record batch of an Arrow file. No file is
-mapped: pages that were looked at would count as memory of the process.
+For a Parquet file, memory holds a batch of rows and a buffer per column; for an Arrow file, a record batch. No file is
+mapped, because the pages that were read would count as memory of the process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def parquet_sizes(file: SourceFile) -> list[int]:
 def arrow_sizes(file: SourceFile) -> list[int]:
     """Returns the stored bytes of each record batch, from the footer alone.
 
-    They are taken as equally large, which is how they are written. An Arrow stream has no footer and is one.
+    All are assumed to be equally large, as writers make them. An Arrow stream has no footer and counts as one batch.
     """
     with _opened(file) as source:
         try:
@@ -100,7 +100,7 @@ def _number_rows(file: SourceFile, batches: Iterator[Any], first: int, before: R
 
 
 def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
-    """Returns rows, or in place of a row what is wrong with it."""
+    """Returns the rows of a batch; a string in place of a row describes its problem."""
     try:
         return cast("list[dict[str, Any] | str]", batch.to_pylist())
     except UnicodeDecodeError:
@@ -110,7 +110,7 @@ def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Returns a value without the keys that are null: a columnar file gives every row the keys of all rows."""
+    """Returns a value without its null keys, because a columnar file gives every row the keys of all rows."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

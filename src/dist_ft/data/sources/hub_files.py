@@ -1,8 +1,8 @@
-"""Finds the files of a source that is no URL: a file, a pattern, a folder, or a Hugging Face data set by path or by id.
+"""Finds the files of a source that is not a URL: a file, pattern, folder, or Hugging Face data set by path or id.
 
-The `datasets` library says which files make up a configuration and a split, as a data set's card or the names of its
-files tell; reading them is `readers.py`'s, so a data set reads the same by path and by id. No code of a data set is
-ever run: the library has no support for scripts left. What an id names is kept in the hub's cache, a folder a commit.
+The `datasets` library finds the files of a configuration and split from the data set's card or its file names.
+`readers.py` reads them, so a data set reads the same by path and by id. Code of a data set is never run, because the
+library no longer supports scripts. Files of a hub id are kept in the hub's cache, one folder per commit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dist_ft.storage.remote import without_scheme
 _SPLIT_NAME = re.compile(
     r"(^|[-._ ])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([-._ 0-9]|$)"
 )
-"""What `datasets` takes for the name of a split in the name of a file."""
+"""File names in which `datasets` recognises the name of a split."""
 _TOUCH_S = 10.0
 _ACCESS = "check its name, split and revision, and HF_TOKEN if it is private or gated"
 _REMOTE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
@@ -38,7 +38,7 @@ def find_files(source: RowSource) -> list[Path]:
     """Returns the files of a source that is a path or a hub id, in the order in which they are read.
 
     Raises:
-        DataError: There are none, or a hub id can be neither fetched nor found in the cache.
+        DataError: There are no files, or a hub id can be neither fetched nor found in the cache.
     """
     try:
         return _find(source)
@@ -99,7 +99,7 @@ def _matching_files(pattern: Path) -> list[Path]:
 
 
 def _is_dataset(folder: Path, source: RowSource) -> bool:
-    """Whether a folder is laid out like a data set of the hub; else every file of it is read."""
+    """Returns whether a folder is laid out like a data set of the hub; otherwise all its files are read."""
     if source.split or source.name or (folder / "README.md").is_file() or (folder / "data").is_dir():
         return True
     return any(_SPLIT_NAME.search(path.name.lower()) for path in folder.iterdir() if not path.name.startswith("."))
@@ -108,7 +108,7 @@ def _is_dataset(folder: Path, source: RowSource) -> bool:
 def _dataset_files(folder: Path, source: RowSource) -> list[Path]:
     names = _split_files(str(folder), source)
     root = str(folder.resolve())
-    # Only as text: the files of a snapshot in the hub's cache are links out of it.
+    # Compared as text, because the files of a snapshot in the hub's cache are links that lead out of it.
     outside = [name for name in names if not os.path.normpath(name).startswith(root + os.sep)]
     if outside:
         raise DataError(
@@ -120,9 +120,9 @@ def _dataset_files(folder: Path, source: RowSource) -> list[Path]:
 
 @lru_cache(maxsize=64)
 def _hub_files(source_id: str, name: str | None, split: str | None, revision: str | None) -> tuple[Path, ...]:
-    """Fetches the files of a split into the hub's cache; without a hub, looks for them there.
+    """Fetches the files of a split into the hub's cache; offline, looks for them there.
 
-    Once a process, so that hash and rows are those of one commit, also when a branch moves meanwhile.
+    Done once per process, so that hash and rows are of one commit even if a branch moves meanwhile.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
@@ -138,7 +138,7 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{source_id}: the hub refuses: {said}; {_ACCESS}") from error
     except (OSError, HTTPError):
-        pass  # no hub; perhaps it was fetched before
+        pass  # the hub is out of reach; the files may have been fetched before
     try:
         if _record_path(source).exists():
             return tuple(
@@ -148,12 +148,12 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
             source_id, repo_type="dataset", revision=revision, local_files_only=True
         )
         return tuple(_dataset_files(Path(folder), source))
-    except (LocalEntryNotFoundError, DataError) as error:  # nothing, or a part in which the split cannot be found
+    except (LocalEntryNotFoundError, DataError) as error:  # the cache has nothing, or only a part without the split
         raise DataError(_not_found(source)) from error
 
 
 def _record_path(source: RowSource) -> Path:
-    """Where it is kept which files of which commit a source was: offline, a part of a data set must not pass for it."""
+    """Returns the path of a record of a source's commit and files: a partial data set must not pass for the whole."""
     from huggingface_hub.constants import HF_HOME
 
     asked = f"{[source.source, source.name, source.split or 'train', source.revision]}"
@@ -161,10 +161,10 @@ def _record_path(source: RowSource) -> Path:
 
 
 def _touch_hub() -> None:
-    """Finds out in seconds that there is no hub; the libraries try again and again for half a minute.
+    """Checks within seconds that the hub answers; the libraries would retry for half a minute.
 
     Raises:
-        OSError, HTTPError: The reason; `HF_HUB_OFFLINE` is one.
+        OSError, HTTPError: The hub is out of reach, or `HF_HUB_OFFLINE` is set.
     """
     import huggingface_hub
     from huggingface_hub.constants import ENDPOINT
@@ -183,11 +183,11 @@ def _split_files(name: str, source: RowSource, revision: str | None = None) -> S
 
     shown = printable(source.source)
     try:
-        # It insists on a folder for copies of its own, of which it makes none here.
+        # The library requires a folder for its own copies, but makes none here.
         with TemporaryDirectory() as scratch:
             builder = datasets.load_dataset_builder(name, source.name, cache_dir=scratch, revision=revision)
         files = builder.config.data_files
-    except Exception as error:  # a card is foreign input, on which the library can raise anything
+    except Exception as error:  # the card is input from outside, for which the library can raise anything
         if isinstance(error, OSError | HTTPError) and not isinstance(error, FileNotFoundError):
             raise
         said = printable(" ".join(str(error).split()))[:200]

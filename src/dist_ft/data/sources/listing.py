@@ -1,8 +1,8 @@
-"""The files of a source, each with what tells its bytes from others, and whether they are still the same.
+"""Lists the files of a source with an identity of their bytes, and checks that the files have not changed.
 
-A list is made when a run begins and frozen: from then on a file that changes, vanishes or appears is an error that
-names it. `hub_files.py` and, for URLs, `storage/remote.py` find the files. Hashes of local
-files are kept in the user's cache, so that a file whose size and time are as they were is not read again.
+The list is made when a run begins, and frozen: later, a file that changes, vanishes or appears is an error that names
+the file. `hub_files.py` and, for URLs, `storage/remote.py` find the files. The user's cache keeps the hashes of local
+files, so that a file whose size and time have not changed is not read again.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from dist_ft.storage.urls import shown_url, without_secrets
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _THREADS = 8
-"""Files hashed at once: one alone does not use up a network file system."""
+"""Files hashed at once; one reader alone does not use the full speed of a network file system."""
 _WAY_OUT = "put back what was there, or start another run (run.name) with the data as it is now"
 
 
 def list_files(source: RowSource) -> list[SourceFile]:
     """Returns the files of a source, in the order in which they are read.
 
-    Local files are read once to be hashed, and not again until they change; of remote ones only the listing is.
+    Local files are read once to be hashed, and again only when they change. Of remote files, only the listing is read.
 
     Raises:
-        DataError: There are none, they are of several kinds, or cannot be read.
+        DataError: There are no files, they are of several kinds, or they cannot be read.
     """
     if source.source.startswith(EMBEDDED_PREFIX):
         return [_embedded(source.source)]
@@ -53,7 +53,7 @@ def list_files(source: RowSource) -> list[SourceFile]:
     except StorageError as error:
         raise DataError(str(error)) from error
     is_one = len(files) == 1 and Path(source.source).name == Path(files[0].address).name
-    if not is_one and not is_pattern(source.source):  # else these files, and no others, are what the source names
+    if not is_one and not is_pattern(source.source):  # otherwise the source names exactly these files
         _check_shards(source, files)
     if kinds := sorted({file.kind for file in files[1:]} - {files[0].kind}):
         raise DataError(
@@ -65,11 +65,11 @@ def list_files(source: RowSource) -> list[SourceFile]:
 
 @dataclass(frozen=True)
 class ListedSources:
-    """The files of a run's sources, listed once for all that read them.
+    """Holds the files of a run's sources, listed once for all readers.
 
     Attributes:
         train: Files of each training source.
-        held_out: Files of `data.eval`, where it names a source of its own.
+        held_out: Files of `data.eval`, if it names a source of its own.
     """
 
     train: tuple[tuple[SourceFile, ...], ...]
@@ -80,21 +80,21 @@ def list_sources(data: DataConfig) -> ListedSources:
     """Lists all sources of a run.
 
     Raises:
-        DataError: As `list_files`.
+        DataError: See `list_files`.
     """
     train = tuple(tuple(list_files(source)) for source in data.train)
     return ListedSources(train, tuple(list_files(data.eval_source)) if data.eval_source else ())
 
 
 def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> None:
-    """Checks that a source is what it was when the run began. Pure.
+    """Checks that a source has not changed since the run began. Pure.
 
     Args:
-        frozen: Its files then; secrets of their URLs may be gone.
-        now: Its files now.
+        frozen: Files of the source at the start of the run; secrets of their URLs may be missing.
+        now: Files of the source now.
 
     Raises:
-        DataError: With the first file that changed, vanished or appeared.
+        DataError: A file changed, vanished or appeared; the message names the first one.
     """
     before = {without_secrets(file.address): file for file in frozen}
     after = {without_secrets(file.address): file for file in now}
@@ -119,10 +119,10 @@ def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> Non
 
 
 def check_unchanged(file: SourceFile) -> None:
-    """Checks that a file is what it was when it was listed; one look at its entry, unless it was written to.
+    """Checks that a file has not changed since it was listed. Looks only at its entry, unless it was written to.
 
     Raises:
-        DataError: It changed, or cannot be found.
+        DataError: The file changed, or cannot be found.
     """
     if file.kind == EMBEDDED:
         return
@@ -172,7 +172,7 @@ def _local_file(path: Path, kind: tuple[str, str | None]) -> SourceFile:
 
 
 def _check_shards(source: RowSource, files: Sequence[SourceFile]) -> None:
-    """Refuses a folder or data set of which a shard is missing: its name says how many there are."""
+    """Refuses a folder or data set in which a shard is missing; the names of shards tell how many there must be."""
     numbers: dict[tuple[str, int], set[int]] = {}
     for file in files:
         if match := _SHARD.search(name := Path(file.address).name):
@@ -196,22 +196,23 @@ def _said(file: SourceFile) -> str:
 
 _BLOCK_BYTES = 1 << 22
 _SETTLED_NS = 2_000_000_000
-"""A file written so recently can be written again without its time changing: clocks of file systems are coarse."""
+"""Age below which a modification time is not trusted: clocks of file systems are coarse, so that a file can be
+written again without a new time."""
 
 Now = Callable[[], int]
 
 
 def content_identity(path: Path, now_ns: Now = time.time_ns) -> tuple[str, os.stat_result]:
-    """Returns `xxh3:` and the hash of a file's bytes, and what the system said of the file.
+    """Returns `xxh3:` with the hash of a file's bytes, and the file's stat result.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     found = path.stat()
     name = xxhash.xxh3_128_hexdigest(os.fsencode(path.absolute()))
     kept = user_cache_dir() / "hashes" / name[:2] / f"{name}.json"
     stamp = {"path": str(path.absolute()), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
-    with suppress(OSError, ValueError):  # never written, or by a later dist-ft: hashed again
+    with suppress(OSError, ValueError):  # never written, or written by a later dist-ft: hash again
         before = read_json(kept)
         if "identity" in before and all(before.get(key) == value for key, value in stamp.items()):
             return str(before["identity"]), found
@@ -219,7 +220,7 @@ def content_identity(path: Path, now_ns: Now = time.time_ns) -> tuple[str, os.st
     after = path.stat()
     is_same = (after.st_size, after.st_mtime_ns) == (found.st_size, found.st_mtime_ns)
     if is_same and now_ns() - found.st_mtime_ns > _SETTLED_NS:
-        with suppress(OSError):  # a cache that cannot be written costs time; one that a power cut damages, a hash
+        with suppress(OSError):  # a cache that cannot be written, or that a power cut damages, only costs time
             write_json(kept, {**stamp, "identity": identity}, is_durable=False)
     return identity, found
 

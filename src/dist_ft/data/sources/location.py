@@ -1,6 +1,6 @@
-"""A row as a file has it, and where it stands, as people count: over the whole file.
+"""Defines a raw row and its location, which counts lines or rows over the whole file.
 
-Rows before a piece of a file are counted when a location is shown, once a piece: most rows are never named.
+The rows before a piece of a file are counted only when a location is shown, once per piece: most rows are never named.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RowsBefore:
 
     @cached_property
     def number(self) -> int | None:
-        """How many there are; None when the file cannot be read any more."""
+        """Returns the count; None when the file cannot be read any more."""
         try:
             return self._count()
         except (OSError, DistFtError, pa.ArrowException):
@@ -38,13 +38,13 @@ class RowsBefore:
 
 @dataclass(frozen=True, slots=True)
 class RowLocation:
-    """A row's place; `str` gives `file:line`, `file: row N` or, far behind, `file: byte N`.
+    """The location of a row; `str` gives `file:line`, `file: row N` or, deep in a large file, `file: byte N`.
 
     Attributes:
         file: The file as it is shown.
-        number: Counted from 1 in the piece; a byte from 0 in the file.
+        number: Line or row, counted from 1 in the piece; or byte, counted from 0 in the file.
         form: `line`, `row` or `byte`.
-        before: What comes before the piece; None at the start of a file.
+        before: Lines or rows before the piece; None at the start of a file.
     """
 
     file: str
@@ -61,12 +61,12 @@ class RowLocation:
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row before anybody asks what it means.
+    """A row that was read but not interpreted yet.
 
     Attributes:
-        location: Where it stands.
-        data: The parsed row; the bare text where it cannot be parsed.
-        problem: Why it cannot be used; None for a sound row.
+        location: Where the row is in its file.
+        data: The parsed row; the text of a row that cannot be parsed.
+        problem: Why the row cannot be used; None for a sound row.
     """
 
     location: RowLocation

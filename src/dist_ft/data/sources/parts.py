@@ -1,7 +1,8 @@
-"""Source files → parts of about `PART_BYTES`: what one task prepares, and one token shard is made of.
+"""Cuts source files into parts of about `PART_BYTES`. One task prepares a part, which becomes one token shard.
 
-Large JSONL files are cut at bytes, with no byte read; Parquet and Arrow files at row groups and record batches; other
-kinds and compressed files stay whole. Small neighbours share a part. The same files always give the same parts.
+Large JSONL files are cut at byte offsets, without reading them; Parquet and Arrow files at row groups and record
+batches. Other kinds and compressed files stay whole. Small neighbours share a part. The same files always give the
+same parts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError, StorageError
 
 PART_BYTES = 32 << 20
-"""Stored bytes of a part. Part of what decides where sequences end: another value gives other token shards."""
+"""Stored bytes of a part. The value affects where sequences end, so another value gives other token shards."""
 _THREADS = 8
 """Footers read at once."""
 
@@ -33,8 +34,8 @@ class Piece:
     Attributes:
         file: The file.
         start: First byte (JSONL), row group (Parquet) or record batch (Arrow).
-        stop: The one behind the last; None is the end of the file. A line belongs to the piece in which it starts.
-        size: Stored bytes, about.
+        stop: One more than the last; None means the end of the file. A line belongs to the piece in which it starts.
+        size: Stored bytes, approximately.
     """
 
     file: SourceFile
@@ -45,22 +46,22 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one token shard.
+    """The pieces of files that become one token shard.
 
     Attributes:
-        pieces: In the order in which they are read.
+        pieces: Pieces in reading order.
     """
 
     pieces: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
-        """Stored bytes, about."""
+        """Stored bytes, approximately."""
         return sum(piece.size for piece in self.pieces)
 
     @property
     def shown(self) -> str:
-        """Its files, for messages to people."""
+        """The names of its files, for messages."""
         first, *rest = self.pieces
         end = "end" if first.stop is None else first.stop
         text = (
@@ -69,7 +70,7 @@ class Part:
         return f"{text} and {len(rest)} more" if rest else text
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for the process that prepares it; secrets of URLs included, so nothing to keep."""
+        """Returns JSON values for the process that prepares the part. Do not store them: URLs keep their secrets."""
         return asdict(self)
 
     @classmethod
@@ -78,7 +79,7 @@ class Part:
         return cls(tuple(Piece(**{**piece, "file": SourceFile.from_dict(piece["file"])}) for piece in data["pieces"]))
 
     def identity(self) -> str:
-        """Returns a hash of its bytes and of how they are read, whatever the files are called."""
+        """Returns a hash of its bytes and of how they are read, independent of file names."""
         said = [(p.file.kind, p.file.compression, p.file.identity, p.start, p.stop) for p in self.pieces]
         return xxhash.xxh3_128_hexdigest(f"{said}".encode())
 
@@ -87,8 +88,8 @@ def cut_parts(files: Sequence[SourceFile], part_bytes: int = PART_BYTES) -> list
     """Returns the parts of a source.
 
     Args:
-        files: Of one source, in order.
-        part_bytes: Aim; a file or row group that cannot be cut may be larger.
+        files: Files of one source, in order.
+        part_bytes: Target size; a file or row group that cannot be cut may be larger.
 
     Raises:
         DataError: The footer of a file cannot be read.

@@ -1,11 +1,11 @@
-"""Rows of a data file, or a piece of it, one after the other: JSONL, JSON, CSV, Parquet, Arrow or Feather, plain text.
+"""Reads the rows of a data file, or of a piece of it: JSONL, JSON, CSV, Parquet, Arrow or Feather, plain text.
 
-A row that cannot be read is yielded with its problem, so that whoever reads decides what follows; a file that cannot
-be read is an error. Memory holds a line, a batch of rows or, of a JSON or text file, the whole, up to a limit. What a
-row means is `formats.py`'s.
+A row that cannot be read is yielded with its problem, so that the caller decides what follows; a file that cannot be
+read is an error. Memory holds a line, a batch of rows or, for a JSON or text file, the whole file up to a limit.
+`formats.py` interprets the rows.
 
-A text file is one row. A row a line or a paragraph would cut prose at places that mean nothing; a long text is cut by
-`data.long_samples`.
+A text file is one row: rows of a line or a paragraph would cut prose at arbitrary places. `data.long_samples` cuts a
+long text.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from dist_ft.printable import excerpt
 MAX_LINE_BYTES = 256 << 20
 """Longest line of a JSONL file."""
 MAX_WHOLE_BYTES = 256 << 20
-"""Largest JSON file: it is read whole, which takes several times its size."""
+"""Largest JSON file. It is read whole, which takes several times its size in memory."""
 MAX_TEXT_BYTES = 64 << 20
-"""Largest text file: it is one row."""
+"""Largest text file. It is one row."""
 MAX_COUNTED_BYTES = 1 << 30
-"""As far into a file lines are counted to name one of a piece; behind it a row is named by its byte."""
+"""Bytes of a file up to which lines are counted to name a row; a later row is named by its byte."""
 _BLOCK_BYTES = 1 << 22
 
 
 def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
-    """Yields the rows of a file in its order.
+    """Yields the rows of a file in file order.
 
     Args:
-        file: Where they are.
+        file: The file.
         start: First byte of a JSONL file, row group of a Parquet file or record batch of an Arrow file.
-        stop: The one behind the last; None is the end. A line belongs to the piece in which it starts.
+        stop: One more than the last; None means the end. A line belongs to the piece in which it starts.
 
     Raises:
         DataError: The file cannot be read, or is damaged.
@@ -64,7 +64,7 @@ def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Ite
     except pa.ArrowException as error:
         reason = excerpt(str(error)).strip("'\"")
         raise DataError(f"{file.shown} is not a sound {file.kind} file: {reason}; make it again") from error
-    except StorageError as error:  # it names the file
+    except StorageError as error:  # its message names the file
         raise DataError(str(error)) from error
     except OSError as error:
         if file.compression == "bzip2" and error.errno is None:
@@ -73,7 +73,7 @@ def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Ite
 
 
 def cannot_read(shown: str, error: OSError) -> str:
-    """Says that a local file cannot be read."""
+    """Returns the message that a local file cannot be read."""
     reason = error.strerror or excerpt(str(error)).strip("'\"")
     return f"{shown} cannot be read: {reason}; all machines must see it under this path"
 
@@ -99,7 +99,7 @@ def _read_lines(file: SourceFile, start: int, stop: int | None) -> Iterator[RawR
 
 
 def _first_line(opened: BinaryIO, start: int) -> int:
-    """Goes to the first line that starts at a byte or behind it, and returns where that is."""
+    """Seeks to the first line that starts at or after a byte, and returns its offset."""
     if start == 0:
         return 0
     at = opened.seek(start - 1)
@@ -135,7 +135,7 @@ def _parse_line(place: RowLocation, line: bytes, is_first: bool) -> RawRow:
 
 
 def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
-    """An array of rows, an object with one list of rows, or, as the hub has them, lines under this name."""
+    """Yields the rows of a JSON file: an array, an object with one list of rows, or (as on the hub) JSON lines."""
     with _open(file) as opened:
         has_lines = _begins_with_a_whole_object(opened)
     if has_lines:
@@ -152,7 +152,7 @@ def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRo
 
 
 def _begins_with_a_whole_object(opened: BinaryIO) -> bool:
-    """Whether the first line is an object that ends there, with another line behind it."""
+    """Returns whether the first line is a whole object and another line follows."""
     lines = (line for line in iter(lambda: opened.readline(MAX_LINE_BYTES), b"") if line.strip())
     first = next(lines, b"").strip().removeprefix(b"\xef\xbb\xbf")
     if not first.startswith(b"{"):
@@ -174,9 +174,9 @@ def _list_of_rows(data: Any) -> list[Any]:
 
 
 def _read_csv(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
-    # For the whole process, but only ever this value: the default of 128 KiB refuses long texts.
+    # The limit holds for the whole process, but is always this value; the default of 128 KiB refuses long texts.
     csv.field_size_limit(MAX_LINE_BYTES)
-    # Wrong bytes become half characters, so that the row is refused and not the file.
+    # Invalid bytes become surrogates, so that the row is refused and not the file.
     with (
         _open(file) as opened,
         io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
@@ -188,7 +188,7 @@ def _read_csv(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow
                 raise DataError(f"{file.shown}: the header {excerpt(header)} names a column twice")
             for number, cells in enumerate(filter(None, rows), start=1):
                 yield _csv_row(RowLocation(file.shown, number, "row"), header, cells)
-        except csv.Error as error:  # where the next row begins is unknown
+        except csv.Error as error:  # the start of the next row is unknown
             raise DataError(f"{file.shown}:{rows.line_num}: not valid CSV: {error}") from error
 
 
@@ -241,9 +241,9 @@ class Reader:
     """How files of one kind are read.
 
     Attributes:
-        rows: Yields the rows from a start to a stop, whatever those count.
-        group_sizes: Where a file consists of groups of rows that can be read alone: returns the stored bytes of each.
-        is_cut_at_bytes: Whether the rows from any byte to any other can be read alone.
+        rows: Yields the rows from a start to a stop, which count bytes, row groups or record batches.
+        group_sizes: Returns the stored bytes of each group of rows, if groups can be read separately.
+        is_cut_at_bytes: Whether the rows between any two bytes can be read separately.
     """
 
     rows: Callable[[SourceFile, int, int | None], Iterator[RawRow]]
@@ -261,25 +261,25 @@ READERS: Mapping[str, Reader] = {
     "text": Reader(_read_text),
     EMBEDDED: Reader(_read_embedded),
 }
-"""By the name of a `FileKind`."""
+"""Readers by the name of a `FileKind`."""
 
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-"""What reading damaged bytes raises; bzip2 says `OSError` without a number."""
+"""Errors that damaged bytes raise; bzip2 raises an `OSError` without an errno."""
 
 _TEXT_BUFFER_BYTES = 1 << 18
-_READ_BYTES = 1 << 15  # of a zstd file at once: a few of them can stand for very much text
+_READ_BYTES = 1 << 15  # read of a zstd file at once: a few bytes can expand to very much text
 
 
 def decompressed(stored: BinaryIO, compression: str | None) -> BinaryIO:
-    """Returns the text of a file; closing it leaves `stored` open."""
+    """Returns a stream of the decompressed bytes; closing it leaves `stored` open."""
     if compression is None:
         return stored
     return io.BufferedReader(cast("io.RawIOBase", _DECOMPRESSORS[compression](stored)), _TEXT_BUFFER_BYTES)
 
 
 class _Zstd(io.RawIOBase):
-    """Zstandard frames one after the other. The library's own reader takes a file that was cut short for whole."""
+    """Reads consecutive Zstandard frames. The library's own reader accepts a truncated file as whole."""
 
     def __init__(self, stored: BinaryIO) -> None:
         self._stored = stored

@@ -1,4 +1,4 @@
-"""One file of a source: what it is called, what kind it is, and which bytes it has; opened where it lies."""
+"""Describes one file of a source (address, kind, identity of its bytes) and opens it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dist_ft.storage.remote import RemoteFile, is_remote, open_remote
 from dist_ft.storage.urls import shown_url, without_secrets
 
 EMBEDDED = "embedded"
-"""Kind of a data set that is made and not read."""
+"""Kind of a data set that is generated, not read."""
 
 _BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as it was when it was listed.
+    """Describes a file at the time of its listing.
 
     Attributes:
         address: Path, URL, or the name of an embedded data set.
         kind: Name of a `FileKind`, or `embedded`.
         compression: A value of `COMPRESSIONS`, or None.
         size: Bytes as stored.
-        identity: `xxh3:…` of the bytes of a local file; what a store says of a remote one (`storage/remote.py`).
-        modified_ns: When a local file was last written to. Only a hint that its bytes are still the same.
+        identity: `xxh3:…` of the bytes of a local file; for a remote file, see `storage/remote.py`.
+        modified_ns: Time of the last write to a local file. Only a hint that its bytes are still the same.
         has_ranges: Whether a part can be read without the rest.
     """
 
@@ -44,7 +44,7 @@ class SourceFile:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is read through its URL."""
+        """Whether the file is read through its URL."""
         return is_remote(self.address)
 
     @property
@@ -56,27 +56,27 @@ class SourceFile:
         """Opens the stored bytes, seekable.
 
         Raises:
-            OSError, StorageError: They cannot be read; a remote file can also raise it while it is read.
+            OSError, StorageError: The bytes cannot be read; a remote file can also raise it while being read.
         """
         if self.is_remote:
             return open_remote(RemoteFile(self.address, self.size, self.identity, self.has_ranges))
         return Path(self.address).open("rb", buffering=_BUFFER_BYTES)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for the run directory, which no secret of a URL reaches."""
+        """Returns JSON values for the run directory, without secrets of URLs."""
         return asdict(self) | {"address": without_secrets(self.address)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SourceFile:
-        """Inverse of `to_dict`, secrets aside; extra keys ignored."""
+        """Inverse of `to_dict`, except for secrets; extra keys are ignored."""
         return cls(**{name: data[name] for name in cls.__dataclass_fields__})
 
 
 def kind_of(address: str) -> tuple[str, str | None]:
-    """Returns kind and compression, as the name of a file tells them.
+    """Returns the kind and the compression of a file by its name.
 
     Raises:
-        DataError: It has no known ending.
+        DataError: The name has no known ending.
     """
     if address.startswith(EMBEDDED_PREFIX):
         return EMBEDDED, None
