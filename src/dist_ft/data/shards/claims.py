@@ -1,10 +1,10 @@
-"""Claims: who makes a shard, so that two runs do not make the same one twice.
+"""Claims the work on a shard, so that two runs do not make the same shard twice.
 
-A claim saves work and nothing else: a shard is the same whoever makes it, and is published whole. So a claim may be
-wrong for a moment (two processes that take over the same abandoned one) without harm.
+A claim only saves work: a shard is the same whoever makes it, and is published whole. A claim may therefore be wrong
+for a moment (two processes take over the same abandoned claim) without harm.
 
-No clocks are compared. A holder changes its claim every few seconds; whoever waits takes it over once it has seen no
-change for a while by its own clock.
+No clocks are compared. A holder changes its claim every few seconds; a process that waits takes the claim over when it
+has seen no change for a while by its own clock.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from dist_ft.storage.store import Store
 BEAT_S = 5.0
 """Seconds between two signs of life of a holder."""
 ABANDONED_S = 30.0
-"""A claim that has not changed for so long is nobody's."""
+"""A claim that has not changed for this time is abandoned."""
 _POLL_S = 0.5
 
 
 def wait_for_claim(
     store: Store, key: str, is_done: Callable[[], bool], abandoned_s: float = ABANDONED_S, poll_s: float = _POLL_S
 ) -> str | None:
-    """Takes the claim on a key, waiting for another holder; returns its owner's name, or None when all is done.
+    """Takes the claim on a key, waiting for another holder; returns the owner's name, or None if the shard is made.
 
     Args:
-        store: Where the shards are kept.
-        key: Of the shard.
-        is_done: Whether the shard is there; then no claim is needed.
+        store: Store of the shards.
+        key: Key of the shard.
+        is_done: Returns whether the shard is made; then no claim is needed.
         abandoned_s: See `ABANDONED_S`.
-        poll_s: Seconds between two looks.
+        poll_s: Seconds between two checks.
     """
     owner, seen, changed_at = uuid.uuid4().hex, b"", time.monotonic()
     while not is_done():
@@ -55,14 +55,14 @@ def wait_for_claim(
 
 @contextmanager
 def kept(store: Store, key: str, owner: str, beat_s: float = BEAT_S) -> Iterator[None]:
-    """Keeps a claim alive while the work goes on, and gives it up after it."""
+    """Keeps a claim alive inside the block, and gives it up afterwards."""
     ended = threading.Event()
 
     def beat() -> None:
         count = 0
         while not ended.wait(beat_s):
             count += 1
-            with suppress(OSError):  # the worst that follows is that another one does the same work
+            with suppress(OSError):  # at worst, another process does the same work
                 store.put(_name(key), [_content(owner, count)])
 
     thread = threading.Thread(target=beat, daemon=True)

@@ -1,4 +1,4 @@
-"""How much a token shard or a split holds, and what its rows became."""
+"""Counts what a token shard or a split holds, and how its rows were used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Counts:
     """Totals of a shard or a split; they add up.
 
     Attributes:
-        num_rows: Rows used, those that give no trained token included.
+        num_rows: Rows used, including those without a trained token.
         num_sequences: Sequences after packing.
         num_tokens: Tokens of all sequences.
         num_trained_tokens: Tokens whose prediction is trained.

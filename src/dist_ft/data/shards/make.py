@@ -1,7 +1,7 @@
 """Makes one part of a source into one token shard, and publishes it whole.
 
-Memory holds a window of rows. The shard is written to scratch and then put into the store, its description last: a
-reader sees a whole shard or none. Never made twice: see `claims.py`.
+Memory holds a window of rows. The shard is written to scratch and then put into the store, its description last, so
+that a reader sees a whole shard or none. Claims (`claims.py`) keep two processes from making the same shard.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from dist_ft.storage.urls import redacted
 
 _READERS = 32
 _MAX_KEPT_CHARACTERS = 10_000
-"""Of a bad row in the quarantine."""
+"""Characters of a bad row that are kept in the quarantine."""
 
 
 def quarantine_name(key: str) -> str:
-    """Name of a shard's bad rows in the store."""
+    """Returns the name of a shard's bad rows in the store."""
     return f"{key}.quarantine.jsonl"
 
 
 @contextmanager
 def cache_errors(address: str) -> Iterator[None]:
-    """Turns what the store of token shards or the scratch directory refuses into one error that names them.
+    """Turns an error of the token shards' store or the scratch directory into one that names them.
 
     Raises:
-        ConfigError: With the reason and the way out.
+        ConfigError: The store or the directory refused; the message says why and what to do.
     """
     try:
         yield
@@ -55,10 +55,10 @@ def cache_errors(address: str) -> Iterator[None]:
 
 
 def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store) -> ShardInfo:
-    """Returns a shard, newly made unless it is there or another process makes it.
+    """Makes a shard, unless it exists or another process makes it, and returns its description.
 
     Raises:
-        DataError: A row that cannot be used (file and line named), or the file has changed.
+        DataError: A row cannot be used (the message names file and line), or the file has changed.
         OSError: The store or the scratch directory refuses.
     """
     key = shard.key
@@ -72,13 +72,13 @@ def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMa
 
 
 def read_infos(store: Store, keys: Sequence[str]) -> list[ShardInfo]:
-    """Returns what shards hold that are all there; many are asked for at a time, for an object store takes its time."""
+    """Returns the descriptions of shards that all exist. Reads many at a time, because an object store is slow."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(partial(read_info, store), keys))
 
 
 def find_info(store: Store, key: str) -> ShardInfo | None:
-    """Returns what a shard holds; None when it is yet to be made."""
+    """Returns the description of a shard; None if the shard is not made yet."""
     try:
         return read_info(store, key)
     except FileNotFoundError:
@@ -86,10 +86,10 @@ def find_info(store: Store, key: str) -> ShardInfo | None:
 
 
 def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None:
-    """Refuses a shard that was made when bad rows were left out, if they now are an error.
+    """Refuses a shard that was made without its bad rows, if bad rows are an error now.
 
     Raises:
-        DataError: With the first of them.
+        DataError: The shard has bad rows; the message names the first.
     """
     if info.counts.num_bad_rows and request.bad_rows == "error":
         first = _first_bad_row(store, [info.key])
@@ -97,7 +97,7 @@ def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None
 
 
 def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store, scratch: Path) -> None:
-    """Writes a shard to scratch, then puts its files into the store; bad rows stop the work, or are put aside."""
+    """Writes a shard to scratch, then puts its files into the store; bad rows raise or go to the quarantine."""
     counts, quarantine = Counts(), scratch / quarantine_name(shard.key)
     window, num_rows, num_tokens = Window(), 0, 0
     with ShardWriter(scratch, shard.key) as writer:
@@ -135,7 +135,7 @@ def check_trained(request: SplitRequest, counts: Counts, store: Store, keys: lis
     """Refuses a split in which nothing is trained.
 
     Raises:
-        DataError: With the likely reason.
+        DataError: No token is trained; the message gives the likely reason.
     """
     if counts.num_trained_tokens:
         return
@@ -175,12 +175,12 @@ _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 4 << 20
 
 RenderMany = Callable[[Sequence[Record]], list[list[Sample] | DataError]]
-"""Of each record its samples, or what the template says against it."""
+"""Returns for each record its samples, or the error that the template raised."""
 Rendered = tuple[Row | BadRow, list[Sample] | BadRow]
 
 
 def render_rows(rows: Iterable[Row | BadRow], render_many: RenderMany) -> Iterator[Rendered]:
-    """Yields every row in order with its samples, or with what is wrong with it."""
+    """Yields every row in order, with its samples or its problem."""
     for batch in _batches(rows):
         outcomes = iter(render_many([row.record for row in batch if isinstance(row, Row)]))
         for row in batch:
@@ -208,12 +208,12 @@ def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
 
 
 def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> tuple[list[Sample], Counts]:
-    """Returns the samples of a row that are trained, none longer than a sequence, and what the row counts as.
+    """Returns the trained samples of a row, none longer than a sequence, and the counts of the row.
 
     The samples of a slot with several rows are used together or not at all.
 
     Raises:
-        DataError: A sample is longer, and `data.long_samples` is `error`.
+        DataError: A sample is longer than a sequence, and `data.long_samples` is `error`.
     """
     long = [sample for sample in samples if len(sample.input_ids) > request.seq_len]
     if long and request.long_samples == "error":
@@ -231,7 +231,7 @@ def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> 
 
 
 def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
-    """Returns what a run uses of a sample: no piece longer than a sequence, none without a trained token."""
+    """Returns the pieces of a sample that a run uses: none longer than a sequence or without a trained token."""
     length = len(sample.input_ids)
     if length > request.seq_len and request.long_samples == "drop":
         return []

@@ -1,7 +1,7 @@
 """Joins short samples into sequences. Pure: the same samples give the same sequences.
 
-Packing looks at one window of rows only (a token shard), so a packed sequence has an identity that does not
-depend on what else is in the data set.
+Packing looks at one window of rows at a time, inside one token shard, so a packed sequence does not depend on the rest
+of the data set.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class PackedSequence:
 
     Attributes:
         input_ids: Tokens of all samples, one after the other.
-        trained: As in `Sample`.
-        starts: Where each sample begins.
+        trained: See `Sample`.
+        starts: Index of the first token of each sample.
     """
 
     input_ids: list[int]
@@ -32,7 +32,7 @@ class PackedSequence:
 
 
 class Window:
-    """The samples of one window until they are packed, at five bytes a token: as lists they would take fifty."""
+    """Collects the samples of one window until they are packed, at five bytes a token (lists would take fifty)."""
 
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._input_ids = array("i")
@@ -45,18 +45,18 @@ class Window:
         return len(self._ends) - 1
 
     def add(self, sample: Sample) -> None:
-        """Takes one more sample."""
+        """Adds a sample."""
         self._input_ids.extend(sample.input_ids)
         self._trained.extend(sample.trained)
         self._ends.append(len(self._input_ids))
 
     def sequences(self, seq_len: int, packing: bool, samples_per_sequence: int = 1) -> Iterator[PackedSequence]:
-        """Yields the sequences, each made when it is asked for.
+        """Yields the sequences. Each is made on demand.
 
         Args:
-            seq_len: Tokens that a packed sequence may have.
-            packing: Join as many samples as fit. Without, a sequence has `samples_per_sequence` neighbours.
-            samples_per_sequence: Samples of a sequence that is not packed.
+            seq_len: The most tokens of a packed sequence.
+            packing: Join as many samples as fit. If False, each sequence joins `samples_per_sequence` neighbours.
+            samples_per_sequence: Samples of a sequence without packing.
         """
         lengths = [end - start for start, end in pairwise(self._ends)]
         if packing:
@@ -82,7 +82,7 @@ class Window:
 
 
 def plan_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Places samples into bins by best fit decreasing; bins and members come back in input order."""
+    """Returns bins of samples, filled by best fit decreasing; bins and their members are in input order."""
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (tokens left, bin), sorted
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

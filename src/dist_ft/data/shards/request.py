@@ -1,7 +1,7 @@
-"""What a split is made of and how, and the keys under which its token shards are kept.
+"""Describes how a split is made, and computes the keys of its token shards.
 
-A key holds everything that changes tokens and nothing else: not the path, not the time. It is known from the listing of
-the sources, before a row is read.
+A key covers everything that changes tokens and nothing else: neither the path nor the time. It follows from the listing
+of the sources, before a row is read.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.data.sources.source_file import SourceFile
 
 PREPARATION_VERSION = 4
-"""Part of every key; raised when the same input would give other tokens or other files."""
+"""Part of every key; raise it when the same input would give other tokens or other files."""
 WINDOW_ROWS = 8192
 """Most rows that are packed together; a window ends with its part at the latest."""
 WINDOW_TOKENS = 1 << 22
-"""A window ends early once it holds so many tokens: it is kept in memory."""
+"""A window ends early when it holds this many tokens, because it is kept in memory."""
 
 
 def is_window_full(num_rows: int, num_tokens: int) -> bool:
-    """Whether so many rows with so many tokens are to be packed now."""
+    """Returns whether a window of this many rows and tokens is full, so that its rows are packed now."""
     return num_rows >= WINDOW_ROWS or num_tokens >= WINDOW_TOKENS
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What to prepare.
+    """Describes a split to prepare.
 
     Attributes:
-        sources: Where the rows are; read one after the other.
+        sources: Sources of the rows, read one after the other.
         seq_len: `data.seq_len`.
         packing: `data.packing`.
-        render_key: Of tokenizer, template and whatever else decides which tokens a row becomes.
+        render_key: Key of the tokenizer, the template and everything else that decides the tokens of a row.
         held_out: Fraction of the rows kept for evaluation.
         take_held_out: Prepare that fraction instead of the rest.
         group_by: `data.group_by`.
         long_samples: `data.long_samples`.
         bad_rows: `data.bad_rows`.
         part_bytes: `data.part_mib` in bytes.
-        removed: Rows that the config leaves out, of a request with one source.
+        removed: Rows that the config removes; only for a request with one source.
         rows_per_slot: Samples of a record that stay together in one sequence (`Objective.rows_per_slot`).
     """
 
@@ -68,14 +68,14 @@ class SplitRequest:
 
     @property
     def shown(self) -> str:
-        """The sources, for messages to people."""
+        """The names of the sources, for messages."""
         return ", ".join(source.source for source in self.sources)
 
     def part_key(self, source: RowSource, part: Part, removed: Numbers) -> str:
-        """Returns the key of the shard that a part becomes without some of its rows.
+        """Returns the key of the shard of a part without its removed rows.
 
-        What becomes of bad rows is not in it: a shard without any is the same either way, and one with some says so.
-        A run that meets a bad row may therefore go on with `data.bad_rows: skip`.
+        The key does not cover `data.bad_rows`: a shard without bad rows is the same either way, and a shard with some
+        says so. A run that meets a bad row can therefore continue with `data.bad_rows: skip`.
         """
         how = [
             PREPARATION_VERSION, WINDOW_ROWS, WINDOW_TOKENS, source.format, sorted(source.columns.items()),
@@ -87,19 +87,19 @@ class SplitRequest:
 
 
 def split_key(shard_keys: Sequence[str]) -> str:
-    """Returns the key of a split: two splits with the same key hold the same sequences."""
+    """Returns the key of a split. Two splits with the same key hold the same sequences."""
     return xxhash.xxh3_128_hexdigest(" ".join(shard_keys).encode())
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedShard:
-    """A shard that a split has, made or not.
+    """Describes a shard of a split, which may not be made yet.
 
     Attributes:
-        key: Its name in the store.
-        source: Where its rows are.
-        part: Which of them.
-        removed: Numbers of those that the config leaves out, counted in the part, ascending.
+        key: Name of the shard in the store.
+        source: Source of its rows.
+        part: Part of the source that holds its rows.
+        removed: Numbers of the rows that the config removes, counted in the part, ascending.
     """
 
     key: str
@@ -108,7 +108,7 @@ class PlannedShard:
     removed: Numbers
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for the process that makes it; nothing to keep, see `Part.to_dict`."""
+        """Returns JSON values for the process that makes the shard. Do not store them; see `Part.to_dict`."""
         source = self.source.model_dump(mode="json")
         return {"key": self.key, "source": source, "part": self.part.to_dict(), "removed": self.removed.tolist()}
 
@@ -121,12 +121,12 @@ class PlannedShard:
 
 @dataclass(frozen=True, eq=False)
 class SplitPlan:
-    """A split as its listing gives it.
+    """Holds the plan of a split, which follows from the listing of its sources.
 
     Attributes:
-        request: How it is made.
-        files: Of all its sources, in order.
-        shards: In file order.
+        request: How the split is made.
+        files: Files of all its sources, in order.
+        shards: Shards in file order.
     """
 
     request: SplitRequest
@@ -135,16 +135,16 @@ class SplitPlan:
 
     @cached_property
     def key(self) -> str:
-        """Two splits with the same key hold the same sequences."""
+        """Key of the split. Two splits with the same key hold the same sequences."""
         return split_key([shard.key for shard in self.shards])
 
 
 def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | None = None) -> SplitPlan:
-    """Names the shards of a split.
+    """Returns the plan of a split, with the keys of its shards.
 
     Args:
         request: How the split is made.
-        listed: Files of each of its sources; None lists them.
+        listed: Files of each of its sources; None lists them here.
 
     Raises:
         DataError: A source cannot be listed.
@@ -160,9 +160,9 @@ def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | N
 
 
 def rows_of_shard(request: SplitRequest, shard: PlannedShard) -> Iterator[Row | BadRow]:
-    """Yields the rows of a shard: those of its part, without what is left out, on the split's side.
+    """Yields the rows of a shard: the rows of its part that are not removed and are on the split's side.
 
-    A row that is not understood has no side of its own and counts on the training side.
+    A bad row has no side of its own and belongs to the training side.
     """
     for row in without(scan_part(shard.part, shard.source, request.group_by), shard.removed):
         is_other_side = bool(request.held_out) and isinstance(row, Row) and is_held_out(row, request.held_out)

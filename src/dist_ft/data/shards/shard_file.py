@@ -1,12 +1,12 @@
-"""Token shards: Arrow files of finished sequences, each with a small index and a JSON file that says what it holds.
+"""Reads and writes token shards: Arrow files of sequences, each with a small index and a JSON description.
 
 `<key>.arrow` has one row a sequence: `input_ids` (list<int32>), `trained` (list<bool>), `starts` (list<int32>), in
 record batches of 512. `<key>.index.npy` is int32 [sequences, 2]: tokens and trained tokens of each. `<key>.json` is
-the `ShardInfo`, written last: the shard exists when it does. Every rank reads the indexes of a window, and the
-record batches in which its own slots lie.
+the `ShardInfo`, written last: without it, the shard does not exist. Every rank reads the indexes of a window, and the
+record batches that hold its own slots.
 
-Each record batch is checked against its hash when a process first touches it, so damage is found at a cost in
-proportion to what a rank reads, wherever the file lies.
+Each record batch is checked against its hash when a process first reads it. The cost of finding damage is therefore in
+proportion to what a rank reads.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ SCHEMA = pa.schema(
     ]
 )
 _FIRST_BATCH = 8 + SCHEMA.serialize().size
-"""Where a writer of this version of Arrow puts the first record batch: after magic bytes and schema."""
+"""Offset of the first record batch, after the magic bytes and the schema, in files of this version of Arrow."""
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard holds, and how to tell that it is whole.
+    """Describes the contents of a shard, with hashes to check that it is whole.
 
     Attributes:
-        key: Its name; two shards with the same key hold the same sequences.
+        key: Name of the shard; two shards with the same key hold the same sequences.
         counts: Totals.
         max_tokens: Tokens of the longest sequence.
         max_trained_tokens: Most trained tokens of one sequence.
-        num_bytes: Of the Arrow file.
+        num_bytes: Size of the Arrow file.
         hash: xxh3-128 of the Arrow file.
-        num_index_bytes: Of the index.
+        num_index_bytes: Size of the index.
         index_hash: xxh3-128 of the index.
-        batch_bounds: Where the record batches begin in the Arrow file, and the end of the last one.
+        batch_bounds: Offsets of the record batches in the Arrow file, and the end of the last one.
         batch_hashes: xxh3-64 of each record batch.
     """
 
@@ -77,7 +77,7 @@ class ShardInfo:
     batch_hashes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a JSON object, in which the counts stand beside the other fields."""
+        """Returns a JSON object, in which the counts are on one level with the other fields."""
         values = asdict(self)
         key, counts = values.pop("key"), values.pop("counts")
         lists = {"batch_bounds": list(self.batch_bounds), "batch_hashes": list(self.batch_hashes)}
@@ -85,7 +85,7 @@ class ShardInfo:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShardInfo:
-        """Inverse of `to_dict`, extra keys ignored.
+        """Inverse of `to_dict`; extra keys are ignored.
 
         Raises:
             KeyError: A field is missing.
@@ -97,11 +97,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class IndexRows:
-    """What the index of shards says of some sequences, as arrays of one length.
+    """Holds the index entries of some sequences, as arrays of one length.
 
     Attributes:
         num_tokens: Tokens of each sequence.
-        num_trained_tokens: Those of them whose prediction is trained.
+        num_trained_tokens: Tokens of each sequence whose prediction is trained.
     """
 
     num_tokens: npt.NDArray[np.int64]
@@ -112,7 +112,7 @@ class IndexRows:
 
     @property
     def totals(self) -> SlotTotals:
-        """What the sequences hold together."""
+        """The totals of the sequences."""
         return SlotTotals(len(self), int(self.num_tokens.sum()), int(self.num_trained_tokens.sum()))
 
 
@@ -120,10 +120,10 @@ class ShardWriter:
     """Writes one shard piece by piece; memory stays at one record batch and the index.
 
     The files appear in `directory` as they are written; nothing is synced. Only `close` writes the JSON file, so a
-    shard whose writer died does not exist to readers. Leaving the `with` block without `close` removes the rest.
+    shard whose writer died does not exist for readers. Leaving the `with` block without `close` removes the files.
 
     Args:
-        directory: Exists.
+        directory: An existing directory.
         key: Name of the shard.
     """
 
@@ -141,7 +141,7 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if not self._is_closed:
-            with suppress(OSError):  # of a full disk: the error that ended the work is the one to show
+            with suppress(OSError):  # such as a full disk; the error that ended the work is the one to show
                 self._finish_arrow()
             for ending in (ARROW, INDEX):
                 self._path(ending).unlink(missing_ok=True)
@@ -157,7 +157,7 @@ class ShardWriter:
         """Finishes the shard; `<key>.json` is written last.
 
         Args:
-            rows: What only the caller knows: what rows became. The writer counts sequences and tokens itself.
+            rows: Counts of rows and samples, which only the caller knows. The writer counts sequences and tokens.
         """
         if self._waiting:
             self._write_batch()
@@ -200,11 +200,11 @@ class ShardWriter:
 
 
 def read_info(store: Store, key: str) -> ShardInfo:
-    """Returns what a shard holds.
+    """Returns the description of a shard.
 
     Raises:
-        FileNotFoundError: It is yet to be made.
-        DataError: Its description is damaged.
+        FileNotFoundError: The shard is not made yet.
+        DataError: The description is damaged.
     """
     name = f"{key}{INFO}"
     try:
@@ -214,6 +214,6 @@ def read_info(store: Store, key: str) -> ShardInfo:
 
 
 def map_file(path: Path) -> pa.Buffer:
-    """Returns a file's bytes, mapped; no descriptor stays open, and deleting the file does no harm."""
+    """Maps a file and returns its bytes. No descriptor stays open, and the bytes stay readable if it is deleted."""
     with pa.memory_map(str(path), "r") as file:
         return file.read_buffer()

@@ -1,8 +1,8 @@
-"""Splits: the token shards that together are one training source, or the held-out data.
+"""Defines a prepared split: the token shards of one training source, or of the held-out data.
 
-A split is planned from the listing of its sources alone; its shards are made one by one, anywhere; once all are there,
-their sizes are written down in `splits/<key>.json` and the split is complete. In mode `stream` a run starts before that
-and asks for sizes as it goes.
+A split is planned from the listing of its sources alone, and its shards are made one by one on any machine. When all
+exist, their sizes are written to `splits/<key>.json` and the split is complete. In mode `stream` a run starts earlier
+and reads the sizes when it needs them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class PreparedSplit:
 
     Attributes:
         address: The store: a path or a URL.
-        key: As in `SplitPlan`.
-        num_shards: Token shards.
-        counts: Totals of the whole split; None while shards are still to be made.
-        removed_rows: Rows that the config leaves out, by rule.
-        max_tokens: Tokens of the longest sequence; of a split that is not complete, `data.seq_len`.
-        max_trained_tokens: Most trained tokens of one sequence; likewise.
-        made_sizes: While shards are still to be made, the sequences of each one that is there, None for the others.
-            Saves the readers a question to the store for each; empty where nothing is known.
+        key: See `SplitPlan`.
+        num_shards: Number of token shards.
+        counts: Totals of the whole split; None while the split is incomplete.
+        removed_rows: Number of rows that the config removes, by rule.
+        max_tokens: Tokens of the longest sequence; `data.seq_len` while the split is incomplete.
+        max_trained_tokens: Most trained tokens of one sequence; `data.seq_len` while the split is incomplete.
+        made_sizes: While the split is incomplete, the sequences of each shard that exists, None for the others. It
+            saves readers one request to the store per shard; empty if nothing is known.
     """
 
     address: str
@@ -53,18 +53,18 @@ class PreparedSplit:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every shard is there."""
+        """Whether every shard exists."""
         return self.counts is not None
 
     @property
     def known_counts(self) -> Counts:
-        """Totals of a split that is complete."""
+        """Totals of a complete split."""
         assert self.counts is not None, "shards of the split are still to be made"
         return self.counts
 
     @property
     def totals(self) -> SlotTotals:
-        """What the sequences hold, as the divisor of a loss needs it."""
+        """The totals of the sequences, from which the divisor of a loss follows."""
         counts = self.known_counts
         return SlotTotals(counts.num_sequences, counts.num_tokens, counts.num_trained_tokens)
 
@@ -80,16 +80,16 @@ class PreparedSplit:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
-        """Inverse of `dataclasses.asdict`, also after JSON; extra keys ignored."""
+        """Inverse of `dataclasses.asdict`, also after JSON; extra keys are ignored."""
         values = {field.name: data[field.name] for field in fields(cls)}
         counts = Counts(**data["counts"]) if data["counts"] else None
         return cls(**{**values, "counts": counts, "made_sizes": tuple(data["made_sizes"])})
 
 
 def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[SplitPlan, PlannedShard]]:
-    """Returns the shards that are yet to be made, plan by plan in file order, each once a plan.
+    """Returns the shards that are not made yet, plan by plan in file order, without repeats inside a plan.
 
-    What `splits/` says is not asked: a shard that was damaged and deleted is to be made anew.
+    The files in `splits/` do not count, because a shard that was damaged and deleted must be made again.
     """
     made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
     return [
@@ -101,10 +101,10 @@ def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[Split
 
 
 def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit:
-    """Returns a split all of whose shards are there, and writes down what they hold.
+    """Returns a split whose shards all exist, and writes its description to the store.
 
     Raises:
-        DataError: Nothing of it is trained.
+        DataError: No token of the split is trained.
     """
     name = _sizes_name(plan.key)
     if _exists(store, name):
@@ -134,7 +134,7 @@ def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit
 
 
 def _encode(split: PreparedSplit) -> dict[str, Any]:
-    """Returns a complete split as `splits/<key>.json` has it: the counts stand beside the other fields."""
+    """Returns a complete split as `splits/<key>.json` has it, with the counts on one level with the other fields."""
     return {
         "address": split.address, "key": split.key, "is_complete": True, "num_shards": split.num_shards,
         **asdict(split.known_counts), "removed_rows": split.removed_rows, "max_tokens": split.max_tokens,
@@ -155,13 +155,13 @@ def _quarantines(plan: SplitPlan, store: Store) -> Iterator[bytes]:
 
 
 def open_ended_split(plan: SplitPlan, store: Store, address: str, made_sizes: Mapping[str, int]) -> PreparedSplit:
-    """Returns a split whose shards are yet to come, for mode `stream`.
+    """Returns a split whose shards are not all made yet, for mode `stream`.
 
     Args:
         plan: The split.
-        store: Where its shards are kept.
-        address: Of the store.
-        made_sizes: Sequences of the shards that are there, by key.
+        store: Store of the shards.
+        address: Address of the store.
+        made_sizes: Sequences of the shards that exist, by key.
     """
     write_list(plan, store)
     longest = plan.request.seq_len
@@ -178,13 +178,13 @@ def open_ended_split(plan: SplitPlan, store: Store, address: str, made_sizes: Ma
 
 
 def write_list(plan: SplitPlan, store: Store) -> None:
-    """Writes down which shards a split has; readers find them by it."""
+    """Writes the list of a split's shards, by which readers find them."""
     if not _exists(store, _list_name(plan.key)):
         _write(store, _list_name(plan.key), {"keys": [shard.key for shard in plan.shards]})
 
 
 def quarantine_of(key: str) -> str:
-    """Name, where the token shards are kept, of the rows of a split that were left out as bad: place, problem, row."""
+    """Returns the name, in the store, of the file of a split's bad rows: location, problem and row of each."""
     return f"splits/{key}.quarantine.jsonl"
 
 
@@ -220,7 +220,7 @@ _LONG = {"truncate": "are cut", "drop": "are left out", "split": "are made into 
 def describe_omissions(
     splits: Sequence[PreparedSplit], eval_split: PreparedSplit | None, data: DataConfig
 ) -> list[str]:
-    """Returns a line for each kind of row or sample that was left out or cut; the same wherever a split is shown."""
+    """Returns a line for each kind of row or sample that was left out or cut; every display of a split uses them."""
     held_out = _lines([eval_split], data) if eval_split else ()
     return [*_lines(splits, data), *(f"held-out data: {line}" for line in held_out)]
 

@@ -1,9 +1,9 @@
-"""Gives the files of token shards to a reader: where they lie, or as copies that all ranks and runs of a machine share.
+"""Gives readers the files of token shards, in place or as copies that all ranks and runs of a machine share.
 
-A store that is a directory is read in place. From any other, a file is copied once: under a lock, beside its name,
-checked against the hash in its `ShardInfo`, then renamed, so that nobody believes half a copy. The copies take no more
-than a set part of the disk; those not used for longest are deleted. A copy that some rank has mapped may be among
-them: a deleted file that is mapped stays readable on Linux and macOS, its space comes back when the last one lets go.
+A store that is a directory is read in place. From any other store, a file is copied once: under a lock, to a temporary
+name, checked against the hash in its `ShardInfo`, then renamed, so that nobody reads a partial copy. The copies take at
+most a configured part of the disk; the least recently used are deleted. A rank may still have mapped such a copy: on
+Linux and macOS a deleted file stays readable while it is mapped, and its space is freed afterwards.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from dist_ft.storage.store import LocalStore, Store
 from dist_ft.storage.urls import shown_url
 
 FIRST_PAUSE_S = 0.5
-"""Wait after the first failed try; it doubles with each."""
+"""Wait after the first failed try; it doubles after each further one."""
 MAX_PAUSE_S = 30.0
 READY_POLL_S = 2.0
-"""Between two looks for a shard that is being prepared."""
+"""Wait between two checks for a shard that is being prepared."""
 ROOM_POLL_S = 0.05
-"""Between two looks for room that copies under way take up."""
+"""Wait between two checks for disk space that running copies have reserved."""
 READY_LIMIT_S = 7200.0
-"""Longest wait for a shard in mode `stream`; whether that is too long is the coordinator's to judge."""
+"""Longest wait for a shard in mode `stream`; the coordinator judges whether a wait is too long."""
 LOCK_LIMIT_S = 900.0
 """Longest wait for another process that copies the same file."""
 _CHUNK_BYTES = 8 << 20
@@ -56,7 +56,7 @@ class Replica:
     """A store of prepared data.
 
     Attributes:
-        shown: Its path or URL, for messages to people; without secrets.
+        shown: Path or URL without secrets, for messages.
         store: The store.
     """
 
@@ -68,10 +68,10 @@ class ShardCache:
     """The files of shards on this machine. Safe for many threads and processes.
 
     Args:
-        replicas: Where the data lies; each holds the same, the first is asked first.
+        replicas: Stores that hold the same data, in the order in which they are tried.
         loader: `data.loader`.
-        ready_limit_s: Longest wait for a shard that is not prepared yet; 0 where all are.
-        first_pause_s: As `FIRST_PAUSE_S`.
+        ready_limit_s: Longest wait for a shard that is not prepared yet; 0 if all are prepared.
+        first_pause_s: See `FIRST_PAUSE_S`.
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class ShardCache:
 
     @property
     def is_local(self) -> bool:
-        """Whether all data is read where it lies."""
+        """Whether all data is read in place."""
         return all(isinstance(replica.store, LocalStore) for replica in self._replicas)
 
     def info(self, key: str) -> ShardInfo:
-        """Returns what a shard holds, as soon as it is prepared.
+        """Returns the description of a shard, as soon as the shard is prepared.
 
         Raises:
-            DataError: It is not there, or damaged.
-            DataUnavailableError: It is not there in time, no replica answers, or the cache was closed meanwhile.
+            DataError: The shard does not exist, or its description is damaged.
+            DataUnavailableError: The shard is not prepared in time, no replica answers, or the cache was closed.
         """
         deadline = time.monotonic() + self._ready_limit_s
         while True:
@@ -117,16 +117,16 @@ class ShardCache:
             self._pause(min(READY_POLL_S, self._first_pause_s * 4))
 
     def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
-        """Maps a file of a shard, copying it to this machine first where it lies elsewhere.
+        """Maps a file of a shard, after copying it to this machine if it is elsewhere.
 
         Args:
-            info: Of the shard.
-            ending: Which of its files.
-            damaged: Files on this machine that turned out not to be whole.
+            info: Description of the shard.
+            ending: Ending of the file.
+            damaged: Files on this machine that turned out to be damaged.
 
         Raises:
-            DataError: Each replica has lost the file or holds a damaged one.
-            DataUnavailableError: No replica gives the whole file; each is named with its reason.
+            DataError: Every replica has lost the file or holds a damaged one.
+            DataUnavailableError: No replica gives the whole file; the message names each with its reason.
             StorageError: The copy cannot be written.
         """
         name = f"{info.key}{ending}"
@@ -139,11 +139,11 @@ class ShardCache:
             ) from None
 
     def close(self) -> None:
-        """Ends all waiting, here and in other threads, with an error."""
+        """Ends all waits, in this and other threads, with an error."""
         self._closed.set()
 
     def _from_any(self, name: str, attempt: Callable[[Replica], T]) -> T:
-        """Asks each replica in turn, round after round, as long as another try can help."""
+        """Tries each replica in turn, round after round, as long as another try can help."""
         reasons: dict[str, str] = {}
         for number in range(self._loader.max_tries):
             if number:
@@ -172,7 +172,7 @@ class ShardCache:
             if path in damaged:
                 raise DataError(f"{path} {DAMAGED}")
             return ShardFile(path, map_file(path))
-        # The hash is part of the name: a shard that was prepared anew, with other bytes, is another copy.
+        # The hash is part of the name, so a shard that was prepared again with other bytes is another copy.
         path = self._directory / f"{info.key}.{_hash(info, ending)[:16]}{ending}"
         with _disk_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ class ShardCache:
                 path.unlink(missing_ok=True)
         if (data := self._mapped_copy(path, info, ending)) is None:
             with self._locked(_lock_of(path)):
-                # Another process may have made it while this one waited.
+                # Another process may have made the copy while this one waited for the lock.
                 if (data := self._mapped_copy(path, info, ending)) is None:
                     data = self._copy(replica.store, path, info, ending)
         return ShardFile(path, data)
@@ -190,12 +190,12 @@ class ShardCache:
             data = map_file(path)
         except FileNotFoundError:
             return None
-        with suppress(OSError):  # gone meanwhile, or somebody else's: it is mapped, and only counts as older than it is
+        with suppress(OSError):  # deleted, or another user's: it is mapped already, and only looks less recently used
             os.utime(path)
         return data if data.size == _num_bytes(info, ending) else None
 
     def _copy(self, store: Store, path: Path, info: ShardInfo, ending: str) -> pa.Buffer:
-        """Copies a file, durably, checks it against its hash and maps it. The caller holds the lock of the copy."""
+        """Copies a file durably, checks its hash and maps it. The caller holds the lock of the copy."""
         part, name = path.with_name(f".{path.name}.part"), f"{info.key}{ending}"
         num_bytes, hasher = _num_bytes(info, ending), xxhash.xxh3_128()
         self._reserve(part, num_bytes, name)
@@ -220,9 +220,9 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, num_bytes: int, name: str) -> None:
-        """Takes up the room of a copy before its first byte comes, so that copies under way count, too.
+        """Reserves disk space for a copy before its first byte, so that running copies count, too.
 
-        Waits where only copies under way could make room: they become copies that can be deleted.
+        Waits if only running copies could make room: once finished, they can be deleted.
         """
         if num_bytes > self._limit_bytes:
             raise StorageError(
@@ -232,7 +232,7 @@ class ShardCache:
         deadline = time.monotonic() + LOCK_LIMIT_S
         while True:
             with self._locked("space"), _disk_errors(self._directory):
-                part.unlink(missing_ok=True)  # of a process that died: this one holds the lock of the copy
+                part.unlink(missing_ok=True)  # a process that died has left it: this one holds the lock of the copy
                 if self._make_room(num_bytes, _lock_of(part)):
                     with part.open("wb") as file:
                         file.truncate(num_bytes)
@@ -245,10 +245,10 @@ class ShardCache:
             self._pause(ROOM_POLL_S)
 
     def _make_room(self, num_bytes: int, held_lock: str) -> bool:
-        """Deletes the copies not used for longest until a file fits; returns whether it does."""
+        """Deletes the least recently used copies until a file fits; returns whether it fits."""
         found = []
         for entry in os.scandir(self._directory):
-            if _OURS.fullmatch(entry.name):  # the directory may be one that holds other things
+            if _OURS.fullmatch(entry.name):  # the directory may hold other files, too
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     found.append((status.st_mtime, status.st_size, Path(entry.path)))
@@ -262,7 +262,7 @@ class ShardCache:
         return used + num_bytes <= self._limit_bytes
 
     def _is_abandoned(self, part: Path, held_lock: str) -> bool:
-        """Returns whether nobody writes a copy any more: the system frees the lock of a process that dies."""
+        """Returns whether the writer of a copy has died: the system frees the lock of a process that dies."""
         name = _lock_of(part)
         if name == held_lock:
             return True
@@ -293,7 +293,7 @@ class ShardCache:
             lock.release()
 
     def _pause(self, seconds: float) -> None:
-        """Waits a little longer or shorter than asked, so that many ranks do not come back at once."""
+        """Waits a little longer or shorter than asked, so that many ranks do not try again at once."""
         self._closed.wait(seconds * random.uniform(0.5, 1.5))
         self._check_open()
 
@@ -313,7 +313,7 @@ def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:
 
 
 class _ClosedError(DataUnavailableError):
-    """Not a failure: nobody wants the data any more."""
+    """The cache was closed while a call waited. This is not a failure: nobody wants the data any more."""
 
 
 def _explain(name: str, reasons: dict[str, str]) -> str:
@@ -322,7 +322,7 @@ def _explain(name: str, reasons: dict[str, str]) -> str:
 
 
 def _lock_of(path: Path) -> str:
-    """Returns the name of the lock that a copy is made under, of its file or of the one under way."""
+    """Returns the name of a copy's lock, given the path of the finished or of the unfinished copy."""
     name = path.name.removeprefix(".").removesuffix(".part")
     return f"copy-{int(xxhash.xxh3_64_intdigest(name.encode())) % _NUM_LOCKS}"
 
@@ -337,10 +337,10 @@ def _num_bytes(info: ShardInfo, ending: str) -> int:
 
 @contextmanager
 def _disk_errors(directory: Path) -> Iterator[None]:
-    """Makes an error of the cache's own disk one that says so."""
+    """Turns an error of the cache's own disk into one that says so."""
     try:
         yield
-    except Timeout:  # of a lock; an OSError, too
+    except Timeout:  # a lock's timeout is an OSError, too
         raise
     except OSError as error:
         raise StorageError(

@@ -1,4 +1,4 @@
-"""Which shards a run in mode `stream` still needs: those whose window begins before its last position. Pure."""
+"""Tells which shards a run in mode `stream` needs: those whose window begins before its last position. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ShardDemand:
     Attributes:
         wanted: Sequences that the run takes of each source.
         sequences: (source, window) → sequences made.
-        enough: Source → a window that is not needed; counts only grow, so nor is any behind it.
+        enough: Source → a window that is not needed. Counts only grow, so later windows are not needed either.
     """
 
     wanted: Sequence[int]
@@ -24,18 +24,18 @@ class ShardDemand:
 
     @classmethod
     def of(cls, num_positions: int, weights: Sequence[float] | None, num_sources: int) -> ShardDemand:
-        """Returns what a run of so many positions needs."""
+        """Returns the demand of a run with this many positions."""
         shares = weights or [1.0] * num_sources
         return cls([ceil(num_positions * share / sum(shares)) + 1 for share in shares])
 
     def add(self, source: int, window: int, num_sequences: int) -> None:
-        """Notes a shard that is there."""
+        """Records a shard that is made."""
         self.sequences[source, window] += num_sequences
 
     def is_needed(self, source: int, window: int) -> bool:
-        """Whether the run gets as far as a window, as far as is known: shards that are being made count nothing yet."""
+        """Returns whether the run may reach a window; shards that are still being made count as empty."""
         if source in self.enough and window >= self.enough[source]:
-            return False  # without counting: a hundred thousand shards may be passed over at once
+            return False  # skip the count below: a hundred thousand shards may be dropped at once
         before = sum(count for (of, at), count in self.sequences.items() if of == source and at < window)
         if before < self.wanted[source]:
             return True

@@ -1,7 +1,7 @@
-"""Gives one rank the rows of a step. Owns how positions become arrays; the order itself is `order.py`.
+"""Gives one rank the rows of a step. Owns how positions become arrays; `order.py` owns the order.
 
-Batches of the next steps are made by a background thread while one is computed, and the files of the next window are
-fetched by a few others. All of that is a head start: the state of a loader is the step that is asked for.
+While a step is computed, a background thread makes the batches of the next steps, and a few others fetch the files of
+the next window. This only saves time: a loader has no state but the step that the caller asks for.
 
 Shapes: B rows of a micro batch, T tokens of its longest row (rounded up).
 """
@@ -33,12 +33,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one pass on one rank; rows without a slot are padding and weigh nothing.
+    """Holds the rows of one pass on one rank. Rows without a slot are padding with weight zero.
 
     Attributes:
         input_ids: [B, T].
-        targets: [B, T], the token that each place must predict, or `IGNORE`.
-        position_ids: [B, T], counted from 0 in each packed sample; restarts are what separates samples.
+        targets: [B, T], the token to predict at each place, or `IGNORE`.
+        position_ids: [B, T], counted from 0 in each packed sample; a restart at 0 separates two samples.
         slots: [B], slot in the step, -1 for padding; rows of one slot are neighbours.
     """
 
@@ -50,11 +50,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's share of a step, and the totals of the whole step (the same on every rank).
+    """Holds one rank's share of a step, and the totals of the whole step (the same on every rank).
 
     Attributes:
-        micro_batches: In the order they are run.
-        totals: What the slots of the global batch hold.
+        micro_batches: Micro batches in the order of computation.
+        totals: Totals of the slots of the global batch.
         digest: Digest of the global batch's sequences.
         position: The cursor after the step.
     """
@@ -67,7 +67,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class RankLayout:
-    """The part of a batch that a rank computes.
+    """Describes the part of a batch that a rank computes.
 
     Attributes:
         rank: The rank.
@@ -96,15 +96,15 @@ def fitting_batch(
     limit_bytes: int | None,
     rows_per_slot: int,
 ) -> BatchShape:
-    """Returns the largest micro batch that these splits can give, with fewer sequences where memory is short.
+    """Returns the largest micro batch that these splits can give, with fewer sequences if memory is short.
 
     Args:
         config: The run config.
         model: The model.
-        splits: Every split that a worker reads.
-        world_size: Workers.
-        limit_bytes: Memory of a worker; None where it is not known, which leaves the batch as configured.
-        rows_per_slot: Rows of a slot, which is one sequence of a split; none of them is longer than `data.seq_len`.
+        splits: All splits that a worker reads.
+        world_size: Number of workers.
+        limit_bytes: Memory of a worker; None if unknown, which leaves the batch as configured.
+        rows_per_slot: Rows of a slot, which is one sequence of a split; no row is longer than `data.seq_len`.
     """
     longest_row = min(max(split.max_tokens for split in splits), config.data.seq_len)
     batch = BatchShape(
@@ -128,15 +128,15 @@ def fitting_batch(
 
 
 class TrainLoader:
-    """Random access to the steps of a run, quick when they are taken one after the other. `close` it.
+    """Gives random access to the steps of a run; consecutive steps are fastest. The caller must `close` it.
 
     Args:
-        order: Which sequence when.
-        shards: Of each source.
-        layout: This rank's part.
+        order: Order of the sequences.
+        shards: Shards of each source.
+        layout: This rank's part of a batch.
         global_batch_size: Sequences of a step.
         total: Positions of the run.
-        prefetch_steps: Steps that are made ready ahead of the one asked for; 0 makes each when it is asked for.
+        prefetch_steps: Steps to prepare ahead of the requested one; 0 makes each step on request.
     """
 
     def __init__(
@@ -151,19 +151,19 @@ class TrainLoader:
         self._order, self._shards, self._layout = order, shards, layout
         self._global_batch_size, self._total = global_batch_size, total
         self._prefetch_steps = prefetch_steps
-        # One thread: shards are not for several, and steps are taken in order anyway.
+        # One thread, because shards are not safe for several threads, and steps are taken in order anyway.
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._fetchers = ThreadPoolExecutor(NUM_FETCHERS, thread_name_prefix="fetch")
         self._ready: deque[tuple[int, Future[StepBatch]]] = deque()
         self._fetched: dict[int, tuple[int, int]] = {}
 
     def step(self, step: int) -> StepBatch:
-        """Returns this rank's rows of step `step`, counted from 0. What went wrong with them is raised here."""
+        """Returns this rank's rows of step `step`, counted from 0; raises errors of the background threads."""
         self._look_ahead(step)
         return self._ready.popleft()[1].result()
 
     def is_ready(self, step: int, within_s: float) -> bool:
-        """Whether the rows of a step are there within so many seconds; if not, `step` will wait for them."""
+        """Returns whether the rows of a step are ready within some seconds; if not, `step` would wait for them."""
         self._look_ahead(step)
         return not wait([self._ready[0][1]], within_s).not_done
 
@@ -172,14 +172,14 @@ class TrainLoader:
         return self._order.epoch(position)
 
     def close(self) -> None:
-        """Ends the threads, and with an error whatever they wait for."""
+        """Ends the threads; whatever they wait for ends with an error."""
         for opened in self._shards:
             opened.close()
         self._maker.shutdown(cancel_futures=True)
         self._fetchers.shutdown(cancel_futures=True)
 
     def _look_ahead(self, step: int) -> None:
-        """Has the rows of a step and of those behind it made."""
+        """Starts making the rows of a step and of the steps after it."""
         if self._ready and self._ready[0][0] != step:
             for _, future in self._ready:
                 future.cancel()
@@ -219,9 +219,9 @@ class TrainLoader:
         return micro_batch(rows, slots, self._layout)
 
     def _fetch_ahead(self, position: int) -> None:
-        """Has the shards of the window at a position and of the next one brought here, where they are not yet.
+        """Starts fetching the shards of the window at a position and of the next window to this machine.
 
-        What goes wrong is not looked at: it comes up again when the shard is read.
+        Errors are ignored here, because reading the shard raises them again.
         """
         if all(opened.is_local for opened in self._shards):
             return
@@ -233,7 +233,7 @@ class TrainLoader:
 
 
 def num_eval_batches(shards: TokenShards, layout: RankLayout) -> int:
-    """Returns the batches of a held-out split over all ranks, without those that only fill up."""
+    """Returns the number of batches of a held-out split over all ranks, without padding batches."""
     counts = shards.num_sequences(np.arange(shards.num_shards))
     windows = [int(counts[begin : begin + WINDOW_SHARDS].sum()) for begin in range(0, len(counts), WINDOW_SHARDS)]
     return sum(num_micro_steps(count, layout.micro_batch_size, 1) for count in windows)
@@ -242,9 +242,9 @@ def num_eval_batches(shards: TokenShards, layout: RankLayout) -> int:
 def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch]:
     """Yields this rank's part of a held-out split; every rank gets the same number of batches.
 
-    A batch holds the same rows whatever the number of ranks, so that it gives the same numbers. They are dealt round
-    robin: this rank's i-th is number `i * world_size + rank` of all; those beyond the last are padding. Slots count
-    the rows of the split.
+    A batch holds the same rows at any number of ranks, so that it gives the same numbers. Batches are dealt round
+    robin: the i-th batch of this rank is number `i * world_size + rank` of all, and batches beyond the last are
+    padding. Slots count the rows of the split.
     """
     whole = _all_eval_batches(shards, layout.micro_batch_size)
     for number in range(-(-num_eval_batches(shards, layout) // layout.world_size) * layout.world_size):
@@ -254,9 +254,9 @@ def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch
 
 
 def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Yields slots and (shard, row) of each batch; rows of similar length within a window of shards."""
+    """Yields slots and (shard, row) of each batch; a batch has rows of similar length from one window of shards."""
     first = 0
-    for begin in range(0, shards.num_shards, WINDOW_SHARDS):  # a reader has no more of them open
+    for begin in range(0, shards.num_shards, WINDOW_SHARDS):  # as many shards as a reader keeps open
         members = np.arange(begin, min(begin + WINDOW_SHARDS, shards.num_shards))
         held = list(zip(members.tolist(), shards.num_sequences(members).tolist(), strict=True))
         rows = [(shard, row) for shard, count in held for row in range(count)]
@@ -267,7 +267,7 @@ def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tu
 
 
 def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayout) -> MicroBatch:
-    """Returns the rows of some slots; a slot of several rows is one sequence, cut where its samples begin."""
+    """Returns the rows of some slots. A slot of several rows is one sequence that is cut where its samples begin."""
     if layout.rows_per_slot == 1:
         return collate(sequences, slots, layout.micro_batch_size)
     rows: list[Row] = []
@@ -280,7 +280,7 @@ def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayo
 
 
 def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBatch:
-    """Pads rows to one length and fills up with padding rows."""
+    """Pads rows to one length and adds padding rows up to `num_rows`."""
     length = round_up(max((len(ids) for ids, _, _ in rows), default=1), LENGTH_MULTIPLE)
     input_ids = np.zeros((num_rows, length), dtype=np.int64)
     targets = np.full((num_rows, length), IGNORE, dtype=np.int64)
@@ -291,7 +291,7 @@ def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBa
         input_ids[row, :count] = ids
         is_trained[row, :count] = trained
         if len(starts) > 1:
-            # The padding after packed samples is a sample of its own.
+            # The padding after packed samples counts as a sample of its own.
             ends = np.append(starts, count) if count < length else starts
             position_ids[row] -= np.repeat(ends, np.diff(ends, append=length))
     np.copyto(targets[:, :-1], input_ids[:, 1:], where=is_trained[:, 1:])

@@ -1,8 +1,8 @@
-"""Which source stands at which position, and how often it was taken before. Pure integer arithmetic.
+"""Maps each position to its source, and to the number of earlier positions of that source. Pure integer arithmetic.
 
-A source has an integer rate. Positions come in periods of as many as the rates' sum; in each period a source is
-taken as often as its rate says, as evenly as whole numbers allow. Floor functions only, so every count is
-monotone, exact at the end of a period, and known without a walk.
+A source has an integer rate. A period is as many positions as the sum of the rates; in each period, a source is taken
+as often as its rate says, as evenly as whole numbers allow. Only floor functions are used, so every count is monotone,
+exact at the end of a period, and computed without a walk.
 
 Worked example. Rates 6 and 3 make periods of 9: B A A B A A B A A.
 """
@@ -18,12 +18,12 @@ import numpy as np
 from dist_ft.data.stream.permute import Ints
 
 RATE_TOTAL = 1 << 30
-"""Sum of the rates that come from weights: a share is exact to one in a billion."""
+"""Sum of the rates that are made from weights, so that a share is exact to one in a billion."""
 _MAX_PRODUCT = (1 << 63) - 1
 
 
 def rates_of(weights: Sequence[float]) -> list[int]:
-    """Returns integer rates in proportion to weights, by largest remainder; they depend on nothing else."""
+    """Returns integer rates in proportion to the weights, rounded by largest remainder."""
     whole = sum(map(Fraction, weights))
     exact = [RATE_TOTAL * Fraction(weight) / whole for weight in weights]
     rates = [int(share) for share in exact]
@@ -34,9 +34,9 @@ def rates_of(weights: Sequence[float]) -> list[int]:
 
 
 def split(positions: Ints, rates: Sequence[int]) -> tuple[Ints, Ints]:
-    """Returns (source, how many of its sequences came before) of each position.
+    """Returns for each position its source, and the number of the source's sequences before it.
 
-    Source 0 takes positions at its rate, source 1 at its rate of what is left, and so on.
+    Source 0 takes positions at its rate, source 1 takes its rate of the remaining positions, and so on.
     """
     total = sum(rates)
     periods, left = np.divmod(positions, total)
@@ -57,7 +57,7 @@ def split(positions: Ints, rates: Sequence[int]) -> tuple[Ints, Ints]:
 
 
 def counts_before(position: int, rates: Sequence[int]) -> list[int]:
-    """Returns how many sequences of each source stand before a position."""
+    """Returns the number of sequences of each source before a position."""
     total = sum(rates)
     period, left = divmod(position, total)
     counts = []
@@ -70,10 +70,10 @@ def counts_before(position: int, rates: Sequence[int]) -> list[int]:
 
 
 def epoch_size(sizes: Sequence[int], weights: Sequence[float] | None, exhaust: str) -> int | None:
-    """Returns the positions of an epoch; None when it has no end.
+    """Returns the number of positions of an epoch; None if the epoch has no end.
 
-    Without weights every sequence once. With weights `first`: up to the first position that would begin a second
-    pass over a source; `all`: until every source has been used up, the smaller ones being repeated.
+    Without weights, an epoch has every sequence once. With weights and `first`, it ends before the first position that
+    would begin a second pass over a source; with `all`, it ends when every source is used up, and smaller ones repeat.
 
     Args:
         sizes: Sequences of each source.
@@ -91,7 +91,7 @@ def epoch_size(sizes: Sequence[int], weights: Sequence[float] | None, exhaust: s
 
 
 def _first(is_true: Callable[[int], bool]) -> int:
-    """Returns the first number for which something is true that stays true from there on."""
+    """Returns the first number for which a predicate is true; it must stay true for all larger numbers."""
     end = 1
     while not is_true(end):
         end *= 2

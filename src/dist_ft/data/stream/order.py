@@ -1,14 +1,14 @@
-"""Which sequence stands at which position of the stream: a pure function of (shards, rates, seed, position).
+"""Maps each position of the stream to a sequence: a pure function of (shards, rates, seed, position).
 
-World size, node and attempt do not appear here; that is what makes a resume at any size exact. Nothing is
-replayed: locating a position costs the same at the first and at the billionth sequence. Torch-free.
+World size, node and attempt do not appear here, which makes a resume at any world size exact. Nothing is replayed:
+locating a position costs the same at the first and at the billionth sequence. Torch-free.
 
 Worked example. Two sources of 6 and 3 sequences without weights make epochs of 9 positions. `mixing` gives each
 source its share at a steady rate (B A A B A A B A A), and each source walks through its own permutation: shards in
 a seeded order, rows permuted inside a window of neighbouring shards, so that a reader touches few files at a time.
 
-The sizes of a window's shards are asked for when the window is reached, never before. A run whose data is still
-being prepared therefore sees the same sequences as one whose data lies ready.
+The sizes of a window's shards are read when the stream reaches the window, never before. A run whose data is still
+being prepared therefore sees the same sequences as a run whose data is ready.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dist_ft.errors import DataError
 WINDOW_SHARDS = 8
 """Shards whose rows are mixed with one another; a reader has at most two windows of a source open."""
 _MAX_LAYOUTS = 3
-"""Passes over a source whose layouts are kept: a batch may reach into the next."""
+"""Passes over a source whose layouts are kept; a batch may reach into the next pass."""
 
 
 class ShardSizes(Protocol):
@@ -35,21 +35,21 @@ class ShardSizes(Protocol):
 
     @property
     def num_shards(self) -> int:
-        """Shards of the source."""
+        """Number of shards of the source."""
         ...
 
     def num_sequences(self, shards: Ints) -> Ints:
-        """Returns the sequences of some shards; may wait until they are ready."""
+        """Returns the number of sequences of some shards; may wait until they are ready."""
         ...
 
 
 @dataclass(frozen=True)
 class SequenceId:
-    """Names one use of one sequence, for ever.
+    """Names one use of one sequence in a run. The name never changes.
 
     Attributes:
         source: Index of the source in `data.train`.
-        pass_index: How often the source had been used up before.
+        pass_index: Number of passes over the source before this use.
         shard: Index of the shard in the source's list.
         row: Row in the shard.
     """
@@ -78,14 +78,14 @@ class SequenceIds:
 
 
 class Order:
-    """The stream of a run. Its state is the position; what it keeps only saves work.
+    """The stream of a run. The position is its only state; everything it keeps is a cache.
 
     Args:
-        sources: Sizes of each source's shards, in config order: an array where all are known.
-        weights: `DataConfig.weights`. Without them sources share by their sizes, which must then be known unless
-            there is one only.
+        sources: Sizes of each source's shards, in config order; an array if all sizes are known.
+        weights: `DataConfig.weights`. Without weights, sources share by their sizes, which must be known if there is
+            more than one source.
         seed: `run.seed`.
-        shuffle: `data.shuffle`; False takes shards and rows as they come.
+        shuffle: `data.shuffle`; False takes shards and rows in their own order.
         exhaust: `data.exhaust`.
     """
 
@@ -100,25 +100,25 @@ class Order:
         self._sources = [_Source(sizes, index, seed, shuffle) for index, sizes in enumerate(sources)]
         self._rates = rates_of(weights) if weights else self._own_counts()
         known = [source.total for source in self._sources if source.total is not None]
-        # Settled here: what becomes known later must not change how epochs are counted.
+        # Fixed here, because sizes that become known later must not change how epochs are counted.
         self._epoch_size = epoch_size(known, weights, exhaust) if len(known) == len(sources) else None
 
     @property
     def epoch_size(self) -> int | None:
-        """Positions of one epoch; None where it has no end, or not all sizes were known from the start."""
+        """Positions of one epoch; None if it has no end, or if not all sizes were known from the start."""
         return self._epoch_size
 
     def epoch(self, position: int) -> int:
         """Returns the epochs completed at a position; without epochs, the passes over the first source.
 
-        Asks for no sizes beyond those of what stands before the position.
+        Reads only sizes of shards before the position.
         """
         if self.epoch_size is not None:
             return position // self.epoch_size
         return self._sources[0].passes_completed(counts_before(position, self._rates)[0])
 
     def locate(self, positions: Ints) -> SequenceIds:
-        """Returns the sequences at some positions, which count on across epochs."""
+        """Returns the sequences at some positions. Positions continue across epochs."""
         source, used = split(positions, self._rates)
         found = np.zeros((3, len(positions)), np.int64)
         for index in np.unique(source).tolist():
@@ -131,12 +131,12 @@ class Order:
         return next(iter(self.locate(np.array([position]))))
 
     def windows(self, position: int) -> list[tuple[tuple[int, int], Ints]]:
-        """Returns of each source the window last used before a position, and the one after: where reading will be.
+        """Returns for each source the last window used before a position and the window after it, to fetch them early.
 
-        Asks for no sizes beyond those of what stands before the position.
+        Reads only sizes of shards before the position.
 
         Returns:
-            A source each: a name of the window, and the shards of both.
+            For each source: a name of the window, and the shards of both windows.
         """
         counts = counts_before(position, self._rates)
         return [source.windows(count) for source, count in zip(self._sources, counts, strict=True)]
@@ -145,13 +145,13 @@ class Order:
         totals = [source.total for source in self._sources]
         if len(totals) == 1:
             return [totals[0] or 1]
-        # config/rules.py asks for weights before it comes to this.
+        # config/rules.py refuses this case: it requires weights.
         assert all(total is not None for total in totals), "several sources of unknown size need weights"
         return [total or 0 for total in totals]
 
 
 class _Layout:
-    """Where the shards of one pass lie: their order, and the first index of each as far as sizes are known."""
+    """The order of the shards of one pass, and the first index of each shard, as far as sizes are known."""
 
     def __init__(self, shards: Ints) -> None:
         self.shards = shards
@@ -165,22 +165,22 @@ class _Layout:
 
     @property
     def next_window(self) -> Ints:
-        """Shards of the first window whose sizes are not known."""
+        """Shards of the first window with unknown sizes."""
         return self.shards[self.num_known : self.num_known + WINDOW_SHARDS]
 
     def extend(self, sizes: Ints) -> None:
-        """Takes the sizes of the next shards."""
+        """Adds the sizes of the next shards."""
         end = self.num_known + len(sizes)
         self._starts[self.num_known + 1 : end + 1] = self._starts[self.num_known] + np.cumsum(sizes)
         self.num_known = end  # last: another thread may be reading
 
     def window(self, index: Ints) -> Ints:
-        """Returns the window in which each index lies."""
+        """Returns the window of each index."""
         return np.searchsorted(self.starts[::WINDOW_SHARDS], index, side="right") - 1
 
 
 class _Source:
-    """One source's own walk: (how many were taken before) → (pass, shard, row)."""
+    """The order of one source: maps the number of sequences taken before to (pass, shard, row)."""
 
     def __init__(self, sizes: Ints | ShardSizes, index: int, seed: int, shuffle: bool) -> None:
         self._late = None if isinstance(sizes, np.ndarray) else sizes
@@ -196,7 +196,7 @@ class _Source:
         self.total: int | None = None if self._late is not None else self._checked(int(self._sizes.sum()))
 
     def locate(self, used: Ints) -> Ints:
-        """Returns pass, shard and row of each, as three rows."""
+        """Returns pass, shard and row of each sequence, as three rows."""
         total = self._reach(int(used.max()))
         passes, index = np.divmod(used, total) if total else (np.zeros_like(used), used)
         keys = absorb(self._key, passes)
@@ -208,7 +208,7 @@ class _Source:
         return found
 
     def passes_completed(self, count: int) -> int:
-        """Returns how often the source has been used up after `count` sequences."""
+        """Returns the number of complete passes over the source after `count` sequences."""
         total = self._reach(count - 1)
         return count // total if total else 0
 
@@ -258,7 +258,7 @@ class _Source:
         return permute(shards, len(shards), absorb(absorb(self._key, passed), 0))
 
     def _reach(self, index: int) -> int | None:
-        """Learns sizes until an index is covered. Returns the sequences of a pass once one has been used up."""
+        """Reads sizes until they cover an index. Returns the sequences of a pass, or None until all are known."""
         if self.total is not None or self._late is None or index < self._first.starts[-1]:
             return self.total
         with self._lock:
@@ -283,17 +283,17 @@ def first_pass(num_shards: int, seed: int, source: int, shuffle: bool) -> list[i
 
 
 def step_positions(step: int, global_batch_size: int, total: int) -> range:
-    """Returns the positions that step `step` (counted from 0) takes; the last step takes what is left."""
+    """Returns the positions of step `step` (counted from 0); the last step takes the remaining positions."""
     return range(min(step * global_batch_size, total), min((step + 1) * global_batch_size, total))
 
 
 def run_length(
     epoch_positions: int | None, global_batch_size: int, epochs: float, max_steps: int | None
 ) -> tuple[int, int]:
-    """Returns `(steps, positions)` of a run; nothing is dropped and nothing repeated to fill up.
+    """Returns `(steps, positions)` of a run. No sequence is dropped, and none is repeated to fill the last step.
 
     Args:
-        epoch_positions: Positions of an epoch; None, where it is not known, needs `max_steps`.
+        epoch_positions: Positions of an epoch; None means unknown, which requires `max_steps`.
         global_batch_size: `train.global_batch_size`.
         epochs: `train.epochs`.
         max_steps: `train.max_steps`.
@@ -306,7 +306,7 @@ def run_length(
 
 
 def digest(ids: SequenceIds) -> str:
-    """Returns the commutative digest of the sequences of a step: the proof of what was consumed."""
+    """Returns a digest of the sequences of a step, independent of their order. It proves what was consumed."""
     state = np.zeros(1, np.uint64)
     for values in (ids.source, ids.pass_index, ids.shard, ids.row):
         state = absorb(state, values)

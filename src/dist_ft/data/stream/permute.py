@@ -1,7 +1,7 @@
-"""Seeded permutations and hashes on whole arrays: what makes the order look random. Pure, the same on every machine.
+"""Computes seeded permutations and hashes of whole arrays, which shuffle the data. Pure, the same on every machine.
 
-Only 64-bit integer arithmetic of NumPy arrays, which wraps and is exact everywhere; no random generator, whose
-streams could change from one release to the next.
+It uses only 64-bit integer arithmetic of NumPy arrays, which wraps and is exact everywhere. It uses no random
+generator, because the stream of a generator could change from one release to the next.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Words = npt.NDArray[np.uint64]
 _GOLDEN = 0x9E3779B97F4A7C15
 _NUM_ROUNDS = 4
 _BLOCK = 1 << 14
-"""Values computed at a time: what fits a core's cache is several times faster."""
+"""Values computed at a time; a block that fits a core's cache is several times faster."""
 
 
 def absorb(state: Words, values: Ints | int) -> Words:
-    """Hashes values into a state: one step of SplitMix64 (Steele et al. 2014). Shapes broadcast."""
+    """Returns the state after hashing values into it: one step of SplitMix64 (Steele et al. 2014). Shapes broadcast."""
     mixed = (state ^ np.atleast_1d(np.asarray(values)).astype(np.uint64)) + np.uint64(_GOLDEN)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -28,7 +28,7 @@ def absorb(state: Words, values: Ints | int) -> Words:
 
 
 def hash_of(*values: int) -> Words:
-    """Returns the hash of some integers, as an array of one."""
+    """Returns the hash of some integers, as an array of one element."""
     state = np.zeros(1, np.uint64)
     for value in values:
         state = absorb(state, value)
@@ -36,15 +36,15 @@ def hash_of(*values: int) -> Words:
 
 
 def permute(indexes: Ints, sizes: Ints | int, keys: Words) -> Ints:
-    """Returns where seeded permutations send indexes, in O(1) memory.
+    """Returns the images of indexes under seeded permutations, without storing a permutation.
 
     A four-round Feistel network (Luby and Rackoff 1988) over the next power of two, walked until the value falls
     below the size (Black and Rogaway 2002, cycle walking: less than two rounds of walking on average).
 
     Args:
         indexes: Each in `range(size)`.
-        sizes: Of each permutation, or of the one.
-        keys: Of each permutation, or of the one.
+        sizes: Size of each permutation, or of the only one.
+        keys: Key of each permutation, or of the only one.
     """
     limits = np.atleast_1d(np.asarray(sizes, np.int64)).astype(np.uint64)
     # The exponent of a float is the bit length, exactly, up to 2**53.
@@ -67,13 +67,13 @@ def _walk(values: Words, limits: Words, bits: Words, keys: Words) -> Words:
 
 
 def _some(values: Words, places: Ints | slice) -> Words:
-    """Picks places of an array that may have one value for all."""
+    """Returns the values at some places; an array of one value holds for all places."""
     some: Words = values if len(values) == 1 else values[places]
     return some
 
 
 def _feistel(values: Words, bits: Words, keys: Words) -> Words:
-    """Permutes `range(2**bits)`; bits from 2 to 64."""
+    """Permutes `range(2**bits)`, for bits from 2 to 64."""
     num_low = bits >> np.uint64(1)
     num_high = bits - num_low
     high = values >> num_low
@@ -87,7 +87,7 @@ def _feistel(values: Words, bits: Words, keys: Words) -> Words:
 
 
 def _round(half: Words, keys: Words, number: int) -> Words:
-    """Hashes a half; the upper bits are the good ones."""
+    """Hashes a half; only the upper bits of the result are well mixed."""
     mixed = half * np.uint64(0xFF51AFD7ED558CCD)
     mixed += keys
     mixed += np.uint64((number * _GOLDEN) % (1 << 64))

@@ -1,6 +1,6 @@
-"""Reads token shards: their sizes from the indexes, their sequences from the record batches that a rank needs.
+"""Reads token shards: sizes from the indexes, sequences from the record batches that a rank needs.
 
-Where the files lie, and whether they are copied first, is left to `ShardFiles` (`cache.py`).
+`ShardFiles` (`cache.py`) decides where the files are read, and whether they are copied first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dist_ft.data.stream.permute import Ints
 from dist_ft.errors import DataError
 
 MAX_OPEN = 3 * WINDOW_SHARDS
-"""Shards of a source that are kept mapped: two windows and some air. No descriptor stays open."""
+"""Shards of a source that are kept mapped: two windows and one spare. No descriptor stays open."""
 
 DAMAGED = (
     "is damaged: its bytes are not those that were written. Delete it and the files of the same name with another "
@@ -40,8 +40,8 @@ class ShardFile:
     """A file of a shard, mapped.
 
     Attributes:
-        path: Where it lies on this machine.
-        data: Its bytes; they stay readable when the file is deleted.
+        path: Path on this machine.
+        data: Bytes of the file; they stay readable when the file is deleted.
     """
 
     path: Path
@@ -49,35 +49,35 @@ class ShardFile:
 
 
 class ShardFiles(Protocol):
-    """Where a reader gets the files of shards from."""
+    """Gives a reader the files of shards."""
 
     def info(self, key: str) -> ShardInfo:
-        """Returns what a shard holds; may wait until it is prepared."""
+        """Returns the description of a shard; may wait until the shard is prepared."""
         ...
 
     def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
-        """Maps a shard's file; may copy it to this machine first. Files found to be damaged are not given again."""
+        """Maps a shard's file; may copy it to this machine first. Never returns one of the `damaged` files."""
         ...
 
     @property
     def is_local(self) -> bool:
-        """Whether files are read where they lie."""
+        """Whether files are read in place."""
         ...
 
     def close(self) -> None:
-        """Ends all waiting with an error."""
+        """Ends all waits with an error."""
         ...
 
 
 class TokenShards:
-    """The shards of one prepared source. Not for several threads at once.
+    """The shards of one prepared source. Not safe for several threads, unless a method says so.
 
     Args:
-        keys: Of the shards, in the source's order.
-        files: Where they are.
-        sizes: Sequences of each shard, where all are known.
-        made_sizes: Where they are not: sequences of each shard that was made before, None for the others. The store
-            is asked for those only.
+        keys: Keys of the shards, in the source's order.
+        files: Source of the files.
+        sizes: Sequences of each shard, if all are known.
+        made_sizes: If not all are known: sequences of each shard that was made before, None for the others, which are
+            read from the store.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class TokenShards:
 
     @property
     def num_shards(self) -> int:
-        """Shards of the source."""
+        """Number of shards of the source."""
         return len(self._keys)
 
     @property
     def known_sizes(self) -> Ints | None:
-        """Sequences of each shard, where all are known."""
+        """Sequences of each shard; None unless all are known."""
         return self._sizes
 
     @property
     def is_local(self) -> bool:
-        """Whether files are read where they lie, so that there is nothing to fetch."""
+        """Whether files are read in place, so that there is nothing to fetch."""
         return self._files.is_local
 
     def num_sequences(self, shards: Ints) -> Ints:
-        """Returns the sequences of some shards; waits where they are not prepared yet."""
+        """Returns the number of sequences of some shards; waits for shards that are not prepared yet."""
         if self._sizes is not None:
             return self._sizes[shards]
         sizes = []
@@ -117,7 +117,7 @@ class TokenShards:
         return np.array(sizes, np.int64)
 
     def index_rows(self, shard: int, rows: Ints) -> IndexRows:
-        """Returns what the index says of some rows of a shard."""
+        """Returns the index entries of some rows of a shard."""
         found = self._open(shard).index[rows].astype(np.int64)
         return IndexRows(found[:, 0], found[:, 1])
 
@@ -125,16 +125,16 @@ class TokenShards:
         """Returns `input_ids`, `trained` and `starts` of a row.
 
         Raises:
-            DataError: The file is damaged where the row lies.
+            DataError: The record batch that holds the row is damaged.
         """
         return self._open(shard).row(row)
 
     def close(self) -> None:
-        """Lets go of all files; a call that waits for one fails. Another thread may call this."""
+        """Releases all files; a call that waits for a file fails. Any thread may call this."""
         self._files.close()
 
     def fetch(self, shard: int) -> None:
-        """Brings a shard's files to this machine, if they are not there. Any thread may call this."""
+        """Copies a shard's files to this machine unless they are there already. Any thread may call this."""
         info = self._files.info(self._keys[shard])
         for ending in (INDEX, ARROW):
             self._files.open(info, ending)
@@ -150,7 +150,7 @@ class TokenShards:
 
 
 class _OpenShard:
-    """One mapped shard: its index, and those record batches that have been touched."""
+    """A mapped shard: its index, and the record batches that were read so far."""
 
     def __init__(self, files: ShardFiles, info: ShardInfo) -> None:
         self._files, self._info = files, info
@@ -195,7 +195,7 @@ class _Batch:
 
 
 def _open_whole(files: ShardFiles, info: ShardInfo, ending: str, is_whole: Callable[[pa.Buffer], bool]) -> ShardFile:
-    """Opens a file whose bytes are right, from wherever there is one."""
+    """Opens a shard's file and checks its bytes; tries every copy until one is whole."""
     damaged: set[Path] = set()
     while True:
         file = files.open(info, ending, damaged)
