@@ -163,6 +163,7 @@ def logits_of(model: Any, manifest: Manifest) -> torch.Tensor:
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative to the largest value of `b`."""
     assert a.shape == b.shape
+    a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / b.abs().max())
 
 

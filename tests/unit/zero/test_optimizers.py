@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -148,3 +148,10 @@ def test_the_table_says_what_is_kept(config: Any, state_bytes: int, fingerprint:
     assert optimizer.state_bytes == state_bytes
     assert optimizer.fingerprint == fingerprint
     assert set(optimizer.state) < set(KNOWN_KINDS)
+
+
+def test_checkpoints_can_hold_the_state_of_every_optimizer() -> None:
+    sections = get_args(get_args(AnyOptimizer)[0])
+    assert len(sections) >= 3
+    for section in sections:
+        assert set(optimizer_of(section()).state) <= set(KNOWN_KINDS)

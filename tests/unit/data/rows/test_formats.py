@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from dist_ft.config.data_sections import Column, RowSource
+from dist_ft.data.rows import formats
 from dist_ft.data.rows.formats import read_record
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation
@@ -192,3 +194,9 @@ def test_columns_name_the_files_keys(row: dict[str, Any], columns: dict[str, str
 def test_a_column_that_a_row_lacks_is_said_with_the_map() -> None:
     with pytest.raises(DataError, match=r"found keys \['body'\], but format text needs `text` \(columns is"):
         read_record({"body": "x"}, "text", {"text": "bdy"})
+
+
+def test_the_config_names_every_format_and_every_column_it_needs() -> None:
+    names = set(get_args(RowSource.model_fields["format"].annotation)) - {"auto"}
+    assert names == set(formats._READERS) == set(formats._NEEDED)
+    assert {key for keys in formats._NEEDED.values() for key in keys} <= set(get_args(Column))
