@@ -170,7 +170,8 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def relative_l2(a: Tensors, b: Tensors) -> float:
     """The largest relative distance over all tensors."""
     assert a.keys() == b.keys()
-    return max((float((a[name] - b[name]).norm() / b[name].norm()) for name in a), default=0.0)
+    distances = [((a[name] - b[name]).norm() / b[name].norm()).detach() for name in a]
+    return max(map(float, distances), default=0.0)
 
 
 def check_ties(model: Any, family: str) -> None:
