@@ -39,6 +39,9 @@ def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
         return f"{key}{'' if kind == 'extra_forbidden' else f'={value}'}: {advice}"
     section = _section_at(location[:-1], raw) if location else None
     if kind == "extra_forbidden":
+        if others := _kinds_with(location, raw):
+            where = ".".join(map(str, location[:-1]))
+            return f"{key}: a key of {where}.kind={' and '.join(others)} only; remove it in {path}"
         known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(str(location[-1]).strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
         hint = (
@@ -96,6 +99,17 @@ def _section_at(location: Location, raw: Yaml) -> type[BaseModel] | None:
         of_kind = (m for m in members if kind is not None and "kind" in m.model_fields)
         section = next((m for m in of_kind if m.model_fields["kind"].default == kind), members[0])
     return section
+
+
+def _kinds_with(location: Location, raw: Yaml) -> list[str]:
+    """Returns the kinds of a section that have a key, for a section with several kinds."""
+    if len(location) < 2:
+        return []
+    *above, name, key = location
+    parent = _section_at(above, raw)
+    field = parent.model_fields.get(str(name)) if parent else None
+    members = _members(field) if field else []
+    return [str(m.model_fields["kind"].default) for m in members if {"kind", key} <= m.model_fields.keys()]
 
 
 def _members(field: FieldInfo) -> list[type[BaseModel]]:

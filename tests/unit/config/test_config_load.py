@@ -311,6 +311,14 @@ def test_an_unknown_key_names_the_nearest(problems: Problems, override: str, nea
     assert near in problem
 
 
+def test_a_key_of_another_kind_of_optimizer_is_told_from_a_typo(problems: Problems) -> None:
+    """`did you mean optimizer.betas?` would have the user write a number of one key into another."""
+    (problem,) = problems("optimizer={kind: lion, eps: 1e-6}")
+    assert problem.startswith("optimizer.eps: a key of optimizer.kind=adamw and schedule_free_adamw only; remove it")
+    (problem,) = problems("optimizer={kind: lion, epsilon: 1e-6}")
+    assert "unknown key" in problem
+
+
 @pytest.mark.parametrize(
     ("override", "near"),
     [
