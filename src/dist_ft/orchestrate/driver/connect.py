@@ -1,4 +1,4 @@
-"""Connects to Ray, or starts one here, and checks whether the workers can ever fit."""
+"""Connects to Ray, or starts Ray on this machine, and checks whether the workers can ever fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_ft.machine import has_fast_bfloat16, local_slots, num_cores, worker_re
 from dist_ft.orchestrate.workers.ray_group import TRAIN_ENV, start_env
 
 _CONNECT_LIMIT_S = 5.0
-_OBJECT_STORE_BYTES = 100_000_000  # messages only; data and weights never go through it
+_OBJECT_STORE_BYTES = 100_000_000  # for messages only; data and weights never pass through it
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClusterInfo:
 
 
 def connect(config: Config) -> ClusterInfo:
-    """Connect to `cluster.address` or start a Ray on this machine.
+    """Connect to `cluster.address`, or start Ray on this machine.
 
     Raises:
         UsageError: No cluster answers at the address.
@@ -45,7 +45,7 @@ def connect(config: Config) -> ClusterInfo:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; silences a warning
     address = config.cluster.address
     if address is None:
-        # Ray would start a Python process a CPU slot at once; the few that are needed start on demand.
+        # Otherwise Ray starts a Python process for each CPU slot at once; the few that are needed start on demand.
         os.environ["RAY_enable_worker_prestart"] = "0"
         os.environ["RAY_prestart_worker_first_driver"] = "0"
         ray.init(
@@ -70,10 +70,10 @@ def connect(config: Config) -> ClusterInfo:
 
 
 def check_address(address: str) -> None:
-    """Find out in seconds what Ray takes minutes for: that nothing listens at `host:port`.
+    """Check within seconds that something listens at `host:port`; Ray would take minutes to find out.
 
     Raises:
-        UsageError: With the address and the reason.
+        UsageError: Nothing listens there; the message has the address and the reason.
     """
     host, _, port = address.rpartition(":")
     if address == "auto":

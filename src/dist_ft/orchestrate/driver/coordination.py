@@ -1,7 +1,8 @@
-"""The driver's hold on the coordinator actor, which Ray starts again when it dies.
+"""Defines the driver's handle of the coordinator actor, which Ray restarts when it dies.
 
-A restarted actor knows nothing; it is told of the run again and rebuilds the rest from the run directory. The group
-of that moment cannot go on, because what its ranks had staged is forgotten; it is formed anew.
+A restarted actor knows nothing. The handle tells it of the run again, and it rebuilds the rest from the run directory.
+The current group cannot continue, because the actor has forgotten the files that its ranks staged; a new group is
+formed.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ _AWAY_LIMIT_S = 120.0
 
 
 class CoordinatorHandle:
-    """Calls the coordinator, and tells it again after a restart what the driver has told it.
+    """Calls the coordinator, and repeats after a restart what the driver has told it.
 
-    Every call waits for the answer and may raise CoordinatorLostError: the actor has died once too often, or does not
-    come back.
+    Every call waits for the answer. It may raise CoordinatorLostError: the actor has died too often, or does not come
+    back.
 
     Args:
-        namespace: Ray namespace of its name.
+        namespace: Ray namespace of the actor's name.
 
     Attributes:
-        where: Its name, and the secret that its calls carry.
+        where: Name of the actor, and the secret that its calls carry.
     """
 
     def __init__(self, namespace: str) -> None:
-        # A secret for each run of the driver: on a shared cluster an actor's name is known to everybody.
+        # Each run of the driver has a secret, because on a shared cluster everybody can find an actor's name.
         self.where = CoordinatorAddress(f"coordinator-{uuid.uuid4().hex[:8]}", namespace, secrets.token_hex(32))
         self._run: tuple[Any, ...] | None = None
         self._starters: dict[str, str] = {}
@@ -58,28 +59,28 @@ class CoordinatorHandle:
         self._num_restarts = 0
         self._num_known = 0  # ledger entries of the actor's process
         remote_class: Any = CoordinatorActor
-        # On this node: it must not die with a node that only lends workers.
+        # The actor is on this node, so that it does not die with a node that only holds workers.
         here = on_node(ray.get_runtime_context().get_node_id())
         options = remote_class.options(name=self.where.name, scheduling_strategy=here, max_restarts=_RESTARTS)
         self._ask = partial(options.remote(self.where.secret).ask.remote, self.where.secret)
 
     def begin(self, config: Config, run_dir: Run, record: RunRecord, inputs: RunInputs, on_gpu: bool) -> None:
-        """Have it open the records of the run."""
+        """Open the records of the run."""
         self._run = (config, run_dir.address, str(run_dir.path), record, inputs, on_gpu)
         self._call("begin", *self._run)
 
     def set_starters(self, paths: Mapping[str, str]) -> None:
-        """Tell it the sockets of the fork servers, by node id."""
+        """Tell the coordinator the sockets of the fork servers, by node id."""
         self._starters = dict(paths)
         self._call("set_starters", self._starters)
 
     def request_stop(self, reason: str) -> None:
-        """Have all ranks checkpoint and stop after their current step."""
+        """Ask all ranks to checkpoint and stop after their current step."""
         self._has_stopped = True
         self._call("request_stop", reason)
 
     def poll(self) -> LiveStatus:
-        """Return the status of the run; of the ledger only what is new since the last call."""
+        """Return the status of the run, with only the ledger entries that are new since the last call."""
         while True:
             num_restarts = self._num_restarts
             status: LiveStatus = self._call("poll", self._num_known)
@@ -88,20 +89,20 @@ class CoordinatorHandle:
                 return status
 
     def decide(self, message: str) -> bool:
-        """Return whether the group is to be formed anew after it ended with this message."""
+        """Return whether to form a new group after the last one ended with this message."""
         decision: Decision = self._call("decide", message, [])
         return decision.is_restart
 
     def add_event(self, event: Event) -> None:
-        """Have it write a ledger entry."""
+        """Write a ledger entry."""
         self._call("add_event", event)
 
     def record_evaluation(self, row: EvalRow) -> None:
-        """Have it write an evaluation that a task made."""
+        """Write an evaluation that a task made."""
         self._call("record_evaluation", row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
-        """Have it close the records of the run; the last call."""
+        """Close the records of the run. This is the last call."""
         self._call("finish", state, result, error)
 
     def _call(self, method: str, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How a driver ends: one table from what happened to the state, the error and the records of the run. Pure."""
+"""Decides how a driver ends: a table from failures to the state, the error and the records of the run. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dist_ft.errors import CoordinatorLostError, DistFtError, StaleAttemptError,
 
 
 class Records(Enum):
-    """Whose the records of the run are at the end of a driver."""
+    """Says who owns the records of the run at the end of a driver."""
 
     OURS = "ours"
-    """The result is read from them, and the coordinator closes them."""
+    """This driver owns them: the result is read from them, and the coordinator closes them."""
     ANOTHERS = "another's"
-    """Another driver has taken over the run: its numbers say nothing of this one, which writes no more."""
+    """Another driver has taken over the run. Its numbers do not describe this driver, which writes no more."""
     OUT_OF_REACH = "out of reach"
     """The coordinator is lost; nobody can close them."""
 
@@ -26,9 +26,9 @@ class Ending:
     """How a driver ends.
 
     Attributes:
-        state: Final state of the run; also the name of its last ledger event where the records are ours.
-        error: Why it failed; its class names the exit code.
-        records: Whose the records are.
+        state: Final state of the run; also the name of its last ledger event if this driver owns the records.
+        error: Why the run failed; the class of the error has the exit code.
+        records: Owner of the records.
     """
 
     state: Literal["completed", "stopped", "failed"]
@@ -37,7 +37,7 @@ class Ending:
 
     @property
     def event(self) -> str | None:
-        """Name of the last ledger event; None where this driver writes none."""
+        """Name of the last ledger event; None if this driver writes none."""
         return self.state if self.records is Records.OURS else None
 
 
@@ -49,11 +49,11 @@ _FAILURES: tuple[tuple[type[BaseException], Callable[[Any], DistFtError], Record
     (CoordinatorLostError, lambda failure: failure, Records.OUT_OF_REACH),
     (DistFtError, lambda failure: failure, Records.OURS),
     (KeyboardInterrupt, lambda _: DistFtError(_INTERRUPTED), Records.OURS),
-    # After the training, of the file system or the store.
+    # An error of the file system or the store, after the training.
     (OSError, lambda failure: StorageError(str(failure)), Records.OURS),
 )
 FAILURES = tuple(kind for kind, _, _ in _FAILURES)
-"""What ends a run; to be caught."""
+"""Exceptions that end a run; the driver catches them."""
 
 
 def ending_of(failure: BaseException) -> Ending:

@@ -1,4 +1,4 @@
-"""The last phase of a driver: export the last checkpoint and the best, measure them, and close the run's records."""
+"""Runs the last phase of a driver: export and measure the last and the best checkpoint, and close the records."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def export_and_measure(session: Session) -> RunNumbers:
 
 
 def read_numbers(run_dir: Run) -> RunNumbers:
-    """Return the numbers of a run as far as it has got."""
+    """Return the numbers of a run so far."""
     last = int(read_json(run_dir.run_json)["step"])
     rows = {step: row for step, row in read_steps(run_dir.metrics).items() if step <= last}
     measured = read_evals(run_dir.evals).get(last)
@@ -94,7 +94,7 @@ def close(session: Session, ending: Ending, numbers: RunNumbers) -> RunResult:
 
 
 def _export(session: Session, manifest: Manifest) -> None:
-    """Export a checkpoint, unless that was done before."""
+    """Export a checkpoint, unless it was exported before."""
     run_dir = session.run_dir
     target = run_dir.export_name(manifest.step)
     exported = Exported(manifest.step, manifest.directory)
@@ -102,7 +102,7 @@ def _export(session: Session, manifest: Manifest) -> None:
     of_step = [event for event in events if isinstance(event, Exported) and event.step == manifest.step]
     was_exported = of_step[-1:] == [exported]
     if run_dir.has(target) and not was_exported:
-        run_dir.store.delete(target)  # of this step, but from before a fork; or an upload that was cut off
+        run_dir.store.delete(target)  # an export of this step from before a fork, or an upload that was cut off
     if not run_dir.has(target):
         session.console.say(f"  exporting step {manifest.step}")
         session.run_tasks([export_task(session.config, run_dir, manifest)])
@@ -110,13 +110,13 @@ def _export(session: Session, manifest: Manifest) -> None:
 
 
 def _compare(run_dir: Run, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
-    """Return what is known of each model, by metric."""
+    """Return the known metrics of each model."""
     rows = read_evals(run_dir.evals)
     return {name: rows[step].metrics for name, step in steps.items() if step in rows}
 
 
 def _point(run_dir: Run, name: str, step: int) -> str:
-    """Have `exports/<name>` lead to the export of a step; return where that is."""
+    """Point `exports/<name>` at the export of a step, and return its address."""
     target = run_dir.export_name(step)
     run_dir.point(f"exports/{name}", target.rpartition("/")[2])
     return run_dir.address_of(target)

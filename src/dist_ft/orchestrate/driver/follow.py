@@ -1,4 +1,4 @@
-"""The second phase of a driver: show progress and look after the run until its worker group has ended."""
+"""Runs the second phase of a driver: show progress and look after the run until its worker group has ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GROUP_END_LIMIT_S = 20.0
 
 
 def follow(session: Session, group: Future[object], streamed: StreamedData) -> Outcome:
-    """Follow the group to its end; start another one where Ray Train gives up and the coordinator does not.
+    """Follow the group to its end; start another group if Ray Train gives up and the coordinator does not.
 
     Args:
         session: The driver.
@@ -33,7 +33,7 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
         DistFtError: The group failed, or never started, or a shard cannot be made.
     """
     coordinator = session.coordinator
-    waiting_since = time.monotonic()  # for workers; not while there is a group
+    waiting_since = time.monotonic()  # start of the wait for workers, reset while there is a group
     while True:
         status = coordinator.poll()
         session.console.update(status)
@@ -46,16 +46,16 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
         if status.decision is not None and not status.decision.is_restart:
             raise explain(status.failures)
         if status.outcome == "completed":
-            with contextlib.suppress(Exception):  # how the group ended is known from the ranks
+            with contextlib.suppress(Exception):  # the ranks have reported how the group ended
                 group.result(_GROUP_END_LIMIT_S)
             return "completed"
         if status.outcome == "stopped":
             return "stopped"
         if group.done():
-            # Ray Train has given up, or its controller has died, and with it the workers.
+            # Ray Train has given up, or its controller has died together with the workers.
             said = str(group.exception()).strip().splitlines()
             if not coordinator.decide(f"the worker group ended: {said[-1:]}"):
-                continue  # the next status says it
+                continue  # the next status has the decision
             group = session.start_group()
             time.sleep(_POLL_S)
         if not status.is_waiting:
@@ -68,7 +68,7 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
 
 
 def _note_start(session: Session, status: LiveStatus) -> None:
-    """Note where the seconds before the first step go."""
+    """Record how the seconds before the first step are spent."""
     timeline = session.timeline
     if "first step" in timeline.marks:
         return

@@ -1,6 +1,6 @@
-"""The first phase of a driver: prepare model and data, check a resume, and open the run's records.
+"""Runs the first phase of a driver: prepare model and data, check a resume, and open the run's records.
 
-Nothing of the run directory is touched before the preparation has succeeded, so bad input changes nothing.
+The run directory is not changed before the preparation has succeeded, so bad input changes nothing.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _SHARDS_POLL_S = 0.1
 
 
 def prepare(config: Config, server: ForkServer) -> Preparation | MissingShards:
-    """Check model and data and prepare them; once more when the fork server has died under it."""
+    """Check and prepare model and data; try once more if the fork server dies meanwhile."""
     arguments = {"config": config.model_dump(mode="json"), "makes_all": False}
     try:
         return decode_preparation(run_task(server.socket_path, "prepare", arguments))
     except WorkerCrashError:
         if not server.has_ended(within_s=1.0):
-            raise  # the task's own fault, such as more memory than there is
+            raise  # the task itself failed, for example because it needs more memory than the machine has
         server.restart()
         return decode_preparation(run_task(server.socket_path, "prepare", arguments))
 
 
 def complete(session: Session, found: Preparation | MissingShards) -> Preparation:
-    """Check the sources, and have all nodes make the token shards that are missing.
+    """Check the sources, and make the missing token shards on all nodes.
 
     Raises:
         UserError: Bad input; nothing was changed.
@@ -64,10 +64,10 @@ def complete(session: Session, found: Preparation | MissingShards) -> Preparatio
 
 
 def open_records(session: Session, prepared: Preparation) -> None:
-    """Check a resume, write the run's records, and tell the coordinator of the run: the first change on disk.
+    """Check a resume, write the run's records, and tell the coordinator of the run. This is the first change on disk.
 
     Raises:
-        UserError: The run cannot go on with this config; nothing was changed.
+        UserError: The run cannot continue with this config; nothing was changed.
     """
     config, run_dir, inputs = session.config, session.run_dir, prepared.inputs
     previous = read_json(run_dir.run_json) if run_dir.run_json.exists() else {}
@@ -80,7 +80,7 @@ def open_records(session: Session, prepared: Preparation) -> None:
     worked_s = time.monotonic() - session.timeline.began
     asked_at = run_dir.stop_asked_at()
     if asked_at is not None and asked_at < time.time() - worked_s:
-        run_dir.forget_stop()  # meant for an earlier attempt
+        run_dir.forget_stop()  # the request was for an earlier attempt
     record = RunRecord(
         config.run.name,
         attempt=previous.get("attempt", 0),

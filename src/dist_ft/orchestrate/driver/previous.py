@@ -1,4 +1,4 @@
-"""What an earlier driver of the run left: its end, its commit, its sources, its settings. Ray-free."""
+"""Reads what an earlier driver of the run left: its result, model commit, sources and settings. Ray-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dist_ft.storage.publish import read_json
 
 
 def find_finished(config: Config, run_dir: Run) -> RunResult | None:
-    """Return the result of a run that is complete already, with the end that the config asks for."""
+    """Return the result of a run that is already complete, at the end that the config asks for."""
     if not run_dir.run_json.exists():
         return None
     record = read_json(run_dir.run_json)
@@ -25,14 +25,14 @@ def find_finished(config: Config, run_dir: Run) -> RunResult | None:
     stored = load_config(run_dir.config)
     if (stored.train.max_steps, stored.train.epochs) != (config.train.max_steps, config.train.epochs):
         return None
-    # Whether the run would have stopped where it did is asked only where it did stop early.
+    # Early stopping must be the same only if the run did stop early.
     if record["step"] < record["max_steps"] and stored.eval.early_stopping != config.eval.early_stopping:
         return None
     return RunResult(run_dir.address, "completed", record["step"], attempts=record["attempt"], **record["result"])
 
 
 def with_recorded_commit(config: Config, run_dir: Run) -> Config:
-    """Return the config at the commit that the run began with, if it asks for the same model and revision."""
+    """Return the config with the commit that the run began with, if it asks for the same model and revision."""
     if config.model.commit is not None or not run_dir.config.exists():
         return config
     began = load_config(run_dir.config).model
@@ -41,27 +41,27 @@ def with_recorded_commit(config: Config, run_dir: Run) -> Config:
 
 
 def check_sources(run_dir: RunDir, files: SourceFiles) -> None:
-    """Check that the training sources are what they were when the run began.
+    """Check that the training sources have not changed since the run began.
 
     Args:
         run_dir: The run; it may be a new one.
         files: The files of each source.
 
     Raises:
-        DataError: With the first file that is not.
+        DataError: A file has changed; the message names the first one.
     """
     if not run_dir.sources.exists():
         return
     frozen = read_json(run_dir.sources)["files"]
-    for before, now in zip(frozen, files, strict=False):  # another number of sources is the fingerprint's to refuse
+    for before, now in zip(frozen, files, strict=False):  # the fingerprint refuses another number of sources
         check_frozen([SourceFile.from_dict(file) for file in before], now)
 
 
 def check_resumed(config: Config, run_dir: Run, inputs: RunInputs) -> int:
-    """Check that the run can go on from its checkpoints; return the step of the last, 0 for none.
+    """Check that the run can continue from its checkpoints; return the step of the last one, or 0 if there is none.
 
     Raises:
-        UserError: With both values of what differs.
+        UserError: The config does not fit the checkpoints; the message has both values.
     """
     checkpoints = committed(run_dir.store)
     if not checkpoints:
@@ -72,7 +72,7 @@ def check_resumed(config: Config, run_dir: Run, inputs: RunInputs) -> int:
 
 
 def changed_settings(config: Config, run_dir: Run) -> list[str]:
-    """Return `key: old → new` for what differs from the last attempt's config."""
+    """Return `key: old → new` for each setting that differs from the last attempt's config."""
     if not run_dir.config.exists():
         return []
     old, new = load_config(run_dir.config).model_dump(mode="json"), config.model_dump(mode="json")

@@ -1,7 +1,7 @@
-"""The driver: from a checked config to a finished run. The one wiring place of the driver process.
+"""Runs the driver, from a checked config to a finished run. The only place that wires the driver process.
 
-Ray starts, the fork server imports and the data is prepared all at the same time: start-up is what a user waits for.
-What the phases do is in `preparing`, `follow` and `finish`; how a run may end is in `endings`.
+Ray starts, the fork server imports, and the data is prepared at the same time, because users wait for the start-up.
+The phases are in `preparing`, `follow` and `finish`; the ways in which a run may end are in `endings`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dist_ft.run.place import RECORDS, open_run
 
 
 def train(config: Config, *, server: ForkServer, began: float, console: Console) -> RunResult:
-    """Run a config to its end or a stop; go on with a run that is there.
+    """Run a config until it completes or stops; continue the run if it exists.
 
     Args:
         config: A checked config.
-        server: Fork server of this node; already at its imports, which take as long as Ray's start.
+        server: Fork server of this node, already importing, which takes as long as Ray's start.
         began: Monotonic time at which the command began.
-        console: Where progress is shown.
+        console: Shows progress.
 
     Raises:
         UserError: Bad input; nothing was changed.
@@ -62,8 +62,8 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         stack.callback(session.starters.release)
         session.starters.start()
         session.coordinator.set_starters(session.starters.paths)
-        group = session.start_group()  # while the preparation is at work
-        found = preparing.result()  # until here Ctrl-C simply ends the command
+        group = session.start_group()  # in parallel to the preparation
+        found = preparing.result()  # up to here, Ctrl-C simply ends the command
         prepared = complete(session, found)
         stack.enter_context(session.signals.listening())
         open_records(session, prepared)
@@ -71,7 +71,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         try:
             outcome = follow(session, group, streamed)
             if outcome == "stopped":
-                streamed.check()  # a stop that nobody asked for
+                streamed.check()  # nobody asked for the stop: a shard may have failed
             ending = Ending(outcome)
             numbers = read_numbers(run_dir) if outcome == "stopped" else export_and_measure(session)
         except FAILURES as failure:

@@ -1,4 +1,4 @@
-"""What the phases of a driver share: the run, the cluster, the coordinator, the fork servers, stop signals."""
+"""Holds what the phases of a driver share: the run, the cluster, the coordinator, fork servers, stop signals."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 @dataclass
 class Timeline:
-    """Seconds since the driver began, by what had happened."""
+    """Records the seconds from the driver's begin to each event of the start-up."""
 
     began: float
     marks: dict[str, float] = field(default_factory=dict)
 
     def mark(self, name: str) -> None:
-        """Note that something has happened, once."""
+        """Record the time of an event, the first time that it is marked."""
         self.marks.setdefault(name, round(time.monotonic() - self.began, 2))
 
     def describe(self) -> str:
@@ -43,10 +43,10 @@ class Timeline:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM: the first asks for a checkpoint and a stop, the second gives up at once.
+    """Handles SIGINT and SIGTERM: the first asks for a checkpoint and a stop, the second gives up at once.
 
     Attributes:
-        was_asked: Whether a signal has come.
+        was_asked: Whether a signal has arrived.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle signals inside the block; only the main thread can."""
+        """Handle signals inside the block. Only the main thread may call this."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -67,12 +67,12 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def take(self) -> str | None:
-        """Return the name of a signal that nobody has taken yet."""
+        """Return the name of a signal that was not taken yet; None if there is none."""
         pending, self._pending = self._pending, None
         return pending
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal waits to be taken: work without a checkpoint ends at once."""
+        """Raise KeyboardInterrupt if a signal was not taken yet: work without a checkpoint ends at once."""
         if self._pending is not None:
             raise KeyboardInterrupt
 
@@ -85,15 +85,15 @@ class StopSignals:
 
 @dataclass
 class Session:
-    """One driver at work on one run.
+    """Holds the parts of one driver of one run.
 
     Attributes:
         config: The run config; the commit of a hub model is added when it is known.
         run_dir: The run.
-        console: Where progress is shown.
-        timeline: Where the seconds of the start-up go.
+        console: Shows progress.
+        timeline: How the seconds of the start-up are spent.
         server: Fork server of this node.
-        cluster: What `connect` found.
+        cluster: The cluster that `connect` found.
         starters: Fork servers of all nodes.
         coordinator: The coordinator actor.
         signals: Requests to stop from the terminal or the system.
@@ -110,7 +110,7 @@ class Session:
     signals: StopSignals = field(default_factory=StopSignals)
 
     def refresh_starters(self) -> Mapping[str, str]:
-        """Look after the fork servers and tell the coordinator of changes; return their sockets by node id."""
+        """Refresh the fork servers and tell the coordinator of changes; return their sockets by node id."""
         if self.starters.refresh():
             self.coordinator.set_starters(self.starters.paths)
         return self.starters.paths
@@ -120,7 +120,7 @@ class Session:
         return run_tasks(specs, self.starters.paths, self.cluster.on_gpu, self.signals.check)
 
     def start_group(self) -> Future[object]:
-        """Have Ray Train form the group, and again after each failure; the future ends when it gives up."""
+        """Let Ray Train form the group, and again after each failure; the future ends when Ray Train gives up."""
         settings = GroupSettings(self.coordinator.where, self.cluster.on_gpu, self.config.failure.limits.silence_s)
         trainer = make_trainer(self.config, resources=self.cluster.resources, settings=settings)
         return in_thread(trainer.fit)
@@ -129,19 +129,19 @@ class Session:
 def open_session(
     config: Config, run_dir: Run, console: Console, timeline: Timeline, server: ForkServer, cluster: ClusterInfo
 ) -> Session:
-    """Return a session with a coordinator actor, which starts at once, and the fork servers, which do not."""
+    """Return a session with a coordinator actor, which starts at once, and fork servers, which start later."""
     starters, coordinator = Starters(server, cluster.on_gpu), CoordinatorHandle(config.run.name)
     return Session(config, run_dir, console, timeline, server, cluster, starters, coordinator)
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """Run a call on a daemon thread; the driver may end before it."""
+    """Run a call on a daemon thread, so that the driver can end before the call."""
     future: Future[T] = Future()
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # handed to whoever asks for the result
+        except BaseException as error:  # the future raises it to the caller
             future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()

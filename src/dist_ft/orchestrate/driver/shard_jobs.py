@@ -1,7 +1,7 @@
 """Makes token shards on all nodes of the cluster, before training or while it goes on.
 
-The tasks ask Ray for no CPU: workers may hold all of them, waiting for the data or already training on it. How many
-run on a node is decided here.
+The tasks ask Ray for no CPU, because workers may hold all CPUs while they wait for the data or train on it. This
+module decides how many tasks run on a node.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 _MAX_TRIES = 3
 _LIST_NODES_EVERY_S = 2.0
 _STREAM_SHARE = 0.5
-"""Share of each node's cores that makes shards while workers train on the rest."""
+"""Share of each node's cores that make shards while workers train on the rest."""
 _LAST_CHECKPOINT_LIMIT_S = 60.0
-"""Ranks that wait for a shard that will never come cannot make a last checkpoint."""
+"""Longest wait for a last checkpoint: ranks that wait for a shard that failed cannot make one."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class _Running:
 
 
 class ShardJobs:
-    """Shards that are being made. Call `advance` a few times a second.
+    """Makes shards on the nodes. Call `advance` a few times a second.
 
     Args:
         config: The run config.
-        jobs: The shards, in the order in which they are wanted.
-        share: Share of each node's cores that is used; one shard at a time at least.
+        jobs: The shards, in the order in which the run needs them.
+        share: Share of each node's cores to use; each node makes at least one shard at a time.
         on_gpu: Whether the run uses CUDA devices.
-        demand: In mode `stream`, which of them are needed; None for all.
+        demand: In mode `stream`, which of the shards are needed; None means all.
 
     Attributes:
-        progress: How far it has got.
+        progress: Shards made so far.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class ShardJobs:
 
     @property
     def is_done(self) -> bool:
-        """Whether every shard is made, or not needed."""
+        """Whether every shard is made or not needed."""
         return not self._waiting and not self._running
 
     def advance(self, starters: Mapping[str, str]) -> None:
-        """Collect what is finished and begin what fits, without waiting.
+        """Collect finished tasks and start as many as fit, without waiting.
 
         Args:
             starters: Sockets of the fork servers, by node id.
 
         Raises:
-            DistFtError: What a task raised; the others are left to end.
+            DistFtError: The error of a task; the other tasks run to their end.
         """
         self._collect()
         if time.monotonic() - self._listed_at > _LIST_NODES_EVERY_S:
             self._listed_at = time.monotonic()
-            # A Ray of ours has more slots than cores.
+            # A Ray that this driver started has more slots than cores.
             self._slots = {
                 node.node_id: max(1, int((num_cores() if self._is_own_ray else node.total.get("CPU", 1)) * self._share))
                 for node in list_nodes()
@@ -100,7 +100,7 @@ class ShardJobs:
             }
         busy = Counter(running.node_id for running in self._running.values())
         free = [(busy[node], node) for node, slots in self._slots.items() if node in starters and busy[node] < slots]
-        heapify(free)  # one more on every node before a second one on any
+        heapify(free)  # the least busy node gets the next task
         while free and self._drop_unneeded():
             count, node_id = heappop(free)
             job, tries = self._waiting.popleft()
@@ -110,7 +110,7 @@ class ShardJobs:
                 heappush(free, (count + 1, node_id))
 
     def _drop_unneeded(self) -> bool:
-        """Drop the next shards that the run does not get to; return whether one is left."""
+        """Drop the next shards that the run does not reach; return whether a shard is left."""
         while self._waiting and self._demand is not None:
             if self._demand.is_needed(*self._waiting[0][0].window):
                 break
@@ -118,7 +118,7 @@ class ShardJobs:
         return bool(self._waiting)
 
     def _collect(self) -> None:
-        """Take the results of finished tasks; a shard whose task was lost is begun anew."""
+        """Take the results of finished tasks; start again a shard whose task was lost."""
         if not self._running:
             return
         for reference in ray.wait([*self._running], num_returns=len(self._running), timeout=0)[0]:
@@ -138,11 +138,11 @@ class ShardJobs:
 
 
 class StreamedData:
-    """The shards that a run with `data.preparation=stream` makes while it trains; none in mode `ahead`.
+    """Makes the shards of a run with `data.preparation=stream` while it trains; does nothing in mode `ahead`.
 
     Args:
         config: The run config.
-        prepared: What the preparation found.
+        prepared: Answer of the preparation.
         on_gpu: Whether the run uses CUDA devices.
     """
 
@@ -158,7 +158,7 @@ class StreamedData:
             self._jobs = ShardJobs(config, streamed.jobs, _STREAM_SHARE, on_gpu, demand)
 
     def advance(self, starters: Mapping[str, str]) -> bool:
-        """Go on making shards, without waiting; return whether one cannot be made, so that the run has to stop."""
+        """Continue making shards, without waiting; return whether a shard has failed, so that the run must stop."""
         if self._jobs is None or self._error is not None:
             return False
         try:
@@ -168,19 +168,19 @@ class StreamedData:
         return self._error is not None
 
     def check_patience(self) -> None:
-        """Raise what kept a shard from being made, if the last checkpoint has not come in time.
+        """Raise the error of a failed shard, if the last checkpoint was not made in time.
 
         Raises:
-            DistFtError: As `check`.
+            DistFtError: See `check`.
         """
         if time.monotonic() - self._failed_at > _LAST_CHECKPOINT_LIMIT_S:
             self.check()
 
     def check(self) -> None:
-        """Raise what kept a shard from being made.
+        """Raise the error of a failed shard, if there is one.
 
         Raises:
-            DistFtError: With the place of the row, or what else it was.
+            DistFtError: A shard failed; the message has the location of the row or another reason.
         """
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""Runs heavy work as Ray tasks: the one remote function.
+"""Runs heavy work as Ray tasks. Owns the only remote function.
 
 A Ray worker never imports torch, so the task hands its work to a plain process of its node's fork server.
 """
@@ -38,16 +38,16 @@ def _run(name: str, arguments: dict[str, Any], starters: dict[str, str], on_gpu:
 def run_tasks(
     specs: Sequence[TaskSpec], starters: Mapping[str, str], on_gpu: bool, check: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Run tasks side by side and return their results in order; one that dies is run once more.
+    """Run tasks in parallel and return their results in order; run a task that dies once more.
 
     Args:
         specs: The tasks.
         starters: Sockets of the fork servers, by node id.
         on_gpu: Whether the run uses CUDA devices.
-        check: Called now and then; what it raises ends the wait.
+        check: Called now and then; an exception that it raises ends the wait.
 
     Raises:
-        DistFtError: What a task raised.
+        DistFtError: The error of a task.
     """
     tries = dict.fromkeys(range(len(specs)), 1)
 
@@ -73,16 +73,16 @@ def run_tasks(
 
 
 def submit_to(node_id: str, spec: TaskSpec, starters: Mapping[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
-    """Run a task on a node without asking Ray for a CPU; the caller decides how many run there."""
+    """Run a task on a node without asking Ray for a CPU; the caller limits how many run there."""
     remote = _run.options(num_cpus=0, scheduling_strategy=on_node(node_id))
     return remote.remote(spec.name, spec.arguments, {node_id: starters[node_id]}, on_gpu)
 
 
 def result_of(reference: ray.ObjectRef[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a finished task returned.
+    """Return the result of a finished task.
 
     Raises:
-        DistFtError: What it raised, or a WorkerCrashError when it was lost.
+        DistFtError: The error of the task, or a WorkerCrashError if the task was lost.
     """
     try:
         answer = ray.get(reference)

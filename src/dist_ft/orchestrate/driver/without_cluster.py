@@ -1,4 +1,4 @@
-"""What commands do on this machine alone, without a cluster: prepare data on all cores, measure a model.
+"""Does the work of commands that need no cluster: prepares data on all cores, and measures a model.
 
 Imports no ray.
 """
@@ -26,10 +26,10 @@ def make_shards_here(config: Config, jobs: Sequence[ShardJob], show: Callable[[s
     Args:
         config: A checked config.
         jobs: The shards.
-        show: Takes the line of progress.
+        show: Receives the line of progress.
 
     Raises:
-        UserError: Of the kind that says what is wrong.
+        UserError: A shard cannot be made; the message says why.
     """
     progress = ShardProgress(len(jobs), sum(job.num_bytes for job in jobs), time.monotonic())
     values = config.model_dump(mode="json")
@@ -49,14 +49,14 @@ def make_shards_here(config: Config, jobs: Sequence[ShardJob], show: Callable[[s
 
 
 def measure(address: str, target: Target) -> Evaluation:
-    """Measure a target with the metrics of its config, and by its held-out loss.
+    """Measure the metrics of the config and the held-out loss of a target.
 
     Args:
-        address: Path or URL of the run, if the target is a checkpoint of one.
-        target: What to measure.
+        address: Path or URL of the run, if the target is a checkpoint of a run.
+        target: The models to measure.
 
     Raises:
-        DistFtError: Of the kind that says what is wrong.
+        DistFtError: The target cannot be measured; the class and the message say why.
     """
     config = target.config.model_dump(mode="json")
     server = ForkServer(on_gpu=has_gpu())

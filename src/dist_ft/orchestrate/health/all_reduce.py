@@ -1,7 +1,7 @@
-"""Sums over all nodes, one process a node: does the group form, is the sum right, how fast is it.
+"""Checks an all-reduce over all nodes, one process per node: that the group forms, that the sum is right, its speed.
 
 `python -m dist_ft.orchestrate.health.all_reduce RANK WORLD_SIZE HOST PORT BACKEND` … prints
-`{"bytes_per_s": …}` as its last line. Every rank calls it; rank 0 listens at HOST:PORT. Nothing stays behind.
+`{"bytes_per_s": …}` as its last line. Every rank calls it; rank 0 listens at HOST:PORT. It leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def measure(rank: int, world_size: int, host: str, port: int, backend: str, num_
         took = min(took, time.perf_counter() - began)
     dist.barrier()
     dist.destroy_process_group()
-    # An all-reduce over a ring sends so much; one process alone sends nothing.
+    # The bytes that each process sends in a ring all-reduce; a single process sends nothing.
     return num_bytes * max(1.0, 2 * (world_size - 1) / world_size) / took
 
 

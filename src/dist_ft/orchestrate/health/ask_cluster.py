@@ -1,8 +1,7 @@
 """Checks a Ray cluster for `dist-ft doctor --cluster`.
 
-The checks run in a process of its own with a time limit: where nothing answers, connecting takes Ray two
-minutes, some failures end the process, and neither may happen to the command. A plain TCP connection is tried
-first, because it says in a moment what is wrong.
+The checks run in a separate process with a time limit, because Ray needs two minutes to notice that nothing answers,
+and some failures end the process. A plain TCP connection is tried first, because it shows at once what is wrong.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from dist_ft.orchestrate.health.judge import check_versions, check_workers
 from dist_ft.orchestrate.workers.nodes import on_node
 
 _CONNECT_LIMIT_S = 3.0
-_CONNECT_RAY_LIMIT_S = 60.0  # 2 s; 16 s were seen where five processes shared a core
+_CONNECT_RAY_LIMIT_S = 60.0  # usually 2 s; 16 s were seen when five processes shared a core
 _NODE_LIMIT_S = 30.0
 _CONNECTED = "connected"
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def check_cluster(address: str, wanted: Requirements) -> list[Check]:
-    """Check the cluster at a Ray address and never raise; where none answers, that takes a minute at most.
+    """Check the cluster at a Ray address. Never raises; takes at most a minute if no cluster answers.
 
     Args:
         address: `host:port`, `auto`, or `ray://host:port`.
-        wanted: What a run requires of it.
+        wanted: Requirements of a run.
     """
     problem = _unreachable(address)
     if problem is not None:
@@ -67,7 +66,7 @@ def check_cluster(address: str, wanted: Requirements) -> list[Check]:
 
 
 def _output_of(process: subprocess.Popen[bytes]) -> list[bytes]:
-    """Return the lines that the process prints; kill it if it does not connect, or not end, within the limits."""
+    """Return the lines that the process prints; kill it if it does not connect or end within the limits."""
     assert process.stdout is not None
     watch = threading.Timer(_CONNECT_RAY_LIMIT_S, process.kill)
     watch.start()
@@ -83,7 +82,7 @@ def _output_of(process: subprocess.Popen[bytes]) -> list[bytes]:
 
 
 def _unreachable(address: str) -> str | None:
-    """Return why no Ray can be there, or None. Ray listens on the node's address, also for a local one."""
+    """Return why no Ray can be at an address, or None. Ray listens on the node's address, even for a loopback one."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         return None if address == "auto" else "not a Ray address; write host:port, ray://host:port or auto"
@@ -100,7 +99,7 @@ def _unreachable(address: str) -> str | None:
 
 def _no_cluster(address: str, problem: str, log: bytes = b"") -> Check:
     if b"InvalidAuthToken" in log or b"Unauthenticated" in log:
-        # For an explicit address Ray never takes the token of ~/.ray by itself.
+        # With an explicit address, Ray does not read the token in ~/.ray by itself.
         hint = "export RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where the token is not in ~/.ray"
         return Check("cluster", False, f"the Ray cluster at {address} wants an authentication token", hint)
     hint = "`ray start --head` starts one; else check the address, the firewall, and that Ray runs here too"
@@ -108,7 +107,7 @@ def _no_cluster(address: str, problem: str, log: bytes = b"") -> Check:
 
 
 def _probe_cluster(address: str, wanted: Requirements) -> Iterator[Check]:
-    """Connect and yield the checks; runs in the process of its own."""
+    """Connect and yield the checks; runs in the separate process."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace="dist-ft-doctor")
@@ -140,19 +139,19 @@ def _probe_cluster(address: str, wanted: Requirements) -> Iterator[Check]:
 
 
 def _versions_of(group: Sequence[Member]) -> dict[str, dict[str, str | None] | None]:
-    """Ask every node for its versions; None stands for a node that does not answer."""
+    """Return the versions on every node; None for a node that does not answer."""
     ask = ray.remote(num_cpus=0)(_versions)
     asked = {ask.options(scheduling_strategy=on_node(member.node_id)).remote(): member for member in group}
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_LIMIT_S)
     found: dict[str, dict[str, str | None] | None] = dict.fromkeys((m.ref.label for m in group), None)
     for reference in ready:
-        with contextlib.suppress(Exception):  # a node that dies now is a problem like one that is silent
+        with contextlib.suppress(Exception):  # a node that dies now counts as one that does not answer
             found[asked[reference].ref.label] = ray.get(reference)
     return found
 
 
 def _versions() -> dict[str, str | None]:
-    """Return the versions that must agree. Pickled by value, so it also runs where dist-ft is missing."""
+    """Return the versions that must agree. It is pickled by value, so it also runs on nodes without dist-ft."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("dist-ft", "ray", "torch", "deepspeed", "transformers", "peft"):
         try:

@@ -1,6 +1,6 @@
-"""Asks every node of a Ray cluster before a run starts there. Runs in a process that is connected to Ray.
+"""Checks every node of a Ray cluster before a run starts there. Runs in a process that is connected to Ray.
 
-Every node is asked at the same time, by a task that takes no slot, and every wait has a limit: a node that hangs is
+All nodes are asked at the same time, by a task that takes no slot, and every wait has a limit: a node that hangs is
 named, and the others are judged without it.
 """
 
@@ -35,20 +35,20 @@ _SUM_STEP_LIMIT_S = 60.0  # longer than a busy machine takes to import torch
 _SUM_LIMIT_S = 3 * _SUM_STEP_LIMIT_S
 _CLEAN_LIMIT_S = 10.0
 LIMIT_S = 2 * _PROBE_LIMIT_S + _SUM_LIMIT_S + _CLEAN_LIMIT_S
-"""What the whole takes at most."""
+"""The longest time that all checks together take."""
 _SUM_BYTES = {"gloo": 16 << 20, "nccl": 256 << 20}
-_MOST_OTHERS = 64  # a thousand nodes that each try all others would make a million files to read
-_A_GPU = 0.001  # Ray hides all devices from a task without any
+_MOST_OTHERS = 64  # if each of a thousand nodes tried all others, they would read a million files
+_A_GPU = 0.001  # Ray hides all devices from a task that asks for none
 
 
 @dataclass(frozen=True)
 class Member:
-    """A node that takes part.
+    """A node that takes part in the checks.
 
     Attributes:
-        node_id: Ray's id.
-        ref: How others reach it.
-        resources: What Ray has of it.
+        node_id: Ray's id of the node.
+        ref: How other nodes reach it.
+        resources: Ray resources of the node.
         is_here: Whether this process runs on it.
     """
 
@@ -60,12 +60,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """What a node answered.
+    """The answer of a node.
 
     Attributes:
-        value: Its result; None where it failed.
-        problem: Why it failed.
-        ahead: The least and the most that its clock may be ahead, in seconds.
+        value: The result; None if the call failed.
+        problem: Why the call failed.
+        ahead: The least and the most that the node's clock may be ahead, in seconds.
     """
 
     value: T | None
@@ -74,7 +74,7 @@ class Answer(Generic[T]):
 
 
 def members(nodes: Sequence[RayNode], here: str) -> list[Member]:
-    """Return the living nodes of `ray.nodes()`; several at one address are told apart by their ids."""
+    """Return the alive nodes of `ray.nodes()`; ids distinguish several nodes at one address."""
     alive = [node for node in nodes if node["Alive"]]
     addresses = [node["NodeManagerAddress"] for node in alive]
     found = []
@@ -86,7 +86,7 @@ def members(nodes: Sequence[RayNode], here: str) -> list[Member]:
 
 
 def probe_nodes(group: Sequence[Member], wanted: Requirements) -> Iterator[Check]:
-    """Yield the checks of a group of nodes that have this very dist-ft."""
+    """Yield the checks of a group of nodes that have the same dist-ft as this process."""
     scratch = f".dist-ft-doctor-{uuid.uuid4().hex[:8]}"
     output_dir = wanted.output_dir
     try:
@@ -103,7 +103,7 @@ def probe_nodes(group: Sequence[Member], wanted: Requirements) -> Iterator[Check
         yield from check_nodes(facts, {m.ref.label: m.resources.get("GPU", 0.0) for m in there})
         yield from _storage_and_clocks(there, facts, answers, wanted, scratch)
         yield from _all_reduce(there, facts, wanted)
-        # The driver's node, where the coordinator lives.
+        # The driver's node, on which the coordinator runs.
         here = [member for member in there if member.is_here]
         for answer in _ask(here, lambda _: partial(probe.ask_wandb, wanted.wandb), _PROBE_LIMIT_S).values():
             if answer.value is not None:
@@ -125,10 +125,10 @@ def _storage_and_clocks(
 
     def errand(member: Member) -> Callable[[], list[str]]:
         if output_dir is None:
-            return list  # only the clock is asked for
+            return list  # only the clock is needed
         return partial(probe.find_unread, member.ref, _others(member, written), output_dir, scratch)
 
-    # On all nodes: a second message to each sets narrower bounds to its clock.
+    # All nodes are asked, because a second message narrows the bounds of a node's clock.
     answers = _ask(there, errand, _PROBE_LIMIT_S)
     yield from _failures(there, answers, "reading what others wrote")
     unread = {m.ref.label: answers[m.ref.label].value or [] for m in written if m.ref.label in answers}
@@ -141,7 +141,7 @@ def _storage_and_clocks(
 
 
 def _all_reduce(there: Sequence[Member], facts: Mapping[str, NodeFacts], wanted: Requirements) -> Iterator[Check]:
-    """Sum over the nodes that can hold a worker: a head without slots has no ranks, and perhaps no device."""
+    """Run the all-reduce over the nodes that can hold a worker; a head without slots has no ranks, maybe no device."""
     on_gpu = any(m.resources.get("GPU") for m in there) and (wanted.resources or {"GPU": 1}).get("GPU", 0) > 0
     kind, backend = ("GPU", "nccl") if on_gpu else ("CPU", "gloo")
     group = [member for member in there if member.resources.get(kind)]
@@ -172,7 +172,7 @@ def _failures(group: Sequence[Member], answers: Mapping[str, Answer[T]], during:
 
 
 def _others(member: Member, group: Sequence[Member]) -> list[NodeRef]:
-    """Return the next nodes in a ring, which this one tries; as many try this one."""
+    """Return the next nodes in a ring. This node tries them, and as many nodes try this one."""
     order = sorted(other.node_id for other in group if other.node_id != member.node_id)
     start = bisect.bisect(order, member.node_id)
     chosen = set((order[start:] + order[:start])[:_MOST_OTHERS])
@@ -196,7 +196,7 @@ def _ask(
             try:
                 clock, value = ray.get(reference)
                 answers[label] = Answer(value, None, (clock - time.time(), clock - sent))
-            except Exception as error:  # whatever a broken installation raises there
+            except Exception as error:  # a broken installation there can raise anything
                 lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
                 answers[label] = Answer(None, lines[-1].strip()[:300], (float("-inf"), float("inf")))
     for reference in asked:
@@ -205,6 +205,6 @@ def _ask(
 
 
 def _call_and_read_clock(function: Callable[[], T]) -> tuple[float, T]:
-    """Run on the node; its clock is read between two readings of the asker's own clock."""
+    """Call a function on the node and read its clock, between two readings of the caller's clock."""
     result = function()
     return time.time(), result

@@ -1,4 +1,4 @@
-"""The types that the modules of this folder exchange: what a run requires, what a node answers, what was judged."""
+"""Defines the types that the modules of this folder exchange: requirements of a run, facts of a node, and checks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a run requires of the cluster.
+    """Holds what a run requires of the cluster.
 
     Attributes:
-        output_dir: Absolute `run.output_dir`; None: no run is meant, and storage is not checked.
+        output_dir: Absolute `run.output_dir`; None means that no run is given and storage is not checked.
         wandb: `monitor.wandb`.
         num_workers: The fewest workers that the run starts with.
-        resources: Resources of a worker; None: the default of `machine.worker_resources`.
+        resources: Resources of a worker; None means the default of `machine.worker_resources`.
     """
 
     output_dir: str | None = None
@@ -71,12 +71,12 @@ class NodeRef:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node found out about itself and its connections.
+    """Holds what a node found out about itself and its connections.
 
     Attributes:
-        shm_bytes: Size of its shared memory; None where it has none of its own.
-        temp_dir: Where Ray keeps its logs and what it spills.
-        temp_free_bytes: Free space there.
+        shm_bytes: Size of its shared memory; None if it has none of its own.
+        temp_dir: Directory in which Ray keeps logs and spilled objects.
+        temp_free_bytes: Free space in it.
         gpus: Number of NVIDIA device files.
         driver: Version of NVIDIA's driver.
         interface: The network interface that has the node's address.
@@ -110,11 +110,11 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class SumResult:
-    """How the sum over all nodes went on one of them.
+    """Holds the result of the all-reduce on one node.
 
     Attributes:
         bytes_per_s: Speed of its process.
-        problem: Why there is no sum; None where there is one.
+        problem: Why the all-reduce failed; None if it succeeded.
     """
 
     bytes_per_s: float = 0.0
@@ -123,7 +123,7 @@ class SumResult:
 
 @dataclass(frozen=True)
 class WandbFacts:
-    """Where numbers for W&B go, seen from the head.
+    """Describes where numbers for W&B go, seen from the head.
 
     Attributes:
         mode: online, offline or disabled.

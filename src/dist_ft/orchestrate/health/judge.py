@@ -1,7 +1,6 @@
 """Judges the facts of a cluster before a run starts there. Pure; `probe` and `ask_nodes` find the facts.
 
-One check a subject, one line a check: it names the nodes that are at fault, a few of them where they are many, and what
-to do.
+Each subject has one check, and each check one line: it names the faulty nodes (a few if there are many) and what to do.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from dist_ft.orchestrate.health.this_machine import MIN_DISK_BYTES, MIN_SHM_BYTE
 from dist_ft.printable import format_bytes
 
 MAX_SKEW_S = 2.0
-_MIN_TEMP_BYTES = 512 << 20  # Ray's logs; what it would spill never comes, weights and data pass it by
+_MIN_TEMP_BYTES = 512 << 20  # for Ray's logs; Ray spills nothing, because weights and data do not pass through it
 _NUM_NAMED = 5
-_SLOW_BYTES_PER_S = 0.1e9  # what a 1 Gbit/s cable carries; less is an interface that nobody meant
+_SLOW_BYTES_PER_S = 0.1e9  # the speed of a 1 Gbit/s cable; anything slower is probably the wrong interface
 
 
 def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Requirements) -> Check:
-    """Compare the room on the nodes with the fewest workers that the run starts with."""
+    """Compare the workers that fit on the nodes with the fewest workers that the run starts with."""
     each = worker_resources(wanted.resources, has_gpu=any(node.get("GPU") for node in nodes))
     room = sum(workers_on(node, each) or 0 for node in nodes)
     shown = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
@@ -31,7 +30,7 @@ def check_workers(nodes: Sequence[Mapping[str, float]], wanted: Requirements) ->
 
 
 def check_versions(here: Mapping[str, str | None], found: Mapping[str, Mapping[str, str | None] | None]) -> Check:
-    """Compare versions on every node with those here; None is a node that did not answer."""
+    """Compare the versions on every node with those here; None stands for a node that did not answer."""
     problems = []
     for node, theirs in found.items():
         wrong = [
@@ -57,7 +56,7 @@ def check_nodes(nodes: Mapping[str, NodeFacts], gpus: Mapping[str, float]) -> li
 
     Args:
         nodes: Facts by label.
-        gpus: How many GPUs Ray has of each.
+        gpus: Number of GPUs of each node, as Ray counts them.
     """
     return [
         _devices(nodes, gpus),
@@ -80,8 +79,8 @@ def check_storage(
 
     Args:
         nodes: Facts by label.
-        unread: For each node the others whose files it did not find.
-        wanted: What the run requires.
+        unread: For each node, the other nodes whose files it did not find.
+        wanted: Requirements of the run.
     """
     if wanted.output_dir is None:
         return [Check("storage", True, "not looked at; name a CONFIG to have its run.output_dir checked")]
@@ -117,12 +116,12 @@ def check_storage(
 
 
 def check_clocks(offsets: Mapping[str, tuple[float, float]]) -> Check:
-    """Compare the clocks of the nodes with that here.
+    """Compare the clocks of the nodes with the clock here.
 
     Args:
         offsets: The least and the most that each may be ahead, in seconds.
     """
-    # What is certain: a message that was under way for a second says no more than that.
+    # Count only the certain part: a message that took a second leaves a second of doubt.
     sure = {node: max(low, 0.0) + min(high, 0.0) for node, (low, high) in offsets.items()}
     wrong = [f"{n} {abs(s):.1f} s {'ahead' if s > 0 else 'behind'}" for n, s in sure.items() if abs(s) > MAX_SKEW_S]
     if wrong:
@@ -133,13 +132,13 @@ def check_clocks(offsets: Mapping[str, tuple[float, float]]) -> Check:
 
 
 def check_all_reduce(answers: Mapping[str, SumResult | None], backend: str, num_bytes: int, limit_s: float) -> Check:
-    """Judge a sum over all nodes.
+    """Judge the all-reduce over all nodes.
 
     Args:
-        answers: The answer of each node; None where none came.
+        answers: The answer of each node; None if there was none.
         backend: gloo or nccl.
-        num_bytes: How much was summed.
-        limit_s: How long was waited.
+        num_bytes: Size of the summed tensor.
+        limit_s: Longest wait for an answer.
     """
     problems = [
         f"{node}: {answer.problem if answer else f'no answer within {limit_s:g} s'}"
@@ -158,7 +157,7 @@ def check_all_reduce(answers: Mapping[str, SumResult | None], backend: str, num_
 
 
 def check_wandb(facts: WandbFacts) -> Check:
-    """Judge where numbers go. A server out of reach never holds a run up, so it is only reported."""
+    """Judge where numbers for W&B go. A server out of reach never stops a run, so it is only reported."""
     if facts.problem is not None:
         return Check(
             "W&B", False, facts.problem, "set WANDB_API_KEY before ray start on the head, or monitor.wandb=offline"

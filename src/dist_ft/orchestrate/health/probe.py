@@ -1,6 +1,6 @@
-"""What a node finds out about itself, inside a Ray task there. Torch-free: the sum over all nodes is a process.
+"""Finds the facts of a node, inside a Ray task on it. Torch-free: the all-reduce runs in a separate process.
 
-Everything that is written lies in one scratch folder, which `clean_up` removes.
+All files are written to one scratch folder, which `clean_up` removes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def probe_node(me: NodeRef, others: Sequence[NodeRef], output_dir: str | None, s
 
 
 def find_unread(me: NodeRef, others: Sequence[NodeRef], output_dir: str, scratch: str) -> list[str]:
-    """Return the nodes whose files this one does not see whole; called after `probe_node` has ended on all of them."""
+    """Return the nodes whose files this node does not see whole. Call it after `probe_node` has ended on all nodes."""
     store = open_store(f"{_existing(output_dir)}/{scratch}")
     missing = []
     for other in others:
@@ -87,7 +87,7 @@ def find_unread(me: NodeRef, others: Sequence[NodeRef], output_dir: str, scratch
 
 
 def clean_up(output_dir: str, scratch: str) -> None:
-    """Remove what `probe_node` has written. Called on every node: they may not share the directory after all."""
+    """Remove what `probe_node` has written. Call it on every node, because they may not share the directory."""
     if is_url(output_dir):
         with suppress(OSError):
             open_store(output_dir).delete(scratch)
@@ -98,16 +98,16 @@ def clean_up(output_dir: str, scratch: str) -> None:
 def all_reduce(
     me: NodeRef, rank: int, first: tuple[str, int], world_size: int, backend: str, num_bytes: int, limit_s: float
 ) -> SumResult:
-    """Sum over all nodes in a process of its own.
+    """Run this node's part of the all-reduce in a separate process.
 
     Args:
         me: This node.
-        rank: Its index among those that sum.
+        rank: Index of this node in the all-reduce.
         first: Address and port at which rank 0 listens.
-        world_size: How many nodes sum.
+        world_size: Number of nodes in the all-reduce.
         backend: gloo or nccl.
-        num_bytes: How much is summed.
-        limit_s: Limit of each wait inside; the whole takes at most twice as long.
+        num_bytes: Size of the summed tensor.
+        limit_s: Limit of each wait inside; the call takes at most twice as long.
     """
     arguments = [rank, world_size, *first, backend, num_bytes, limit_s]
     command = [sys.executable, "-m", "dist_ft.orchestrate.health.all_reduce", *map(str, arguments)]
@@ -138,19 +138,19 @@ def ask_wandb(setting: str) -> WandbFacts:
     try:
         urllib.request.urlopen(url, timeout=_WANDB_LIMIT_S).close()
     except urllib.error.HTTPError:
-        pass  # an answer, too
+        pass  # this is an answer, too
     except (OSError, ValueError):
         return facts
     return replace(facts, is_reached=True)
 
 
 def _existing(output_dir: str) -> str:
-    """Return where to try: the URL, or the nearest directory that exists."""
+    """Return the place to write a test file: the URL, or the nearest directory that exists."""
     return output_dir if is_url(output_dir) else str(nearest_existing(Path(output_dir)))
 
 
 def _try_storage(facts: NodeFacts, me: NodeRef, nearest: str, scratch: str) -> NodeFacts:
-    """Write the files that other nodes read, and add what came of it to the facts."""
+    """Write the files that other nodes read, and add the results to the facts."""
     problem, free_bytes, is_first = None, None, False
     try:
         if not is_url(nearest):
@@ -172,7 +172,7 @@ def _file_of(node: NodeRef) -> str:
 
 
 def _ask_all(ask: Callable[[T], bool], items: Sequence[T], limit_s: float) -> list[bool]:
-    """Ask for each item at the same time; what takes longer than the limit is a no."""
+    """Ask for all items at the same time; an answer that takes longer than the limit counts as False."""
     pool = ThreadPoolExecutor(_AT_ONCE)
     asked = [pool.submit(ask, item) for item in items]
     wait(asked, limit_s)

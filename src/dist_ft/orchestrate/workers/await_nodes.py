@@ -1,6 +1,7 @@
-"""Waits until a Ray has so many nodes: `python -m dist_ft.orchestrate.workers.await_nodes HOST:PORT COUNT LIMIT_S`.
+"""Waits for a number of Ray nodes: `python -m dist_ft.orchestrate.workers.await_nodes HOST:PORT COUNT LIMIT_S`.
 
-For scripts that start the nodes. Asks Ray's table of nodes directly: to join as a driver takes seconds each time.
+Scripts that start the nodes call it. It reads Ray's table of nodes directly, because joining as a driver takes seconds
+each time.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ _EVERY_S = 0.5
 
 
 def await_nodes(count: Callable[[], int], wanted: int, limit_s: float) -> int:
-    """Return the number of nodes as soon as it is the wanted one, or at the end of the limit.
+    """Return the number of nodes when it is the wanted one, or at the end of the limit.
 
     Args:
-        count: Counts them; raises while nobody answers.
-        wanted: How many nodes to wait for.
+        count: Counts the nodes; raises while Ray does not answer.
+        wanted: Number of nodes to wait for.
         limit_s: Seconds to wait.
     """
     deadline, found = time.monotonic() + limit_s, 0
     while found < wanted and time.monotonic() < deadline:
         try:
             found = count()
-        except Exception:  # not there yet; Ray raises many types
+        except Exception:  # Ray does not answer yet; it raises many types
             found = 0
         if found < wanted:
             time.sleep(_EVERY_S)
@@ -39,7 +40,7 @@ def _num_alive(address: str) -> int:
 
 
 def main() -> None:
-    """Run the command; exit code 1 when the nodes are not all there in time."""
+    """Run the command; exit with code 1 if some nodes are missing at the end of the limit."""
     address, wanted, limit_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     found = await_nodes(lambda: _num_alive(address), wanted, limit_s)
     print(f"{found} of {wanted} Ray nodes at {address}", flush=True)

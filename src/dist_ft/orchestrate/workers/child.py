@@ -1,4 +1,4 @@
-"""What a forked child does: train as a rank, or run one task. Imports torch, never ray."""
+"""Runs a forked child, which trains as a rank or runs one task. Imports torch, never ray."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class SocketLink:
         return self._reply.stop
 
     def on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; the loop acts on it after the step."""
+        """Record the signal; the loop acts on it after the step."""
         self._told_to_end = True
 
     def wait_committed(self, step: int) -> None:
@@ -124,7 +124,7 @@ class SocketLink:
                     self._reply = reply
                     self._changed.notify_all()
         finally:
-            # The supervisor is gone, and with it the right to the device and to write.
+            # The supervisor is gone, so this rank may not use the device or write any more.
             os._exit(_LEASE_LOST)
 
     def _send(self) -> None:
@@ -133,7 +133,7 @@ class SocketLink:
                 self._connection.sendall(encode_line(message_to_dict(message)))
         except OSError:
             os._exit(_LEASE_LOST)
-        except Exception:  # whatever it is: a rank that cannot report would train on unseen
+        except Exception:  # any error: a rank that cannot report must not go on training
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
@@ -142,7 +142,7 @@ class SocketLink:
 def _run_rank(link: SocketLink, spec: RankSpec) -> int:
     attempt = spec.attempt
     os.environ.update(spec.env)
-    # DeepSpeed reads these; the rendezvous itself goes through our own store.
+    # DeepSpeed reads these; the rendezvous itself uses our own store.
     os.environ.update(RANK=str(spec.rank), WORLD_SIZE=str(spec.world_size), LOCAL_RANK=str(spec.local_rank))
     _log_to(node_dir(attempt.run_dir).logs(attempt.attempt) / rank_log_name(spec.rank))
     answer_to_dump_signal()
@@ -157,13 +157,13 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
         parts.loader.close()
         link.send(RankDone(outcome, step))
         status = 0
-    except Exception as error:  # the last line of defence: whatever it is, the coordinator must learn it
+    except Exception as error:  # the coordinator must learn of any error
         traceback.print_exc()
         bad_step = error.step if isinstance(error, DivergedError) else None
         link.send(RankFailed(errors.from_exception(error), step=bad_step))
         status = 1
     link.flush()
-    # Not a normal exit: a peer may be dead, and destructors of process groups would wait for it.
+    # This skips the normal exit, because destructors of process groups would wait for a peer that may be dead.
     sys.stdout.flush()
     sys.stderr.flush()
     return status
@@ -194,7 +194,7 @@ def _run_task(connection: socket.socket, reader: BinaryIO, request: TaskRequest)
     try:
         arguments = {**request.arguments, "config": config_from_dict(request.arguments["config"])}
         answer = {"result": module.run(**arguments)}
-    except Exception as error:  # sent on, whatever it is
+    except Exception as error:  # any error is sent to the client
         traceback.print_exc()
         answer = {"error": errors.from_exception(error)}
     connection.sendall(encode_line(answer))
@@ -202,7 +202,7 @@ def _run_task(connection: socket.socket, reader: BinaryIO, request: TaskRequest)
 
 
 def _log_to(path: Path) -> None:
-    """Send everything this process prints, C libraries included, to a log file."""
+    """Redirect everything that this process prints, including C libraries, to a log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)

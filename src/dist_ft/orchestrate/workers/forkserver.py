@@ -1,14 +1,14 @@
-"""A plain process that imports everything heavy once and forks ready children. Never imports ray.
+"""Runs a plain process that imports all heavy packages once and forks ready children. Never imports ray.
 
-Importing torch, DeepSpeed, transformers and peft costs 5 to 11 s a process on two cores; a fork costs
-milliseconds. One such server runs per node. A client connects to its Unix socket, sends one JSON line that
-says what to run, and from then on talks to the child on that same connection:
+Importing torch, DeepSpeed, transformers and peft costs 5 to 11 s per process on two cores; a fork costs milliseconds.
+One server runs per node. A client connects to its Unix socket, sends one JSON line that says what to run, and then
+talks to the child on the same connection:
 
 - the connection is the child's lease: when the client dies, the child ends itself, and is killed if it cannot;
 - when the child dies, the server writes `{"exit": status}` and the connection ends.
 
-The server takes no more clients when its standard input ends, which is when whoever started it dies, and ends after the
-last child. Should it be killed, children live on.
+When the process that started the server dies, the server's standard input ends. It then takes no more clients, and ends
+after its last child. If the server is killed, its children live on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 PRELOAD = (
     "torch", "torch.distributed", "numpy", "pyarrow", "transformers", "peft", "deepspeed",
-    # Imported by the first optimizer and the first engine, 1.4 s a rank.
+    # The first optimizer and the first engine import these, which takes 1.4 s per rank.
     "torch._dynamo", "torch.utils.cpp_extension", "deepspeed.runtime.zero.stage3",
     "transformers.models.llama.modeling_llama",
     "dist_ft.train.loop", "dist_ft.train.build", "dist_ft.orchestrate.workers.child",
@@ -47,7 +47,7 @@ class _Server:
             self._watch.register(descriptor, select.POLLIN)
 
     def serve(self) -> None:
-        """Accept clients until standard input ends, then see to the end of their children."""
+        """Accept clients until standard input ends, then serve until the last child has ended."""
         signal.set_wakeup_fd(self._wake_write)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         is_owned = True
@@ -80,7 +80,7 @@ class _Server:
         self._watch.register(connection, _CLIENT_GONE)
 
     def _end(self, descriptor: int) -> None:
-        """Kill the child whose client is gone: one that is stopped, or hangs in C, cannot see to it itself."""
+        """Kill the child whose client is gone; a child that is stopped or hangs in C cannot end itself."""
         for pid, connection in self._children.items():
             if connection.fileno() == descriptor:
                 self._watch.unregister(descriptor)
@@ -96,7 +96,7 @@ class _Server:
             if pid == 0:
                 return
             connection = self._children.pop(pid)
-            with contextlib.suppress(KeyError):  # its client was seen to be gone
+            with contextlib.suppress(KeyError):  # removed already, when its client was found to be gone
                 self._watch.unregister(connection)
             with contextlib.suppress(OSError):  # the client may be gone
                 connection.setblocking(False)
@@ -113,7 +113,7 @@ def _run_child(connection: socket.socket) -> int:
 def main() -> None:
     """Entry of `python -m dist_ft.orchestrate.workers.forkserver SOCKET`."""
     path = Path(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(64)  # clients may connect at once; they wait for the imports

@@ -15,8 +15,7 @@ _SIOCGIFADDR = 0x8915
 def interface_of(address: str) -> str | None:
     """Return the name of the interface with this IPv4 address, or None.
 
-    gloo otherwise binds to whatever the host's name resolves to, often 127.0.0.1, which no other machine
-    reaches.
+    Otherwise gloo binds to the address of the host's name, often 127.0.0.1, which no other machine can reach.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -31,9 +30,9 @@ def interface_of(address: str) -> str | None:
 
 
 def rendezvous_env(address: str) -> dict[str, str]:
-    """Return the variables with which gloo and NCCL talk through the interface of this address.
+    """Return the environment variables that make gloo and NCCL use the interface of this address.
 
-    Variables that are set on the machine already stay as they are.
+    Variables that are already set on the machine are not changed.
     """
     interface = interface_of(address)
     if interface is None:

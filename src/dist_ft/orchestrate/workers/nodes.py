@@ -1,4 +1,4 @@
-"""The nodes of the Ray cluster: resources, free resources, which are about to leave, which answer."""
+"""Lists the nodes of the Ray cluster: their resources, which of them are about to leave, and which answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBE_LIMIT_S = 2.0
 
 
 class RayNode(TypedDict):
-    """What `ray.nodes()` says of a node, as far as it is used here."""
+    """Types the entries of `ray.nodes()` that are used here."""
 
     NodeID: str
     Alive: bool
@@ -28,15 +28,15 @@ class RayNode(TypedDict):
 
 @dataclass(frozen=True)
 class Node:
-    """A node that Ray counts among the living.
+    """A node that Ray counts as alive.
 
     Attributes:
-        node_id: Ray's id.
-        address: Its IP address.
+        node_id: Ray's id of the node.
+        address: IP address of the node.
         port: Port of its raylet.
-        total: Its resources.
-        free: Resources that nobody uses.
-        is_leaving: Whether it has given notice: preemption, eviction, scaling down.
+        total: Resources of the node.
+        free: Resources that are not in use.
+        is_leaving: Whether the node has given notice: preemption, eviction, scaling down.
     """
 
     node_id: str
@@ -48,7 +48,7 @@ class Node:
 
 
 def list_nodes() -> list[Node]:
-    """Return the nodes that Ray counts among the living."""
+    """Return the nodes that Ray counts as alive."""
     free = ray._private.state.available_resources_per_node()
     leaving = ray._private.state.state.get_draining_nodes()
     return [
@@ -66,14 +66,14 @@ def list_nodes() -> list[Node]:
 
 
 def answering(nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes whose raylet accepts connections; Ray takes 10 to 60 s to declare one dead."""
+    """Return the nodes whose raylet accepts connections; Ray takes 10 to 60 s to declare a node dead."""
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
         are_there = pool.map(lambda node: is_listening(node.address, node.port), nodes)
         return [node for node, is_there in zip(nodes, are_there, strict=True) if is_there]
 
 
 def is_listening(host: str, port: int) -> bool:
-    """Return whether something accepts connections there."""
+    """Return whether a process accepts connections at an address and port."""
     try:
         socket.create_connection((host, port), _PROBE_LIMIT_S).close()
     except OSError:

@@ -28,7 +28,7 @@ QUIET_ENV = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
-"""For processes that import transformers: results on the screen, not progress bars of libraries."""
+"""Environment of processes that import transformers; it turns off the progress bars of libraries."""
 _CONNECT_LIMIT_S = 60.0
 
 
@@ -71,8 +71,8 @@ class ForkServer:
     def _start(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
         self.socket_path = str(self._directory / "fork.sock")
-        # Named, because looking for a device would initialise CUDA here, and no child could use it after that;
-        # asked through NVML, torch looks without doing so.
+        # The accelerator is named, because looking for it would initialise CUDA here, and then no child could use it.
+        # Through NVML, torch can look without initialising CUDA.
         device = {"DS_ACCELERATOR": "cuda" if self._on_gpu else "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         env = {**os.environ, **QUIET_ENV, **device}
         with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ class ForkServer:
         return self._process.poll() is None
 
     def has_ended(self, within_s: float) -> bool:
-        """Return whether the server has ended; one whose connections have just broken takes a moment."""
+        """Return whether the server has ended; it may take a moment after its connections have broken."""
         try:
             self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -110,7 +110,7 @@ class ForkServer:
         self._start()
 
     def close(self) -> None:
-        """End the server; its children go on until their clients leave them."""
+        """End the server; its children continue until their clients disconnect."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -132,20 +132,20 @@ class Child:
             try:
                 self._socket.connect(socket_path)
                 break
-            except (FileNotFoundError, ConnectionRefusedError) as error:  # a server that has only just been started
+            except (FileNotFoundError, ConnectionRefusedError) as error:  # the server was started a moment ago
                 self._socket.close()
                 if time.monotonic() > deadline:
                     raise WorkerCrashError(f"the starter at {socket_path} does not answer") from error
                 time.sleep(0.02)
         self._buffer = b""
         self.exit_status: int | None = None
-        """How the process ended (negative: by that signal), once known."""
+        """Exit status of the process, once known; a negative number is a signal."""
         self.is_closed = False
         """Whether the connection has ended."""
         self._send(encode_request(request))
 
     def send(self, reply: Reply) -> None:
-        """Send a rank the coordinator's answer; a child that is gone shows in `receive`."""
+        """Send a rank the coordinator's answer; `receive` shows if the child is gone."""
         self._send(encode_line(reply.to_dict()))
 
     def _send(self, line: bytes) -> None:
@@ -170,7 +170,7 @@ class Child:
         for line in filter(None, lines):
             try:
                 message = json.loads(line)
-            except ValueError:  # the half line of a process that was killed while writing
+            except ValueError:  # an incomplete line of a process that was killed while writing
                 continue
             if isinstance(message, dict) and "exit" in message:  # the server's last line
                 self.exit_status = message["exit"]
@@ -180,7 +180,7 @@ class Child:
         return messages
 
     def close(self) -> None:
-        """End the process by taking back its lease."""
+        """End the process by closing its connection."""
         self._socket.close()
         self.is_closed = True
 
@@ -198,12 +198,12 @@ def run_task(
         socket_path: A fork server.
         name: Module in `dist_ft.jobs`.
         arguments: JSON values.
-        limit_s: Seconds that it may take.
+        limit_s: Seconds that the task may take.
         env: Environment variables to set first (devices).
 
     Raises:
-        DistFtError: What the task raised, or a WorkerCrashError when it died.
-        StalledError: It did not end within the limit.
+        DistFtError: The error of the task, or a WorkerCrashError if its process died.
+        StalledError: The task did not end within the limit.
     """
     child = Child(socket_path, TaskRequest(name, arguments, dict(env or {})))
     deadline = time.monotonic() + limit_s
@@ -222,7 +222,7 @@ def run_task(
 
 
 def is_serving(socket_path: str) -> bool:
-    """Return whether a fork server listens there, be it still at its imports."""
+    """Return whether a fork server listens at this socket, even if it is still importing."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(socket_path)
@@ -234,7 +234,7 @@ def is_serving(socket_path: str) -> bool:
 
 
 def num_oom_kills() -> int:
-    """Return how many processes the kernel has ended for want of memory: of this container, else of the machine."""
+    """Return how many processes the kernel has killed for lack of memory, in this container or else this machine."""
     for counters in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         with contextlib.suppress(OSError, ValueError):
             lines = (line.split() for line in counters.read_text().splitlines())

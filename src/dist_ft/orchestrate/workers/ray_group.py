@@ -1,4 +1,4 @@
-"""The worker group: supervisors that Ray Train v2 places and watches."""
+"""Defines the worker group: supervisors that Ray Train v2 places and watches."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ _CUT_OFF = 5  # exit status
 TRAIN_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s delays start, end and every failure
-    "RAY_TRAIN_METRICS_ENABLED": "0",  # ours go through the coordinator
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # our metrics go through the coordinator
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `ElasticPolicy` looks for notices, and drains first
 }
-"""Set in the driver before Ray Train is used; `start_env` adds to it."""
+"""Environment that the driver sets before it uses Ray Train; `start_env` adds to it."""
 _START_LIMIT_S = 30.0
 _START_LIMIT_PER_WORKER_S = 0.25
 
 
 def start_env(max_workers: int) -> dict[str, str]:
-    """Return how long Ray Train tries to start a group: a node may go after it was counted."""
+    """Return the environment that limits the start of a group, because a node may go after it was counted."""
     limit_s = _START_LIMIT_S + _START_LIMIT_PER_WORKER_S * max_workers
     return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{limit_s:.0f}"}
 
 
 class RemoteCoordinator:
-    """The coordinator actor as a supervisor sees it.
+    """Calls the coordinator actor from a supervisor.
 
     Args:
-        address: Where it is.
+        address: Address of the coordinator.
         silence_s: `failure.limits.silence_s`.
     """
 
@@ -61,7 +61,7 @@ class RemoteCoordinator:
         self._silence_s = silence_s
 
     def open_attempt(self, world_size: int) -> int | None:
-        """Open an attempt; return None while there is nothing to do yet."""
+        """Open an attempt and return its number; return None while the attempt cannot begin yet."""
         number: int | None = ray.get(self._ask("open_attempt", world_size))
         return number
 
@@ -79,14 +79,14 @@ class RemoteCoordinator:
         """Deliver a message and wait for the answer.
 
         Raises:
-            CutOffError: There is no answer, and the head of the cluster is out of reach.
+            CutOffError: The coordinator does not answer, and the head of the cluster is out of reach.
         """
         reference = self._ask("handle", envelope.to_dict())
         while True:
             try:
                 return Reply.from_dict(ray.get(reference, timeout=self._silence_s))
             except ray.exceptions.GetTimeoutError as error:
-                # A coordinator that a slow disk holds up is waited for. Ray itself takes minutes to tell them apart.
+                # A coordinator on a slow disk may still answer, so wait. Ray itself needs minutes to see a lost one.
                 host, _, port = self._head.rpartition(":")
                 if not is_listening(host, int(port)):
                     raise CutOffError(f"{self._head}, the head of the cluster, does not answer") from error
@@ -94,10 +94,10 @@ class RemoteCoordinator:
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What every worker of a group is told.
+    """Holds what every worker of a group is told.
 
     Attributes:
-        coordinator: Where the coordinator of the run is.
+        coordinator: Address of the coordinator.
         on_gpu: Whether ranks use CUDA devices.
         silence_s: `failure.limits.silence_s`.
     """
@@ -131,24 +131,24 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         try:
             supervise(coordinator.attempt_spec(number), slot, coordinator, starter)
         except CutOffError:
-            # Ray would keep this process, and the device it holds, until its own node has given up.
+            # Otherwise Ray keeps this process, with its device, until the node itself gives up.
             os._exit(_CUT_OFF)
 
 
 class ElasticTrainer(DataParallelTrainer):
-    """Ray Train's trainer without what this system never uses.
+    """Ray Train's trainer without the callbacks that dist-ft never uses.
 
-    Every callback left out saves an actor, that is a Python process of a second or two, on the way to the first
-    step: data comes from token shards, not from Ray Data, and on a Ray that ends with the driver no placement
-    group can outlive it. The names are pinned by `tests/contracts/test_ray_names.py`.
+    Each callback costs an actor, a Python process that takes a second or two before the first step. Data comes from
+    token shards, not from Ray Data, and on a Ray that ends with the driver no placement group can outlive it.
+    `tests/contracts/test_ray_names.py` pins the names.
     """
 
     owns_cluster = False
     """Whether the Ray cluster ends with this driver."""
     cluster: ClusterConfig
-    """How many workers the group may have."""
+    """The limits of the number of workers."""
     coordinator: CoordinatorAddress
-    """Where the coordinator of the run is."""
+    """Address of the coordinator of the run."""
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         policy = ElasticPolicy(self.scaling_config, self.cluster, self.coordinator)
@@ -164,7 +164,7 @@ class ElasticTrainer(DataParallelTrainer):
 
 
 def make_trainer(config: Config, *, resources: dict[str, float], settings: GroupSettings) -> ElasticTrainer:
-    """Build the trainer. Nothing of ours is stored by Ray Train: its storage is scratch, its name new each time."""
+    """Build the trainer. Ray Train stores nothing of ours: its storage is scratch, and its name is new each time."""
     scaling = ray.train.ScalingConfig(
         num_workers=config.cluster.max_workers,
         use_gpu=resources.get("GPU", 0) > 0,

@@ -1,4 +1,4 @@
-"""Checks the version of Ray. Imported before anything of Ray is: another version may lack a name on import."""
+"""Checks the version of Ray. It is imported before anything of Ray, because another version may lack a name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from importlib.metadata import version
 from dist_ft.errors import UsageError
 
 SERIES = "2.60"
-"""As in pyproject.toml. `orchestrate/` uses private names of Ray Train (tests/contracts/test_ray_names.py)."""
+"""Series in pyproject.toml. `orchestrate/` uses private names of Ray Train (tests/contracts/test_ray_names.py)."""
 
 
 def check_ray_version(found: str | None = None) -> None:
-    """Raise UsageError unless the installed Ray, or the one given, is of the series."""
+    """Raise UsageError unless the installed Ray (or the given version) is of the series."""
     found = found or version("ray")
     if found.split(".")[:2] != SERIES.split("."):
         raise UsageError(

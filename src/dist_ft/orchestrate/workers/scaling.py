@@ -1,8 +1,7 @@
-"""Answers Ray Train's questions: how many workers, and what follows a failure.
+"""Implements Ray Train's policies: the number of workers, and the reaction to a failure.
 
-Both run in Ray Train's controller, a process without torch. What they decide by is pure and tested elsewhere
-(`workers_that_fit` here, `coordinator/sizing.py` and `coordinator/failures.py`). The Ray names are pinned by
-`tests/contracts/test_ray_names.py`.
+Both policies run in Ray Train's controller, a process without torch. Their rules are pure: `workers_that_fit` here,
+`coordinator/sizing.py` and `coordinator/failures.py`. `tests/contracts/test_ray_names.py` pins the Ray names.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ logger = logging.getLogger(__name__)
 _LIST_NODES_EVERY_S = 1.0
 _ANSWER_LIMIT_S = 5.0
 _DECISION_LIMIT_S = 120.0
-"""For a coordinator that is being restarted."""
+"""Longest wait for a decision while the coordinator is being restarted."""
 
 
 def workers_that_fit(nodes: Sequence[Node], own: Mapping[str, int], resources: Mapping[str, float]) -> int | None:
-    """Return how many workers the nodes hold: in what is free, and in place of the run's own; pure.
+    """Return how many workers fit on the nodes, in free resources and in place of the run's own workers. Pure.
 
     Args:
         nodes: Nodes to look at.
@@ -46,34 +45,34 @@ def workers_that_fit(nodes: Sequence[Node], own: Mapping[str, int], resources: M
         resources: Resources of one worker.
 
     Returns:
-        The count; None when a worker needs nothing, so that any number fits.
+        The number; None if a worker needs no resources, so that any number fits.
     """
     count = 0
     for node in nodes:
         room, free = workers_on(node.total, resources), workers_on(node.free, resources)
         if room is None or free is None:
             return None
-        # Own workers that have died may have given back their room already: never more than the node has in all.
+        # Own workers that died may have freed their resources already, so never count more than the node has in all.
         count += min(room, own.get(node.node_id, 0) + free)
     return count
 
 
 def find_coordinator(address: CoordinatorAddress) -> Callable[..., Any]:
-    """Return what asks the coordinator: `ask("decide", …)` gives a reference to the answer of that call.
+    """Return a function that calls the coordinator: `ask("decide", …)` returns a reference to the answer.
 
     Raises:
-        ValueError: There is no such actor, or not at this moment.
+        ValueError: The actor does not exist, or not at this moment.
     """
     return partial(ray.get_actor(address.name, address.namespace).ask.remote, address.secret)
 
 
 class ElasticPolicy(ScalingPolicy):
-    """Forms the group with as many workers as there is room for, within `cluster.num_workers`.
+    """Forms the group with as many workers as fit, within `cluster.num_workers`.
 
     Args:
-        scaling_config: Ray Train's.
+        scaling_config: Scaling config of Ray Train.
         cluster: The section of the run config.
-        coordinator: Where the coordinator of the run is.
+        coordinator: Address of the coordinator.
     """
 
     def __init__(
@@ -83,12 +82,12 @@ class ElasticPolicy(ScalingPolicy):
         self._cluster = cluster
         self._coordinator = coordinator
         self._own_workers: Counter[str] = Counter()
-        self._addresses: dict[str, str] = {}  # of nodes that hold, or held, workers of the group
+        self._addresses: dict[str, str] = {}  # addresses of the nodes that hold, or held, workers of the group
         self._has_answered: set[str] = set()
         self._listed_at = float("-inf")
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """See the base class; waits while there is room for fewer than the run goes on with."""
+        """See the base class; waits while fewer workers fit than the run needs."""
         self._maybe_send_resource_request()
         count = largest_allowed(self._count(self._usable()), self._cluster)
         return NoopDecision() if count is None else self._resize(count)
@@ -96,7 +95,7 @@ class ElasticPolicy(ScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        """See the base class; the coordinator has the group checkpoint and end before it names a new size."""
+        """See the base class; the coordinator makes the group checkpoint and end before it names a new size."""
         self._maybe_send_resource_request()
         now = time.monotonic()
         if now - self._listed_at < _LIST_NODES_EVERY_S:
@@ -116,21 +115,21 @@ class ElasticPolicy(ScalingPolicy):
         return NoopDecision() if count is None else self._resize(count)
 
     def on_controller_start_worker_group(self, **kwargs: Any) -> dict[str, str] | None:
-        """See the base class; keeps the group off nodes that leave, or that Ray has not declared dead yet.
+        """See the base class; keeps the group off nodes that leave, or that are dead but not declared dead yet.
 
-        Ray takes 10 to 60 s for that. A group formed on such a node would wait for it in vain.
+        Ray takes 10 to 60 s to declare a node dead. A group that is formed on such a node would wait in vain.
         """
         usable = {node.node_id for node in self._usable()}
         avoided = sorted(node.node_id for node in list_nodes() if node.node_id not in usable)
         return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(avoided)})"} if avoided else None
 
     def lost_nodes(self) -> list[str]:
-        """Return the addresses of nodes with workers of the group that do not answer any more."""
+        """Return the addresses of nodes that have workers of the group and do not answer any more."""
         usable = {node.node_id for node in self._usable(with_leaving=True)}
         return sorted({address for node_id, address in self._addresses.items() if node_id not in usable})
 
     def _usable(self, with_leaving: bool = False) -> list[Node]:
-        """Return the nodes to form a group on. One that never answered may have a firewall, and counts."""
+        """Return the nodes to form a group on. A node that never answered counts, as it may have a firewall."""
         nodes = list_nodes()
         there = {node.node_id for node in answering(nodes)}
         self._has_answered |= there
@@ -150,7 +149,7 @@ class ElasticPolicy(ScalingPolicy):
 
 
 class AskCoordinator(FailurePolicy):
-    """Lets the coordinator decide: it knows what the ranks reported."""
+    """Lets the coordinator decide, because it knows what the ranks reported."""
 
     def __init__(
         self, failure_config: ray.train.FailureConfig, policy: ElasticPolicy, coordinator: CoordinatorAddress
@@ -164,12 +163,12 @@ class AskCoordinator(FailurePolicy):
         if isinstance(training_failed_error, ControllerError) and isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError
         ):
-            return FailureDecision.RETRY  # there was no group yet; how long to try is the driver's to say
+            return FailureDecision.RETRY  # no group has started yet; the driver decides how long to try
         message = str(training_failed_error).strip().splitlines()
         said = message[-1] if message else type(training_failed_error).__name__
         deadline = time.monotonic() + _DECISION_LIMIT_S
         lost_nodes = self._policy.lost_nodes()
-        # Asked until there is an answer: the coordinator may be the one that was lost, and is being restarted.
+        # Ask until an answer comes: the coordinator itself may have been lost and be restarting.
         while time.monotonic() < deadline:
             with contextlib.suppress(ray.exceptions.RayActorError, ValueError):
                 ask = find_coordinator(self._coordinator)

@@ -1,7 +1,7 @@
 """Writes the Python stacks and the kernel state of a rank without progress into a file of the run.
 
-The rank has `faulthandler` write all its stacks to its log when it gets `DUMP_SIGNAL`. That works in C, so also while
-it waits in a collective or holds the interpreter's lock. A process that is stopped cannot, and is said to be stopped.
+At `DUMP_SIGNAL`, `faulthandler` writes all stacks of the rank to its log. It works in C, so it also works while the
+rank waits in a collective or holds the interpreter's lock. A stopped process cannot answer and is reported as stopped.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ DUMP_SIGNAL = signal.SIGUSR2
 _LIMIT_S = 1.5
 _LOOK_S = 0.1
 _LOOKS = 4
-"""Alike in a row, after which a log is taken to be whole."""
-_INNERMOST = 3  # all_reduce, and what wraps it
+"""Equal sizes in a row after which a log counts as complete."""
+_INNERMOST = 3  # all_reduce and the functions that wrap it
 
 
 def answer_to_dump_signal() -> None:
-    """Have this process write its stacks to standard error at `DUMP_SIGNAL`."""
+    """Make this process write its stacks to standard error at `DUMP_SIGNAL`."""
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
 
 
 def dump_stacks(pid: int, log: Path, target: Path) -> Whereabouts:
-    """Have a rank write its stacks, copy them out of its log, and return where it is.
+    """Make a rank write its stacks, copy them from its log to a file, and return where the rank is.
 
     Args:
-        pid: The rank, a process of this machine.
-        log: Where its standard error goes.
-        target: The file to make.
+        pid: Process id of the rank on this machine.
+        log: Log that receives its standard error.
+        target: File to write.
     """
-    with contextlib.suppress(OSError):  # a rank that ends at this moment, or a disk that is full, changes nothing
+    with contextlib.suppress(OSError):  # the rank may end at this moment, or the disk may be full
         before = log.stat().st_size
         state = _kernel_view(pid)
         os.kill(pid, DUMP_SIGNAL)
@@ -50,9 +50,9 @@ def dump_stacks(pid: int, log: Path, target: Path) -> Whereabouts:
 
 
 def is_in_collective(stacks: str) -> bool:
-    """Return whether a thread is inside a call of torch.distributed, by the innermost frames of each.
+    """Return whether a thread is inside a call of torch.distributed, by the innermost frames of each thread.
 
-    On a GPU a rank waits for its peers in any call that waits for the device; there all look as if they worked.
+    On a GPU, a rank waits for its peers in any call that waits for the device, so all ranks seem to work.
     """
     threads = re.split(r"^(?:Current t|T)hread 0x.*$", stacks, flags=re.MULTILINE)
     frames = (thread.strip().splitlines()[:_INNERMOST] for thread in threads)
@@ -69,7 +69,7 @@ def _kernel_view(pid: int) -> str:
 
 
 def _new_text(log: Path, before: int) -> str:
-    """Return what the log grows by, once it has stopped growing: a busy machine writes the stacks in pieces."""
+    """Return the new text of a log when it has stopped growing; a busy machine writes the stacks in pieces."""
     sizes, deadline = [before], time.monotonic() + _LIMIT_S
     while time.monotonic() < deadline:
         time.sleep(_LOOK_S)

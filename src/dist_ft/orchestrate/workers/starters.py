@@ -1,4 +1,4 @@
-"""Keeps a fork server on every node: ranks start in a second instead of ten."""
+"""Keeps a fork server on every node, so that ranks start in one second instead of ten."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class StarterActor:
         self._server = ForkServer(on_gpu)
 
     def socket_path(self) -> str:
-        """Return where ranks of this node are forked; a server that has died is replaced."""
+        """Return the socket of this node's fork server; replaces a server that has died."""
         if not self._server.is_alive:
             self._server.restart()
         return self._server.socket_path
 
 
 class Starters:
-    """Keeps a fork server on every node of the cluster; nodes that join get one, servers that die are replaced.
+    """Keeps a fork server on every node of the cluster; starts one on new nodes and replaces servers that die.
 
     Args:
         own: The driver's own server, which serves its node.
         on_gpu: Whether ranks use CUDA devices.
 
     Attributes:
-        paths: Node id → socket, of the servers that are known to be there.
+        paths: Node id → socket, for the servers that are known to run.
     """
 
     def __init__(self, own: ForkServer, on_gpu: bool) -> None:
@@ -52,7 +52,7 @@ class Starters:
         self.paths = {self._here: own.socket_path}
 
     def start(self) -> None:
-        """Start a server on every node and wait for them; a node that is lost meanwhile has none."""
+        """Start a server on every node and wait for all; a node that is lost meanwhile has none."""
         self._ask()
         deadline = time.monotonic() + _START_LIMIT_S
         while self._asked and time.monotonic() < deadline:
@@ -60,7 +60,7 @@ class Starters:
             self._collect()
 
     def refresh(self) -> bool:
-        """Replace servers that have died and start those of new nodes, without waiting; return if `paths` changed."""
+        """Replace servers that died and start servers on new nodes, without waiting; return whether `paths` changed."""
         before = dict(self.paths)
         self._collect()
         if time.monotonic() - self._asked_at > _ASK_EVERY_S:
@@ -72,7 +72,7 @@ class Starters:
         return self.paths != before
 
     def release(self) -> None:
-        """Let the servers of other nodes end."""
+        """End the servers of the other nodes."""
         self._actors.clear()
         self._asked.clear()
 

@@ -1,4 +1,4 @@
-"""A Ray worker's side of a rank: starts it, relays its messages, sees its death at once. Torch-free."""
+"""Supervises a rank from a Ray worker: starts it, relays its messages, and sees its death at once. Torch-free."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from dist_ft.run.place import node_dir, send_logs
 T = TypeVar("T")
 
 _HEARTBEAT_S = 0.25
-_HEARTBEATS_PER_S = 1000  # of all workers together, which one actor answers easily
+_HEARTBEATS_PER_S = 1000  # from all workers together; one actor answers them easily
 
 
 class CoordinatorClient(Protocol):
-    """How a supervisor reaches the coordinator."""
+    """Connects a supervisor to the coordinator."""
 
     def handle(self, envelope: Envelope) -> Reply:
         """Deliver a message and wait for the answer; see `Coordinator.handle`."""
@@ -45,15 +45,15 @@ class CoordinatorClient(Protocol):
 
 @dataclass(frozen=True)
 class RankSlot:
-    """The place of a rank in its group and on its node.
+    """Describes the place of a rank in its group and on its node.
 
     Attributes:
-        rank: Its index.
+        rank: Index of the rank.
         world_size: Number of ranks.
         local_rank: Index on its node.
         local_world_size: Ranks on its node.
         node_ip: Address of its node.
-        gpu_ids: Devices given by Ray; empty on CPU.
+        gpu_ids: Devices that Ray assigned; empty on CPU.
     """
 
     rank: int
@@ -65,8 +65,8 @@ class RankSlot:
 
 
 def make_rank_spec(attempt: AttemptSpec, slot: RankSlot) -> RankSpec:
-    """Return what the rank in this slot is told at its start."""
-    # A rank sees its own devices only, so its device index is 0.
+    """Return the specification of the rank in this slot."""
+    # A rank sees only its own devices, so its device index is 0.
     env = {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpu_ids)} if slot.gpu_ids else {}
     env |= rendezvous_env(slot.node_ip)
     threads = max(1, num_cores() // slot.local_world_size)
@@ -78,13 +78,13 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
     """Run one rank to its end.
 
     Args:
-        attempt: What all ranks share.
-        slot: Its place.
-        coordinator: Where its messages go.
+        attempt: The specification that all ranks share.
+        slot: Place of the rank.
+        coordinator: Receives the messages of the rank.
         starter: Socket of a fork server on this node.
 
     Raises:
-        WorkerCrashError: The rank failed or died; the coordinator knows already.
+        WorkerCrashError: The rank failed or died; the coordinator already knows.
         StaleAttemptError: A newer attempt has begun; the rank is ended.
     """
 
@@ -94,7 +94,7 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
     oom_kills = num_oom_kills()
     child = Child(starter, make_rank_spec(attempt, slot))
     heartbeat_s = max(_HEARTBEAT_S, slot.world_size / _HEARTBEATS_PER_S)
-    here = node_dir(attempt.run_dir).path  # what lies there ends in the run, under the same names
+    here = node_dir(attempt.run_dir).path  # its files are sent to the run at the end, under the same names
     folder = f"logs/attempt-{attempt.attempt:04d}"
     log_name, stacks = f"{folder}/{rank_log_name(slot.rank)}", f"{folder}/stacks/{stacks_name(slot.rank)}"
     last: Message | None = None
@@ -104,7 +104,7 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
         while not child.is_closed:
             messages = [decode_message(data) for data in child.receive(heartbeat_s)]
             if not messages and not child.is_closed and isinstance(last, RankDone | RankFailed):
-                continue  # it has said its last word and is on its way out
+                continue  # it has sent its last message and is about to end
             last = messages[-1] if messages else last
             for message in messages or [Heartbeat()]:
                 if isinstance(message, RankStarted):
@@ -120,7 +120,7 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
         child.close()
         send_logs(attempt.run_dir, (log_name, stacks))
     if isinstance(last, RankDone):
-        # Stays while the group is to be formed anew: for Ray Train a worker that returns has done its work for good.
+        # Wait while a new group is to be formed: for Ray Train, a worker that returns has finished its work for good.
         while report(Heartbeat()).hold:
             time.sleep(heartbeat_s)
         return
@@ -138,7 +138,7 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
 
 @contextlib.contextmanager
 def starter_on_node(known: str | None, on_gpu: bool) -> Iterator[str]:
-    """Give the socket of this node's fork server, or of one made for this rank alone (slower)."""
+    """Yield the socket of this node's fork server, or of a new one for this rank alone (slower)."""
     if known is not None and is_serving(known):
         yield known
         return
@@ -150,7 +150,7 @@ def starter_on_node(known: str | None, on_gpu: bool) -> Iterator[str]:
 
 
 def wait_for_spec(fetch: Callable[[], T | None], limit_s: float) -> T:
-    """Poll until the coordinator has something to do, which is when the preparation is done."""
+    """Return the first value of `fetch` that is not None; the coordinator has one when the preparation is done."""
     deadline = time.monotonic() + limit_s
     while (found := fetch()) is None:
         if time.monotonic() > deadline:
