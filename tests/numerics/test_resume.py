@@ -114,7 +114,7 @@ def two_epochs(data: Path, prepared: dict[str, Any], ranks: RankServer) -> Attem
     run = train(ranks, epochs_config(data, "epochs", 2, 2), prepared=prepared)
     assert [row["position"] for row in run.rows] == [8, 16, 24, 32, 40, 44]
     assert [row["epoch"] for row in run.rows] == [0, 0, 1, 1, 1, 2]
-    assert sum(row["trained_tokens"] for row in run.rows) == 2 * prepared["splits"][0]["num_trained_tokens"]
+    assert sum(row["trained_tokens"] for row in run.rows) == 2 * prepared["splits"][0]["counts"]["num_trained_tokens"]
     return run
 
 
