@@ -33,8 +33,8 @@ format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint  ## lint, types and every test but the long ones (about 40 minutes on two cores)
-	$(BIN)/pytest
+test: lint  ## lint, types and every test but the long ones (two at a time)
+	$(BIN)/pytest -n 2 --dist loadfile
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
 	$(BIN)/pytest -m exactness tests/exactness tests/numerics/test_optimizer_shapes.py
