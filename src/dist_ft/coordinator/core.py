@@ -229,8 +229,8 @@ class Coordinator:
             failures=tuple(group.failures),
             decision=decision,
             searching=self._search.progress if self._search else None,
-            # A group that only waits for the check of its start is not one that never came.
-            is_waiting=(self._search is None or self._stop) and has_no_group,
+            # A group that only waits for the check of its start is not one that never came; after the check it may be.
+            is_waiting=(self._search is None or self._search.is_done or self._stop) and has_no_group,
         )
 
     def outcome(self) -> str | None:

@@ -80,6 +80,18 @@ def test_status_is_answered_while_a_checkpoint_is_read_and_says_so(run: Simulate
     assert run.send(0, Heartbeat()).abort is None
 
 
+def test_a_group_that_is_lost_during_the_search_and_never_comes_back_is_missed(
+    run: SimulatedRun, slow: SlowStore
+) -> None:
+    """Nobody asks for the result of the search then, and the driver would wait for ever."""
+    assert run.coordinator.open_attempt(2, run.now) is None
+    assert run.coordinator.decide("the worker's node died", [], run.now).is_restart
+    _end_search(run, slow)
+    run.tick()
+    assert run.coordinator.status().is_waiting
+    assert run.open().start_checkpoint == "checkpoints/step-00000020-a0001/manifest.json"
+
+
 def test_a_stop_is_taken_while_a_checkpoint_is_read(run: SimulatedRun, slow: SlowStore) -> None:
     assert run.coordinator.open_attempt(2, run.now) is None
     assert slow.is_asked.wait(60)
