@@ -1,7 +1,7 @@
-"""Settings that `method` takes from the adapter in `method.init_from`.
+"""Reads the settings that `method` takes from the adapter in `method.init_from`.
 
-Torch-free, so that a contradiction is answered at once. Keys that PEFT may add later are judged where PEFT is, in
-`model/adapter.py`.
+Torch-free, so that a contradiction is reported at once. `model/adapter.py`, which imports PEFT, checks keys that PEFT
+may add later.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def with_adapter_settings(config: Config) -> Config:
     Call it only on a config from `load_config`; in one that was sent between processes, all keys are set.
 
     Raises:
-        ConfigError: A key contradicts the adapter, or the adapter is not one to go on from.
+        ConfigError: A key contradicts the adapter, or training cannot continue from the adapter.
     """
     method = config.method
     if method.init_from is None:
         return config
     stored = adapter_settings(method.init_from)
     mine, theirs = config.model.name, str(stored.pop("base_model_name_or_path") or "")
-    # Two hub names that differ are two models. Paths tell nothing.
+    # Two different hub names are two models. Different paths can hold the same model.
     names = [
         name for name in (mine, theirs) if name and not name.startswith((".", "/", "~")) and not is_there(Path(name))
     ]
@@ -64,7 +64,7 @@ def adapter_settings(directory: str) -> dict[str, PeftValue]:
     """Returns the settings of a LoRA adapter under the keys of `method`, and the name of its base model.
 
     Raises:
-        ConfigError: It is not a LoRA adapter in safetensors.
+        ConfigError: The directory is not a LoRA adapter in safetensors.
     """
     path = Path(directory) / "adapter_config.json"
     try:
@@ -73,7 +73,7 @@ def adapter_settings(directory: str) -> dict[str, PeftValue]:
         found = {key: stored.get(key, default) for key, default in _DEFAULTS.items()}
         layers, targets = found["layers_to_transform"], found["target_modules"]
         found |= {
-            # PEFT stores sets, in no fixed order. With none it uses the default of the model family.
+            # PEFT stores a set, in no fixed order. Without a value, it uses the default of the model family.
             "target_modules": sorted(targets) if isinstance(targets, list) else targets or "all-linear",
             "modules_to_save": sorted(found["modules_to_save"] or []),
             "layers_to_transform": [layers] if isinstance(layers, int) else layers,
@@ -96,7 +96,7 @@ def adapter_settings(directory: str) -> dict[str, PeftValue]:
 
 
 def same(mine: PeftValue, theirs: PeftValue) -> bool:
-    """Whether two settings are equal. PEFT treats lists as sets."""
+    """Returns whether two settings are equal. PEFT treats lists as sets."""
     if isinstance(mine, list) and isinstance(theirs, list):
         return sorted(map(str, mine)) == sorted(map(str, theirs))
     return mine == theirs

@@ -19,7 +19,7 @@ Location = Sequence[str | int]
 
 
 def explain_all(error: ValidationError, path: Path, raw: Yaml) -> list[str]:
-    """Returns one line a key. Of a union, whose members each report an error, the first one counts."""
+    """Returns one line per key. The members of a union each report an error; the first one counts."""
     lines: dict[str, str] = {}
     for item in error.errors():
         key = ".".join(map(str, _written_location(item, raw)))
@@ -31,7 +31,7 @@ def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
     """Turns one error into a line with the key, both values and what to do."""
     location = _written_location(item, raw)
     kind, value = item["type"], item.get("input")
-    if kind == "union_tag_invalid":  # of the optimizers, which are told apart by their kind
+    if kind == "union_tag_invalid":  # the union of the optimizers, which `kind` distinguishes
         location, value = [*location, "kind"], item["ctx"]["tag"]
     key = ".".join(map(str, location))
     advice = advice_on_key(str(location[-1])) if kind == "extra_forbidden" else advice_on_value(key, value)
@@ -81,7 +81,7 @@ def _written_location(item: ErrorDetails, raw: Yaml) -> list[str | int]:
 
 
 def _section_at(location: Location, raw: Yaml) -> type[BaseModel] | None:
-    """Returns the section at a location; of a union, the member whose `kind` the user wrote, else the first."""
+    """Returns the section at a location; for a union, the member whose `kind` the user wrote, else the first."""
     section: type[BaseModel] = Config
     node = raw
     for part in location:

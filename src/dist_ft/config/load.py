@@ -29,7 +29,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         overrides: `a.b=value` with YAML values, applied in order.
 
     Raises:
-        ConfigError: With every problem found, one a line.
+        ConfigError: The config has problems; the message has one line for each.
     """
     raw = read_yaml(path)
     problems: list[str] = []
@@ -40,7 +40,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             problems.append(str(error))
     if secret := list(keys_with_secrets(raw)):  # before anything that would show a value
         raise ConfigError("\n".join(f"{key} holds a token or the user info of a URL; {TOKEN}" for key in secret))
-    # A section whose keys are all commented out is an empty one.
+    # A section whose keys are all commented out counts as empty.
     raw = {key: {} if value is None and key in Config.model_fields else value for key, value in raw.items()}
     run = raw.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
@@ -56,7 +56,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Returns the config with every local path made absolute, for whoever reads it in another directory."""
+    """Returns the config with every local path made absolute, for a process in another directory."""
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or not Path(path).expanduser().exists() else str(Path(path).expanduser().absolute())
@@ -106,7 +106,7 @@ def config_from_dict(data: dict[str, Yaml]) -> Config:
     """Rebuilds a checked config from `Config.model_dump(mode="json")`, as sent to other processes.
 
     Raises:
-        ConfigError: It is not one.
+        ConfigError: The data is not a config.
     """
     try:
         return Config.model_validate(data)

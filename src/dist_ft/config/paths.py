@@ -30,7 +30,7 @@ def check_config(config: Config) -> None:
     problems = [*section_problems(config), *_file_problems(config)]
     cluster, resources = config.cluster, config.cluster.resources_per_worker or {}
     is_on_cpus = not resources.get("GPU") and (bool(resources) or not has_gpu())
-    if cluster.address is None and is_on_cpus:  # a given cluster is asked later
+    if cluster.address is None and is_on_cpus:  # `connect` checks a given cluster later
         room = workers_on({"CPU": local_slots()}, {"CPU": resources.get("CPU", 1.0)})
         if room is not None and cluster.min_workers > room:
             problems.append(
@@ -42,12 +42,12 @@ def check_config(config: Config) -> None:
 
 
 def check_config_elsewhere(config: Config) -> None:
-    """Checks a config on a machine that will not run it: no file of it need be here.
+    """Checks a config on a machine that will not run it and need not have its files.
 
-    Its paths are those of the machines that run it, in a working directory that nobody knows: they must be absolute.
+    The paths are those of the machines that run it, in an unknown working directory, so they must be absolute.
 
     Raises:
-        ConfigError: With every problem found, one a line.
+        ConfigError: The config has problems; the message has one line for each.
     """
     check_sections(config)
     data, name = config.data, config.model.name
@@ -64,7 +64,7 @@ def check_config_elsewhere(config: Config) -> None:
     }
     named |= {"data.chat_template": data.template_path}
     if name.startswith((".", "~")) or (is_there(Path(name)) and not Path(name).is_absolute()):
-        named["model.name"] = name  # else a hub id, an embedded model or a path of the cluster
+        named["model.name"] = name  # otherwise it is a hub id, an embedded model or a path of the cluster
     problems = [
         f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
         "under which all machines of the cluster see it"
@@ -76,13 +76,13 @@ def check_config_elsewhere(config: Config) -> None:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source that is no path can be a data set's id on the hub rather than a misspelt file name."""
+    """Returns whether a source that is not a path can be the hub id of a data set, not a misspelt file name."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
     return is_one and not has_known_ending(source)
 
 
 def is_pattern(source: str) -> bool:
-    """Whether a source that is no path can stand for several files, such as `data/*.jsonl`."""
+    """Returns whether a source that is not a path can be a pattern for several files, such as `data/*.jsonl`."""
     return _PATTERN.search(source) is not None
 
 
@@ -112,11 +112,11 @@ def _file_problems(config: Config) -> list[str]:
 
 
 def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
-    """Checks a source as far as its address tells.
+    """Checks a source by its address alone.
 
     Args:
         section: The config section of the source.
-        written: What of a key follows where the path itself is written.
+        written: Rest of the key under which the address itself is written.
         source: The source.
     """
     address = source.source
@@ -127,7 +127,7 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
     given = [name for name, value in for_hub.items() if value is not None]
     if given and not is_hub and not (given != ["revision"] and is_there(path) and path.is_dir()):
         return [f"{section}.{given[0]} is for a Hugging Face data set, which {shown_url(address)} is not; remove it"]
-    if is_remote(address):  # what it names is found when it is listed
+    if is_remote(address):  # the listing finds its files later
         return [f"{key}: {problem}"] if (problem := missing_package(address)) else []
     if is_embedded or is_hub:
         return []
@@ -159,7 +159,7 @@ def _model_problem(config: Config) -> list[str]:
 
 def _output_problem(config: Config) -> list[str]:
     if is_url(config.run.output_dir):
-        return []  # asked when the run is opened
+        return []  # checked when the run is opened
     parent = Path(config.run.output_dir).absolute()
     while not is_there(parent) and parent != parent.parent:
         parent = parent.parent
@@ -171,7 +171,7 @@ def _output_problem(config: Config) -> list[str]:
 
 
 def is_there(path: Path) -> bool:
-    """Like `Path.exists`, but a name that the system refuses (too long, not searchable) is not there."""
+    """Like `Path.exists`, but a name that the system refuses (too long, not searchable) does not exist."""
     try:
         return path.exists()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rules that join sections. They are pure, so they hold on any machine."""
+"""Checks the rules that join several sections. They are pure, so they hold on any machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The run config: one frozen schema, the only place where defaults live.
+"""Defines the run config: one frozen schema, and the only place with defaults.
 
-Larger sections stand in `data_sections.py`, `training_sections.py` and `cluster_sections.py`. Reading files and
-overrides is `load.py`; rules that join sections are `rules.py`. Validators check and never change a value; whatever
-is derived is a property.
+Larger sections are in `data_sections.py`, `training_sections.py` and `cluster_sections.py`. `load.py` reads files and
+overrides; `rules.py` has the rules that join sections. Validators check and never change a value; derived values are
+properties.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Config(Section):
 
     @property
     def zero_stage(self) -> int:
-        """The ZeRO stage that is run.
+        """The ZeRO stage that the run uses.
 
-        bfloat16 at stage 0 runs as stage 1: DeepSpeed's own path refuses float32 accumulation there and
+        bfloat16 at stage 0 runs as stage 1, because DeepSpeed's own path refuses float32 accumulation there and
         counts an Adam step at construction.
         """
         return 1 if self.zero.stage == 0 and self.model.torch_dtype == "bfloat16" else self.zero.stage

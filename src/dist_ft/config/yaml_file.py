@@ -10,7 +10,7 @@ import yaml
 from dist_ft.errors import ConfigError
 
 Yaml = None | bool | int | float | str | list["Yaml"] | dict[str, "Yaml"]
-"""The content of a file or an override before it is known to be a config."""
+"""The content of a file or an override before it is checked as a config."""
 
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
@@ -81,7 +81,7 @@ def read_yaml(path: Path) -> dict[str, Yaml]:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: There is no such file, or it is not such YAML.
+        ConfigError: The file does not exist, or is not YAML with a mapping at the top level.
     """
     try:
         text = path.read_text(encoding="utf-8")
