@@ -1,7 +1,7 @@
-"""Applies `data.curation` and `max_rows`: one pass over all rows finds which are left out, and by which rule.
+"""Applies `data.curation` and `max_rows`: one pass over all rows finds the rows to remove, and the rule of each.
 
-It takes 24 bytes of memory a row, and 10 more for a removed one; `data/curation/near.py` says what near copies take.
-The result depends on the rows and their order alone. The rules themselves are in `data/curation/filters.py`.
+It takes 24 bytes of memory per row, and 10 more per removed row; see `data/curation/near.py` for near copies. The
+result depends only on the rows and their order. The rules themselves are in `data/curation/filters.py`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from dist_ft.records import Record
 from dist_ft.storage.store import Store
 
 CURATION_VERSION = 1
-"""Part of every key; raised when the same rows and rules would leave out other rows."""
+"""Part of every key; raise it when the same rows and rules would remove other rows."""
 _FEW = 5
-"""Removed rows whose place is named, for each rule."""
+"""Removed rows whose location is named, for each rule."""
 
 
 def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
-    """Returns the rows that are left out of each training source. Without rules no row is read.
+    """Returns the rows to remove from each training source. Without rules, no row is read.
 
     Args:
         config: The run config.
         listed: Files of the sources.
-        store: The store of token shards, which keeps the result, too.
+        store: The store of token shards, which also keeps the result.
 
     Raises:
         DataError: A source as a whole cannot be read.
@@ -104,12 +104,12 @@ def _decode(data: bytes) -> Curation:
 
 
 def nothing_removed(config: Config) -> Curation:
-    """Returns the curation that leaves every row where it is."""
+    """Returns the curation that removes no row."""
     return Curation(tuple(NOTHING for _ in config.data.train))
 
 
 class _SeenRows:
-    """Holds the source, the number, the content's hash and the signature of rows."""
+    """Holds the source, the number, the hash of the content and the signature of each row."""
 
     def __init__(self, has_signatures: bool) -> None:
         self._sources, self._numbers, self._keys = array("H"), array("q"), array("Q")
@@ -143,7 +143,7 @@ class _SeenRows:
 
 
 class _Removals:
-    """Collects the rows that are removed from each source, with the rule."""
+    """Collects the rows to remove from each source, with their rules."""
 
     def __init__(self, data: DataConfig, parts: Sequence[Sequence[Part]]) -> None:
         self._data, self._parts = data, parts
@@ -157,7 +157,7 @@ class _Removals:
         self._rules[source_index].append(self._names.index(rule))
 
     def end_part(self, source_index: int, number: int) -> None:
-        """Notes the number behind the last row of the next part."""
+        """Records the end of the next part: one more than the number of its last row."""
         self._part_ends[source_index].append(number)
 
     def remove(self, rule: str, rows: _SeenRows, indexes: Numbers) -> None:
@@ -165,7 +165,7 @@ class _Removals:
             self.add(source_index, number, rule)
 
     def close(self, source_index: int) -> Removed:
-        """Returns the rows of a source that go; the first few of each rule are looked up in a second reading."""
+        """Returns the rows to remove from a source; a second reading finds the locations of the first few per rule."""
         numbers = np.frombuffer(self._numbers[source_index], dtype=np.int64)
         rules = np.frombuffer(self._rules[source_index], dtype=np.uint16)
         order = np.argsort(numbers)
@@ -186,7 +186,7 @@ class _Removals:
 def _read(
     data: DataConfig, removals: _Removals, parts: Sequence[Sequence[Part]], eval_parts: Sequence[Part]
 ) -> tuple[_SeenRows, _SeenRows]:
-    """Returns the training rows that no rule of a single row removes, and the held-out ones if they are compared."""
+    """Returns the training rows that the single-row rules keep, and the held-out rows if they are compared."""
     is_near_wanted, is_compared = data.curation.near is not None, data.curation.against_eval
     left, held_out = _SeenRows(is_near_wanted), _SeenRows(is_near_wanted and is_compared)
     for source_index, source in enumerate(data.train):
@@ -215,7 +215,7 @@ def _read(
 def _global_rules(
     data: DataConfig, rows: _SeenRows, held_out: _SeenRows, is_left: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Numbers]]:
-    """Yields each rule that looks at all rows, and the rows it removes of those that `is_left` says are there then."""
+    """Yields each rule that looks at all rows, with the rows that it removes from those in `is_left` at that time."""
     curation = data.curation
     if curation.against_eval:
         yield AGAINST_EVAL, find_shared(rows.keys, held_out.keys)[0]

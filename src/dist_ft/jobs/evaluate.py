@@ -1,4 +1,4 @@
-"""Measures finished models on the held-out rows: their generated answers, and on request their loss.
+"""Measures finished models on the held-out rows: generated answers and, on request, the loss.
 
 Several tasks may share the work. Each takes whole batches; `evaluate/merge.py` merges their results.
 """
@@ -42,15 +42,15 @@ def run(
     num_local: int = 1,
     with_loss: bool = False,
 ) -> dict[str, Any]:
-    """Has each model answer a share of the questions.
+    """Generates the answers of each model to a share of the questions.
 
     Args:
-        config: Names the base model and the held-out data.
+        config: Config with the base model and the held-out data.
         models: Name → directory or URL of a model or of an adapter of the base model; None is the base model itself.
-        shard: Which share, counted from 0.
-        num_shards: Shares.
+        shard: Index of the share, counted from 0.
+        num_shards: Number of shares.
         num_local: Tasks of this kind that share a node.
-        with_loss: Measure held-out loss, accuracy and perplexity, too.
+        with_loss: Whether to measure held-out loss, accuracy and perplexity, too.
 
     Returns:
         An `EvalShare` as JSON values.

@@ -1,4 +1,4 @@
-"""Turns a committed checkpoint into a plain Hugging Face directory and proves that it is the trained model."""
+"""Exports a committed checkpoint as a plain Hugging Face directory, and checks that it is the trained model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from dist_ft.storage.store import Store
 
 _MAX_SHARD_BYTES = 5 << 30
 _RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest probe difference relative to the largest logit: kernels and batch shapes differ, weights must not."""
+"""Largest allowed probe difference, relative to the largest logit. Kernels and batch shapes may differ, weights not."""
 
 
 def run(
@@ -46,12 +46,12 @@ def run(
     merge: bool = False,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Exports a checkpoint. The directory appears under its name once it is checked.
+    """Exports a checkpoint. The directory appears under its name after the check.
 
     Args:
         config: Config of the run.
         run_dir: Path or URL of the run.
-        checkpoint: Manifest path relative to it.
+        checkpoint: Manifest path relative to the run.
         to: Target directory or URL, which must not exist.
         merge: Fold the adapter into the base model.
         dtype: Dtype of the files; default is `model.dtype`.
@@ -61,7 +61,7 @@ def run(
 
     Raises:
         CheckpointError: The checkpoint is damaged.
-        ExportError: The reloaded model does not compute what the trained one did.
+        ExportError: The reloaded model computes other logits than the trained model.
     """
     place = open_run(run_dir)
     place.fetch("metrics.jsonl", "eval.jsonl")
@@ -70,7 +70,7 @@ def run(
     with published(to) as directory:
         out_dtype = dtype or config.model.torch_dtype
         is_merged = merge and trains_adapter(config)
-        # An adapter that is merged keeps all its digits until the sum is rounded.
+        # An adapter that will be merged stays in float32 until the sum is rounded.
         first_dtype = "float32" if is_merged else out_dtype
         _write_weights(config, place.store, manifest, directory, first_dtype)
         difference = _check(config, manifest, directory, first_dtype)
@@ -137,7 +137,7 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
 
     def read(name: str, start: int, count: int) -> npt.NDArray[np.float32]:
         part = loaded[name].detach().reshape(-1)[start : start + count] if loaded else files.read(name, start, count)
-        # As training saw it: a bfloat16 run of float32 files has rounded it.
+        # In the dtype of training: a bfloat16 run has rounded the values of float32 files.
         values: npt.NDArray[np.float32] = part.to(trained_in).float().numpy()
         return values
 

@@ -1,4 +1,4 @@
-"""Makes one token shard: the body of the Ray tasks that prepare data."""
+"""Makes one token shard. The Ray tasks that prepare data run this job."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dist_ft.storage.objects import open_store
 
 
 def run(config: Config, take_held_out: bool, shard: dict[str, Any]) -> dict[str, Any]:
-    """Returns the shard's `ShardInfo`.
+    """Makes a shard and returns its `ShardInfo` as JSON values.
 
     Args:
         config: The run config.
         take_held_out: Whether the shard belongs to the held-out fraction.
-        shard: A `PlannedShard`.
+        shard: A `PlannedShard` as JSON values.
 
     Raises:
-        DataError: A row that cannot be used, or the data has changed.
-        ConfigError: The shard cannot be kept.
+        DataError: A row cannot be used, or the data has changed.
+        ConfigError: The store refuses the shard.
     """
     planned = PlannedShard.from_dict(shard)
     render_many, render_key = make_renderer(config, load_tokenizer(config))

@@ -1,4 +1,4 @@
-"""Checks model and data and makes the token shards, before any process group exists."""
+"""Checks model and data, and makes the token shards, before any process group exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dist_ft.storage.store import Store
 from dist_ft.zero.optimizers import optimizer_of
 
 _SMALL_SHARE = 0.25
-"""Share of a part: so much is made by the process that lists the sources."""
+"""Share of a part: missing shards of so few bytes in all are made by the process that lists the sources."""
 
 
 def run(config: Config, makes_all: bool = True) -> dict[str, Any]:
@@ -36,19 +36,19 @@ def run(config: Config, makes_all: bool = True) -> dict[str, Any]:
 
     Args:
         config: The run config.
-        makes_all: As `prepare` does; else as `prepare_or_list`.
+        makes_all: Whether to call `prepare`; otherwise `prepare_or_list`.
 
     Returns:
-        What `spec.decode_preparation` reads.
+        JSON values that `spec.decode_preparation` reads.
     """
     return (prepare(config) if makes_all else prepare_or_list(config)).to_dict()
 
 
 def prepare(config: Config) -> Preparation:
-    """Checks model and data and makes the token shards that are missing.
+    """Checks model and data, and makes the token shards that are missing.
 
     Raises:
-        UserError: Of the kind that says what is wrong.
+        UserError: Bad input; the class and the message say what is wrong.
     """
     found = _prepare(config, makes_all=True)
     assert isinstance(found, Preparation)  # no shard is left
@@ -56,10 +56,10 @@ def prepare(config: Config) -> Preparation:
 
 
 def prepare_or_list(config: Config) -> Preparation | MissingShards:
-    """Does as `prepare` does, but only lists the shards if other processes make them faster.
+    """Works like `prepare`, but only lists the shards if other processes can make them faster.
 
     Raises:
-        UserError: Of the kind that says what is wrong.
+        UserError: Bad input; the class and the message say what is wrong.
     """
     return _prepare(config, makes_all=False)
 
@@ -109,7 +109,7 @@ def _job(plan: SplitPlan, shard: PlannedShard, window: Window) -> ShardJob:
 
 
 def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | None:
-    """Prepares the held-out rows alone; None when there are none."""
+    """Prepares only the held-out rows; returns None if there are none."""
     render_many, render_key = make_renderer(config, tokenizer)
     request = split_requests(config, render_key, nothing_removed(config))[1]
     return prepare_split(config, plan_split(request), render_many) if request else None
@@ -124,7 +124,7 @@ def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> P
 
 
 def _read_made(train: Sequence[SplitPlan], store: Store) -> list[dict[str, int]]:
-    """Returns for each split the sequences of the shards that are there, by key."""
+    """Returns for each split the number of sequences of each shard that exists, by key."""
     missing = {shard.key for _, shard in missing_shards(train, store)}
     made = []
     for plan in train:
@@ -140,7 +140,7 @@ def _shards_to_stream(
 ) -> StreamedShards:
     """Returns the shards of a streamed run in the order in which the stream reaches them.
 
-    That is the first shard of each source, then the second of each, and so on; a source with twice the weight comes
+    These are the first shard of each source, then the second of each, and so on; a source with twice the weight comes
     twice as often.
     """
     needed, made = [], []
@@ -162,7 +162,7 @@ def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[in
 
     Args:
         config: The run config.
-        num_sequences: Sequences of each training source; None where they are not known.
+        num_sequences: Sequences of each training source; None if they are not known.
     """
     epoch = None
     if num_sequences is not None:
@@ -171,7 +171,7 @@ def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[in
 
 
 def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerprint:
-    """Returns the fingerprint that checkpoints of this config carry."""
+    """Returns the fingerprint of this config's checkpoints."""
     method = config.method.model_dump(mode="json")
     trained = method if trains_adapter(config) else {key: method[key] for key in ("kind", "freeze")}
     if config.method.init_from is not None:
@@ -193,9 +193,9 @@ def check_model(config: Config) -> None:
     """Checks the limits of the model and that the adapter fits it, without loading a weight.
 
     Raises:
-        ConfigError: With both values.
+        ConfigError: A limit is exceeded, or the adapter does not fit; the message has both values.
     """
-    # As an attribute: families spell the key differently and map it. Some say -1 for no limit.
+    # Read as an attribute, because families spell the key differently and map it. Some use -1 for no limit.
     limit = getattr(load_model_config(config).get_text_config(), "max_position_embeddings", None)
     if limit is not None and 0 < limit < config.data.seq_len:
         raise ConfigError(

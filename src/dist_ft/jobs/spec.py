@@ -1,6 +1,6 @@
-"""Defines what tasks are told and what they answer. `orchestrate/driver/tasks.py` runs them.
+"""Defines the arguments and the answers of tasks. `orchestrate/driver/tasks.py` runs the tasks.
 
-A task runs in a process of its own, so both travel as JSON values; at either end they are types.
+A task runs in a separate process, so arguments and answers are sent as JSON values; both ends convert them to types.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TaskSpec:
     Attributes:
         name: Module in `dist_ft.jobs`.
         arguments: JSON values; `config` among them is the run config, which the task gets as a `Config`.
-        needs_device: Wants a GPU, where the run has any.
+        needs_device: Whether the task uses a GPU, if the run has any.
     """
 
     name: str
@@ -33,7 +33,7 @@ class TaskSpec:
 
 
 class Window(NamedTuple):
-    """A place in the order of a streamed run: which source, and which window of its shards."""
+    """A window of the shards of one source, in a streamed run."""
 
     source: int
     number: int
@@ -44,10 +44,10 @@ class ShardJob:
     """A token shard to make.
 
     Attributes:
-        take_held_out: Whether it belongs to the held-out fraction.
-        shard: A `PlannedShard` as JSON values. It stays so: whoever passes on a hundred thousand of them reads none.
-        num_bytes: Stored bytes that are read for it, about.
-        window: Where a streamed run needs it.
+        take_held_out: Whether the shard belongs to the held-out fraction.
+        shard: A `PlannedShard` as JSON values. It is not decoded here, because the driver may pass on 100,000 of them.
+        num_bytes: Stored bytes that are read for the shard, approximately.
+        window: Window in which a streamed run needs the shard.
     """
 
     take_held_out: bool
@@ -56,7 +56,7 @@ class ShardJob:
     window: Window
 
     def task(self, config: dict[str, Any]) -> TaskSpec:
-        """Returns the task that makes it, given the run config as JSON values."""
+        """Returns the task that makes the shard, given the run config as JSON values."""
         return TaskSpec("make_shard", {"config": config, "take_held_out": self.take_held_out, "shard": self.shard})
 
     @classmethod
@@ -66,7 +66,7 @@ class ShardJob:
 
 
 class MadeShard(NamedTuple):
-    """A shard of a streamed run that is there already."""
+    """A shard of a streamed run that exists already."""
 
     window: Window
     num_sequences: int
@@ -78,7 +78,7 @@ class StreamedShards:
 
     Attributes:
         jobs: Shards to make, in the order in which training needs them.
-        made: Shards that are there.
+        made: Shards that exist.
     """
 
     jobs: tuple[ShardJob, ...]
@@ -95,7 +95,7 @@ class MissingShards:
 
     Attributes:
         jobs: The shards.
-        files: What the sources are made of.
+        files: Files of the sources.
         commit: Commit of a hub model.
     """
 
@@ -114,7 +114,7 @@ class Preparation:
 
     Attributes:
         inputs: What the run trains on.
-        files: What the sources are made of.
+        files: Files of the sources.
         num_made: Shards that were missing.
         to_stream: With `data.preparation=stream`, the shards to make while training goes on.
     """
@@ -125,7 +125,7 @@ class Preparation:
     to_stream: StreamedShards | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values without the secrets of URLs; those of the inputs are among them."""
+        """Returns JSON values without the secrets of URLs, including the values of the inputs."""
         return {
             "missing": [],
             **self.inputs.to_dict(),
@@ -136,7 +136,7 @@ class Preparation:
 
 
 def decode_preparation(data: dict[str, Any]) -> Preparation | MissingShards:
-    """Returns what the task `prepare` answered."""
+    """Returns the answer of the task `prepare`."""
     files = tuple(tuple(SourceFile.from_dict(file) for file in source) for source in data["files"])
     if data["missing"]:
         return MissingShards(tuple(map(ShardJob.from_dict, data["missing"])), files, data["commit"])
@@ -157,7 +157,7 @@ class ExportResult:
     """The answer of the task `export`.
 
     Attributes:
-        export_dir: Directory or URL that it has written.
+        export_dir: Directory or URL of the export.
         probe_difference: Largest difference of the probe's logits, relative to the largest logit.
     """
 
@@ -183,9 +183,9 @@ def evaluate_tasks(
 
     Args:
         config: The run config.
-        models: As in `jobs.evaluate`.
-        num_workers: How many tasks.
-        num_nodes: Machines that they are spread over.
+        models: See `jobs.evaluate`.
+        num_workers: Number of tasks.
+        num_nodes: Machines that run the tasks.
     """
     if not config.eval.metrics:
         return []

@@ -1,4 +1,4 @@
-"""Derives from a config what a run prepares and how rows become tokens. Makes nothing."""
+"""Derives from a config the splits of a run and the renderer of its rows. Prepares nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE_NAME = ".dist-ft-cache"
 
 
 def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str]:
-    """Returns the function that turns rows into tokens, and a key of everything that it depends on."""
+    """Returns the function that turns rows into tokens, and a key of all settings that it depends on."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
     objective, renderer = build_objective(config.objective), Renderer(tokenizer, train_on)
     key = f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}{objective.render_key}"
@@ -38,7 +38,7 @@ def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
-    """Lists each source once; returns the plan of each training source and of the held-out data."""
+    """Lists each source once, and returns the plan of each training source and of the held-out data."""
     listed = list_sources(config.data)
     train, held_out = split_requests(config, render_key, curate(config, listed, open_store(cache_address(config))))
     plans = [plan_split(request, [files]) for request, files in zip(train, listed.train, strict=True)]

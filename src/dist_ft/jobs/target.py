@@ -1,4 +1,4 @@
-"""Finds out what `dist-ft eval` is to measure: a run, a model directory or an adapter."""
+"""Finds what `dist-ft eval` measures: a run, a model directory or an adapter."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dist_ft.run.status import find_checkpoint, read_record
 
 @dataclass(frozen=True)
 class Target:
-    """What to measure, and with what.
+    """The models to measure, and the config to measure them with.
 
     Attributes:
-        config: The config that was given, with the base model of what is measured.
+        config: The given config, with the base model of the measured models.
         models: Name → directory; None is the config's own model.
-        checkpoint: Manifest of the run, relative to it, that must be exported to be measured as `tuned`.
+        checkpoint: Manifest, relative to the run, of a checkpoint that must be exported and measured as `tuned`.
     """
 
     config: Config
@@ -27,15 +27,15 @@ class Target:
 
 
 def find_target(address: str, config: Config, step: int | None) -> Target:
-    """Finds out what an address is.
+    """Returns the target at an address.
 
     Args:
         address: Path or URL of a run; path of a Hugging Face model directory or a PEFT adapter directory.
-        config: Names the held-out data, and the base model of an adapter.
-        step: Step of a run; None takes its exports, else its last checkpoint.
+        config: Config with the held-out data, and with the base model of an adapter.
+        step: Step of a run; None takes its exports, or else its last checkpoint.
 
     Raises:
-        UsageError: There is nothing to measure, or nothing to measure it on.
+        UsageError: No model to measure is found, or the config has no data to measure it on.
     """
     if config.data.eval is None:
         raise UsageError("eval needs held-out data; set data.eval in the config")

@@ -1,7 +1,7 @@
 """Turns the measures of the data into what `dist-ft data check` reports: numbers and findings.
 
-Owns thresholds and words. Counting is `jobs/data_report/measure.py`'s; `limits.py` has the limits that a config sets,
-`report/data_text.py` and `report/data_page.py` how it looks.
+Owns thresholds and texts. `measure.py` counts; `limits.py` has the limits that a config sets; `report/data_text.py` and
+`report/data_page.py` render the report.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def check_data(config: Config) -> DataReport:
     Raises:
         UserError: The config's model or a source as a whole cannot be read.
     """
-    shape = trained_shape(config)  # first: what is wrong with the model should not take a reading of all rows to find
+    shape = trained_shape(config)  # first, so that an error of the model is found before reading all rows
     measures = measure(config)
     return DataReport(
         run=config.run.name,
@@ -60,7 +60,7 @@ def check_data(config: Config) -> DataReport:
 
 
 def find_problems(measures: Measures) -> list[Finding]:
-    """Returns the findings that no limit asks for, errors first."""
+    """Returns the findings that do not come from a limit, errors first."""
     found: list[Finding] = []
     for split in measures.splits:
         found += [*_row_problems(split), *_sample_problems(split, measures.stops), *_text_problems(split)]
@@ -130,7 +130,7 @@ _NAMES = {
 
 
 def _text_problems(split: SplitCounts) -> Iterator[Finding]:
-    """Yields what the texts of a split hold, and what the config does or could do about its rows."""
+    """Yields findings about the texts of a split, and about what the config does or could do with its rows."""
     if split.empty_answers.count:
         what = f"empty answers in {_count(split.empty_answers, 'row')} teach to say nothing; fill or remove them"
         yield _finding("warning", split, what, split.empty_answers)
@@ -255,7 +255,7 @@ def summarize(split: SplitCounts) -> SplitSummary:
 
 
 def quantile(lengths: Counter[int], share: float) -> int:
-    """Returns the smallest length that at least this share of all samples reaches or stays below."""
+    """Returns the smallest length that at least this share of all samples does not exceed."""
     seen, needed = 0, share * lengths.total()
     for length in sorted(lengths):
         seen += lengths[length]

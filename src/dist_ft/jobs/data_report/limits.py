@@ -1,4 +1,4 @@
-"""The limits of `data.limits`: what exceeds one is an error."""
+"""Checks the limits of `data.limits`: a measure that exceeds a limit is an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_ft.jobs.data_report.summary import Finding, Noted
 
 
 def limit_problems(limits: LimitsConfig, measures: Measures) -> Iterator[Finding]:
-    """Yields an error for every limit that is exceeded, with key, limit and what was found."""
+    """Yields an error for every limit that is exceeded, with its key, the limit and the measured share."""
     evaluated = [split for split in measures.splits if split.name == "eval"]
     num_trained_on = sum(split.num_rows for split in measures.splits if split.name != "eval")
     for key, limit in limits.model_dump().items():

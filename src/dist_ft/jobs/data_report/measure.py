@@ -1,7 +1,7 @@
 """Measures the data of a run: reads and renders every row once, as the run's own preparation does.
 
-Owns the counting; `jobs/data_report/findings.py` says what the counts mean to a person. Memory holds two hashes a row,
-what `data/curation/near.py` takes, and the first few places of whatever is counted.
+Owns the counting; `findings.py` interprets the counts. Memory holds two hashes per row, the memory that
+`data/curation/near.py` needs, and the first few locations for each count.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ from dist_ft.storage.objects import open_store
 NEAR = 0.8
 """Least similarity of two rows that are called near copies, as in `data.curation.near`."""
 REPEATS = 10
-"""Rows that must give one answer before it is called repeated."""
+"""Rows with the same answer from which the answer is called repeated."""
 _MIN_ANSWER = 32
-"""Characters; shorter answers are repeated on purpose, such as labels."""
+"""Least characters of an answer that is compared; shorter ones, such as labels, repeat on purpose."""
 
 
 @dataclass
 class SplitCounts:
-    """What one split holds.
+    """Holds the counts of one split.
 
     Attributes:
         name: `train.0` as in `data.train.0`, or `eval`.
-        request: What a run would prepare.
+        request: The split that a run would prepare.
         num_rows: Rows that could be read.
-        unreadable: Rows that are no conversation; with what is wrong.
-        refused: Rows that the chat template refuses; with what it says.
-        untrained: Rows left out because no token of theirs would be trained.
-        num_hidden_rows: Those of them whose trained tokens all lie behind the cut.
+        unreadable: Rows that are not a conversation, with the problem.
+        refused: Rows that the chat template refuses, with its message.
+        untrained: Rows left out because none of their tokens would be trained.
+        num_hidden_rows: Untrained rows whose trained tokens are all after the cut.
         long: Samples longer than `data.seq_len`.
         bos_doubled: Samples that begin with two BOS tokens.
         empty_answers: Rows with an assistant turn that says and calls nothing.
-        control_text: Rows with text that the tokenizer takes for a special token.
+        control_text: Rows with text that the tokenizer reads as a special token.
         personal: By kind, rows with personal data or secrets that `data.redact` does not name; values masked.
         num_personal_rows: Rows with any of them.
         redacted: By kind, rows in which `data.redact` finds something.
-        num_answers: Runs of trained tokens that end in what is used of a sample.
-        unended: Those of them whose last token does not end generation.
+        num_answers: Runs of trained tokens that end in the used part of a sample.
+        unended: Such runs whose last token does not end generation.
         turns: Turns of a row → rows.
         lengths: Tokens of a sample before the cut → samples.
         num_sequences: Sequences of the run.
         num_packed: Sequences if they were packed.
         keys: Hash of each row's content.
-        answers: Hash of each row's answer; 0 for one that is short.
-        window: Lengths of the samples that are yet to be packed.
-        num_window_rows: Rows that they come from.
-        num_window_tokens: Their sum.
+        answers: Hash of each row's answer; 0 for a short answer.
+        window: Lengths of the samples that are not packed yet.
+        num_window_rows: Rows of these samples.
+        num_window_tokens: Tokens of these samples.
     """
 
     name: str
@@ -112,17 +112,17 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Measures:
-    """What the data of a run holds.
+    """Holds the counts of a run's data.
 
     Attributes:
         splits: Training sources in order, then the held-out split.
         repeats: Training rows that equal an earlier one, as `place equals place`.
-        eval_repeats: The same within the held-out split.
-        overlap: Held-out rows that are training rows, too.
+        eval_repeats: Held-out rows that equal an earlier held-out row.
+        overlap: Held-out rows that equal a training row.
         stops: Tokens at which generation ends.
-        near: Training rows that are alike an earlier one, those that equal one aside.
-        leaks: Held-out rows that are alike a training row, those that equal one aside.
-        repeated_answers: Training rows whose answer many others give, too; the first row of each answer.
+        near: Training rows that are similar but not equal to an earlier one.
+        leaks: Held-out rows that are similar but not equal to a training row.
+        repeated_answers: Training rows whose answer many other rows share; the first row of each answer.
     """
 
     splits: list[SplitCounts]
@@ -136,7 +136,7 @@ class Measures:
 
 
 def measure(config: Config) -> Measures:
-    """Reads and renders every row once; the first few equal rows are looked up in a second reading.
+    """Reads and renders every row once; a second reading finds the locations of the first few equal rows.
 
     Raises:
         UserError: The tokenizer, or a source as a whole, cannot be read.
@@ -171,7 +171,7 @@ def measure(config: Config) -> Measures:
 
 
 class _Meter:
-    """Notes what is found in rows."""
+    """Counts what it finds in rows."""
 
     def __init__(self, tokenizer: Tokenizer, stops: set[int], redacted: Sequence[PersonalKind]) -> None:
         self._redacted = frozenset(redacted)
@@ -181,7 +181,7 @@ class _Meter:
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
     def note(self, row: Row, samples: list[Sample] | BadRow, split: SplitCounts) -> None:
-        """Counts a row and what it was rendered to."""
+        """Counts a row and its rendered samples."""
         split.num_rows += 1
         split.keys.append(record_key(row.record))
         answer = " ".join(row.record.answer_text().split())
@@ -238,7 +238,7 @@ def answer_ends(sample: Sample) -> list[int]:
 
 
 def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter) -> Signatures:
-    """Counts all rows; returns the signatures of those that can be read, in order."""
+    """Counts all rows and returns the signatures of the readable rows, in order."""
     signatures = SignatureFile()
     for split in splits:
         for shard in plan_split(split.request).shards:
@@ -257,7 +257,7 @@ def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
 
 
 def _note_answers(splits: Sequence[SplitCounts]) -> Noted:
-    """Counts rows by their answers; rows that are equal as a whole count once."""
+    """Counts rows by their answers; equal rows count once."""
     answers = np.concatenate([np.frombuffer(split.answers, np.uint64) for split in splits])
     rows = _distinct(splits)
     rows = rows[answers[rows] != 0]
@@ -270,7 +270,7 @@ def _note_answers(splits: Sequence[SplitCounts]) -> Noted:
 
 
 def _distinct(splits: Sequence[SplitCounts]) -> Numbers:
-    """Returns the rows that equal no earlier one."""
+    """Returns the rows that do not equal an earlier one."""
     keys = _all_keys(splits)
     return np.setdiff1d(np.arange(len(keys)), find_repeats(keys)[0], assume_unique=True)
 
@@ -288,7 +288,7 @@ def _note_pairs(
 
 
 def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
-    """Returns the places of rows, by their numbers over all splits, in a second reading that stops at the last."""
+    """Returns the locations of rows, given by number over all splits; reads the rows again up to the last one."""
     found: dict[int, str] = {}
     first = 0
     for split in splits:

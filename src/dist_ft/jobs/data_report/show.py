@@ -1,6 +1,6 @@
-"""Reads sequences of a run's prepared data back as text, token by token, with the rows that they come from.
+"""Shows sequences of a run's prepared data as text, token by token, with the rows that they come from.
 
-The tokens are those of the token shards; nothing is prepared in another way. `report/data_text.py` prints them.
+The tokens are those of the token shards that a run would use. `report/data_text.py` prints them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class _Origin:
 
 
 def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
-    """Prepares the data as a run does and returns some sequences.
+    """Prepares the data as a run does, and returns some sequences.
 
     Args:
         source: Index of a training source, as in `data.train.0`, or `eval`.
         first: First sequence, counted from 1.
-        count: Sequences to show; fewer where the split ends.
+        count: Sequences to show; fewer at the end of the split.
 
     Raises:
         UserError: The data cannot be prepared, or has no such source or sequence.
@@ -85,7 +85,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
 
 
 def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
-    """Returns the shard of a sequence of the split, and its row in it."""
+    """Returns the shard of a sequence of the split, and the row in the shard."""
     for shard, size in enumerate(shards.num_sequences(np.arange(shards.num_shards)).tolist()):
         if row < size:
             return shard, row
@@ -96,9 +96,9 @@ def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
 def _find_origins(
     request: SplitRequest, parts: Sequence[PlannedShard], render_many: RenderMany, wanted: set[Tokens]
 ) -> dict[Tokens, _Origin]:
-    """Renders the rows of the shards again until each sample is found: shards do not say where a sample comes from.
+    """Renders the rows of the shards again to find the row of each sample, which shards do not record.
 
-    Of rows with the same tokens the first is named.
+    If several rows have the same tokens, the first one is named.
     """
     found: dict[Tokens, _Origin] = {}
     for part in parts:
@@ -119,7 +119,7 @@ def _segments(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool])
     start = 0
     for (is_trained, is_special), members in groupby(kinds):
         end = start + len(list(members))
-        # Decoded behind the token before it: some tokenizers drop the space that a text begins with.
+        # Decode together with the token before it, because some tokenizers drop the first space of a text.
         before = _decode(tokenizer, ids[max(0, start - 1) : start])
         text = _decode(tokenizer, ids[max(0, start - 1) : end])
         text = text.removeprefix(before) if text.startswith(before) else _decode(tokenizer, ids[start:end])

@@ -1,4 +1,4 @@
-"""The values that `dist-ft data check` and `data show` print. Torch-free, as `report/` is.
+"""Defines the values that `dist-ft data check` and `data show` print. Torch-free, like `report/`.
 
 `--json` prints a `DataReport` or a `ShownData` field by field.
 """
@@ -11,9 +11,9 @@ from typing import Literal
 from dist_ft.jobs.plan.planned import Cost
 
 FEW = 5
-"""Places that are named, at most, of anything that is counted."""
+"""The most locations that are named for a count."""
 _PLACE = 1000
-"""Characters of a place with its problem; the message of a template may have any length."""
+"""Most characters of a location with its problem, because the message of a template may have any length."""
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -23,12 +23,12 @@ class Finding:
     """One thing that a person should know.
 
     Attributes:
-        severity: `error` where a run would refuse to start or a limit is exceeded; `warning` where a run would learn or
-            measure what was hardly meant; `note` for the rest.
-        split: `train.0`, `eval`, or `train` for what concerns all training sources.
+        severity: `error` if a run would refuse to start or a limit is exceeded; `warning` if a run would probably learn
+            or measure the wrong thing; `note` for the rest.
+        split: `train.0`, `eval`, or `train` for all training sources.
         message: One line: what was found, and what to do.
         count: Rows, samples or answers concerned.
-        places: The first few of them, one line each.
+        places: Locations of the first few, one line each.
     """
 
     severity: Severity
@@ -39,24 +39,24 @@ class Finding:
 
     @property
     def num_more(self) -> int:
-        """Number of places that are not named; 0 where none is named."""
+        """Number of locations that are not named; 0 if none is named."""
         return max(0, self.count - len(self.places)) if self.places else 0
 
 
 def share_of(part: int, whole: int) -> float:
-    """Returns a share, 0 of nothing."""
+    """Returns the share of a part; 0 if the whole is empty."""
     return round(part / whole, 4) if whole else 0.0
 
 
 @dataclass
 class Noted:
-    """A count, and the first places of what is counted."""
+    """A count, with the first few locations."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, text: str) -> None:
-        """Counts one more."""
+        """Adds one to the count."""
         self.count += 1
         if len(self.first) < FEW:
             self.first.append(text[:_PLACE])
@@ -97,8 +97,8 @@ class SplitSummary:
         sequences: Sequences after packing.
         tokens: Tokens of all sequences.
         trained_tokens: Tokens whose prediction is trained.
-        trained_share: The one over the other.
-        packing_efficiency: Share of `data.seq_len` that a sequence fills, on the mean.
+        trained_share: `trained_tokens` divided by `tokens`.
+        packing_efficiency: Mean share of `data.seq_len` that a sequence fills.
         sequences_if_packed: Sequences with `data.packing=true`.
         lengths: Tokens of the samples.
         turns: Turns of a row → rows.
@@ -112,9 +112,9 @@ class SplitSummary:
         doubled_bos: Samples that begin with two BOS tokens.
         rows_with_special_text: Rows whose text holds special tokens.
         rows_with_personal_data: Rows with personal data or secrets that are not redacted.
-        personal: The same by kind.
+        personal: Rows with personal data or secrets that are not redacted, by kind.
         redacted: Rows in which `data.redact` finds something, by kind.
-        removed: Rows that the config leaves out, by rule.
+        removed: Rows that the config removes, by rule.
         histogram: Samples by tokens.
     """
 
@@ -148,7 +148,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the data of a run holds, and what a person should know of it.
+    """The report on the data of a run.
 
     Attributes:
         run: Name of the run.
@@ -157,13 +157,13 @@ class DataReport:
         stop_tokens: Tokens at which generation ends.
         splits: Training sources in order, then the held-out split.
         repeated_rows: Training rows that equal an earlier one.
-        repeated_eval_rows: The same within the held-out split.
-        overlap: Held-out rows that are training rows, too.
-        near_copies: Training rows that are alike an earlier one.
-        near_overlap: Held-out rows that are alike a training row.
-        repeated_answers: Training rows with an answer that many give.
-        cost: What a run takes; None where there is no run.
-        findings: What a person should know, limits first.
+        repeated_eval_rows: Held-out rows that equal an earlier held-out row.
+        overlap: Held-out rows that equal a training row.
+        near_copies: Training rows that are similar to an earlier one.
+        near_overlap: Held-out rows that are similar to a training row.
+        repeated_answers: Training rows with an answer that many rows share.
+        cost: Cost of a run; None if no run is possible.
+        findings: Findings for the user, limits first.
     """
 
     run: str
@@ -203,9 +203,9 @@ class ShownSample:
     Attributes:
         place: `file:line` that it comes from; None when its row is not found again.
         num_cut_tokens: Tokens that the cut at `data.seq_len` left out; None when its row is not found again.
-        input_ids: Its tokens.
+        input_ids: Tokens of the sample.
         trained: For each token, whether its prediction is trained.
-        segments: The same as text.
+        segments: The tokens as text.
     """
 
     place: str | None
@@ -228,12 +228,12 @@ class ShownData:
     """Some sequences of a split, and its totals.
 
     Attributes:
-        source: Where the rows come from.
+        source: Source of the rows.
         split: `train.0` as in `data.train.0`, or `eval`.
         seq_len: `data.seq_len`.
         num_rows: Rows of the split.
-        num_sequences: Its sequences.
-        num_tokens: Tokens of them.
+        num_sequences: Sequences of the split.
+        num_tokens: Tokens of the split.
         num_trained_tokens: Tokens whose prediction is trained.
         sequences: The sequences that are shown.
     """

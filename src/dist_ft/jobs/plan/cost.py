@@ -1,4 +1,4 @@
-"""What a run on measured data costs: steps, epochs, tokens, and an estimate of its arithmetic."""
+"""Estimates the cost of a run on measured data: steps, epochs, tokens, and arithmetic operations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def trained_shape(config: Config) -> ModelShape:
     """Returns the shape of the model with its trained part; loads no weight.
 
     Raises:
-        UserError: There is no such model, or the adapter does not fit it.
+        UserError: The model does not exist, or the adapter does not fit it.
     """
     shape = model_shape(select_trained(skeleton(config), config), config)
     return replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
 
 
 def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> Cost | None:
-    """Returns the cost of a run; None if a source gives no sequence, so that there is no run."""
+    """Returns the cost of a run; None if a source has no sequence, so that no run is possible."""
     trained_on = [split for split in splits if split.name != "eval"]
     counts = [split.num_sequences for split in trained_on]
     if not all(counts):
@@ -56,8 +56,8 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelSha
 
 
 def flops(num_params: int, num_trained: int, tokens: int) -> int:
-    """Returns 6 operations per parameter and token (Kaplan et al. 2020), 4 for a frozen parameter.
+    """Returns 6 operations per trained parameter and token (Kaplan et al. 2020), and 4 per frozen parameter and token.
 
-    Attention's products of tokens by tokens, padding and recomputation are left out.
+    The token-by-token products of attention, padding and recomputation are not counted.
     """
     return (4 * num_params + 2 * num_trained) * tokens

@@ -1,7 +1,7 @@
 """Computes what `dist-ft plan` shows: everything about a run that needs no cluster.
 
-Owns the numbers and the warnings. The memory formulas are in `memory.py`; data and model are checked by
-`jobs/prepare.py`, exactly as a run does it; `report/plan_text.py` makes a page of the plan.
+Owns the numbers and the warnings. The memory formulas are in `memory.py`; `jobs/prepare.py` checks data and model
+exactly as for a run; `report/plan_text.py` renders the plan.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Lengths = list[int]
 
 
 def make_plan(config: Config, inputs: RunInputs) -> Plan:
-    """Returns what the run will take.
+    """Returns the plan of a run.
 
     Args:
         config: A checked config.
-        inputs: What the preparation found; the run itself reuses the token shards.
+        inputs: Inputs that the preparation found; the run itself reuses the token shards.
     """
     config = with_commit(config, inputs.commit)
     shape = trained_shape(config)
@@ -95,7 +95,7 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
 
 
 def world_sizes(fewest: int, most: int) -> list[int]:
-    """Returns the sizes to show: all, or the ends and the powers of two between when there are many."""
+    """Returns the world sizes to show: all, or if there are many, the two ends and the powers of two between them."""
     if most - fewest < _MAX_SIZES:
         return list(range(fewest, most + 1))
     powers = (1 << exponent for exponent in range(most.bit_length()))
@@ -131,7 +131,7 @@ def _data(inputs: RunInputs) -> PlannedData:
 
 def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int) -> Iterator[MemoryRow]:
     for stage in STAGES:
-        # What each setting of zero.stage really runs.
+        # The stage that each setting of zero.stage really runs.
         here = config.model_copy(update={"zero": config.zero.model_copy(update={"stage": stage})})
         memory = estimate(model, batch, stage=here.zero_stage, world_size=size, offload=config.zero.offload)
         yield MemoryRow(size, stage, memory)

@@ -1,4 +1,4 @@
-"""The values that `dist-ft plan` prints, and the cost of a run. Torch-free, as `report/` is."""
+"""Defines the values that `dist-ft plan` prints, and the cost of a run. Torch-free, like `report/`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class PlannedModel:
 
 @dataclass(frozen=True)
 class PlannedData:
-    """Totals of the training data. All but the last two are None while shards are still to be made.
+    """Totals of the training data. All but the last two are None while some shards are not made yet.
 
     Attributes:
         rows: Rows used.
         sequences: Sequences after packing.
         tokens: Tokens of all sequences.
         trained_tokens: Tokens whose prediction is trained.
-        untrained_rows: Rows that are left out because no token of theirs is trained.
+        untrained_rows: Rows that are left out because none of their tokens is trained.
         long_samples: Samples longer than `data.seq_len`.
         bad_rows: Rows that are left out because they cannot be used.
         shards: Token shards.
@@ -72,7 +72,7 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """What a step is at a world size.
+    """Describes a step at a world size.
 
     Attributes:
         world_size: Workers.
@@ -91,23 +91,23 @@ class SizeRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """Describes what a run will do and need.
 
     Attributes:
         run: Name of the run.
         run_dir: Path or URL of the run.
         model: The model.
         method: `method.kind`.
-        optimizer: The optimizer's name for people.
-        state_bytes: Bytes of optimizer state of a trained parameter, its float32 master aside.
+        optimizer: Display name of the optimizer.
+        state_bytes: Bytes of optimizer state per trained parameter, without its float32 master.
         data: The data.
         steps: Steps of the run.
         positions: Sequences that the run uses.
         global_batch_size: Sequences of a step.
         micro_batch_size: Sequences of a pass, as configured.
         tokens_per_step: Mean over sampled steps.
-        zero_stage: ZeRO stage that is run.
-        zero_note: Why that is not `zero.stage`.
+        zero_stage: ZeRO stage that the run uses.
+        zero_note: Why it differs from `zero.stage`, if it does.
         memory: By world size, then stage.
         world_sizes: Steps at each world size.
         warnings: Lines for the user.
@@ -132,7 +132,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     def memory_at(self, world_size: int) -> list[MemoryRow]:
-        """Returns the rows of a world size, a stage each."""
+        """Returns the rows of a world size, one per stage."""
         return [row for row in self.memory if row.world_size == world_size]
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,14 +142,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes.
+    """The cost of a run.
 
     Attributes:
         steps: Steps.
-        epochs: Passes over the data; None where an epoch has no end.
+        epochs: Passes over the data; None if an epoch has no end.
         passes: Passes over each training source.
         sequences: Sequences.
-        tokens: Tokens of them.
+        tokens: Tokens of the sequences.
         trained_tokens: Tokens whose prediction is trained.
         params: Parameters of the model.
         trained_params: Parameters that are trained.
