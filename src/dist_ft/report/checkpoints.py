@@ -23,10 +23,10 @@ class Entry:
         step: Completed steps.
         attempt: The attempt that wrote it.
         world_size: Ranks that wrote it.
-        zero_stage: Stage it was written at.
+        zero_stage: ZeRO stage at which it was written.
         num_bytes: Size of its slice files.
-        path: Its directory.
-        counts: Whether readers use it; not so what an attempt wrote after a newer one forked off.
+        path: Directory of the checkpoint.
+        counts: Whether readers use it; False if its attempt wrote it after a newer attempt forked off.
     """
 
     step: int
@@ -39,10 +39,10 @@ class Entry:
 
 
 def list_checkpoints(run: Run) -> tuple[list[Entry], list[str]]:
-    """Returns the checkpoints of a run, oldest first, and what cannot be read.
+    """Returns the checkpoints of a run, oldest first, and the problems of unreadable ones.
 
     Raises:
-        UsageError: There is no run at that path.
+        UsageError: No run exists at that path.
     """
     manifests, counting, problems = _read(run)
     entries = [
@@ -73,14 +73,14 @@ def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str
 
 
 def verify_checkpoints(run: Run, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
-    """Reads every byte of the checkpoints that count, and yields (directory, what is wrong or None).
+    """Reads every byte of the checkpoints that count, and yields (directory, problem or None).
 
     Args:
         run: The run.
-        steps: Steps to look at; none looks at all.
+        steps: Steps to verify; an empty list means all.
 
     Raises:
-        UsageError: There is no run, or no checkpoint of such a step.
+        UsageError: The run does not exist, or has no checkpoint of such a step.
     """
     manifests, counting, problems = _read(run)
     for problem in problems:
@@ -96,7 +96,7 @@ def verify_checkpoints(run: Run, steps: Sequence[int]) -> Iterator[tuple[str, st
         except (CheckpointError, FileNotFoundError) as error:
             if f"{manifest.directory}/{MANIFEST}" in store.names(
                 "checkpoints"
-            ):  # else the run has deleted it meanwhile
+            ):  # otherwise the run has deleted it meanwhile
                 yield manifest.directory, str(error)
         else:
             yield manifest.directory, None
@@ -107,11 +107,11 @@ def remove_checkpoints(run: Run, steps: Sequence[int], force: bool) -> list[str]
 
     Args:
         run: The run.
-        steps: Steps whose checkpoints go, superseded ones of these steps included.
-        force: Also while the run's record says that it is at work, and also the newest.
+        steps: Steps whose checkpoints are deleted, including superseded checkpoints.
+        force: Delete even the newest checkpoint, and even while the run is at work according to its record.
 
     Raises:
-        UsageError: There is no such run or checkpoint, or it is needed and `force` is not given.
+        UsageError: The run or checkpoint does not exist, or it is needed and `force` is False.
     """
     record = read_record(run)
     if record.state not in FINAL and not force:

@@ -1,6 +1,6 @@
-"""What a person sees while a run works: one live line on a terminal, sparse plain lines elsewhere.
+"""Shows a run while it works: one live line on a terminal, a few plain lines elsewhere.
 
-Everything goes to standard error; standard output belongs to results.
+Everything is printed to standard error; standard output is for results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dist_ft.run.events import LedgerEntry
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
-_LINE = 2000  # characters; messages of errors can quote data
+_LINE = 2000  # most characters of a line; error messages can quote data
 
 
 def bar(share: float) -> str:
@@ -89,7 +89,7 @@ class Console:
             self._console.print(Text("\n".join(printable(part, _LINE) for part in line.split("\n")), style=style))
 
     def update(self, status: LiveStatus) -> None:
-        """Shows what is new; `status.ledger` holds new entries only."""
+        """Shows what is new in a status; `status.ledger` must hold only new entries."""
         for entry in status.ledger:
             line = describe_event(entry)
             if line is not None:
@@ -122,7 +122,7 @@ class Console:
             self.say(line)
 
     def progress(self, line: str) -> None:
-        """Shows the progress of work that comes before the first step."""
+        """Shows the progress of work before the first step."""
         if self._is_quiet:
             return
         if self._console.is_terminal:

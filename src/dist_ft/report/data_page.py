@@ -1,4 +1,4 @@
-"""The report of `dist-ft data check` as a page; its numbers and words come from `jobs/data_report/`."""
+"""Renders the report of `dist-ft data check` as an HTML page. Numbers and texts come from `jobs/data_report/`."""
 
 from __future__ import annotations
 

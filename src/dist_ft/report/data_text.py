@@ -23,17 +23,17 @@ from dist_ft.printable import format_count, printable
 
 _WIDTH = 110
 _PLACE = 240
-"""Characters of a place and what is wrong there."""
+"""Most characters of a location with its problem."""
 _HEAD, _TAIL = 3000, 1000
-"""Characters that are shown of a long stretch of one kind, at its start and at its end."""
+"""Characters shown at the start and at the end of a long segment."""
 _MAX_TURNS = 6
 _BREAK = "↵"
 _COLORS = {(False, False): "", (False, True): "\x1b[36m", (True, False): "\x1b[32m", (True, True): "\x1b[1;32m"}
-"""By (is trained, is special)."""
+"""Colors by (is trained, is special)."""
 _SEVERITY_COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "note": "\x1b[2m"}
 _DIM, _END = "\x1b[2m", "\x1b[0m"
 _MARKS = ("⟦", "⟧")
-"""Around trained text where there is no colour: in files, pipes and what is copied."""
+"""Marks around trained text if there is no colour: in files, pipes and copied text."""
 
 
 def render_check(report: DataReport, is_colored: bool) -> str:
@@ -82,7 +82,7 @@ def _table(splits: Sequence[SplitSummary]) -> Iterator[str]:
 
 
 def _turns(turns: Mapping[str, int]) -> str:
-    """Says how many rows have how many turns, the commonest first."""
+    """Returns the number of rows by number of turns, the most common first."""
     common = sorted(turns.items(), key=lambda item: (-item[1], int(item[0])))
     shown = ", ".join(
         f"{count:,} of {number} turn{'' if number == '1' else 's'}" if number != "0" else f"{count:,} of plain text"
@@ -175,7 +175,7 @@ def _paint(text: str, color: str) -> str:
 
 
 def render_prepared(prepared: Preparation) -> str:
-    """Returns what `data prepare` made and found."""
+    """Returns the text of what `data prepare` made and found."""
     splits = [(f"train.{index}", split) for index, split in enumerate(prepared.inputs.splits)]
     splits += [("eval", prepared.inputs.eval_split)] if prepared.inputs.eval_split else []
     lines = []

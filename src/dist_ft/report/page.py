@@ -1,6 +1,6 @@
-"""Makes pages of one HTML file with charts as SVG: no script, and nothing is fetched.
+"""Makes HTML pages of one file, with charts as SVG. A page has no script and fetches nothing.
 
-Owns frame, escaping and charts. Any text may come from others, so it is escaped, made printable and cut.
+Owns frame, escaping and charts. Any text may come from outside, so it is escaped, made printable and cut.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ svg { width: 100%; max-width: 45rem; height: auto; } svg text { fill: var(--soft
 
 @dataclass(frozen=True)
 class Html:
-    """Text that is HTML already: only functions of this module make it, everything else is escaped."""
+    """Text that is already HTML. Only functions of this module make it; any other text is escaped."""
 
     text: str
 
@@ -44,7 +44,7 @@ Cell = str | int | float | Html
 
 
 def escape(value: object, limit: int = _MAX_TEXT) -> str:
-    """Returns a value as HTML text, safe in an attribute, too."""
+    """Returns a value as HTML text that is also safe in an attribute."""
     return html.escape(printable(str(value), limit), quote=True)
 
 
@@ -71,7 +71,7 @@ def paragraph(text: str) -> Html:
 
 
 def lines(texts: Iterable[str]) -> Html:
-    """Returns lines in a narrow type, such as places."""
+    """Returns lines in a narrow font, such as locations."""
     return Html("<br>".join(f"<code>{escape(text)}</code>" for text in texts))
 
 
@@ -86,7 +86,7 @@ def labelled(kind: str) -> Html:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Html:
-    """Returns a table; numbers stand right."""
+    """Returns a table; numbers are aligned to the right."""
     of_rows = list(rows)
     is_number = [all(isinstance(row[i], int | float) for row in of_rows) for i in range(len(heads))]
     classes = [' class="n"' if flag and of_rows else "" for flag in is_number]
@@ -110,13 +110,13 @@ def bar_chart(label: str, bars: Sequence[tuple[str, float]], unit: str) -> Html:
     Args:
         label: What the chart shows, for readers that do not see it.
         bars: Name and value of each, none negative.
-        unit: What values count.
+        unit: Unit of the values.
     """
     if not bars:
         return Html("")
     top = max(1e-12, max(value for _, value in bars))
     step = (_WIDTH - _LEFT) / len(bars)
-    every = -(-len(bars) // 10)  # so many names that they do not overlap
+    every = -(-len(bars) // 10)  # show at most ten names, so that they do not overlap
     parts = [_axis(top)]
     for index, (name, value) in enumerate(bars):
         height = (_HEIGHT - _BOTTOM - _TOP) * value / top
@@ -138,8 +138,8 @@ def line_chart(
 
     Args:
         label: What the chart shows.
-        lines: Name and points of each; the first is drawn strong.
-        is_from_zero: Whether the axis of values begins at 0, else at the smallest.
+        lines: Name and points of each line; the first line is emphasised.
+        is_from_zero: Whether the axis of values begins at 0; otherwise it begins at the smallest value.
     """
     finite = [(name, [(x, y) for x, y in points if abs(y) < float("inf")]) for name, points in lines]
     points = [point for _, some in finite for point in some]

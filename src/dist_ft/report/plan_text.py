@@ -1,4 +1,4 @@
-"""The plan as a page of text."""
+"""Renders the plan of a run as text."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def render_plan(plan: Plan) -> str:
     if plan.warnings:
         lines.append("")
     for warning in plan.warnings:
-        # Paths stay whole, so that they can be copied.
+        # Paths are not cut, so that they can be copied.
         lines.append(
             textwrap.fill(
                 f"warning: {warning}", 100, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False

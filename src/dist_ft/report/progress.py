@@ -15,10 +15,10 @@ class ShardProgress:
     Attributes:
         num_shards: Shards to make.
         num_bytes: Stored bytes of their parts.
-        began: Monotonic time at which the first was begun.
-        shards: Made so far.
-        bytes: Of these.
-        rows: Of these.
+        began: Monotonic time at which the first shard was begun.
+        shards: Shards made so far.
+        bytes: Stored bytes of the shards made so far.
+        rows: Rows of the shards made so far.
     """
 
     num_shards: int
@@ -29,7 +29,7 @@ class ShardProgress:
     rows: int = 0
 
     def add(self, num_bytes: int, num_rows: int) -> None:
-        """Counts a shard that is there."""
+        """Counts a shard that is made."""
         self.shards += 1
         self.bytes += num_bytes
         self.rows += num_rows

@@ -1,6 +1,6 @@
-"""Makes the page of a run from the files of its directory alone, while it runs and after.
+"""Makes the HTML page of a run from the files of its directory, during the run and afterwards.
 
-`render_run_page` is pure; `read_run_page` knows the files.
+`render_run_page` is pure; `read_run_page` reads the files.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dist_ft.run.place import Run
 from dist_ft.run.status import RunStatus, read_status
 
 _MAX_POINTS = 600
-"""Points of a line; beyond it, neighbouring steps are drawn as their mean."""
+"""Most points of a line; if there are more steps, neighbours are drawn as their mean."""
 _MAX_ROWS = 200
-"""Rows of a table; the last ones are kept."""
+"""Most rows of a table; the last ones are kept."""
 _ROUTINE: tuple[type[Event], ...] = (Committed, GroupLoaded)
 """Events that the table leaves out."""
 _SEVERITIES = {"recovering": "warning", "giving_up": "error", "failed": "error", "rank_failed": "warning",
@@ -37,7 +37,7 @@ def read_run_page(run: Run) -> str:
     """Returns the page of a run.
 
     Raises:
-        UsageError: There is no run at that path, or its run.json cannot be read.
+        UsageError: No run exists at that path, or its run.json cannot be read.
     """
     status = read_status(run)
     run.fetch(*GROWING)
@@ -48,9 +48,9 @@ def render_run_page(status: RunStatus, steps: Steps, evals: Evals, ledger: Entri
     """Returns the page.
 
     Args:
-        status: As `read_status` gives it.
-        steps: The row of each step of metrics.jsonl that counts.
-        evals: The same of eval.jsonl.
+        status: Status from `read_status`.
+        steps: The valid row of metrics.jsonl for each step.
+        evals: The valid row of eval.jsonl for each step.
         ledger: Entries of ledger.jsonl in order.
     """
     return page(f"Run {status.record.run_id}", _parts(status, steps, evals, ledger))
@@ -99,7 +99,7 @@ def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zer
 
 
 def _points(rows: Mapping[int, Row], value: Callable[[Row], float | None]) -> list[Point]:
-    """Returns a value over the steps; neighbours are drawn as their mean where there are too many."""
+    """Returns a value over the steps; if there are too many steps, neighbours become their mean."""
     found = [(step, value(row)) for step, row in sorted(rows.items())]
     points = [(float(step), float(y)) for step, y in found if y is not None]
     size = -(-len(points) // _MAX_POINTS)
@@ -108,7 +108,7 @@ def _points(rows: Mapping[int, Row], value: Callable[[Row], float | None]) -> li
 
 
 def _world_sizes(ledger: Entries) -> list[Point]:
-    """Returns steps of a staircase: each attempt's size from its begin to the next one's."""
+    """Returns the world size over the steps as a staircase: each attempt's size until the next attempt begins."""
     attempts = [(entry.time, entry.event.world_size) for entry in ledger if isinstance(entry.event, AttemptBegan)]
     if not attempts:
         return []

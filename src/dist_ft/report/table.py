@@ -1,4 +1,4 @@
-"""Renders models side by side, and their answers, as text. Pure, and safe whatever an answer holds."""
+"""Renders a comparison of models, and their answers, as text. Pure; any text in an answer is safe."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
 }
-"""Names of metrics for people; other metrics keep their own."""
+"""Display names of metrics; other metrics keep their own names."""
 _WIDTH = 16
 _SAMPLE_CHARS = 200
 
 
 def format_value(value: float | None) -> str:
-    """Returns a number of a metric; a dash where there is none."""
+    """Returns the value of a metric as text; a dash if there is none."""
     if value is None:
         return "-"
     return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
 def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Returns the models as columns, the metrics as rows; nothing when there is nothing to show."""
+    """Returns a table with models as columns and metrics as rows; empty text if there is nothing to show."""
     metrics = dict.fromkeys(metric for values in columns.values() for metric in values)
     if not metrics:
         return ""
@@ -40,7 +40,7 @@ def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def render_samples(samples: Sequence[Mapping[str, str]]) -> str:
-    """Returns questions with the answers to them, each on one line and cut."""
+    """Returns questions with their answers, each cut to one line."""
     blocks = [
         "\n".join(f"{name:{_WIDTH}}{printable(text.strip(), _SAMPLE_CHARS)}" for name, text in sample.items())
         for sample in samples

@@ -1,4 +1,4 @@
-"""A live view of a run, from its files alone."""
+"""Makes a live view of a run from its files alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def view(run: Run) -> tuple[str, bool]:
     """Returns the run's status with its newest numbers, and whether it has ended.
 
     Raises:
-        UsageError: There is no run at that path.
+        UsageError: No run exists at that path.
     """
     status = read_status(run)
     run.fetch("metrics.jsonl")
@@ -31,12 +31,12 @@ def view(run: Run) -> tuple[str, bool]:
 
 
 def newest_row(path: Path) -> StepRow | None:
-    """Returns the last whole row of metrics.jsonl, reading only its end; None where there is none."""
+    """Returns the last complete row of metrics.jsonl, reading only its end; None if there is none."""
     if not path.exists():
         return None
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        *whole, _ = file.read().split(b"\n")  # behind the last line break: nothing, or a row being written
+        *whole, _ = file.read().split(b"\n")  # after the last line break: nothing, or an incomplete row
     try:
         return StepRow.from_dict(json.loads(whole[-1])) if whole else None
     except ValueError:
