@@ -1,1 +1,1 @@
-"""The records of a run: commits, ledger, watchdog; torch-free."""
+"""Keeps the records of a run: commits, ledger, watchdog. Torch-free."""

@@ -1,4 +1,4 @@
-"""The Ray shell around the coordinator: one named actor per run, on the driver's node."""
+"""Runs the coordinator in Ray: one named actor per run, on the driver's node."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The calls that other processes make of the coordinator, and the secret that they must know. Ray-free.
+"""Defines the calls that other processes make to the coordinator, and checks their secret. Ray-free.
 
-`actor.py` answers them in a Ray actor.
+`actor.py` answers the calls in a Ray actor.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from dist_ft.run.state import RunRecord
 
 
 class CoordinatorCalls:
-    """The calls that other processes make of the coordinator. Every call carries the secret of the run.
+    """Answers the calls that other processes make to the coordinator. Every call carries the secret of the run.
 
-    Calls come one after the other, so the coordinator needs no locks. The actor starts early, in parallel to the
-    preparation; `begin` is the first call that touches a file.
+    Calls run one after the other, so the coordinator needs no locks. The actor starts early, in parallel to the
+    preparation; `begin` is the first call that changes a file.
 
     Args:
-        secret: The run secret, made by the driver; a caller without it is no part of the run.
+        secret: The run secret, made by the driver; a caller without it does not belong to the run.
     """
 
     def __init__(self, secret: str) -> None:
@@ -50,7 +50,7 @@ class CoordinatorCalls:
         """Make a call of this class.
 
         Raises:
-            NotAllowedError: The secret is not this run's, or there is no such call; nothing has changed.
+            NotAllowedError: The secret is not the run's, or no such call exists; nothing has changed.
         """
         if not hmac.compare_digest(secret.encode(), self._secret.encode()):
             raise NotAllowedError("the coordinator takes calls of its own run only: the run secret is missing or wrong")
@@ -61,7 +61,7 @@ class CoordinatorCalls:
     def begin(
         self, config: Config, run_dir: str, scratch: str, record: RunRecord, inputs: RunInputs, on_gpu: bool
     ) -> None:
-        """Open the run's records; `scratch` is where the driver has fetched its records to."""
+        """Open the run's records; `scratch` is the directory into which the driver has fetched them."""
         place = open_run(run_dir, Path(scratch))
 
         def read_history() -> History:
@@ -74,16 +74,16 @@ class CoordinatorCalls:
         self._coordinator = Coordinator(config, place, record, inputs, sinks, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:
-        """Open an attempt and return its number, or None while something else comes first.
+        """Open an attempt and return its number; return None while the attempt cannot begin yet.
 
-        That is the preparation, the pause before a restart, or the check of the checkpoint that it starts from.
+        It waits for the preparation, the pause before a restart, and the check of its start checkpoint.
         """
         if self._coordinator is None or not self._coordinator.recovery.may_open(time.monotonic()):
             return None
         try:
             spec = self._known.open_attempt(world_size, time.monotonic())
         except DistFtError as error:
-            # The driver learns it from the status; the worker only has to end.
+            # The driver learns of the error from the status; the worker only has to end.
             self._known.record_failure(error)
             raise
         if spec is None:
@@ -120,12 +120,12 @@ class CoordinatorCalls:
         return self._coordinator.choose_size(view, time.monotonic())
 
     def poll(self, num_known: int) -> LiveStatus:
-        """Ticks, then returns the status; the driver calls it a few times a second."""
+        """Tick, then return the status. The driver calls it a few times a second."""
         self._known.tick(time.monotonic())
         return self._known.status(num_known)
 
     def decide(self, message: str, lost_nodes: list[str]) -> Decision | None:
-        """See `Coordinator.decide`; None while a restarted actor has not been told of the run again."""
+        """See `Coordinator.decide`; None while a restarted actor does not know the run yet."""
         if self._coordinator is None:
             return None
         return self._known.decide(message, lost_nodes, time.monotonic())
@@ -154,5 +154,5 @@ CALLS = frozenset(name for name in vars(CoordinatorCalls) if not name.startswith
 
 
 def _in_thread(search: Callable[[], None]) -> None:
-    """Run a search on a thread, so that the actor answers meanwhile. The thread ends with the actor."""
+    """Run a search on a thread, so that the actor can answer meanwhile. The thread ends with the actor."""
     threading.Thread(target=search, name="start-search", daemon=True).start()

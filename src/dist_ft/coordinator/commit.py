@@ -1,4 +1,4 @@
-"""Turns what the ranks of an attempt stage into committed checkpoints, once all of it is proved to be there."""
+"""Commits the files that the ranks of an attempt stage, after checking that they are complete."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from dist_ft.storage.store import Store
 logger = logging.getLogger(__name__)
 
 _FAILED_SAVES = 3
-"""Saves in a row that may fail before the run ends: a longer run without any would lose too much."""
+"""Failed saves in a row after which the run ends, because continuing without a checkpoint would risk too much work."""
 
 
 @dataclass
 class Staging:
-    """The files that the ranks of one attempt have staged for one step."""
+    """Holds the files that the ranks of one attempt have staged for one step."""
 
     files: dict[int, WrittenFile] = field(default_factory=dict)
     state: SavedState | None = None
 
     def add(self, rank: int, message: Staged) -> None:
-        """Take a rank's report."""
+        """Add a rank's report."""
         self.files[rank] = message.file
         if message.state is not None:
             self.state = message.state
 
     def is_whole(self, world_size: int) -> bool:
-        """Whether every rank has reported."""
+        """Return whether every rank has reported."""
         return len(self.files) == world_size and self.state is not None
 
 
@@ -47,7 +47,7 @@ def commit(store: Store, run_id: str, attempt: int, wandb_id: str | None, stagin
     """Check coverage and create the manifest.
 
     Raises:
-        CheckpointError: Elements are missing or doubled, or a manifest of this name exists.
+        CheckpointError: Elements are missing or duplicated, or a manifest of this name exists.
     """
     state = staging.state
     assert state is not None
@@ -69,7 +69,7 @@ def commit(store: Store, run_id: str, attempt: int, wandb_id: str | None, stagin
 
 
 class Saves:
-    """The saves of one attempt: commits those that are whole, counts those that fail, deletes old checkpoints.
+    """Manages the saves of one attempt: commits complete saves, counts failed ones, deletes old checkpoints.
 
     Args:
         config: The run config.
@@ -92,10 +92,10 @@ class Saves:
         self._world_size = world_size
         self._check_newest = check_newest
         self._staging: dict[int, Staging] = {}
-        self._unsaved: list[int] = []  # steps of the last saves in a row that failed
+        self._unsaved: list[int] = []  # steps of the latest consecutive saves that failed
 
     def stage(self, rank: int, message: Staged) -> RankFailure | None:
-        """Take a rank's report and commit once all have reported; return a failure that ends the attempt.
+        """Add a rank's report, and commit when all ranks have reported; return a failure that ends the attempt.
 
         Raises:
             StaleAttemptError: Another driver has taken over the run.
@@ -125,7 +125,7 @@ class Saves:
         return None
 
     def fail(self, step: int, reason: str, is_last: bool) -> RankFailure | None:
-        """Leave a save out, on all ranks; return a failure when that ends the attempt."""
+        """Give up a save on all ranks; return a failure if that ends the attempt."""
         if step in self._unsaved:
             return None
         self._unsaved.append(step)
@@ -150,7 +150,7 @@ class Saves:
         if not self._recorder.is_mine:
             return
         wanted, record, scores = self._config.eval, self._recorder.record, None
-        if wanted.best_metric is not None and wanted.every_steps is not None:  # the best one stays
+        if wanted.best_metric is not None and wanted.every_steps is not None:  # keep the best checkpoint
             rows = self._recorder.evaluations(record.max_steps)
             scores = Scores.of(rows, wanted.best_metric, wanted.every_steps, record.max_steps)
         clean_up(self._store, self._config.checkpoint.keep_last, record.attempt, scores)

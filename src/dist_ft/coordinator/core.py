@@ -1,7 +1,7 @@
-"""The coordinator: the one place that commits checkpoints and writes a run's records. Torch-free, Ray-free.
+"""Defines the coordinator, the only place that commits checkpoints and writes a run's records. Torch- and Ray-free.
 
-`actor.py` puts it into a Ray actor, tests call it directly. All its state can be rebuilt from the run directory.
-What belongs to one attempt is in `group.py`.
+`actor.py` runs it in a Ray actor; tests call it directly. All its state can be rebuilt from the run directory. The
+state of one attempt is in `group.py`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Coordinator:
     Args:
         config: The run config.
         run_dir: The run, whose records have been fetched.
-        record: What run.json starts with.
+        record: First contents of run.json.
         inputs: What the run trains on.
-        sinks: Where rows go besides the JSONL files.
+        sinks: Receive the rows besides the JSONL files.
         on_gpu: Whether ranks use CUDA devices.
-        run_search: How the search for a start checkpoint is run; the actor has a thread do it, and goes on answering.
+        run_search: Runs the search for a start checkpoint; the actor runs it on a thread, to answer calls meanwhile.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Coordinator:
         self._stop = False
         self._run_search = run_search
         self._search: StartSearch | None = None
-        self._own_number = 0  # of attempts taken, opened or not
+        self._own_number = 0  # number of the last attempt taken, opened or not
         self._looked_for_stop: float | None = None
         self._history = History()
         self._sizing = Sizing(config.cluster)
@@ -79,9 +79,9 @@ class Coordinator:
         self.recovery = Recovery(config.failure)
 
     def open_attempt(self, world_size: int, now: float) -> AttemptSpec | None:
-        """Take the next attempt number and name the checkpoint that the attempt starts from.
+        """Take the next attempt number and choose the checkpoint that the attempt starts from.
 
-        Returns None while that checkpoint is being read; whoever asks again gets the attempt.
+        Returns None while the checkpoint is being checked; a later call gets the attempt.
 
         Args:
             world_size: Number of ranks.
@@ -89,12 +89,12 @@ class Coordinator:
 
         Raises:
             UsageError: Another driver took the number.
-            StaleAttemptError: Another driver has taken over the run since.
-            CheckpointError: There are checkpoints, and all of them are damaged.
+            StaleAttemptError: Another driver has taken over the run meanwhile.
+            CheckpointError: Checkpoints exist, but all of them are damaged.
         """
         if self._search is None:
             self._recorder.look_again()
-            self._recorder.check_mine()  # a driver that was overtaken does not fight back
+            self._recorder.check_mine()  # a driver that lost the run must not take it back
             self._own_number = self._recorder.attempt
             self._begin_search(before=None)
         taken = self._take_attempt()
@@ -118,7 +118,7 @@ class Coordinator:
         )
 
     def handle(self, envelope: Envelope, now: float) -> Reply:
-        """Take a message from a rank of the current attempt.
+        """Process a message from a rank of the current attempt.
 
         Args:
             envelope: The message and its sender.
@@ -148,7 +148,7 @@ class Coordinator:
         )
 
     def record_failure(self, error: DistFtError) -> None:
-        """Record an error of the coordinator itself, after which the next decision is made anew."""
+        """Record an error of the coordinator itself; the next call of `decide` makes a new decision."""
         self.recovery.decision = None
         self._group.failures.clear()
         self._group.fail(RankFailure.of(0, error))
@@ -163,12 +163,12 @@ class Coordinator:
         self._recorder.write_record()
 
     def tick(self, now: float) -> None:
-        """Check what nobody reports: the stop request, ranks without progress, a newer attempt.
+        """Check what no message reports: the stop request, ranks without progress, a newer attempt.
 
         Args:
             now: Monotonic time in seconds.
         """
-        with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
+        with contextlib.suppress(StaleAttemptError):  # recorded as a failure of the group
             self._group.check_newest()
         if self._is_asked_to_stop(now):
             self.request_stop("dist-ft stop")
@@ -181,21 +181,21 @@ class Coordinator:
         self._looked_for_stop = now
         try:
             return self._run_dir.stop_asked_at() is not None
-        except OSError as error:  # a store that does not answer now is asked again
+        except OSError as error:  # the store does not answer now; the next tick asks again
             logger.warning("nobody knows whether the run is asked to stop: %s", error)
             return False
 
     def choose_size(self, view: ClusterView, now: float) -> int | None:
-        """Decide whether the group should have another size; called a few times a second.
+        """Decide whether the group should have another size. Called a few times a second.
 
         The group first checkpoints and ends, so that no step is lost.
 
         Args:
-            view: What the cluster holds.
+            view: The workers and the room in the cluster.
             now: Monotonic time in seconds.
 
         Returns:
-            The size to form the group anew with, now that it has ended; None while there is nothing to do.
+            The size of the new group, once the old one has ended; None while there is nothing to do.
         """
         group = self._group
         if self._stop or not group.world_size or group.failures:
@@ -203,7 +203,7 @@ class Coordinator:
         if group.formed_at is None:
             group.formed_at = view.formed_at
         if group.is_drained:
-            # Workers formed since are about to open the next attempt; they are not to be formed anew once more.
+            # Workers that were formed later are about to open the next attempt, so do not form them again.
             is_ended = view.formed_at == group.formed_at and self.recovery.decision is None
             return largest_allowed(view.fits, self._config.cluster) if is_ended else None
         if group.leaving is None and group.outcome() is None:
@@ -216,7 +216,7 @@ class Coordinator:
         return None
 
     def status(self, num_known: int = 0) -> LiveStatus:
-        """Return how the run stands, with the ledger of this process after `num_known` entries."""
+        """Return the status of the run, with the ledger entries of this process after the first `num_known`."""
         group, decision = self._group, self.recovery.decision
         has_no_group = not group.world_size or decision is not None or group.is_drained
         return LiveStatus(
@@ -229,26 +229,26 @@ class Coordinator:
             failures=tuple(group.failures),
             decision=decision,
             searching=self._search.progress if self._search else None,
-            # A group that only waits for the check of its start is not one that never came; after the check it may be.
+            # While its start checkpoint is being checked, a group is not one that never came; after the check it may be.
             is_waiting=(self._search is None or self._search.is_done or self._stop) and has_no_group,
         )
 
     def outcome(self) -> str | None:
-        """Return how the group ended: completed, stopped, failed; None while it works, or is to be formed anew."""
+        """Return how the group ended: completed, stopped, failed; None while it works or a new group follows."""
         return None if self._group.is_drained and not self._stop else self._group.outcome()
 
     def decide(self, message: str, lost_nodes: Sequence[str], now: float) -> Decision:
-        """Decide what follows the failure of the group; the answer stays the same until the next attempt.
+        """Decide what follows the failure of the group; the decision stays the same until the next attempt.
 
         Args:
-            message: What Ray Train says, for a worker that was lost without a word.
+            message: Ray Train's message, for a worker that was lost without a report.
             lost_nodes: Addresses of machines that held workers of the group and do not answer any more.
             now: Monotonic time in seconds.
         """
         if self.recovery.decision is not None:
             return self.recovery.decision
         group = self._group
-        with contextlib.suppress(StaleAttemptError):  # noted as a failure of the group
+        with contextlib.suppress(StaleAttemptError):  # recorded as a failure of the group
             group.check_newest()
         if group.is_drained and not self._stop and not group.failures:
             return self.recovery.go_on("the group had checkpointed and ended before it lost a worker")
@@ -280,7 +280,7 @@ class Coordinator:
         self._recorder.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
-        """Close the run's records, as the last call. Nothing happens when another driver has taken over the run."""
+        """Close the run's records, as the last call. Does nothing if another driver has taken over the run."""
         self._recorder.finish(state, result, error)
 
     def _drain(self, reason: str, now: float) -> None:
@@ -305,8 +305,8 @@ class Coordinator:
     def _take_attempt(self) -> tuple[Manifest | None, Attempt] | None:
         """Take the next attempt number, starting from the newest whole checkpoint; None during the search.
 
-        Until the number is taken an older driver may still commit, and delete what it then holds for surplus.
-        So the choice is looked at again afterwards, and made anew when it no longer stands.
+        Until the number is taken, an older driver may still commit and delete old checkpoints. The choice is therefore
+        checked again afterwards, and repeated if it is no longer valid.
         """
         while self._search is not None and self._search.is_done:
             search, self._search = self._search, None

@@ -1,7 +1,7 @@
-"""Decides which failure explains the others, and whether the group is formed again.
+"""Decides which failure explains the others, and whether a new group is formed. Pure.
 
-When one rank fails, its peers fail too: they say that a connection broke, or are ended by their supervisors. One
-ordered list of causes serves the decision and the message that a person reads. Everything here is pure.
+When one rank fails, its peers fail too: they report a broken connection, or their supervisors end them. One ordered
+list of causes serves both the decision and the message to the user.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dist_ft.errors import (
     from_dict,
 )
 
-_FIRST_CAUSES: tuple[type[DistFtError], ...] = (StaleAttemptError,)  # the run is another driver's now
+_FIRST_CAUSES: tuple[type[DistFtError], ...] = (StaleAttemptError,)  # another driver has the run now
 _LATER_CAUSES: tuple[type[DistFtError], ...] = (OutOfMemoryError, NodeLostError)
 _LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class RankFailure:
-    """How one rank of an attempt failed.
+    """Describes how one rank of an attempt failed.
 
     Attributes:
-        rank: Its index.
+        rank: Index of the rank.
         type: Class of the error.
-        message: What the error says.
-        is_death: The rank said nothing itself; its supervisor found it dead.
+        message: Message of the error.
+        is_death: Whether the rank reported nothing itself, and its supervisor found it dead.
         step: The step whose numbers were bad.
     """
 
@@ -46,23 +46,23 @@ class RankFailure:
 
     @classmethod
     def of(cls, rank: int, error: DistFtError, is_death: bool = False) -> RankFailure:
-        """Make the failure of a rank from an error."""
+        """Return the failure of a rank with an error."""
         return cls(rank, type(error).__name__, str(error), is_death)
 
     @property
     def error(self) -> DistFtError:
-        """The error itself."""
+        """Return the error."""
         return from_dict({"type": self.type, "message": self.message})
 
 
 def find_causes(failures: Sequence[RankFailure]) -> list[RankFailure]:
-    """Return the failures that explain the others, in the order in which they became known; at least one is given."""
+    """Return the failures that explain the others, in order of arrival; `failures` must not be empty."""
     best = min(_weight(failure) for failure in failures)
     return [failure for failure in failures if _weight(failure) == best]
 
 
 def explain(failures: Sequence[RankFailure]) -> DistFtError:
-    """Return the cause as one error: what many ranks say alike is said once, with their ranks."""
+    """Return the cause as one error; equal messages of several ranks are shown once, with their ranks."""
     causes = find_causes(failures)
     ranks: dict[str, list[int]] = {}
     for failure in causes:
@@ -73,26 +73,26 @@ def explain(failures: Sequence[RankFailure]) -> DistFtError:
 
 
 def _weight(failure: RankFailure) -> int:
-    """Return the place of a failure in the order of causes; a smaller one explains more."""
+    """Return the place of a failure in the order of causes; a smaller number explains more."""
     error = type(failure.error)
     if error in _FIRST_CAUSES:
         return 0
-    if not error.retryable:  # what a rank says of its own input or numbers
+    if not error.retryable:  # the rank reports its own input or numbers
         return 1
     if error in _LATER_CAUSES:
         return 2 + _LATER_CAUSES.index(error)
     if error is not WorkerCrashError:
         return 4
-    return 5 if failure.is_death else 6  # peers of a dead rank only say that their connection broke
+    return 5 if failure.is_death else 6  # peers of a dead rank only report a broken connection
 
 
 @dataclass(frozen=True)
 class AttemptFailure:
-    """How one attempt failed.
+    """Describes how one attempt failed.
 
     Attributes:
         step: Completed steps at that moment.
-        error: What went wrong.
+        error: The cause.
         bad_step: The step whose numbers were bad, for a DivergedError.
     """
 
@@ -103,13 +103,13 @@ class AttemptFailure:
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows a failure.
+    """Describes what follows a failure.
 
     Attributes:
-        is_restart: Form the group again; otherwise the run fails.
-        reason: For ledger and console.
+        is_restart: Whether a new group is formed; otherwise the run fails.
+        reason: Reason for ledger and console.
         wait_s: Seconds to wait first.
-        skip_step: Step whose update is left out from now on.
+        skip_step: Step whose update is skipped from now on.
     """
 
     is_restart: bool
@@ -119,7 +119,7 @@ class Decision:
 
 
 def decide_restart(failures: Sequence[AttemptFailure], config: FailureConfig) -> Decision:
-    """Decide after the newest of the failures of this driver's attempts, oldest first."""
+    """Decide what follows the last of `failures`, which are those of this driver's attempts, oldest first."""
     last = failures[-1]
     if isinstance(last.error, DivergedError):
         return _decide_bad_numbers(failures, config)
@@ -130,7 +130,7 @@ def decide_restart(failures: Sequence[AttemptFailure], config: FailureConfig) ->
     if len(alike) > budget:
         return Decision(False, f"the restarts of failure.{key}={budget} are used up")
     in_a_row = len(list(takewhile(lambda failure: failure.step == last.step, reversed(failures))))
-    # Machines come and go without any fault of the run.
+    # The loss of a machine is not a fault of the run.
     if in_a_row >= config.max_same_step and key != "max_node_losses":
         return Decision(False, f"{in_a_row} failures in a row after step {last.step} (failure.max_same_step)")
     wait_s = min(_LONGEST_WAIT_S, config.backoff_s * 2 ** (in_a_row - 2)) if in_a_row > 1 else 0.0
@@ -138,7 +138,7 @@ def decide_restart(failures: Sequence[AttemptFailure], config: FailureConfig) ->
 
 
 def _budget(failure: AttemptFailure, config: FailureConfig) -> tuple[str, int]:
-    """Return the key that limits restarts after such a failure, and its value."""
+    """Return the config key that limits restarts after this kind of failure, and its value."""
     if isinstance(failure.error, NodeLostError):
         return "max_node_losses", config.max_node_losses
     if isinstance(failure.error, OutOfMemoryError):
@@ -167,10 +167,10 @@ def _decide_bad_numbers(failures: Sequence[AttemptFailure], config: FailureConfi
 
 
 class Recovery:
-    """The failures of this driver's attempts, and what follows the newest.
+    """Keeps the failures of this driver's attempts, and the decision after the newest.
 
     Attributes:
-        decision: What follows the failure of the current attempt; None while it has not failed.
+        decision: Decision after the failure of the current attempt; None while it has not failed.
     """
 
     def __init__(self, config: FailureConfig) -> None:
@@ -189,10 +189,10 @@ class Recovery:
         return decision
 
     def go_on(self, reason: str) -> Decision:
-        """Decide to form the group again after an end that is no failure."""
+        """Decide to form a new group after an end that was not a failure."""
         self.decision = Decision(True, reason)
         return self.decision
 
     def may_open(self, now: float) -> bool:
-        """Whether the wait before the next attempt is over."""
+        """Return whether the wait before the next attempt is over."""
         return now >= self._not_before

@@ -1,4 +1,4 @@
-"""Keeps what is known of the ranks of one attempt: takes their messages and says how the attempt stands."""
+"""Keeps the state of one attempt: processes the messages of its ranks and tells how the attempt ended."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from dist_ft.run.state import Worker
 
 
 class Group:
-    """The ranks of the current attempt.
+    """Holds the state of the ranks of the current attempt.
 
     Args:
         config: The run config.
         run_dir: The run directory.
         recorder: The records of the run, opened for this attempt.
-        history: How long things take, noted here and judged by.
+        history: Durations of steps and phases, which the group records and judges ranks by.
         world_size: Number of ranks; 0 before the first attempt.
         now: Monotonic time in seconds.
 
     Attributes:
         world_size: Number of ranks.
         formed_at: `ClusterView.formed_at` of its workers, once known.
-        leaving: Why the group checkpoints and ends, to be formed anew; None while it is to go on.
-        abort: Why all ranks are to be ended at once, or None.
-        rendezvous: Where rank 0 listens, once known.
+        leaving: Why the group must checkpoint and end, so that a new one is formed; None while it continues.
+        abort: Why all ranks must end at once, or None.
+        rendezvous: Address at which rank 0 listens, once known.
         last_step: Newest row of this attempt.
-        failures: Those of its ranks, in the order in which they became known.
-        done: Outcome of each rank that has ended as it should.
-        progress: What its ranks do, and who is late.
-        saves: What they save.
+        failures: Failures of its ranks, in order of arrival.
+        done: Outcome of each rank that has ended without a failure.
+        progress: Phases and steps of its ranks, and which of them are late.
+        saves: Saves of the attempt.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Group:
 
     @property
     def is_drained(self) -> bool:
-        """Whether every rank has ended behind a checkpoint, for the group to be formed anew."""
+        """Whether every rank has saved a checkpoint and ended, so that a new group can be formed."""
         return self.leaving is not None and self.outcome() == "stopped"
 
     def outcome(self) -> str | None:
@@ -92,7 +92,7 @@ class Group:
         return None
 
     def handle(self, rank: int, message: Message, now: float) -> None:
-        """Take a message of a rank.
+        """Process a message of a rank.
 
         Raises:
             StaleAttemptError: Another driver has taken over the run.
@@ -134,7 +134,7 @@ class Group:
         """Stop writing records when a newer attempt exists: another driver has taken over the run.
 
         Raises:
-            StaleAttemptError: It does.
+            StaleAttemptError: A newer attempt exists.
         """
         try:
             self._recorder.check_mine()
@@ -151,7 +151,7 @@ class Group:
         self._recorder.note(events.RankLost(failure.rank, step, failure.type, failure.message))
 
     def _end(self, failure: RankFailure | None) -> None:
-        """Record a failure and end all ranks, if there is one."""
+        """Record a failure, if there is one, and end all ranks."""
         if failure is not None:
             self.abort = failure.message
             self.fail(failure)

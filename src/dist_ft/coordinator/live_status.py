@@ -1,4 +1,4 @@
-"""What the driver learns from the coordinator a few times a second."""
+"""Defines the status that the driver reads from the coordinator a few times a second."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dist_ft.run.state import RunRecord
 
 @dataclass(frozen=True)
 class LiveStatus:
-    """A run at one moment.
+    """Describes a run at one moment.
 
     Attributes:
         record: Contents of run.json.
         row: Newest row of metrics.jsonl.
         evaluation: Newest row of eval.jsonl.
         phases: Phases that the ranks are in.
-        ledger: Entries that the driver does not know yet.
-        outcome: How the group ended; None while it works, or is to be formed anew.
+        ledger: Ledger entries that the driver does not know yet.
+        outcome: How the group ended; None while it works or a new group follows.
         failures: Failures of ranks in this attempt.
-        decision: What follows them.
-        searching: How far the search for the start checkpoint is, in words; None when there is none.
-        is_waiting: Whether workers have yet to come.
+        decision: Decision after the failures.
+        searching: Progress of the search for the start checkpoint, in words; None if there is no search.
+        is_waiting: Whether the run waits for workers.
     """
 
     record: RunRecord

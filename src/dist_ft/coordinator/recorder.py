@@ -1,8 +1,8 @@
 """Writes the records of a run: run.json, ledger, metrics, evaluations. Only the newest attempt may write.
 
-A driver that was suspended, or cut off and healed, may go on at any line of its program. So each write first
-looks whether a newer attempt has been taken; what slips through between look and write is harmless, because
-readers prefer the rows of the newest attempt.
+A driver that was suspended or cut off for a while may continue at any line of its program. Before each write, the
+recorder therefore checks whether a newer attempt has been taken. A takeover between
+check and write is harmless, because readers prefer the rows of the newest attempt.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The records of one run. Nothing is written once another driver has taken over.
+    """Writes the records of one run. It stops writing once another driver has taken over.
 
     Attributes:
-        record: What run.json says.
-        attempt: The attempt this driver has taken; 0 before the first.
+        record: Contents of run.json.
+        attempt: The attempt that this driver has taken; 0 before the first.
         last_row: Newest row of metrics.jsonl.
         last_eval: Newest row of eval.jsonl.
     """
@@ -64,19 +64,19 @@ class Recorder:
         self._goodput = Goodput(read_steps(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
         self._sender = Sender(run_dir)
-        # The record of a run that is there says how its last attempt stands until this driver has one.
+        # For an existing run, run.json keeps the state of its last attempt until this driver takes one.
         self.write_record()
 
     @property
     def is_mine(self) -> bool:
-        """Whether nobody has taken an attempt after this driver's, or before it has one.
+        """Whether this driver's attempt is the newest, or no attempt exists while it has none.
 
-        As of the last look at the store, which is `look_every_s` old at most.
+        The answer is as of the last look at the store, which is at most `look_every_s` old.
         """
         if time.monotonic() - self._looked_at >= self._run_dir.look_every_s:
             try:
                 self.look_again()
-            except OSError as error:  # what matters is looked at again, before it is done
+            except OSError as error:  # before each critical action, `look_again` is called anyway
                 self._looked_at = time.monotonic()
                 logger.warning("nobody knows whether a newer attempt has begun: %s", error)
         return self._newest == self.attempt
@@ -87,23 +87,23 @@ class Recorder:
         return self._ledger.entries
 
     def look_again(self) -> None:
-        """Read which attempt is the newest, before something that an overtaken driver must not do.
+        """Read which attempt is the newest, before an action that a driver must not do after a takeover.
 
         Raises:
-            OSError: The store does not say.
+            OSError: The store does not answer.
         """
         self._newest, self._looked_at = newest_number(self._run_dir.store), time.monotonic()
 
     def send(self) -> None:
-        """Send all rows so far to the store and wait for it; called before their steps are committed.
+        """Send all rows so far to the store and wait for it. Call it before committing their steps.
 
         Raises:
-            OSError: They cannot be written there.
+            OSError: The rows cannot be written to the store.
         """
         self._sender.send()
 
     def commits(self) -> set[str]:
-        """Return the folders of all checkpoints that the ledger says were committed."""
+        """Return the folders of all checkpoints that are committed according to the ledger."""
         return {
             f"checkpoints/{checkpoint_name(entry.event.step, entry.attempt or 0)}"
             for entry in read_ledger(self._run_dir.ledger)
@@ -111,11 +111,11 @@ class Recorder:
         }
 
     def evaluations(self, until: int) -> list[EvalRow]:
-        """Return the evaluations that count of the first `until` steps, in order."""
+        """Return the valid evaluations of the first `until` steps, in order."""
         return [row for step, row in sorted(read_evals(self._run_dir.evals).items()) if step <= until]
 
     def skipped_steps(self) -> list[int]:
-        """Return the steps whose update is left out, as the ledger says."""
+        """Return the steps whose update is skipped according to the ledger."""
         events = (entry.event for entry in read_ledger(self._run_dir.ledger))
         return sorted({event.step for event in events if isinstance(event, BatchSkipped)})
 
@@ -134,7 +134,7 @@ class Recorder:
         self.record.attempt = attempt.number
         self.record.step = attempt.start_step
         self.record.world_size = world_size
-        # Even if it is overtaken at this moment: the ledger holds every attempt.
+        # Written even if another driver takes over at this moment, because the ledger has every attempt.
         self._ledger.add(AttemptBegan(world_size, attempt.start_step), attempt.number)
         self.write_record()
 
@@ -145,7 +145,7 @@ class Recorder:
             self._sender.soon()
 
     def write_record(self) -> None:
-        """Replace run.json and have it sent."""
+        """Replace run.json and send it soon."""
         self._write_record()
         self._sender.soon()
 
@@ -158,13 +158,13 @@ class Recorder:
             write_json(self._run_dir.run_json, asdict(self.record))
 
     def write_record_now_and_then(self) -> None:
-        """Replace run.json if that was not done a moment ago."""
-        # An fsync a step would cost more than the step of a small model.
+        """Replace run.json unless that was done within the last second."""
+        # An fsync at every step would cost more than the step of a small model.
         if time.monotonic() - self._written_at > 1.0:
             self._write_record()
 
     def log_step(self, row: StepRow) -> None:
-        """Take a row of metrics.jsonl."""
+        """Record a row of metrics.jsonl."""
         self._goodput.add(row.step, row.step_s)
         row = replace(row, goodput=round(self._goodput.value(row.step, time.monotonic()), 4))
         self._metrics.append(row.to_dict())
@@ -175,7 +175,7 @@ class Recorder:
             sink.log_step(row)
 
     def log_eval(self, row: EvalRow) -> None:
-        """Take a row of eval.jsonl."""
+        """Record a row of eval.jsonl."""
         if not self.is_mine:
             return
         self._evals.append(row.to_dict())
@@ -184,7 +184,7 @@ class Recorder:
             sink.log_eval(row)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
-        """Close the records, as the last call. The record of another driver is left as it is."""
+        """Close the records, as the last call. A record of another driver is not changed."""
         if self.is_mine:
             self.record.move(state)
             self.record.result = result
@@ -204,15 +204,15 @@ class Recorder:
     def _forget_stop(self) -> None:
         try:
             self._run_dir.forget_stop()
-        except OSError as error:  # the next driver takes it for an old one
+        except OSError as error:  # the next driver recognises the request as an old one
             logger.warning("the request to stop stays: %s", error)
 
 
 def _active_s(run_dir: RunDir, record: RunRecord) -> float:
     """Return how long drivers have been at work, up to now.
 
-    A driver counts its own start to what it finds in run.json. When that holds more than the driver said at its begin,
-    the coordinator has been restarted under it, and what passed since run.json was written counts, too.
+    `record` has the time that the driver found in run.json, plus its own start. If run.json has more now, the
+    coordinator was restarted under the driver, and the time since run.json was written counts, too.
     """
     if not run_dir.run_json.exists():
         return record.active_s

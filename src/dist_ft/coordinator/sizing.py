@@ -1,7 +1,7 @@
-"""Decides how many workers a run has, from what the cluster holds and how the run goes. Pure.
+"""Decides how many workers a run has, from the state of the cluster and of the run. Pure.
 
-Leaving is at once, growing is slow: a machine that gives notice is left behind the next step, a machine that joins
-must stay for a while and must be worth a restart of the group.
+Shrinking is immediate, growing is slow: the group leaves a machine that gives notice after the next step, but a new
+machine must stay for a while and be worth a restart of the group.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.watchdog import History
 
 _FIRST_GUESS_S = 15.0
-"""What a resize costs while none was measured."""
+"""Assumed cost of a resize until one is measured."""
 
 
 @dataclass(frozen=True)
 class ClusterView:
-    """What the cluster holds for this run at one moment.
+    """Describes the cluster at one moment, as this run sees it.
 
     Attributes:
-        fits: Workers that would find room on machines that are to stay, the present ones included.
+        fits: Workers that fit on the machines that will stay, including the present workers.
         leaving: Addresses of machines that hold workers of the group and have given notice.
-        formed_at: When the present workers were started; tells groups apart.
+        formed_at: When the present workers were started; distinguishes groups.
     """
 
     fits: int
@@ -34,13 +34,13 @@ class ClusterView:
 
 @dataclass(frozen=True)
 class Progress:
-    """How the run goes.
+    """Describes the progress of the run.
 
     Attributes:
         world_size: Present workers.
         steps_left: Steps to the end.
         batch: `train.global_batch_size`.
-        resize_s: What the last resize cost, or a guess.
+        resize_s: Seconds that the last resize cost, or a guess.
     """
 
     world_size: int
@@ -50,7 +50,7 @@ class Progress:
 
 
 def largest_allowed(fits: int, cluster: ClusterConfig) -> int | None:
-    """Return the most workers that fit and are allowed; None when that is fewer than the run goes on with."""
+    """Return the largest allowed number of workers that fit; None if fewer fit than the run needs."""
     return max((size for size in allowed_sizes(cluster) if size <= fits), default=None)
 
 
@@ -61,10 +61,10 @@ def allowed_sizes(cluster: ClusterConfig) -> Sequence[int]:
 
 
 def gain_s(progress: Progress, target: int, history: History) -> float:
-    """Return the seconds that the steps which are left would take less on `target` workers.
+    """Return the seconds that `target` workers would save over the remaining steps.
 
-    By the steps of this run at that size, or else by how many sequences the busiest rank would have; 0 while it is
-    not known how long a step takes.
+    The estimate uses steps of this run at that size, or else the number of sequences of the busiest rank. It is 0 while
+    the duration of a step is unknown.
     """
     present = history.median_step_s(progress.world_size)
     if present is None:
@@ -75,7 +75,7 @@ def gain_s(progress: Progress, target: int, history: History) -> float:
 
 
 class Sizing:
-    """Decides when to form the group again at another size.
+    """Decides when to form a new group at another size.
 
     Attributes:
         resize_s: Seconds from the last interruption to the first step after it, or a guess.
@@ -88,7 +88,7 @@ class Sizing:
         self._interrupted_at: float | None = None
 
     def reason_to_drain(self, view: ClusterView, progress: Progress, history: History, now: float) -> str | None:
-        """Return why the group at work should checkpoint and be formed anew; None when it should go on.
+        """Return why the group should checkpoint and end, so that a new one is formed; None if it should continue.
 
         Args:
             view: The cluster.
@@ -113,12 +113,12 @@ class Sizing:
         return f"room for {target} workers; saves about {gained:.0f} s, costs about {progress.resize_s:.0f} s"
 
     def interrupted(self, now: float) -> None:
-        """Note that steps have ended: by a failure, or to resize."""
+        """Record that the steps were interrupted, by a failure or to resize."""
         self._larger_since = None
         self._interrupted_at = self._interrupted_at or now
 
     def stepped(self, now: float) -> None:
-        """Note that a step was made."""
+        """Record that a step was completed."""
         if self._interrupted_at is not None:
             self.resize_s = now - self._interrupted_at
             self._interrupted_at = None

@@ -1,4 +1,4 @@
-"""Decides which checkpoint an attempt starts from, and which folders go: rules of `checkpoint/` applied to a store."""
+"""Chooses the checkpoint that an attempt starts from, and deletes old folders, by the rules of `checkpoint/`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_resume(manifest: Manifest, wanted: Fingerprint) -> None:
-    """Refuse to go on from a checkpoint of another model, data, seed, method, objective or global batch.
+    """Refuse to resume from a checkpoint of another model, data, seed, method, objective or global batch.
 
     Raises:
-        UsageError: With both fingerprints.
+        UsageError: The fingerprints differ; the message has both.
     """
     if differences := manifest.fingerprint.differences(wanted):
         raise UsageError(
@@ -35,20 +35,20 @@ def check_resume(manifest: Manifest, wanted: Fingerprint) -> None:
 
 
 def can_go_on(manifest: Manifest, global_batch_size: int, max_steps: int, num_positions: int) -> bool:
-    """Whether a run of this length may start from a checkpoint: the run itself would pass through it.
+    """Return whether a run of this length may start from a checkpoint, because it would pass through the same state.
 
-    The last step of a run takes what is left, which may be less than a global batch. A longer run takes a whole
-    one there; started behind the short step it would leave sequences out.
+    The last step of a run takes the remaining sequences, which may be less than a global batch. A longer run takes a
+    whole batch there; if it started after the short step, it would skip sequences.
     """
     here = min(manifest.step * global_batch_size, num_positions)
     return manifest.step <= max_steps and manifest.cursor.position == here
 
 
 def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_steps: int, num_positions: int) -> None:
-    """Refuse a resume when no checkpoint lies on the way of a run of this length.
+    """Refuse a resume if a run of this length can start from no checkpoint.
 
     Raises:
-        UsageError: With both lengths and the way out.
+        UsageError: No checkpoint fits; the message has both lengths and what to do.
     """
     if manifests and not any(can_go_on(m, global_batch_size, max_steps, num_positions) for m in manifests):
         last = manifests[-1]
@@ -61,16 +61,16 @@ def check_length(manifests: Sequence[Manifest], global_batch_size: int, max_step
 
 
 class StartSearch:
-    """A search for the newest checkpoint whose files have their hashes.
+    """Searches for the newest checkpoint whose files match their hashes.
 
-    It reads all of a checkpoint, at the speed of the disk, which may take an hour. So `run` may be called on a thread
-    of its own: it asks the store and changes nothing. Everything else is the coordinator's to call.
+    The search reads a whole checkpoint at the speed of the disk, which may take an hour. `run` may therefore be called
+    on a separate thread: it reads the store and changes nothing. Only the coordinator calls the other methods.
 
     Args:
         store: The run directory.
-        can_start: Whether the run may go on from a checkpoint.
-        commits: Folders of all checkpoints that the ledger says were committed.
-        before: Look at attempts below this number only.
+        can_start: Returns whether the run may start from a checkpoint.
+        commits: Folders of all checkpoints that are committed according to the ledger.
+        before: Search only attempts below this number.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class StartSearch:
 
     @property
     def is_done(self) -> bool:
-        """Whether `result` has something to say."""
+        """Whether the search has ended, so that `result` may be called."""
         return self._is_done.is_set()
 
     @property
     def progress(self) -> str | None:
-        """What is being read, and how much of it was; None before and after."""
+        """The checkpoint that is being read, and how much of it was read, in words; None before and after."""
         manifest = None if self.is_done else self._reading
         if manifest is None:
             return None
@@ -103,19 +103,19 @@ class StartSearch:
         return f"checking the checkpoint of step {manifest.step}, {read} read"
 
     def run(self) -> None:
-        """Search for the checkpoint. An error is kept for `result`, because this may be a thread of its own."""
+        """Search for the checkpoint. `result` raises an error of the search, because this may run on another thread."""
         try:
             self._search()
-        except Exception as error:  # raised by whoever asks for the result
+        except Exception as error:  # `result` raises it
             self._error = error
         finally:
             self._is_done.set()
 
     def result(self, recorder: Recorder) -> Manifest | None:
-        """Return the checkpoint; None when the run has none. Damaged ones are noted in the ledger.
+        """Return the checkpoint; None if the run has none. Writes damaged checkpoints to the ledger.
 
         Raises:
-            CheckpointError: There are checkpoints, or were, and none of them is whole.
+            CheckpointError: The run has or had checkpoints, and none of them is whole.
         """
         for step, damage in self._damages:
             recorder.note(CheckpointDamaged(step, damage))
@@ -147,7 +147,7 @@ class StartSearch:
         lost = lost or [f"{folder}, which was committed, is gone" for folder in sorted(self._commits)[-1:]]
         lost = lost or [f"{manifest.directory} does not fit the length of this run" for manifest in found[-1:]]
         if lost:
-            # To start anew would lose the run silently.
+            # Starting from step 0 would silently lose the run.
             raise CheckpointError(
                 f"no checkpoint of this run is whole: {'; '.join(lost)}. Restore the files, or choose another run.name"
             )
@@ -157,20 +157,20 @@ class StartSearch:
 
 
 def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
-    """Whether a start, chosen before the attempt number was taken, is still there to be read."""
+    """Return whether a start that was chosen before taking the attempt number is still valid."""
     if start is None:
         return not committed(store, before=before)
     return f"{start.directory}/{MANIFEST}" in store.names("checkpoints")
 
 
 def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None = None) -> None:
-    """Delete the folders that nobody needs any more. A deletion that fails never disturbs the run.
+    """Delete the folders that are not needed any more. A failed deletion never disturbs the run.
 
     Args:
         store: The run directory.
         keep_last: `checkpoint.keep_last`.
         attempt: The current attempt.
-        scores: By which the best checkpoint stays besides, if any does.
+        scores: Scores by which the best checkpoint is kept, too; None keeps none.
     """
     unreadable: list[str] = []
     try:
@@ -179,7 +179,7 @@ def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None =
         folders = deletable(store.folders("checkpoints"), manifests, keep_last, attempt, best)
     except (OSError, CheckpointError) as error:
         unreadable.append(str(error))
-    if unreadable:  # what it says might be needed
+    if unreadable:  # an unreadable manifest might name files that are needed
         logger.warning("old checkpoints stay for now: %s", unreadable[0])
         return
     for folder in folders:

@@ -1,8 +1,8 @@
-"""Finds the ranks that make no progress, and those that are slow, by what they last reported. Reads no clock.
+"""Finds ranks without progress and slow ranks from their last reports. Reads no clock.
 
-A rank that waits in a collective is not the culprit; the one whose step or phase is behind is. Within a step all look
-alike from here, and their supervisors are asked where they are. A step is judged by the run's own steps, the other
-phases by the longest so far, and by generous constants while there was none.
+A rank that waits in a collective is not the culprit; the rank whose step or phase is behind is. Within a step all ranks
+look alike from here, so their supervisors are asked where they are. A step is judged by the run's own steps, another
+phase by the longest one so far, or by generous constants before the first one.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _LIMITS_S = {
 }  # fmt: skip
 _ORDER = tuple(Phase)
 _LOOKS_APART_S = 5.0
-"""From which on this process itself was held up, and nobody's silence can be judged."""
+"""Gap between two checks from which this process itself was held up, so that it cannot judge silence."""
 _LEAST_S = 600.0
-"""However fast a phase was so far: a disk may stall for minutes and recover."""
+"""Lower bound of a limit that follows from the phases so far, because a disk may stall for minutes and recover."""
 _STEP_SLACK_S = 10.0
 _ANSWER_LIMIT_S = 2.0
-"""For supervisors to say where their ranks are; part of the slack."""
+"""Time for supervisors to report where their ranks are; part of the slack."""
 _STEPS_TO_JUDGE = 5
 STEPS_TO_COMPARE = 20
 """Steps over which ranks are compared."""
 _SLOW = 2.0
-"""Times the median rank from which on a rank is called slow."""
+"""Factor over the median of the other ranks from which a rank is called slow."""
 
 
 @dataclass(frozen=True)
 class RankView:
-    """What is known of a rank.
+    """Holds what is known of a rank.
 
     Attributes:
-        rank: Its index.
-        phase: What it does.
+        rank: Index of the rank.
+        phase: Its current phase.
         step: Completed steps.
         since: Monotonic time of its last progress, in seconds.
     """
@@ -56,7 +56,7 @@ class RankView:
 
 @dataclass
 class History:
-    """How long things have taken in this run, over all attempts of this driver.
+    """Holds the durations of steps and phases in this run, over all attempts of this driver.
 
     Attributes:
         step_s: Seconds of the last steps, by world size.
@@ -67,27 +67,27 @@ class History:
     longest_s: dict[Phase, float] = field(default_factory=dict)
 
     def add_step(self, world_size: int, seconds: float) -> None:
-        """Note a step."""
+        """Record the duration of a step."""
         self.step_s.setdefault(world_size, deque(maxlen=50)).append(seconds)
 
     def add_phase(self, phase: Phase, seconds: float) -> None:
-        """Note the end of a phase."""
+        """Record the duration of a phase."""
         self.longest_s[phase] = max(seconds, self.longest_s.get(phase, 0.0))
 
     def median_step_s(self, world_size: int) -> float | None:
-        """Return the seconds of an ordinary step at this size; None before there were some."""
+        """Return the median seconds of a step at this world size; None before there are enough steps."""
         seen = self.step_s.get(world_size, ())
         return median(seen) if len(seen) >= _STEPS_TO_JUDGE else None
 
 
 class RankProgress:
-    """The phases and steps of the ranks of one attempt, and which of them are late.
+    """Tracks the phases and steps of the ranks of one attempt, and finds the late ones.
 
     Args:
         world_size: Number of ranks.
         limits: `failure.limits`.
-        history: How long things take, noted here and judged by.
-        stacks_dir: Where supervisors write down where their ranks are, as a person is told.
+        history: Durations of steps and phases, which are recorded here and used as limits.
+        stacks_dir: Folder of the stacks that supervisors write, as shown in messages.
         now: Monotonic time in seconds.
     """
 
@@ -98,27 +98,27 @@ class RankProgress:
         self._stacks_dir = stacks_dir
         self._views = {rank: RankView(rank, Phase.START, 0, now) for rank in range(world_size)}
         self._entered = dict.fromkeys(self._views, now)  # when each rank entered its phase
-        self._heard: dict[int, float] = {}  # when each rank's supervisor last said anything
+        self._heard: dict[int, float] = {}  # when each rank's supervisor last sent anything
         self._looked_at = now
         self._asked_at: float | None = None  # when supervisors were asked where their ranks are
-        self._states: dict[int, Whereabouts] = {}  # what they have said
+        self._states: dict[int, Whereabouts] = {}  # their answers
 
     @property
     def phases(self) -> list[Phase]:
-        """What the ranks do now, each phase once."""
+        """The phases that ranks are in now, each phase once."""
         return sorted({view.phase for view in self._views.values()})
 
     @property
     def is_asking(self) -> bool:
-        """Whether supervisors are to write down where their ranks are, and to say it."""
+        """Whether supervisors should write the stacks of their ranks and report where the ranks are."""
         return self._asked_at is not None
 
     def hear(self, rank: int, now: float) -> None:
-        """Record that a rank's supervisor lives."""
+        """Record that a rank's supervisor is alive."""
         self._heard[rank] = now
 
     def enter(self, rank: int, phase: Phase, now: float, step: int | None = None) -> None:
-        """Note the phase of a rank, after the same number of steps if `step` is None."""
+        """Record the phase of a rank; `step` is its completed steps, None if unchanged."""
         old = self._views[rank]
         if phase != old.phase:
             self._history.add_phase(old.phase, now - self._entered[rank])
@@ -126,19 +126,19 @@ class RankProgress:
         self._views[rank] = RankView(rank, phase, old.step if step is None else step, now)
 
     def finish_step(self, step: int, now: float) -> None:
-        """Note a step of all ranks: the all-reduce at its end proves that every rank got there."""
+        """Record a step of all ranks: the all-reduce at its end proves that every rank finished it."""
         for rank, view in self._views.items():
             self._views[rank] = RankView(rank, view.phase, max(view.step, step), now)
 
     def locate(self, rank: int, state: Whereabouts) -> None:
-        """Note where a supervisor found its rank."""
+        """Record where a supervisor found its rank."""
         self._states[rank] = state
 
     def find_late(self, ended: Collection[int], now: float) -> list[RankFailure]:
-        """Return the failures of ranks that make no progress; an empty list while all do, or may yet answer.
+        """Return the failures of ranks without progress; an empty list if all make progress or may still answer.
 
         Args:
-            ended: Ranks that are not waited for.
+            ended: Ranks that have ended and are ignored.
             now: Monotonic time in seconds.
         """
         if now - self._looked_at > _LOOKS_APART_S:
@@ -186,10 +186,10 @@ def phase_limit(phase: Phase, world_size: int, limits: PhaseLimits, history: His
 
 
 def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[Phase], float]) -> list[RankView]:
-    """Return the ranks that are furthest behind, as far as they are over the limit of their own phase.
+    """Return those of the ranks furthest behind that have exceeded the limit of their own phase.
 
-    The others wait for them; how long a wait may last is the limit of what they wait for. Those that were silent
-    longest come first.
+    The other ranks wait for them, so the limit of a wait is the limit of the ranks that are waited for. The rank that
+    was silent longest comes first.
     """
     ordered = sorted(views, key=lambda view: (*_place(view), view.since))
     behind = [view for view in ordered if _place(view) == _place(ordered[0])]
@@ -197,11 +197,11 @@ def find_stalled(views: Iterable[RankView], now: float, limit_of: Callable[[Phas
 
 
 def find_culprits(behind: Sequence[int], states: Mapping[int, Whereabouts]) -> list[int]:
-    """Return which of several ranks that are equally far behind hold the others up.
+    """Return which of several ranks that are equally far behind hold up the others.
 
     Args:
         behind: The ranks.
-        states: What their supervisors found; no word is worse than any.
+        states: Answers of their supervisors; a missing answer counts as worse than `works`.
     """
     for state in ("stopped", None, "works"):
         if found := [rank for rank in behind if states.get(rank) == state]:
@@ -214,10 +214,10 @@ def _place(view: RankView) -> tuple[int, int]:
 
 
 def find_straggler(local_s: Sequence[Sequence[float]]) -> tuple[int, float] | None:
-    """Return the slowest rank and how many times the median rank's time it takes, if that is `_SLOW` or more.
+    """Return the slowest rank and its time over the median of the others, if that factor is `_SLOW` or more.
 
     Args:
-        local_s: Of the last steps, the seconds of each rank until it first waited for another [steps, ranks].
+        local_s: Seconds of each rank until it first waited for another, for the last steps [steps, ranks].
     """
     if len(local_s) < STEPS_TO_COMPARE or len(local_s[0]) < 2:
         return None
