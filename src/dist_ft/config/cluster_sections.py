@@ -72,7 +72,7 @@ class PhaseLimits(Section):
 
 
 class FailureConfig(Section):
-    """What happens after a failure."""
+    """Sets what happens after a failure."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 20
     """Restarts after a crash or a hang before the run gives up. Errors of the user or of the data are never retried."""

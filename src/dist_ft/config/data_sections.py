@@ -17,7 +17,7 @@ Column = Literal[
 
 
 class RowSource(Section):
-    """Where rows lie and how they are written."""
+    """Names the files of rows and their format."""
 
     source: str
     """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather, .txt; text also with .gz, .bz2, .xz, .zst), a
@@ -62,7 +62,7 @@ HeldOut = Annotated[
 
 
 class LoaderConfig(Section):
-    """How workers read prepared data from an object store. On a file system they read it in place."""
+    """Sets how workers read prepared data from an object store. On a file system, they read it in place."""
 
     cache_dir: str | None = None
     """Directory on each machine for copies of token shards; null is a folder in the user's cache directory."""
@@ -86,7 +86,7 @@ class TextRule(Section):
 
 
 class CurationConfig(Section):
-    """Which training rows are left out. Held-out rows stay. The rows left out are counted by rule."""
+    """Sets rules that leave out training rows. Held-out rows stay. The rows left out are counted by rule."""
 
     min_characters: Annotated[int, Field(ge=1)] | None = None
     """Fewest characters of all texts of a row."""
@@ -141,7 +141,7 @@ class LimitsConfig(Section):
 
 
 class DataConfig(Section):
-    """What the model is trained and measured on."""
+    """Sets the data on which the model is trained and measured."""
 
     train: Annotated[list[SourceConfig], Field(min_length=1)]
     """Training sources."""

@@ -31,7 +31,7 @@ from dist_ft.storage.urls import is_url
 
 
 class RunConfig(Section):
-    """What the run is called and where it lives."""
+    """Names the run and its directory."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Run id and name of the run directory. Default: the config file's stem."""
@@ -49,7 +49,7 @@ class RunConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When state is kept."""
+    """Sets when checkpoints are written and which are kept."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = 50
     """Steps between checkpoints; null keeps the last one only. The last step always makes one."""
@@ -62,7 +62,7 @@ class CheckpointConfig(Section):
 
 
 class MonitorConfig(Section):
-    """Where numbers go besides metrics.jsonl."""
+    """Sets the sinks of metrics besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases. `auto` is online with WANDB_API_KEY set and offline without."""

@@ -50,7 +50,7 @@ class ModelConfig(Section):
 
 
 class MethodConfig(Section):
-    """Which weights are trained. The keys are PEFT's."""
+    """Sets which weights are trained. The keys are PEFT's."""
 
     kind: Literal["full", "lora"] = "lora"
     """`full` trains every parameter, `lora` low-rank adapters (Hu et al. 2021)."""
@@ -153,7 +153,7 @@ ObjectiveConfig = SftConfig
 
 
 class OptimizerConfig(Section):
-    """What every optimizer has; each kind adds its own. See docs/optimizers.md."""
+    """Holds the settings of every optimizer; each kind adds its own. See docs/optimizers.md."""
 
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
@@ -260,7 +260,7 @@ class ScheduleConfig(Section):
 
 
 class ZeroConfig(Section):
-    """How DeepSpeed shards state (Rajbhandari et al. 2019)."""
+    """Sets how DeepSpeed shards state (Rajbhandari et al. 2019)."""
 
     stage: Annotated[int, Field(ge=0, le=3)] = 2
     """0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""

@@ -34,7 +34,7 @@ class CoordinatorCalls:
     """Answers the calls that other processes make to the coordinator. Every call carries the secret of the run.
 
     Calls run one after the other, so the coordinator needs no locks. The actor starts early, in parallel to the
-    preparation; `begin` is the first call that changes a file.
+    preparation; `begin` is the first call that touches a file.
 
     Args:
         secret: The run secret, made by the driver; a caller without it does not belong to the run.

@@ -229,7 +229,7 @@ class Coordinator:
             failures=tuple(group.failures),
             decision=decision,
             searching=self._search.progress if self._search else None,
-            # While its start checkpoint is being checked, a group is not one that never came; after the check it may be.
+            # While its start checkpoint is being checked, a group is not missing; after the check it may be.
             is_waiting=(self._search is None or self._search.is_done or self._stop) and has_no_group,
         )
 

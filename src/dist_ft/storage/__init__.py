@@ -1,1 +1,1 @@
-"""Where bytes lie: one protocol for directories and object stores."""
+"""Stores bytes through one protocol for directories and object stores."""

@@ -89,7 +89,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Has a link lead to `target`; readers see the old or the new one."""
+    """Points a link at `target`; readers see either the old or the new target."""
     temporary = beside(link)
     temporary.symlink_to(target)
     temporary.replace(link)
@@ -97,7 +97,7 @@ def replace_link(link: Path, target: str) -> None:
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """Gives a hidden directory that gets its name when all has gone well, and is removed otherwise."""
+    """Yields a hidden directory that gets its name when the block succeeds, and is removed otherwise."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     hidden = beside(directory)
     hidden.mkdir()

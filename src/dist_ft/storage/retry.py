@@ -1,4 +1,4 @@
-"""Which failures of a remote store pass by themselves, and asking again until they do. Knows no library but by name."""
+"""Repeats calls to a remote store whose failures may pass by themselves. Knows libraries only by name."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def error_code(error: BaseException | None) -> str | None:
 
 
 def is_passing(status: int) -> bool:
-    """Whether asking again may help, by the HTTP status of the answer."""
+    """Returns whether another try may help, by the HTTP status of the answer."""
     return status in _PASSING_STATUS or status >= 500
 
 
 def will_pass(error: BaseException) -> bool:
-    """Whether asking again may help."""
+    """Returns whether another try may help."""
     if {cls.__name__ for cls in type(error).__mro__} & _PASSING_NAMES or isinstance(error, TimeoutError):
         return True
     status = http_status(error)

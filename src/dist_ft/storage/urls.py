@@ -1,4 +1,4 @@
-"""Addresses of object stores: what is one, what is wrong with it, and how it is shown. Opens nothing."""
+"""Recognises, checks and redacts the addresses of object stores. Opens nothing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _AZURE_HOST = re.compile(r"[A-Za-z0-9][\w-]*@[A-Za-z0-9][\w.-]*")
 
 
 def is_url(address: str) -> bool:
-    """Whether an address is a URL and not a path."""
+    """Returns whether an address is a URL and not a path."""
     return _URL.match(address) is not None
 
 
 def redacted(url: str) -> str:
-    """Returns a URL without what may be secret in it: user info, query and fragment."""
+    """Returns a URL without its parts that may be secret: user info, query and fragment."""
     if not is_url(url):
         return url
     scheme, _, rest = url.partition("://")

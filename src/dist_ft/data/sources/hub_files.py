@@ -1,4 +1,4 @@
-"""Finds the files of a source that is not a URL: a file, pattern, folder, or Hugging Face data set by path or id.
+"""Finds the files of a source that is a file, pattern, folder, or Hugging Face data set, but not a URL.
 
 The `datasets` library finds the files of a configuration and split from the data set's card or its file names.
 `readers.py` reads them, so a data set reads the same by path and by id. Code of a data set is never run, because the

@@ -238,7 +238,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reader:
-    """How files of one kind are read.
+    """Describes how files of one kind are read.
 
     Attributes:
         rows: Yields the rows from a start to a stop, which count bytes, row groups or record batches.

@@ -23,7 +23,7 @@ class Records(Enum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a driver ends.
+    """Describes how a driver ends.
 
     Attributes:
         state: Final state of the run; also the name of its last ledger event if this driver owns the records.
