@@ -90,8 +90,11 @@ class CoordinatorHandle:
 
     def decide(self, message: str) -> bool:
         """Return whether to form a new group after the last one ended with this message."""
-        decision: Decision = self._call("decide", message, [])
-        return decision.is_restart
+        while True:
+            decision: Decision | None = self._call("decide", message, [])
+            if decision is not None:
+                return decision.is_restart
+            self._call("poll", 0)  # restarted at this moment: this call has it told of the run again
 
     def add_event(self, event: Event) -> None:
         """Write a ledger entry."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dist_ft.coordinator.failures import Decision
 from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.errors import CoordinatorLostError
 from dist_ft.orchestrate.driver import coordination
@@ -34,6 +35,8 @@ class Actor:
         self.told.append((call, *arguments))
         if call == "begin":
             self.knows_run = True
+        elif call == "decide":
+            return Decision(True, "restart 1 of failure.max_restarts=3") if self.knows_run else None
         elif call != "set_starters" and not self.knows_run:
             return CoordinatorLostError("the coordinator knows of no run")
         return replace(STATUS, ledger=LEDGER[arguments[0] :]) if call == "poll" else None
@@ -80,6 +83,17 @@ def test_a_restarted_actor_is_told_all_again(actor: Actor, has_stopped: bool, tm
     ]
     assert [call for call in actor.told if call[0] not in ("begin", "poll")] == told
     assert [call[0] for call in actor.told].index("begin") < [call[0] for call in actor.told].index("add_event")
+
+
+def test_an_actor_that_is_restarted_just_before_it_decides_is_told_and_asked_again(
+    actor: Actor, tmp_path: Path
+) -> None:
+    handle = CoordinatorHandle("n")
+    handle.begin(tiny_config(tmp_path), open_run(tmp_path), RunRecord("r"), INPUTS, on_gpu=False)
+    actor.restart()
+    assert handle.decide("the worker group ended")
+    assert [call[0] for call in actor.told if call[0] in ("begin", "decide")] == ["decide", "begin", "decide"]
+    assert handle.poll().ledger == LEDGER, "no entry is lost by it"
 
 
 def test_an_actor_that_is_lost_before_the_run_has_begun_ends_the_driver(actor: Actor) -> None:
