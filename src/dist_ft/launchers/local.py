@@ -68,9 +68,15 @@ class LocalLauncher:
             write_json(folder / _RECORD, {"run_id": config.run.name, "run_dir": run_dir})
             train = [*self._train, str(folder / _CONFIG), "--json", *request.train_options]
             command = [*_PYTHON, "dist_ft.launchers.local_keeper", str(folder), *train]
-            done = subprocess.run(
-                command, capture_output=True, check=False, start_new_session=True, timeout=_START_LIMIT_S
-            )
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, check=False, start_new_session=True, timeout=_START_LIMIT_S
+                )
+            except subprocess.TimeoutExpired as error:
+                raise DistFtError(
+                    f"the run was not started within {_START_LIMIT_S:g} s; `dist-ft status {PREFIX}{name}` tells "
+                    "whether it was later"
+                ) from error
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace") + _text(folder / OUTPUT)
             reason = (said.strip() or "nobody says why").splitlines()[-1]

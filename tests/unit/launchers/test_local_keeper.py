@@ -1,4 +1,4 @@
-"""Tests of the keeper as a process of its own."""
+"""Tests of the start of a local run, with the keeper as a process of its own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from dist_ft.errors import DistFtError
+from dist_ft.launchers.local import LocalLauncher
 from dist_ft.launchers.local_keeper import PROCESSES
+from tests.helpers.configs import tiny_config
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -33,3 +38,13 @@ def _text(entry: Path) -> str:
         return entry.read_text(errors="replace")
     except OSError:  # it has ended
         return ""
+
+
+def test_a_machine_that_is_too_busy_to_start_a_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(command: list[str], timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", too_slow)
+    request: Any = SimpleNamespace(load_checked=lambda: tiny_config(tmp_path), train_options=[])
+    with pytest.raises(DistFtError, match="not started within 60 s; `dist-ft status local:"):
+        LocalLauncher(tmp_path / "jobs").submit(request)
