@@ -284,7 +284,7 @@ class Reply:
 class CoordinatorAddress:
     """Where the coordinator of a run is, and the secret that its calls carry.
 
-    The driver hands it to the supervisors and to Ray Train's controller, in memory; it is written nowhere.
+    The driver hands it to the supervisors and to Ray Train's controller, in memory; dist-ft writes it nowhere.
 
     Attributes:
         name: Name of the actor.
