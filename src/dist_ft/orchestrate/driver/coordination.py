@@ -21,7 +21,7 @@ from dist_ft.config import Config
 from dist_ft.coordinator.actor import CoordinatorActor
 from dist_ft.coordinator.failures import Decision
 from dist_ft.coordinator.live_status import LiveStatus
-from dist_ft.errors import CoordinatorLostError
+from dist_ft.errors import CoordinatorLostError, DistFtError
 from dist_ft.messages import CoordinatorAddress
 from dist_ft.metric_rows import EvalRow
 from dist_ft.orchestrate.workers.nodes import on_node
@@ -131,3 +131,6 @@ class CoordinatorHandle:
                 self._ask("set_starters", self._starters)
                 if self._has_stopped:
                     self._ask("request_stop", "asked before the coordinator was restarted")
+            except DistFtError as error:
+                # Ray's wrapper is named otherwise, and has a whole traceback for a message.
+                raise getattr(error, "cause", None) or error from None

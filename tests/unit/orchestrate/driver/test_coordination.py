@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from dist_ft.coordinator.failures import Decision
 from dist_ft.coordinator.live_status import LiveStatus
-from dist_ft.errors import CoordinatorLostError
+from dist_ft.errors import CoordinatorLostError, StorageError
 from dist_ft.orchestrate.driver import coordination
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.run.events import Committed, CoordinatorRestarted, LedgerEntry
@@ -35,6 +36,10 @@ class Actor:
         self.told.append((call, *arguments))
         if call == "begin":
             self.knows_run = True
+        elif call == "finish":
+            raise RayTaskError(
+                "ask", "Traceback (most recent call last):\n  …", StorageError("full")
+            ).as_instanceof_cause()
         elif call == "decide":
             return Decision(True, "restart 1 of failure.max_restarts=3") if self.knows_run else None
         elif call != "set_starters" and not self.knows_run:
@@ -94,6 +99,14 @@ def test_an_actor_that_is_restarted_just_before_it_decides_is_told_and_asked_aga
     assert handle.decide("the worker group ended")
     assert [call[0] for call in actor.told if call[0] in ("begin", "decide")] == ["decide", "begin", "decide"]
     assert handle.poll().ledger == LEDGER, "no entry is lost by it"
+
+
+def test_an_error_of_the_coordinator_is_its_own_line_and_not_the_traceback_of_ray(actor: Actor, tmp_path: Path) -> None:
+    handle = CoordinatorHandle("n")
+    handle.begin(tiny_config(tmp_path), open_run(tmp_path), RunRecord("r"), INPUTS, on_gpu=False)
+    with pytest.raises(StorageError) as raised:
+        handle.finish("completed", {}, None)
+    assert raised.value.to_dict() == {"type": "StorageError", "message": "full"}
 
 
 def test_an_actor_that_is_lost_before_the_run_has_begun_ends_the_driver(actor: Actor) -> None:
