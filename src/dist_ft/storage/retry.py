@@ -31,13 +31,15 @@ def http_status(error: BaseException | None) -> int | None:
     """Returns the HTTP status that an error of a store's library goes back to, however it spells it."""
     while error is not None:
         answer = getattr(error, "response", None)
-        found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-        found.append(getattr(answer, "status_code", None))
-        if isinstance(answer, dict):
-            found.append(answer.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        for status in found:
-            if str(status).isdigit():  # gcsfs has text
+        # One at a time: aiohttp warns where its old spelling, `code`, is so much as looked at.
+        for owner, name in ((error, "status"), (error, "status_code"), (error, "code"), (answer, "status_code")):
+            if str(status := getattr(owner, name, None)).isdigit():  # gcsfs has text
                 return int(str(status))
+        if (
+            isinstance(answer, dict)
+            and str(status := answer.get("ResponseMetadata", {}).get("HTTPStatusCode")).isdigit()
+        ):
+            return int(str(status))
         error = error.__cause__
     return None
 
