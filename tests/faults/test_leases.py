@@ -23,7 +23,7 @@ from tests.helpers.group import run_group
 def forked_from(starter: str) -> set[int]:
     """Pids of a fork server and its children, which share its command line."""
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return {pid for pid in pids if f"orchestrate.forkserver\0{starter}".encode() in command_line(pid)}
+    return {pid for pid in pids if f"workers.forkserver\0{starter}".encode() in command_line(pid)}
 
 
 def seconds_until(condition: Callable[[], bool], limit_s: float) -> float:

@@ -86,7 +86,7 @@ def test_a_run_starts_though_its_fork_server_dies_meanwhile(
     connections = Path("/proc/net/unix")
     while True:
         assert run.process.poll() is None, run.process.communicate()
-        found = [p for p in descendants(run.process.pid) if b"orchestrate.forkserver" in command_line(p)]
+        found = [p for p in descendants(run.process.pid) if b"workers.forkserver" in command_line(p)]
         socket = command_line(found[0]).decode().split("\0")[-2] if found else ""
         if socket and connections.read_text().count(socket) >= 2:  # it listens, and the preparation waits in line
             break
