@@ -76,7 +76,7 @@ def test_the_hash_of_the_file_is_the_one_reported(tmp_path: Path) -> None:
     assert written.name == "a"
     assert written.num_bytes == (tmp_path / "a").stat().st_size
     for chunk_bytes in (1, 10, 1 << 24):
-        assert hash_file(store, "a", written.num_bytes, chunk_bytes) == written.xxh3
+        assert hash_file(store, "a", written.num_bytes, chunk_bytes=chunk_bytes) == written.xxh3
 
 
 @pytest.mark.parametrize("num_bytes", [0, 4, 11, 13, 16])
