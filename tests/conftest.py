@@ -9,9 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from dist_ft.orchestrate.workers.processes import ForkServer
+
+# How long an example takes says how busy the machine is, nothing else.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 _HOLD_RAY = """
 import os, sys, logging, ray
