@@ -86,7 +86,7 @@ def test_whoever_looks_after_a_job_reads_its_run_as_soon_as_it_is_seen(run: Run)
     write_json(run.run_json, asdict(RunRecord("r", state="running", attempt=1, step=17, max_steps=40)))
     Sender(run, every_s=1000).close()
     found = read_if_seen(run.address)
-    assert found is not None and (found.state, found.step) == ("running", 17)
+    assert found is not None and (found.record.state, found.record.step) == ("running", 17)
 
 
 def test_a_run_in_a_bucket_that_this_machine_does_not_see_is_not_an_error(s3: S3Server) -> None:
