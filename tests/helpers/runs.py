@@ -37,7 +37,7 @@ class Run:
             env={**os.environ, **(env or {})},
         )  # fmt: skip
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 120.0) -> dict[str, Any]:
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 300.0) -> dict[str, Any]:
         """Waits until run.json fulfils a condition, and returns it."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
@@ -47,7 +47,7 @@ class Run:
             time.sleep(0.05)
         raise AssertionError(f"{self.dir.run_json} did not get there within {limit_s:.0f} s")
 
-    def finish(self, limit_s: float = 200.0) -> tuple[int, dict[str, Any], str]:
+    def finish(self, limit_s: float = 500.0) -> tuple[int, dict[str, Any], str]:
         """Returns exit code, result and standard error."""
         out, err = self.process.communicate(timeout=limit_s)
         assert out, err
