@@ -96,16 +96,16 @@ def undisturbed(bench: Bench) -> Run:
     return open_run(result["run_dir"])
 
 
-def check_same(bench: Bench, run: Run, undisturbed: Run, attempts: int = 2) -> None:
+def check_same(bench: Bench, run: Run, undisturbed: Run, attempts: int = 2, steps: int = STEPS) -> None:
     """What lies in the bucket is what the undisturbed run left on the disk, and nothing secret."""
     run.fetch(*RECORDS)
     assert read_json(run.run_json)["state"] == "completed"
     found, wanted = last_rows(run.metrics), last_rows(undisturbed.metrics)
-    assert sorted(found) == list(range(1, STEPS + 1))
+    assert sorted(found) == list(range(1, steps + 1))
     assert {step: row["digest"] for step, row in found.items()} == {s: row["digest"] for s, row in wanted.items()}
     assert {step: row["loss"] for step, row in found.items()} == {s: row["loss"] for s, row in wanted.items()}
     export = run.pointed_at("exports/final")
-    assert export == f"exports/step-{STEPS:08d}"
+    assert export == f"exports/step-{steps:08d}"
     weights = (undisturbed.exports / "final" / "model.safetensors").read_bytes()
     assert run.store.read(f"{export}/model.safetensors") == weights
     logs = run.store.names("logs")
@@ -161,12 +161,7 @@ def test_more_shards_than_the_copies_may_take_come_and_go(bench: Bench, tmp_path
     plain = open_run(finish(bench.start("whole", str(bench.folder / "runs"), *size))["run_dir"])
     limit = [f"data.loader.cache_dir={tmp_path}", f"data.loader.cache_gib={limit_bytes / (1 << 30)!r}"]
     run = open_run(finish(bench.start("evicted", f"{bench.bucket}/runs", *size, *limit))["run_dir"])
-    run.fetch(*RECORDS)
-    rows, wanted = last_rows(run.metrics), last_rows(plain.metrics)
-    assert sorted(rows) == list(range(1, 10))
-    assert {s: (row["digest"], row["loss"]) for s, row in rows.items()} == {
-        s: (row["digest"], row["loss"]) for s, row in wanted.items()
-    }
+    check_same(bench, run, plain, attempts=1, steps=9)
     prepared = {
         name: len(data) for name, data in bench.server.objects(bench.bucket).items()
         if ".dist-ft-cache" in name and name.endswith((".arrow", ".index.npy"))
@@ -196,20 +191,6 @@ def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
         [bench.cli, "status", f"{bench.bucket}/runs/driver", "--json"], capture_output=True, text=True, check=True
     ).stdout
     assert json.loads(shown)["exports"] == [f"{bench.bucket}/runs/driver/exports/step-{STEPS:08d}"]
-
-
-def test_data_larger_than_the_cache_of_a_machine_is_trained_on(bench: Bench, undisturbed: Run, tmp_path: Path) -> None:
-    # How many copies are left is for the unit tests: files under way come on top of the limit.
-    shards = [
-        path for path in bench.folder.glob("runs/.dist-ft-cache/data/*") if path.name.endswith((".arrow", ".index.npy"))
-    ]
-    sizes = [path.stat().st_size for path in shards]
-    limit = 2 * max(sizes)
-    assert len(shards) == 6 and sum(sizes) > 1.3 * limit
-    cache = [f"data.loader.cache_dir={tmp_path}", f"data.loader.cache_gib={limit / 2**30:.15f}"]
-    result = finish(bench.start("evicted", f"{bench.bucket}/runs", *cache))
-    assert result["attempts"] == 1
-    check_same(bench, open_run(f"{bench.bucket}/runs/evicted"), undisturbed, attempts=1)
 
 
 def test_stop_reaches_a_run_through_the_bucket(bench: Bench) -> None:
