@@ -267,19 +267,19 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
 
     from dist_ft.config import load_config
     from dist_ft.config.data_sections import LoaderConfig
-    from dist_ft.data.shards.split import PreparedSplit
+    from dist_ft.data.stream.cache import open_split
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
-    from dist_ft.jobs import prepare as prepare_task
+    from dist_ft.jobs.prepare import prepare
     from dist_ft.model.base import model_dir
 
     config = load_config(path, overrides)
-    prepared = prepare_task.run(config)
-    shards = [PreparedSplit.from_dict(split).open(LoaderConfig()) for split in prepared["splits"]]
+    inputs = prepare(config).inputs
+    shards = [open_split(split, LoaderConfig()) for split in inputs.splits]
     order = build_order(shards, config.data, config.run.seed)
     micro, rows = config.train.micro_batch_size, config.train.global_batch_size
     for size in range(1, max(case.num_workers for case in CASES.values()) + 1):
         for rank in range(size):
-            loader = TrainLoader(order, shards, RankLayout(rank, size, micro), rows, prepared["num_positions"])
+            loader = TrainLoader(order, shards, RankLayout(rank, size, micro), rows, inputs.num_positions)
             steps = [loader.step(step) for step in range(MAX_STEPS)]
             arrays: dict[str, Any] = {
                 f"{step}-{index}": np.stack([one.input_ids, one.targets, one.position_ids])

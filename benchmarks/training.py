@@ -9,7 +9,9 @@ worker. The bare side is plain torch, transformers and peft. Sides alternate, ea
 own; what is compared are medians over all steps but the first of each process.
 
 Cases: `lora` (16 rows, about 1,050 tokens a step), `full-N` (64 rows, about 4,200 tokens a step, ZeRO stage N),
-`reporting` (what a metrics row costs the rank, and the coordinator with W&B offline).
+`packed-N` (LoRA, one packed row of 2,048 tokens a step, of samples of N tokens of Python's own documentation; the bare
+side gives the model positions, so that transformers makes its mask of [T, T]), `reporting` (what a metrics row costs
+the rank, and the coordinator with W&B offline).
 """
 
 from __future__ import annotations
@@ -22,58 +24,80 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-STEPS = {"lora": 6, "full": 3}
-MICRO_BATCH = 8
+STEPS = {"lora": 6, "full": 3, "packed": 3}
+MICRO_BATCH = {"lora": 8, "full": 8, "packed": 1}
+PACKED_LEN = 2048
 
 
 def make_config(case: str, directory: str) -> Any:
     """Returns the run config of a case."""
     from dist_ft.config import config_from_dict
 
-    kind, _, stage = case.partition("-")
+    name, _, number = case.partition("-")
+    is_packed = name == "packed"
+    source = str(write_samples(Path(directory), int(number))) if is_packed else "embedded:orders/train"
     return config_from_dict(
         {
             "run": {"name": case, "output_dir": directory},
             "model": {"name": "smollm2-135m-instruct", "dtype": "bfloat16"},
-            "method": {"kind": kind},
-            "data": {"train": [{"source": "embedded:orders/train"}], "seq_len": 128, "packing": False},
+            "method": {"kind": "full" if name == "full" else "lora"},
+            "data": {
+                "train": [{"source": source}],
+                "seq_len": PACKED_LEN if is_packed else 128,
+                "packing": is_packed,
+            },
             "train": {
-                "global_batch_size": 16 if kind == "lora" else 64,
-                "micro_batch_size": MICRO_BATCH,
-                "max_steps": STEPS[kind],
+                "global_batch_size": {"lora": 16, "full": 64, "packed": 1}[name],
+                "micro_batch_size": MICRO_BATCH[name],
+                "max_steps": STEPS[name],
             },
             "optimizer": {"lr": 1e-4},
             "schedule": {"kind": "constant", "warmup_ratio": 0.0},  # as the bare loop: the losses must agree
-            "zero": {"stage": int(stage or 2)},
+            "zero": {"stage": int(number) if name == "full" else 2},
             "monitor": {"wandb": "disabled"},
         }
     )
+
+
+def write_samples(directory: Path, length: int) -> Path:
+    """Writes rows of text of about `length` tokens each."""
+    from pydoc_data.topics import topics
+
+    from transformers import AutoTokenizer
+
+    from dist_ft.model.embedded import materialise
+
+    path = directory / f"samples-{length}.jsonl"
+    if not path.exists():
+        tokenizer = AutoTokenizer.from_pretrained(materialise("smollm2-135m-instruct"))
+        ids = tokenizer("".join(topics.values()), verbose=False).input_ids[: 8 * PACKED_LEN]
+        # One less, because each sample ends with its end token.
+        texts = [tokenizer.decode(ids[at : at + length - 1]) for at in range(0, len(ids) - length, length - 1)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
 
 
 def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
     """One process of the dist-ft side: the rank's own build and loop, without supervisor."""
     import torch
 
-    from dist_ft.jobs import prepare
+    from dist_ft.jobs.prepare import prepare
     from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
-    from dist_ft.run.run_inputs import RunInputs
     from dist_ft.train.build import build_rank
     from dist_ft.train.loop import run_loop
     from dist_ft.zero.engine import init_process_group, open_store
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     config = make_config(case, directory)
-    prepared = prepare.run(config)
-    attempt = AttemptSpec(
-        run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config,
-        inputs=RunInputs.from_dict({**prepared, "eval_split": None}),
-    )  # fmt: skip
+    inputs = replace(prepare(config).inputs, eval_split=None)
+    attempt = AttemptSpec(run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config, inputs=inputs)
     threads = torch.get_num_threads()
     init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
 
     class Collect:
         def send(self, message: Any) -> None:
@@ -89,7 +113,7 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
     parts = build_rank(RankSpec(attempt, 0, 1, 0, "127.0.0.1", threads))
     run_loop(parts, Collect())
     parts.loader.close()
-    return {"step_s": [r["step_s"] for r in rows], "tokens": [r["tokens"] for r in rows], "loss": rows[-1]["loss"]}
+    return {"step_s": [r.step_s for r in rows], "tokens": [r.tokens for r in rows], "loss": rows[-1].loss}
 
 
 def run_bare(case: str, directory: str) -> dict[str, Any]:
@@ -100,22 +124,22 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from dist_ft.config.data_sections import LoaderConfig
-    from dist_ft.data.shards.split import PreparedSplit
+    from dist_ft.data.stream.cache import open_split
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
-    from dist_ft.jobs import prepare
+    from dist_ft.jobs.prepare import prepare
     from dist_ft.model.embedded import materialise
 
     config = make_config(case, directory)
-    prepared = prepare.run(config)
-    shards = [PreparedSplit.from_dict(split).open(LoaderConfig()) for split in prepared["splits"]]
+    inputs = prepare(config).inputs
+    shards = [open_split(split, LoaderConfig()) for split in inputs.splits]
     loader = TrainLoader(
         build_order(shards, config.data, config.run.seed),
         shards,
-        RankLayout(0, 1, MICRO_BATCH),
+        RankLayout(0, 1, MICRO_BATCH[case.partition("-")[0]]),
         config.train.global_batch_size,
-        prepared["num_positions"],
+        inputs.num_positions,
     )
-    batches = [loader.step(step) for step in range(prepared["max_steps"])]
+    batches = [loader.step(step) for step in range(inputs.max_steps)]
 
     model = AutoModelForCausalLM.from_pretrained(materialise("smollm2-135m-instruct"), dtype=torch.bfloat16)
     torch.manual_seed(0)
@@ -135,7 +159,8 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
         for micro in batch.micro_batches:
             ids, targets = torch.from_numpy(micro.input_ids), torch.from_numpy(micro.targets)
             keep = targets != -100
-            hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[keep]
+            positions = torch.from_numpy(micro.position_ids) if config.data.packing else None
+            hidden = inner.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[keep]
             loss_sum = F.cross_entropy(inner.lm_head(hidden).float(), targets[keep], reduction="sum")
             (loss_sum / batch.totals.num_trained_tokens).backward()
             total += loss_sum.item()
@@ -159,26 +184,29 @@ def run_reporting(directory: str) -> dict[str, Any]:
     import queue
 
     from dist_ft.coordinator.core import Coordinator
-    from dist_ft.layout import RunDir
     from dist_ft.messages import Envelope, StepDone
+    from dist_ft.metric_rows import StepRow
     from dist_ft.monitor.wandb_sink import WandbSink
+    from dist_ft.run.place import open_run
     from dist_ft.run.run_inputs import RunInputs
     from dist_ft.run.state import RunRecord
     from dist_ft.slices import Fingerprint
 
-    place = RunDir(Path(tempfile.mkdtemp(dir=directory)))
+    run = open_run(tempfile.mkdtemp(dir=directory))
     config = make_config("lora", directory)
-    sink = WandbSink("bench", "bench", "bench", "offline", place.path, {})
+    sink = WandbSink("bench", "bench", "bench", "offline", run.path, {})
     prepared = RunInputs((), None, Fingerprint("m", "d", 0, "kind=full", 8), 10_000, 10_000)
-    coordinator = Coordinator(config, place, RunRecord("lora", max_steps=10_000), prepared, [sink])
+    coordinator = Coordinator(config, run, RunRecord("lora", max_steps=10_000), prepared, [sink])
     spec = coordinator.open_attempt(1, time.monotonic())
     assert spec is not None
     attempt = spec.attempt
-    names = ["epoch", "position", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "step_s", "world_size"]
     outbox: queue.Queue[Any] = queue.Queue()
     send_s, handle_s = [], []
     for step in range(1, 501):
-        row = {"step": step, "attempt": attempt, "digest": "0" * 16, **dict.fromkeys(names, 1.0)}
+        row = StepRow(
+            step, attempt, world_size=1, epoch=0, position=step, loss=1.0, lr=1.0, grad_norm=1.0, trained_tokens=1,
+            tokens=1, tokens_per_s=1.0, step_s=1.0, data_s=0.0, digest="0" * 16, goodput=None, metrics={},
+        )  # fmt: skip
         began = time.perf_counter()
         outbox.put(StepDone(row, []))  # what SocketLink.send does
         send_s.append(time.perf_counter() - began)

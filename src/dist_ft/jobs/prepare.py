@@ -18,6 +18,7 @@ from dist_ft.jobs.curate import nothing_removed
 from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
 from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
 from dist_ft.model.adapter import adapter_hash
+from dist_ft.model.attention import check_apart
 from dist_ft.model.base import Tokenizer, at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained, trains_adapter
@@ -190,9 +191,10 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerp
 
 
 def check_model(config: Config) -> None:
-    """Checks the limits of the model and that the adapter fits it, without loading a weight.
+    """Checks the limits of the model, that the adapter fits it and that rows may be packed, without loading a weight.
 
     Raises:
+        ModelError: The model draws dropout that depends on the layout, or does not keep packed samples apart.
         ConfigError: A limit is exceeded, or the adapter does not fit; the message has both values.
     """
     # Read as an attribute, because families spell the key differently and map it. Some use -1 for no limit.
@@ -205,3 +207,5 @@ def check_model(config: Config) -> None:
     model = skeleton(config)
     check_dropout(model)
     select_trained(model, config)
+    if config.data.packing:
+        check_apart(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dist_ft.model.attention import attend_by_sample
 from dist_ft.objectives.objective import Outputs, Rows, Sums
 
 
@@ -24,6 +25,7 @@ class ObjectiveModule(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        attend_by_sample(model)
         self.model = model
         self._selected_BT: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._select)
