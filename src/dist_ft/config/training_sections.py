@@ -39,8 +39,8 @@ class ModelConfig(Section):
     """Numbers, words and flags in place of those in the model's config.json, such as `{attn_pdrop: 0.0}`. An export of
     all weights contains them. With an adapter, set those that change the computation wherever it is used."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers. With `sdpa` the samples of a packed row attend one by one, without a mask
-    of [T, T]."""
+    """Attention implementation of transformers. With `sdpa` the samples of a packed row attend one by one, without
+    a mask of [T, T]."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off by default, because it is somebody else's program."""
 
