@@ -89,6 +89,7 @@ class SimulatedRun:
     failure: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     sink: RecordingSink = field(default_factory=RecordingSink)
+    inputs: RunInputs = INPUTS
     now: float = 1000.0
     run_search: Callable[[Callable[[], None]], None] = lambda search: search()
 
@@ -100,7 +101,7 @@ class SimulatedRun:
         """Another driver's coordinator, which knows the disk only."""
         record = RunRecord(RUN_ID, max_steps=60)
         config = run_config(self.keep_last, self.failure, self.evaluation)
-        self.coordinator = Coordinator(config, self.dir, record, INPUTS, [self.sink], run_search=self.run_search)
+        self.coordinator = Coordinator(config, self.dir, record, self.inputs, [self.sink], run_search=self.run_search)
 
     def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:
         self.world_size = world_size

@@ -26,7 +26,7 @@ from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.events import Event
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import open_run
-from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.run_inputs import RunInputs, ShardSize
 from dist_ft.run.state import RunRecord
 
 
@@ -94,6 +94,10 @@ class CoordinatorCalls:
     def set_starters(self, paths: dict[str, str]) -> None:
         """Store the sockets of the fork servers, by node id."""
         self._starters = paths
+
+    def add_sizes(self, sizes: list[ShardSize]) -> None:
+        """See `Coordinator.add_sizes`."""
+        self._known.add_sizes(sizes)
 
     def starter(self, node_id: str) -> str | None:
         """Return the socket of a node's fork server, if it has one."""

@@ -30,7 +30,7 @@ from dist_ft.run import events
 from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.log import read_steps
 from dist_ft.run.place import Run
-from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.run_inputs import RunInputs, ShardSize
 from dist_ft.run.state import FINAL, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,10 @@ class Coordinator:
         self.recovery.decision = None
         self._group.failures.clear()
         self._group.fail(RankFailure.of(0, error))
+
+    def add_sizes(self, sizes: Sequence[ShardSize]) -> None:
+        """Store the sizes of shards that were made meanwhile, for the ranks of later attempts."""
+        self._inputs = self._inputs.with_sizes(sizes)
 
     def request_stop(self, reason: str) -> None:
         """Ask all ranks to checkpoint and stop after their current step."""

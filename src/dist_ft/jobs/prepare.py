@@ -80,7 +80,7 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
         few = config.data.part_bytes * _SMALL_SHARE
         if not makes_all and sum(shard.part.size for _, shard in missing) > few:
             return MissingShards(
-                tuple(_job(plan, shard, Window(0, 0)) for plan, shard in missing), files, config.model.commit
+                tuple(_job(plan, shard, Window(0, 0), 0) for plan, shard in missing), files, config.model.commit
             )
         for plan, shard in missing:
             make_shard(plan.request, shard, render_many, store)
@@ -105,8 +105,8 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
         )
 
 
-def _job(plan: SplitPlan, shard: PlannedShard, window: Window) -> ShardJob:
-    return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window)
+def _job(plan: SplitPlan, shard: PlannedShard, window: Window, place: int) -> ShardJob:
+    return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window, place)
 
 
 def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | None:
@@ -153,7 +153,7 @@ def _shards_to_stream(
             if shard.key in sizes:
                 made.append(MadeShard(window, sizes[shard.key]))
             else:
-                needed.append((index_in_pass / weight, source, _job(plan, shard, window)))
+                needed.append((index_in_pass / weight, source, _job(plan, shard, window, index)))
     needed.sort(key=lambda entry: entry[:2])
     return StreamedShards(tuple(job for _, _, job in needed), tuple(made))
 

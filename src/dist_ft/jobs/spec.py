@@ -48,12 +48,14 @@ class ShardJob:
         shard: A `PlannedShard` as JSON values. It is not decoded here, because the driver may pass on 100,000 of them.
         num_bytes: Stored bytes that are read for the shard, approximately.
         window: Window in which a streamed run needs the shard.
+        place: Place of the shard in the order of its source.
     """
 
     take_held_out: bool
     shard: dict[str, Any]
     num_bytes: int
     window: Window
+    place: int
 
     def task(self, config: dict[str, Any]) -> TaskSpec:
         """Returns the task that makes the shard, given the run config as JSON values."""

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.slices import Fingerprint
+
+
+class ShardSize(NamedTuple):
+    """The size of a shard that was made while the run goes on.
+
+    Attributes:
+        source: Number of the training source.
+        place: Place of the shard in the source's order.
+        num_sequences: Its sequences.
+    """
+
+    source: int
+    place: int
+    num_sequences: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,13 @@ class RunInputs:
     max_steps: int
     num_positions: int
     commit: str | None = None
+
+    def with_sizes(self, sizes: Sequence[ShardSize]) -> RunInputs:
+        """Returns the inputs with the sizes of shards that were made meanwhile."""
+        new: list[dict[int, int]] = [{} for _ in self.splits]
+        for size in sizes:
+            new[size.source][size.place] = size.num_sequences
+        return replace(self, splits=tuple(map(PreparedSplit.with_sizes, self.splits, new)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the wire form."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +25,12 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.metric_rows import EvalRow
+from dist_ft.run.place import open_run
+from dist_ft.run.run_inputs import ShardSize
 from dist_ft.slices import WrittenFile
 from dist_ft.storage.publish import read_json
 from tests.helpers.rows import last_rows
-from tests.helpers.simulated_run import ENDED, MARK, RUN_ID, SPLIT, SimulatedRun, run_config
+from tests.helpers.simulated_run import ENDED, INPUTS, MARK, RUN_ID, SPLIT, SimulatedRun, run_config
 
 
 def test_an_attempt_tells_the_ranks_what_preparation_found(run: SimulatedRun) -> None:
@@ -37,6 +40,15 @@ def test_an_attempt_tells_the_ranks_what_preparation_found(run: SimulatedRun) ->
     assert spec.inputs.fingerprint == MARK
     assert (spec.inputs.max_steps, spec.inputs.num_positions, spec.start_checkpoint) == (60, 480, None)
     assert spec.config == run_config()
+
+
+def test_a_later_attempt_is_told_the_sizes_of_shards_that_were_made_meanwhile(tmp_path: Path) -> None:
+    splits = (replace(SPLIT, num_shards=3, counts=None), SPLIT)
+    run = SimulatedRun(open_run(tmp_path / "run"), inputs=replace(INPUTS, splits=splits))
+    assert run.open().inputs.splits[0].made_sizes == ()
+    run.coordinator.add_sizes([ShardSize(0, 2, 7)])
+    run.coordinator.add_sizes([ShardSize(0, 0, 5)])
+    assert [split.made_sizes for split in run.open().inputs.splits] == [(5, None, 7), ()]
 
 
 def test_every_rank_learns_where_rank_0_listens(run: SimulatedRun) -> None:

@@ -42,6 +42,7 @@ ASKED: dict[str, tuple[Any, ...]] = {
     "finish": ("failed", {}),
     "add_event": (FirstStep({}),),
     "set_starters": ({"node": "/tmp/elsewhere.sock"},),
+    "add_sizes": ([],),
     "attempt_spec": (1,),
     "poll": (0,),
 }

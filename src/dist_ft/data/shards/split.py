@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dist_ft.config.data_sections import DataConfig
@@ -67,6 +67,13 @@ class PreparedSplit:
         """The totals of the sequences, from which the divisor of a loss follows."""
         counts = self.known_counts
         return SlotTotals(counts.num_sequences, counts.num_tokens, counts.num_trained_tokens)
+
+    def with_sizes(self, sizes: Mapping[int, int]) -> PreparedSplit:
+        """Returns the split with the sequences of more of its shards, by their place in the source's order."""
+        if self.is_complete or not sizes:
+            return self
+        known = self.made_sizes or (None,) * self.num_shards
+        return replace(self, made_sizes=tuple(sizes.get(shard, size) for shard, size in enumerate(known)))
 
     def read_keys(self) -> list[str]:
         """Returns the keys of the shards, in the source's order."""

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from dist_ft.metric_rows import EvalRow
 from dist_ft.orchestrate.workers.nodes import on_node
 from dist_ft.run.events import CoordinatorRestarted, Event
 from dist_ft.run.place import Run
-from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.run_inputs import RunInputs, ShardSize
 from dist_ft.run.state import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class CoordinatorHandle:
         # Each run of the driver has a secret, because on a shared cluster everybody can find an actor's name.
         self.where = CoordinatorAddress(f"coordinator-{uuid.uuid4().hex[:8]}", namespace, secrets.token_hex(32))
         self._run: tuple[Any, ...] | None = None
+        self._sizes: list[ShardSize] = []
         self._starters: dict[str, str] = {}
         self._has_stopped = False
         self._num_restarts = 0
@@ -73,6 +74,11 @@ class CoordinatorHandle:
         """Tell the coordinator the sockets of the fork servers, by node id."""
         self._starters = dict(paths)
         self._call("set_starters", self._starters)
+
+    def add_sizes(self, sizes: Sequence[ShardSize]) -> None:
+        """Tell the coordinator the sizes of shards that were made; ranks of later attempts need not read them."""
+        self._sizes.extend(sizes)
+        self._call("add_sizes", sizes)
 
     def request_stop(self, reason: str) -> None:
         """Ask all ranks to checkpoint and stop after their current step."""
@@ -129,6 +135,7 @@ class CoordinatorHandle:
                 ray.get(self._ask("begin", *self._run), timeout=_LIMIT_S)
                 self._ask("add_event", CoordinatorRestarted(self._num_restarts))
                 self._ask("set_starters", self._starters)
+                self._ask("add_sizes", self._sizes)
                 if self._has_stopped:
                     self._ask("request_stop", "asked before the coordinator was restarted")
             except DistFtError as error:

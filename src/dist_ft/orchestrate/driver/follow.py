@@ -40,6 +40,8 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
         _note_start(session, status)
         if streamed.advance(session.refresh_starters()):
             coordinator.request_stop("a shard of the data cannot be prepared")
+        if sizes := streamed.new_sizes():
+            coordinator.add_sizes(sizes)
         streamed.check_patience()
         if (name := session.signals.take()) is not None:
             coordinator.request_stop(name)

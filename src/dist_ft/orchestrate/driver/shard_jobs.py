@@ -24,6 +24,7 @@ from dist_ft.machine import num_cores
 from dist_ft.orchestrate.driver.tasks import result_of, submit_to
 from dist_ft.orchestrate.workers.nodes import list_nodes
 from dist_ft.report.progress import ShardProgress
+from dist_ft.run.run_inputs import ShardSize
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class ShardJobs:
 
     Attributes:
         progress: Shards made so far.
+        sizes: Sizes of the shards made so far, in the order in which they were made.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ShardJobs:
         self._demand = demand
         self._slots: dict[str, int] = {}
         self._listed_at = float("-inf")
+        self.sizes: list[ShardSize] = []
         self.progress = ShardProgress(len(jobs), sum(job.num_bytes for job in jobs), time.monotonic())
 
     @property
@@ -133,6 +136,7 @@ class ShardJobs:
                 self._listed_at = float("-inf")  # the node may be gone
                 continue
             self.progress.add(running.job.num_bytes, info["num_rows"])
+            self.sizes.append(ShardSize(running.job.window.source, running.job.place, info["num_sequences"]))
             if self._demand is not None:
                 self._demand.add(*running.job.window, info["num_sequences"])
 
@@ -148,6 +152,7 @@ class StreamedData:
 
     def __init__(self, config: Config, prepared: Preparation, on_gpu: bool) -> None:
         self._jobs: ShardJobs | None = None
+        self._num_told = 0
         self._error: DistFtError | None = None
         self._failed_at = 0.0
         streamed = prepared.to_stream
@@ -166,6 +171,14 @@ class StreamedData:
         except DistFtError as error:
             self._error, self._failed_at = error, time.monotonic()
         return self._error is not None
+
+    def new_sizes(self) -> list[ShardSize]:
+        """Return the sizes of the shards that were made since the last call."""
+        if self._jobs is None:
+            return []
+        new = self._jobs.sizes[self._num_told :]
+        self._num_told += len(new)
+        return new
 
     def check_patience(self) -> None:
         """Raise the error of a failed shard, if the last checkpoint was not made in time.

@@ -17,6 +17,7 @@ from dist_ft.orchestrate.driver import coordination
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.run.events import Committed, CoordinatorRestarted, LedgerEntry
 from dist_ft.run.place import open_run
+from dist_ft.run.run_inputs import ShardSize
 from dist_ft.run.state import RunRecord
 from tests.helpers.configs import tiny_config
 
@@ -75,6 +76,9 @@ def test_a_restarted_actor_is_told_all_again(actor: Actor, has_stopped: bool, tm
     handle = CoordinatorHandle("n")
     handle.set_starters({"a": "/tmp/a.sock"})
     handle.begin(tiny_config(tmp_path), open_run(tmp_path), RunRecord("r"), INPUTS, on_gpu=False)
+    sizes = [ShardSize(0, 1, 7), ShardSize(0, 0, 5)]
+    for size in sizes:
+        handle.add_sizes([size])
     assert handle.poll().ledger == LEDGER
     assert handle.poll().ledger == [], "each entry is asked for once"
     if has_stopped:
@@ -84,6 +88,7 @@ def test_a_restarted_actor_is_told_all_again(actor: Actor, has_stopped: bool, tm
     told = [
         ("add_event", CoordinatorRestarted(1)),
         ("set_starters", {"a": "/tmp/a.sock"}),
+        ("add_sizes", sizes),
         *([("request_stop", "asked before the coordinator was restarted")] if has_stopped else []),
     ]
     assert [call for call in actor.told if call[0] not in ("begin", "poll")] == told

@@ -22,6 +22,7 @@ from dist_ft.report.console import Console
 from dist_ft.run.events import FirstStep
 from dist_ft.run.outcome import RunNumbers
 from dist_ft.run.place import open_run
+from dist_ft.run.run_inputs import ShardSize
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.publish import write_json
 from tests.helpers.configs import tiny_config
@@ -59,11 +60,15 @@ class Coordinator:
 class Streamed:
     """Shards of which one cannot be made, or none are to be."""
 
-    def __init__(self, error: DataError | None = None) -> None:
-        self.error = error
+    def __init__(self, error: DataError | None = None, sizes: Sequence[ShardSize] = ()) -> None:
+        self.error, self.sizes = error, list(sizes)
 
     def advance(self, starters: Any) -> bool:
         return self.error is not None
+
+    def new_sizes(self) -> list[ShardSize]:
+        sizes, self.sizes = self.sizes, []
+        return sizes
 
     def check_patience(self) -> None:
         pass
@@ -115,6 +120,12 @@ def test_a_signal_is_passed_on_once(session: Session) -> None:
     coordinator = Coordinator([WORKING, WORKING, STOPPED])
     follow_all(session, coordinator, Future())
     assert coordinator.told == [("request_stop", "SIGTERM")]
+
+
+def test_sizes_of_new_shards_are_passed_on_once(session: Session) -> None:
+    coordinator, size = Coordinator([WORKING, WORKING, STOPPED]), ShardSize(0, 3, 40)
+    follow_all(session, coordinator, Future(), Streamed(sizes=[size]))
+    assert coordinator.told == [("add_sizes", [size])]
 
 
 def test_a_group_that_ray_gives_up_is_started_again(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
