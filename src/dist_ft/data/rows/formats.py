@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dist_ft.data.rows.conversation import assistant_turns, check_values, read_tools, read_turns, with_system
+from dist_ft.data.rows.record_kind import preference_keys, preference_kind
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 from dist_ft.records import Completion, Conversation, Message, Record
@@ -38,6 +39,7 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     if not isinstance(row, dict):
         raise DataError(f"found {type(row).__name__} {excerpt(row)}, expected an object with {_expected()}")
     renamed = _rename(row, columns or {})
+    _refuse_preferences(renamed)
     name = recognise(renamed) if row_format == "auto" else row_format
     missing = [key for key in _NEEDED[name] if renamed.get(key) is None]
     if missing:
@@ -46,6 +48,18 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     record = _READERS[name](renamed)
     check_values(list(vars(record).values()))
     return record
+
+
+def _refuse_preferences(row: Mapping[str, Any]) -> None:
+    """Refuses a row of preference data: one of its answers would be trained as if it were simply right."""
+    kind = preference_kind(row)
+    if kind is None:
+        return
+    what = "a pair of answers" if kind == "preference" else "an answer with a label"
+    raise DataError(
+        f"the row is {what} ({_names(preference_keys(row, kind))}), which supervised fine-tuning cannot learn from; "
+        "use another source, or rows with the good answers alone"
+    )
 
 
 def recognise(row: Mapping[str, Any]) -> str:
