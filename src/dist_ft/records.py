@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NotRequired, Self, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NotRequired, Self, TypedDict
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+ANSWER_START = "answer_start"
+"""Number of a sample: the index of the first token of its answer, where tokens before it are trained, too."""
 
 
 class CalledFunction(TypedDict):
@@ -63,7 +65,15 @@ class AskedText:
 
 
 class Record(ABC):
-    """What a row of data says. Everything that curation, redaction, checks and evaluation ask of it stands here."""
+    """What a row of data says. Everything that curation, redaction, checks and evaluation ask of it stands here.
+
+    Attributes:
+        kind: What such a row is called in messages.
+        objectives: Values of `objective.kind` that learn from it.
+    """
+
+    kind: ClassVar[str]
+    objectives: ClassVar[str] = "sft"
 
     @property
     @abstractmethod
@@ -107,6 +117,8 @@ class Conversation(Record):
         messages: At least one turn.
         tools: Definitions of the functions that the assistant may call, in OpenAI's spelling; empty for none.
     """
+
+    kind = "a conversation"
 
     messages: list[Message]
     tools: tuple[dict[str, Any], ...] = ()
@@ -160,6 +172,8 @@ class Completion(Record):
         completion: Trained, with the token that ends a text behind it.
     """
 
+    kind = "a text"
+
     prompt: str
     completion: str
 
@@ -189,6 +203,122 @@ class Completion(Record):
         return {"prompt": self.prompt, "completion": self.completion}
 
 
+Side = list[Message] | str
+"""A prompt or an answer: turns, or raw text. A row has the same form for all of them."""
+
+
+@dataclass(frozen=True)
+class Preference(Record):
+    """Two answers to one prompt, of which one is better.
+
+    Attributes:
+        prompt: Turns before the answers, or the text before them; may be empty.
+        chosen: The better answer.
+        rejected: The worse one.
+        tools: See `Conversation`.
+    """
+
+    kind = "a pair of answers"
+    objectives = "dpo, cpo, orpo"
+
+    prompt: Side
+    chosen: Side
+    rejected: Side
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def sides(self) -> tuple[Conversation | Completion, Conversation | Completion]:
+        """Returns the prompt with each answer; only the answers are to be trained."""
+        return answered(self.prompt, self.chosen, self.tools), answered(self.prompt, self.rejected, self.tools)
+
+    @property
+    def num_turns(self) -> int | None:
+        return self.sides()[0].num_turns
+
+    def role_texts(self) -> Iterator[tuple[str, str]]:
+        yield from self.sides()[0].role_texts()
+        yield from answered(type(self.prompt)(), self.rejected).role_texts()
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        prompt, chosen, rejected = (_map_side(side, change) for side in (self.prompt, self.chosen, self.rejected))
+        tools = tuple(_map_nested(tool, change) for tool in self.tools)
+        return replace(self, prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
+
+    def answer_text(self) -> str:
+        return self.sides()[0].answer_text()
+
+    def has_empty_answer(self) -> bool:
+        return any(side.has_empty_answer() for side in self.sides())
+
+    def templated_texts(self) -> list[str]:
+        return [text for side in self.sides() for text in side.templated_texts()]
+
+    def question(self) -> AskedText | None:
+        return self.sides()[0].question()
+
+    def split_content(self) -> object:
+        return {"prompt": self.prompt, "tools": self.tools}  # so all answers to a prompt fall on one side
+
+
+@dataclass(frozen=True)
+class Labelled(Record):
+    """An answer to a prompt, and whether it is a good one.
+
+    Attributes:
+        prompt: Turns before the answer, or the text before it; may be empty.
+        completion: The answer.
+        label: Whether it is good.
+        tools: See `Conversation`.
+    """
+
+    kind = "an answer with a label"
+    objectives = "kto"
+
+    prompt: Side
+    completion: Side
+    label: bool
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def side(self) -> Conversation | Completion:
+        """Returns the prompt with the answer, which alone is to be trained."""
+        return answered(self.prompt, self.completion, self.tools)
+
+    @property
+    def num_turns(self) -> int | None:
+        return self.side().num_turns
+
+    def role_texts(self) -> Iterator[tuple[str, str]]:
+        yield from self.side().role_texts()
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        tools = tuple(_map_nested(tool, change) for tool in self.tools)
+        prompt, completion = _map_side(self.prompt, change), _map_side(self.completion, change)
+        return replace(self, prompt=prompt, completion=completion, tools=tools)
+
+    def answer_text(self) -> str:
+        return self.side().answer_text()
+
+    def has_empty_answer(self) -> bool:
+        return self.side().has_empty_answer()
+
+    def templated_texts(self) -> list[str]:
+        return self.side().templated_texts()
+
+    def question(self) -> AskedText | None:
+        return self.side().question() if self.label else None
+
+    def split_content(self) -> object:
+        return {"prompt": self.prompt, "tools": self.tools}
+
+
+def answered(prompt: Side, answer: Side, tools: tuple[dict[str, Any], ...] = ()) -> Conversation | Completion:
+    """Returns a prompt with an answer behind it; of a conversation only the answer's turns are to be trained."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return Completion(prompt, answer)
+    assert isinstance(prompt, list) and isinstance(answer, list), "all of a row has one form"
+    before: list[Message] = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in prompt]
+    return Conversation([*before, *answer], tools)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One rendered record, or a part of it.
@@ -196,10 +326,12 @@ class Sample:
     Attributes:
         input_ids: Tokens.
         trained: For each token, whether its prediction is trained. The first is never: nothing precedes it.
+        numbers: What the objective wants to know of the sample besides, by column.
     """
 
     input_ids: list[int]
     trained: list[bool]
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 def _message_texts(message: Message) -> Iterator[str]:
@@ -207,6 +339,10 @@ def _message_texts(message: Message) -> Iterator[str]:
     yield from (text for text in spoken if text)
     for call in message.get("tool_calls") or ():
         yield json.dumps(_function_of(call).get("arguments"), ensure_ascii=False, default=str)
+
+
+def _map_side(side: Side, change: Callable[[str], str]) -> Side:
+    return change(side) if isinstance(side, str) else [_map_message(message, change) for message in side]
 
 
 def _map_message(message: Message, change: Callable[[str], str]) -> Message:

@@ -109,7 +109,7 @@ class Fingerprint:
         seed: `run.seed`.
         method: What is trained, as text.
         global_batch_size: Sequences per step.
-        objective: `objective.kind`.
+        objective: What is optimised, as text: `objective.kind`, and what else of the section changes a loss.
         optimizer: Whose state this is.
     """
 

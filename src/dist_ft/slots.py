@@ -28,11 +28,13 @@ class SlotTotals:
         num_slots: Number of slots, padding excluded.
         num_tokens: Number of their tokens.
         num_trained_tokens: Number of tokens whose prediction is trained.
+        num_samples: Number of samples, of objectives that count them; else 0.
     """
 
     num_slots: int
     num_tokens: int
     num_trained_tokens: int
+    num_samples: int = 0
 
 
 def num_micro_steps(num_slots: int, micro_batch_size: int, world_size: int) -> int:

@@ -22,6 +22,40 @@ def write_rows(path: Path, count: int, first: int = 0) -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int, first: int = 0) -> Path:
+    """Writes chat rows with a right and a wrong answer."""
+    with path.open("w") as file:
+        for i in range(first, first + count):
+            turns = [{"role": "user", "content": " ".join(WORDS[(i + k) % len(WORDS)] for k in range(2 + i % 7))}]
+            answers = {"chosen": f"{i} {WORDS[i % len(WORDS)]}", "rejected": f"{WORDS[(i + 1) % len(WORDS)]} {i % 5}"}
+            file.write(
+                json.dumps({"prompt": turns, **{k: [{"role": "assistant", "content": v}] for k, v in answers.items()}})
+                + "\n"
+            )
+    return path
+
+
+def write_labelled(path: Path, count: int, first: int = 0) -> Path:
+    """Writes prompts and answers as text, of which two in three are good."""
+    with path.open("w") as file:
+        for i in range(first, first + count):
+            prompt = " ".join(WORDS[(i + k) % len(WORDS)] for k in range(2 + i % 7))
+            row = {"prompt": prompt, "completion": f" {i} {WORDS[i % len(WORDS)]}", "label": i % 3 != 0}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def preference_config(tmp_path: Path, objective: dict[str, Any], **changes: Any) -> Config:
+    """Returns the tiny config with pairs, or with labelled rows for `kto`."""
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    if not train.exists():
+        write = write_labelled if objective["kind"] == "kto" else write_pairs
+        write(train, 41)
+        write(held_out, 7, first=1000)
+    config = tiny_config(tmp_path, **changes)
+    return Config.model_validate({**config.model_dump(mode="json"), "objective": objective})
+
+
 def tiny_config(tmp_path: Path, **changes: Any) -> Config:
     """Returns a checked config of the tiny model; `changes` are `section__key=value`."""
     train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"

@@ -25,6 +25,8 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.jobs import prepare as prepare_task
+from dist_ft.jobs import score
+from dist_ft.jobs.spec import Preparation, decode_preparation
 from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import EvalDone, Message, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
@@ -83,8 +85,14 @@ class Notes:
 
 
 def prepare(rank: int, world_size: int, config: dict[str, Any]) -> dict[str, Any]:
-    """Runs the preparation; needs no group."""
-    return prepare_task.run(config_from_dict(config))
+    """Runs the preparation and scores what a frozen model must have said before the first step; needs no group."""
+    prepared = prepare_task.run(config_from_dict(config))
+    found = decode_preparation(prepared)
+    assert isinstance(found, Preparation)
+    for job in found.to_score:
+        task = job.task(config)
+        score.run(**{**task.arguments, "config": config_from_dict(config)})
+    return prepared
 
 
 def train(rank: int, world_size: int, attempt: dict[str, Any], stop_after: int | None = None) -> dict[str, Any]:
@@ -301,9 +309,7 @@ def _loss_with_step_mean(outputs: Outputs, rows: Rows) -> torch.Tensor:
 
 def _pair_loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
     per_token_N = -cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="none")
-    rows_N = rows.is_trained_BT.nonzero()[:, 0]
-    log_probs_B = per_token_N.new_zeros(len(rows.slots_B)).index_add(0, rows_N, per_token_N)
-    first, second = log_probs_B.view(-1, 2)[rows.slots_B[::2] >= 0].unbind(1)
+    first, second = rows.sample_sums(per_token_N).view(-1, 2).unbind(1)
     return torch.stack([-logsigmoid(0.1 * (first - second)).sum(), (first - second).sum()])
 
 
@@ -331,7 +337,7 @@ OTHER_OBJECTIVES = {
     "pairs": Objective(
         kind="sft",
         render=_render_pairs,
-        weight=lambda totals: totals.num_slots,
+        weight=lambda totals: totals.num_samples // 2,
         loss=_pair_loss,
         metrics=("margin",),
         rows_per_slot=2,

@@ -14,6 +14,7 @@ from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.config import Config
 from dist_ft.config.training_sections import EvalConfig
 from dist_ft.data.stream.loader import collate
+from dist_ft.data.stream.token_shards import Row
 from dist_ft.model.base import load_model
 from dist_ft.objectives.module import ObjectiveModule
 from dist_ft.objectives.objective import Rows
@@ -99,9 +100,6 @@ def _rounded(values: Any) -> Any:
     return torch.from_numpy(values).to(torch.bfloat16).float().numpy()
 
 
-Row = tuple[Any, Any, Any]
-
-
 def sample(rng: np.random.Generator, length: int) -> tuple[Any, Any]:
     """Returns random token ids [T] and which are trained; the first never is, as the renderer has it."""
     trained = rng.random(length) < 0.5
@@ -113,7 +111,7 @@ def join(samples: list[tuple[Any, Any]]) -> Row:
     """Packs samples into one row, as `data/shards/pack.py` does."""
     lengths = [len(ids) for ids, _ in samples]
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
-    return np.concatenate([ids for ids, _ in samples]), np.concatenate([trained for _, trained in samples]), starts
+    return Row(np.concatenate([ids for ids, _ in samples]), np.concatenate([trained for _, trained in samples]), starts)
 
 
 def loss_and_gradients(config: Config, rows: list[Row], num_rows: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -147,10 +145,10 @@ def test_packed_samples_would_differ_if_they_saw_one_another(tmp_path: Path) -> 
     """Guards the test above: the same row without its restarts gives another loss."""
     config = tiny_config(tmp_path)
     rng = np.random.default_rng(7)
-    ids, trained, starts = join([sample(rng, length) for length in (9, 17, 5)])
-    apart, _ = loss_and_gradients(config, [(ids, trained, starts)], 1)
-    together, _ = loss_and_gradients(config, [(ids, trained, starts[:1])], 1)
+    ids, trained, starts, _ = join([sample(rng, length) for length in (9, 17, 5)])
+    apart, _ = loss_and_gradients(config, [Row(ids, trained, starts)], 1)
+    together, _ = loss_and_gradients(config, [Row(ids, trained, starts[:1])], 1)
     assert abs(apart - together) / apart > 1e-4
-    targets = collate([(ids, trained, starts)], [0], 1).targets
+    targets = collate([Row(ids, trained, starts)], [0], 1).targets
     # The last token of a sample predicts nothing of the next one.
     assert all(targets[0, start - 1] == IGNORE for start in starts[1:])

@@ -405,7 +405,7 @@ def test_a_packed_row_equals_its_samples_apart(family: str, models: dict[str, Pa
     module = ObjectiveModule(model)
 
     def loss(ids: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-        return module(Rows(ids, targets, positions, torch.zeros(len(ids))), SFT.loss)[0]
+        return module(Rows(ids, targets, positions, torch.zeros(len(ids)), torch.zeros_like(ids)), SFT.loss)[0]
 
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(0, 250, (1, length), generator=generator) for length in (50, 20, 26)]

@@ -12,7 +12,7 @@ CHAT_TEMPLATES = ("chatml", "gemma", "llama3", "mistral", "phi", "plain")
 """Names of the templates in `model/chat/chat_templates/`."""
 Column = Literal[
     "messages", "tools", "conversations", "system", "prompt", "completion", "instruction", "input", "output", "history",
-    "text",
+    "text", "chosen", "rejected", "label",
 ]  # fmt: skip
 
 
@@ -24,7 +24,9 @@ class RowSource(Section):
     folder of files of one kind, a pattern such as `data/*.jsonl`, each also as a URL (`s3://`, `gs://`, `az://`,
     `https://`, `hf://datasets/org/name/…`), a Hugging Face data set by path or by id such as `org/name`, or an embedded
     one such as `embedded:orders/train`."""
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text"] = "auto"
+    format: Literal[
+        "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "labelled"
+    ] = "auto"  # fmt: skip
     """How a row is written; `auto` looks at its keys."""
     columns: dict[Column, str] = {}
     """Names of a format's keys to those of the file, such as `{messages: dialog}`."""

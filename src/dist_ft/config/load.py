@@ -16,6 +16,7 @@ from dist_ft.config.data_sections import RowSource
 from dist_ft.config.explain import explain_all
 from dist_ft.config.paths import is_pattern
 from dist_ft.config.schema import Config
+from dist_ft.config.training_sections import DpoConfig, KtoConfig
 from dist_ft.config.yaml_file import Yaml, apply_override, dump, read_yaml
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import is_url
@@ -81,10 +82,14 @@ def with_absolute_paths(config: Config) -> Config:
         "train": sources, "eval": held_out, "chat_template": template, "cache_dir": placed(data.cache_dir),
         "loader": loader,
     }  # fmt: skip
+    objective = config.objective
+    if isinstance(objective, DpoConfig | KtoConfig):
+        objective = objective.model_copy(update={"reference": absolute(objective.reference)})
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"output_dir": placed(config.run.output_dir)}),
             "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
+            "objective": objective,
             "method": config.method.model_copy(update={"init_from": absolute(config.method.init_from)}),
             "data": data.model_copy(update=changes),
         }

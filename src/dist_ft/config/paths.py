@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_ft.config.data_sections import CHAT_TEMPLATES, RowSource
 from dist_ft.config.rules import check_sections, section_problems, sources_of
 from dist_ft.config.schema import Config
+from dist_ft.config.training_sections import DpoConfig, KtoConfig
 from dist_ft.errors import ConfigError
 from dist_ft.file_kinds import has_known_ending
 from dist_ft.machine import has_gpu, local_slots, workers_on
@@ -100,6 +101,14 @@ def _file_problems(config: Config) -> list[str]:
     init_from = config.method.init_from
     if init_from is not None and not _is_file(Path(init_from) / "adapter_config.json"):
         problems.append(f"method.init_from={init_from}: no PEFT adapter there (adapter_config.json is missing)")
+    reference = config.objective.reference if isinstance(config.objective, DpoConfig | KtoConfig) else None
+    if reference is not None and not any(
+        _is_file(Path(reference).expanduser() / name) for name in ("config.json", "adapter_config.json")
+    ):
+        problems.append(
+            f"objective.reference={reference}: no model or adapter there (config.json and adapter_config.json are "
+            "missing); name its directory, or remove the key: the reference is then the model of the first step"
+        )
     named = {"run.output_dir": config.run.output_dir, "model.name": config.model.name}
     named = {key: value for key, value in named.items() if not is_url(value)}
     unusable = []

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.config.schema import Config
-from dist_ft.config.training_sections import MethodConfig
+from dist_ft.config.training_sections import CpoConfig, DpoConfig, MethodConfig
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import checked_store_url, is_url, shown_url, without_secrets
 
@@ -51,6 +51,7 @@ def section_problems(config: Config) -> list[str]:
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
+    problems += _objective_problems(config)
     if config.optimizer.kind == "schedule_free_adamw" and not config.schedule.kind.startswith("constant"):
         problems.append(
             f"optimizer.kind=schedule_free_adamw averages the weights instead of lowering the rate, but schedule.kind="
@@ -161,6 +162,41 @@ def _method_problems(method: MethodConfig) -> list[str]:
         problems.append(
             f"method.layers_to_transform={method.layers_to_transform} needs method.target_modules as a list of names, "
             f"such as [q_proj, v_proj]; it is {method.target_modules}"
+        )
+    return problems
+
+
+def _objective_problems(config: Config) -> list[str]:
+    """Returns the problems of an objective with the other sections (docs/objectives.md)."""
+    problems, objective, data = [], config.objective, config.data
+    if isinstance(objective, DpoConfig) and objective.label_smoothing and objective.loss != "robust":
+        problems.append(
+            f"objective.label_smoothing={objective.label_smoothing:g} does nothing with objective.loss="
+            f"{objective.loss}; set objective.loss=robust, or remove it"
+        )
+    if isinstance(objective, CpoConfig) and objective.gamma != 0.5 and objective.loss != "simpo":
+        problems.append(
+            f"objective.gamma={objective.gamma:g} is for objective.loss=simpo, and it is {objective.loss}; remove it"
+        )
+    steering = {"best_metric": config.eval.best_metric}
+    if config.eval.early_stopping is not None:
+        steering["early_stopping.metric"] = config.eval.early_stopping.metric
+    problems += [
+        f"eval.{key}={metric} is not measured with objective.kind={objective.kind}; choose one of "
+        + ", ".join(objective.steering)
+        for key, metric in steering.items()
+        if metric is not None and metric not in objective.steering
+    ]
+    if objective.kind == "sft":
+        return problems
+    if data.train_on == "all":
+        problems.append(
+            f"data.train_on=all trains prompts, which objective.kind={objective.kind} only conditions on; remove it"
+        )
+    if data.long_samples == "split":
+        problems.append(
+            f"data.long_samples=split cuts answers into pieces, which objective.kind={objective.kind} cannot compare; "
+            "set it to truncate or drop"
         )
     return problems
 

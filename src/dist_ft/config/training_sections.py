@@ -20,7 +20,14 @@ _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 InterpolatingBetas = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], Beta], Field(strict=False)]
-SteeringMetric = Literal["eval_loss", "token_accuracy"]
+SteeringMetric = Literal[
+    "eval_loss", "token_accuracy", "nll_loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
+    "rewards/rejected", "logps/chosen", "logps/rejected",
+]  # fmt: skip
+_REWARDS: tuple[SteeringMetric, ...] = (
+    "eval_loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+    "logps/rejected",
+)  # fmt: skip
 
 
 class ModelConfig(Section):
@@ -100,7 +107,7 @@ class EarlyStopping(Section):
     """When a run ends before its last step."""
 
     metric: SteeringMetric = "eval_loss"
-    """Metric to watch. Perplexity goes with `eval_loss`."""
+    """Metric to watch, one of the objective's (docs/objectives.md). Perplexity goes with `eval_loss`."""
     patience: Annotated[int, Field(ge=1)]
     """Evaluations in a row without improvement after which the run is complete."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -145,11 +152,90 @@ class GroupConfig(Section):
 class SftConfig(Section):
     """Supervised fine-tuning: the cross entropy of the trained tokens."""
 
+    steering: ClassVar[tuple[SteeringMetric, ...]] = ("eval_loss", "token_accuracy")
     kind: Literal["sft"] = "sft"
     """What is optimised."""
 
 
-ObjectiveConfig = SftConfig
+class DpoConfig(Section):
+    """Direct preference optimisation (Rafailov et al. 2023): the chosen answer rather than the rejected one.
+
+    Names, defaults and formulas are TRL's; see docs/objectives.md.
+    """
+
+    steering: ClassVar[tuple[SteeringMetric, ...]] = _REWARDS
+    kind: Literal["dpo"] = "dpo"
+    """What is optimised."""
+    loss: Literal["sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "apo_zero", "apo_down"] = "sigmoid"
+    """Loss of a pair. `sigmoid_norm` divides log-probabilities by the length and wants a `beta` of about 5."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held near the reference."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs whose answers are taken to be swapped; for `loss: robust` only."""
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the cross entropy of the chosen answer (mean per token), which keeps it likely; TRL's `[…, sft]`."""
+    reference: str | None = None
+    """Directory of the reference: a model, an adapter of the base model, or an export. Null is the model of the first
+    step: the base, with the adapter of `method.init_from`."""
+
+
+class CpoConfig(Section):
+    """Contrastive preference optimisation (Xu et al. 2024) and SimPO (Meng et al. 2024): pairs without a reference."""
+
+    steering: ClassVar[tuple[SteeringMetric, ...]] = (*_REWARDS, "nll_loss")
+    kind: Literal["cpo"] = "cpo"
+    """What is optimised."""
+    loss: Literal["sigmoid", "simpo"] = "sigmoid"
+    """Loss of a pair. `simpo` compares means per token with a margin."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Scale of the difference; SimPO's authors use 2 to 10."""
+    gamma: Annotated[float, Field(ge=0)] = 0.5
+    """Margin that the chosen answer should have, for `loss: simpo`."""
+    sft_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross entropy of the chosen answer (mean per token); 0 is SimPO proper."""
+
+
+class OrpoConfig(Section):
+    """Odds ratio preference optimisation (Hong et al. 2024): cross entropy and a preference in one, no reference."""
+
+    steering: ClassVar[tuple[SteeringMetric, ...]] = (*_REWARDS, "nll_loss")
+    kind: Literal["orpo"] = "orpo"
+    """What is optimised."""
+    beta: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the odds ratio."""
+
+
+class KtoConfig(Section):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): answers with a label each, not pairs."""
+
+    steering: ClassVar[tuple[SteeringMetric, ...]] = _REWARDS
+    kind: Literal["kto"] = "kto"
+    """What is optimised."""
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """Loss of a row. `kto` compares with the mean over the step's mismatched answers, `apo_zero_unpaired` with 0."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held near the reference."""
+    desirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of rows with a true label. Times their number it should be 1 to 4/3 of that of the others."""
+    undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of rows with a false label."""
+    reference: str | None = None
+    """See `dpo`."""
+
+
+def _kind_of_objective(value: dict[str, str] | Section) -> str:
+    """Returns the kind of an objective. A section without one means supervised fine-tuning."""
+    return str(value.get("kind", "sft")) if isinstance(value, dict) else str(getattr(value, "kind", "sft"))
+
+
+ObjectiveConfig = Annotated[
+    Annotated[SftConfig, Tag("sft")]
+    | Annotated[DpoConfig, Tag("dpo")]
+    | Annotated[CpoConfig, Tag("cpo")]
+    | Annotated[OrpoConfig, Tag("orpo")]
+    | Annotated[KtoConfig, Tag("kto")],
+    Discriminator(_kind_of_objective),
+]
 """The union of all objectives, told apart by `kind`."""
 
 

@@ -63,7 +63,7 @@ def evaluate(
     with averaged, inference(module):
         step_mean = total(objective.step_sum, 1)[0] / divisor if objective.step_sum is not None else 0.0
         sums = total(objective.eval_sums, len(names), step_mean)
-    numbers: dict[str, float | None] = {name: sum_ / divisor for name, sum_ in zip(names, sums, strict=True)}
+    numbers = objective.means(names, sums, divisor)
     if objective.has_perplexity:
         numbers["perplexity"] = perplexity(sums[0] / divisor)
     return numbers
@@ -81,7 +81,8 @@ def probe_logits(engine: Engine, vocab_size: int) -> Probe:
     ids_BT = torch.tensor([tokens], device=engine.device)
     with averaged_weights(engine), inference(engine):
         # Every token is a target, so that the output layer sees them all.
-        logits_NV = engine(Rows(ids_BT, ids_BT, None, torch.zeros(1, device=engine.device)), _logits)
+        slots_B = torch.zeros(1, device=engine.device)
+        logits_NV = engine(Rows(ids_BT, ids_BT, None, slots_B, torch.zeros_like(ids_BT)), _logits)
     logits = logits_NV[:, columns].cpu().tolist()
     return Probe(tuple(tokens), tuple(columns), tuple(map(tuple, logits)))
 

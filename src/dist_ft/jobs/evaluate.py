@@ -71,7 +71,8 @@ def run(
         copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
         for name, model in _each(config, copies):
             if split is not None:
-                layout = RankLayout(0, 1, config.train.micro_batch_size, objective.rows_per_slot)
+                rows_per_slot = objective.rows_per_sequence(config.data.packing)
+                layout = RankLayout(0, 1, config.train.micro_batch_size, rows_per_slot)
                 shards = open_split(split, config.data.loader)
                 module = ObjectiveModule(model).eval()
                 numbers[name] = evaluate(

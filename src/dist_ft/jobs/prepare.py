@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import xxhash
@@ -15,6 +16,7 @@ from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
 from dist_ft.errors import ConfigError
 from dist_ft.jobs.curate import nothing_removed
+from dist_ft.jobs.score import check_scorer, missing_scores, scorer_key
 from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
 from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
 from dist_ft.model.adapter import adapter_hash
@@ -22,6 +24,7 @@ from dist_ft.model.attention import check_apart
 from dist_ft.model.base import Tokenizer, at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
 from dist_ft.model.dropout import check_dropout
 from dist_ft.model.trained import select_trained, trains_adapter
+from dist_ft.objectives.kinds import build_objective
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.slices import Fingerprint
 from dist_ft.storage.objects import open_store
@@ -68,6 +71,10 @@ def prepare_or_list(config: Config) -> Preparation | MissingShards:
 def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
     config = at_commit(config)
     check_model(config)
+    scorer = build_objective(config.objective).scorer
+    if scorer is not None:
+        check_scorer(config, scorer)
+    score_key = scorer_key(config, scorer) if scorer else ""
     address = cache_address(config)
     with cache_errors(address):
         render_many, render_key = make_renderer(config, load_tokenizer(config))
@@ -80,33 +87,44 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
         few = config.data.part_bytes * _SMALL_SHARE
         if not makes_all and sum(shard.part.size for _, shard in missing) > few:
             return MissingShards(
-                tuple(_job(plan, shard, Window(0, 0), 0) for plan, shard in missing), files, config.model.commit
+                tuple(_job(plan, shard, Window(0, 0)) for plan, shard in missing), files, config.model.commit
             )
         for plan, shard in missing:
             make_shard(plan.request, shard, render_many, store)
         to_stream = None
         if is_stream:
+            unscored = missing_scores(train, store, score_key) if score_key else set()
             made = _read_made(train, store)
             splits = tuple(
                 open_ended_split(plan, store, address, sizes) for plan, sizes in zip(train, made, strict=True)
             )
-            to_stream = _shards_to_stream(config, train, made)
+            to_stream = _shards_to_stream(config, train, made, score_key, unscored)
             max_steps, num_positions = plan_length(config, None)
         else:
             splits = tuple(complete_split(plan, store, address) for plan in train)
             max_steps, num_positions = plan_length(config, [split.known_counts.num_sequences for split in splits])
         eval_split = complete_split(held_out, store, address) if held_out else None
-        mark = make_fingerprint(config, splits)
+        mark = make_fingerprint(config, splits, score_key)
+        splits = tuple(replace(split, score_key=score_key) for split in splits)
+        eval_split = replace(eval_split, score_key=score_key) if eval_split else None
         return Preparation(
             RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit),
             files,
             num_made=len(missing),
             to_stream=to_stream,
+            to_score=_shards_to_score(wanted, store, score_key) if score_key else (),
         )
 
 
-def _job(plan: SplitPlan, shard: PlannedShard, window: Window, place: int) -> ShardJob:
-    return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window, place)
+def _job(plan: SplitPlan, shard: PlannedShard, window: Window, place: int = 0, score_key: str = "") -> ShardJob:
+    return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window, place, score_key)
+
+
+def _shards_to_score(plans: Sequence[SplitPlan], store: Store, score_key: str) -> tuple[ShardJob, ...]:
+    """Returns the shards without scores, plan by plan in file order."""
+    missing = missing_scores(plans, store, score_key)
+    by_key = {shard.key: (plan, shard) for plan in plans for shard in plan.shards if shard.key in missing}
+    return tuple(_job(plan, shard, Window(0, 0), score_key=score_key) for plan, shard in by_key.values())
 
 
 def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | None:
@@ -137,7 +155,11 @@ def _read_made(train: Sequence[SplitPlan], store: Store) -> list[dict[str, int]]
 
 
 def _shards_to_stream(
-    config: Config, train: Sequence[SplitPlan], made_sizes: Sequence[Mapping[str, int]]
+    config: Config,
+    train: Sequence[SplitPlan],
+    made_sizes: Sequence[Mapping[str, int]],
+    score_key: str,
+    unscored: Collection[str],
 ) -> StreamedShards:
     """Returns the shards of a streamed run in the order in which the stream reaches them.
 
@@ -150,10 +172,10 @@ def _shards_to_stream(
         weight = (config.data.weights or [1.0] * len(train))[source]
         for index_in_pass, index in enumerate(order):
             shard, window = plan.shards[index], Window(source, index_in_pass // WINDOW_SHARDS)
-            if shard.key in sizes:
+            if shard.key in sizes and shard.key not in unscored:
                 made.append(MadeShard(window, sizes[shard.key]))
             else:
-                needed.append((index_in_pass / weight, source, _job(plan, shard, window, index)))
+                needed.append((index_in_pass / weight, source, _job(plan, shard, window, index, score_key)))
     needed.sort(key=lambda entry: entry[:2])
     return StreamedShards(tuple(job for _, _, job in needed), tuple(made))
 
@@ -171,8 +193,16 @@ def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[in
     return run_length(epoch, config.train.global_batch_size, config.train.epochs, config.train.max_steps)
 
 
-def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerprint:
-    """Returns the fingerprint of this config's checkpoints."""
+def make_fingerprint(config: Config, splits: Sequence[PreparedSplit], score_key: str = "") -> Fingerprint:
+    """Returns the fingerprint of this config's checkpoints.
+
+    Args:
+        config: The run config.
+        splits: The training sources.
+        score_key: Key of the frozen model, which the objective's section only names.
+    """
+    settings = config.objective.model_dump(mode="json", exclude={"kind", "reference"})
+    scored = [f"scores={score_key}"] if score_key else []
     method = config.method.model_dump(mode="json")
     trained = method if trains_adapter(config) else {key: method[key] for key in ("kind", "freeze")}
     if config.method.init_from is not None:
@@ -185,7 +215,7 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit]) -> Fingerp
         seed=config.run.seed,
         method=", ".join(f"{key}={value}" for key, value in trained.items()),
         global_batch_size=config.train.global_batch_size,
-        objective=config.objective.kind,
+        objective=", ".join([config.objective.kind, *(f"{key}={value}" for key, value in settings.items()), *scored]),
         optimizer=optimizer_of(config.optimizer).fingerprint,
     )
 

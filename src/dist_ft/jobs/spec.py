@@ -41,7 +41,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A token shard to make.
+    """A token shard to make, or its scores.
 
     Attributes:
         take_held_out: Whether the shard belongs to the held-out fraction.
@@ -49,6 +49,7 @@ class ShardJob:
         num_bytes: Stored bytes that are read for the shard, approximately.
         window: Window in which a streamed run needs the shard.
         place: Place of the shard in the order of its source.
+        score_key: Key of the frozen model that scores the shard as well (`jobs/score.py`); empty for none.
     """
 
     take_held_out: bool
@@ -56,10 +57,19 @@ class ShardJob:
     num_bytes: int
     window: Window
     place: int
+    score_key: str = ""
 
-    def task(self, config: dict[str, Any]) -> TaskSpec:
-        """Returns the task that makes the shard, given the run config as JSON values."""
-        return TaskSpec("make_shard", {"config": config, "take_held_out": self.take_held_out, "shard": self.shard})
+    def task(self, config: dict[str, Any], share: float = 1.0) -> TaskSpec:
+        """Returns the task that makes the shard.
+
+        Args:
+            config: The run config as JSON values.
+            share: Share of the machine's cores that the task may use to score.
+        """
+        arguments = {"config": config, "take_held_out": self.take_held_out, "shard": self.shard}
+        if not self.score_key:
+            return TaskSpec("make_shard", arguments)
+        return TaskSpec("score", {**arguments, "score_key": self.score_key, "share": share}, needs_device=True)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShardJob:
@@ -119,12 +129,14 @@ class Preparation:
         files: Files of the sources.
         num_made: Shards that were missing.
         to_stream: With `data.preparation=stream`, the shards to make while training goes on.
+        to_score: Shards that a frozen model must score before the first step.
     """
 
     inputs: RunInputs
     files: SourceFiles
     num_made: int
     to_stream: StreamedShards | None
+    to_score: tuple[ShardJob, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values without the secrets of URLs, including the values of the inputs."""
@@ -134,6 +146,7 @@ class Preparation:
             "files": encode_files(self.files),
             "num_made": self.num_made,
             "to_stream": asdict(self.to_stream) if self.to_stream else None,
+            "to_score": [asdict(job) for job in self.to_score],
         }
 
 
@@ -146,7 +159,8 @@ def decode_preparation(data: dict[str, Any]) -> Preparation | MissingShards:
     if streamed := data["to_stream"]:
         made = tuple(MadeShard(Window(*window), num_sequences) for window, num_sequences in streamed["made"])
         to_stream = StreamedShards(tuple(map(ShardJob.from_dict, streamed["jobs"])), made)
-    return Preparation(RunInputs.from_dict(data), files, data["num_made"], to_stream)
+    to_score = tuple(map(ShardJob.from_dict, data["to_score"]))
+    return Preparation(RunInputs.from_dict(data), files, data["num_made"], to_stream, to_score)
 
 
 def encode_files(files: SourceFiles) -> list[list[dict[str, Any]]]:

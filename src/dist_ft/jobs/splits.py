@@ -51,18 +51,20 @@ def split_requests(
     config: Config, render_key: str, curation: Curation
 ) -> tuple[list[SplitRequest], SplitRequest | None]:
     """Returns the request of each training source and of the held-out data."""
-    data, rows_per_slot = config.data, build_objective(config.objective).rows_per_slot
+    data, objective = config.data, build_objective(config.objective)
     common = SplitRequest(
         sources=(),
         seq_len=data.seq_len,
-        packing=data.packing and rows_per_slot == 1,
+        packing=data.packing,
         render_key=render_key,
         held_out=data.eval_fraction or 0.0,
         group_by=data.group_by,
         long_samples=data.long_samples,
         bad_rows=data.bad_rows,
         part_bytes=data.part_bytes,
-        rows_per_slot=rows_per_slot,
+        rows_per_slot=objective.rows_per_slot,
+        columns=objective.columns,
+        adds_mismatched=objective.adds_mismatched,
     )
     train = [
         replace(common, sources=(source,), removed=removed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dist_ft.config.training_sections import ObjectiveConfig, SftConfig
+from dist_ft.config.training_sections import CpoConfig, DpoConfig, KtoConfig, ObjectiveConfig, OrpoConfig, SftConfig
+from dist_ft.objectives.kto import kto
 from dist_ft.objectives.objective import Objective
+from dist_ft.objectives.preference import cpo, dpo, orpo
 from dist_ft.objectives.sft import SFT
 
 
@@ -12,3 +14,11 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     match config:
         case SftConfig():
             return SFT
+        case DpoConfig():
+            return dpo(config)
+        case CpoConfig():
+            return cpo(config)
+        case OrpoConfig():
+            return orpo(config)
+        case KtoConfig():
+            return kto(config)

@@ -5,11 +5,16 @@ Shapes: B rows, T tokens, N trained tokens of the micro batch, H hidden size, V 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from dist_ft.model.attention import attend_by_sample
-from dist_ft.objectives.objective import Outputs, Rows, Sums
+from dist_ft.objectives.objective import Outputs, Rows
+
+Found = TypeVar("Found")
 
 
 class ObjectiveModule(nn.Module):
@@ -30,15 +35,15 @@ class ObjectiveModule(nn.Module):
         self._selected_BT: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._select)
 
-    def forward(self, rows: Rows, sums: Sums) -> torch.Tensor:
-        """Returns the sums of the rows."""
+    def forward(self, rows: Rows, measure: Callable[[Outputs, Rows], Found]) -> Found:
+        """Returns what a function measures on the rows: sums of an objective, or the entries of a scorer."""
         self._selected_BT = rows.is_trained_BT
         try:
             logits: torch.Tensor = self.model(
                 input_ids=rows.input_ids_BT, position_ids=rows.position_ids_BT, use_cache=False
             ).logits
             # The output layer has seen the trained tokens only: logits is [1, N, V].
-            return sums(Outputs(logits[0].float(), rows.targets_BT[self._selected_BT]), rows)
+            return measure(Outputs(logits[0].float(), rows.targets_BT[self._selected_BT]), rows)
         finally:
             self._selected_BT = None
 

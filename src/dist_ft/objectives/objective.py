@@ -6,16 +6,19 @@ shape of the group (world size, micro batch, ZeRO stage) cannot change a weight.
 
 DPO and KTO were drafted against this protocol before it was merged (docs/decisions.md). They taught:
 
-- A pass is filled up with rows whose slot is -1. Such a row must add 0 to every sum. Cross entropy does so by itself,
-  because the row has no target; a loss that is not 0 for an empty row must mask it by `Rows.slots_B`.
+- A pass is filled up with rows whose slot is -1. Such a row must add 0 to every sum: it has no target and no sample.
 - No number may come from other rows of the micro batch, which is an accident of the shape. What a loss needs from
-  other records is rendered into the slot when data is prepared: `render` sees many records at once. What it needs from
-  the whole step is `step_sum`, which runs over all rows of the step before the first backward pass.
-- A slot may have several rows (`rows_per_slot`). They share a dropout mask, because it depends on the slot.
-- A weight is known from the index alone and additive: trained tokens for SFT, slots for a loss per pair.
-- Metrics are sums, too, with the same divisor; a mean over a micro batch would depend on its size.
+  other records is put into the slot when data is prepared (`adds_mismatched`). What it needs from the whole step is
+  `step_sum`, which runs over all rows of the step before the first backward pass.
+- A record may have several samples (`rows_per_slot`): rows of one slot, or neighbours in a packed row. A loss sees
+  them alike, as samples with neighbouring numbers (`sample_sums`), and padding has none.
+- A weight is known from the index alone and additive: trained tokens for SFT, samples for a loss per pair.
+- Metrics are sums, too, with the same divisor or with another of the sums; a mean over a micro batch would depend on
+  its size.
+- A frozen model (a reference, a teacher) stays out of the ranks: a `Scorer` says what a task (`jobs/score.py`) writes
+  beside the tokens, and the loss finds it in `Rows.numbers`.
 
-Shapes: B rows, T tokens, N trained tokens of the micro batch, V vocabulary.
+Shapes: B rows, T tokens, N trained tokens of the micro batch, S samples, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dist_ft.data.shards.columns import Column
 from dist_ft.data.stream.loader import MicroBatch
 from dist_ft.errors import DataError
 from dist_ft.model.chat.render import Renderer
@@ -43,6 +47,9 @@ class Rows:
             another), or None when no row is packed: padding stands at the end, where causal attention keeps it from
             every token that counts, and the kernels are faster.
         slots_B: Slot of each row in the step; -1 for padding.
+        samples_BT: Sample of each place, counted over the micro batch; -1 for padding.
+        num_samples: Samples of the micro batch.
+        numbers: Columns of numbers; see `column`.
         step_mean: Sum of `Objective.step_sum` over the step (in an evaluation, over the split) by its weight.
     """
 
@@ -50,20 +57,47 @@ class Rows:
     targets_BT: torch.Tensor
     position_ids_BT: torch.Tensor | None
     slots_B: torch.Tensor
+    samples_BT: torch.Tensor
+    num_samples: int = 0
+    numbers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step_mean: float = 0.0
 
     @classmethod
     def of(cls, micro: MicroBatch, device: torch.device, step_mean: float = 0.0) -> Rows:
         """Copies the loader's arrays to the device."""
         steps = micro.position_ids[:, 1:] - micro.position_ids[:, :-1]
-        arrays = [micro.input_ids, micro.targets, micro.position_ids, micro.slots]
-        ids, targets, positions, slots = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-        return cls(ids, targets, positions if (steps != 1).any() else None, slots, step_mean)
+        arrays = [micro.input_ids, micro.targets, micro.position_ids, micro.slots, micro.samples]
+        ids, targets, positions, slots, samples = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+        numbers = {name: torch.from_numpy(a).to(device, non_blocking=True) for name, a in micro.numbers.items()}
+        packed = positions if (steps != 1).any() else None
+        return cls(ids, targets, packed, slots, samples, micro.num_samples, numbers, step_mean)
 
     @property
     def is_trained_BT(self) -> torch.Tensor:
         """Whether the prediction at a place counts."""
         return self.targets_BT != IGNORE
+
+    @property
+    def places_BT(self) -> torch.Tensor:
+        """Index of each place in its sample."""
+        if self.position_ids_BT is not None:
+            return self.position_ids_BT
+        return torch.arange(self.input_ids_BT.shape[1], device=self.slots_B.device).expand_as(self.input_ids_BT)
+
+    def column(self, column: Column) -> torch.Tensor:
+        """Returns the entries of a column: of the samples [S, ...], or of the trained tokens [N, ...].
+
+        They stand in the order of `Outputs`; padding alone has none.
+        """
+        if column.name in self.numbers:
+            return self.numbers[column.name]
+        assert self.num_samples == 0, f"the shards have no column {column.name}"
+        return torch.from_numpy(column.empty()).to(self.slots_B.device)
+
+    def sample_sums(self, values_N: torch.Tensor) -> torch.Tensor:
+        """Adds up numbers of trained tokens by sample [S]."""
+        samples_N = self.samples_BT[self.is_trained_BT]
+        return values_N.new_zeros(self.num_samples).index_add(0, samples_N, values_N)
 
 
 @dataclass(frozen=True)
@@ -84,6 +118,25 @@ Sums = Callable[[Outputs, Rows], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Scorer:
+    """What a frozen model writes beside the tokens, before they are trained on.
+
+    Attributes:
+        columns: What is written.
+        score: Returns the entries of each column over the rows of a pass: [S, ...] or [N, ...], on any device.
+        model: Path of the model, or of an adapter of the run's; None is the model of the run's first step.
+        setting: Key of the config that names the model, for messages.
+        key: Everything besides model and dtype that changes a number, such as a temperature.
+    """
+
+    columns: tuple[Column, ...]
+    score: Callable[[Outputs, Rows], tuple[torch.Tensor, ...]]
+    model: str | None
+    setting: str
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Objective:
     """One training objective.
 
@@ -95,11 +148,16 @@ class Objective:
             of the weights of its slots.
         loss: Returns the loss sum, then a sum for each of `metrics` [1 + len(metrics)].
         metrics: Names of the numbers that every step and evaluation logs beside the loss, divided like the loss.
+        divided_by: Metric → the metric by whose sum it is divided instead, such as the rows with a label.
         eval_metrics: Numbers that only evaluations measure, each with its function [1]; divided like the loss.
         step_sum: Returns a sum that the loss needs from the whole step [1]. It costs a forward pass without gradient
             over all rows of the step. The group's sum, divided like the loss, is `Rows.step_mean`.
-        rows_per_slot: Samples that `render` returns for a record, if not any number: 2 for a pair. They are the rows of
-            one slot, neighbours in this order in every pass, never packed, and used together or not at all.
+        rows_per_slot: Samples of a record, if not any number: 2 for a pair. They are neighbours in this order in every
+            pass, as rows of one slot or packed into one row, and used together or not at all.
+        columns: Names of the numbers that `render` gives each sample (`Sample.numbers`).
+        adds_mismatched: Whether each sample is followed by its prompt with the answer of the sample before in the
+            token shard; then `render` returns one sample for a record, and `rows_per_slot` is 2.
+        scorer: What a frozen model says about the samples, if the loss needs it.
         render_key: Everything of the objective that changes the tokens of a record; part of the keys of token shards.
         has_perplexity: Whether the exponential of the mean loss is a perplexity.
     """
@@ -109,11 +167,37 @@ class Objective:
     weight: Callable[[SlotTotals], int]
     loss: Sums
     metrics: tuple[str, ...] = ()
+    divided_by: Mapping[str, str] = field(default_factory=dict)
     eval_metrics: Mapping[str, Sums] = field(default_factory=dict)
     step_sum: Sums | None = None
     rows_per_slot: int = 1
+    columns: tuple[str, ...] = ()
+    adds_mismatched: bool = False
+    scorer: Scorer | None = None
     render_key: str = ""
     has_perplexity: bool = False
+
+    def rows_per_sequence(self, is_packed: bool) -> int:
+        """Returns the rows that a sequence of a shard has in a pass: one if it is packed."""
+        return 1 if is_packed else self.rows_per_slot
+
+    def means(self, names: Sequence[str], sums: Sequence[float], divisor: float) -> dict[str, float | None]:
+        """Returns the numbers that sums stand for.
+
+        Args:
+            names: `metrics`, or `eval_names`.
+            sums: The sum of each.
+            divisor: `weight` of all that was added up.
+
+        Returns:
+            The mean of each; None where nothing was counted.
+        """
+        by_name = dict(zip(names, sums, strict=True))
+        found: dict[str, float | None] = {}
+        for name, total in by_name.items():
+            over = by_name[self.divided_by[name]] if name in self.divided_by else divisor
+            found[name] = total / over if over else None
+        return found
 
     def eval_sums(self, outputs: Outputs, rows: Rows) -> torch.Tensor:
         """Returns the sums of an evaluation, named by `eval_names`, in float64."""

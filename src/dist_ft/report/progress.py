@@ -16,6 +16,7 @@ class ShardProgress:
         num_shards: Shards to make.
         num_bytes: Stored bytes of their parts.
         began: Monotonic time at which the first shard was begun.
+        doing: `preparing`, or `scoring`.
         shards: Shards made so far.
         bytes: Stored bytes of the shards made so far.
         rows: Rows of the shards made so far.
@@ -24,6 +25,7 @@ class ShardProgress:
     num_shards: int
     num_bytes: int
     began: float
+    doing: str = "preparing"
     shards: int = 0
     bytes: int = 0
     rows: int = 0
@@ -40,6 +42,6 @@ class ShardProgress:
         share = self.bytes / max(1, self.num_bytes)
         eta = format_duration(elapsed * (1 - share) / share) if share else "…"
         return (
-            f"  {bar(share)} preparing data: {self.shards}/{self.num_shards} shards  {self.rows:,} rows  "
+            f"  {bar(share)} {self.doing} data: {self.shards}/{self.num_shards} shards  {self.rows:,} rows  "
             f"{self.rows / elapsed:,.0f} rows/s  ETA {eta}"
         )

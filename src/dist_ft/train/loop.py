@@ -140,7 +140,8 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     totals[num_sums + 1] = float(is_saving)
     totals[num_sums + 2 + spec.rank] = own_part.seconds
     dist.all_reduce(totals)
-    loss, *metrics = (totals[:num_sums] / divisor).tolist()
+    sums_of_step: list[float] = totals[:num_sums].tolist()
+    loss = sums_of_step[0] / divisor
     wishes, num_saving, *local_s = totals[num_sums:].tolist()
     problem = find_bad_numbers(loss, grad_norm, recent_losses, config.failure.spike_factor)
     if problem is not None:
@@ -160,7 +161,7 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
             grad_norm=grad_norm,
             step_s=time.perf_counter() - began,
             data_s=data_s,
-            metrics=dict(zip(objective.metrics, metrics, strict=True)),
+            metrics=objective.means(objective.metrics, sums_of_step[1:], divisor),
         )
         link.send(StepDone(row, local_s))
     return Agreed(bool(wishes), bool(num_saving))

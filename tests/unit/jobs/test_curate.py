@@ -186,7 +186,7 @@ def test_redacted_rows_are_other_data_with_the_same_turns(tmp_path: Path, write:
     )
     tokenizer = load_tokenizer(config_of(tmp_path, source))
     assert plain.key != redacted.key
-    ids, trained, _ = open_split(redacted, config_of(tmp_path, source).data.loader).read(0, 0)
+    ids, trained, *_ = open_split(redacted, config_of(tmp_path, source).data.loader).read(0, 0)
     texts = [tokenizer.decode(ids[trained == is_trained]) for is_trained in (True, False)]
     assert texts[0].startswith("Hello <EMAIL>") and "I am <EMAIL>" in texts[1]
     assert plain.known_counts.num_rows == redacted.known_counts.num_rows == 2

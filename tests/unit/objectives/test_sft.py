@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dist_ft.data.stream import loader
 from dist_ft.data.stream.loader import MicroBatch, collate
+from dist_ft.data.stream.token_shards import Row
 from dist_ft.model.embedded import materialise
 from dist_ft.objectives.module import ObjectiveModule
 from dist_ft.objectives.objective import Outputs, Rows
@@ -53,7 +54,7 @@ def _rows(lengths: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _unpacked(rows: list[tuple[np.ndarray, np.ndarray]], num_rows: int | None = None) -> MicroBatch:
     starts = np.zeros(1, dtype=np.int32)
-    found = [(ids, trained, starts) for ids, trained in rows]
+    found = [Row(ids, trained, starts) for ids, trained in rows]
     return collate(found, list(range(len(rows))), num_rows or len(rows))
 
 
@@ -62,11 +63,11 @@ def _packed(rows: list[tuple[np.ndarray, np.ndarray]]) -> MicroBatch:
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
     ids = np.concatenate([ids for ids, _ in rows])
     trained = np.concatenate([np.r_[False, trained[1:]] for _, trained in rows])  # nothing precedes a first token
-    return collate([(ids, trained, starts)], [0], 1)
+    return collate([Row(ids, trained, starts)], [0], 1)
 
 
 def _on_device(ids: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor | None = None) -> Rows:
-    return Rows(ids, targets, positions, torch.arange(len(ids)))
+    return Rows(ids, targets, positions, torch.arange(len(ids)), torch.zeros_like(ids))
 
 
 def _logits(outputs: Outputs, rows: Rows) -> torch.Tensor:

@@ -7,8 +7,11 @@
 | prompt_completion | `prompt`, `completion`: both text, or both turns | completion, or conversation |
 | alpaca | `instruction`, `output`; optional `input`, `system`, `history` | conversation |
 | text | `text` | completion without a prompt |
+| preference | two answers to a prompt; see `preferences.py` | preference |
+| labelled | an answer to a prompt, and `label` or `kto_tag` | labelled answer |
 
-`conversation.py` reads turns; `scan.py` knows the location of a row and what happens to a refused one.
+`conversation.py` reads turns, `preferences.py` the last two formats; `scan.py` knows the location of a row and what
+happens to a refused one.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dist_ft.data.rows.conversation import assistant_turns, check_values, read_tools, read_turns, with_system
+from dist_ft.data.rows.preferences import read_labelled, read_preference
 from dist_ft.data.rows.record_kind import preference_keys, preference_kind
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
@@ -39,7 +43,8 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     if not isinstance(row, dict):
         raise DataError(f"found {type(row).__name__} {excerpt(row)}, expected an object with {_expected()}")
     renamed = _rename(row, columns or {})
-    _refuse_preferences(renamed)
+    if row_format not in ("auto", "preference", "labelled"):
+        _refuse_preferences(renamed, row_format)
     name = recognise(renamed) if row_format == "auto" else row_format
     missing = [key for key in _NEEDED[name] if renamed.get(key) is None]
     if missing:
@@ -50,15 +55,15 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     return record
 
 
-def _refuse_preferences(row: Mapping[str, Any]) -> None:
-    """Refuses a row of preference data: one of its answers would be trained as if it were simply right."""
+def _refuse_preferences(row: Mapping[str, Any], row_format: str) -> None:
+    """Refuses a row of preference data as another format: one answer would be trained as if it were simply right."""
     kind = preference_kind(row)
     if kind is None:
         return
     what = "a pair of answers" if kind == "preference" else "an answer with a label"
     raise DataError(
-        f"the row is {what} ({_names(preference_keys(row, kind))}), which supervised fine-tuning cannot learn from; "
-        "use another source, or rows with the good answers alone"
+        f"the row is {what} ({_names(preference_keys(row, kind))}), but its format is given as {row_format}; set "
+        f"data.train[].format={kind}, or use rows with the good answers alone"
     )
 
 
@@ -67,8 +72,12 @@ def recognise(row: Mapping[str, Any]) -> str:
 
     Raises:
         DataError: No format fits, or several do. `text` beside another format is its rendered form and is ignored.
+            A row of preference data fits no other format, because its answers are not all to be imitated.
     """
-    fitting = [name for name, needed in _NEEDED.items() if all(row.get(key) is not None for key in needed)]
+    if (form := preference_kind(row)) is not None:
+        return form
+    plain = {name: needed for name, needed in _NEEDED.items() if needed}
+    fitting = [name for name, needed in plain.items() if all(row.get(key) is not None for key in needed)]
     if len(fitting) > 1:
         fitting = [name for name in fitting if name != "text"]
     if not fitting:
@@ -153,6 +162,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,
     "text": _text,
+    "preference": read_preference,
+    "labelled": read_labelled,
 }
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -160,11 +171,14 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+    "preference": (),  # the reader names what is missing, because each key has several spellings
+    "labelled": (),
 }
 
 
 def _expected() -> str:
-    return ", ".join(f"{_names(keys)} ({name})" for name, keys in _NEEDED.items())
+    pairs = "`chosen` and `rejected` with a prompt (preference), `label` with prompt and answer (labelled)"
+    return ", ".join([*(f"{_names(keys)} ({name})" for name, keys in _NEEDED.items() if keys), pairs])
 
 
 def _names(keys: tuple[str, ...] | list[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Counts:
         num_untrained_rows: Rows left out because no token of theirs would be trained.
         num_long_samples: Samples longer than `data.seq_len`, treated as `data.long_samples` says.
         num_bad_rows: Rows left out because they cannot be used.
+        num_samples: Samples of all sequences.
     """
 
     num_rows: int = 0
@@ -27,9 +29,20 @@ class Counts:
     num_untrained_rows: int = 0
     num_long_samples: int = 0
     num_bad_rows: int = 0
+    num_samples: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Counts)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Counts:
+        """Returns the counts among the values of a JSON object. Earlier versions did not count samples.
+
+        Raises:
+            KeyError: Another count is missing.
+        """
+        names = [field.name for field in fields(cls) if field.name != "num_samples"]
+        return cls(**{name: data[name] for name in names}, num_samples=data.get("num_samples", 0))
 
 
 def total(counts: Iterable[Counts]) -> Counts:

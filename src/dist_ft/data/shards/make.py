@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +18,14 @@ from tempfile import TemporaryDirectory
 from dist_ft.data.curation.filters import describe_removed
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.claims import kept, wait_for_claim
+from dist_ft.data.shards.columns import Column
 from dist_ft.data.shards.counts import Counts
-from dist_ft.data.shards.pack import Window
+from dist_ft.data.shards.pack import PackedSequence, Window
 from dist_ft.data.shards.request import PlannedShard, SplitRequest, is_window_full, rows_of_shard
 from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
 from dist_ft.errors import ConfigError, DataError
 from dist_ft.printable import printable
-from dist_ft.records import Record, Sample
+from dist_ft.records import ANSWER_START, Record, Sample
 from dist_ft.storage.store import Store, file_parts
 from dist_ft.storage.urls import redacted
 
@@ -99,8 +101,9 @@ def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None
 def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store, scratch: Path) -> None:
     """Writes a shard to scratch, then puts its files into the store; bad rows raise or go to the quarantine."""
     counts, quarantine = Counts(), scratch / quarantine_name(shard.key)
-    window, num_rows, num_tokens = Window(), 0, 0
-    with ShardWriter(scratch, shard.key) as writer:
+    window, num_rows, num_tokens = Window(columns=request.columns), 0, 0
+    columns = [Column(name) for name in request.columns]
+    with ShardWriter(scratch, shard.key, columns, request.counts_samples) as writer:
         for row, outcome in render_rows(rows_of_shard(request, shard), render_many):
             if isinstance(outcome, BadRow):
                 if request.bad_rows == "error":
@@ -115,13 +118,19 @@ def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, 
                 window.add(sample)
                 num_tokens += len(sample.input_ids)
             if is_window_full(num_rows, num_tokens):
-                writer.add(window.sequences(request.seq_len, request.packing, request.rows_per_slot))
-                window, num_rows, num_tokens = Window(), 0, 0
-        writer.add(window.sequences(request.seq_len, request.packing, request.rows_per_slot))
+                writer.add(sequences_of(window, request))
+                window, num_rows, num_tokens = Window(columns=request.columns), 0, 0
+        writer.add(sequences_of(window, request))
         writer.close(counts)
     for path in (quarantine, *(scratch / f"{shard.key}{ending}" for ending in (ARROW, INDEX, INFO))):
         if path.exists():
             store.put(path.name, file_parts(path))
+
+
+def sequences_of(window: Window, request: SplitRequest) -> Iterator[PackedSequence]:
+    """Yields the sequences of a full window."""
+    samples = window.with_mismatched(request.seq_len) if request.adds_mismatched else window
+    return samples.sequences(request.seq_len, request.packing, request.rows_per_slot)
 
 
 def _put_aside(row: BadRow, quarantine: Path) -> None:
@@ -223,7 +232,7 @@ def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> 
             "or split"
         )
     pieces = [usable(sample, request) for sample in samples]
-    if request.rows_per_slot > 1 and [len(some) for some in pieces] != [1] * request.rows_per_slot:
+    if request.samples_per_record is not None and [len(some) for some in pieces] != [1] * request.samples_per_record:
         pieces = []
     kept = [piece for some in pieces for piece in some]
     is_untrained = not kept and not (long and request.long_samples == "drop")
@@ -238,5 +247,7 @@ def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
     ends = length if request.long_samples == "split" else 1
     starts = range(0, ends, request.seq_len)
     spans = [slice(start, start + request.seq_len) for start in starts]
-    pieces = [Sample(sample.input_ids[span], sample.trained[span]) for span in spans]
-    return [piece for piece in pieces if any(piece.trained[1:])]
+    pieces = [replace(sample, input_ids=sample.input_ids[span], trained=sample.trained[span]) for span in spans]
+    # Where the prompt is trained, too, a piece without any of the answer is of no use.
+    border = int(sample.numbers.get(ANSWER_START, 0))
+    return [piece for piece in pieces if any(piece.trained[1:]) and len(piece.input_ids) > border]

@@ -51,6 +51,9 @@ class SplitRequest:
         part_bytes: `data.part_mib` in bytes.
         removed: Rows that the config removes; only for a request with one source.
         rows_per_slot: Samples of a record that stay together in one sequence (`Objective.rows_per_slot`).
+        columns: Names of the numbers that each sample has (`Sample.numbers`).
+        adds_mismatched: Follow each sample by its prompt with the answer of the sample before
+            (`Window.with_mismatched`); then a record has one sample, and a slot two.
     """
 
     sources: tuple[RowSource, ...]
@@ -65,6 +68,20 @@ class SplitRequest:
     part_bytes: int = 32 << 20
     removed: Removed = NOTHING
     rows_per_slot: int = 1
+    columns: tuple[str, ...] = ()
+    adds_mismatched: bool = False
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether the index has the number of samples of a sequence, by which the loss is divided."""
+        return self.rows_per_slot > 1 or bool(self.columns) or self.adds_mismatched
+
+    @property
+    def samples_per_record(self) -> int | None:
+        """Samples that a record must give to be used; None for any number."""
+        if not self.counts_samples:
+            return None
+        return 1 if self.adds_mismatched else self.rows_per_slot
 
     @property
     def shown(self) -> str:
@@ -81,7 +98,7 @@ class SplitRequest:
             PREPARATION_VERSION, WINDOW_ROWS, WINDOW_TOKENS, source.format, sorted(source.columns.items()),
             self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
             self.long_samples, removed.tolist(),
-            *([self.rows_per_slot] if self.rows_per_slot > 1 else []),
+            *([self.rows_per_slot, self.columns, self.adds_mismatched] if self.counts_samples else []),
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(f"{part.identity()} {how}".encode())
 

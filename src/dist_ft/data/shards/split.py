@@ -40,6 +40,7 @@ class PreparedSplit:
         max_trained_tokens: Most trained tokens of one sequence; `data.seq_len` while the split is incomplete.
         made_sizes: While the split is incomplete, the sequences of each shard that exists, None for the others. It
             saves readers one request to the store per shard; empty if nothing is known.
+        score_key: Key of the scores that a reader needs besides (`score_file.py`); empty for none.
     """
 
     address: str
@@ -50,6 +51,7 @@ class PreparedSplit:
     max_tokens: int
     max_trained_tokens: int
     made_sizes: tuple[int | None, ...] = ()
+    score_key: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -66,7 +68,7 @@ class PreparedSplit:
     def totals(self) -> SlotTotals:
         """The totals of the sequences, from which the divisor of a loss follows."""
         counts = self.known_counts
-        return SlotTotals(counts.num_sequences, counts.num_tokens, counts.num_trained_tokens)
+        return SlotTotals(counts.num_sequences, counts.num_tokens, counts.num_trained_tokens, counts.num_samples)
 
     def with_sizes(self, sizes: Mapping[int, int]) -> PreparedSplit:
         """Returns the split with the sequences of more of its shards, by their place in the source's order."""
@@ -150,7 +152,7 @@ def _encode(split: PreparedSplit) -> dict[str, Any]:
 
 
 def _decode(data: dict[str, Any], address: str) -> PreparedSplit:
-    counts = Counts(**{field.name: data[field.name] for field in fields(Counts)})
+    counts = Counts.from_dict(data)
     names = ("key", "num_shards", "removed_rows", "max_tokens", "max_trained_tokens")
     return PreparedSplit(address=address, counts=counts, **{name: data[name] for name in names})
 

@@ -308,8 +308,9 @@ def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:
     replicas = [Replica(shown_url(address), open_store(address)) for address in addresses]
     if not split.is_complete:
         cache = ShardCache(replicas, loader, READY_LIMIT_S)
-        return TokenShards(split.read_keys(), cache, made_sizes=split.made_sizes)
-    return TokenShards(split.read_keys(), ShardCache(replicas, loader), np.array(split.read_sizes(), np.int64))
+        return TokenShards(split.read_keys(), cache, made_sizes=split.made_sizes, score_key=split.score_key)
+    sizes = np.array(split.read_sizes(), np.int64)
+    return TokenShards(split.read_keys(), ShardCache(replicas, loader), sizes, score_key=split.score_key)
 
 
 class _ClosedError(DataUnavailableError):

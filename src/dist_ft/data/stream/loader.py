@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dist_ft.config import Config
 from dist_ft.config.data_sections import DataConfig
+from dist_ft.data.shards.columns import Numbers
 from dist_ft.data.shards.shard_file import IndexRows
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.order import WINDOW_SHARDS, Order, SequenceId, SequenceIds, digest, step_positions
@@ -40,12 +41,20 @@ class MicroBatch:
         targets: [B, T], the token to predict at each place, or `IGNORE`.
         position_ids: [B, T], counted from 0 in each packed sample; a restart at 0 separates two samples.
         slots: [B], slot in the step, -1 for padding; rows of one slot are neighbours.
+        samples: [B, T], for each place its sample, numbered row by row from 0; -1 for padding. Samples of one record
+            have neighbouring numbers, whether they are rows of their own or packed into one.
+        num_samples: Number of samples.
+        numbers: Columns of numbers: entries of the samples, or of the trained tokens, in the order of the rows. Empty
+            where the shards have none, and in a batch of padding alone.
     """
 
     input_ids: Ints
     targets: Ints
     position_ids: Ints
     slots: Ints
+    samples: Ints
+    num_samples: int
+    numbers: dict[str, Numbers]
 
 
 @dataclass(frozen=True)
@@ -206,12 +215,13 @@ class TrainLoader:
         )
 
     def _index_rows(self, ids: SequenceIds) -> IndexRows:
-        index = IndexRows(np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64))
+        index = IndexRows(*(np.zeros(len(ids), np.int64) for _ in range(3)))
         groups = ids.source << 32 | ids.shard
         for group in np.unique(groups).tolist():
             mine = np.flatnonzero(groups == group)
             found = self._shards[group >> 32].index_rows(group & 0xFFFFFFFF, ids.row[mine])
             index.num_tokens[mine], index.num_trained_tokens[mine] = found.num_tokens, found.num_trained_tokens
+            index.num_samples[mine] = found.num_samples
         return index
 
     def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
@@ -272,24 +282,33 @@ def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayo
         return collate(sequences, slots, layout.micro_batch_size)
     rows: list[Row] = []
     first = np.zeros(1, np.int32)
-    for ids, trained, starts in sequences:
+    for sequence in sequences:
+        ids, trained, starts, numbers = sequence
         ends = [*starts[1:].tolist(), len(ids)]
-        rows += [(ids[a:b], trained[a:b], first) for a, b in zip(starts.tolist(), ends, strict=True)]
+        cut = [Row(ids[a:b], trained[a:b], first) for a, b in zip(starts.tolist(), ends, strict=True)]
+        rows += [cut[0]._replace(numbers=numbers), *cut[1:]]  # all of the sequence, in the order of its samples
     of_rows = [slot for slot in slots for _ in range(layout.rows_per_slot)]
     return collate(rows, of_rows, layout.micro_batch_size * layout.rows_per_slot)
 
 
 def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBatch:
     """Pads rows to one length and adds padding rows up to `num_rows`."""
-    length = round_up(max((len(ids) for ids, _, _ in rows), default=1), LENGTH_MULTIPLE)
+    length = round_up(max((len(row.input_ids) for row in rows), default=1), LENGTH_MULTIPLE)
     input_ids = np.zeros((num_rows, length), dtype=np.int64)
     targets = np.full((num_rows, length), IGNORE, dtype=np.int64)
     position_ids = np.tile(np.arange(length, dtype=np.int64), (num_rows, 1))
     is_trained = np.zeros((num_rows, length), dtype=np.bool_)
-    for row, (ids, trained, starts) in enumerate(rows):
+    samples = np.full((num_rows, length), -1, dtype=np.int64)
+    num_samples = 0
+    numbers: dict[str, list[Numbers]] = {}
+    for row, (ids, trained, starts, of_row) in enumerate(rows):
         count = len(ids)
         input_ids[row, :count] = ids
         is_trained[row, :count] = trained
+        samples[row, :count] = num_samples + np.repeat(np.arange(len(starts)), np.diff(starts, append=count))
+        num_samples += len(starts)
+        for name, values in of_row.items():
+            numbers.setdefault(name, []).append(values)
         if len(starts) > 1:
             # The padding after packed samples counts as a sample of its own.
             ends = np.append(starts, count) if count < length else starts
@@ -297,4 +316,5 @@ def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBa
     np.copyto(targets[:, :-1], input_ids[:, 1:], where=is_trained[:, 1:])
     slot_column = np.full(num_rows, -1, dtype=np.int64)
     slot_column[: len(slots)] = slots
-    return MicroBatch(input_ids, targets, position_ids, slot_column)
+    columns = {name: np.concatenate(values) for name, values in numbers.items()}
+    return MicroBatch(input_ids, targets, position_ids, slot_column, samples, num_samples, columns)

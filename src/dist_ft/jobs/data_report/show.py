@@ -58,7 +58,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     places = [_locate(shards, row) for row in rows]
     sequences: list[list[tuple[list[int], list[bool]]]] = []
     for shard, row in places:
-        ids, trained, starts = shards.read(shard, row)
+        ids, trained, starts, _ = shards.read(shard, row)
         cuts = zip(starts, [*starts[1:], len(ids)], strict=True)
         sequences.append([(ids[start:end].tolist(), trained[start:end].tolist()) for start, end in cuts])
     wanted = {tuple(ids) for samples in sequences for ids, _ in samples}

@@ -73,6 +73,33 @@ class Renderer:
         samples = iter(self._tokenise([text for texts in found if isinstance(texts, list) for text in texts]))
         return [[next(samples) for _ in texts] if isinstance(texts, list) else texts for texts in found]
 
+    def answers(self, records: Sequence[Conversation | Completion]) -> list[Sample | DataError]:
+        """Renders records of which only the answers are trained, whatever `train_on` says, each as one sample.
+
+        The border between prompt and answer is where the answer's characters begin, not where tokens of two answers
+        first differ.
+
+        Returns:
+            For each record its sample, or why it has none.
+        """
+        of_answers = Renderer(self._tokenizer, "last" if self._train_on == "last" else "assistant")
+        found: list[Sample | DataError] = []
+        for samples in of_answers.render_many(records):
+            if isinstance(samples, DataError):
+                found.append(samples)
+            elif len(samples) == 1:
+                found.append(samples[0])
+            else:
+                found.append(
+                    DataError(
+                        f"the chat template makes {len(samples)} texts of the answer, as it rewrites earlier turns; "
+                        "give one assistant turn as the answer, or set another data.chat_template"
+                        if samples
+                        else "nothing of the answer is trained; see the weight of its turns"
+                    )
+                )
+        return found
+
     def prompt(self, record: Conversation | Completion) -> str:
         """Returns the text before the last assistant turn, or the prompt, ready for the model to continue."""
         if isinstance(record, Completion):
@@ -119,7 +146,10 @@ class Renderer:
         if isinstance(record, Completion):
             return [self._whole_text(record)]
         if not isinstance(record, Conversation):
-            raise DataError(f"a row of kind {type(record).__name__} is neither a conversation nor a text")
+            raise DataError(
+                f"the row is {record.kind}, which supervised fine-tuning cannot learn from; set objective.kind "
+                f"({record.objectives}), or use rows with the good answers alone"
+            )
         if self._train_on == "all":
             text = self.text(record.messages, record.tools)
             check_context(text, record.messages, record.tools)

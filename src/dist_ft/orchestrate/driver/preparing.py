@@ -6,12 +6,13 @@ The run directory is not changed before the preparation has succeeded, so bad in
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.data.shards.counts import total
 from dist_ft.data.shards.split import describe_omissions
 from dist_ft.errors import WorkerCrashError
-from dist_ft.jobs.spec import MissingShards, Preparation, decode_preparation, encode_files
+from dist_ft.jobs.spec import MissingShards, Preparation, ShardJob, decode_preparation, encode_files
 from dist_ft.monitor.sinks import add_sink_ids
 from dist_ft.orchestrate.driver.previous import changed_settings, check_resumed, check_sources
 from dist_ft.orchestrate.driver.session import Session
@@ -50,17 +51,29 @@ def complete(session: Session, found: Preparation | MissingShards) -> Preparatio
     if isinstance(found, MissingShards):
         session.config = with_commit(session.config, found.commit)
         session.console.say(f"  preparing data: {len(found.jobs)} shards on {len(session.starters.paths)} nodes")
-        jobs = ShardJobs(session.config, found.jobs, 1.0, session.cluster.on_gpu)
-        while not jobs.is_done:
-            jobs.advance(session.refresh_starters())
-            session.console.progress(jobs.progress.line(time.monotonic()))
-            time.sleep(_SHARDS_POLL_S)
+        _make(session, found.jobs)
         session.timeline.mark("prepared")
         arguments = {"config": session.config.model_dump(mode="json")}
         found = decode_preparation(run_task(session.server.socket_path, "prepare", arguments))
         assert isinstance(found, Preparation)  # it makes what is missing
     session.config = with_commit(session.config, found.inputs.commit)
+    if found.to_score:
+        model = session.config.objective.kind
+        session.console.say(
+            f"  scoring data: {len(found.to_score)} shards by the frozen model of objective.kind={model}"
+        )
+        _make(session, found.to_score)
+        session.timeline.mark("scored")
     return found
+
+
+def _make(session: Session, jobs: Sequence[ShardJob]) -> None:
+    """Make shards or their scores, and show the progress."""
+    making = ShardJobs(session.config, jobs, 1.0, session.cluster.on_gpu)
+    while not making.is_done:
+        making.advance(session.refresh_starters())
+        session.console.progress(making.progress.line(time.monotonic()))
+        time.sleep(_SHARDS_POLL_S)
 
 
 def open_records(session: Session, prepared: Preparation) -> None:

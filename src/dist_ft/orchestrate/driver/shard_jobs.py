@@ -1,7 +1,7 @@
-"""Makes token shards on all nodes of the cluster, before training or while it goes on.
+"""Makes token shards, and their scores by a frozen model, on all nodes, before training or while it goes on.
 
-The tasks ask Ray for no CPU, because workers may hold all CPUs while they wait for the data or train on it. This
-module decides how many tasks run on a node.
+The tasks ask Ray for no CPU or GPU, because workers may hold them all while they wait for the data or train on it. This
+module decides how many tasks run on a node, and which GPU a task that scores uses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dist_ft.errors import DistFtError
 from dist_ft.jobs.spec import Preparation, ShardJob
 from dist_ft.machine import num_cores
 from dist_ft.orchestrate.driver.tasks import result_of, submit_to
-from dist_ft.orchestrate.workers.nodes import list_nodes
+from dist_ft.orchestrate.workers.nodes import Node, list_nodes
 from dist_ft.report.progress import ShardProgress
 from dist_ft.run.run_inputs import ShardSize
 
@@ -41,6 +41,7 @@ class _Running:
     node_id: str
     job: ShardJob
     tries: int
+    device: int | None
 
 
 class ShardJobs:
@@ -49,7 +50,8 @@ class ShardJobs:
     Args:
         config: The run config.
         jobs: The shards, in the order in which the run needs them.
-        share: Share of each node's cores to use; each node makes at least one shard at a time.
+        share: Share of each node's cores to use; each node makes at least one shard at a time. Scoring takes a GPU a
+            shard, or all these cores for one.
         on_gpu: Whether the run uses CUDA devices.
         demand: In mode `stream`, which of the shards are needed; None means all.
 
@@ -72,11 +74,13 @@ class ShardJobs:
         self._running: dict[Any, _Running] = {}
         self._share = share
         self._on_gpu = on_gpu
+        self._scores = any(job.score_key for job in jobs)
         self._demand = demand
         self._slots: dict[str, int] = {}
         self._listed_at = float("-inf")
         self.sizes: list[ShardSize] = []
-        self.progress = ShardProgress(len(jobs), sum(job.num_bytes for job in jobs), time.monotonic())
+        doing = "scoring" if self._scores else "preparing"
+        self.progress = ShardProgress(len(jobs), sum(job.num_bytes for job in jobs), time.monotonic(), doing)
 
     @property
     def is_done(self) -> bool:
@@ -95,22 +99,31 @@ class ShardJobs:
         self._collect()
         if time.monotonic() - self._listed_at > _LIST_NODES_EVERY_S:
             self._listed_at = time.monotonic()
-            # A Ray that this driver started has more slots than cores.
-            self._slots = {
-                node.node_id: max(1, int((num_cores() if self._is_own_ray else node.total.get("CPU", 1)) * self._share))
-                for node in list_nodes()
-                if not node.is_leaving
-            }
+            self._slots = {node.node_id: self._num_slots(node) for node in list_nodes() if not node.is_leaving}
         busy = Counter(running.node_id for running in self._running.values())
         free = [(busy[node], node) for node, slots in self._slots.items() if node in starters and busy[node] < slots]
         heapify(free)  # the least busy node gets the next task
         while free and self._drop_unneeded():
             count, node_id = heappop(free)
             job, tries = self._waiting.popleft()
-            reference = submit_to(node_id, job.task(self._config), starters, self._on_gpu)
-            self._running[reference] = _Running(node_id, job, tries)
+            device = self._free_device(node_id) if self._scores and self._on_gpu else None
+            task = job.task(self._config, self._share)
+            reference = submit_to(node_id, task, starters, self._on_gpu, device)
+            self._running[reference] = _Running(node_id, job, tries, device)
             if count + 1 < self._slots[node_id]:
                 heappush(free, (count + 1, node_id))
+
+    def _num_slots(self, node: Node) -> int:
+        """Return the tasks that a node runs at a time."""
+        if self._scores:
+            return max(1, int(node.total.get("GPU", 0))) if self._on_gpu else 1
+        # A Ray that this driver started has more slots than cores.
+        return max(1, int((num_cores() if self._is_own_ray else node.total.get("CPU", 1)) * self._share))
+
+    def _free_device(self, node_id: str) -> int:
+        """Return the first GPU of a node that no task of ours uses."""
+        used = {running.device for running in self._running.values() if running.node_id == node_id}
+        return next(device for device in range(len(used) + 1) if device not in used)
 
     def _drop_unneeded(self) -> bool:
         """Drop the next shards that the run does not reach; return whether a shard is left."""

@@ -24,9 +24,11 @@ _POLL_S = 0.25
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _run(name: str, arguments: dict[str, Any], starters: dict[str, str], on_gpu: bool) -> dict[str, Any]:
+def _run(
+    name: str, arguments: dict[str, Any], starters: dict[str, str], on_gpu: bool, device: int | None = None
+) -> dict[str, Any]:
     node_id = ray.get_runtime_context().get_node_id()
-    devices = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    devices = ray.get_runtime_context().get_accelerator_ids()["GPU"] if device is None else [str(device)]
     env = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
     with starter_on_node(starters.get(node_id), on_gpu) as starter:
         try:
@@ -72,10 +74,20 @@ def run_tasks(
     return [results[index] for index in range(len(specs))]
 
 
-def submit_to(node_id: str, spec: TaskSpec, starters: Mapping[str, str], on_gpu: bool) -> ray.ObjectRef[dict[str, Any]]:
-    """Run a task on a node without asking Ray for a CPU; the caller limits how many run there."""
+def submit_to(
+    node_id: str, spec: TaskSpec, starters: Mapping[str, str], on_gpu: bool, device: int | None = None
+) -> ray.ObjectRef[dict[str, Any]]:
+    """Run a task on a node without asking Ray for a CPU; the caller limits how many run there.
+
+    Args:
+        node_id: The node.
+        spec: The task.
+        starters: Sockets of the fork servers, by node id.
+        on_gpu: Whether the run uses CUDA devices.
+        device: Index of the node's GPU that the task uses; None for none.
+    """
     remote = _run.options(num_cpus=0, scheduling_strategy=on_node(node_id))
-    return remote.remote(spec.name, spec.arguments, {node_id: starters[node_id]}, on_gpu)
+    return remote.remote(spec.name, spec.arguments, {node_id: starters[node_id]}, on_gpu, device)
 
 
 def result_of(reference: ray.ObjectRef[dict[str, Any]]) -> dict[str, Any]:

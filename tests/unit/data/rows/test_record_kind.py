@@ -49,7 +49,6 @@ def test_the_keys_of_a_row_tell_preferences(row: dict[str, Any], kind: str | Non
         ({"messages": TALK, "label": False}, r"an answer with a label \(`label`\)"),
     ],
 )
-@pytest.mark.parametrize("row_format", ["auto", "messages"])
-def test_preferences_are_not_read_as_conversations(row: dict[str, Any], says: str, row_format: str) -> None:
+def test_preferences_are_not_read_as_conversations(row: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        read_record(row, row_format)
+        read_record(row, "messages")

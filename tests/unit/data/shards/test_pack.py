@@ -90,9 +90,35 @@ def test_without_packing_a_sequence_is_a_sample_in_order(lengths: list[int]) -> 
     assert all(s.starts == [0] for s in sequences)
 
 
+def test_samples_of_one_slot_are_packed_together() -> None:
+    samples = make_samples([3, 9, 16, 12, 1, 2, 2, 2])
+    found = list(Window(samples).sequences(CAPACITY, packing=True, samples_per_slot=2))
+    slots = [tuple(sample.input_ids for sample in samples[first : first + 2]) for first in range(0, 8, 2)]
+    packed_slots = [tuple(map(list, pair)) for s in found for pair in zip(split(s)[::2], split(s)[1::2], strict=True)]
+    assert sorted(packed_slots) == sorted(slots)
+    assert len(found) < 4  # two samples of CAPACITY tokens have room for more than one short pair
+    assert all(len(s.input_ids) <= 2 * CAPACITY for s in found)
+
+
+def test_the_mismatched_answer_is_that_of_the_sample_before() -> None:
+    samples = [
+        Sample([1, 2, 3], [False, False, True], {"label": 1.0}),
+        Sample([4, 5, 6], [False, True, True], {"label": 0.0}),
+        Sample([7, 8, 9, 10], [False, False, False, True], {"label": 1.0}),
+    ]
+    window = Window(samples, ["label"]).with_mismatched(seq_len=4)
+    found = [window.sample(number) for number in range(len(window))]
+    assert found[::2] == samples
+    assert found[1::2] == [
+        Sample([1, 2, 10], [False, False, True], {"label": 1.0}),  # the first takes the last one's
+        Sample([4, 3], [False, True], {"label": 0.0}),
+        Sample([7, 8, 9, 5], [False, False, False, True], {"label": 1.0}),  # cut at seq_len
+    ]
+
+
 def test_samples_of_one_slot_are_one_sequence() -> None:
     samples = make_samples([3, 9, 16, 12])
-    pairs = list(Window(samples).sequences(CAPACITY, packing=False, samples_per_sequence=2))
+    pairs = list(Window(samples).sequences(CAPACITY, packing=False, samples_per_slot=2))
     assert [split(pair) for pair in pairs] == [
         [samples[0].input_ids, samples[1].input_ids],
         [samples[2].input_ids, samples[3].input_ids],

@@ -38,7 +38,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_holds(shards: TokenShards, written: list[list[PackedSequence]]) -> None:
     assert [len(sequences) for sequences in written] == shards.num_sequences(np.arange(len(written))).tolist()
     for shard, row in places(shards):
-        ids, trained, starts = shards.read(shard, row)
+        ids, trained, starts, _ = shards.read(shard, row)
         sequence = written[shard][row]
         assert (ids.tolist(), trained.tolist(), starts.tolist()) == (
             sequence.input_ids, sequence.trained, sequence.starts,

@@ -133,9 +133,9 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "address": str(cache_dir), "key": split.key, "num_shards": 1,
         "counts": {
             "num_rows": 3, "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0,
+            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3,
         },
-        "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (),
+        "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (), "score_key": "",
     }  # fmt: skip
     kept = json.loads((cache_dir / "splits" / f"{split.key}.json").read_text())
     assert kept == {
@@ -143,7 +143,8 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "split": {
             "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
             "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0, "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
+            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "removed_rows": {}, "max_tokens": 6,
+            "max_trained_tokens": 5,
         },
     }  # fmt: skip
 
@@ -154,7 +155,7 @@ def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> 
     shards = open_split(split, LoaderConfig())
     found = []
     for place in places(split):
-        ids, trained, starts = shards.read(*place)
+        ids, trained, starts, _ = shards.read(*place)
         assert len(ids) <= 16
         assert not trained[starts].any()
         found += [
@@ -188,7 +189,7 @@ def test_a_prepared_split_survives_a_dict(request_for: RequestFor, cache_dir: Pa
     [
         {"seq_len": 33}, {"packing": True}, {"render_key": "other"}, {"held_out": 0.1},
         {"held_out": 0.1, "take_held_out": True}, {"group_by": "id"}, {"long_samples": "drop"},
-        {"removed": removed(0)}, {"rows_per_slot": 2},
+        {"removed": removed(0)}, {"rows_per_slot": 2}, {"columns": ("label",)}, {"adds_mismatched": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -221,7 +222,7 @@ def test_a_source_of_removed_rows_only_is_an_error_that_names_the_rule(
 def test_no_setting_was_forgotten_in_the_table_above() -> None:
     assert set(SplitRequest.__dataclass_fields__) == {
         "sources", "seq_len", "packing", "render_key", "held_out", "take_held_out", "group_by", "long_samples",
-        "bad_rows", "part_bytes", "removed", "rows_per_slot",
+        "bad_rows", "part_bytes", "removed", "rows_per_slot", "columns", "adds_mismatched",
     }  # fmt: skip
 
 

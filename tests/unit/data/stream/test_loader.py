@@ -26,7 +26,7 @@ from dist_ft.data.stream.loader import (
     num_eval_batches,
 )
 from dist_ft.data.stream.order import Order, digest
-from dist_ft.data.stream.token_shards import TokenShards
+from dist_ft.data.stream.token_shards import Row, TokenShards
 from dist_ft.errors import DataError, DataUnavailableError
 from dist_ft.storage.store import LocalStore, Store
 from tests.helpers.shards import Remote, open_shards, write_shards
@@ -183,8 +183,8 @@ def test_epochs_are_counted_when_complete(data: Data, position: int, epoch: int)
 # One pass
 
 
-def row(ids: list[int], trained: list[int], starts: list[int]) -> Any:
-    return np.array(ids, np.int32), np.array(trained, bool), np.array(starts, np.int32)
+def row(ids: list[int], trained: list[int], starts: list[int]) -> Row:
+    return Row(np.array(ids, np.int32), np.array(trained, bool), np.array(starts, np.int32))
 
 
 def test_a_pass_written_out() -> None:
@@ -215,8 +215,22 @@ def test_a_slot_of_two_rows_is_two_neighbours() -> None:
     assert micro.position_ids.tolist() == [list(range(8))] * 6
 
 
+def test_samples_and_their_numbers_are_counted_alike_packed_or_not() -> None:
+    numbers = [{"label": np.array(values, np.float32)} for values in ([1, 2], [3, 4])]
+    sequences = [row([5, 6, 7, 8], [0, 1, 0, 1], [0, 2]), row([1, 2, 3], [0, 1, 0], [0, 2])]
+    sequences = [sequence._replace(numbers=of) for sequence, of in zip(sequences, numbers, strict=True)]
+    packed = micro_batch(sequences, [4, 2], RankLayout(0, 1, 3))
+    alone = micro_batch(sequences, [4, 2], RankLayout(0, 1, 3, rows_per_slot=2))
+    assert packed.samples[:, :4].tolist() == [[0, 0, 1, 1], [2, 2, 3, -1], [-1] * 4]
+    assert alone.samples[:, :2].tolist() == [[0, 0], [1, 1], [2, 2], [3, -1], [-1, -1], [-1, -1]]
+    for micro in (packed, alone):
+        assert micro.num_samples == 4
+        assert micro.numbers["label"].tolist() == [1, 2, 3, 4]
+
+
 def test_a_pass_without_rows_is_all_padding() -> None:
     micro = collate([], [], 2)
+    assert (micro.num_samples, micro.numbers) == (0, {})
     assert micro.slots.tolist() == [-1, -1]
     assert set(micro.targets.ravel().tolist()) == {IGNORE}
 

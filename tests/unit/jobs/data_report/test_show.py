@@ -80,7 +80,7 @@ def test_all_sequences_are_those_of_the_shards_and_every_sample_has_its_row(
     shown = shown_of(config, "0", 1, 1000)["sequences"]
     assert [sequence["row"] for sequence in shown] == list(range(1, split.known_counts.num_sequences + 1))
     for sequence in shown:
-        ids, trained, starts = shards.read(0, sequence["row"] - 1)
+        ids, trained, starts, _ = shards.read(0, sequence["row"] - 1)
         samples = sequence["samples"]
         assert [token for sample in samples for token in sample["input_ids"]] == ids.tolist()
         assert [flag for sample in samples for flag in sample["trained"]] == trained.tolist()

@@ -1,0 +1,141 @@
+"""Makes a token shard and what a frozen model says about it: a Ray task beside the preparation, or in mode `stream`.
+
+A task loads the model, scores a shard in passes of rows of similar length, and writes the columns
+(`data/shards/score_file.py`). The ranks find them beside the tokens, so no second model is in their memory and none is
+sharded anew after a resize. A teacher's likeliest tokens are such columns, too: one entry a trained token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from dist_ft.config import Config
+from dist_ft.data.shards.columns import Column, Numbers
+from dist_ft.data.shards.make import cache_errors
+from dist_ft.data.shards.request import SplitPlan
+from dist_ft.data.shards.score_file import ScoredBatch, make_scores, scores_name
+from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, INFO, ShardInfo
+from dist_ft.data.stream.cache import Replica, ShardCache
+from dist_ft.data.stream.loader import RankLayout, micro_batch
+from dist_ft.data.stream.token_shards import Row, TokenShards
+from dist_ft.errors import DataError
+from dist_ft.jobs import make_shard
+from dist_ft.jobs.splits import cache_address
+from dist_ft.machine import num_cores
+from dist_ft.model.frozen import check_same_tokens, frozen_config, frozen_key, load_frozen
+from dist_ft.objectives.kinds import build_objective
+from dist_ft.objectives.module import ObjectiveModule
+from dist_ft.objectives.objective import Objective, Rows, Scorer
+from dist_ft.storage.objects import open_store
+from dist_ft.storage.store import Store
+from dist_ft.storage.urls import shown_url
+
+PASS_TOKENS = 4096
+"""Tokens of a pass, padding included; one long sequence may have more."""
+
+
+def run(
+    config: Config, take_held_out: bool, shard: dict[str, Any], score_key: str, share: float = 1.0
+) -> dict[str, Any]:
+    """Makes a shard and its scores; returns the shard's `ShardInfo` as JSON values.
+
+    Args:
+        config: The run config.
+        take_held_out: Whether the shard belongs to the held-out fraction.
+        shard: A `PlannedShard` as JSON values.
+        score_key: Key of the scorer, as the driver found it.
+        share: Share of this machine's cores to use.
+
+    Raises:
+        DataError: See `make_shard`; also if the frozen model here is not the driver's.
+        ConfigError: The store refuses.
+    """
+    torch.set_num_threads(max(1, int(num_cores() * share)))
+    info = ShardInfo.from_dict(make_shard.run(config, take_held_out, shard))
+    objective = build_objective(config.objective)
+    scorer = objective.scorer
+    assert scorer is not None
+    if scorer_key(config, scorer) != score_key:
+        raise DataError(
+            f"{scorer.setting} is another model on this machine than at the driver; give all the same files"
+        )
+    address = cache_address(config)
+    store = open_store(address)
+
+    def score() -> Iterator[ScoredBatch]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        module = ObjectiveModule(load_frozen(frozen_config(config, scorer.model)).to(device)).eval()
+        cache = ShardCache([Replica(shown_url(address), store)], config.data.loader)
+        shards = TokenShards([info.key], cache)
+        for begin in range(0, info.counts.num_sequences, BATCH_SEQUENCES):
+            end = min(begin + BATCH_SEQUENCES, info.counts.num_sequences)
+            sequences = [shards.read(0, row) for row in range(begin, end)]
+            yield score_sequences(module, objective, scorer, sequences, config.data.packing, device)
+
+    with cache_errors(address):
+        make_scores(info, score_key, scorer.columns, score, store)
+    return info.to_dict()
+
+
+def score_sequences(
+    module: ObjectiveModule,
+    objective: Objective,
+    scorer: Scorer,
+    sequences: Sequence[Row],
+    is_packed: bool,
+    device: torch.device,
+) -> ScoredBatch:
+    """Returns the entries of each column for each sequence; passes take sequences of similar length together."""
+    rows_per_slot = objective.rows_per_sequence(is_packed)
+    scored: list[list[Numbers]] = [[column.empty()] * len(sequences) for column in scorer.columns]
+    for slots in _passes([len(row.input_ids) for row in sequences]):
+        members = [sequences[slot] for slot in slots]
+        micro = micro_batch(members, slots, RankLayout(0, 1, len(slots), rows_per_slot))
+        with torch.no_grad():
+            entries = module(Rows.of(micro, device), scorer.score)
+        for column, of_column, found in zip(scorer.columns, scored, entries, strict=True):
+            counts = [_num_entries(column, row) for row in members]
+            values = found.to(getattr(torch, column.dtype)).cpu().numpy()
+            for slot, part in zip(slots, np.split(values, np.cumsum(counts)[:-1]), strict=True):
+                of_column[slot] = part.reshape(-1)
+    return scored
+
+
+def _num_entries(column: Column, row: Row) -> int:
+    return len(row.starts) if column.per == "sample" else int(row.trained.sum())
+
+
+def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yields the sequences of each pass, the longest first."""
+    waiting = sorted(range(len(lengths)), key=lambda slot: (-lengths[slot], slot))
+    while waiting:
+        count = max(1, PASS_TOKENS // lengths[waiting[0]])
+        yield waiting[:count]
+        waiting = waiting[count:]
+
+
+def scorer_key(config: Config, scorer: Scorer) -> str:
+    """Returns the key of a scorer: its frozen model, and what it writes down."""
+    frozen = frozen_key(frozen_config(config, scorer.model))
+    return xxhash.xxh3_128_hexdigest(f"{frozen} {scorer.columns} {scorer.key}".encode())
+
+
+def check_scorer(config: Config, scorer: Scorer) -> None:
+    """Checks that the frozen model is there and fits the run, without loading a weight.
+
+    Raises:
+        UserError: It is not; the message names the key of the config.
+    """
+    check_same_tokens(config, frozen_config(config, scorer.model), scorer.setting)
+
+
+def missing_scores(plans: Sequence[SplitPlan], store: Store, score_key: str) -> set[str]:
+    """Returns the keys of the token shards whose scores are not made yet."""
+    made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
+    keys = {shard.key for plan in plans for shard in plan.shards}
+    return {key for key in keys if scores_name(key, score_key) not in made}
