@@ -30,6 +30,9 @@ class RowSource(Section):
     """How a row is written; `auto` looks at its keys."""
     columns: dict[Column, str] = {}
     """Names of a format's keys to those of the file, such as `{messages: dialog}`."""
+    ignore: list[str] = []
+    """Keys of rows, turns, parts of contents and calls that are not looked at, such as `[images, label]`: those that
+    would be refused or warned of, where what is left is still right."""
     name: str | None = None
     """Configuration of a Hugging Face data set; null is its default."""
     split: str | None = None

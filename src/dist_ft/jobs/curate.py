@@ -32,7 +32,7 @@ from dist_ft.data.curation.filters import (
     rule_names,
 )  # fmt: skip
 from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, find_near_shared
-from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
+from dist_ft.data.rows.scan import BadRow, Row, is_held_out, reading_key, scan_part
 from dist_ft.data.rows.texts import compared_text, record_key
 from dist_ft.data.sources.listing import ListedSources
 from dist_ft.data.sources.parts import Part, cut_parts
@@ -62,10 +62,13 @@ def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
         return nothing_removed(config)
     parts = [cut_parts(files, data.part_bytes) for files in listed.train]
     eval_parts = cut_parts(listed.held_out) if data.curation.against_eval else []
+    of_sources = [*zip(data.train, parts, strict=True), (data.eval_source, eval_parts)]
+    reading = [reading_key(source, part) for source, of_source in of_sources if source for part in of_source]
     decisive = [
         CURATION_VERSION, data.curation.model_dump_json(), data.group_by, data.eval_fraction,
         [(source.format, sorted(source.columns.items()), source.max_rows) for source in data.train],
         [[part.identity() for part in of_source] for of_source in [*parts, eval_parts]],
+        *filter(None, reading),
     ]  # fmt: skip
     name = f"curation/{xxhash.xxh3_128_hexdigest(f'{decisive}'.encode())}.json"
     with suppress(FileNotFoundError):

@@ -2,47 +2,56 @@
 
 | format | keys | becomes |
 |---|---|---|
-| messages | `messages`; optional `tools` (or `functions`) | conversation |
-| sharegpt | `conversations` with `from` and `value`; optional `system`, `tools` | conversation |
+| messages | `messages` | conversation |
+| sharegpt | `conversations` with `from` and `value` | conversation |
 | prompt_completion | `prompt`, `completion`: both text, or both turns | completion, or conversation |
-| alpaca | `instruction`, `output`; optional `input`, `system`, `history` | conversation |
+| alpaca | `instruction`, `output`; optional `input`, `history` | conversation |
 | text | `text` | completion without a prompt |
 | preference | two answers to a prompt; see `preferences.py` | preference |
 | labelled | an answer to a prompt, and `label` or `kto_tag` | labelled answer |
 
-`conversation.py` reads turns, `preferences.py` the last two formats; `scan.py` knows the location of a row and what
-happens to a refused one.
+A conversation may have `system` and `tools` (or `functions`) besides. `keys.py` knows all other keys, and what becomes
+of a row with them; `conversation.py` reads turns, `preferences.py` the last two formats; `scan.py` knows the location
+of a row and what happens to a refused one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from dist_ft.data.rows.conversation import assistant_turns, check_values, read_tools, read_turns, with_system
+from dist_ft.data.rows.conversation import assistant_turns, check_values, read_turns, with_system
+from dist_ft.data.rows.keys import ROW, is_empty, refuse_beside_text
+from dist_ft.data.rows.opened import opened, unread_in
 from dist_ft.data.rows.preferences import read_labelled, read_preference
 from dist_ft.data.rows.record_kind import preference_keys, preference_kind
+from dist_ft.data.rows.tool_calls import tools_of
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 from dist_ft.records import Completion, Conversation, Message, Record
 
+READING_VERSION = 2
+"""Part of the keys of token shards whose rows may have turns; raised when the same row would give another record."""
 _MAX_SHOWN_KEYS = 12
 
 
-def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] | None = None) -> Record:
+def read_record(
+    row: Any, row_format: str = "auto", columns: Mapping[Any, str] | None = None, ignored: Collection[str] = ()
+) -> Record:
     """Reads one row.
 
     Args:
         row: The row as the file has it; anything but an object is refused.
         row_format: `data.train[].format`.
         columns: `data.train[].columns`: maps the keys of the table above to those of the file.
+        ignored: `data.train[].ignore`: keys that are not looked at.
 
     Raises:
         DataError: The row is not understood. The message leaves out the location, which the caller knows.
     """
     if not isinstance(row, dict):
         raise DataError(f"found {type(row).__name__} {excerpt(row)}, expected an object with {_expected()}")
-    renamed = _rename(row, columns or {})
+    renamed = opened(_rename(row, columns or {}), ignored)
     if row_format not in ("auto", "preference", "labelled"):
         _refuse_preferences(renamed, row_format)
     name = recognise(renamed) if row_format == "auto" else row_format
@@ -50,9 +59,25 @@ def read_record(row: Any, row_format: str = "auto", columns: Mapping[Any, str] |
     if missing:
         hint = f" (columns is {excerpt(dict(columns))})" if columns else ""
         raise DataError(f"found {_found(row)}, but format {name} needs {_names(missing)}{hint}")
+    ROW.check(renamed)
+    if name != "alpaca" and not is_empty(renamed.get("history")):
+        raise DataError(
+            "`history` is only read beside `instruction` and `output`; put its turns in front of the others"
+        )
     record = _READERS[name](renamed)
     check_values(list(vars(record).values()))
     return record
+
+
+def unread_keys(row: Mapping[str, Any], columns: Mapping[Any, str], ignored: Collection[str]) -> frozenset[str]:
+    """Returns the keys of a row that could be read, and of what is in it, to which nothing gives a meaning.
+
+    Args:
+        row: As for `read_record`, and so the others.
+        columns: See there.
+        ignored: See there.
+    """
+    return unread_in(opened(_rename(row, columns), ignored))
 
 
 def _refuse_preferences(row: Mapping[str, Any], row_format: str) -> None:
@@ -63,7 +88,7 @@ def _refuse_preferences(row: Mapping[str, Any], row_format: str) -> None:
     what = "a pair of answers" if kind == "preference" else "an answer with a label"
     raise DataError(
         f"the row is {what} ({_names(preference_keys(row, kind))}), but its format is given as {row_format}; set "
-        f"data.train[].format={kind}, or use rows with the good answers alone"
+        f"data.train[].format={kind}, or name keys in data.train[].ignore to train what is left as a conversation"
     )
 
 
@@ -88,20 +113,17 @@ def recognise(row: Mapping[str, Any]) -> str:
 
 
 def _messages(row: Mapping[str, Any]) -> Conversation:
-    if row.get("tools") and row.get("functions"):
-        raise DataError("both `tools` and `functions` are given; keep `tools`")
-    turns = with_system(row.get("system"), read_turns("messages", row["messages"]))
-    return _conversation(turns, row.get("tools") or row.get("functions"))
+    return _conversation(row, read_turns("messages", row["messages"]))
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Conversation:
-    turns = with_system(row.get("system"), read_turns("conversations", row["conversations"]))
-    return _conversation(turns, row.get("tools"))
+    return _conversation(row, read_turns("conversations", row["conversations"]))
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> Record:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
+        refuse_beside_text(row)
         return Completion(prompt, completion)
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         found = f"{type(prompt).__name__} and {type(completion).__name__}"
@@ -110,7 +132,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Record:
     for turn in asked:
         if turn["role"] == "assistant":
             turn["weight"] = 0  # only the completion is learned
-    return _conversation([*asked, *read_turns("completion", completion)], row.get("tools"))
+    return _conversation(row, [*asked, *read_turns("completion", completion)])
 
 
 def _alpaca(row: Mapping[str, Any]) -> Conversation:
@@ -121,7 +143,7 @@ def _alpaca(row: Mapping[str, Any]) -> Conversation:
     # LLaMA-Factory joins them with one line break, too.
     asked = f"{texts['instruction']}\n{texts['input']}" if texts["input"] else texts["instruction"]
     turns = [*_history(row.get("history")), *_exchange(asked, texts["output"])]
-    return _conversation(with_system(row.get("system"), turns), row.get("tools"))
+    return _conversation(row, turns)
 
 
 def _history(history: Any) -> list[Message]:
@@ -142,13 +164,16 @@ def _exchange(asked: str, answer: str) -> list[Message]:
 def _text(row: Mapping[str, Any]) -> Completion:
     if not isinstance(row["text"], str):
         raise DataError(f"`text` is {excerpt(row['text'])}, expected text")
+    if not any(row.get(key) is not None for key in ("messages", "conversations")):  # else it is their rendered form
+        refuse_beside_text(row)
     return Completion("", row["text"])
 
 
-def _conversation(turns: list[Message], tools: Any) -> Conversation:
+def _conversation(row: Mapping[str, Any], turns: list[Message]) -> Conversation:
+    """Returns the conversation of a row, with the system prompt and the functions that stand beside its turns."""
     if not assistant_turns(turns):
         raise DataError("no assistant turn, so nothing to learn from; remove the row or add the answer")
-    return Conversation(turns, read_tools(tools))
+    return Conversation(with_system(row.get("system"), turns), tools_of(row))
 
 
 def _rename(row: Mapping[str, Any], columns: Mapping[Any, str]) -> dict[str, Any]:

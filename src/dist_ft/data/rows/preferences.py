@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from dist_ft.data.rows.conversation import assistant_turns, read_tools, read_turns, with_system
+from dist_ft.data.rows.conversation import assistant_turns, read_turns, with_system
+from dist_ft.data.rows.keys import refuse_beside_text
 from dist_ft.data.rows.record_kind import CHOSEN_KEYS, LABEL_KEYS, REJECTED_KEYS, truth_of
+from dist_ft.data.rows.tool_calls import tools_of
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 from dist_ft.records import Labelled, Message, Preference, Side
@@ -55,6 +57,8 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     if asked.system or asked.is_chat or not all(isinstance(side, str) for side in (prompt, better, worse)):
         prompt = with_system(asked.system, _turns_of(prompt, "user"))
         better, worse = _answer(better_key, better), _answer(worse_key, worse)
+    else:
+        refuse_beside_text(row)
     for key, side in ((better_key, better), (worse_key, worse)):
         if not (side.strip() if isinstance(side, str) else side):
             raise DataError(f"`{key}` holds no answer; remove the row or add the answer")
@@ -86,6 +90,8 @@ def read_labelled(row: Mapping[str, Any]) -> Labelled:
             raise DataError(f"there is no prompt; add one of {_names(_ASKED)}, which may be empty")
         if asked.system or asked.is_chat or not (isinstance(prompt, str) and isinstance(answer, str)):
             prompt, answer = with_system(asked.system, _turns_of(prompt, "user")), _answer(key, answer)
+        else:
+            refuse_beside_text(row)
         if not (answer.strip() if isinstance(answer, str) else answer):
             raise DataError(f"`{key}` holds no answer; remove the row or add the answer")
     return Labelled(prompt, answer, label, asked.tools)
@@ -110,11 +116,11 @@ class _Asked(NamedTuple):
 
 
 def _asked(row: Mapping[str, Any]) -> _Asked:
-    tools = read_tools(row.get("tools"))
+    tools = tools_of(row)
     given = row.get("input")
     if isinstance(given, dict):  # OpenAI
         turns_before = read_turns("input.messages", given.get("messages"))
-        return _Asked(turns_before, tools=read_tools(given.get("tools")) or tools)
+        return _Asked(turns_before, tools=tools_of(given) or tools)
     if (turns := _key(row, _TURNS)) is not None:
         return _Asked(with_system(row.get("system"), read_turns(turns, row[turns])), tools=tools, turns=turns)
     if (key := _key(row, _ASKED)) is None:

@@ -15,11 +15,12 @@ from typing import Any
 import xxhash
 
 from dist_ft.config.data_sections import DataConfig, RowSource
-from dist_ft.data.rows.formats import read_record
+from dist_ft.data.rows.formats import READING_VERSION, read_record, unread_keys
 from dist_ft.data.sources.listing import check_unchanged, list_files
 from dist_ft.data.sources.location import RawRow, RowLocation
 from dist_ft.data.sources.parts import Part, whole
 from dist_ft.data.sources.readers import read_piece
+from dist_ft.data.sources.source_file import EMBEDDED
 from dist_ft.errors import DataError
 from dist_ft.records import Record
 from dist_ft.storage.urls import shown_url
@@ -34,12 +35,14 @@ class Row:
         record: The content of the row.
         key: Hash of the content, or of the group's name, which decides whether the row is held out.
         raw: The row as the file has it.
+        unread: Keys of the row, and of what is in it, to which nothing gives a meaning.
     """
 
     location: RowLocation
     record: Record
     key: int
     raw: Any
+    unread: frozenset[str] = frozenset()
 
     @property
     def place(self) -> str:
@@ -69,6 +72,16 @@ class BadRow:
     def error(self) -> DataError:
         """Returns an error that names the location and the problem."""
         return DataError(f"{self.place}: {self.problem}")
+
+
+def reading_key(source: RowSource, part: Part) -> list[object]:
+    """Returns what the records of a part depend on besides its bytes, the format and the columns.
+
+    It is empty where no row can have turns, so that a new version of how turns are read changes nothing there.
+    """
+    if source.format == "text" or all(piece.file.kind in (EMBEDDED, "text") for piece in part.pieces):
+        return []
+    return ["reading", READING_VERSION, sorted(source.ignore)]
 
 
 def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
@@ -144,7 +157,8 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
     if raw.problem is not None:
         return BadRow(raw.location, raw.problem, raw.data)
     try:
-        record = read_record(raw.data, source.format, source.columns)
+        record = read_record(raw.data, source.format, source.columns, source.ignore)
+        unread = unread_keys(raw.data, source.columns, [*source.ignore, group_by or ""])
         if group_by is not None and raw.data.get(group_by) is None:
             raise DataError(f"has no `{group_by}`, which data.group_by names; add it to every row")
         key = _hash(record.split_content() if group_by is None else raw.data[group_by])
@@ -152,7 +166,7 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
         return BadRow(raw.location, str(error), raw.data)
     except RecursionError:
         return BadRow(raw.location, "nested too deeply", None)
-    return Row(raw.location, record, key, raw.data)
+    return Row(raw.location, record, key, raw.data, unread)
 
 
 def _hash(value: Any) -> int:

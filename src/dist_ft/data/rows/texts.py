@@ -17,5 +17,8 @@ def compared_text(record: Record) -> str:
 
 
 def record_key(record: Record) -> int:
-    """Returns a 64-bit hash of a record; the order of its keys and other columns of the row do not matter."""
-    return int(xxhash.xxh3_64_intdigest(json.dumps(vars(record), sort_keys=True).encode()))
+    """Returns a 64-bit hash of a record; the order of its keys and other columns of the row do not matter.
+
+    A record may hold other records.
+    """
+    return int(xxhash.xxh3_64_intdigest(json.dumps(vars(record), sort_keys=True, default=vars).encode()))

@@ -16,7 +16,7 @@ import xxhash
 
 from dist_ft.config.data_sections import RowSource, SourceConfig
 from dist_ft.data.curation.filters import NOTHING, Numbers, Removed, without
-from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_part
+from dist_ft.data.rows.scan import BadRow, Row, is_held_out, reading_key, scan_part
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.data.sources.source_file import SourceFile
@@ -99,6 +99,7 @@ class SplitRequest:
             self.seq_len, self.packing, self.render_key, self.held_out, self.take_held_out, self.group_by,
             self.long_samples, removed.tolist(),
             *([self.rows_per_slot, self.columns, self.adds_mismatched] if self.counts_samples else []),
+            *reading_key(source, part),
         ]  # fmt: skip
         return xxhash.xxh3_128_hexdigest(f"{part.identity()} {how}".encode())
 

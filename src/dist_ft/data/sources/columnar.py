@@ -2,11 +2,14 @@
 
 For a Parquet file, memory holds a batch of rows and a buffer per column; for an Arrow file, a record batch. No file is
 mapped, because the pages that were read would count as memory of the process.
+
+Values of Arrow's type `arrow.json`, which the `datasets` library gives to what differs from row to row (tools, turns,
+arguments), are stored as text and read as what the text holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -16,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dist_ft.data.sources.location import RawRow, RowLocation, RowsBefore
 from dist_ft.data.sources.source_file import SourceFile
+from dist_ft.data.sources.strict_json import parse_json
 
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
@@ -93,10 +97,18 @@ def _count_rows(file: SourceFile, stop: int) -> int:
 def _number_rows(file: SourceFile, batches: Iterator[Any], first: int, before: RowsBefore | None) -> Iterator[RawRow]:
     number, shown = first, file.shown
     for batch in batches:
+        decode = _decoder(pa.struct(list(batch.schema)))
         for row in _rows_of(batch):
             number += 1
-            problem = row if isinstance(row, str) else None
-            yield RawRow(RowLocation(shown, number, "row", before), None if problem else _without_nulls(row), problem)
+            location = RowLocation(shown, number, "row", before)
+            if isinstance(row, str):
+                yield RawRow(location, None, row)
+                continue
+            kept = _without_nulls(row)
+            try:
+                yield RawRow(location, decode(kept) if decode else kept)
+            except (ValueError, RecursionError) as error:
+                yield RawRow(location, kept, f"a value of type arrow.json is not usable JSON: {error}")
 
 
 def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
@@ -114,3 +126,29 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+_Decode = Callable[[Any], Any]
+
+
+def _decoder(kind: Any) -> _Decode | None:
+    """Returns the function that parses the JSON in values of a type; None if there is none in it."""
+    if isinstance(kind, pa.JsonType):
+        return lambda value: parse_json(value) if isinstance(value, str) else value
+    if pa.types.is_struct(kind):
+        inner = {field.name: found for field in kind.fields if (found := _decoder(field.type))}
+        return partial(_decode_fields, inner) if inner else None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        found = _decoder(kind.value_type)
+        return partial(_decode_items, found) if found else None
+    return None
+
+
+def _decode_fields(inner: dict[str, _Decode], value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: inner[key](item) if key in inner else item for key, item in value.items()}
+
+
+def _decode_items(decode: _Decode, value: Any) -> Any:
+    return [decode(item) for item in value] if isinstance(value, list) else value

@@ -17,7 +17,6 @@ import io
 import json
 import lzma
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from dist_ft.data.sources.columnar import arrow_sizes, parquet_sizes, read_arrow
 from dist_ft.data.sources.generated import embedded_rows
 from dist_ft.data.sources.location import RawRow, RowLocation, RowsBefore
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile
+from dist_ft.data.sources.strict_json import parse_json
 from dist_ft.errors import DataError, StorageError
 from dist_ft.printable import excerpt
 
@@ -126,7 +126,7 @@ def _parse_line(place: RowLocation, line: bytes, is_first: bool) -> RawRow:
         problem = f"not valid UTF-8 ({error.reason} at byte {error.start})"
         return RawRow(place, line.decode("utf-8", "backslashreplace"), problem)
     try:
-        return RawRow(place, _parse_json(text))
+        return RawRow(place, parse_json(text))
     except json.JSONDecodeError as error:
         problem = f"not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
     except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, deep brackets
@@ -143,7 +143,7 @@ def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRo
         return
     content = _read_whole(file, MAX_WHOLE_BYTES, "convert it to JSONL, a row a line")
     try:
-        rows = _list_of_rows(_parse_json(content))
+        rows = _list_of_rows(parse_json(content))
     except json.JSONDecodeError as error:
         raise DataError(f"{file.shown}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from error
     except (ValueError, RecursionError) as error:
@@ -222,18 +222,6 @@ def _read_whole(file: SourceFile, limit: int, advice: str) -> bytes:
 def _open(file: SourceFile) -> Iterator[BinaryIO]:
     with file.open() as stored, decompressed(stored, file.compression) as opened:
         yield opened
-
-
-def _parse_json(text: str | bytes) -> Any:
-    return json.loads(text, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"key {excerpt(twice)} stands twice; keep one")
-    return made
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def assistant(**keys: Any) -> dict[str, Any]:
         (assistant(tool_calls=[{"name": "f", "arguments": "{"}]), "arguments of 'f': '{' is not valid JSON"),
         (assistant(tool_calls=[{"name": "f", "arguments": {"a": float("inf")}}]), "inf is no number"),
         (assistant(tool_calls=[{"name": "f", "arguments": {"a\ud83d": 1}}]), "half a character"),
-        (assistant(tool_calls=[{"name": "f", "id": 3}]), "id of a call is 3"),
+        (assistant(tool_calls=[{"name": "f", "arguments": {}, "id": 3}]), "id of a call is 3"),
         (assistant(tool_calls=[{"name": "f"}], function_call={"name": "f"}), "keep `tool_calls`"),
         ({"messages": [{**ASKED, "tool_calls": [CALL]}, ANSWER]}, "only an assistant calls"),
         ({"messages": [{**ASKED, "weight": 1}, ANSWER]}, "only assistant turns are trained"),

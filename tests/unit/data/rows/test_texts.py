@@ -49,6 +49,16 @@ def test_every_text_is_mapped_and_nothing_else() -> None:
     assert [message["role"] for message in mapped.messages] == [message["role"] for message in CHAT.messages]
 
 
+def test_a_record_of_records_has_a_key() -> None:
+    class Both(Completion):
+        def __init__(self, *sides: Record) -> None:
+            vars(self).update(prompt="", completion="", sides=list(sides))
+
+    one, other = Completion("", "a"), Completion("", "b")
+    assert record_key(Both(one, other)) == record_key(Both(one, Completion("", "b")))
+    assert len({record_key(both) for both in (Both(one, other), Both(other, one), Both(one), one)}) == 4
+
+
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(Completion, st.text(), st.text()),
     st.builds(

@@ -17,6 +17,7 @@ import pytest
 
 from dist_ft.config.data_sections import LoaderConfig, RowSource
 from dist_ft.data.curation.filters import NOTHING, Removed
+from dist_ft.data.rows import scan
 from dist_ft.data.rows.scan import Row
 from dist_ft.data.shards import request as request_module
 from dist_ft.data.shards.make import RenderMany, fit, make_shard
@@ -259,6 +260,25 @@ def test_the_version_of_preparation_is_in_the_key(request_for: RequestFor, monke
             patch.setattr(request_module, name, 99)
             keys.add(key_of(request))
     assert len(keys) == 4
+
+
+def test_how_turns_are_read_is_in_the_key_where_there_may_be_turns(
+    request_for: RequestFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("prose")
+    chats = request_for(["one"])
+    texts = [
+        replace(chats, sources=(RowSource(source=source, format=row_format),))
+        for source, row_format in (
+            (str(tmp_path / "a.txt"), "auto"), (str(tmp_path / "a.jsonl"), "text"), ("embedded:orders/train", "auto"),
+        )
+    ]  # fmt: skip
+    before = [key_of(request) for request in (chats, *texts)]
+    monkeypatch.setattr(scan, "READING_VERSION", 99)
+    after = [key_of(request) for request in (chats, *texts)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True, True]
+    ignoring = RowSource(source=chats.sources[0].source, ignore=["images"])
+    assert key_of(replace(chats, sources=(ignoring,))) != key_of(chats)
 
 
 def test_rows_without_a_trained_token_are_left_out_and_counted(request_for: RequestFor, cache_dir: Path) -> None:
