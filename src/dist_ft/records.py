@@ -327,11 +327,13 @@ class Sample:
         input_ids: Tokens.
         trained: For each token, whether its prediction is trained. The first is never: nothing precedes it.
         numbers: What the objective wants to know of the sample besides, by column.
+        num_unended: Trained answers that end without a token at which generation stops.
     """
 
     input_ids: list[int]
     trained: list[bool]
     numbers: Mapping[str, float] = field(default_factory=dict)
+    num_unended: int = 0
 
 
 def _message_texts(message: Message) -> Iterator[str]:

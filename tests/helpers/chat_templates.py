@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_ft.config.data_sections import CHAT_TEMPLATES
+from dist_ft.model.chat.render import Renderer
 from dist_ft.model.chat.templates import named_template
 from dist_ft.model.embedded import CHATML, byte_tokenizer
 from dist_ft.records import Message
@@ -30,6 +31,7 @@ class Family:
         eos: The tokenizer's EOS token.
         bos: Its BOS token, if any.
         marks: Further special tokens.
+        stops: Those at which generation stops, as generation_config.json says, besides EOS.
         has_tools: Takes functions, calls and results.
         has_system: Takes a system turn.
         alternates: Wants user and assistant in turn, or does not keep two answers in a row apart.
@@ -41,6 +43,7 @@ class Family:
     eos: str
     bos: str | None = None
     marks: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
     has_tools: bool = False
     has_system: bool = True
     alternates: bool = False
@@ -53,6 +56,11 @@ class Family:
         tokenizer.add_tokens([mark for mark in self.marks if mark != self.eos], special_tokens=True)
         tokenizer.chat_template = self.template
         return tokenizer
+
+    def renderer(self, train_on: str = "assistant") -> Renderer:
+        """Returns a renderer that knows the tokens at which generation stops."""
+        tokenizer = self.tokenizer()
+        return Renderer(tokenizer, train_on, tokenizer.convert_tokens_to_ids(list(self.stops)))
 
 
 def _calls(message: Message, arguments: str, before: str = "", after: str = "") -> list[str]:
@@ -290,6 +298,92 @@ PHI4 = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant<|im_sep|>' }}{%- endif %}
 """
 
+# GLM 4.5: no mark ends a turn. A model stops with the head of the next one, a question or the result of a call.
+GLM45 = """
+{{- '[gMASK]<sop>' }}
+{%- if tools %}
+    {{- '<|system|>\n# Tools\n' }}{%- for tool in tools %}{{- tool | tojson + '\n' }}{%- endfor %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- '<|observation|>\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|assistant|>\n<think></think>' }}
+        {%- if message.content %}{{- '\n' + message.content | trim }}{%- endif %}
+        {%- for call in message.tool_calls %}
+            {{- '\n<tool_call>' + call.function | tojson + '</tool_call>' }}
+        {%- endfor %}
+    {%- else %}
+        {{- '<|' + message.role + '|>\n' + message.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}
+"""
+
+
+def _glm45_answer(message: Message, _is_last: bool) -> str:
+    calls = _calls(message, "arguments", "\n<tool_call>", "</tool_call>")
+    content = "\n" + message["content"].strip() if message["content"] else ""
+    return "\n<think></think>" + content + "".join(calls) + ("<|observation|>" if calls else "<|user|>")
+
+
+# Apertus: the mark that ends an answer is written when another turn begins, so the last answer has none.
+APERTUS = """
+{{- bos_token }}
+{%- set seen = namespace(is_open=false) %}
+{%- for message in messages %}
+    {%- if seen.is_open %}{{- '<|assistant_end|>' }}{%- set seen.is_open = false %}{%- endif %}
+    {{- '<|' + message.role + '_start|>' + message.content }}
+    {%- if message.role == 'assistant' %}
+        {%- set seen.is_open = true %}
+    {%- else %}
+        {{- '<|' + message.role + '_end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- ('<|assistant_end|>' if seen.is_open else '') + '<|assistant_start|>' }}
+{%- endif %}
+"""
+
+# Apriel: a mark between turns, on a line of its own.
+APRIEL = """
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>\n' + message.content }}
+    {%- if not loop.last %}{{- '\n<|end|>\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '\n<|end|>\n<|assistant|>\n' }}{%- endif %}
+"""
+
+# Command R7B: the prompt for the next answer stands at the end, whether it is asked for or not.
+COMMAND = """
+{{- bos_token }}
+{%- for message in messages %}
+    {%- set role = {'assistant': 'CHATBOT', 'user': 'USER'}.get(message.role, 'SYSTEM') %}
+    {{- '<|START_OF_TURN_TOKEN|><|' + role + '_TOKEN|>' }}
+    {%- if message.role == 'tool' %}
+        {{- '<|START_TOOL_RESULT|>' + message.content | tojson + '<|END_TOOL_RESULT|>' }}
+    {%- elif message.tool_calls %}
+        {{- '<|START_ACTION|>' + message.tool_calls | map(attribute='function') | list | tojson + '<|END_ACTION|>' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|START_RESPONSE|>' + message.content + '<|END_RESPONSE|>' }}
+    {%- else %}
+        {{- message.content }}
+        {%- if loop.first and tools %}{{- tools | tojson }}{%- endif %}
+    {%- endif %}
+    {{- '<|END_OF_TURN_TOKEN|>' }}
+{%- endfor %}
+{{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}
+"""
+
+
+def _command_answer(message: Message, _is_last: bool) -> str:
+    if functions := [call["function"] for call in message.get("tool_calls", ())]:
+        said = "<|START_ACTION|>" + json.dumps(functions, ensure_ascii=False) + "<|END_ACTION|>"
+    else:
+        said = "<|START_RESPONSE|>" + message["content"] + "<|END_RESPONSE|>"
+    return said + "<|END_OF_TURN_TOKEN|>"
+
+
 # SmolLM 2: ChatML with a default system turn.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -335,6 +429,42 @@ STOCK: dict[str, Family] = {
         marks=_PHI3_MARKS,
     ),
     "phi4": Family(PHI4, _plainly(_IM_END), _IM_END, marks=("<|im_sep|>",)),
+    "glm4.5": Family(
+        GLM45,
+        _glm45_answer,
+        "<|endoftext|>",
+        marks=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        stops=("<|user|>", "<|observation|>"),
+        has_tools=True,
+        alternates=True,
+    ),
+    "apertus": Family(
+        APERTUS,
+        _plainly("<|assistant_end|>"),
+        "<|assistant_end|>",
+        bos="<s>",
+        marks=("<|assistant_start|>", "<|user_start|>", "<|user_end|>", "<|system_start|>", "<|system_end|>"),
+    ),
+    "apriel": Family(
+        APRIEL, _plainly("\n<|end|>"), "<|end|>", marks=("<|user|>", "<|assistant|>", "<|system|>"), alternates=True
+    ),
+    "command": Family(
+        COMMAND,
+        _command_answer,
+        "<|END_OF_TURN_TOKEN|>",
+        bos="<BOS_TOKEN>",
+        marks=(
+            "<|START_OF_TURN_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|SYSTEM_TOKEN|>",
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+            "<|START_ACTION|>",
+            "<|END_ACTION|>",
+        ),
+        has_tools=True,
+    ),
 }
 """By family."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dist_ft.model.adapter import Model
-from dist_ft.model.base import Tokenizer
+from dist_ft.model.base import Tokenizer, stop_tokens
 
 _BATCH_ROWS = 32
 _WINDOW_ROWS = 8 * _BATCH_ROWS
@@ -39,9 +39,6 @@ def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new
     # Some models name no limit, some say -1.
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = max(1, limit - max_new_tokens) if limit is not None and limit > 0 else None
-    # Chat models often name the end of a turn in one of two places only.
-    known = model.generation_config.eos_token_id
-    ends = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id} - {None}
     batch = tokenizer(
         list(prompts),
         add_special_tokens=False,
@@ -56,7 +53,7 @@ def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new
             **batch,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=sorted(ends),
+            eos_token_id=sorted(stop_tokens(tokenizer, model.generation_config)),
             pad_token_id=tokenizer.pad_token_id,
         )
     answers: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -14,7 +14,7 @@ from dist_ft.data.shards.request import SplitPlan, SplitRequest, plan_split
 from dist_ft.data.sources.listing import list_sources
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import curate
-from dist_ft.model.base import Tokenizer, tokenizer_key
+from dist_ft.model.base import Tokenizer, load_generation_config, stop_tokens, tokenizer_key
 from dist_ft.model.chat.render import RENDERING_VERSION, Renderer
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.records import Record, Sample
@@ -28,8 +28,9 @@ CACHE_NAME = ".dist-ft-cache"
 def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str]:
     """Returns the function that turns rows into tokens, and a key of all settings that it depends on."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
-    objective, renderer = build_objective(config.objective), Renderer(tokenizer, train_on)
-    key = f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}{objective.render_key}"
+    objective = build_objective(config.objective)
+    renderer = Renderer(tokenizer, train_on, stop_tokens(tokenizer, load_generation_config(config)))
+    key = f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}{renderer.endings_key}{objective.render_key}"
 
     def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
         return objective.render([redact(record, kinds) for record in records], renderer)

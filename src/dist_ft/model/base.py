@@ -24,6 +24,7 @@ from dist_ft.errors import ModelError
 from dist_ft.model import hub
 from dist_ft.model.chat.templates import template_text
 from dist_ft.model.embedded import is_embedded, materialise
+from dist_ft.printable import printable
 
 Tokenizer = PreTrainedTokenizerFast
 """What turns text into tokens and back."""
@@ -160,9 +161,33 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerFast:
 
 
 def load_generation_config(config: Config) -> GenerationConfig | None:
-    """Returns the base model's generation config, or None when it has none."""
+    """Returns the base model's generation config, or None when it has none.
+
+    Raises:
+        ModelError: It is damaged.
+    """
     path = model_dir(config)
-    return GenerationConfig.from_pretrained(path) if (path / "generation_config.json").is_file() else None
+    if not (path / "generation_config.json").is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # also what is no UTF-8, JSON or object
+        raise ModelError(
+            f"model.name={config.model.name}: generation_config.json cannot be read ({printable(str(error), 200)}); "
+            "replace it, or delete it if the model needs none"
+        ) from error
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig | None) -> set[int]:
+    """Returns the tokens at which generation stops. Chat models often name the end of a turn in one of two places only.
+
+    Args:
+        tokenizer: Its EOS token is one.
+        generation: The model's generation config, which may name several.
+    """
+    named = generation.eos_token_id if generation is not None else None
+    found = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    return {token for token in found if token is not None}
 
 
 def fingerprint(config: Config) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dist_ft.config import Config
 from dist_ft.errors import ModelError
+from dist_ft.jobs.splits import make_renderer
 from dist_ft.model.base import (
     fingerprint,
     load_model,
@@ -148,6 +149,16 @@ def test_broken_files_are_model_errors(directory: Path, name: str, text: str) ->
     load = load_model_config if name == "config.json" else load_tokenizer
     with pytest.raises(ModelError, match="cannot be read"):
         load(_config(directory))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"eos_token_id": ', "\xff", "version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_a_damaged_generation_config_is_named_before_any_row_is_rendered(directory: Path, text: str) -> None:
+    (directory / "generation_config.json").write_text(text, encoding="latin-1")
+    config = _config(directory)
+    with pytest.raises(ModelError, match=r"model\.name=.*generation_config\.json cannot be read"):
+        make_renderer(config, load_tokenizer(config))
 
 
 def _without_a_layer(directory: Path) -> None:

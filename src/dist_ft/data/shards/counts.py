@@ -20,6 +20,7 @@ class Counts:
         num_long_samples: Samples longer than `data.seq_len`, treated as `data.long_samples` says.
         num_bad_rows: Rows left out because they cannot be used.
         num_samples: Samples of all sequences.
+        num_unended: Trained answers that end without a token at which generation stops.
     """
 
     num_rows: int = 0
@@ -30,19 +31,21 @@ class Counts:
     num_long_samples: int = 0
     num_bad_rows: int = 0
     num_samples: int = 0
+    num_unended: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Counts)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
-        """Returns the counts among the values of a JSON object. Earlier versions did not count samples.
+        """Returns the counts among the values of a JSON object; what earlier versions did not count is 0.
 
         Raises:
             KeyError: Another count is missing.
         """
-        names = [field.name for field in fields(cls) if field.name != "num_samples"]
-        return cls(**{name: data[name] for name in names}, num_samples=data.get("num_samples", 0))
+        later = ("num_samples", "num_unended")
+        names = [field.name for field in fields(cls) if field.name in data or field.name not in later]
+        return cls(**{name: data[name] for name in names})
 
 
 def total(counts: Iterable[Counts]) -> Counts:

@@ -236,7 +236,11 @@ def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> 
         pieces = []
     kept = [piece for some in pieces for piece in some]
     is_untrained = not kept and not (long and request.long_samples == "drop")
-    return kept, Counts(num_rows=1, num_untrained_rows=int(is_untrained), num_long_samples=len(long))
+    num_unended = sum(sample.num_unended for sample in samples) if kept else 0
+    counts = Counts(
+        num_rows=1, num_untrained_rows=int(is_untrained), num_long_samples=len(long), num_unended=num_unended
+    )
+    return kept, counts
 
 
 def usable(sample: Sample, request: SplitRequest) -> list[Sample]:

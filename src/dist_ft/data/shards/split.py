@@ -244,6 +244,11 @@ def _lines(splits: Sequence[PreparedSplit], data: DataConfig) -> Iterator[str]:
     if counts.num_long_samples:
         how = _LONG[data.long_samples]
         yield f"{counts.num_long_samples:,} samples are longer than data.seq_len={data.seq_len} and {how}"
+    if counts.num_unended:
+        yield (
+            f"{counts.num_unended:,} answers end without a token at which generation stops, so stopping is not learnt; "
+            "`dist-ft data check` says which, and what to do"
+        )
     if counts.num_bad_rows:
         with_bad = [split for split in splits if split.counts and split.counts.num_bad_rows]
         paths = ", ".join(f"{split.address}/{quarantine_of(split.key)}" for split in with_bad)

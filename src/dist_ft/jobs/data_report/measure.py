@@ -29,7 +29,7 @@ from dist_ft.data.sources.listing import list_sources
 from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
-from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer
+from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer, stop_tokens
 from dist_ft.records import Sample
 from dist_ft.storage.objects import open_store
 
@@ -147,10 +147,7 @@ def measure(config: Config) -> Measures:
     train, held_out = split_requests(config, render_key, curation)
     trained_on = [SplitCounts(f"train.{index}", request) for index, request in enumerate(train)]
     evaluated = [SplitCounts("eval", held_out)] if held_out is not None else []
-    generation = load_generation_config(config)
-    ends = generation.eos_token_id if generation is not None else None
-    listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    stops = {token for token in listed if token is not None}
+    stops = stop_tokens(tokenizer, load_generation_config(config))
     meter = _Meter(tokenizer, stops, config.data.redact)
     signatures = _scan(trained_on, render_many, meter)
     eval_signatures = _scan(evaluated, render_many, meter)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dist_ft.errors import DataError
+from dist_ft.model.chat.stops import Endings
 from dist_ft.records import Message
 
 _MARK = "\u2063"
@@ -23,7 +24,7 @@ class Answer:
     Attributes:
         until: The text of the conversation, this turn included.
         start: Index of the first character that the model writes.
-        end: Index behind the last one, which belongs to the mark that ends the turn.
+        end: Index behind the last one, which belongs to the token that ends the turn.
     """
 
     until: str
@@ -45,14 +46,24 @@ class Answer:
         return (self.start, len(shorter)) if shorter.endswith(marks) and text.startswith(shorter) else None
 
 
-def find_answer(messages: Sequence[Message], answer: int, render: Render) -> Answer:
+def find_answer(messages: Sequence[Message], answer: int, render: Render, endings: Endings) -> Answer:
     """Returns the assistant turn number `answer` (from 0).
+
+    Args:
+        messages: The conversation.
+        answer: Number of the turn.
+        render: Renders the template.
+        endings: What the template writes behind answers.
 
     Raises:
         DataError: The template refuses the turns up to it.
     """
     before, turn = messages[:answer], messages[answer]
-    until = render(messages[: answer + 1], False)
+
+    def finished(turns: Sequence[Message]) -> str:
+        return render(turns, False).removesuffix(endings.prompt)
+
+    until = finished(messages[: answer + 1])
     try:
         prompt = render(before, True)
     except DataError:  # nothing stands before the answer, or only what the template wants an answer to
@@ -62,7 +73,7 @@ def find_answer(messages: Sequence[Message], answer: int, render: Render) -> Ans
     else:
         # The prompt holds more than the template writes for a finished turn (an empty <think>). Another answer in
         # its place shows where answers begin.
-        other = render([*before, {"role": "assistant", "content": _MARK}], False)
+        other = finished([*before, {"role": "assistant", "content": _MARK}])
         shared = zip(until, other, strict=False)
         start = next((i for i, (a, b) in enumerate(shared) if a != b), min(len(until), len(other)))
     # White space behind the mark that ends the turn is the template's, not the model's.
@@ -70,6 +81,10 @@ def find_answer(messages: Sequence[Message], answer: int, render: Render) -> Ans
     content: str = turn["content"]
     if content[-1:].isspace():
         # White space of the answer itself: a template without such a mark may end with it.
-        longer = render([*before, {**turn, "content": content + _MARK}], False)
+        longer = finished([*before, {**turn, "content": content + _MARK}])
         end = max(end, len(until) - len(longer.rpartition(_MARK)[2]))
-    return Answer(until, start, max(start, end))
+    end = max(start, end)
+    if closing := endings.closing(turn, messages[answer + 1] if answer + 1 < len(messages) else None):
+        until = until[:end] + closing
+        end = len(until)
+    return Answer(until, start, end)

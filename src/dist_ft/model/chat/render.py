@@ -9,8 +9,9 @@ strips the reasoning of earlier turns); such an answer gets a sample of its own,
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tokenizers import Encoding
@@ -21,6 +22,7 @@ from dist_ft.errors import DataError, ModelError
 from dist_ft.model.chat.answers import Span, find_answer
 from dist_ft.model.chat.omissions import check_answer, check_context
 from dist_ft.model.chat.sandbox import Template
+from dist_ft.model.chat.stops import Endings, find_endings
 from dist_ft.model.chat.style import TemplateStyle, find_style
 from dist_ft.printable import printable
 from dist_ft.records import Completion, Conversation, Message, Record, Sample
@@ -35,12 +37,17 @@ class Renderer:
     Args:
         tokenizer: One that gives character offsets.
         train_on: `data.train_on`.
+        stops: Tokens at which generation stops, besides the tokenizer's EOS token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, train_on: str = "assistant") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, train_on: str = "assistant", stops: Iterable[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._train_on = train_on
-        self._templates: dict[bool, tuple[Template, TemplateStyle]] = {}
+        self._templates: dict[bool, tuple[Template, TemplateStyle, Endings]] = {}
+        self._stop_ids = frozenset({*stops, tokenizer.eos_token_id} - {None})
+        self._stops = tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(self._stop_ids))))
         self._eos: str = tokenizer.eos_token or ""
         adds_bos = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos: str = tokenizer.bos_token if adds_bos else ""
@@ -82,7 +89,7 @@ class Renderer:
         Returns:
             For each record its sample, or why it has none.
         """
-        of_answers = Renderer(self._tokenizer, "last" if self._train_on == "last" else "assistant")
+        of_answers = Renderer(self._tokenizer, "last" if self._train_on == "last" else "assistant", self._stop_ids)
         found: list[Sample | DataError] = []
         for samples in of_answers.render_many(records):
             if isinstance(samples, DataError):
@@ -117,7 +124,7 @@ class Renderer:
             ModelError: There is none.
         """
         try:
-            template, style = self._template(bool(tools))
+            template, style, _ = self._template(bool(tools))
             return template.render([style.format(message) for message in messages], tools, add_generation_prompt)
         except ModelError:
             raise
@@ -128,8 +135,16 @@ class Renderer:
                 f"the chat template refuses turns ({roles}): {reason}; change the row or set another data.chat_template"
             ) from error
 
-    def _template(self, has_tools: bool) -> tuple[Template, TemplateStyle]:
-        """Returns the template and its style; some models have another template for conversations with tools."""
+    @property
+    def endings_key(self) -> str:
+        """What the tokens of a conversation depend on besides the tokenizer; empty for most templates."""
+        if not self._tokenizer.chat_template:
+            return ""
+        found = {self._template(has_tools)[2] for has_tools in (False, True)} - {Endings()}
+        return f" {sorted(map(str, found))}" if found else ""
+
+    def _template(self, has_tools: bool) -> tuple[Template, TemplateStyle, Endings]:
+        """Returns the template, its style and its endings; some models have another template for rows with tools."""
         if has_tools not in self._templates:
             if not self._tokenizer.chat_template:
                 raise ModelError(
@@ -138,7 +153,9 @@ class Renderer:
                 )
             source = self._tokenizer.get_chat_template(tools=[] if has_tools else None)
             template = Template(source, self._tokenizer.special_tokens_map)
-            self._templates[has_tools] = template, find_style(template)
+            style = find_style(template)
+            endings = find_endings(partial(_try, template, style), self._stops, self._marks)
+            self._templates[has_tools] = template, style, endings
         return self._templates[has_tools]
 
     def _texts(self, record: Record) -> list[_Text]:
@@ -151,10 +168,16 @@ class Renderer:
                 f"({record.objectives}), or use rows with the good answers alone"
             )
         if self._train_on == "all":
-            text = self.text(record.messages, record.tools)
+            text = self._finished_text(record)
             check_context(text, record.messages, record.tools)
             return [_Text(text, ((0, len(text)),))]
         return self._texts_of_answers(record)
+
+    def _finished_text(self, conversation: Conversation) -> str:
+        """Returns the text of a conversation, without a prompt behind it and with the token that ends its answer."""
+        last, (_, _, endings) = conversation.messages[-1], self._template(bool(conversation.tools))
+        text = self.text(conversation.messages, conversation.tools).removesuffix(endings.prompt)
+        return text + (endings.closing(last, None) if last["role"] == "assistant" else "")
 
     def _texts_of_answers(self, conversation: Conversation) -> list[_Text]:
         """Returns as few texts as hold every trained answer just as the model gives it."""
@@ -167,7 +190,8 @@ class Renderer:
         if self._train_on == "last":
             numbers = numbers[-1:]
         trained = [number for number in numbers if turns[number].get("weight") != 0]
-        answers = {number: find_answer(turns, number, render) for number in trained}
+        endings = self._template(bool(conversation.tools))[2]
+        answers = {number: find_answer(turns, number, render, endings) for number in trained}
         if answers:
             last = max(answers)
             check_context(answers[last].until, turns[:last], conversation.tools)
@@ -202,8 +226,17 @@ class Renderer:
         for text, encoding in zip(texts, encodings, strict=True):
             trained = [False] * len(text.opening) + find_trained(text.text, text.spans, encoding)
             trained[:1] = [False for _ in trained[:1]]  # nothing precedes the first token
-            samples.append(Sample([*text.opening, *encoding.ids], trained))
+            ends = (text.text[start:end].rstrip() for start, end in text.spans)
+            num_unended = sum(not end.endswith(self._stops) for end in ends)
+            samples.append(Sample([*text.opening, *encoding.ids], trained, num_unended=num_unended))
         return samples
+
+
+def _try(template: Template, style: TemplateStyle, turns: Sequence[Message], add_generation_prompt: bool) -> str | None:
+    try:
+        return template.render([style.format(turn) for turn in turns], [], add_generation_prompt)
+    except Exception:  # a template is a program: it can raise anything
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "address": str(cache_dir), "key": split.key, "num_shards": 1,
         "counts": {
             "num_rows": 3, "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3,
+            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "num_unended": 0,
         },
         "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (), "score_key": "",
     }  # fmt: skip
@@ -144,8 +144,8 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "split": {
             "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
             "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "removed_rows": {}, "max_tokens": 6,
-            "max_trained_tokens": 5,
+            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "num_unended": 0, "removed_rows": {},
+            "max_tokens": 6, "max_trained_tokens": 5,
         },
     }  # fmt: skip
 

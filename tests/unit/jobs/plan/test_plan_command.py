@@ -164,6 +164,15 @@ def test_long_samples_and_untrained_rows_are_counted_and_warned_of(output_dir: P
     assert "1 rows have no trained token" in page
 
 
+def test_answers_that_do_not_teach_to_stop_are_said(output_dir: Path) -> None:
+    template = output_dir / "endless.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", encoding="utf-8")
+    plan = planned(_config(output_dir, f"data.chat_template={template}"))
+    (line,) = (line for line in plan.warnings if "stopping is not learnt" in line and "held-out" not in line)
+    assert line.startswith(f"{plan.data.rows:,} answers end without a token")
+    assert not any("stopping" in line for line in planned(_config(output_dir)).warnings)
+
+
 def test_bad_rows_and_long_samples_of_both_sides_are_said(output_dir: Path) -> None:
     source = output_dir / "bad.jsonl"
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "yes"}]}

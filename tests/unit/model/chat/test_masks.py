@@ -15,7 +15,7 @@ from dist_ft.records import Completion, Conversation, Message, Sample
 from tests.helpers.chat_templates import NAMED, STOCK, Family
 
 FAMILIES = STOCK | NAMED
-RENDERERS = {name: Renderer(family.tokenizer()) for name, family in FAMILIES.items()}
+RENDERERS = {name: family.renderer() for name, family in FAMILIES.items()}
 
 DATE = "%d %b %Y"
 """How Llama 3.1 writes today's."""

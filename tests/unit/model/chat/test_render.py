@@ -401,10 +401,10 @@ def test_without_a_template_only_raw_text_can_be_rendered() -> None:
 
 @pytest.mark.parametrize("name", sorted(STOCK | NAMED))
 def test_answers_of_stock_templates_end_with_a_mark(name: str) -> None:
-    tokenizer = (STOCK | NAMED)[name].tokenizer()
-    samples = Renderer(tokenizer)(Conversation(_turns("a", "one", "b", "two")))
+    renderer = (STOCK | NAMED)[name].renderer()
+    samples = renderer(Conversation(_turns("a", "one", "b", "two")))
     assert samples
-    assert all(_ends_with_a_mark(sample, tokenizer) for sample in samples)
+    assert all(_ends_with_a_mark(sample, renderer._tokenizer) for sample in samples)
 
 
 def test_an_answer_without_a_mark_that_ends_it_is_known() -> None:
