@@ -169,7 +169,13 @@ class Renderer:
             )
         if self._train_on == "all":
             text = self._finished_text(record)
-            check_context(text, record.messages, record.tools)
+            check_context(
+                text,
+                record.messages,
+                record.tools,
+                text_until=lambda number: self.text(record.messages[: number + 1], record.tools),
+                has_reasoning=True,
+            )
             return [_Text(text, ((0, len(text)),))]
         return self._texts_of_answers(record)
 
@@ -194,7 +200,12 @@ class Renderer:
         answers = {number: find_answer(turns, number, render, endings) for number in trained}
         if answers:
             last = max(answers)
-            check_context(answers[last].until, turns[:last], conversation.tools)
+            check_context(
+                answers[last].until,
+                turns[:last],
+                conversation.tools,
+                text_until=lambda n: answers[n].until if n in answers else render(turns[: n + 1], False),
+            )
         texts = []
         while answers:
             # The text ends with the last answer that is left. It also trains those before it that it did not rewrite.
