@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +16,12 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy
 
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.config import config_from_dict
 from dist_ft.data.stream.cache import open_split
-from dist_ft.errors import DataError
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.jobs import prepare as prepare_task
 from dist_ft.jobs import score
@@ -30,11 +29,9 @@ from dist_ft.jobs.spec import Preparation, decode_preparation
 from dist_ft.layout import RunDir, slices_name
 from dist_ft.messages import EvalDone, Message, SaveFailed, SaveSkipped, Staged, StepDone
 from dist_ft.model.base import load_model
-from dist_ft.model.chat.render import Renderer
 from dist_ft.objectives import kinds
 from dist_ft.objectives.objective import Objective, Outputs, Rows
 from dist_ft.objectives.sft import SFT
-from dist_ft.records import Conversation, Record, Sample
 from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
 from dist_ft.slices import SliceKey
 from dist_ft.storage.store import LocalStore
@@ -307,22 +304,6 @@ def _loss_with_step_mean(outputs: Outputs, rows: Rows) -> torch.Tensor:
     return torch.stack([loss_sum[0], rows.step_mean * num_slots, num_slots.float()])
 
 
-def _pair_loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
-    per_token_N = -cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="none")
-    first, second = rows.sample_sums(per_token_N).view(-1, 2).unbind(1)
-    return torch.stack([-logsigmoid(0.1 * (first - second)).sum(), (first - second).sum()])
-
-
-def _render_pairs(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
-    pairs = []
-    for record in records:
-        assert isinstance(record, Conversation)
-        *before, answer = record.messages
-        worse = {**answer, "content": answer["content"][::-1]}
-        pairs.append([*renderer(record), *renderer(Conversation([*before, worse]))])
-    return list(pairs)
-
-
 OTHER_OBJECTIVES = {
     # What SFT does not use: a number of the step, metrics of every step, slots as the divisor.
     "step_sum": Objective(
@@ -332,16 +313,6 @@ OTHER_OBJECTIVES = {
         loss=_loss_with_step_mean,
         metrics=("step_mean", "one"),
         step_sum=_token_losses,
-    ),
-    # And slots of two rows: an answer should be likelier than itself written backwards.
-    "pairs": Objective(
-        kind="sft",
-        render=_render_pairs,
-        weight=lambda totals: totals.num_samples // 2,
-        loss=_pair_loss,
-        metrics=("margin",),
-        rows_per_slot=2,
-        render_key=" pairs",
     ),
 }
 

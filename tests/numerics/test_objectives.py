@@ -32,11 +32,6 @@ def with_step_sum(tmp_path_factory: pytest.TempPathFactory, ranks: RankServer) -
     return _train(tmp_path_factory.mktemp("step-sum"), ranks, "step_sum")
 
 
-@pytest.fixture(scope="module")
-def on_pairs(tmp_path_factory: pytest.TempPathFactory, ranks: RankServer) -> list[Attempt]:
-    return _train(tmp_path_factory.mktemp("pairs"), ranks, "pairs")
-
-
 def _assert_equal(attempts: list[Attempt], metric: str) -> None:
     first = attempts[0]
     for attempt in attempts[1:]:
@@ -63,14 +58,3 @@ def test_evaluations_hold_the_objectives_metrics_and_nothing_of_another(with_ste
         for row in attempt.evals:
             assert list(row) == ["step", "attempt", "eval_loss", "step_mean", "one"]
             assert row["eval_loss"] == pytest.approx(row["step_mean"] * (1 + row["step_mean"]), rel=1e-5)
-
-
-def test_slots_of_two_rows_train_alike_at_every_shape(on_pairs: list[Attempt]) -> None:
-    _assert_equal(on_pairs, "margin")
-    assert [attempt.digests for attempt in on_pairs] == [on_pairs[0].digests] * len(SHAPES)
-
-
-def test_the_better_row_of_a_pair_becomes_likelier(on_pairs: list[Attempt]) -> None:
-    for attempt in on_pairs:
-        assert attempt.evals[0]["margin"] < attempt.evals[-1]["margin"]
-        assert attempt.evals[0]["eval_loss"] > attempt.evals[-1]["eval_loss"]

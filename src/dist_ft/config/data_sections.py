@@ -143,6 +143,10 @@ class LimitsConfig(Section):
     """Rows of a split with an empty answer."""
     repeated_answers: Share | None = None
     """Training rows whose answer many other rows share."""
+    one_sided_lengths: Share | None = None
+    """Pairs of a split whose longer answer is on the side where it is more often."""
+    one_sided_labels: Share | None = None
+    """Labelled answers of a split with the label that is more frequent."""
 
 
 class DataConfig(Section):

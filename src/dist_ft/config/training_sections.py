@@ -208,7 +208,9 @@ class OrpoConfig(Section):
 class KtoConfig(Section):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): answers with a label each, not pairs."""
 
-    steering: ClassVar[tuple[SteeringMetric, ...]] = _REWARDS
+    steering: ClassVar[tuple[SteeringMetric, ...]] = (
+        "eval_loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+    )  # fmt: skip
     kind: Literal["kto"] = "kto"
     """What is optimised."""
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"

@@ -22,6 +22,7 @@ from dist_ft.evaluate.held_out import evaluate
 from dist_ft.evaluate.merge import AnsweredRow, EvalShare
 from dist_ft.evaluate.questions import held_out_questions
 from dist_ft.jobs.prepare import prepare_held_out
+from dist_ft.jobs.score import score_split
 from dist_ft.machine import num_cores
 from dist_ft.metric_rows import Metrics
 from dist_ft.model.adapter import Model, load_adapter
@@ -64,6 +65,7 @@ def run(
     for row in sorted(row for batch in batches for row in batch):
         rows[row] = AnsweredRow(row, questions[row].shown, questions[row].reference, answers={})
     split = prepare_held_out(config, tokenizer) if with_loss else None
+    split = score_split(config, split) if split is not None else None
     objective = build_objective(config.objective)
     numbers: dict[str, Metrics] = {}
     with ExitStack() as stack:

@@ -8,6 +8,7 @@ sharded anew after a resize. A teacher's likeliest tokens are such columns, too:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ import xxhash
 
 from dist_ft.config import Config
 from dist_ft.data.shards.columns import Column, Numbers
-from dist_ft.data.shards.make import cache_errors
+from dist_ft.data.shards.make import cache_errors, read_infos
 from dist_ft.data.shards.request import SplitPlan
 from dist_ft.data.shards.score_file import ScoredBatch, make_scores, scores_name
 from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, INFO, ShardInfo
+from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.loader import RankLayout, micro_batch
 from dist_ft.data.stream.token_shards import Row, TokenShards
@@ -30,7 +32,7 @@ from dist_ft.machine import num_cores
 from dist_ft.model.frozen import check_same_tokens, frozen_config, frozen_key, load_frozen
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.objectives.module import ObjectiveModule
-from dist_ft.objectives.objective import Objective, Rows, Scorer
+from dist_ft.objectives.objective import Rows, Scorer
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import shown_url
@@ -57,41 +59,75 @@ def run(
     """
     torch.set_num_threads(max(1, int(num_cores() * share)))
     info = ShardInfo.from_dict(make_shard.run(config, take_held_out, shard))
-    objective = build_objective(config.objective)
-    scorer = objective.scorer
+    scorer = build_objective(config.objective).scorer
     assert scorer is not None
     if scorer_key(config, scorer) != score_key:
         raise DataError(
             f"{scorer.setting} is another model on this machine than at the driver; give all the same files"
         )
-    address = cache_address(config)
-    store = open_store(address)
-
-    def score() -> Iterator[ScoredBatch]:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        module = ObjectiveModule(load_frozen(frozen_config(config, scorer.model)).to(device)).eval()
-        cache = ShardCache([Replica(shown_url(address), store)], config.data.loader)
-        shards = TokenShards([info.key], cache)
-        for begin in range(0, info.counts.num_sequences, BATCH_SEQUENCES):
-            end = min(begin + BATCH_SEQUENCES, info.counts.num_sequences)
-            sequences = [shards.read(0, row) for row in range(begin, end)]
-            yield score_sequences(module, objective, scorer, sequences, config.data.packing, device)
-
-    with cache_errors(address):
-        make_scores(info, score_key, scorer.columns, score, store)
+    FrozenModel(config, scorer, score_key).score(info)
     return info.to_dict()
 
 
+def score_split(config: Config, split: PreparedSplit) -> PreparedSplit:
+    """Makes the missing scores of a split in this process; returns the split with its scores.
+
+    Raises:
+        UserError: The frozen model does not fit.
+    """
+    scorer = build_objective(config.objective).scorer
+    if scorer is None:
+        return split
+    check_scorer(config, scorer)
+    frozen = FrozenModel(config, scorer, scorer_key(config, scorer))
+    for info in read_infos(open_store(split.address), list(dict.fromkeys(split.read_keys()))):
+        frozen.score(info)
+    return replace(split, score_key=frozen.score_key)
+
+
+class FrozenModel:
+    """Scores token shards. The model is loaded when the first shard needs it.
+
+    Args:
+        config: The run config.
+        scorer: What is scored.
+        score_key: Key of the scorer.
+    """
+
+    def __init__(self, config: Config, scorer: Scorer, score_key: str) -> None:
+        self._config, self._scorer, self.score_key = config, scorer, score_key
+        self._objective = build_objective(config.objective)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._module: ObjectiveModule | None = None
+
+    def score(self, info: ShardInfo) -> None:
+        """Makes the scores of a shard, unless they exist.
+
+        Raises:
+            ConfigError: The store refuses.
+        """
+        address = cache_address(self._config)
+        with cache_errors(address):
+            store = open_store(address)
+            make_scores(info, self.score_key, self._scorer.columns, lambda: self._batches(info, address, store), store)
+
+    def _batches(self, info: ShardInfo, address: str, store: Store) -> Iterator[ScoredBatch]:
+        config, scorer = self._config, self._scorer
+        if self._module is None:
+            model = load_frozen(frozen_config(config, scorer.model)).to(self._device)
+            self._module = ObjectiveModule(model).eval()
+        shards = TokenShards([info.key], ShardCache([Replica(shown_url(address), store)], config.data.loader))
+        for begin in range(0, info.counts.num_sequences, BATCH_SEQUENCES):
+            end = min(begin + BATCH_SEQUENCES, info.counts.num_sequences)
+            sequences = [shards.read(0, row) for row in range(begin, end)]
+            rows_per_slot = self._objective.rows_per_sequence(config.data.packing)
+            yield score_sequences(self._module, scorer, sequences, rows_per_slot, self._device)
+
+
 def score_sequences(
-    module: ObjectiveModule,
-    objective: Objective,
-    scorer: Scorer,
-    sequences: Sequence[Row],
-    is_packed: bool,
-    device: torch.device,
+    module: ObjectiveModule, scorer: Scorer, sequences: Sequence[Row], rows_per_slot: int, device: torch.device
 ) -> ScoredBatch:
     """Returns the entries of each column for each sequence; passes take sequences of similar length together."""
-    rows_per_slot = objective.rows_per_sequence(is_packed)
     scored: list[list[Numbers]] = [[column.empty()] * len(sequences) for column in scorer.columns]
     for slots in _passes([len(row.input_ids) for row in sequences]):
         members = [sequences[slot] for slot in slots]

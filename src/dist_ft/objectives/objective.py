@@ -149,11 +149,13 @@ class Objective:
         loss: Returns the loss sum, then a sum for each of `metrics` [1 + len(metrics)].
         metrics: Names of the numbers that every step and evaluation logs beside the loss, divided like the loss.
         divided_by: Metric → the metric by whose sum it is divided instead, such as the rows with a label.
+        differences: Further metric → the two metrics whose difference it is.
         eval_metrics: Numbers that only evaluations measure, each with its function [1]; divided like the loss.
         step_sum: Returns a sum that the loss needs from the whole step [1]. It costs a forward pass without gradient
             over all rows of the step. The group's sum, divided like the loss, is `Rows.step_mean`.
         rows_per_slot: Samples of a record, if not any number: 2 for a pair. They are neighbours in this order in every
             pass, as rows of one slot or packed into one row, and used together or not at all.
+        sample_names: What the samples of a record are called where they are shown; empty for one kind.
         columns: Names of the numbers that `render` gives each sample (`Sample.numbers`).
         adds_mismatched: Whether each sample is followed by its prompt with the answer of the sample before in the
             token shard; then `render` returns one sample for a record, and `rows_per_slot` is 2.
@@ -168,9 +170,11 @@ class Objective:
     loss: Sums
     metrics: tuple[str, ...] = ()
     divided_by: Mapping[str, str] = field(default_factory=dict)
+    differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     eval_metrics: Mapping[str, Sums] = field(default_factory=dict)
     step_sum: Sums | None = None
     rows_per_slot: int = 1
+    sample_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     adds_mismatched: bool = False
     scorer: Scorer | None = None
@@ -197,6 +201,9 @@ class Objective:
         for name, total in by_name.items():
             over = by_name[self.divided_by[name]] if name in self.divided_by else divisor
             found[name] = total / over if over else None
+        for name, (one, other) in self.differences.items():
+            left, right = found[one], found[other]
+            found[name] = None if left is None or right is None else left - right
         return found
 
     def eval_sums(self, outputs: Outputs, rows: Rows) -> torch.Tensor:

@@ -201,5 +201,6 @@ def _objective(
 ) -> Objective:
     return Objective(
         kind=kind, render=render, weight=weight, loss=loss, metrics=metrics, rows_per_slot=2, scorer=scorer,
+        sample_names=("chosen", "rejected"),
         render_key=" pairs",
     )  # fmt: skip

@@ -146,7 +146,9 @@ def _render_sequence(sequence: ShownSequence, shown: ShownData, is_colored: bool
     for number, sample in enumerate(samples, start=1):
         place = printable(sample.place or "a row that was not found again", _PLACE)
         counts = f"{format_count(len(sample.input_ids), 'token')}, {sum(sample.trained):,} trained"
-        yield _paint(f"── sample {number}, {place}: {counts}", frame)
+        role = f" ({sample.role})" if sample.role else ""
+        numbers = "".join(f", {name} {value:g}" for name, value in sample.numbers.items())
+        yield _paint(f"── sample {number}{role}, {place}: {counts}{numbers}", frame)
         parts = []
         for is_trained, members in groupby(sample.segments, key=attrgetter("is_trained")):
             text = "".join(_render_segment(segment, is_colored) for segment in members)

@@ -32,10 +32,12 @@ def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     metrics = dict.fromkeys(metric for values in columns.values() for metric in values)
     if not metrics:
         return ""
-    lines = [" " * _WIDTH + "".join(f"{name:>12}" for name in columns)]
+    names = {metric: METRIC_NAMES.get(metric, metric) for metric in metrics}
+    width = max(_WIDTH, 2 + max(map(len, names.values())))
+    lines = [" " * width + "".join(f"{name:>12}" for name in columns)]
     for metric in metrics:
         shown = "".join(f"{format_value(values.get(metric)):>12}" for values in columns.values())
-        lines.append(f"{METRIC_NAMES.get(metric, metric):{_WIDTH}}{shown}")
+        lines.append(f"{names[metric]:{width}}{shown}")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dist_ft.metric_rows import EvalRow
+from dist_ft.metric_rows import EvalRow, Metrics
 
 LOWER_IS_BETTER = {
     "eval_loss": True, "nll_loss": True, "rewards/rejected": True, "logps/rejected": True, "token_accuracy": False,
@@ -86,3 +86,25 @@ def perplexity(loss_mean: float) -> float | None:
     except OverflowError:
         return None
     return value if math.isfinite(value) else None
+
+
+_FALL = 0.01
+"""Share of the log-probability of the chosen answers by which it must fall to be worth a warning."""
+
+
+def chosen_warning(first: Metrics, last: Metrics) -> str | None:
+    """Returns a warning where preference tuning made the chosen answers themselves less likely.
+
+    A preference loss only asks for a margin, and may reach it by making both answers unlikely.
+
+    Args:
+        first: Held-out numbers before the first step.
+        last: Held-out numbers now.
+    """
+    before, now = first.get("logps/chosen"), last.get("logps/chosen")
+    if before is None or now is None or now >= before - _FALL * abs(before):
+        return None
+    return (
+        f"the held-out chosen answers became less likely (logps/chosen {before:.2f} → {now:.2f}): the margin was "
+        "gained by making both answers unlikely. Raise objective.sft_weight (0.1 to 1), or lower optimizer.lr"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,25 @@ def adapter(path: Path, name: str) -> Path:
 def test_sound_configs_pass(check: Check, tmp_path: Path, override: str) -> None:
     (tmp_path / "folder").mkdir()
     assert check(override) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["objective={kind: dpo, label_smoothing: 0.1}"], "label_smoothing=0.1 does nothing with .*sigmoid; .*robust"),
+        (["objective={kind: cpo, gamma: 1.0}"], "objective.gamma=1 is for objective.loss=simpo"),
+        (["objective={kind: dpo}", "data.train_on=all"], "data.train_on=all trains prompts"),
+        (["objective={kind: kto}", "data.long_samples=split"], "data.long_samples=split cuts answers"),
+        (["objective={kind: dpo, reference: nowhere}"], "objective.reference=nowhere: no model or adapter there"),
+        (
+            ["objective={kind: kto}", "data.eval=0.5", "eval={every_steps: 1, best_metric: rewards/accuracies}"],
+            "eval.best_metric=rewards/accuracies is not measured with objective.kind=kto; choose one of eval_loss",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(check: Check, overrides: list[str], problem: str) -> None:
+    (found,) = check(*overrides)
+    assert re.search(problem, found), found
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ the wording (`normal` when nothing is said):
     Could you ship a pair of red mugs to Oslo for Anna? It can wait, low priority.
     {"name":"Anna","item":"mug","count":2,"color":"red","city":"Oslo","priority":"low"}
 
+`orders-pairs` asks the same and gives two answers: the right one, and one in which one or two values are wrong.
+
 Why train and eval cannot overlap: every answer belongs to one split, decided by a residue of its values alone
 (`_is_eval_answer`), and a request names all values of its answer, so equal requests have equal answers. Eval
 also draws from names and cities that train never sees. Rows depend on the split's seed and on nothing else:
@@ -132,12 +134,15 @@ class _Split:
     seed: int
     num_rows: int
     is_eval: bool
+    is_of_pairs: bool = False
 
 
 EMBEDDED: Final[Mapping[str, _Split]] = MappingProxyType(
     {
         "orders/train": _Split(seed=20240, num_rows=2000, is_eval=False),
         "orders/eval": _Split(seed=20241, num_rows=200, is_eval=True),
+        "orders-pairs/train": _Split(seed=20242, num_rows=1000, is_eval=False, is_of_pairs=True),
+        "orders-pairs/eval": _Split(seed=20243, num_rows=100, is_eval=True, is_of_pairs=True),
     }
 )
 """Every embedded data set by name, as written after `embedded:`."""
@@ -150,7 +155,8 @@ def embedded_rows(name: str) -> list[dict[str, list[Message]]]:
         name: A key of `EMBEDDED`, without the `embedded:` prefix.
 
     Returns:
-        `{"messages": [system, user, assistant]}` for each row; a new list that the caller may change.
+        For each row `{"messages": [system, user, assistant]}`, or of pairs `{"prompt": [system, user], "chosen":
+        [assistant], "rejected": [assistant]}`; a new list that the caller may change.
 
     Raises:
         DataError: If there is no data set of that name.
@@ -162,7 +168,8 @@ def embedded_rows(name: str) -> list[dict[str, list[Message]]]:
             "name one of these or the path of a JSONL file"
         )
     rng = random.Random(split.seed)
-    return [_row(rng, _draw_order(rng, split)) for _ in range(split.num_rows)]
+    make = _pair if split.is_of_pairs else _row
+    return [make(rng, _draw_order(rng, split)) for _ in range(split.num_rows)]
 
 
 def _draw_order(rng: random.Random, split: _Split) -> Order:
@@ -193,6 +200,22 @@ def _row(rng: random.Random, order: Order) -> dict[str, list[Message]]:
             {"role": "user", "content": _request(rng, order)},
             {"role": "assistant", "content": order.to_json()},
         ]
+    }
+
+
+def _pair(rng: random.Random, order: Order) -> dict[str, list[Message]]:
+    *prompt, chosen = _row(rng, order)["messages"]
+    choices: dict[str, tuple[str | int | None, ...]] = {
+        "name": NAMES[:-NUM_EVAL_ONLY], "item": ITEMS, "count": tuple(_COUNT_WORDS), "color": (*COLORS, None),
+        "city": CITIES[:-NUM_EVAL_ONLY], "priority": tuple(_PRIORITY_NOTES),
+    }  # fmt: skip
+    wrong = asdict(order)
+    for key in rng.sample(tuple(choices), rng.choice((1, 2))):
+        wrong[key] = rng.choice([value for value in choices[key] if value != wrong[key]])
+    return {
+        "prompt": prompt,
+        "chosen": [chosen],
+        "rejected": [{"role": "assistant", "content": Order(**wrong).to_json()}],
     }
 
 

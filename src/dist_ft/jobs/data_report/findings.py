@@ -30,6 +30,9 @@ from dist_ft.printable import format_count
 _NUM_BARS = 40
 _FEW_SHARE = 0.01
 """Up to this share, cut samples and repeated rows are a note; beyond it a warning."""
+_ONE_SIDED = 0.8
+"""Share of pairs with the longer answer on one side from which on length is called a shortcut."""
+_ENOUGH_PAIRS = 10
 _WORTH_PACKING = 0.5
 """Packing is suggested if it leaves at most this share of the sequences."""
 
@@ -64,6 +67,7 @@ def find_problems(measures: Measures) -> list[Finding]:
     found: list[Finding] = []
     for split in measures.splits:
         found += [*_row_problems(split), *_sample_problems(split, measures.stops), *_text_problems(split)]
+        found += _preference_problems(split)
     found += _repeat_problems(measures)
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -121,6 +125,25 @@ def _sample_problems(split: SplitCounts, stops: Sequence[str]) -> Iterator[Findi
             "turns end in one"
         )
         yield _finding("warning", split, what, split.unended)
+
+
+def _preference_problems(split: SplitCounts) -> Iterator[Finding]:
+    """Yields findings about pairs whose longer answer is on one side, and about labels that nearly all agree."""
+    for side, longer in (("chosen", split.longer_chosen), ("rejected", split.longer_rejected)):
+        if split.num_pairs >= _ENOUGH_PAIRS and longer.count > _ONE_SIDED * split.num_pairs:
+            what = (
+                f"the {side} answer is the longer one in {longer.count:,} of {split.num_pairs:,} pairs "
+                f"({longer.count / split.num_pairs:.0%}), so length alone tells the answers apart; add pairs of the "
+                "other kind, or take a loss of means of tokens (objective.loss=sigmoid_norm, ipo or simpo)"
+            )
+            yield _finding("warning", split, what, longer)
+    good, bad = split.good.count, split.bad.count
+    if good + bad >= _ENOUGH_PAIRS and split.name != "eval" and not (bad <= good <= 4 / 3 * bad):
+        what = (
+            f"labels: {good:,} good answers, {bad:,} bad ones; set objective.desirable_weight and undesirable_weight "
+            "so that weight times rows of the good is 1 to 4/3 of that of the bad"
+        )
+        yield _finding("note", split, what, Noted())
 
 
 _NAMES = {
@@ -251,6 +274,11 @@ def summarize(split: SplitCounts) -> SplitSummary:
         redacted=dict(sorted(split.redacted.items())),
         removed=dict(split.request.removed.counts),
         histogram=Histogram(width, tuple(bars)),
+        pairs=split.num_pairs,
+        longer_chosen=split.longer_chosen.count,
+        longer_rejected=split.longer_rejected.count,
+        good_answers=split.good.count,
+        bad_answers=split.bad.count,
     )
 
 

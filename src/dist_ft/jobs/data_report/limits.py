@@ -38,6 +38,8 @@ _WHAT = {
     "untrained": "rows without a trained token are", "long": "samples beyond data.seq_len are",
     "bad": "rows that cannot be used are", "empty_answers": "rows with an empty answer are",
     "repeated_answers": "rows with an answer that many give are",
+    "one_sided_lengths": "pairs whose longer answer is on the same side are",
+    "one_sided_labels": "answers with the more frequent label are",
 }  # fmt: skip
 _OF_SPLIT: dict[str, Callable[[SplitCounts], tuple[Noted, int]]] = {
     "personal": lambda split: (_join(split.num_personal_rows, list(split.personal.values())), split.num_rows),
@@ -48,12 +50,18 @@ _OF_SPLIT: dict[str, Callable[[SplitCounts], tuple[Noted, int]]] = {
         split.num_rows + split.unreadable.count,
     ),
     "empty_answers": lambda split: (split.empty_answers, split.num_rows),
+    "one_sided_lengths": lambda split: (_more(split.longer_chosen, split.longer_rejected), split.num_pairs),
+    "one_sided_labels": lambda split: (_more(split.good, split.bad), split.good.count + split.bad.count),
 }
 _OF_ALL: dict[str, Callable[[Measures], Noted]] = {
     "exact_copies": lambda measures: measures.repeats,
     "near_copies": lambda measures: measures.near,
     "repeated_answers": lambda measures: measures.repeated_answers,
 }
+
+
+def _more(one: Noted, other: Noted) -> Noted:
+    return one if one.count >= other.count else other
 
 
 def _join(count: int, parts: Sequence[Noted]) -> Noted:

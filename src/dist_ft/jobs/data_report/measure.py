@@ -30,7 +30,7 @@ from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
 from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
 from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer, stop_tokens
-from dist_ft.records import Sample
+from dist_ft.records import Labelled, Preference, Sample
 from dist_ft.storage.objects import open_store
 
 NEAR = 0.8
@@ -68,7 +68,12 @@ class SplitCounts:
         num_packed: Sequences if they were packed.
         keys: Hash of each row's content.
         answers: Hash of each row's answer; 0 for a short answer.
-        window: Lengths of the samples that are not packed yet.
+        num_pairs: Pairs of answers.
+        longer_chosen: Pairs whose chosen answer is the longer one.
+        longer_rejected: Pairs whose rejected answer is the longer one.
+        good: Answers with a true label.
+        bad: Answers with a false label.
+        window: Lengths of the slots that are not packed yet: of a sample, or of all samples of a pair.
         num_window_rows: Rows of these samples.
         num_window_tokens: Tokens of these samples.
     """
@@ -97,13 +102,18 @@ class SplitCounts:
     num_packed: int = 0
     keys: array[int] = field(default_factory=lambda: array("Q"))
     answers: array[int] = field(default_factory=lambda: array("Q"))
+    num_pairs: int = 0
+    longer_chosen: Noted = field(default_factory=Noted)
+    longer_rejected: Noted = field(default_factory=Noted)
+    good: Noted = field(default_factory=Noted)
+    bad: Noted = field(default_factory=Noted)
     window: list[int] = field(default_factory=list)
     num_window_rows: int = 0
     num_window_tokens: int = 0
 
     def close_window(self) -> None:
         """Counts the sequences of a window as `data/shards/pack.py` would make them."""
-        num_bins = len(plan_bins(self.window, self.request.seq_len))
+        num_bins = len(plan_bins(self.window, self.request.seq_len * self.request.rows_per_slot))
         self.num_packed += num_bins
         self.num_sequences += num_bins if self.request.packing else len(self.window)
         self.window.clear()
@@ -199,12 +209,26 @@ class _Meter:
             return
         if special := next(filter(None, map(self._special.search, row.record.templated_texts())), None):
             split.control_text.add(f"{row.place}: {special[0]}")
-        used = [piece for sample in samples for piece in self._note_sample(sample, row.place, split)]
+        if isinstance(row.record, Labelled):
+            (split.good if row.record.label else split.bad).add(row.place)
+        pieces = [self._note_sample(sample, row.place, split) for sample in samples]
+        wanted = split.request.samples_per_record
+        is_whole = wanted is None or [len(some) for some in pieces] == [1] * wanted
+        used = [piece for some in pieces for piece in some] if is_whole else []
+        if isinstance(row.record, Preference) and len(used) == 2:
+            split.num_pairs += 1
+            difference = len(samples[0].input_ids) - len(samples[1].input_ids)
+            if difference:
+                (split.longer_chosen if difference > 0 else split.longer_rejected).add(row.place)
         is_any_long = any(len(sample.input_ids) > split.request.seq_len for sample in samples)
         if not used and not (is_any_long and split.request.long_samples == "drop"):
             split.untrained.add(row.place)
             split.num_hidden_rows += any(any(sample.trained[1:]) for sample in samples)
-        split.window += [len(piece.input_ids) for piece in used]
+        lengths = [len(piece.input_ids) for piece in used]
+        # Of a labelled answer the mismatched one is counted as long as itself.
+        split.window += (
+            lengths if wanted is None else [sum(lengths) * split.request.rows_per_slot // wanted] * bool(used)
+        )
         split.num_window_rows += 1
         split.num_window_tokens += sum(len(piece.input_ids) for piece in used)
         if is_window_full(split.num_window_rows, split.num_window_tokens):

@@ -21,6 +21,7 @@ from dist_ft.jobs.data_report.summary import Segment, ShownData, ShownSample, Sh
 from dist_ft.jobs.prepare import prepare_split
 from dist_ft.jobs.splits import make_renderer, plan_splits
 from dist_ft.model.base import Tokenizer, load_tokenizer
+from dist_ft.objectives.kinds import build_objective
 
 Tokens = tuple[int, ...]
 
@@ -56,21 +57,27 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     shards = open_split(split, config.data.loader)
     rows = range(first - 1, min(first - 1 + count, counts.num_sequences))
     places = [_locate(shards, row) for row in rows]
-    sequences: list[list[tuple[list[int], list[bool]]]] = []
+    names = build_objective(config.objective).sample_names
+    sequences: list[list[tuple[list[int], list[bool], dict[str, float]]]] = []
     for shard, row in places:
-        ids, trained, starts, _ = shards.read(shard, row)
-        cuts = zip(starts, [*starts[1:], len(ids)], strict=True)
-        sequences.append([(ids[start:end].tolist(), trained[start:end].tolist()) for start, end in cuts])
-    wanted = {tuple(ids) for samples in sequences for ids, _ in samples}
+        ids, trained, starts, numbers = shards.read(shard, row)
+        of_samples = [{name: float(values[at]) for name, values in numbers.items()} for at in range(len(starts))]
+        cuts = zip(starts, [*starts[1:], len(ids)], of_samples, strict=True)
+        sequences.append([(ids[start:end].tolist(), trained[start:end].tolist(), of) for start, end, of in cuts])
+    wanted = {tuple(ids) for samples in sequences for ids, _, _ in samples}
     parts = [plan.shards[shard] for shard in dict.fromkeys(shard for shard, _ in places)]
     origins = _find_origins(plan.request, parts, render_many, wanted)
     shown = []
     for number, pieces in zip(rows, sequences, strict=True):
         samples = []
-        for tokens, flags in pieces:
+        place, num_cut = None, None
+        for index, (tokens, flags, of_sample) in enumerate(pieces):
+            role = names[index % len(names)] if names else ""
             origin = origins.get(tuple(tokens))
-            place, num_cut = (origin.place, origin.num_cut_tokens) if origin else (None, None)
-            samples.append(ShownSample(place, num_cut, tokens, flags, list(_segments(tokenizer, tokens, flags))))
+            if origin is not None or not index % max(1, len(names)):  # a mismatched answer is beside its own row
+                place, num_cut = (origin.place, origin.num_cut_tokens) if origin else (None, None)
+            segments = list(_segments(tokenizer, tokens, flags))
+            samples.append(ShownSample(place, num_cut, tokens, flags, segments, role, of_sample))
         shown.append(ShownSequence(number + 1, samples))
     return ShownData(
         source=plan.request.shown,

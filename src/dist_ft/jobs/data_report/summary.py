@@ -116,6 +116,11 @@ class SplitSummary:
         redacted: Rows in which `data.redact` finds something, by kind.
         removed: Rows that the config removes, by rule.
         histogram: Samples by tokens.
+        pairs: Pairs of answers.
+        longer_chosen: Pairs whose chosen answer is the longer one.
+        longer_rejected: Pairs whose rejected answer is the longer one.
+        good_answers: Answers with a true label.
+        bad_answers: Answers with a false label.
     """
 
     name: str
@@ -144,6 +149,11 @@ class SplitSummary:
     redacted: dict[str, int]
     removed: dict[str, int]
     histogram: Histogram
+    pairs: int = 0
+    longer_chosen: int = 0
+    longer_rejected: int = 0
+    good_answers: int = 0
+    bad_answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,6 +216,8 @@ class ShownSample:
         input_ids: Tokens of the sample.
         trained: For each token, whether its prediction is trained.
         segments: The tokens as text.
+        role: What it is in its record, such as `chosen`; empty for conversations and texts.
+        numbers: What its objective keeps of it besides, such as a label.
     """
 
     place: str | None
@@ -213,6 +225,8 @@ class ShownSample:
     input_ids: list[int]
     trained: list[bool]
     segments: list[Segment]
+    role: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

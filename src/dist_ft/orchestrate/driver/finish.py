@@ -17,7 +17,7 @@ from dist_ft.run.events import EarlyStop, Exported, read_ledger
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.outcome import EarlyEnd, RunNumbers, RunResult
 from dist_ft.run.place import Run
-from dist_ft.run.scores import Scores
+from dist_ft.run.scores import Scores, chosen_warning
 from dist_ft.storage.publish import read_json, write_whole
 
 _SAMPLES_SHOWN = 3
@@ -57,7 +57,10 @@ def export_and_measure(session: Session) -> RunNumbers:
         for name, step in {"base": 0, **steps}.items():
             row = read_evals(run_dir.evals).get(step, EvalRow(step, 0, {}))
             session.coordinator.record_evaluation(replace(row, metrics={**row.metrics, **evaluation.models[name]}))
-    return replace(result, comparison=_compare(run_dir, {"base": 0, **steps}))
+    comparison = _compare(run_dir, {"base": 0, **steps})
+    if warning := chosen_warning(comparison.get("base", {}), comparison.get("tuned", {})):
+        session.console.say(f"  {warning}", "yellow")
+    return replace(result, comparison=comparison)
 
 
 def read_numbers(run_dir: Run) -> RunNumbers:

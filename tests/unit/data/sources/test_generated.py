@@ -15,6 +15,7 @@ from dist_ft.errors import DataError
 
 KEYS = ["name", "item", "count", "color", "city", "priority"]
 SPLITS = ["orders/train", "orders/eval"]
+PAIRS = ["orders-pairs/train", "orders-pairs/eval"]
 
 
 def _messages(name: str) -> list[list[dict[str, str]]]:
@@ -40,7 +41,18 @@ def test_sizes(name: str, num_rows: int) -> None:
 
 
 def test_every_embedded_name_is_covered_here() -> None:
-    assert list(EMBEDDED) == SPLITS
+    assert list(EMBEDDED) == [*SPLITS, *PAIRS]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_have_a_right_and_a_wrong_answer_of_one_form(name: str) -> None:
+    rows = embedded_rows(name)
+    assert rows == embedded_rows(name)
+    for row in rows:
+        right, wrong = (json.loads(row[side][0]["content"]) for side in ("chosen", "rejected"))
+        assert list(right) == list(wrong)
+        assert 1 <= sum(right[key] != wrong[key] for key in right) <= 2
+        assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
 
 
 # Change these only on purpose: stored exact-match figures belong to these very rows. Each test process has

@@ -64,6 +64,9 @@ def test_good_data_has_no_finding() -> None:
         ({"control_text": noted(7)}, "warning", "text of 7 rows holds special tokens"),
         ({"empty_answers": noted(7)}, "warning", "empty answers in 7 rows"),
         ({"num_packed": 300}, "note", "data.packing=true would make 300 sequences of 600"),
+        ({"num_pairs": 10, "longer_chosen": noted(9)}, "warning", r"chosen answer is the longer one in 9 of 10 pairs"),
+        ({"num_pairs": 20, "longer_rejected": noted(17)}, "warning", r"rejected answer .* 17 of 20 .*sigmoid_norm"),
+        ({"good": Noted(20), "bad": Noted(14)}, "note", "20 good answers, 14 bad ones; set objective.desirable"),
     ],
 )
 def test_a_finding_says_what_and_what_to_do(changes: dict[str, Any], severity: str, says: str) -> None:
@@ -71,7 +74,7 @@ def test_a_finding_says_what_and_what_to_do(changes: dict[str, Any], severity: s
     assert (how_bad, split) == (severity, "train.0")
     assert re.search(says, message), message
     assert "\n" not in message
-    (value,) = [v.count for v in changes.values() if isinstance(v, Noted)] or [0]
+    value = next((v.count for key, v in changes.items() if isinstance(v, Noted) and key not in ("good", "bad")), 0)
     assert count == value
 
 

@@ -36,6 +36,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
     ("bad", {"num_rows": 90, "unreadable": noted(10)}, {}, "train.0", "10 of 100 (10.00%)"),
     ("bad", {"refused": noted(10)}, {}, "train.0", "10 of 100 (10.00%)"),
     ("empty_answers", {"empty_answers": noted(10)}, {}, "train.0", "10 of 100 (10.00%)"),
+    ("one_sided_lengths", {"num_pairs": 100, "longer_rejected": noted(10)}, {}, "train.0", "10 of 100 (10.00%)"),
     ("repeated_answers", {}, {"repeated_answers": noted(10)}, "train", "10 of 100 (10.00%)"),
 ]
 
@@ -54,7 +55,14 @@ def test_a_limit_is_exceeded_by_more_than_its_share(
 
 
 def test_no_limit_was_forgotten_in_the_table_above() -> None:
-    assert {case[0] for case in CASES} == set(LimitsConfig.model_fields)
+    assert {case[0] for case in CASES} | {"one_sided_labels"} == set(LimitsConfig.model_fields)
+
+
+def test_labels_that_agree_exceed_their_limit() -> None:
+    measures = measures_of({"good": noted(7), "bad": noted(3)})
+    assert list(limit_problems(LimitsConfig(one_sided_labels=0.7), measures)) == []
+    (found,) = limit_problems(LimitsConfig(one_sided_labels=0.69), measures)
+    assert found.message.endswith("answers with the more frequent label are 7 of 10 (70.00%)")
 
 
 def test_without_limits_nothing_is_an_error() -> None:

@@ -17,7 +17,7 @@ from dist_ft.jobs.data_report.measure import SplitCounts, measure
 from dist_ft.jobs.data_report.summary import Noted
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
 from dist_ft.records import Conversation, Message, Sample
-from tests.helpers.configs import config_of, tiny_config
+from tests.helpers.configs import config_of, preference_config, tiny_config
 from tests.helpers.splits import prepared_splits
 
 Write = Callable[..., str]
@@ -36,6 +36,24 @@ REFUSES_BAD = "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exc
 def only_split(tmp_path: Path, source: str, **changes: Any) -> SplitCounts:
     (split,) = measure(config_of(tmp_path, source, **changes)).splits
     return split
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_pairs_are_counted_as_they_are_prepared(tmp_path: Path, packing: bool) -> None:
+    config = preference_config(tmp_path, {"kind": "dpo"}, data__packing=packing, data__seq_len=56)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "p", "chosen": "a", "rejected": "a"}) + "\n")
+        file.write(json.dumps({"prompt": "p", "chosen": "a long answer", "rejected": "b" * 80}) + "\n")
+        file.write(json.dumps({"messages": json.loads(GOOD)["messages"]}) + "\n")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"bad_rows": "skip"})})
+    (split, _), ((prepared,), _) = measure(config).splits, prepared_splits(config)
+    counts = prepared.known_counts
+    assert (split.num_sequences, split.num_tokens) == (counts.num_sequences, counts.num_tokens)
+    assert 2 * split.num_pairs == counts.num_samples
+    assert [problem.split(": ")[1][:26] for problem in split.unreadable.first] == ["`chosen` and `rejected` are"[:26]]
+    assert ["this objective learns from pairs" in problem for problem in split.refused.first] == [True]
+    assert split.longer_chosen.count + split.longer_rejected.count <= split.num_pairs
+    assert any("43" in place for place in split.longer_rejected.first) or split.longer_rejected.count > 5
 
 
 @pytest.mark.parametrize("window_rows", [5, 8192])

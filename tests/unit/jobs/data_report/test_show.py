@@ -21,7 +21,7 @@ from dist_ft.errors import UsageError
 from dist_ft.jobs.data_report import show
 from dist_ft.jobs.data_report.show import show_data
 from dist_ft.model.embedded import byte_tokenizer
-from tests.helpers.configs import tiny_config
+from tests.helpers.configs import preference_config, tiny_config
 from tests.helpers.splits import prepared_splits
 
 
@@ -64,6 +64,21 @@ def test_each_token_is_shown_with_what_it_is(config_for: ConfigFor) -> None:
         ("<|im_start|>", "s"), ("assistant\n", ""), ("ja ✓", "t"), ("<|im_end|>", "ts"), ("\n", ""),
     ]  # fmt: skip
     assert sum(segment["num_tokens"] for segment in sample["segments"]) == len(sample["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [({"kind": "dpo"}, ["chosen", "rejected"]), ({"kind": "kto"}, ["answer", "mismatched answer"])],
+)
+def test_samples_of_a_record_say_what_they_are(tmp_path: Path, objective: dict[str, Any], names: list[str]) -> None:
+    config = preference_config(tmp_path, objective, data__packing=True)
+    (sequence, *_) = shown_of(config, "0", 1, 1)["sequences"]
+    samples = sequence["samples"]
+    assert len(samples) > 2
+    assert [sample["role"] for sample in samples] == names * (len(samples) // 2)
+    assert [sample["place"] for sample in samples[::2]] == [sample["place"] for sample in samples[1::2]]
+    labels = [sample["numbers"] for sample in samples]
+    assert all(of.keys() == ({"label"} if objective["kind"] == "kto" else set()) for of in labels)
 
 
 @pytest.mark.parametrize("packing", [True, False])
