@@ -19,7 +19,7 @@ from dist_ft.data.curation.filters import describe_removed
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.shards.claims import kept, wait_for_claim
 from dist_ft.data.shards.columns import Column
-from dist_ft.data.shards.counts import Counts
+from dist_ft.data.shards.counts import Counts, first_unread
 from dist_ft.data.shards.pack import PackedSequence, Window
 from dist_ft.data.shards.request import PlannedShard, SplitRequest, is_window_full, rows_of_shard
 from dist_ft.data.shards.shard_file import ARROW, INDEX, INFO, ShardInfo, ShardWriter, read_info
@@ -238,7 +238,11 @@ def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> 
     is_untrained = not kept and not (long and request.long_samples == "drop")
     num_unended = sum(sample.num_unended for sample in samples) if kept else 0
     counts = Counts(
-        num_rows=1, num_untrained_rows=int(is_untrained), num_long_samples=len(long), num_unended=num_unended
+        num_rows=1,
+        num_untrained_rows=int(is_untrained),
+        num_long_samples=len(long),
+        num_unended=num_unended,
+        unread=first_unread(row.unread) if isinstance(row, Row) else (),
     )
     return kept, counts
 

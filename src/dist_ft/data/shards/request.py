@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import xxhash
 from dist_ft.config.data_sections import RowSource, SourceConfig
 from dist_ft.data.curation.filters import NOTHING, Numbers, Removed, without
 from dist_ft.data.rows.scan import BadRow, Row, is_held_out, reading_key, scan_part
+from dist_ft.data.shards.counts import first_unread
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import Part, cut_parts
 from dist_ft.data.sources.source_file import SourceFile
@@ -27,6 +29,8 @@ WINDOW_ROWS = 8192
 """Most rows that are packed together; a window ends with its part at the latest."""
 WINDOW_TOKENS = 1 << 22
 """A window ends early when it holds this many tokens, because it is kept in memory."""
+_FIRST_ROWS = 256
+"""Rows that are looked at before a run that prepares its data meanwhile."""
 
 
 def is_window_full(num_rows: int, num_tokens: int) -> bool:
@@ -192,3 +196,9 @@ def rows_of_split(plan: SplitPlan) -> Iterator[Row | BadRow]:
     """Yields the rows of all shards."""
     for shard in plan.shards:
         yield from rows_of_shard(plan.request, shard)
+
+
+def unread_of_first_rows(plan: SplitPlan) -> tuple[str, ...]:
+    """Returns the unread keys of the first rows of a split that a run starts before it is prepared."""
+    rows = islice(rows_of_split(plan), _FIRST_ROWS)
+    return first_unread(*(row.unread for row in rows if isinstance(row, Row)))

@@ -16,11 +16,12 @@ from typing import Any
 
 from dist_ft.config.data_sections import DataConfig
 from dist_ft.data.curation.filters import describe_removed
-from dist_ft.data.shards.counts import Counts, total
+from dist_ft.data.shards.counts import MAX_UNREAD, Counts, total
 from dist_ft.data.shards.make import check_bad_rows, check_trained, quarantine_name, read_infos
-from dist_ft.data.shards.request import PlannedShard, SplitPlan
+from dist_ft.data.shards.request import PlannedShard, SplitPlan, unread_of_first_rows
 from dist_ft.data.shards.shard_file import INFO
 from dist_ft.layout import FORMAT_VERSION
+from dist_ft.printable import excerpt
 from dist_ft.slots import SlotTotals
 from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
@@ -40,6 +41,7 @@ class PreparedSplit:
         max_trained_tokens: Most trained tokens of one sequence; `data.seq_len` while the split is incomplete.
         made_sizes: While the split is incomplete, the sequences of each shard that exists, None for the others. It
             saves readers one request to the store per shard; empty if nothing is known.
+        early_unread: Unread keys of the first rows, while the split is incomplete; see `Counts.unread`.
         score_key: Key of the scores that a reader needs besides (`score_file.py`); empty for none.
     """
 
@@ -51,6 +53,7 @@ class PreparedSplit:
     max_tokens: int
     max_trained_tokens: int
     made_sizes: tuple[int | None, ...] = ()
+    early_unread: tuple[str, ...] = ()
     score_key: str = ""
 
     @property
@@ -91,8 +94,9 @@ class PreparedSplit:
     def from_dict(cls, data: dict[str, Any]) -> PreparedSplit:
         """Inverse of `dataclasses.asdict`, also after JSON; extra keys are ignored."""
         values = {field.name: data[field.name] for field in fields(cls)}
-        counts = Counts(**data["counts"]) if data["counts"] else None
-        return cls(**{**values, "counts": counts, "made_sizes": tuple(data["made_sizes"])})
+        counts = Counts.from_dict(data["counts"]) if data["counts"] else None
+        lists = {name: tuple(data[name]) for name in ("made_sizes", "early_unread")}
+        return cls(**{**values, **lists, "counts": counts})
 
 
 def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[SplitPlan, PlannedShard]]:
@@ -183,6 +187,7 @@ def open_ended_split(plan: SplitPlan, store: Store, address: str, made_sizes: Ma
         max_tokens=longest,
         max_trained_tokens=longest - 1,
         made_sizes=tuple(made_sizes.get(shard.key) for shard in plan.shards) if made_sizes else (),
+        early_unread=unread_of_first_rows(plan),
     )
 
 
@@ -230,8 +235,31 @@ def describe_omissions(
     splits: Sequence[PreparedSplit], eval_split: PreparedSplit | None, data: DataConfig
 ) -> list[str]:
     """Returns a line for each kind of row or sample that was left out or cut; every display of a split uses them."""
-    held_out = _lines([eval_split], data) if eval_split else ()
-    return [*_lines(splits, data), *(f"held-out data: {line}" for line in held_out)]
+    named = [(f"data.train.{index}", _unread(split)) for index, split in enumerate(splits)]
+    known = {key for _, keys in named for key in keys}
+    lines = list(_lines(splits, data))
+    if eval_split:
+        lines += [f"held-out data: {line}" for line in _lines([eval_split], data)]
+        named.append(("held-out data", tuple(key for key in _unread(eval_split) if key not in known)))
+    return lines + [describe_unread(name, keys) for name, keys in named if keys]
+
+
+def describe_unread(name: str, keys: Sequence[str]) -> str:
+    """Returns the warning that rows have keys to which nothing gives a meaning.
+
+    Args:
+        name: The source of the rows.
+        keys: See `Counts.unread`.
+    """
+    shown = ", ".join(excerpt(key).strip("'\"") for key in keys) + (", ..." if len(keys) == MAX_UNREAD else "")
+    return (
+        f"{name} has keys that are not read: {shown}; if one says what to train, see docs/data.md, else name it in "
+        "data.train[].ignore"
+    )
+
+
+def _unread(split: PreparedSplit) -> tuple[str, ...]:
+    return split.counts.unread if split.counts else split.early_unread
 
 
 def _lines(splits: Sequence[PreparedSplit], data: DataConfig) -> Iterator[str]:

@@ -25,7 +25,7 @@ from dist_ft.jobs.data_report.summary import (
     share_of,
 )
 from dist_ft.jobs.plan.cost import estimate_cost, trained_shape
-from dist_ft.printable import format_count
+from dist_ft.printable import excerpt, format_count
 
 _NUM_BARS = 40
 _FEW_SHARE = 0.01
@@ -154,6 +154,12 @@ _NAMES = {
 
 def _text_problems(split: SplitCounts) -> Iterator[Finding]:
     """Yields findings about the texts of a split, and about what the config does or could do with its rows."""
+    for key, noted in sorted(split.unread.items()):
+        what = (
+            f"{excerpt(key)} is not read in {_count(noted, 'row')}; if it says what to train, see docs/data.md, else "
+            "name it in data.train[].ignore"
+        )
+        yield _finding("warning", split, what, noted)
     if split.empty_answers.count:
         what = f"empty answers in {_count(split.empty_answers, 'row')} teach to say nothing; fill or remove them"
         yield _finding("warning", split, what, split.empty_answers)
@@ -269,6 +275,7 @@ def summarize(split: SplitCounts) -> SplitSummary:
         long_samples=split.long.count,
         doubled_bos=split.bos_doubled.count,
         rows_with_special_text=split.control_text.count,
+        unread_keys={key: noted.count for key, noted in sorted(split.unread.items())},
         rows_with_personal_data=split.num_personal_rows,
         personal={kind: noted.count for kind, noted in sorted(split.personal.items())},
         redacted=dict(sorted(split.redacted.items())),

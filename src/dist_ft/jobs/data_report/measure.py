@@ -22,6 +22,7 @@ from dist_ft.data.curation.near import SignatureFile, Signatures, find_near, fin
 from dist_ft.data.curation.personal import PersonalKind, find_personal, mask
 from dist_ft.data.rows.scan import BadRow, Row
 from dist_ft.data.rows.texts import compared_text, record_key
+from dist_ft.data.shards.counts import MAX_UNREAD
 from dist_ft.data.shards.make import RenderMany, render_rows, usable
 from dist_ft.data.shards.pack import plan_bins
 from dist_ft.data.shards.request import SplitRequest, is_window_full, plan_split, rows_of_shard, rows_of_split
@@ -57,6 +58,7 @@ class SplitCounts:
         bos_doubled: Samples that begin with two BOS tokens.
         empty_answers: Rows with an assistant turn that says and calls nothing.
         control_text: Rows with text that the tokenizer reads as a special token.
+        unread: By key, rows with a key to which nothing gives a meaning.
         personal: By kind, rows with personal data or secrets that `data.redact` does not name; values masked.
         num_personal_rows: Rows with any of them.
         redacted: By kind, rows in which `data.redact` finds something.
@@ -89,6 +91,7 @@ class SplitCounts:
     bos_doubled: Noted = field(default_factory=Noted)
     empty_answers: Noted = field(default_factory=Noted)
     control_text: Noted = field(default_factory=Noted)
+    unread: dict[str, Noted] = field(default_factory=dict)
     personal: dict[PersonalKind, Noted] = field(default_factory=dict)
     num_personal_rows: int = 0
     redacted: Counter[PersonalKind] = field(default_factory=Counter)
@@ -190,6 +193,9 @@ class _Meter:
     def note(self, row: Row, samples: list[Sample] | BadRow, split: SplitCounts) -> None:
         """Counts a row and its rendered samples."""
         split.num_rows += 1
+        for key in row.unread:
+            if key in split.unread or len(split.unread) < MAX_UNREAD:
+                split.unread.setdefault(key, Noted()).add(row.place)
         split.keys.append(record_key(row.record))
         answer = " ".join(row.record.answer_text().split())
         is_long = len(answer) >= _MIN_ANSWER

@@ -111,6 +111,7 @@ class SplitSummary:
         long_samples: Samples longer than `data.seq_len`.
         doubled_bos: Samples that begin with two BOS tokens.
         rows_with_special_text: Rows whose text holds special tokens.
+        unread_keys: Rows with a key to which nothing gives a meaning, by key.
         rows_with_personal_data: Rows with personal data or secrets that are not redacted.
         personal: Rows with personal data or secrets that are not redacted, by kind.
         redacted: Rows in which `data.redact` finds something, by kind.
@@ -144,6 +145,7 @@ class SplitSummary:
     long_samples: int
     doubled_bos: int
     rows_with_special_text: int
+    unread_keys: dict[str, int]
     rows_with_personal_data: int
     personal: dict[str, int]
     redacted: dict[str, int]

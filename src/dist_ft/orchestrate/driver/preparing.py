@@ -113,12 +113,13 @@ def _say_data(session: Session, inputs: RunInputs) -> None:
     splits, data = inputs.splits, session.config.data
     if data.preparation == "stream":
         num_shards = sum(split.num_shards for split in splits)
-        session.console.say(f"  data: {num_shards:,} shards, prepared while training goes on; {inputs.max_steps} steps")
-        return
-    counts = total(split.known_counts for split in splits)
-    session.console.say(
-        f"  data: {counts.num_rows:,} rows in {counts.num_sequences:,} sequences, {counts.num_tokens:,} tokens, "
-        f"{counts.num_trained_tokens:,} trained; {inputs.max_steps} steps"
-    )
+        size = f"{num_shards:,} shards, prepared while training goes on"
+    else:
+        counts = total(split.known_counts for split in splits)
+        size = (
+            f"{counts.num_rows:,} rows in {counts.num_sequences:,} sequences, {counts.num_tokens:,} tokens, "
+            f"{counts.num_trained_tokens:,} trained"
+        )
+    session.console.say(f"  data: {size}; {inputs.max_steps} steps")
     for line in describe_omissions(splits, inputs.eval_split, data):
         session.console.say(f"  {line}", "yellow")

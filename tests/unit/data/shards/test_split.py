@@ -20,15 +20,25 @@ from dist_ft.data.curation.filters import NOTHING, Removed
 from dist_ft.data.rows import scan
 from dist_ft.data.rows.scan import Row
 from dist_ft.data.shards import request as request_module
+from dist_ft.data.shards.counts import MAX_UNREAD, Counts, total
 from dist_ft.data.shards.make import RenderMany, fit, make_shard
 from dist_ft.data.shards.request import SplitRequest, plan_split
-from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, quarantine_of
+from dist_ft.data.shards.split import (
+    PreparedSplit,
+    complete_split,
+    describe_omissions,
+    describe_unread,
+    missing_shards,
+    open_ended_split,
+    quarantine_of,
+)
 from dist_ft.data.sources.listing import list_files
 from dist_ft.data.sources.parts import cut_parts
 from dist_ft.data.stream.cache import open_split
 from dist_ft.errors import DataError
 from dist_ft.records import Conversation, Record, Sample
 from dist_ft.storage.store import LocalStore
+from tests.helpers.configs import config_of
 
 Render = Callable[[Record], list[Sample]]
 ROW = cast(Row, None)
@@ -135,8 +145,10 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "counts": {
             "num_rows": 3, "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
             "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "num_unended": 0,
+            "unread": (),
         },
-        "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (), "score_key": "",
+        "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5, "made_sizes": (), "early_unread": (),
+        "score_key": "",
     }  # fmt: skip
     kept = json.loads((cache_dir / "splits" / f"{split.key}.json").read_text())
     assert kept == {
@@ -144,10 +156,40 @@ def test_a_split_holds_every_row_and_counts_it(request_for: RequestFor, cache_di
         "split": {
             "address": str(cache_dir), "key": split.key, "is_complete": True, "num_shards": 1, "num_rows": 3,
             "num_sequences": 3, "num_tokens": 14, "num_trained_tokens": 11, "num_untrained_rows": 0,
-            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "num_unended": 0, "removed_rows": {},
-            "max_tokens": 6, "max_trained_tokens": 5,
+            "num_long_samples": 0, "num_bad_rows": 0, "num_samples": 3, "num_unended": 0, "unread": [],
+            "removed_rows": {}, "max_tokens": 6, "max_trained_tokens": 5,
         },
     }  # fmt: skip
+
+
+def test_keys_that_nothing_reads_are_named_once_a_source(request_for: RequestFor, cache_dir: Path) -> None:
+    request = request_for(["one"])
+    for keys in ({"reward": 1}, {"reward": 2, "mood": "x"}, {"id": 7, "images": []}):
+        append(request, json.dumps({"messages": [{"role": "assistant", "content": "abc", **keys}], **keys}) + "\n")
+    unread = ("mood of a row", "mood of a turn", "reward of a row", "reward of a turn")
+    with_parts = replace(request, part_bytes=100)
+    for one in (request, with_parts):
+        split = prepare_split(one, render, cache_dir)
+        assert split.known_counts.unread == unread
+        assert prepare_split(one, must_not_render, cache_dir) == split
+        assert PreparedSplit.from_dict(json.loads(json.dumps(asdict(split)))) == split
+    assert split.num_shards > 1
+    early = open_ended_split(plan_split(with_parts), LocalStore(cache_dir), str(cache_dir), {})
+    assert PreparedSplit.from_dict(json.loads(json.dumps(asdict(early)))) == early
+    data = config_of(cache_dir, request.shown).data
+    shown = "has keys that are not read: mood of a row, mood of a turn, reward of a row, reward of a turn; if"
+    for found in (split, early):
+        (line,) = describe_omissions([prepare_split(request_for(["b"]), render, cache_dir), found], found, data)
+        assert line.startswith(f"data.train.1 {shown}")
+    (line,) = describe_omissions([], split, data)
+    assert line.startswith(f"held-out data {shown}")
+
+
+def test_a_new_key_in_every_row_does_not_grow_the_counts() -> None:
+    counts = total(Counts(unread=(f"key{n:03} of a row",)) for n in reversed(range(100)))
+    assert counts.unread == tuple(f"key{n:03} of a row" for n in range(MAX_UNREAD))
+    assert describe_unread("x", counts.unread).count("of a row") == MAX_UNREAD
+    assert "\x1b" not in describe_unread("x", ["\x1b[2J of a row"])
 
 
 def test_packed_rows_are_all_there(request_for: RequestFor, cache_dir: Path) -> None:

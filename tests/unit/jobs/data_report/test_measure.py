@@ -13,7 +13,8 @@ import pytest
 from dist_ft.data.shards import request
 from dist_ft.errors import DataError
 from dist_ft.jobs.data_report import measure as module
-from dist_ft.jobs.data_report.measure import SplitCounts, measure
+from dist_ft.jobs.data_report.findings import find_problems, summarize
+from dist_ft.jobs.data_report.measure import Measures, SplitCounts, measure
 from dist_ft.jobs.data_report.summary import Noted
 from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
 from dist_ft.records import Conversation, Message, Sample
@@ -216,6 +217,22 @@ NO_END = (
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
+
+
+def test_keys_that_nothing_reads_are_found_with_their_places(tmp_path: Path, write: Write) -> None:
+    lines = [GOOD, conversation("hi", "there", reward=1, mood=2), conversation("hi", "you", reward=1, id=7)]
+    config = config_of(tmp_path, write(*lines), data__group_by="mood", data__bad_rows="skip")
+    (split,) = measure(config).splits
+    assert split.unread == {"reward of a row": Noted(1, [f"{tmp_path}/a.jsonl:2"])}  # the others have no `mood`
+    (split,) = measure(config_of(tmp_path, config.data.train[0].source)).splits
+    assert {key: noted.count for key, noted in split.unread.items()} == {"reward of a row": 2, "mood of a row": 1}
+    assert summarize(split).unread_keys == {"mood of a row": 1, "reward of a row": 2}
+    finding = next(
+        one for one in find_problems(Measures([split], *[Noted()] * 3, [])) if "'reward of a row'" in one.message
+    )
+    assert (finding.severity, finding.count, finding.places) == (
+        "warning", 2, [f"{tmp_path}/a.jsonl:2", f"{tmp_path}/a.jsonl:3"]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("template", "num_unended"), [(CHATML, 0), (NO_END, 3)])
