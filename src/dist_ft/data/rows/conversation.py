@@ -107,7 +107,7 @@ def _read_turn(turn: Mapping[str, Any]) -> Message:
     message: Message = {"role": role, "content": text}
     if calls:
         message["tool_calls"] = calls
-    if turn.get("name") is not None:
+    if turn.get("name") is not None and not (is_call and turn["name"] == calls[0]["function"]["name"]):
         message["name"] = _text("name", turn["name"])
     if turn.get("tool_call_id") is not None and not is_call:
         message["tool_call_id"] = _text("tool_call_id", turn["tool_call_id"])
@@ -122,7 +122,8 @@ def _read_turn(turn: Mapping[str, Any]) -> Message:
 def _continues(before: Message, message: Message) -> bool:
     """Returns whether a turn only calls, right behind what the same assistant says or calls."""
     says = message["content"] or message.get("reasoning_content")
-    return before["role"] == message["role"] == "assistant" and bool(message.get("tool_calls")) and not says
+    is_same = before["role"] == message["role"] == "assistant" and message.get("name") in (None, before.get("name"))
+    return is_same and bool(message.get("tool_calls")) and not says
 
 
 def _joined(before: Message, calls: Message) -> Message:

@@ -13,6 +13,8 @@ from dist_ft.data.rows.keys import FLAG_KEYS, INVERSE_FLAG_KEYS, SPAN_KEYS
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 
+_ALL_KEYS = frozenset((*FLAG_KEYS, *INVERSE_FLAG_KEYS, *SPAN_KEYS))
+
 
 def read_weight(turn: Mapping[str, Any], role: str, parts: Sequence[Mapping[str, Any]], content: str) -> int | None:
     """Returns 1 or 0 if the flags of an assistant turn say whether it is trained, and None without flags.
@@ -27,6 +29,8 @@ def read_weight(turn: Mapping[str, Any], role: str, parts: Sequence[Mapping[str,
         DataError: A flag is not understood, flags contradict one another or mark a part of the turn, or a turn of
             another role is to be trained.
     """
+    if not parts and _ALL_KEYS.isdisjoint(turn):
+        return None
     found = list(_flags(turn))
     if len({weight for _, weight in found}) > 1:
         raise DataError(f"{_names(found)} contradict one another; keep one")

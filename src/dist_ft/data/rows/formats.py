@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dist_ft.data.rows.conversation import assistant_turns, check_values, read_turns, with_system
-from dist_ft.data.rows.keys import ROW, is_empty, refuse_beside_text
+from dist_ft.data.rows.keys import OTHER_SYSTEM_KEYS, ROW, is_empty, refuse_beside_text
 from dist_ft.data.rows.opened import opened, unread_in
 from dist_ft.data.rows.preferences import read_labelled, read_preference
 from dist_ft.data.rows.record_kind import preference_keys, preference_kind
@@ -65,6 +65,8 @@ def read_record(
             "`history` is only read beside `instruction` and `output`; put its turns in front of the others"
         )
     record = _READERS[name](renamed)
+    if name != "text":
+        _check_other_system(renamed, record)
     check_values(list(vars(record).values()))
     return record
 
@@ -90,6 +92,19 @@ def _refuse_preferences(row: Mapping[str, Any], row_format: str) -> None:
         f"the row is {what} ({_names(preference_keys(row, kind))}), but its format is given as {row_format}; set "
         f"data.train[].format={kind}, or name keys in data.train[].ignore to train what is left as a conversation"
     )
+
+
+def _check_other_system(row: Mapping[str, Any], record: Record) -> None:
+    """Refuses a system prompt under a key that is not read, unless the record has it from somewhere else."""
+    for key in OTHER_SYSTEM_KEYS:
+        if is_empty(row.get(key)):
+            continue
+        said = {text.strip() for role, text in record.role_texts() if role == "system"}
+        if str(row[key]).strip() not in said:
+            raise DataError(
+                f"`{key}` is {excerpt(row[key])}, which no system turn says; set data.train[].columns to "
+                f"{{system: {key}}} to read it, or name it in data.train[].ignore"
+            )
 
 
 def recognise(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dist_ft.data.rows.record_kind import CHOSEN_KEYS, LABEL_KEYS, REJECTED_KEYS
@@ -25,6 +26,8 @@ FLAG_KEYS = (
 """Spellings of whether a turn is trained: of OpenAI and Mistral, ms-swift and xtuner, Axolotl, Tinker and others."""
 INVERSE_FLAG_KEYS = ("masked",)
 """Spellings of whether a turn is left untrained: torchtune's."""
+OTHER_SYSTEM_KEYS = ("system_prompt", "system_message")
+"""Keys of a row that repeat its system prompt, and are refused where they do not."""
 SPAN_KEYS = ("train_detail", "training_detail")
 """Axolotl's lists of spans of a content, each with a flag."""
 
@@ -35,9 +38,9 @@ _PROVENANCE = (
     "source", "sources", "dataset", "dataset_name", "dataset_id", "data_source", "origin", "subset", "split", "config",
     "license", "url", "urls", "path", "file", "filename", "file_name", "author", "annotator", "generator", "model",
     "model_name", "models", "engine", "date", "time", "timestamp", "created", "created_at", "updated_at", "version",
-    "meta", "metadata", "tags", "tag", "topic", "topics", "category", "categories", "domain", "subject", "task",
-    "task_type", "task_name", "difficulty", "lang", "language", "languages", "country", "state", "header", "title",
-    "length", "num_turns", "n_turns", "turns", "turn", "turn_id", "turn_identifier", "tokens", "num_tokens",
+    "meta", "metadata", "tags", "tag", "topic", "topics", "category", "subcategory", "categories", "domain", "subject",
+    "task", "task_type", "task_name", "difficulty", "lang", "language", "languages", "country", "state", "header",
+    "title", "length", "num_turns", "n_turns", "turns", "turn", "turn_id", "turn_identifier", "tokens", "num_tokens",
     "token_count", "usage", "quality", "rating", "score", "scores", "score_chosen", "score_rejected", "toxic",
     "toxicity", "redacted", "moderation", "openai_moderation", "detoxify_moderation", "hashed_ip", "openai_id",
     "temperature", "top_p", "finish_reason", "stop_reason", "logprobs", "system_fingerprint", "cache_control",
@@ -83,13 +86,18 @@ class KeyTable:
     harmless_values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     refuses_flags: bool = True
 
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """Keys that are read or harmless."""
+        return self.read | self.harmless | _HARMLESS
+
     def check(self, given: Mapping[str, Any]) -> None:
         """Refuses an object with a key whose meaning is not honoured.
 
         Raises:
             DataError: Names the key, its value and the ways out.
         """
-        for key in given.keys() - self.read - self.harmless:
+        for key in given.keys() - self.read:
             reason = self._reason(key)
             if reason is not None and not is_empty(given[key]) and given[key] not in self.harmless_values.get(key, ()):
                 raise DataError(
@@ -99,13 +107,13 @@ class KeyTable:
 
     def unread(self, given: Mapping[str, Any]) -> Iterator[str]:
         """Yields the keys that are on no list."""
-        for key in given.keys() - self.read - self.harmless - _HARMLESS:
+        for key in given.keys() - self.known:
             if not is_empty(given[key]) and self._reason(key) is None:
                 yield f"{key} of a {self.name}"
 
     def _reason(self, key: str) -> str | None:
         """Returns why a value under a key is refused; None if it is not."""
-        if key in self.refused or key in _HARMLESS:
+        if key in self.refused or key in self.known:
             return self.refused.get(key)
         snake = _CAMEL.sub("_", key).lower()
         if _MEDIA.fullmatch(snake):
@@ -120,20 +128,18 @@ _MAIN_KEYS = (
 )  # fmt: skip
 ROW = KeyTable(
     "row",
-    read=frozenset((*_MAIN_KEYS, *CHOSEN_KEYS, *REJECTED_KEYS, *LABEL_KEYS)),
+    read=frozenset((*_MAIN_KEYS, *OTHER_SYSTEM_KEYS, *CHOSEN_KEYS, *REJECTED_KEYS, *LABEL_KEYS)),
     harmless=frozenset(("parallel_tool_calls", "channel", "margin", "system_prompt_id")),
     refused={
         **_TEMPLATE_SETTINGS,
         **dict.fromkeys((*FLAG_KEYS, *INVERSE_FLAG_KEYS, *SPAN_KEYS, "sample_weight"), _MARKS_OF_TRAINING),
-        "system_prompt": "set data.train[].columns to {system: system_prompt} to read it",
-        "system_message": "set data.train[].columns to {system: system_message} to read it",
         "objects": _ONLY_TEXT, "attachments": _ONLY_TEXT,
         "input_ids": _PRETOKENISED, "attention_mask": _PRETOKENISED, "labels": _PRETOKENISED,
         "assistant_masks": _PRETOKENISED, "completion_mask": _PRETOKENISED,
         "mask": "the side that is trained is always the assistant's",
     },
     harmless_values={
-        **dict.fromkeys((*FLAG_KEYS, "sample_weight"), (True, 1)),
+        **dict.fromkeys((*FLAG_KEYS, "sample_weight"), (True, 1, "1", "1.0", "true", "True")),
         "masked": (False,), "mask": ("User", "user", "human"),
     },
     refuses_flags=False,
@@ -173,10 +179,12 @@ FUNCTION = KeyTable(
 
 
 def is_empty(value: Any) -> bool:
-    """Returns whether a value says nothing: null, empty text, or a list or object of nothing else."""
+    """Returns whether a value says nothing: null, empty text, or a list or object of nothing else, also as JSON."""
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
-    return value is None or value == "" or (isinstance(value, list | tuple) and all(map(is_empty, value)))
+    if isinstance(value, list | tuple):
+        return all(map(is_empty, value))
+    return value is None or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
 def refuse_beside_text(row: Mapping[str, Any]) -> None:

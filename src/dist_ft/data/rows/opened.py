@@ -15,6 +15,8 @@ from dist_ft.data.rows.record_kind import CHOSEN_KEYS, REJECTED_KEYS
 from dist_ft.data.sources.strict_json import parse_json
 
 _CONVERSATIONS = ("messages", "conversations")
+_PLAIN = frozenset(("role", "content", "from", "value"))
+"""Keys of the most common turns, in which nothing has to be opened where the content is text."""
 _TURN_LISTS = (*_CONVERSATIONS, "prompt", "completion", *CHOSEN_KEYS, *REJECTED_KEYS)
 """Keys of a row that may hold turns. Under the first two, text is always a list as JSON; under the others it may be
 what is said."""
@@ -57,6 +59,8 @@ def unread_in(row: Mapping[str, Any]) -> frozenset[str]:
     for turn in turns_of(row):
         if not isinstance(turn, dict):
             continue
+        if turn.keys() <= _PLAIN and not any(isinstance(value, list) for value in turn.values()):
+            continue
         found.update(TURN.unread(turn))
         for content in (turn.get("content"), turn.get("value")):
             for part in content if isinstance(content, list) else ():
@@ -79,6 +83,8 @@ def _turns(value: Any, ignored: Collection[str]) -> Any:
 def _turn(turn: Any, ignored: Collection[str]) -> Any:
     turn = _parsed(turn, dict)
     if not isinstance(turn, dict):
+        return turn
+    if not ignored and turn.keys() <= _PLAIN and not any(isinstance(value, list) for value in turn.values()):
         return turn
     made = _without(turn, ignored)
     for key in ("content", "value"):

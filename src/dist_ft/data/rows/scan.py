@@ -158,7 +158,7 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
         return BadRow(raw.location, raw.problem, raw.data)
     try:
         record = read_record(raw.data, source.format, source.columns, source.ignore)
-        unread = unread_keys(raw.data, source.columns, [*source.ignore, group_by or ""])
+        unread = unread_keys(raw.data, source.columns, [*source.ignore, *([group_by] if group_by else [])])
         if group_by is not None and raw.data.get(group_by) is None:
             raise DataError(f"has no `{group_by}`, which data.group_by names; add it to every row")
         key = _hash(record.split_content() if group_by is None else raw.data[group_by])

@@ -73,10 +73,10 @@ def check_context(
     for number in sorted(rewritten):
         _check(text_until(number), [said for said in there if said.turn < number] + _of_turn(every, number))
     _check(text, there)
-    names = [str(tool.get("function", tool).get("name", "")) for tool in tools]
-    said_text = _BETWEEN.join([*names, *(said.text for said in there)])
-    for name in names:
-        if text.count(name) < said_text.count(name):
+    functions = [str(tool.get("function", tool).get("name", "")) for tool in tools]
+    said_text, bare = _BETWEEN.join([*functions, *(said.text for said in there)]), _bare(text) if tools else ""
+    for name in functions:
+        if max(text.count(name), bare.count(_bare(name))) < said_text.count(name):
             raise DataError(f"the chat template leaves out the tools: {name!r} is not in its text; {_ADVICE}")
 
 

@@ -109,7 +109,8 @@ def test_a_meaning_that_cannot_be_honoured_is_refused(row: dict[str, Any], says:
 @pytest.mark.parametrize(
     "more",
     [
-        {"images": [], "videos": None, "audio": ""}, {"images": [None]}, {"chat_template_kwargs": {"a": None}},
+        {"images": [], "videos": None, "audio": ""}, {"images": [None]}, {"images": "[]", "weight": "1"},
+        {"chat_template_kwargs": {"a": None}},
         {"weight": 1, "train": True, "mask": "User", "masked": False}, {"parallel_tool_calls": False},
         {"id": 7, "source": "web", "score": 0.5, "model": "x", "metadata": {"images": ["x"]}, "label": "maths"},
     ],
@@ -118,6 +119,15 @@ def test_what_says_nothing_is_read_past(more: dict[str, Any]) -> None:
     turn = {**GOOD, "refusal": None, "audio": None, "annotations": [], "channel": "final", "id": "m1", "images": []}
     assert read_record(row_of(turn, **more)) == Conversation([ASKED, GOOD])
     assert unread_keys(row_of(turn, **more), {}, []) == frozenset()
+
+
+def test_a_system_prompt_may_be_repeated() -> None:
+    told = {"role": "system", "content": "Be kind."}
+    row = {"messages": [told, ASKED, GOOD], "system_prompt": "Be kind.\n"}
+    assert read_record(row) == Conversation([told, ASKED, GOOD])
+    assert read_record({"messages": [ASKED, GOOD], "system_prompt": "x"}, columns={"system": "system_prompt"})
+    with pytest.raises(DataError, match=r"`system_prompt` is 'Be cruel\.', which no system turn says"):
+        read_record({**row, "system_prompt": "Be cruel."})
 
 
 @pytest.mark.parametrize("key", ["system", "tools"])

@@ -73,6 +73,10 @@ def test_calls_in_turns_of_their_own_are_one_turn(one: Callable[[str], dict[str,
 
 def test_answers_in_a_row_stay_apart() -> None:
     assert messages(SAID, DONE) == [SAID, DONE]
+    named = {**openai_turn("Oslo"), "name": "Ann"}
+    assert len(messages(SAID, named)) == len(messages({**SAID, "name": "Bob"}, named)) == 2
+    assert messages({**SAID, "name": "Ann"}, named) == [calls_of("Let me look.", "Oslo", name="Ann")]
+    assert messages(SAID, call_turn("Oslo", name="weather")) == [calls_of("Let me look.", "Oslo")]
     thought = {**openai_turn("Oslo"), "reasoning": "hm"}
     assert messages(SAID, thought)[1]["reasoning_content"] == "hm"
 

@@ -88,6 +88,7 @@ def test_tools_that_are_left_out_are_named() -> None:
     _check_context('{"name": "weather"}', [], [TOOL])
     with pytest.raises(DataError, match="leaves out the tools: 'weather'"):
         _check_context("hi", [], [TOOL])
+    _check_context(json.dumps({"name": "天气"}), [], [{"name": "天气"}])
     with pytest.raises(DataError, match="leaves out the tools: 'weather'"):  # the call alone names it
         _check_context('{"name": "weather", "city": "Oslo"}', [_calls({"city": "Oslo"})], [TOOL])
 
