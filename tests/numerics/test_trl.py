@@ -12,7 +12,7 @@ import torch
 
 from dist_ft.config import Config
 from dist_ft.data.stream.cache import open_split
-from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
+from dist_ft.data.stream.loader import TrainLoader, build_order
 from dist_ft.jobs.spec import Preparation, decode_preparation
 from dist_ft.model.base import load_model
 from dist_ft.objectives.kinds import build_objective
@@ -44,7 +44,7 @@ def train(config: Config, micro_batch_size: int) -> tuple[list[float], dict[str,
     assert isinstance(found, Preparation)
     inputs, objective = found.inputs, build_objective(config.objective)
     opened = [open_split(split, config.data.loader) for split in inputs.splits]
-    layout = RankLayout(0, 1, micro_batch_size, objective.rows_per_sequence(config.data.packing))
+    layout = objective.layout(0, 1, micro_batch_size, config.data.packing)
     loader = TrainLoader(build_order(opened, config.data, 0), opened, layout, BATCH, inputs.num_positions)
     model = load_model(config).train()
     module, device = ObjectiveModule(model), torch.device("cpu")
@@ -56,7 +56,8 @@ def train(config: Config, micro_batch_size: int) -> tuple[list[float], dict[str,
         rows = [Rows.of(micro, device) for micro in batch.micro_batches]
         if objective.step_sum is not None:
             with torch.no_grad():
-                total = sum(float(module(part, objective.step_sum)) for part in rows)
+                others = [Rows.of(micro, device) for micro in batch.mismatched]
+                total = sum(float(module(part, objective.step_sum)) for part in others)
             rows = [Rows.of(micro, device, total / divisor) for micro in batch.micro_batches]
         loss_sum = 0.0
         for part in rows:

@@ -46,9 +46,9 @@ def evaluate(
         device: Of the model.
     """
 
-    def total(sums: Sums, num_columns: int, step_mean: float = 0.0) -> list[float]:
+    def total(sums: Sums, num_columns: int, step_mean: float = 0.0, is_mismatched: bool = False) -> list[float]:
         of_batches = torch.zeros(num_eval_batches(shards, layout), num_columns, dtype=torch.float64, device=device)
-        for index, micro in enumerate(eval_batches(shards, layout)):
+        for index, micro in enumerate(eval_batches(shards, layout, is_mismatched)):
             found = module(Rows.of(micro, device, step_mean), sums)
             number = index * layout.world_size + layout.rank
             if number < len(of_batches):
@@ -61,7 +61,9 @@ def evaluate(
     names = objective.eval_names()
     averaged = averaged_weights(module) if isinstance(module, Engine) else nullcontext()
     with averaged, inference(module):
-        step_mean = total(objective.step_sum, 1)[0] / divisor if objective.step_sum is not None else 0.0
+        step_mean = 0.0
+        if objective.step_sum is not None:
+            step_mean = total(objective.step_sum, 1, is_mismatched=objective.adds_mismatched)[0] / divisor
         sums = total(objective.eval_sums, len(names), step_mean)
     numbers = objective.means(names, sums, divisor)
     if objective.has_perplexity:

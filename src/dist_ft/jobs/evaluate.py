@@ -16,7 +16,6 @@ import torch
 
 from dist_ft.config import Config, with_model_dir
 from dist_ft.data.stream.cache import open_split
-from dist_ft.data.stream.loader import RankLayout
 from dist_ft.evaluate.generate import generate, make_batches
 from dist_ft.evaluate.held_out import evaluate
 from dist_ft.evaluate.merge import AnsweredRow, EvalShare
@@ -73,8 +72,7 @@ def run(
         copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
         for name, model in _each(config, copies):
             if split is not None:
-                rows_per_slot = objective.rows_per_sequence(config.data.packing)
-                layout = RankLayout(0, 1, config.train.micro_batch_size, rows_per_slot)
+                layout = objective.layout(0, 1, config.train.micro_batch_size, config.data.packing)
                 shards = open_split(split, config.data.loader)
                 module = ObjectiveModule(model).eval()
                 numbers[name] = evaluate(

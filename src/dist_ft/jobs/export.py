@@ -85,7 +85,7 @@ def run(
         if (generation := load_generation_config(config)) is not None:
             generation.save_pretrained(directory)
         last_row = read_steps(place.metrics).get(manifest.step)
-        held_out = {step: row.eval_loss for step, row in read_evals(place.evals).items()}
+        held_out = {step: row.metrics for step, row in read_evals(place.evals).items()}
         loss = last_row.loss if last_row else None
         card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge)
         (directory / "README.md").write_text(card, encoding="utf-8")

@@ -37,8 +37,8 @@ from dist_ft.storage.objects import open_store
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import shown_url
 
-PASS_TOKENS = 4096
-"""Tokens of a pass, padding included; one long sequence may have more."""
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a pass on a device, padding included; one long sequence may have more. More do not run faster."""
 
 
 def run(
@@ -120,7 +120,7 @@ class FrozenModel:
         for begin in range(0, info.counts.num_sequences, BATCH_SEQUENCES):
             end = min(begin + BATCH_SEQUENCES, info.counts.num_sequences)
             sequences = [shards.read(0, row) for row in range(begin, end)]
-            rows_per_slot = self._objective.rows_per_sequence(config.data.packing)
+            rows_per_slot = 1 if config.data.packing else self._objective.rows_per_slot
             yield score_sequences(self._module, scorer, sequences, rows_per_slot, self._device)
 
 
@@ -129,7 +129,7 @@ def score_sequences(
 ) -> ScoredBatch:
     """Returns the entries of each column for each sequence; passes take sequences of similar length together."""
     scored: list[list[Numbers]] = [[column.empty()] * len(sequences) for column in scorer.columns]
-    for slots in _passes([len(row.input_ids) for row in sequences]):
+    for slots in _passes([len(row.input_ids) for row in sequences], PASS_TOKENS[device.type]):
         members = [sequences[slot] for slot in slots]
         micro = micro_batch(members, slots, RankLayout(0, 1, len(slots), rows_per_slot))
         with torch.no_grad():
@@ -146,11 +146,11 @@ def _num_entries(column: Column, row: Row) -> int:
     return len(row.starts) if column.per == "sample" else int(row.trained.sum())
 
 
-def _passes(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _passes(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
     """Yields the sequences of each pass, the longest first."""
     waiting = sorted(range(len(lengths)), key=lambda slot: (-lengths[slot], slot))
     while waiting:
-        count = max(1, PASS_TOKENS // lengths[waiting[0]])
+        count = max(1, num_tokens // lengths[waiting[0]])
         yield waiting[:count]
         waiting = waiting[count:]
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from dist_ft.config import Config
+from dist_ft.metric_rows import Metrics
 from dist_ft.model.trained import trains_adapter
 
 
@@ -14,7 +15,7 @@ def model_card(
     step: int,
     versions: dict[str, str],
     loss: float | None,
-    held_out: Mapping[int, float | None],
+    held_out: Mapping[int, Metrics],
     merged: bool,
 ) -> str:
     """Returns the README.md of an export: what it is, data, method, numbers, versions.
@@ -24,7 +25,7 @@ def model_card(
         step: Completed steps of the checkpoint.
         versions: Versions of packages by name.
         loss: Training loss of the step; None if it is not known.
-        held_out: Held-out loss of each evaluated step.
+        held_out: Held-out numbers of each evaluated step.
         merged: Whether the adapter was merged into the base model.
     """
     is_adapter = trains_adapter(config) and not merged
@@ -40,10 +41,12 @@ def model_card(
     commit = f" at commit `{config.model.commit}`" if config.model.commit else ""
     kind = "LoRA adapter" if is_adapter else "merged model" if merged else "fully fine-tuned model"
     rows = [] if loss is None else [f"| {step} | training | {loss:.4f} |"]
+    shown = {"eval_loss": "held out", "rewards/accuracies": "held-out accuracy", "rewards/margins": "held-out margin"}
     rows += [
-        f"| {at} | held out | {value:.4f} |"
-        for at, value in sorted(held_out.items())
-        if at <= step and value is not None
+        f"| {at} | {label} | {value:.4f} |"
+        for at, metrics in sorted(held_out.items())
+        for name, label in shown.items()
+        if at <= step and (value := metrics.get(name)) is not None
     ]
     sections = {
         "Data": [
@@ -58,7 +61,7 @@ def model_card(
             f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens",
             f"- dtype: {config.model.torch_dtype} with float32 masters",
         ],
-        "Results": ["| step | loss | value |", "|---|---|---|", *rows],
+        "Results": ["| step | number | value |", "|---|---|---|", *rows],
         "Versions": [f"- {name} {number}" for name, number in sorted(versions.items())],
     }
     sentence = f"A {kind} of `{config.model.name}`{commit}, trained with dist-ft for {step} steps."

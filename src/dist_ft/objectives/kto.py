@@ -5,7 +5,7 @@ mismatched answer. Its log-ratio, averaged over the global step, is z, below whi
 forward pass over the whole step measures it before the first backward pass, so that z does not depend on which rows
 share a pass.
 
-Shapes: R rows of the data in the micro batch.
+Shapes: S answers of the micro batch.
 """
 
 from __future__ import annotations
@@ -53,32 +53,27 @@ def _other(record: Record) -> DataError:
 
 def kto(config: KtoConfig) -> Objective:
     """Returns KTO with the settings of its section."""
-    samples = 2 if config.loss == "kto" else 1
-
-    def differences(outputs: Outputs, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the log-probability of each answer, and its difference to the reference [R, samples]."""
-        (logps_S,) = answer_logps(outputs, rows)
-        return logps_S.view(-1, samples), (logps_S - rows.column(REFERENCE)).view(-1, samples)
+    has_z = config.loss == "kto"
 
     def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
-        logps, deltas = differences(outputs, rows)
-        logps_R, delta_R = logps[:, 0], deltas[:, 0]
-        good_R = rows.column(LABEL).view(-1, samples)[:, 0]
-        bad_R = 1 - good_R
+        (logps_S,) = answer_logps(outputs, rows)
+        delta_S, good_S = logps_S - rows.column(REFERENCE), rows.column(LABEL)
+        bad_S = 1 - good_S
         z = max(0.0, rows.step_mean)
-        loss_good_R = config.desirable_weight * (1 - torch.sigmoid(config.beta * (delta_R - z)))
-        loss_bad_R = config.undesirable_weight * (1 - torch.sigmoid(config.beta * (z - delta_R)))
-        rewards_R, logps_R = config.beta * delta_R.detach(), logps_R.detach()
+        loss_good_S = config.desirable_weight * (1 - torch.sigmoid(config.beta * (delta_S - z)))
+        loss_bad_S = config.undesirable_weight * (1 - torch.sigmoid(config.beta * (z - delta_S)))
+        rewards_S, logps_S = config.beta * delta_S.detach(), logps_S.detach()
         numbers = [
-            loss_good_R * good_R + loss_bad_R * bad_R,
-            rewards_R * good_R, rewards_R * bad_R, logps_R * good_R, logps_R * bad_R,
-            torch.full_like(good_R, z), good_R, bad_R,
+            loss_good_S * good_S + loss_bad_S * bad_S,
+            rewards_S * good_S, rewards_S * bad_S, logps_S * good_S, logps_S * bad_S,
+            torch.full_like(good_S, z), good_S, bad_S,
         ]  # fmt: skip
         return torch.stack([number.sum() for number in numbers])
 
     def mismatched(outputs: Outputs, rows: Rows) -> torch.Tensor:
-        return differences(outputs, rows)[1][:, 1].sum().reshape(1)
+        return (answer_logps(outputs, rows)[0] - rows.column(REFERENCE)).sum().reshape(1)
 
+    samples = 2 if has_z else 1
     return Objective(
         kind=config.kind,
         render=render,
@@ -87,11 +82,11 @@ def kto(config: KtoConfig) -> Objective:
         metrics=METRICS,
         divided_by=DIVIDED_BY,
         differences={"rewards/margins": ("rewards/chosen", "rewards/rejected")},
-        step_sum=mismatched if config.loss == "kto" else None,
+        step_sum=mismatched if has_z else None,
         rows_per_slot=samples,
         sample_names=("answer", "mismatched answer")[:samples],
         columns=(LABEL.name,),
-        adds_mismatched=config.loss == "kto",
+        adds_mismatched=has_z,
         scorer=reference_scorer(config.reference),
         render_key=" kto",
     )

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dist_ft.data.shards.columns import Column
-from dist_ft.data.stream.loader import MicroBatch
+from dist_ft.data.stream.loader import MicroBatch, RankLayout
 from dist_ft.errors import DataError
 from dist_ft.model.chat.render import Renderer
 from dist_ft.records import Record, Sample
@@ -152,13 +152,14 @@ class Objective:
         differences: Further metric → the two metrics whose difference it is.
         eval_metrics: Numbers that only evaluations measure, each with its function [1]; divided like the loss.
         step_sum: Returns a sum that the loss needs from the whole step [1]. It costs a forward pass without gradient
-            over all rows of the step. The group's sum, divided like the loss, is `Rows.step_mean`.
+            over the rows of the step. The group's sum, divided like the loss, is `Rows.step_mean`.
         rows_per_slot: Samples of a record, if not any number: 2 for a pair. They are neighbours in this order in every
             pass, as rows of one slot or packed into one row, and used together or not at all.
         sample_names: What the samples of a record are called where they are shown; empty for one kind.
         columns: Names of the numbers that `render` gives each sample (`Sample.numbers`).
         adds_mismatched: Whether each sample is followed by its prompt with the answer of the sample before in the
-            token shard; then `render` returns one sample for a record, and `rows_per_slot` is 2.
+            token shard; then `render` returns one sample for a record, and `rows_per_slot` is 2. `step_sum` sees the
+            mismatched samples alone, `loss` the others.
         scorer: What a frozen model says about the samples, if the loss needs it.
         render_key: Everything of the objective that changes the tokens of a record; part of the keys of token shards.
         has_perplexity: Whether the exponential of the mean loss is a perplexity.
@@ -181,9 +182,10 @@ class Objective:
     render_key: str = ""
     has_perplexity: bool = False
 
-    def rows_per_sequence(self, is_packed: bool) -> int:
-        """Returns the rows that a sequence of a shard has in a pass: one if it is packed."""
-        return 1 if is_packed else self.rows_per_slot
+    def layout(self, rank: int, world_size: int, micro_batch_size: int, is_packed: bool) -> RankLayout:
+        """Returns the part of a batch that a rank computes."""
+        rows = 1 if is_packed or self.adds_mismatched else self.rows_per_slot
+        return RankLayout(rank, world_size, micro_batch_size, rows, self.adds_mismatched)
 
     def means(self, names: Sequence[str], sums: Sequence[float], divisor: float) -> dict[str, float | None]:
         """Returns the numbers that sums stand for.

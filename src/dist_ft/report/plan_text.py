@@ -26,12 +26,13 @@ def render_plan(plan: Plan) -> str:
         )
         epochs = f"; {plan.positions / data.sequences:.2f} epochs"
     lines = [
-        f"{plan.run}: {method} of {model.name}",
+        f"{plan.run}: {plan.objective}, {method} of {model.name}",
         f"  model   {model.num_params:,} parameters, {trained}, {model.dtype}; "
         f"{model.layers} layers of width {model.hidden}",
         f"  data    {size}",
         f"  steps   {plan.steps:,} of {plan.global_batch_size:,} sequences, about "
         f"{plan.tokens_per_step:,} tokens each{epochs}",
+        *_render_scores(plan),
         f"  state   {plan.optimizer}, {plan.state_bytes} bytes a trained parameter",
         f"  output  {plan.run_dir}",
         "",
@@ -56,6 +57,16 @@ def render_plan(plan: Plan) -> str:
             )
         )
     return "\n".join(lines)
+
+
+def _render_scores(plan: Plan) -> list[str]:
+    scores = plan.scores
+    if scores is None:
+        return []
+    cost = ""
+    if scores.num_bytes is not None and scores.share_of_work is not None:
+        cost = f": {format_bytes(scores.num_bytes)}, {scores.share_of_work:.0%} of the work of the training"
+    return [f"  scores  {', '.join(scores.columns)} by {scores.model}, written before training{cost}"]
 
 
 def _render_memory(plan: Plan) -> list[str]:

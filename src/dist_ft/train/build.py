@@ -107,7 +107,7 @@ def build_rank(spec: RankSpec) -> RankParts:
         micro_batch_size=micro,
         on_gpu=attempt.on_gpu,
     )
-    layout = RankLayout(spec.rank, spec.world_size, micro, objective.rows_per_sequence(config.data.packing))
+    layout = objective.layout(spec.rank, spec.world_size, micro, config.data.packing)
     here = environment(spec.num_threads, micro)
     restored = _restore(engine, attempt)
     notes = []

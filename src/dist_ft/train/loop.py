@@ -172,7 +172,7 @@ def _add_up(parts: RankParts, batch: StepBatch, sums: Sums) -> float:
     engine = parts.engine
     total = torch.zeros(1, dtype=torch.float64, device=engine.device)
     with inference(engine):
-        for micro in batch.micro_batches:
+        for micro in batch.mismatched or batch.micro_batches:
             total += engine(Rows.of(micro, engine.device), sums).double()
     dist.all_reduce(total)
     return float(total)

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 
 from dist_ft.config.training_sections import ObjectiveConfig, SteeringMetric
-from dist_ft.data.stream.loader import RankLayout, micro_batch
+from dist_ft.data.stream.loader import micro_batch
 from dist_ft.data.stream.token_shards import Row
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.objectives.objective import Objective, Outputs, Rows
@@ -62,7 +62,7 @@ def measure(
             Row(row.input_ids[:end], row.trained[:end], row.starts[:1], {k: v[:1] for k, v in row.numbers.items()})
             for row, end in zip(sequences, cut, strict=True)
         ]
-    layout = RankLayout(0, 1, len(sequences) + padding, 1 if packed else objective.rows_per_slot)
+    layout = objective.layout(0, 1, len(sequences) + padding, packed)
     rows = Rows.of(micro_batch(sequences, list(range(len(sequences))), layout), CPU)
     table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(5), requires_grad=True)
     outputs = Outputs(table[rows.input_ids_BT[rows.is_trained_BT]], rows.targets_BT[rows.is_trained_BT])
@@ -141,10 +141,9 @@ def test_a_label_decides_where_an_answer_goes_and_what_divides_its_numbers() -> 
     assert only_bad["rewards/chosen"] is None
 
 
-def test_z_moves_the_loss_of_kto() -> None:
-    objective = objective_of({"kind": "kto"})
-    assert objective.step_sum is not None
-    assert objective.weight(SlotTotals(3, 90, 20, num_samples=14)) == 7
+def test_pairs_and_rows_are_what_a_step_is_divided_by() -> None:
+    totals = SlotTotals(3, 90, 20, num_samples=14)
+    assert [objective_of(settings).weight(totals) for settings in ALL] == [7] * (len(ALL) - 1) + [14]
 
 
 @pytest.mark.parametrize("settings", ALL, ids=str)

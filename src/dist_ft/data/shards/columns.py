@@ -39,6 +39,11 @@ class Column:
         """Type of the column in an Arrow file: the flat list of a sequence."""
         return pa.list_(_ARROW[self.dtype])
 
+    def num_bytes(self, num_samples: int, num_trained_tokens: int) -> int:
+        """Returns the bytes of the column for so many samples and trained tokens."""
+        entries = num_samples if self.per == "sample" else num_trained_tokens
+        return entries * self.width * np.dtype(self.dtype).itemsize
+
     def shaped(self, flat: Numbers) -> Numbers:
         """Returns the entries of a flat list."""
         return flat if self.width == 1 else flat.reshape(-1, self.width)

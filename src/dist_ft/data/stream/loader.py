@@ -63,12 +63,14 @@ class StepBatch:
 
     Attributes:
         micro_batches: Micro batches in the order of computation.
+        mismatched: Their mismatched answers, if the layout has them.
         totals: Totals of the slots of the global batch.
         digest: Digest of the global batch's sequences.
         position: The cursor after the step.
     """
 
     micro_batches: list[MicroBatch]
+    mismatched: list[MicroBatch]
     totals: SlotTotals
     digest: str
     position: int
@@ -83,12 +85,15 @@ class RankLayout:
         world_size: Number of ranks.
         micro_batch_size: Slots of a pass.
         rows_per_slot: Rows of a slot; neighbours in a pass.
+        has_mismatched: Whether every second sample is a mismatched answer (`Window.with_mismatched`). Such samples run
+            in passes of their own, before those of the step.
     """
 
     rank: int
     world_size: int
     micro_batch_size: int
     rows_per_slot: int = 1
+    has_mismatched: bool = False
 
 
 def build_order(shards: Sequence[TokenShards], data: DataConfig, seed: int) -> Order:
@@ -207,8 +212,11 @@ class TrainLoader:
             index.num_tokens.tolist(), self._layout.micro_batch_size, self._layout.world_size, self._global_batch_size
         )
         named = list(ids)
+        mine = [ranks[self._layout.rank] for ranks in layout]
+        with_mismatched = mine if self._layout.has_mismatched else []
         return StepBatch(
-            micro_batches=[self._micro_batch(named, ranks[self._layout.rank]) for ranks in layout],
+            micro_batches=[self._micro_batch(named, slots) for slots in mine],
+            mismatched=[self._micro_batch(named, slots, is_mismatched=True) for slots in with_mismatched],
             totals=index.totals,
             digest=digest(ids),
             position=positions.stop,
@@ -224,9 +232,9 @@ class TrainLoader:
             index.num_samples[mine] = found.num_samples
         return index
 
-    def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int]) -> MicroBatch:
+    def _micro_batch(self, ids: Sequence[SequenceId], slots: list[int], is_mismatched: bool = False) -> MicroBatch:
         rows = [self._shards[ids[slot].source].read(ids[slot].shard, ids[slot].row) for slot in slots]
-        return micro_batch(rows, slots, self._layout)
+        return micro_batch(rows, slots, self._layout, is_mismatched)
 
     def _fetch_ahead(self, position: int) -> None:
         """Starts fetching the shards of the window at a position and of the next window to this machine.
@@ -249,7 +257,7 @@ def num_eval_batches(shards: TokenShards, layout: RankLayout) -> int:
     return sum(num_micro_steps(count, layout.micro_batch_size, 1) for count in windows)
 
 
-def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch]:
+def eval_batches(shards: TokenShards, layout: RankLayout, is_mismatched: bool = False) -> Iterator[MicroBatch]:
     """Yields this rank's part of a held-out split; every rank gets the same number of batches.
 
     A batch holds the same rows at any number of ranks, so that it gives the same numbers. Batches are dealt round
@@ -260,7 +268,7 @@ def eval_batches(shards: TokenShards, layout: RankLayout) -> Iterator[MicroBatch
     for number in range(-(-num_eval_batches(shards, layout) // layout.world_size) * layout.world_size):
         slots, places = next(whole, ([], []))
         if number % layout.world_size == layout.rank:
-            yield micro_batch([shards.read(*place) for place in places], slots, layout)
+            yield micro_batch([shards.read(*place) for place in places], slots, layout, is_mismatched)
 
 
 def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
@@ -276,8 +284,19 @@ def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tu
         first += len(rows)
 
 
-def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayout) -> MicroBatch:
-    """Returns the rows of some slots. A slot of several rows is one sequence that is cut where its samples begin."""
+def micro_batch(
+    sequences: Sequence[Row], slots: Sequence[int], layout: RankLayout, is_mismatched: bool = False
+) -> MicroBatch:
+    """Returns the rows of some slots. A slot of several rows is one sequence that is cut where its samples begin.
+
+    Args:
+        sequences: The sequence of each slot.
+        slots: The slots.
+        layout: How they become rows.
+        is_mismatched: Take the mismatched answers instead of the others.
+    """
+    if layout.has_mismatched:
+        sequences = [every_second(sequence, int(is_mismatched)) for sequence in sequences]
     if layout.rows_per_slot == 1:
         return collate(sequences, slots, layout.micro_batch_size)
     rows: list[Row] = []
@@ -289,6 +308,19 @@ def micro_batch(sequences: Sequence[Row], slots: Sequence[int], layout: RankLayo
         rows += [cut[0]._replace(numbers=numbers), *cut[1:]]  # all of the sequence, in the order of its samples
     of_rows = [slot for slot in slots for _ in range(layout.rows_per_slot)]
     return collate(rows, of_rows, layout.micro_batch_size * layout.rows_per_slot)
+
+
+def every_second(sequence: Row, first: int) -> Row:
+    """Returns a sequence of every second of its samples, beginning with the first or the second."""
+    ids, trained, starts, numbers = sequence
+    spans = list(zip(starts.tolist(), [*starts[1:].tolist(), len(ids)], strict=True))[first::2]
+    lengths = [end - start for start, end in spans]
+    return Row(
+        np.concatenate([ids[start:end] for start, end in spans]),
+        np.concatenate([trained[start:end] for start, end in spans]),
+        np.cumsum([0, *lengths[:-1]]).astype(np.int32),
+        {name: values[first::2] for name, values in numbers.items()},
+    )
 
 
 def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBatch:

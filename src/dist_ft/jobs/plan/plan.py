@@ -16,8 +16,8 @@ from dist_ft.data.shards.split import describe_omissions
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, fitting_batch
 from dist_ft.data.stream.order import step_positions
-from dist_ft.jobs.plan.cost import trained_shape
-from dist_ft.jobs.plan.planned import MemoryRow, Plan, PlannedData, PlannedModel, SizeRow
+from dist_ft.jobs.plan.cost import flops, trained_shape
+from dist_ft.jobs.plan.planned import MemoryRow, Plan, PlannedData, PlannedModel, PlannedScores, SizeRow
 from dist_ft.machine import available_memory_bytes, count_gpus
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate
 from dist_ft.objectives.kinds import build_objective
@@ -62,6 +62,17 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
             "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
             f"(data.seq_len={config.data.seq_len})"
         )
+        if build_objective(config.objective).scorer is not None:
+            warnings.append(
+                "data.preparation=stream: while workers train, each node also scores data by a frozen model, which "
+                f"takes {format_bytes(shape.num_params * shape.dtype_bytes)} and a share of its device"
+            )
+    scores = _scores(config, inputs, shape)
+    if scores is not None and scores.share_of_work is not None and scores.share_of_work > 1:
+        warnings.append(
+            f"scoring all data by {scores.model} takes {scores.share_of_work:.1f} times the work of the training, "
+            "which uses a part of it; set max_rows of the sources, or data.preparation=stream and a small data.part_mib"
+        )
     zero_note = (
         f"zero.stage={config.zero.stage} with {config.model.torch_dtype} runs as stage {config.zero_stage}: "
         "DeepSpeed's plain path cannot sum gradients in float32"
@@ -78,6 +89,8 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
             hidden=shape.hidden_size,
         ),
         method=config.method.kind,
+        objective=config.objective.kind,
+        scores=scores,
         optimizer=config.optimizer.title,
         state_bytes=shape.state_bytes,
         data=_data(inputs),
@@ -127,6 +140,25 @@ def _data(inputs: RunInputs) -> PlannedData:
         shards=sum(split.num_shards for split in inputs.splits),
         eval_sequences=inputs.eval_split.known_counts.num_sequences if inputs.eval_split else 0,
     )
+
+
+def _scores(config: Config, inputs: RunInputs, shape: ModelShape) -> PlannedScores | None:
+    scorer = build_objective(config.objective).scorer
+    if scorer is None:
+        return None
+    model = scorer.model or "the model of the first step"
+    names = tuple(column.name for column in scorer.columns)
+    known = [split.counts for split in inputs.splits if split.counts is not None]
+    if len(known) < len(inputs.splits):
+        return PlannedScores(model, names, None, None)
+    trained_on, all_counts = (
+        total(known),
+        total([*known, *([inputs.eval_split.known_counts] if inputs.eval_split else [])]),
+    )
+    size = sum(column.num_bytes(all_counts.num_samples, all_counts.num_trained_tokens) for column in scorer.columns)
+    used = inputs.num_positions / trained_on.num_sequences
+    work = flops(shape.num_params, shape.num_trained, round(used * trained_on.num_tokens))
+    return PlannedScores(model, names, size, round(2 * shape.num_params * all_counts.num_tokens / work, 4))
 
 
 def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int) -> Iterator[MemoryRow]:

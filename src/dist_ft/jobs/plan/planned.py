@@ -90,6 +90,23 @@ class SizeRow:
 
 
 @dataclass(frozen=True)
+class PlannedScores:
+    """What a frozen model writes about the data.
+
+    Attributes:
+        model: The frozen model, as the config names it.
+        columns: Names of what it writes.
+        num_bytes: Bytes of all scores; None while some shards are not made yet.
+        share_of_work: Its forward passes as a share of the arithmetic of the training; None as above.
+    """
+
+    model: str
+    columns: tuple[str, ...]
+    num_bytes: int | None
+    share_of_work: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Describes what a run will do and need.
 
@@ -98,6 +115,8 @@ class Plan:
         run_dir: Path or URL of the run.
         model: The model.
         method: `method.kind`.
+        objective: `objective.kind`.
+        scores: What a frozen model writes before the first step, if the objective has one.
         optimizer: Display name of the optimizer.
         state_bytes: Bytes of optimizer state per trained parameter, without its float32 master.
         data: The data.
@@ -117,6 +136,8 @@ class Plan:
     run_dir: str
     model: PlannedModel
     method: str
+    objective: str
+    scores: PlannedScores | None
     optimizer: str
     state_bytes: int
     data: PlannedData

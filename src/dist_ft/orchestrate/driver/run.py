@@ -48,9 +48,8 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
     config = with_recorded_commit(config, run_dir)
     timeline = Timeline(began)
     with contextlib.ExitStack() as stack:
-        console.say(
-            f"dist-ft: {config.run.name}: {config.method.kind} of {config.model.name}, ZeRO {config.zero_stage}"
-        )
+        kinds = f"{config.objective.kind}, {config.method.kind}"
+        console.say(f"dist-ft: {config.run.name}: {kinds} of {config.model.name}, ZeRO {config.zero_stage}")
         console.say("  starting Ray, checking model and data (a model is fetched or made on first use)")
         preparing = in_thread(lambda: prepare(config, server))
         cluster = connect(config)

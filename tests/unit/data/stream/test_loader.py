@@ -228,6 +228,18 @@ def test_samples_and_their_numbers_are_counted_alike_packed_or_not() -> None:
         assert micro.numbers["label"].tolist() == [1, 2, 3, 4]
 
 
+def test_mismatched_answers_run_in_passes_of_their_own() -> None:
+    sequence = row([1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 0, 1, 0, 1, 0, 1], [0, 2, 5, 6])
+    sequence = sequence._replace(numbers={"label": np.array([1, 1, 0, 0], np.float32)})
+    layout = RankLayout(0, 1, 1, has_mismatched=True)
+    own, others = (micro_batch([sequence], [0], layout, is_mismatched) for is_mismatched in (False, True))
+    assert own.input_ids[0, :4].tolist() == [1, 2, 6, 0]
+    assert own.samples[0, :4].tolist() == [0, 0, 1, -1]
+    assert others.input_ids[0, :6].tolist() == [3, 4, 5, 7, 8, 0]
+    assert others.position_ids[0, :5].tolist() == [0, 1, 2, 0, 1]
+    assert [micro.numbers["label"].tolist() for micro in (own, others)] == [[1, 0], [1, 0]]
+
+
 def test_a_pass_without_rows_is_all_padding() -> None:
     micro = collate([], [], 2)
     assert (micro.num_samples, micro.numbers) == (0, {})

@@ -20,6 +20,7 @@ from dist_ft.model.adapter import save_adapter_config
 from dist_ft.model.base import load_model
 from dist_ft.model.trained import select_trained
 from dist_ft.report.plan_text import render_plan
+from tests.helpers.configs import preference_config
 from tests.helpers.paths import ROOT
 
 SMOKE = ROOT / "configs" / "smoke" / "full.yaml"
@@ -46,12 +47,26 @@ def plan(output_dir: Path) -> Plan:
 def test_plan_is_json(plan: Plan) -> None:
     values = json.loads(json.dumps(plan.to_dict()))
     assert list(values) == [
-        "run", "run_dir", "model", "method", "optimizer", "state_bytes", "data", "steps", "positions",
+        "run", "run_dir", "model", "method", "objective", "scores", "optimizer", "state_bytes", "data", "steps",
+        "positions",
         "global_batch_size", "micro_batch_size", "tokens_per_step", "zero_stage", "zero_note", "memory", "world_sizes",
         "warnings",
     ]  # fmt: skip
     assert values["memory"][0]["total_bytes"] == plan.memory[0].memory.total_bytes
     assert values["data"]["rows"] == plan.data.rows
+
+
+def test_scores_of_a_frozen_model_are_planned(tmp_path: Path) -> None:
+    config = preference_config(tmp_path, {"kind": "dpo"}, train__max_steps=41)
+    scores = planned(config).scores
+    assert scores is not None
+    assert (scores.model, scores.columns) == ("the model of the first step", ("ref_logps",))
+    assert scores.num_bytes == 2 * (41 + 7) * 4
+    # One forward pass over all data against eight epochs of three such passes.
+    assert scores.share_of_work == pytest.approx((41 + 7) / 41 / 3 / 8, rel=0.1)
+    longer = planned(config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 1})}))
+    assert any("times the work of the training" in warning for warning in longer.warnings)
+    assert planned(preference_config(tmp_path, {"kind": "orpo"})).scores is None
 
 
 def test_length_of_the_run(plan: Plan) -> None:
