@@ -29,9 +29,9 @@ sys.stdin.read()
 
 
 @pytest.fixture(scope="session")
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def starter() -> Iterator[str]:
     """Socket of a fork server: forked ranks start in a second instead of ten."""
-    server = ForkServer(log_path=tmp_path_factory.mktemp("starter") / "log")
+    server = ForkServer()
     yield server.socket_path
     server.close()
 

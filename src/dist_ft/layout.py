@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_ft.machine import home_env
+
 FORMAT_VERSION = 1
 """Written as `format_version` into every file that is read back."""
 GROWING = ("ledger.jsonl", "metrics.jsonl", "eval.jsonl")
@@ -110,5 +112,6 @@ def stacks_name(rank: int) -> str:
 
 
 def user_cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dist-ft"
+    """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`; see `home_env` where neither can be written."""
+    env = {**os.environ, **home_env()}
+    return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME") or Path.home()) / ".cache") / "dist-ft"

@@ -1,15 +1,23 @@
-"""What this machine has (cores, GPUs, memory), and how many workers a node holds.
+"""What this machine has (cores, GPUs, memory, a home), and how many workers a node holds.
 
 Reads /proc, /dev and cgroups; loads no driver.
 """
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from dist_ft.errors import UsageError
+
+OWN_PYTHON = (sys.executable, "-P")
+"""Runs processes of dist-ft. With `-P` no module in the current directory takes the place of a library."""
 
 
 def worker_resources(asked: Mapping[str, float] | None, *, has_gpu: bool) -> dict[str, float]:
@@ -82,6 +90,49 @@ def available_memory_bytes() -> int | None:
 def size_of_shared_memory(path: Path = Path("/dev/shm")) -> int | None:
     """Return the size of /dev/shm, used or not; None where there is none."""
     return shutil.disk_usage(path).total if path.is_dir() else None
+
+
+def can_write(path: Path) -> bool:
+    """Return whether this process may write a path, or create it in the nearest directory above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def home_env() -> dict[str, str]:
+    """Return the variables that libraries need where this user has no home that can be written; usually none.
+
+    In a container a user may have no entry in /etc/passwd, or `HOME=/`. Some libraries then fail, others write into the
+    current directory.
+
+    Raises:
+        UsageError: The folder that takes the place of the home belongs to somebody else.
+    """
+    found = {}
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        found["USER"] = str(os.getuid())
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return {**found, "HOME": str(_own_temp_dir())}
+    if not os.environ.get("XDG_CACHE_HOME") and not can_write(home / ".cache"):
+        found["XDG_CACHE_HOME"] = str(_own_temp_dir() / "cache")
+    return found
+
+
+def _own_temp_dir() -> Path:
+    """Return this user's folder of the temp directory. Anybody could have made it before, so its owner is checked."""
+    path = Path(tempfile.gettempdir()) / f"dist-ft-home-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    facts = path.lstat()
+    if path.is_symlink() or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise UsageError(
+            f"there is no home directory that can be written, and {path} is not this user's alone; set HOME or "
+            "XDG_CACHE_HOME to a directory of your own"
+        )
+    return path
 
 
 def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:

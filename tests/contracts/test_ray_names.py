@@ -47,7 +47,7 @@ WHERE = CoordinatorAddress("c", "n", "s")
 
 
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
+def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ElasticTrainer:
     for name, value in TRAIN_ENV.items():
         monkeypatch.setenv(name, value)
     config = Config.model_validate(
@@ -58,7 +58,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> ElasticTrainer:
             "cluster": {"num_workers": 2},
         }
     )
-    return make_trainer(config, resources={"CPU": 1.0}, settings=GroupSettings(WHERE, False, 30.0))
+    return make_trainer(config, resources={"CPU": 1.0}, settings=GroupSettings(WHERE, False, 30.0), scratch=tmp_path)
 
 
 def _types(callbacks: list[Any]) -> set[type]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.coordinator.recorder import Recorder
@@ -252,3 +255,17 @@ def test_a_store_that_does_not_answer_is_one_clear_error(s3: S3Server, url: str)
     s3.faults.append(Fault("503", "GET", ".", times=1000))
     with pytest.raises(StorageError, match="the run cannot be read: s3://"):
         open_run(url).fetch(*sync.GROWING)
+
+
+def test_an_export_without_room_names_the_place_and_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with (
+            pytest.raises(ExportError, match=rf"cannot be written to {tmp_path}/out \(.*File too large.*\); make room"),
+            published(str(tmp_path / "out")) as directory,
+        ):
+            save_file({"w": np.zeros(10_000, np.float32)}, directory / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -20,8 +20,15 @@ from tests.helpers.rows import last_rows, read_rows
 CONFIG = ROOT / "configs" / "smoke" / "full.yaml"
 
 
+SHADOWING = ("random.py", "types.py", "logging.py", "ray.py", "torch.py")
+"""Files that a user may well have in the directory where he starts a run. None may take the place of a library."""
+
+
 class Run:
-    """One `dist-ft train` in the background; `env` is added to this process's environment."""
+    """One `dist-ft train` in the background; `env` is added to this process's environment.
+
+    The current directory holds modules named like libraries.
+    """
 
     command: tuple[str, ...] = ("train", "--json")
 
@@ -31,10 +38,14 @@ class Run:
         self.dir = RunDir(output_dir / name)
         settings = [f"run.output_dir={output_dir}", f"run.name={name}", f"cluster.address={address}", "data.eval=null",
                     "eval.metrics=[]", "monitor.wandb=disabled", *overrides]  # fmt: skip
+        here = output_dir / "here"
+        here.mkdir(parents=True, exist_ok=True)
+        for name in SHADOWING:
+            (here / name).write_text("raise SystemExit(f'{__file__} was imported')")
         self.process = subprocess.Popen(
             [cli, self.command[0], str(CONFIG), *self.command[1:], *settings],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **(env or {})}, cwd=here,
         )  # fmt: skip
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], limit_s: float = 300.0) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -123,10 +122,8 @@ def test_no_file_of_the_run_holds_a_secret(leftovers: Leftovers) -> None:
     assert found_in(files_below(leftovers.run_dir), leftovers.planted) == []
 
 
-def test_no_file_of_the_ray_session_and_no_scratch_file_holds_a_secret(leftovers: Leftovers) -> None:
-    scratch = Path(tempfile.gettempdir()) / "dist-ft-ray-train"
+def test_no_file_of_the_ray_session_holds_a_secret(leftovers: Leftovers) -> None:
     assert found_in(files_below(leftovers.session), leftovers.planted) == []
-    assert found_in(files_below(scratch), leftovers.planted) == []
 
 
 def test_no_command_line_holds_a_secret(leftovers: Leftovers) -> None:

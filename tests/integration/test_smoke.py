@@ -1,4 +1,7 @@
-"""`make smoke` itself: a real pretrained model learns the task, and the adapter loads with stock peft."""
+"""The smoke run, cut short: a real pretrained model begins to learn the task, and the adapter loads with stock peft.
+
+`make smoke` runs it to its end and fails if the model has not learnt the task.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,27 @@ from pathlib import Path
 
 import pytest
 
+from dist_ft.run.log import read_evals
 from tests.helpers.paths import ROOT
+
+STEPS = 8
 
 
 @pytest.mark.timeout(1500)
 def test_the_smoke_run_teaches_the_task(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "launch/smoke.py", f"run.output_dir={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "launch/smoke.py", f"run.output_dir={tmp_path}", f"train.max_steps={STEPS}",
+         "eval.max_rows=8"], cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) == {"base_exact_match", "tuned_exact_match", "train_s"}
-    assert result["base_exact_match"] <= 0.05
-    assert result["tuned_exact_match"] >= 0.9
+    assert result["base_exact_match"] == 0
+    assert done.returncode == (0 if result["tuned_exact_match"] >= 0.9 else 1), "what was learnt decides"
     (run_dir,) = tmp_path.glob("smoke-*")
+    before, after = (row.metrics["eval_loss"] for row in read_evals(run_dir / "eval.jsonl").values())
+    assert before > 2.5
+    assert after < 0.3
     code = """
 import sys, json
 from peft import PeftModel
@@ -45,6 +54,4 @@ print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_to
         [sys.executable, "-c", code, str(run_dir / "exports" / "final"), base],
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()[-1]  # fmt: skip
-    assert json.loads(answer) == {
-        "name": "Anna", "item": "mug", "count": 2, "color": "red", "city": "Oslo", "priority": "normal"
-    }  # fmt: skip
+    assert set(json.loads(answer)) == {"name", "item", "count", "color", "city", "priority"}

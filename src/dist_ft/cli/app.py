@@ -5,6 +5,8 @@ Verbs import what they need when they are called, so that `dist-ft --help` and c
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib.util import find_spec
 from typing import Annotated
@@ -15,6 +17,7 @@ from dist_ft import __version__
 from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, train_verb
 from dist_ft.cli.outputs import print_error
 from dist_ft.errors import DistFtError
+from dist_ft.machine import home_env
 
 app = typer.Typer(
     name="dist-ft",
@@ -55,15 +58,28 @@ data.command("check")(data_verbs.check)
 data.command("prepare")(data_verbs.prepare)
 
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_ROOM = (
+    "files go to run.output_dir, data.cache_dir, TMPDIR and the caches in HOME or XDG_CACHE_HOME; `dist-ft doctor` "
+    "looks at them"
+)
+
+
 def main() -> None:
     """Runs the command: prints errors as one block, and exits with their code."""
     try:
+        os.environ.update(home_env())  # before a library looks for it
         app()
     except DistFtError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
-    except (ConnectionError, PermissionError) as error:  # of the store that a run is in
+    except ConnectionError as error:  # of the store that a run is in
         print_error(str(error))
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None and error.errno not in _REFUSALS:
+            raise
+        print_error(f"{error}; {_ROOM}")
         sys.exit(1)
     except ImportError:
         if find_spec("torch") is not None:

@@ -18,6 +18,7 @@ from dist_ft.run import events
 from dist_ft.run.scores import Scores
 from dist_ft.slices import SavedState, WrittenFile
 from dist_ft.storage.store import Store
+from dist_ft.storage.urls import shown_url
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Saves:
     ) -> None:
         self.committed_step = 0
         self._config = config
+        self._address = shown_url(config.run.address)
         self._store = store
         self._recorder = recorder
         self._world_size = world_size
@@ -136,8 +138,8 @@ class Saves:
         return RankFailure.of(
             0,
             StorageError(
-                f"the checkpoint of step {step} cannot be written ({reason}); make room or mend the storage, then "
-                "--resume goes on after the last one"
+                f"the checkpoint of step {step} cannot be written to {self._address} ({reason}); make room or mend the "
+                "storage, then --resume goes on after the last one"
             ),
         )
 

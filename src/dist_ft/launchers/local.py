@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,11 +20,12 @@ from dist_ft.launchers.job_output import FileOutput, find_result
 from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
 from dist_ft.launchers.local_keeper import ENDED, OUTPUT, PROCESSES, Process, Processes, boot_id
 from dist_ft.layout import user_cache_dir
+from dist_ft.machine import OWN_PYTHON
 from dist_ft.storage.publish import read_json, write_json
 
 PREFIX = "local:"
 _RECORD, _CONFIG = "job.json", "config.yaml"
-_PYTHON = (sys.executable, "-P", "-m")  # -P: nothing in the current directory may take the place of a library
+_PYTHON = (*OWN_PYTHON, "-m")
 _START_LIMIT_S = 60.0
 _NUM_NAMED = 5
 _LOST = "its process is gone without an exit code: killed, or the machine was restarted; go on with --resume"

@@ -36,6 +36,8 @@ def describe_event(entry: LedgerEntry) -> str | None:
         case events.AttemptBegan(world_size=world_size, start_step=start_step):
             resumed = f", going on after step {start_step}" if start_step else ""
             return f"attempt {entry.attempt} on {world_size} workers{resumed}"
+        case events.GroupNotStarted(reason=reason):
+            return f"the workers could not be started: {reason}"
         case events.GroupLoaded(notes=notes):
             return "; ".join(notes) or None
         case events.Committed(step=step):

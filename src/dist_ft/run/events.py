@@ -34,6 +34,14 @@ class AttemptBegan(Event):
 
 
 @dataclass(frozen=True)
+class GroupNotStarted(Event):
+    """Ray could not start the workers of a group and tries again."""
+
+    name: ClassVar[str] = "group_not_started"
+    reason: str
+
+
+@dataclass(frozen=True)
 class GroupLoaded(Event):
     """Every rank is built and has loaded its part of the checkpoint.
 
@@ -267,11 +275,7 @@ class LedgerEntry:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> LedgerEntry:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: An event lacks one of its facts.
-        """
+        """Inverse of `to_dict`. An event that lacks one of its facts is unknown: one bad line must not end a resume."""
         name = entry["event"]
         facts = {key: value for key, value in entry.items() if key not in ("time", "event", "attempt")}
         kind = _EVENTS.get(name)
@@ -279,9 +283,9 @@ class LedgerEntry:
             return cls(entry["time"], entry.get("attempt"), UnknownEvent(name, facts))
         known = {item.name for item in fields(kind)}
         try:
-            event = kind(**{key: value for key, value in facts.items() if key in known})
-        except TypeError as error:
-            raise ValueError(f"a ledger entry that is no {name!r} event: {entry}") from error
+            event: Event = kind(**{key: value for key, value in facts.items() if key in known})
+        except TypeError:
+            event = UnknownEvent(name, facts)
         return cls(entry["time"], entry.get("attempt"), event)
 
 
@@ -304,9 +308,6 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """Reads ledger.jsonl.
-
-    Raises:
-        ValueError: An entry lacks one of its facts.
-    """
-    return [LedgerEntry.from_dict(entry) for entry in read_lines(path)]
+    """Reads ledger.jsonl; leaves out lines that are no entries."""
+    lines = (line for line in read_lines(path) if isinstance(line, dict) and {"time", "event"} <= line.keys())
+    return [LedgerEntry.from_dict(entry) for entry in lines]

@@ -7,6 +7,7 @@ lives as long as the process: records are fetched into it, and `sync.py` sends w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -17,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from safetensors import SafetensorError
 
 from dist_ft.config import Config
 from dist_ft.errors import CheckpointError, ConfigError, ExportError, StorageError, UsageError
@@ -32,6 +35,7 @@ RECORDS = ("run.json", "config.yaml", "sources.json", *GROWING)
 """The records that a driver needs to continue a run."""
 _LOOK_EVERY_S = 5.0
 _SEGMENT_READERS = 16
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -180,18 +184,43 @@ def published(to: str) -> Iterator[Path]:
     """Yields an empty directory, and publishes its files at a path or URL when the block succeeds.
 
     Raises:
-        ExportError: The path or URL exists already.
+        ExportError: The path or URL exists already, or there is no room for the files.
     """
     if is_url(to):
-        with tempfile.TemporaryDirectory(prefix="dist-ft-export-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="dist-ft-export-") as scratch, _names_place(scratch, "TMPDIR"):
             yield Path(scratch)
             _send_directory(Path(scratch), to)
         return
     target = Path(to).absolute()
     if target.exists():
         raise ExportError(f"{target} exists; choose another directory or remove it")
-    with new_directory(target) as hidden:
+    with _names_place(str(target), "--to or run.output_dir"), new_directory(target) as hidden:
         yield hidden
+
+
+@contextlib.contextmanager
+def _names_place(place: str, key: str) -> Iterator[None]:
+    """Turns the refusal of a file system, which names no file once a file is open, into an error with the place.
+
+    Raises:
+        ExportError: There is no room, or the place may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        reason = error.strerror
+    except SafetensorError as error:
+        if "os error" not in str(error):
+            raise
+        reason = str(error)
+    else:
+        return
+    raise ExportError(
+        f"the export cannot be written to {place} ({reason}); make room there, or choose another place with {key}. "
+        "Nothing of it was kept, and the checkpoints stay"
+    )
 
 
 @contextlib.contextmanager

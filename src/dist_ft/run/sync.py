@@ -98,7 +98,7 @@ class Sender:
                 return
             try:
                 self._send_all()
-            except OSError as error:
+            except Exception as error:  # whatever it is: the thread must try again, or the run ends without records
                 logger.warning("records stay in %s for now: %s", self._run.path, error)
 
     def _send_all(self, is_end: bool = False) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from dist_ft.run import events
 from dist_ft.run.events import Event, Ledger, LedgerEntry, read_ledger
 from tests.helpers.rows import read_rows
@@ -13,6 +11,7 @@ from tests.helpers.rows import read_rows
 CAUSE = {"type": "NodeLostError", "message": "10.0.0.3 is gone"}
 EVENTS: list[Event] = [
     events.AttemptBegan(2, 0),
+    events.GroupNotStarted("no module"),
     events.GroupLoaded(40, 2**40, ["workers: 2 → 3"]),
     events.FirstStep({"group": 1.5}),
     events.Committed(40),
@@ -75,6 +74,8 @@ def test_a_fact_that_another_version_adds_is_passed_over() -> None:
     assert LedgerEntry.from_dict(entry).event == events.Committed(4)
 
 
-def test_an_event_without_its_facts_is_refused() -> None:
-    with pytest.raises(ValueError, match="no 'commit' event"):
-        LedgerEntry.from_dict({"time": 1.0, "event": "commit", "attempt": 2})
+def test_a_damaged_entry_is_unknown_and_a_line_that_is_none_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    lines = ['{"time": 1.0, "event": "commit"}', "7", "{}", '{"time": 2.0, "event": "commit", "step": 4}']
+    path.write_text("".join(f"{line}\n" for line in lines))
+    assert [entry.event for entry in read_ledger(path)] == [events.UnknownEvent("commit", {}), events.Committed(4)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -33,8 +36,13 @@ class ClusterInfo:
     warnings: tuple[str, ...] = ()
 
 
-def connect(config: Config) -> ClusterInfo:
+def connect(config: Config, scratch: Path) -> ClusterInfo:
     """Connect to `cluster.address`, or start Ray on this machine.
+
+    Args:
+        config: The run config, with absolute paths.
+        scratch: Empty directory. Ray puts the current directory into the path of its workers, where a `random.py` of
+            the user's would take the place of Python's, so this one is current meanwhile.
 
     Raises:
         UsageError: No cluster answers at the address.
@@ -48,19 +56,22 @@ def connect(config: Config) -> ClusterInfo:
         # Otherwise Ray starts a Python process for each CPU slot at once; the few that are needed start on demand.
         os.environ["RAY_enable_worker_prestart"] = "0"
         os.environ["RAY_prestart_worker_first_driver"] = "0"
-        ray.init(
-            address="local",
-            num_cpus=local_slots(),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            namespace=config.run.name,
-        )
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray writes one into the home directory
+        with contextlib.chdir(scratch):
+            ray.init(
+                address="local",
+                num_cpus=local_slots(),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                namespace=config.run.name,
+            )
     else:
         check_address(address)
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name)
+            with contextlib.chdir(scratch):
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, namespace=config.run.name)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"cluster.address={address}: {str(error).splitlines()[0]}; check that it is a Ray of version "

@@ -11,11 +11,11 @@ import ray
 from dist_ft.config import Config
 from dist_ft.coordinator.failures import explain
 from dist_ft.coordinator.live_status import LiveStatus
-from dist_ft.errors import StartTimeoutError
+from dist_ft.errors import StartTimeoutError, WorkerCrashError
 from dist_ft.messages import Outcome, Phase
 from dist_ft.orchestrate.driver.session import Session
 from dist_ft.orchestrate.driver.shard_jobs import StreamedData
-from dist_ft.run.events import FirstStep
+from dist_ft.run.events import FirstStep, GroupNotStarted
 
 _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
@@ -34,8 +34,10 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
     """
     coordinator = session.coordinator
     waiting_since = time.monotonic()  # start of the wait for workers, reset while there is a group
+    attempt, num_unformed, why = -1, 0, ""  # groups in a row that ended before they became an attempt
     while True:
         status = coordinator.poll()
+        why = next((entry.event.reason for entry in status.ledger if isinstance(entry.event, GroupNotStarted)), why)
         session.console.update(status)
         _note_start(session, status)
         if streamed.advance(session.refresh_starters()):
@@ -55,8 +57,15 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
             return "stopped"
         if group.done():
             # Ray Train has given up, or its controller has died together with the workers.
-            said = str(group.exception()).strip().splitlines()
-            if not coordinator.decide(f"the worker group ended: {said[-1:]}"):
+            why = (str(group.exception()).strip().splitlines() or ["without a reason"])[-1]
+            num_unformed = num_unformed + 1 if status.record.attempt == attempt else 1
+            attempt = status.record.attempt
+            if num_unformed > session.config.failure.max_same_step:
+                raise WorkerCrashError(
+                    f"no worker group could be formed, {num_unformed} times in a row (failure.max_same_step="
+                    f"{session.config.failure.max_same_step}): {why}"
+                )
+            if not coordinator.decide(f"the worker group ended: {why}"):
                 continue  # the next status has the decision
             group = session.start_group()
             time.sleep(_POLL_S)
@@ -65,7 +74,7 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
         elif status.record.state == "stopping":
             return "stopped"
         elif time.monotonic() - waiting_since > session.config.cluster.start_timeout_s:
-            raise _not_started(session.config)
+            raise _not_started(session.config, why)
         time.sleep(_POLL_S)
 
 
@@ -88,10 +97,10 @@ def _note_start(session: Session, status: LiveStatus) -> None:
         session.console.say(f"  first step after {seconds:.1f} s ({timeline.describe()})", "dim")
 
 
-def _not_started(config: Config) -> StartTimeoutError:
+def _not_started(config: Config, why: str) -> StartTimeoutError:
     free, total = ray.available_resources(), ray.cluster_resources()
     shown = ", ".join(f"{free.get(k, 0):g} of {total[k]:g} {k}" for k in ("GPU", "CPU") if k in total)
     return StartTimeoutError(
         f"cluster.num_workers={config.cluster.num_workers}: they did not start within cluster.start_timeout_s="
-        f"{config.cluster.start_timeout_s:g}; free now: {shown}"
+        f"{config.cluster.start_timeout_s:g}; free now: {shown}" + (f"; the last try ended with: {why}" if why else "")
     )

@@ -52,7 +52,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         console.say(f"dist-ft: {config.run.name}: {kinds} of {config.model.name}, ZeRO {config.zero_stage}")
         console.say("  starting Ray, checking model and data (a model is fetched or made on first use)")
         preparing = in_thread(lambda: prepare(config, server))
-        cluster = connect(config)
+        cluster = connect(config, server.directory)
         stack.callback(ray.shutdown)
         timeline.mark("ray")
         for line in cluster.warnings:

@@ -122,7 +122,8 @@ class Session:
     def start_group(self) -> Future[object]:
         """Let Ray Train form the group, and again after each failure; the future ends when Ray Train gives up."""
         settings = GroupSettings(self.coordinator.where, self.cluster.on_gpu, self.config.failure.limits.silence_s)
-        trainer = make_trainer(self.config, resources=self.cluster.resources, settings=settings)
+        scratch = self.server.directory / "ray-train"
+        trainer = make_trainer(self.config, resources=self.cluster.resources, settings=settings, scratch=scratch)
         return in_thread(trainer.fit)
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict
 
 import ray
 
+from dist_ft.machine import OWN_PYTHON
 from dist_ft.orchestrate.health.ask_nodes import LIMIT_S, Member, members, probe_nodes
 from dist_ft.orchestrate.health.facts import Check, Requirements
 from dist_ft.orchestrate.health.judge import check_versions, check_workers
@@ -45,7 +46,7 @@ def check_cluster(address: str, wanted: Requirements) -> list[Check]:
     problem = _unreachable(address)
     if problem is not None:
         return [_no_cluster(address, problem)]
-    command = [sys.executable, "-m", "dist_ft.orchestrate.health.ask_cluster", address, json.dumps(asdict(wanted))]
+    command = [*OWN_PYTHON, "-m", "dist_ft.orchestrate.health.ask_cluster", address, json.dumps(asdict(wanted))]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         try:

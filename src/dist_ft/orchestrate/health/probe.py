@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from dist_ft.machine import count_gpus, nvidia_driver, size_of_shared_memory
+from dist_ft.machine import OWN_PYTHON, count_gpus, nvidia_driver, size_of_shared_memory
 from dist_ft.monitor.wandb_sink import resolve_mode
 from dist_ft.orchestrate.health.facts import NodeFacts, NodeRef, SumResult, WandbFacts
 from dist_ft.orchestrate.health.this_machine import nearest_existing
@@ -110,7 +109,7 @@ def all_reduce(
         limit_s: Limit of each wait inside; the call takes at most twice as long.
     """
     arguments = [rank, world_size, *first, backend, num_bytes, limit_s]
-    command = [sys.executable, "-m", "dist_ft.orchestrate.health.all_reduce", *map(str, arguments)]
+    command = [*OWN_PYTHON, "-m", "dist_ft.orchestrate.health.all_reduce", *map(str, arguments)]
     env = os.environ | rendezvous_env(me.address)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=2 * limit_s, env=env)

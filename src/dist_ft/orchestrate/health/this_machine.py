@@ -23,7 +23,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from dist_ft.config.paths import is_there
-from dist_ft.machine import available_memory_bytes, count_gpus, num_cores
+from dist_ft.errors import UsageError
+from dist_ft.machine import OWN_PYTHON, available_memory_bytes, count_gpus, home_env, num_cores
 from dist_ft.orchestrate.health.facts import Check
 from dist_ft.printable import format_bytes
 from dist_ft.storage.store import LocalStore
@@ -58,6 +59,7 @@ def check_machine(output_dir: Path) -> list[Check]:
         check_shared_memory(),
         Check("GPUs", True, str(num_gpus) if num_gpus else "none; CPU runs"),
         check_torch(num_gpus),
+        check_home(),
         check_temp_dir(Path(tempfile.gettempdir())),
         check_hard_links(output_dir),
         check_disk(output_dir),
@@ -140,7 +142,7 @@ def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORC
     """Import torch in another process and sum a number with gloo, which every CPU run needs."""
     hint = "reinstall torch; for gloo, the host name must resolve to an address of this machine"
     try:
-        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=limit_s)
+        done = subprocess.run([*OWN_PYTHON, "-c", probe], capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
         return Check("torch", False, f"no answer within {limit_s:g} s", hint)
     if done.returncode != 0:
@@ -151,6 +153,18 @@ def check_torch(num_gpus: int, probe: str = _TORCH_PROBE, limit_s: float = _TORC
         detail = f"{found['version']} sees none of {num_gpus} GPUs"
         return Check("torch", False, detail, "install a torch built for CUDA that fits the driver")
     return Check("torch", True, f"{found['version']} with gloo, {found['gpus']} CUDA devices")
+
+
+def check_home() -> Check:
+    """Say where models and copies of shards are kept, if not in this user's home."""
+    try:
+        env = home_env()
+    except UsageError as error:
+        return Check("home", False, str(error), "set HOME to a directory of your own")
+    if "HOME" not in env and "XDG_CACHE_HOME" not in env:
+        return Check("home", True, os.environ.get("XDG_CACHE_HOME") or str(Path.home()))
+    detail = f"none that can be written; caches are in {env.get('HOME') or env['XDG_CACHE_HOME']}"
+    return Check("home", True, detail, "set HOME or XDG_CACHE_HOME to a directory that stays")
 
 
 def check_temp_dir(path: Path) -> Check:

@@ -9,7 +9,6 @@ import select
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,7 +18,9 @@ from typing import Any
 
 from dist_ft import errors
 from dist_ft.errors import StalledError, WorkerCrashError
+from dist_ft.machine import OWN_PYTHON, home_env
 from dist_ft.messages import Reply, encode_line
+from dist_ft.printable import printable
 from dist_ft.run.attempt_spec import RankSpec
 
 QUIET_ENV = {
@@ -30,6 +31,9 @@ QUIET_ENV = {
 }
 """Environment of processes that import transformers; it turns off the progress bars of libraries."""
 _CONNECT_LIMIT_S = 60.0
+_REFUSED_LIMIT_S = 3.0
+_LAST_LINES = 8
+_LAST_BYTES = 4000
 
 
 @dataclass(frozen=True)
@@ -61,24 +65,27 @@ def decode_request(line: bytes) -> RankSpec | TaskRequest:
 
 
 class ForkServer:
-    """A fork server owned by this process; it ends with its owner, however that ends."""
+    """A fork server owned by this process; it ends with its owner, however that ends.
 
-    def __init__(self, on_gpu: bool = False, log_path: Path | None = None) -> None:
+    Attributes:
+        directory: Private directory that lives as long as the server.
+        socket_path: Socket of the server. Its log lies beside it.
+    """
+
+    def __init__(self, on_gpu: bool = False) -> None:
         self._on_gpu = on_gpu
-        self._log_path = log_path
         self._start()
 
     def _start(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
-        self.socket_path = str(self._directory / "fork.sock")
+        self.directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
+        self.socket_path = str(self.directory / "fork.sock")
         # The accelerator is named, because looking for it would initialise CUDA here, and then no child could use it.
         # Through NVML, torch can look without initialising CUDA.
         device = {"DS_ACCELERATOR": "cuda" if self._on_gpu else "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        env = {**os.environ, **QUIET_ENV, **device}
-        with contextlib.ExitStack() as stack:
-            log: Any = stack.enter_context(self._log_path.open("ab")) if self._log_path else subprocess.DEVNULL
+        env = {**os.environ, **home_env(), **QUIET_ENV, **device}
+        with _log_of(self.socket_path).open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dist_ft.orchestrate.workers.forkserver", self.socket_path],
+                [*OWN_PYTHON, "-m", "dist_ft.orchestrate.workers.forkserver", self.socket_path],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -119,14 +126,14 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class Child:
     """A process forked by a server, and the connection to it. Closing the connection ends the process."""
 
     def __init__(self, socket_path: str, request: RankSpec | TaskRequest) -> None:
-        deadline = time.monotonic() + _CONNECT_LIMIT_S
+        began = time.monotonic()
         while True:
             self._socket = socket.socket(socket.AF_UNIX)
             try:
@@ -134,8 +141,11 @@ class Child:
                 break
             except (FileNotFoundError, ConnectionRefusedError) as error:  # the server was started a moment ago
                 self._socket.close()
-                if time.monotonic() > deadline:
-                    raise WorkerCrashError(f"the starter at {socket_path} does not answer") from error
+                # A socket that refuses has lost its server, but for the moment between its creation and its first use.
+                limit_s = _CONNECT_LIMIT_S if isinstance(error, FileNotFoundError) else _REFUSED_LIMIT_S
+                if time.monotonic() - began > limit_s:
+                    said = last_words(socket_path)
+                    raise WorkerCrashError(f"the starter at {socket_path} does not answer{said}") from error
                 time.sleep(0.02)
         self._buffer = b""
         self.exit_status: int | None = None
@@ -218,7 +228,7 @@ def run_task(
                 raise StalledError(f"task {name} did not end within {limit_s:.0f} s")
     finally:
         child.close()
-    raise WorkerCrashError(f"task {name} died ({describe_exit(child.exit_status)})")
+    raise WorkerCrashError(f"task {name} died ({describe_exit(child.exit_status)}){last_words(socket_path)}")
 
 
 def is_serving(socket_path: str) -> bool:
@@ -231,6 +241,20 @@ def is_serving(socket_path: str) -> bool:
     finally:
         connection.close()
     return True
+
+
+def _log_of(socket_path: str) -> Path:
+    return Path(socket_path).with_name("log")
+
+
+def last_words(socket_path: str) -> str:
+    """Return the last lines that a fork server of this machine and its tasks have printed, to go into a message."""
+    try:
+        text = _log_of(socket_path).read_bytes()[-_LAST_BYTES:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [printable(line.rstrip()) for line in text.splitlines() if line.strip()][-_LAST_LINES:]
+    return "; the last lines that it printed:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
 def num_oom_kills() -> int:

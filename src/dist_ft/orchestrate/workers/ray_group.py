@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +162,18 @@ class ElasticTrainer(DataParallelTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
-def make_trainer(config: Config, *, resources: dict[str, float], settings: GroupSettings) -> ElasticTrainer:
-    """Build the trainer. Ray Train stores nothing of ours: its storage is scratch, and its name is new each time."""
+def make_trainer(
+    config: Config, *, resources: dict[str, float], settings: GroupSettings, scratch: Path
+) -> ElasticTrainer:
+    """Build the trainer.
+
+    Args:
+        config: The run config.
+        resources: Ray resources of one worker.
+        settings: Settings of every worker.
+        scratch: Storage of Ray Train, which keeps nothing of ours there. Each node makes it for itself, so its name
+            must be one that no other user of a node has.
+    """
     scaling = ray.train.ScalingConfig(
         num_workers=config.cluster.max_workers,
         use_gpu=resources.get("GPU", 0) > 0,
@@ -173,7 +182,7 @@ def make_trainer(config: Config, *, resources: dict[str, float], settings: Group
     )
     run = ray.train.RunConfig(
         name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-        storage_path=str(Path(tempfile.gettempdir()) / "dist-ft-ray-train"),
+        storage_path=str(scratch),
     )
     trainer = ElasticTrainer(
         train_worker, train_loop_config={"settings": settings}, scaling_config=scaling, run_config=run

@@ -24,9 +24,11 @@ from ray.train.v2.api.exceptions import ControllerError
 from dist_ft.config.cluster_sections import ClusterConfig
 from dist_ft.coordinator.failures import Decision
 from dist_ft.coordinator.sizing import ClusterView, largest_allowed
+from dist_ft.errors import DistFtError
 from dist_ft.machine import workers_on
 from dist_ft.messages import CoordinatorAddress
 from dist_ft.orchestrate.workers.nodes import Node, answering, list_nodes
+from dist_ft.run.events import GroupNotStarted
 
 logger = logging.getLogger(__name__)
 
@@ -157,15 +159,16 @@ class AskCoordinator(FailurePolicy):
         super().__init__(failure_config)
         self._policy = policy
         self._coordinator = coordinator
+        self._noted = ""
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """See the base class."""
         if isinstance(training_failed_error, ControllerError) and isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError
         ):
+            self._note(_last_line(training_failed_error.controller_failure))
             return FailureDecision.RETRY  # no group has started yet; the driver decides how long to try
-        message = str(training_failed_error).strip().splitlines()
-        said = message[-1] if message else type(training_failed_error).__name__
+        said = _last_line(training_failed_error)
         deadline = time.monotonic() + _DECISION_LIMIT_S
         lost_nodes = self._policy.lost_nodes()
         # Ask until an answer comes: the coordinator itself may have been lost and be restarting.
@@ -177,3 +180,17 @@ class AskCoordinator(FailurePolicy):
                     return FailureDecision.RETRY if decision.is_restart else FailureDecision.RAISE
             time.sleep(0.2)
         return FailureDecision.RAISE
+
+    def _note(self, reason: str) -> None:
+        """Tell the coordinator once why no group starts, so that the user learns of it."""
+        if reason == self._noted:
+            return
+        self._noted = reason
+        with contextlib.suppress(ray.exceptions.RayError, ValueError, TimeoutError, DistFtError):
+            event = GroupNotStarted(reason)
+            ray.get(find_coordinator(self._coordinator)("add_event", event), timeout=_ANSWER_LIMIT_S)
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -13,13 +13,13 @@ import pytest
 
 from dist_ft.coordinator.failures import Decision, RankFailure
 from dist_ft.coordinator.live_status import LiveStatus
-from dist_ft.errors import DataError, DivergedError, StaleAttemptError, StartTimeoutError
+from dist_ft.errors import DataError, DivergedError, StaleAttemptError, StartTimeoutError, WorkerCrashError
 from dist_ft.messages import Phase
 from dist_ft.orchestrate.driver import finish, follow
 from dist_ft.orchestrate.driver.endings import Ending, ending_of
 from dist_ft.orchestrate.driver.session import Session, StopSignals, Timeline
 from dist_ft.report.console import Console
-from dist_ft.run.events import FirstStep
+from dist_ft.run.events import FirstStep, GroupNotStarted, LedgerEntry
 from dist_ft.run.outcome import RunNumbers
 from dist_ft.run.place import open_run
 from dist_ft.run.run_inputs import ShardSize
@@ -133,7 +133,36 @@ def test_a_group_that_ray_gives_up_is_started_again(session: Session, monkeypatc
     monkeypatch.setattr(Session, "start_group", lambda self: started.append(Future()) or started[-1])
     coordinator = Coordinator([WORKING, STOPPED], restarts=True)
     assert follow_all(session, coordinator, ended()) == "stopped"
-    assert len(started) == 1 and coordinator.told == ["the worker group ended: ['is gone']"]
+    assert len(started) == 1 and coordinator.told == ["the worker group ended: is gone"]
+
+
+def test_a_group_that_cannot_be_formed_is_a_failure_with_its_cause(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "start_group", lambda self: ended())
+    coordinator = Coordinator([WORKING], restarts=True)
+    with pytest.raises(WorkerCrashError, match=r"4 times in a row \(failure\.max_same_step=3\): is gone"):
+        follow_all(session, coordinator, ended())
+    assert len(coordinator.told) == 3, "each end before the last one is decided on"
+
+
+def test_groups_that_end_after_they_became_attempts_are_the_coordinators_to_count(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "start_group", lambda self: ended())
+    attempts = [replace(WORKING, record=replace(WORKING.record, attempt=number)) for number in range(1, 7)]
+    coordinator = Coordinator([*attempts, STOPPED], restarts=True)
+    assert follow_all(session, coordinator, ended()) == "stopped"
+
+
+def test_the_reason_why_no_worker_starts_is_part_of_the_message(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow.ray, "available_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(follow.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    told = replace(WAITING, ledger=[LedgerEntry(0.0, 0, GroupNotStarted("No module named 'dist_ft'"))])
+    with pytest.raises(StartTimeoutError, match="8 of 8 CPU; the last try ended with: No module named 'dist_ft'"):
+        follow_all(session, Coordinator([told, WAITING]), Future())
 
 
 def test_workers_that_do_not_come_in_time_end_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

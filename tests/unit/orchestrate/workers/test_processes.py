@@ -1,11 +1,17 @@
-"""What a client asks of a child, as one line of JSON."""
+"""What a client asks of a child, as one line of JSON, and what it learns of a server that cannot start."""
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from dist_ft.orchestrate.workers.processes import TaskRequest, decode_request, encode_request
+from dist_ft.errors import WorkerCrashError
+from dist_ft.machine import OWN_PYTHON
+from dist_ft.orchestrate.workers.processes import ForkServer, TaskRequest, decode_request, encode_request, run_task
 from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
+from tests.helpers.paths import ROOT
 from tests.helpers.simulated_run import INPUTS, run_config
 
 ATTEMPT = AttemptSpec("r", 1, "/runs/r", run_config(), INPUTS)
@@ -24,3 +30,23 @@ def test_a_request_survives_the_way_to_the_child(request_: RankSpec | TaskReques
     line = encode_request(request_)
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     assert decode_request(line) == request_
+
+
+def test_a_server_that_dies_while_it_imports_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = ForkServer()
+    try:
+        with pytest.raises(WorkerCrashError, match=r"(?s)last lines that it printed:.*\n  OSError: libcudart\.so\.12"):
+            run_task(server.socket_path, "prepare", {})
+    finally:
+        server.close()
+    assert not server.directory.exists()
+
+
+def test_no_module_of_the_current_directory_takes_the_place_of_a_library(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("x = 1")
+    done = subprocess.run([*OWN_PYTHON, "-c", "import random; random.random()"], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    others = [path.name for path in (ROOT / "src").rglob("*.py") if "[sys.executable" in path.read_text()]
+    assert others == [], "processes of dist-ft are started with OWN_PYTHON"
