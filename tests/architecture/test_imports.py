@@ -25,7 +25,7 @@ ROWS = (
     ("root",),
     ("storage",),
     ("config",),
-    ("data.sources", "model", "zero", "checkpoint", "monitor"),
+    ("data.sources", "model", "zero", "checkpoint", "monitor", "importers"),
     ("data.rows",),
     ("data.curation",),
     ("data.shards",),
@@ -79,7 +79,7 @@ LATE = {
 TORCH_FREE = (
     "dist_ft.errors", "dist_ft.messages", "dist_ft.metric_rows", "dist_ft.printable", "dist_ft.records",
     "dist_ft.layout", "dist_ft.slices", "dist_ft.slots", "dist_ft.memory", "dist_ft.machine", "dist_ft.storage",
-    "dist_ft.config", "dist_ft.data",
+    "dist_ft.config", "dist_ft.importers", "dist_ft.data",
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.run", "dist_ft.coordinator", "dist_ft.report",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
 )  # fmt: skip

@@ -44,6 +44,7 @@ for verb in (
 app.command("eval")(report_verbs.evaluate)
 app.command()(report_verbs.report)
 app.command()(check_verbs.doctor)
+app.command("import")(check_verbs.import_config)
 
 checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoint, name="checkpoint")

@@ -1,8 +1,9 @@
-"""`plan` and `doctor`: check a config, a machine or a cluster before a run begins."""
+"""`plan`, `doctor` and `import`: check a config, a machine or a cluster before a run begins; bring a config along."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,3 +71,56 @@ def look_around(wanted: Requirements, address: str | None, as_json: bool = False
     print(json.dumps([vars(check) for check in checks]) if as_json else render_checks(checks), flush=True)
     if not all(check.is_ok for check in checks):
         raise typer.Exit(1)
+
+
+class Tool(StrEnum):
+    """The tools whose configs can be imported."""
+
+    axolotl = "axolotl"
+    llamafactory = "llamafactory"
+    trl = "trl"
+
+
+class Method(StrEnum):
+    """The commands of TRL."""
+
+    sft = "sft"
+    dpo = "dpo"
+    kto = "kto"
+
+
+def import_config(
+    tool: Annotated[Tool, typer.Argument(metavar="TOOL", help="axolotl, llamafactory or trl.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Its config (YAML).")],
+    to: Annotated[Path | None, typer.Option("--to", help="Where to write the config; without, it is printed.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs the config was for.")] = None,
+    unquantised: Annotated[bool, typer.Option("--unquantised", help="Leave a quantised base as it is.")] = False,
+    templates: Annotated[Path | None, typer.Option(help="Folder of chat templates, NAME.jinja.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Take over this permission.")] = False,
+    method: Annotated[Method, typer.Option(help="Command of TRL that the file is for.")] = Method.sft,
+    partial: Annotated[bool, typer.Option("--partial", help="Write what can be said, without refused keys.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a dist-ft config that trains the same as a config of another tool, and say what becomes of every key."""
+    from dist_ft.importers.run_import import import_file
+    from dist_ft.importers.verdicts import Options
+    from dist_ft.importers.written import config_text, refusal_text, report_json, report_text
+
+    if method is not Method.sft:
+        raise UsageError(f"--method {method.value}: preference tuning is not imported; see --method sft")
+    if templates is not None and not templates.is_dir():
+        raise UsageError(f"--templates {templates}: no such folder; name one that holds NAME.jinja")
+    if to is not None and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise UsageError(f"--to {to} is no file that can be written; name one in a folder that is there")
+    options = Options(gpus, unquantised, templates, trust_remote_code)
+    result = import_file(tool.value, file, options)
+    is_written = partial or not result.refused
+    typer.echo(report_json(result) if as_json else report_text(result))
+    if is_written and to is not None:
+        from dist_ft.cli.outputs import write_page
+
+        write_page(to, config_text(result))
+    elif is_written and not as_json:
+        typer.echo(f"\n{config_text(result)}", nl=False)
+    if result.refused and not partial:
+        raise UsageError(f"{refusal_text(result)}\nnothing was written; --partial writes the rest")

@@ -1,9 +1,10 @@
-"""Advice on keys and values that people bring from other tools."""
+"""Advice on keys, values and whole configs that people bring from other tools."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from dist_ft.config.yaml_file import Yaml
 
@@ -92,3 +93,39 @@ def keys_with_secrets(raw: Yaml, key: str = "") -> Iterator[str]:
             yield from keys_with_secrets(value, f"{key}.{index}")
     elif isinstance(raw, str) and _SECRET.search(raw):
         yield key
+
+
+ToolName = Literal["axolotl", "llamafactory", "trl", "dist-ft"]
+
+_AXOLOTL = {"base_model", "sequence_len", "micro_batch_size", "num_epochs", "sample_packing", "adapter", "datasets"}
+_LLAMAFACTORY = {"finetuning_type", "stage", "template", "cutoff_len", "dataset_dir", "lora_rank", "do_train"}
+_LLAMAFACTORY_ONLY = {"finetuning_type", "cutoff_len", "adapter_name_or_path", "infer_backend", "model_class"}
+_TRL = {"dataset_name", "use_peft", "max_length", "dataset_train_split", "assistant_only_loss", "dataset_config"}
+
+
+def tool_of(raw: dict[str, Yaml]) -> ToolName | None:
+    """Returns the tool that a config was written for; None when its keys do not show it."""
+    if any(isinstance(raw.get(key), dict) for key in ("model", "data", "method", "train")):
+        return "dist-ft"
+    if raw.keys() & _LLAMAFACTORY_ONLY:
+        return "llamafactory"
+    counts: dict[ToolName, int] = {
+        "axolotl": len(raw.keys() & _AXOLOTL) + 2 * ("base_model" in raw),
+        "llamafactory": len(raw.keys() & _LLAMAFACTORY),
+        "trl": len(raw.keys() & _TRL),
+    }
+    best = max(counts, key=lambda tool: counts[tool])
+    if counts[best] < 2 and "model_name_or_path" in raw:
+        return "trl"
+    return best if counts[best] >= 2 else None
+
+
+def import_hint(path: str, raw: dict[str, Yaml]) -> str | None:
+    """Returns what to do with a config of another tool; None when it is none."""
+    tool = tool_of(raw)
+    if tool in (None, "dist-ft"):
+        return None
+    return (
+        f"{path} is a config of {tool}, not of dist-ft; write a dist-ft config from it: "
+        f"dist-ft import {tool} {path} --to my.yaml"
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dist_ft.config.advice import TOKEN, keys_with_secrets
+from dist_ft.config.advice import TOKEN, import_hint, keys_with_secrets
 from dist_ft.config.data_sections import RowSource
 from dist_ft.config.explain import explain_all
 from dist_ft.config.paths import is_pattern
@@ -33,6 +33,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: The config has problems; the message has one line for each.
     """
     raw = read_yaml(path)
+    if hint := import_hint(str(path), raw):
+        raise ConfigError(hint)
     problems: list[str] = []
     for override in overrides:
         try:
@@ -54,6 +56,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return config
+
+
+def problems_in(raw: dict[str, Yaml], path: Path) -> list[str]:
+    """Returns what is wrong with the content of a config, one line a key; `path` is named in them."""
+    try:
+        Config.model_validate(raw)
+    except ValidationError as error:
+        return explain_all(error, path, raw)
+    return []
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -15,6 +15,10 @@ Yaml = None | bool | int | float | str | list["Yaml"] | dict[str, "Yaml"]
 _FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$")
 
 
+_MAX_BYTES = 1 << 20
+"""Largest config of another tool; the largest known are a few kilobytes."""
+
+
 class _Loader(yaml.SafeLoader):
     """Reads scalars as YAML 1.2: `3e-4` is a number; `on`, `010`, `1:30` and dates are words. Keys must be unique."""
 
@@ -98,6 +102,26 @@ def read_yaml(path: Path) -> dict[str, Yaml]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, expected sections such as `model:` and `data:`")
+    return raw
+
+
+def read_plain_yaml(path: Path) -> dict[str, Yaml]:
+    """Read a YAML file of another tool: of the size of a config, and with every value written out.
+
+    Raises:
+        ConfigError: As `read_yaml`; or the file is larger than a config, or has anchors.
+    """
+    if path.is_file() and path.stat().st_size > _MAX_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, more than a config ({_MAX_BYTES}); name a config")
+    raw = read_yaml(path)
+    for token in yaml.scan(path.read_text(encoding="utf-8"), yaml.SafeLoader):
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+            line = token.start_mark.line + 1
+            raise ConfigError(
+                f"{path}:{line}: anchors (&{token.value}, *{token.value}) are not read; write the value out"
+            )
+    if odd := [key for key in raw if not isinstance(key, str)]:
+        raise ConfigError(f"{path}: key {odd[0]!r} is no word; correct it")
     return raw
 
 

@@ -1,0 +1,527 @@
+"""The table of Axolotl's keys (its version 0.18): what becomes of each."""
+
+from __future__ import annotations
+
+import re
+
+from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers import their_templates
+from dist_ft.importers.axolotl_data import entries, held_out, is_chat, train_sources
+from dist_ft.importers.rule_kinds import (
+    FLOAT16,
+    UNQUANTISED,
+    deepspeed,
+    family_targets,
+    lora_only,
+    lora_plus,
+    mentions,
+    model_name,
+    no_effect,
+    optimizer,
+    quantised,
+    refuse,
+    run_place,
+    schedule,
+    schedule_arguments,
+    to,
+    trust_remote_code,
+    warmup_ratio,
+    warmup_steps,
+)
+from dist_ft.importers.verdicts import (
+    Outcome,
+    Rule,
+    Source,
+    as_flag,
+    as_mapping,
+    as_number,
+    as_text,
+    as_texts,
+    as_whole,
+)
+
+NOTES = (
+    "The loss: with several GPUs, Axolotl averages over the tokens of each GPU and then over GPUs; here all trained "
+    "tokens of a step weigh alike. At one GPU it is the same.",
+    "The first token of a packed sample is predicted from the sample before it there, when it is trained.",
+    "Order, dropout, adapter matrices and the held-out split come from other random numbers.",
+)
+DEFAULTS: dict[str, Yaml] = {
+    "sequence_len": 512, "sample_packing": False, "excess_length_strategy": "drop", "warmup_ratio": 0.03,
+    "adapter": "none", "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "seed": 42, "micro_batch_size": 1,
+    "bf16": "auto", "num_epochs": 1.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "lr_scheduler": "cosine",
+    "output_dir": "./model-out", "wandb_project": "", "optimizer": "adamw_torch_fused", "lora_target_modules": "",
+}  # fmt: skip
+"""What Axolotl takes for keys that a file leaves out; they are written out, because ours differ."""
+REQUIRED = ("base_model", "learning_rate", "datasets")
+
+
+def _world(source: Source) -> int:
+    return source.options.gpus or source.whole("ray_num_workers", 1)
+
+
+def _batch(source: Source, value: Yaml) -> Outcome:
+    micro = source.whole("micro_batch_size", 1)
+    steps = source.whole("gradient_accumulation_steps", 1)
+    if "batch_size" in source.values and "gradient_accumulation_steps" not in source.values:
+        steps = max(1, source.whole("batch_size", micro) // max(1, micro))
+    world = _world(source)
+    split = source.whole("context_parallel_size", 1) * source.whole("tensor_parallel_size", 1)
+    if world % split:
+        return Outcome("refused", f"{world} GPUs are not divisible by {split} that share a sequence; give --gpus N")
+    settings: dict[str, Yaml] = {"train.micro_batch_size": micro}
+    settings["train.global_batch_size"] = micro * steps * (world // split)
+    if source.options.gpus is not None:
+        settings["cluster.num_workers"] = source.options.gpus
+    if source.options.gpus is None and "ray_num_workers" not in source.values:
+        why = "FOR ONE GPU: the file does not say how many it is for; give --gpus N"
+        return Outcome("close", why, settings)
+    return Outcome("same", f"{micro} x {steps} x {world // split} ranks", settings)
+
+
+def _part_of_batch(source: Source, value: Yaml) -> Outcome:
+    as_whole("a part of the batch", value)
+    return Outcome("same", "in train.global_batch_size")
+
+
+def _dtype(source: Source, value: Yaml) -> Outcome:
+    if value in ("auto", "full") or as_flag("bf16", value):
+        is_full = source.values.get("adapter") is None
+        if is_full and not mentions(source, "deepspeed", "fsdp", "fsdp_config"):
+            why = "weights and moments are in bfloat16 there, and have float32 masters here"
+            return Outcome("close", why, {"model.dtype": "bfloat16"})
+        return Outcome("same", "", {"model.dtype": "bfloat16"})
+    if mentions(source, "fp16", "float16", "bfloat16", "torch_dtype"):
+        return Outcome("no effect", "another key says the dtype")
+    return Outcome("same", "", {"model.dtype": "float32"})
+
+
+def _named_dtype(source: Source, value: Yaml) -> Outcome:
+    name = as_text("torch_dtype", value).removeprefix("torch.")
+    if name in ("float16", "half", "fp16"):
+        return Outcome("refused", FLOAT16)
+    known = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "float": "float32", "auto": "bfloat16"}
+    if name not in known:
+        return Outcome("refused", f"{name} is no dtype that trains here; write bfloat16 or float32")
+    return Outcome("same", "", {"model.dtype": known[name]})
+
+
+def _if_true(key: str, ours: Yaml) -> Rule:
+    """Takes over a flag that means a value of ours."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        return Outcome("same", "", {key: ours}) if as_flag(key, value) else Outcome("no effect", "off")
+
+    return rule
+
+
+def _adapter(source: Source, value: Yaml) -> Outcome:
+    name = as_text("adapter", value)
+    if name == "none":
+        if mentions(source, "load_in_4bit", "load_in_8bit"):
+            return Outcome("refused", "a quantised base without an adapter has nothing to train; set adapter: lora")
+        return Outcome("same", "no adapter: all weights are trained", {"method.kind": "full"})
+    if name == "lora":
+        return Outcome("same", "", {"method.kind": "lora"})
+    if name == "qlora":
+        if source.options.unquantised:
+            return Outcome("close", f"4-bit base there; {UNQUANTISED}", {"method.kind": "lora"})
+        return Outcome("refused", f"a 4-bit base is not supported; import with --unquantised for {UNQUANTISED}")
+    return Outcome("refused", f"{name} is an adapter that is not there; use adapter: lora")
+
+
+def _adapted(rule: Rule) -> Rule:
+    return lora_only(rule, "lora", "qlora", key="adapter")
+
+
+def _targets(source: Source, value: Yaml) -> Outcome:
+    if source.flag("lora_target_linear"):
+        return Outcome("no effect", "lora_target_linear adapts all linear layers")
+    if value == "":
+        name = source.text("base_model")
+        modules = family_targets(name)
+        if modules is None:
+            return Outcome(
+                "refused", f"which modules PEFT adapts in {name} when none are named is not known here; name them"
+            )
+        return Outcome("close", "PEFT's own for the family, by the model's name", {"method.target_modules": modules})
+    if isinstance(value, str):
+        return Outcome("same", "", {"method.target_modules": value})
+    return Outcome("same", "", {"method.target_modules": list(as_texts("lora_target_modules", value))})
+
+
+def _layers(source: Source, value: Yaml) -> Outcome:
+    layers = value if isinstance(value, list) else [value]
+    return Outcome("same", "", {"method.layers_to_transform": [as_whole("a layer", layer) for layer in layers]})
+
+
+def _unfrozen(source: Source, value: Yaml) -> Outcome:
+    if source.values.get("adapter") is not None:
+        return Outcome("no effect", "beside an adapter the base is frozen anyway")
+    names = as_texts("unfrozen_parameters", value)
+    if rows := [name for name in names if re.search(r"\[\d*:\d*\]$", name)]:
+        return Outcome("refused", f"{rows[0]}: rows of a parameter cannot be trained alone; name it whole")
+    # There a pattern matches the start of a name, and a dot is a letter unless `+` follows.
+    prefixes = [re.sub(r"\.(?!\+)", r"\\.", re.sub(r"\.\*$", "", name.lstrip("^"))) for name in names]
+    return Outcome("same", "", {"method.freeze": [f"^(?!(?:{'|'.join(prefixes)}))"]})
+
+
+def _model_config(source: Source, value: Yaml) -> Outcome:
+    found = as_mapping("model_config", value)
+    if found.get("output_router_logits") is True:
+        return Outcome("refused", "output_router_logits adds a loss of the router; set it to false")
+    if nested := [key for key, item in found.items() if isinstance(item, dict | list)]:
+        return Outcome("refused", f"{', '.join(nested)}: only flat values can be overridden; change the config.json")
+    return Outcome("same", "", {"model.config_overrides": found})
+
+
+def _attention(source: Source, value: Yaml) -> Outcome:
+    name = as_text("attn_implementation", value)
+    if name == "eager":
+        return Outcome("same", "", {"model.attention": "eager"})
+    if re.search(r"sage|fp8", name):
+        return Outcome("close", "attention is quantised there, and exact here")
+    return Outcome("no effect", "the same attention in another kernel; see model.attention")
+
+
+def _eager(source: Source, value: Yaml) -> Outcome:
+    return _attention(source, "eager") if as_flag("eager_attention", value) else Outcome("no effect", "off")
+
+
+def _model_type(source: Source, value: Yaml) -> Outcome:
+    name = as_text("model_type", value)
+    if name.endswith("ForCausalLM") and not name.startswith("Mamba"):
+        return Outcome("no effect", "the class follows from the model's config")
+    return Outcome("refused", f"{name} is no causal language model of text; name one")
+
+
+def _same_model(source: Source, value: Yaml) -> Outcome:
+    if value == source.values.get("base_model"):
+        return Outcome("no effect", "the same as base_model")
+    return Outcome("refused", "config or tokenizer of another model; save them beside the weights and name that folder")
+
+
+def _held_out_share(source: Source, value: Yaml) -> Outcome:
+    size = as_number("val_set_size", value)
+    if size == 0:
+        return Outcome("no effect", "nothing is held out")
+    if size >= 1:
+        return Outcome("refused", f"a number of held-out rows ({size:g}) is not supported; write a share of the rows")
+    return Outcome("close", "the same share, other rows", {"data.eval": float(size)})
+
+
+def _has_chat(source: Source) -> bool:
+    return any(is_chat(entry) for entry in entries(source))
+
+
+def _chat_template(source: Source, value: Yaml) -> Outcome:
+    if not _has_chat(source):
+        return Outcome("no effect", "no data set is a chat")
+    name = as_text("chat_template", value)
+    if name == "jinja":
+        return Outcome("same", "see chat_template_jinja")
+    return their_templates.chat_template(source, "axolotl", name)
+
+
+def _jinja(source: Source, value: Yaml) -> Outcome:
+    if not _has_chat(source) or source.values.get("chat_template") not in (None, "jinja"):
+        return Outcome("no effect", "no data set uses it")
+    return Outcome("same", "", {"data.chat_template": as_text("chat_template_jinja", value)})
+
+
+def _eot_tokens(source: Source, value: Yaml) -> Outcome:
+    tokens = as_texts("eot_tokens", value)
+    if not _has_chat(source):
+        return Outcome("no effect", "no data set is a chat")
+    return Outcome(
+        "close", f"the token that ends the assistant's turn in the template is trained here; is it {tokens}?"
+    )
+
+
+def _train_on_inputs(source: Source, value: Yaml) -> Outcome:
+    if not as_flag("train_on_inputs", value):
+        return Outcome("no effect", "off")
+    if all(entry.get("type") == "completion" for entry in entries(source)):
+        return Outcome("no effect", "raw text is trained whole anyway")
+    return Outcome("close", "there the contents of all turns, here every token", {"data.train_on": "all"})
+
+
+def _excess(source: Source, value: Yaml) -> Outcome:
+    if {entry.get("type") for entry in entries(source)} == {"completion"}:
+        return Outcome("no effect", "raw text is cut into pieces")
+    ours = {"drop": "drop", "truncate": "truncate", "raise": "error"}.get(as_text("excess_length_strategy", value))
+    return Outcome("same", "", {"data.long_samples": ours}) if ours else Outcome("refused", "drop, truncate or raise")
+
+
+def _shuffle(source: Source, value: Yaml) -> Outcome:
+    if as_flag("shuffle_merged_datasets", value):
+        return Outcome("same", "on, as here")
+    return Outcome("same", "", {"data.shuffle": False})
+
+
+def _least_length(source: Source, value: Yaml) -> Outcome:
+    if as_whole("min_sample_len", value) <= 2:
+        return Outcome("no effect", "rows without a trained token are left out")
+    return Outcome("refused", "a least number of tokens is not supported; see data.curation.min_characters")
+
+
+def _checkpointing(source: Source, value: Yaml) -> Outcome:
+    is_on = (isinstance(value, str) and value.startswith("offload")) or as_flag("gradient_checkpointing", value)
+    return Outcome("same", "", {"train.gradient_checkpointing": True}) if is_on else Outcome("no effect", "off")
+
+
+def _special_tokens(source: Source, value: Yaml) -> Outcome:
+    tokens = as_mapping("special_tokens", value)
+    others = {name: token for name, token in tokens.items() if name != "pad_token" and token is not None}
+    if not others:
+        return Outcome("no effect", "padding carries no loss")
+    llama = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    is_llama = re.search(
+        r"llama-?2|codellama|mistral-7b|mixtral|tinyllama|open_llama", source.text("base_model").lower()
+    )
+    if is_llama and others.items() <= llama.items():
+        return Outcome("no effect", "the tokens of the model's own tokenizer")
+    named = ", ".join(f"{name}={token}" for name, token in others.items())
+    return Outcome(
+        "refused", f"{named}: other tokens than the tokenizer's are not supported; save a tokenizer with them"
+    )
+
+
+def _early_stopping(source: Source, value: Yaml) -> Outcome:
+    if source.number("eval_steps", 0) < 1:
+        return Outcome("refused", "needs eval_steps as a number of steps; write it")
+    return Outcome("same", "", {"eval.early_stopping": {"patience": as_whole("early_stopping_patience", value)}})
+
+
+def _steps(key: str) -> Rule:
+    """Takes over a number of steps; a share of all steps is only a rhythm of measurements or copies."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        number = as_number(key, value)
+        if number < 1:
+            return Outcome("no effect", f"a share of all steps; see {key}")
+        return Outcome("same", "", {key: as_whole(key, value)})
+
+    return rule
+
+
+def _fsdp(source: Source, value: Yaml) -> Outcome:
+    settings: dict[str, Yaml] = {"zero.stage": 3}
+    if isinstance(value, dict):
+        if value.get("reshard_after_forward") is False:
+            settings["zero.stage"] = 2
+        if any(value.get(key) is True for key in ("offload_params", "fsdp_offload_params")):
+            settings["zero.offload"] = True
+    elif "fsdp_config" in source.values:
+        return Outcome("no effect", "see fsdp_config")
+    return Outcome("no effect", "every stage gives the same result", settings)
+
+
+def _plugins(source: Source, value: Yaml) -> Outcome:
+    quiet = re.compile(r"cut_cross_entropy|liger|kernels|expert_parallel|swanlab")
+    others = [name for name in as_texts("plugins", value) if not quiet.search(name)]
+    if others:
+        return Outcome("refused", f"{', '.join(others)} changes what is trained; leave it out")
+    return Outcome("no effect", "kernels that compute the same")
+
+
+def _tokens(source: Source, value: Yaml) -> Outcome:
+    return Outcome("refused", "new tokens are not supported; add them to the tokenizer and the model, and save both")
+
+
+def _ray_workers(source: Source, value: Yaml) -> Outcome:
+    return Outcome("same", "", {"cluster.num_workers": _world(source)})
+
+
+def _resources(source: Source, value: Yaml) -> Outcome:
+    found = as_mapping("resources_per_worker", value)
+    ours: dict[str, Yaml] = {name: float(as_number(name, number)) for name, number in found.items()}
+    return Outcome("same", "", {"cluster.resources_per_worker": ours})
+
+
+def _wandb(source: Source, value: Yaml) -> Outcome:
+    if value == "" or source.values.get("use_wandb") is False or source.values.get("wandb_mode") == "disabled":
+        return Outcome("same", "off", {"monitor.wandb": "disabled"})
+    return Outcome("same", "", {"monitor.project": as_text("wandb_project", value), "monitor.wandb": "auto"})
+
+
+def _embedding_rate(source: Source, value: Yaml) -> Outcome:
+    rate = float(as_number("embedding_lr", value))
+    return Outcome("same", "", {"optimizer.groups": [{"pattern": "embed_tokens|lm_head", "lr": rate}]})
+
+
+def _beta(index: int) -> Rule:
+    def rule(source: Source, value: Yaml) -> Outcome:
+        as_number("a beta", value)
+        betas: list[Yaml] = [source.number("adam_beta1", 0.9), source.number("adam_beta2", 0.999)]
+        return Outcome("same", "", {"optimizer.betas": betas})
+
+    return rule
+
+
+def _epochs(source: Source, value: Yaml) -> Outcome:
+    epochs = float(as_number("num_epochs", value))
+    if "max_steps" in source.values:
+        return Outcome("no effect", "max_steps wins")
+    return Outcome("same", "", {"train.epochs": epochs})
+
+
+_KERNELS = no_effect("a kernel that computes the same")
+_MEMORY = no_effect("memory and speed; the result is the same")
+_LOGS = no_effect("what is written beside the training; see monitor")
+_PARALLEL = no_effect("how ranks share the work; counted in train.global_batch_size")
+_METHOD = "another method of training, which is not supported; there is nothing to import it to"
+_RHYTHM = no_effect("when to measure or to keep a checkpoint; see eval.every_steps and checkpoint.every_steps")
+
+TABLE: dict[str, Rule] = {
+    "base_model": model_name,
+    "base_model_config": _same_model, "tokenizer_config": _same_model,
+    "revision_of_model": to("model.revision", "text"), "model_revision": to("model.revision", "text"),
+    "trust_remote_code": trust_remote_code,
+    "model_type": _model_type,
+    "bf16": _dtype, "torch_dtype": _named_dtype,
+    "bfloat16": _if_true("model.dtype", "bfloat16"), "float32": _if_true("model.dtype", "float32"),
+    "fp16": refuse(FLOAT16), "float16": refuse(FLOAT16),
+    "overrides_of_model_config": _model_config, "model_config": _model_config,
+    "attn_implementation": _attention, "eager_attention": _eager,
+    "s2_attention": refuse("shifted sparse attention computes something else; turn it off"),
+    "adapter": _adapter,
+    "load_in_4bit": quantised("4-bit base"), "load_in_8bit": quantised("8-bit base"),
+    "gptq": refuse("a base of GPTQ weights is not supported; name the model that it was made of"),
+    "bnb_config_kwargs": quantised("a quantised base"), "quantize_moe_experts": quantised("quantised experts"),
+    "model_quantization_config": quantised("a quantised base"),
+    "model_quantization_config_kwargs": quantised("a quantised base"),
+    "lora_r": _adapted(to("method.r", "whole")), "lora_alpha": _adapted(to("method.lora_alpha", "number")),
+    "lora_dropout": _adapted(to("method.lora_dropout", "number")),
+    "lora_target_linear": _adapted(_if_true("method.target_modules", "all-linear")),
+    "lora_target_modules": _adapted(_targets),
+    "lora_modules_to_save": _adapted(to("method.modules_to_save", "texts")),
+    "peft_use_rslora": _adapted(to("method.use_rslora", "flag")),
+    "peft_use_dora": _adapted(to("method.use_dora", "flag")),
+    "peft_layers_to_transform": _adapted(_layers),
+    "lora_model_dir": _adapted(to("method.init_from", "text")),
+    "loraplus_lr_ratio": _adapted(lora_plus), "embedding_lr": _embedding_rate,
+    "unfrozen_parameters": _unfrozen,
+    "datasets": train_sources, "test_datasets": held_out, "val_set_size": _held_out_share,
+    "shuffle_merged_datasets": _shuffle,
+    "curriculum_sampling": _if_true("data.shuffle", False),
+    "dataset_exact_deduplication": _if_true("data.curation.exact", True),
+    "chat_template": _chat_template, "chat_template_jinja": _jinja, "eot_tokens": _eot_tokens,
+    "train_on_inputs": _train_on_inputs, "special_tokens": _special_tokens,
+    "sequence_len": to("data.seq_len", "whole"), "sample_packing": to("data.packing", "flag"),
+    "excess_length_strategy": _excess, "min_sample_len": _least_length,
+    "micro_batch_size": _batch, "gradient_accumulation_steps": _part_of_batch, "batch_size": _part_of_batch,
+    "num_epochs": _epochs, "max_steps": to("train.max_steps", "whole"),
+    "gradient_checkpointing": _checkpointing, "selective_checkpointing": _checkpointing,
+    "optimizer": optimizer, "learning_rate": to("optimizer.lr", "number"),
+    "weight_decay": to("optimizer.weight_decay", "number"), "max_grad_norm": to("optimizer.max_grad_norm", "number"),
+    "adam_beta1": _beta(0), "adam_beta2": _beta(1), "adam_epsilon": to("optimizer.eps", "number"),
+    "lr_scheduler": schedule, "lr_scheduler_kwargs": schedule_arguments,
+    "cosine_min_lr_ratio": to("schedule.min_lr_ratio", "number"),
+    "warmup_ratio": warmup_ratio, "warmup_steps": warmup_steps,
+    "early_stopping_patience": _early_stopping,
+    "eval_steps": _steps("eval.every_steps"), "save_steps": _steps("checkpoint.every_steps"),
+    "save_total_limit": to("checkpoint.keep_last", "whole"),
+    "loss_watchdog_threshold": lambda source, value: Outcome("close", "an absolute limit; see failure.spike_factor"),
+    "loss_watchdog_patience": no_effect("goes with loss_watchdog_threshold"),
+    "deepspeed": deepspeed, "fsdp": _fsdp, "fsdp_config": _fsdp,
+    "ray_num_workers": _ray_workers, "resources_per_worker": _resources,
+    "seed": to("run.seed", "whole"), "output_dir": run_place,
+    "wandb_project": _wandb, "use_wandb": no_effect("see wandb_project"), "wandb_mode": no_effect("see wandb_project"),
+    "resume_from_checkpoint": refuse("a checkpoint of Axolotl cannot be resumed; export its model and name it"),
+    "auto_resume_from_checkpoints": no_effect("--resume does it here"),
+    "plugins": _plugins, "tokens": _tokens,
+    "dataset_shard_num": refuse("a shard of the data; write its rows to a file"),
+    "dataset_shard_idx": refuse("a shard of the data; write its rows to a file"),
+}  # fmt: skip
+
+for _keys, _rule in (
+    (
+        "tokenizer_type tokenizer_use_fast tokenizer_legacy strict debug low_cpu_mem_usage device_map use_ray "
+        "fsdp_version is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
+        "is_qwen_derived_model base_model_ignore_patterns torchdistx_path gptq_groupsize gptq_model_v1 "
+        "save_safetensors save_only_model experimental_skip_move_to_device eval_batch_size save_strategy "
+        "eval_strategy profiler_steps profiler_steps_start gc_steps include_tokens_per_second include_tkps "
+        "nvfp4_merge_aware llama4_linearized_experts eval_sequence_len",
+        no_effect("nothing here depends on it"),
+    ),
+    (
+        "flash_attention sdp_attention xformers_attention flex_attention flex_attn_compile_kwargs "
+        "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_mlp flash_attn_fuse_qkv flash_optimum "
+        "gemma4_hybrid_attn_impl fused_attn_kernel liger_rope liger_rms_norm liger_rms_norm_gated "
+        "liger_layer_norm liger_glu_activation liger_swiglu liger_cross_entropy liger_fused_linear_cross_entropy "
+        "liger_use_token_scaling cut_cross_entropy cut_cross_entropy_impl chunked_cross_entropy "
+        "chunked_cross_entropy_num_chunks lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel "
+        "unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm "
+        "unsloth_rope use_kernels use_sonicmoe use_scattermoe experts_implementation use_glm_dsa_kernels "
+        "torch_compile torch_compile_backend torch_compile_mode tf32 pretrain_multipack_attn",
+        _KERNELS,
+    ),
+    (
+        "pad_to_sequence_len pad_to_multiple_of eval_sample_packing sample_packing_group_size "
+        "sample_packing_bin_size sample_packing_sequentially sample_packing_mp_start_method batch_flattening "
+        "dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory skip_prepare_dataset "
+        "remove_unused_columns dataloader_pin_memory dataloader_num_workers dataloader_prefetch_factor "
+        "dataloader_drop_last num_workers ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
+        "ddp_find_unused_parameters local_rank activation_offloading layer_offloading tiled_mlp "
+        "tiled_mlp_num_shards tiled_mlp_use_original_mlp gradient_checkpointing_kwargs max_memory "
+        "gpu_memory_limit accelerator_config streaming_multipack_buffer_size push_dataset_to_hub "
+        "hf_use_auth_token",
+        _MEMORY,
+    ),
+    (
+        "context_parallel_size context_parallel_impl sequence_parallel_degree heads_k_stride ring_attn_func "
+        "tensor_parallel_size expert_parallel_size expert_parallel_backend expert_parallel_num_nvl_bytes "
+        "expert_parallel_token_capacity dp_shard_size dp_replicate_size",
+        _PARALLEL,
+    ),
+    (
+        "logging_steps use_tensorboard use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name "
+        "hf_mlflow_log_artifacts use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key "
+        "comet_mode comet_online comet_experiment_config use_trackio trackio_project_name trackio_run_name "
+        "trackio_space_id use_swanlab swanlab_project swanlab_experiment_name swanlab_description swanlab_mode "
+        "swanlab_workspace swanlab_log_completions swanlab_completion_log_interval swanlab_completion_max_buffer "
+        "use_otel_metrics otel_metrics_host otel_metrics_port wandb_entity wandb_name wandb_run_id wandb_watch "
+        "wandb_log_model hub_model_id hub_strategy hub_revision hub_private vllm eval_table_size "
+        "eval_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics do_bench_eval generate_samples "
+        "num_generation_samples generation_max_new_tokens log_with_wandb loss_watchdog_log",
+        _LOGS,
+    ),
+    ("evals_per_epoch saves_per_epoch", _RHYTHM),
+    ("load_best_model_at_end metric_for_best_model greater_is_better", no_effect("see eval.best_metric")),
+    (
+        "rl rl_beta trl ebft reward_model process_reward_model center_rewards_coefficient qat quantization fp8 "
+        "fp8_enable_fsdp_float8_all_gather diffusion kd_trainer kd_ce_alpha kd_alpha kd_temperature use_eaft "
+        "lisa_n_layers lisa_step_interval lisa_layers_attribute relora relora_steps relora_prune_ratio "
+        "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps kto_desirable_weight "
+        "kto_undesirable_weight simpo_gamma cpo_alpha orpo_alpha dpo_beta dpo_label_smoothing dpo_use_weighting "
+        "use_onebitllms llmcompressor spectrum_top_fraction num_labels",
+        refuse(_METHOD),
+    ),
+    (
+        "pretraining_dataset streaming",
+        refuse("windows over a stream of text are not supported; name the data under datasets with type: completion"),
+    ),
+    (
+        "processor_type image_size image_resize_algorithm freeze_mm_modules chat_template_mm",
+        refuse("a model of images or audio; only text is trained here: name a model of text"),
+    ),
+    (
+        "lora_target_parameters lora_rank_pattern lora_alpha_pattern peft_init_lora_weights lora_fan_in_fan_out "
+        "loftq_config peft peft_layers_pattern peft_ensure_weight_tying peft_trainable_token_indices "
+        "loraplus_lr_embedding embedding_lr_scale lr_groups",
+        refuse("an option of adapters or groups that is not supported; leave it out"),
+    ),
+    (
+        "neftune_noise_alpha noisy_embedding_alpha reinit_weights added_tokens_overrides "
+        "resize_token_embeddings_to_32x shrink_embeddings tokenizer_use_mistral_common group_by_length optim_args "
+        "optim_target_modules muon_lr cosine_constant_lr_ratio lr_quadratic_warmup dsv4_fp4_grouped_mode "
+        "default_system_message model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct",
+        refuse("changes what is trained, and is not supported; leave it out"),
+    ),
+    (
+        "max_packed_sequence_len rope_scaling evaluation_strategy conversation",
+        refuse("gone from Axolotl, which refuses it too; leave it out"),
+    ),
+):  # fmt: skip
+    TABLE |= dict.fromkeys(_keys.split(), _rule)

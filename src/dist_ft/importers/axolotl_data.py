@@ -1,0 +1,180 @@
+"""What becomes of Axolotl's data sets: their address, their format, and how their rows are read."""
+
+from __future__ import annotations
+
+import re
+
+from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers.verdicts import (
+    Outcome,
+    Source,
+    as_flag,
+    as_mapping,
+    as_mappings,
+    as_text,
+    as_texts,
+    is_set,
+)
+
+_ROLES = {
+    "user": {"user", "human"}, "assistant": {"assistant", "gpt", "model"}, "system": {"system"}, "tool": {"tool"},
+}  # fmt: skip
+"""Names of roles that dist-ft reads as Axolotl does."""
+_QUIET = {"preprocess_shards", "ds_type", "field_thinking", "template_thinking_key", "step_separator"}
+"""Keys that change nothing here: the kind of a file follows from its ending, and thoughts are read as they are."""
+_KNOWN = {"path", "name", "split", "revision", "data_files", "type", "chat_template", "chat_template_jinja"}
+_PROMPTS = re.compile(
+    r"alpaca.*|gpteacher.*|jeopardy|oasst|summarizetldr|reflection|explainchoice.*|concisechoice.*|context_qa.*|"
+    r"reasoning|completion_instruct|creative_acr.*|user_defined|metharme|orcamini|pygmalion"
+)
+
+
+def is_chat(entry: dict[str, Yaml]) -> bool:
+    """Returns whether a data set is rendered with a chat template."""
+    return entry.get("type") == "chat_template"
+
+
+def entries(source: Source, key: str = "datasets") -> list[dict[str, Yaml]]:
+    """Returns the data sets of a key, each with the values that are set."""
+    found = as_mappings(key, source.values.get(key, []))
+    return [{name: value for name, value in entry.items() if is_set(value)} for entry in found]
+
+
+def train_sources(source: Source, value: Yaml) -> Outcome:
+    """Takes over `datasets`: all of them, or none with every reason."""
+    read = [_source(f"datasets.{index}", entry) for index, entry in enumerate(entries(source))]
+    problems = [problem for _, found in read for problem in found]
+    problems += _template_problems(source)
+    if problems:
+        return Outcome("refused", "; ".join(problems))
+    settings: dict[str, Yaml] = {"data.train": [one for sources, _ in read for one in sources]}
+    whole = {entry.get("type") == "completion" for entry in entries(source)}
+    if whole == {True}:
+        return Outcome("same", "raw text, cut into pieces", settings | {"data.long_samples": "split"})
+    if True in whole:
+        return Outcome("refused", "completion beside other types: long samples are cut in one and dropped in the other")
+    return Outcome("same", "weights of messages are not read there, and are here", settings)
+
+
+def held_out(source: Source, value: Yaml) -> Outcome:
+    """Takes over `test_datasets`, if there is one."""
+    found = entries(source, "test_datasets")
+    if len(found) > 1:
+        return Outcome("refused", "several held-out data sets are not supported; name one, or join their files")
+    sources, problems = _source("test_datasets.0", found[0])
+    if problems or len(sources) != 1:
+        return Outcome("refused", "; ".join(problems) or "several files; join them, or name one")
+    return Outcome("same", "", {"data.eval": sources[0]})
+
+
+def _template_problems(source: Source) -> list[str]:
+    names = {
+        str(entry.get("chat_template", source.values.get("chat_template", "tokenizer_default")))
+        for entry in entries(source)
+        if is_chat(entry)
+    }
+    return [] if len(names) < 2 else [f"data sets with different templates ({', '.join(sorted(names))}); use one"]
+
+
+def _source(key: str, entry: dict[str, Yaml]) -> tuple[list[Yaml], list[str]]:
+    """Returns the sources of one data set, and why it cannot be taken over."""
+    if "path" not in entry:
+        return [], [f"{key}.path is missing; name a data set or a file"]
+    row_format, problems = _format(key, entry)
+    path = as_text(f"{key}.path", entry["path"])
+    base: dict[str, Yaml] = {
+        name: as_text(f"{key}.{name}", entry[name]) for name in ("name", "split", "revision") if name in entry
+    }
+    if base.get("split") == "train":
+        del base["split"]
+    if "[" in str(base.get("split", "")) or "+" in str(base.get("split", "")):
+        problems.append(
+            f"{key}.split={base['split']}: a range of rows is not supported; write those rows to a file and name it"
+        )
+    is_file = re.search(r"\.(jsonl?|csv|tsv|parquet|arrow|txt)(\.\w+)?$", path) is not None
+    files = as_texts(f"{key}.data_files", entry.get("data_files", []))
+    if not files:
+        addresses = [path]
+    elif path in ("json", "csv", "parquet", "arrow", "text"):
+        addresses = files
+    elif path.startswith((".", "/", "~")):
+        addresses = [f"{path.rstrip('/')}/{file}" for file in files]
+    else:
+        revision = f"@{base['revision']}" if "revision" in base else ""
+        addresses = [f"hf://datasets/{path}{revision}/{file}" for file in files]
+    if files or is_file:  # plain files have neither splits nor configurations
+        base = {}
+    return [{"source": address, **base, **row_format} for address in addresses], problems
+
+
+def _format(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str]]:
+    """Returns the format and the columns of a data set."""
+    kind = entry.get("type")
+    if isinstance(kind, dict):
+        return {}, [_prompt_format(key, "an own prompt format")]
+    if kind == "completion":
+        column = as_text(f"{key}.field", entry.get("field", "text"))
+        return {"format": "text", **_columns("text", column)}, _others(key, entry, {"field"})
+    if kind == "chat_template":
+        return _chat(key, entry)
+    if isinstance(kind, str) and _PROMPTS.fullmatch(kind):
+        return {}, [_prompt_format(key, kind)]
+    if isinstance(kind, str) and kind.startswith("sharegpt"):
+        return {}, [f"{key}.type={kind} is gone from Axolotl; write type: chat_template and its field_messages"]
+    if kind is None:
+        return {}, [f"{key}.type is missing; rows that are tokenised already cannot be read"]
+    return {}, [f"{key}.type={kind} is a way to read rows that is not there; write them as messages"]
+
+
+def _prompt_format(key: str, kind: str) -> str:
+    return (
+        f"{key}.type={kind} writes rows as plain text with headings, which is not supported (a chat template would "
+        "train other text); write the rows as prompt and completion"
+    )
+
+
+def _chat(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str]]:
+    known = {
+        "field_messages", "message_property_mappings", "message_field_role", "message_field_content", "roles",
+        "roles_to_train", "train_on_eos", "train_on_eot", "drop_system_message", "field_tools", "split_thinking",
+    }  # fmt: skip
+    problems = _others(key, entry, known)
+    mapping = as_mapping(f"{key}.message_property_mappings", entry.get("message_property_mappings", {}))
+    role = mapping.get("role", entry.get("message_field_role", "role"))
+    content = mapping.get("content", entry.get("message_field_content", "content"))
+    if (role, content) not in (("role", "content"), ("from", "value")):
+        problems.append(f"{key}: turns with {role} and {content}; rename them to role and content in the rows")
+    if extra := sorted(mapping.keys() - {"role", "content"}):
+        problems.append(f"{key}.message_property_mappings: {', '.join(extra)} would have to be renamed in the rows")
+    for name, spellings in as_mapping(f"{key}.roles", entry.get("roles", {})).items():
+        if other := sorted({*as_texts(f"{key}.roles.{name}", spellings)} - _ROLES.get(name, set())):
+            problems.append(f"{key}.roles.{name}: {', '.join(other)} is not read as {name}; rename it in the rows")
+    if entry.get("roles_to_train", ["assistant"]) not in (["assistant"], ["gpt"], "assistant"):
+        problems.append(f"{key}.roles_to_train: only assistant turns are trained; see data.train_on")
+    problems += [
+        f"{key}.{name}={entry[name]}: the token that ends a turn is trained here; leave it out"
+        for name in ("train_on_eos", "train_on_eot")
+        if entry.get(name, "turn") != "turn"
+    ]
+    problems += [
+        f"{key}.{name}: not supported; change the rows"
+        for name in ("drop_system_message", "split_thinking")
+        if name in entry and as_flag(f"{key}.{name}", entry[name])
+    ]
+    columns = _columns("messages", as_text(f"{key}.field_messages", entry.get("field_messages", "messages")))
+    if "field_tools" in entry and entry["field_tools"] != "tools":
+        columns = {"columns": {**as_mapping("", columns.get("columns", {})), "tools": entry["field_tools"]}}
+    return {"format": "messages", **columns}, problems
+
+
+def _columns(ours: str, theirs: str) -> dict[str, Yaml]:
+    return {} if ours == theirs else {"columns": {ours: theirs}}
+
+
+def _others(key: str, entry: dict[str, Yaml], known: set[str]) -> list[str]:
+    """Names the keys of a data set that nothing is made of."""
+    return [
+        f"{key}.{name}: changes what is read or trained, and is not supported; leave it out"
+        for name, value in entry.items()
+        if name not in known | _KNOWN | _QUIET and value is not False
+    ]

@@ -1,0 +1,148 @@
+"""The keys of the Hugging Face Trainer, which LLaMA-Factory and TRL share."""
+
+from __future__ import annotations
+
+from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers.rule_kinds import (
+    FLOAT16,
+    no_effect,
+    optimizer,
+    refuse,
+    run_place,
+    schedule,
+    schedule_arguments,
+    to,
+    warmup_ratio,
+    warmup_steps,
+)
+from dist_ft.importers.verdicts import Outcome, Rule, Source, as_flag, as_mapping, as_number, as_text, as_whole
+
+TRAINER_DEFAULTS: dict[str, Yaml] = {
+    "learning_rate": 5e-5, "num_train_epochs": 3.0, "per_device_train_batch_size": 8, "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": 42, "bf16": False, "optim": "adamw_torch",
+    "report_to": "none",
+}  # fmt: skip
+"""What the Trainer takes for keys that a file leaves out."""
+
+
+def batch(source: Source, value: Yaml) -> Outcome:
+    """Takes over the batch: sequences a device, times passes, times devices."""
+    micro = as_whole("per_device_train_batch_size", value)
+    steps = source.whole("gradient_accumulation_steps", 1)
+    world = source.options.gpus or source.whole("ray_num_workers", 1)
+    settings: dict[str, Yaml] = {"train.micro_batch_size": micro, "train.global_batch_size": micro * steps * world}
+    if source.options.gpus is not None:
+        settings["cluster.num_workers"] = source.options.gpus
+    if source.options.gpus is None and "ray_num_workers" not in source.values:
+        return Outcome("close", "FOR ONE GPU: the file does not say how many it is for; give --gpus N", settings)
+    return Outcome("same", f"{micro} x {steps} x {world} ranks", settings)
+
+
+def _workers(source: Source, value: Yaml) -> Outcome:
+    return Outcome("same", "", {"cluster.num_workers": source.options.gpus or source.whole("ray_num_workers", 1)})
+
+
+def _in_batch(source: Source, value: Yaml) -> Outcome:
+    as_whole("gradient_accumulation_steps", value)
+    return Outcome("same", "in train.global_batch_size")
+
+
+def BF16(source: Source, value: Yaml) -> Outcome:
+    """Takes over `bf16`: bfloat16 weights here, float32 without."""
+    if as_flag("bf16", value):
+        why = "float32 masters and moments here, whatever the other tool keeps"
+        return Outcome("close", why, {"model.dtype": "bfloat16"})
+    return Outcome("same", "", {"model.dtype": "float32"})
+
+
+def _epochs(source: Source, value: Yaml) -> Outcome:
+    if source.number("max_steps", -1) > 0:
+        return Outcome("no effect", "max_steps wins")
+    return Outcome("same", "", {"train.epochs": float(as_number("num_train_epochs", value))})
+
+
+def _max_steps(source: Source, value: Yaml) -> Outcome:
+    steps = as_whole("max_steps", value)
+    return Outcome("same", "", {"train.max_steps": steps}) if steps > 0 else Outcome("no effect", "off")
+
+
+def _beta(source: Source, value: Yaml) -> Outcome:
+    as_number("a beta", value)
+    betas: list[Yaml] = [source.number("adam_beta1", 0.9), source.number("adam_beta2", 0.999)]
+    return Outcome("same", "", {"optimizer.betas": betas})
+
+
+def _steps(key: str) -> Rule:
+    def rule(source: Source, value: Yaml) -> Outcome:
+        if as_number(key, value) < 1:
+            return Outcome("no effect", f"a share of all steps; see {key}")
+        return Outcome("same", "", {key: as_whole(key, value)})
+
+    return rule
+
+
+def _report_to(source: Source, value: Yaml) -> Outcome:
+    names = value if isinstance(value, list) else [value]
+    wandb = "auto" if {"wandb", "all"} & {as_text("report_to", name) for name in names} else "disabled"
+    return Outcome("same", "", {"monitor.wandb": wandb})
+
+
+def _fsdp(source: Source, value: Yaml) -> Outcome:
+    if isinstance(value, dict) and as_mapping("fsdp_config", value).get("reshard_after_forward") is False:
+        return Outcome("no effect", "every stage gives the same result", {"zero.stage": 2})
+    return Outcome("no effect", "every stage gives the same result", {"zero.stage": 3})
+
+
+_RHYTHM = no_effect("when to measure or to keep a checkpoint; see eval.every_steps and checkpoint.every_steps")
+_RATE = "changes what is trained, and is not supported; leave it out"
+
+TRAINER_TABLE: dict[str, Rule] = {
+    "output_dir": run_place, "seed": to("run.seed", "whole"), "run_name": no_effect("the run is named by output_dir"),
+    "per_device_train_batch_size": batch, "gradient_accumulation_steps": _in_batch, "ray_num_workers": _workers,
+    "learning_rate": to("optimizer.lr", "number"), "weight_decay": to("optimizer.weight_decay", "number"),
+    "max_grad_norm": to("optimizer.max_grad_norm", "number"), "adam_beta1": _beta, "adam_beta2": _beta,
+    "adam_epsilon": to("optimizer.eps", "number"), "optim": optimizer,
+    "lr_scheduler_type": schedule, "lr_scheduler_kwargs": schedule_arguments,
+    "warmup_ratio": warmup_ratio, "warmup_steps": warmup_steps,
+    "num_train_epochs": _epochs, "max_steps": _max_steps,
+    "bf16": BF16, "fp16": refuse(FLOAT16),
+    "eval_steps": _steps("eval.every_steps"), "save_steps": _steps("checkpoint.every_steps"),
+    "save_total_limit": to("checkpoint.keep_last", "whole"), "report_to": _report_to,
+    "fsdp": _fsdp, "fsdp_config": _fsdp,
+    "resume_from_checkpoint": refuse("a checkpoint of the Trainer cannot be resumed; export its model and name it"),
+    "eval_strategy": _RHYTHM, "evaluation_strategy": _RHYTHM, "save_strategy": _RHYTHM,
+    "load_best_model_at_end": no_effect("see eval.best_metric"),
+    "metric_for_best_model": no_effect("see eval.best_metric"),
+    "neftune_noise_alpha": refuse(_RATE), "label_smoothing_factor": refuse(_RATE), "group_by_length": refuse(_RATE),
+    "optim_args": refuse(_RATE), "optim_target_modules": refuse(_RATE),
+}  # fmt: skip
+TRAINER_TABLE |= dict.fromkeys(
+    [
+        "logging_steps",
+        "logging_first_step",
+        "logging_strategy",
+        "logging_dir",
+        "save_only_model",
+        "save_safetensors",
+        "per_device_eval_batch_size",
+        "ddp_timeout",
+        "ddp_find_unused_parameters",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_drop_last",
+        "tf32",
+        "torch_compile",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "remove_unused_columns",
+        "gradient_checkpointing_kwargs",
+        "disable_tqdm",
+        "log_level",
+        "use_liger_kernel",
+        "torch_empty_cache_steps",
+        "hub_private_repo",
+        "hub_token",
+    ],
+    no_effect("nothing of the result depends on it here"),
+)

@@ -1,0 +1,295 @@
+"""The table of LLaMA-Factory's keys (its first engine, with `stage` and `finetuning_type`): what becomes of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dist_ft.config.yaml_file import Yaml
+from dist_ft.errors import ConfigError
+from dist_ft.importers import their_templates
+from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE, batch
+from dist_ft.importers.rule_kinds import (
+    deepspeed,
+    find_beside,
+    lora_only,
+    lora_plus,
+    model_name,
+    no_effect,
+    quantised,
+    refuse,
+    to,
+    trust_remote_code,
+)
+from dist_ft.importers.verdicts import (
+    Outcome,
+    Rule,
+    Source,
+    as_flag,
+    as_mapping,
+    as_number,
+    as_text,
+    as_texts,
+    is_set,
+)
+
+V1_KEYS = frozenset({"model_class", "dist_config", "kernel_config", "peft_config", "train_dataset", "sample_backend"})
+"""Keys of the second engine (`examples/v1`), which has a table of its own there and none here."""
+NOTES = (
+    "The held-out split, order, dropout and adapter matrices come from other random numbers.",
+    "A sample that is too long loses its end here; there prompt and answer are shortened in proportion.",
+)
+DEFAULTS: dict[str, Yaml] = {
+    **TRAINER_DEFAULTS, "cutoff_len": 2048, "packing": False, "lora_rank": 8, "lora_alpha": 0, "lora_target": "all",
+    "lora_dropout": 0.0, "finetuning_type": "lora", "stage": "sft", "disable_gradient_checkpointing": False,
+}  # fmt: skip
+"""What LLaMA-Factory takes for keys that a file leaves out."""
+REQUIRED = ("model_name_or_path", "dataset", "template", "output_dir")
+
+_MEDIA = {"images", "videos", "audios"}
+_COLUMNS = {
+    "alpaca": {
+        "prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system",
+    },
+    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
+    "openai": {"messages": "messages", "system": "system", "tools": "tools"},
+}  # fmt: skip
+"""Columns of a format there, and the keys of ours that they become."""
+
+
+def _data_info(source: Source) -> tuple[Path, dict[str, Yaml]] | str:
+    """Returns the folder and the content of dataset_info.json, or why there is none."""
+    folder = source.text("dataset_dir", "data")
+    if folder.startswith(("ONLINE", "REMOTE:")):
+        return f"dataset_dir={folder} is fetched from a hub; download it and name the folder"
+    path = find_beside(source, f"{folder}/dataset_info.json")
+    if path is None:
+        return f"{folder}/dataset_info.json is not there, which says what a data set's name means; set dataset_dir"
+    try:
+        return path.parent, as_mapping(str(path), json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ConfigError) as error:
+        return f"{path} cannot be read: {error}; correct it"
+
+
+def _datasets(source: Source, value: Yaml) -> Outcome:
+    """Takes over `dataset`: names that dataset_info.json explains."""
+    names = value if isinstance(value, list) else as_text("dataset", value).split(",")
+    found = _data_info(source)
+    if isinstance(found, str):
+        return Outcome("refused", found)
+    read = [_dataset(found[0], found[1], as_text("dataset", name).strip()) for name in names]
+    if problems := [problem for _, problem in read if problem]:
+        return Outcome("refused", "; ".join(problems))
+    sources: list[Yaml] = [one for one, _ in read]
+    if source.values.get("mix_strategy", "concat") != "concat":
+        return Outcome("refused", "data sets that alternate are not imported; set data.train[].weight by hand")
+    return Outcome("same", "", {"data.train": sources})
+
+
+def _dataset(folder: Path, info: dict[str, Yaml], name: str) -> tuple[dict[str, Yaml], str]:
+    """Returns the source that a name means, and why it cannot be taken over."""
+    if name not in info:
+        return {}, f"{name} is not in {folder}/dataset_info.json"
+    entry = as_mapping(name, info[name])
+    layout = as_text(f"{name}.formatting", entry.get("formatting", "alpaca"))
+    columns = {k: v for k, v in as_mapping(f"{name}.columns", entry.get("columns", {})).items() if is_set(v)}
+    if media := sorted(columns.keys() & _MEDIA):
+        return {}, f"{name} has {', '.join(media)}; only text is trained here"
+    if entry.get("ranking") is True or columns.keys() & {"chosen", "rejected", "kto_tag"}:
+        return {}, f"{name} holds preferences; name rows of chats"
+    if layout not in _COLUMNS or (extra := sorted(columns.keys() - _COLUMNS[layout].keys())):
+        what = f"formatting={layout}" if layout not in _COLUMNS else f"columns {', '.join(extra)}"
+        return {}, f"{name}: {what} is not supported; write the rows as messages"
+    tags = {"role": "from", "content": "value"}
+    for key, tag in as_mapping(f"{name}.tags", entry.get("tags", {})).items():
+        ours = {"role_tag": {"role", "from"}, "content_tag": {"content", "value"}, "user_tag": {"user", "human"},
+                "assistant_tag": {"assistant", "gpt"}, "system_tag": {"system"},
+                "observation_tag": {"observation", "tool"},
+                "function_tag": {"function_call"}}.get(key, set())  # fmt: skip
+        if tag not in ours:
+            return {}, f"{name}.tags.{key}={tag} is not read here; rename it in the rows"
+        tags[key] = str(tag)
+    if is_set(entry.get("num_samples")):
+        return {}, f"{name}.num_samples: the first rows alone are not supported; write them to a file and name it"
+    ours_columns: dict[str, Yaml] = {_COLUMNS[layout][k]: v for k, v in columns.items()}
+    renamed: dict[str, Yaml] = {ours: theirs for ours, theirs in ours_columns.items() if ours != theirs}
+    found: dict[str, Yaml] = {"format": "alpaca" if layout == "alpaca" else "messages"}
+    if layout == "sharegpt":
+        found["format"] = "sharegpt"
+    if is_set(entry.get("hf_hub_url")):
+        found["source"] = as_text(name, entry["hf_hub_url"])
+        found |= {ours: entry[key] for key, ours in (("subset", "name"), ("split", "split")) if is_set(entry.get(key))}
+    elif is_set(entry.get("file_name")):
+        found["source"] = str(folder / as_text(name, entry["file_name"]))
+    else:
+        return {}, f"{name}: only hf_hub_url and file_name are read here; name one"
+    if entry.get("folder") is not None:
+        return {}, f"{name}.folder is not read here; name the file as hf://datasets/..."
+    return {"source": found.pop("source"), **found, **({"columns": renamed} if renamed else {})}, ""
+
+
+def _stage(source: Source, value: Yaml) -> Outcome:
+    stage = as_text("stage", value)
+    if stage == "sft":
+        return Outcome("same", "supervised fine-tuning")
+    return Outcome("refused", f"stage {stage} is another method of training, which is not imported; use sft")
+
+
+def _kind(source: Source, value: Yaml) -> Outcome:
+    kind = as_text("finetuning_type", value)
+    if kind in ("lora", "full"):
+        return Outcome("same", "", {"method.kind": kind})
+    return Outcome("refused", f"{kind} is a method that is not there; use lora or full")
+
+
+def _on_lora(rule: Rule) -> Rule:
+    return lora_only(rule, "lora", None, key="finetuning_type")
+
+
+def _alpha(source: Source, value: Yaml) -> Outcome:
+    alpha = as_number("lora_alpha", value) or 2 * source.whole("lora_rank", 8)
+    return Outcome("same", "", {"method.lora_alpha": float(alpha)})
+
+
+def _targets(source: Source, value: Yaml) -> Outcome:
+    names = value if isinstance(value, list) else as_text("lora_target", value).split(",")
+    modules: list[Yaml] = [as_text("lora_target", name).strip() for name in names]
+    return Outcome("same", "", {"method.target_modules": "all-linear" if modules == ["all"] else modules})
+
+
+def _saved(source: Source, value: Yaml) -> Outcome:
+    names = value if isinstance(value, list) else as_text("additional_target", value).split(",")
+    modules: list[Yaml] = [as_text("additional_target", name).strip() for name in names]
+    return Outcome("same", "", {"method.modules_to_save": modules})
+
+
+def _template(source: Source, value: Yaml) -> Outcome:
+    name = as_text("template", value)
+    if name in ("default", "alpaca", "vanilla", "empty"):
+        return Outcome(
+            "refused", f"{name} writes plain text with headings, which is not supported; use a chat template"
+        )
+    return their_templates.chat_template(source, "llamafactory", name)
+
+
+def _packing(source: Source, value: Yaml) -> Outcome:
+    if as_flag("packing", value) and not source.flag("neat_packing"):
+        return Outcome("refused", "packed samples see one another there; set neat_packing: true, or packing: false")
+    return Outcome("same", "", {"data.packing": as_flag("packing", value) or source.flag("neat_packing")})
+
+
+def _neat_packing(source: Source, value: Yaml) -> Outcome:
+    return (
+        Outcome("same", "", {"data.packing": True}) if as_flag("neat_packing", value) else Outcome("no effect", "off")
+    )
+
+
+def _history(source: Source, value: Yaml) -> Outcome:
+    return (
+        Outcome("same", "", {"data.train_on": "last"})
+        if as_flag("mask_history", value)
+        else Outcome("no effect", "off")
+    )
+
+
+def _prompt_too(source: Source, value: Yaml) -> Outcome:
+    if not as_flag("train_on_prompt", value):
+        return Outcome("no effect", "off")
+    return Outcome("close", "every token is trained here", {"data.train_on": "all"})
+
+
+def _adapter_path(source: Source, value: Yaml) -> Outcome:
+    paths = as_text("adapter_name_or_path", value).split(",")
+    if len(paths) > 1:
+        return Outcome("refused", "several adapters; merge all but the last into the model, and name that")
+    if source.flag("create_new_adapter"):
+        return Outcome("refused", "create_new_adapter trains a second adapter; merge the first into the model")
+    return Outcome("same", "", {"method.init_from": paths[0]})
+
+
+def _checkpointing(source: Source, value: Yaml) -> Outcome:
+    return Outcome("same", "", {"train.gradient_checkpointing": not as_flag("disable_gradient_checkpointing", value)})
+
+
+def _held_out_share(source: Source, value: Yaml) -> Outcome:
+    size = as_number("val_size", value)
+    if size == 0:
+        return Outcome("no effect", "nothing is held out")
+    if size >= 1:
+        return Outcome("refused", f"a number of held-out rows ({size:g}) is not supported; write a share of the rows")
+    return Outcome("close", "the same share, other rows", {"data.eval": float(size)})
+
+
+def _held_out(source: Source, value: Yaml) -> Outcome:
+    names = value if isinstance(value, list) else as_text("eval_dataset", value).split(",")
+    found = _data_info(source)
+    if isinstance(found, str):
+        return Outcome("refused", found)
+    if len(names) > 1:
+        return Outcome("refused", "several held-out data sets are not supported; name one")
+    one, problem = _dataset(found[0], found[1], as_text("eval_dataset", names[0]).strip())
+    return Outcome("refused", problem) if problem else Outcome("same", "", {"data.eval": one})
+
+
+def _mixing(source: Source, value: Yaml) -> Outcome:
+    if as_text("mix_strategy", value) == "concat":
+        return Outcome("same", "one after the other")
+    return Outcome("refused", "data sets that alternate are not imported; set data.train[].weight and data.exhaust")
+
+
+def _plain_pair(source: Source, value: Yaml) -> Outcome:
+    texts = as_texts("flash_attn", value)
+    return Outcome("no effect", f"{texts[0]}: the same attention in another kernel; see model.attention")
+
+
+_METHOD = refuse("changes what is trained, and is not supported; leave it out")
+_QUIET = no_effect("nothing here depends on it")
+
+TABLE: dict[str, Rule] = {
+    **TRAINER_TABLE,
+    "model_name_or_path": model_name, "model_revision": to("model.revision", "text"),
+    "trust_remote_code": trust_remote_code, "bf16": BF16, "pure_bf16": BF16,
+    "flash_attn": _plain_pair, "adapter_name_or_path": _adapter_path,
+    "create_new_adapter": refuse("trains a second adapter; merge the first into the model"),
+    "stage": _stage, "finetuning_type": _kind,
+    "lora_rank": _on_lora(to("method.r", "whole")), "lora_alpha": _on_lora(_alpha),
+    "lora_dropout": _on_lora(to("method.lora_dropout", "number")), "lora_target": _on_lora(_targets),
+    "additional_target": _on_lora(_saved), "use_rslora": _on_lora(to("method.use_rslora", "flag")),
+    "use_dora": _on_lora(to("method.use_dora", "flag")), "loraplus_lr_ratio": _on_lora(lora_plus),
+    "dataset": _datasets, "eval_dataset": _held_out, "dataset_dir": no_effect("where dataset_info.json is"),
+    "template": _template, "cutoff_len": to("data.seq_len", "whole", "samples are cut in proportion there", "close"),
+    "packing": _packing, "neat_packing": _neat_packing, "mask_history": _history, "train_on_prompt": _prompt_too,
+    "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,
+    "max_samples": refuse("the first rows alone are not supported; write them to a file, or leave it out"),
+    "disable_gradient_checkpointing": _checkpointing, "deepspeed": deepspeed,
+    "quantization_bit": quantised("a quantised base"), "quantization_method": quantised("a quantised base"),
+    "double_quantization": quantised("a quantised base"), "quantization_type": quantised("a quantised base"),
+    "per_device_train_batch_size": batch,
+}  # fmt: skip
+for _keys, _rule in (
+    (
+        "do_train do_eval do_predict overwrite_output_dir overwrite_cache preprocessing_num_workers "
+        "preprocessing_batch_size plot_loss tokenized_path cache_dir low_cpu_mem_usage use_fast_tokenizer "
+        "use_cache enable_liger_kernel use_unsloth use_unsloth_gc upcast_layernorm upcast_lmhead_output "
+        "ray_run_name ray_storage_path placement_strategy resources_per_worker ray_init_kwargs "
+        "ignore_pad_token_for_loss data_seed predict_with_generate compute_accuracy eval_on_each_dataset "
+        "use_swanlab swanlab_project swanlab_run_name swanlab_mode include_tokens_per_second "
+        "include_num_input_tokens_seen image_max_pixels video_max_pixels image_min_pixels video_maxlen video_fps "
+        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model hf_hub_token infer_backend "
+        "split_special_tokens",
+        _QUIET,
+    ),
+    (
+        "pref_beta pref_loss pref_ftx kto_chosen_weight kto_rejected_weight reward_model ppo_score_norm "
+        "dpo_label_smoothing simpo_gamma freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
+        "use_galore galore_rank galore_target use_apollo apollo_rank apollo_target apollo_layerwise apollo_scale "
+        "use_badam badam_mode use_adam_mini use_muon pissa_init pissa_iter pissa_convert use_llama_pro "
+        "mixture_of_depths use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha fp8 fp8_backend "
+        "fp8_enable_fsdp_float8_all_gather use_kt kt_optimize_rule add_tokens add_special_tokens "
+        "new_special_tokens_config resize_vocab streaming neftune_noise_alpha oft_rank oft_block_size oft_target "
+        "module_dropout shift_attn rope_scaling moe_aux_loss_coef enable_thinking default_system tool_format "
+        "use_mca train_from_scratch",
+        _METHOD,
+    ),
+):  # fmt: skip
+    TABLE |= dict.fromkeys(_keys.split(), _rule)

@@ -1,0 +1,273 @@
+"""Rules that several keys share, whichever tool they are of."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers.verdicts import (
+    Outcome,
+    Rule,
+    Source,
+    Verdict,
+    as_flag,
+    as_mapping,
+    as_number,
+    as_text,
+    as_texts,
+    as_whole,
+    is_set,
+)
+
+Kind = Literal["text", "texts", "number", "whole", "flag"]
+_QUANTISED_NAME = re.compile(
+    r"(?i)(bnb-?nf4|bnb-?[48]bit|[-_.](gptq|awq|aqlm|hqq|exl2|nf4|fp8|int[48]|[48]bit)\b|prequant)"
+)
+UNQUANTISED = (
+    "the same adapters on the base as it is: more memory (2 bytes a weight), and not the numbers of a quantised base"
+)
+
+
+def to(our_key: str, kind: Kind, why: str = "", verdict: Verdict = "same") -> Rule:
+    """Returns a rule that takes a value over under our key."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        return Outcome(verdict, why, {our_key: typed("the value", value, kind)})
+
+    return rule
+
+
+def no_effect(why: str) -> Rule:
+    """Returns a rule for a key that does not change what is trained here."""
+    return lambda source, value: Outcome("no effect", why)
+
+
+def refuse(why: str) -> Rule:
+    """Returns a rule for a key that changes what is trained in a way that is not there; false leaves it off."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        return Outcome("no effect", "off") if value is False or value == 0 else Outcome("refused", why)
+
+    return rule
+
+
+def typed(key: str, value: Yaml, kind: Kind) -> Yaml:
+    """Returns a value in the type that our key wants."""
+    if kind == "text":
+        return as_text(key, value)
+    if kind == "texts":
+        return list(as_texts(key, value))
+    if kind == "number":
+        return float(as_number(key, value))
+    return as_whole(key, value) if kind == "whole" else as_flag(key, value)
+
+
+def placeholders(values: Yaml, key: str = "") -> list[str]:
+    """Returns the keys whose values are placeholders: `${NAME}`, `<your-...>`."""
+    if isinstance(values, dict):
+        return [found for name, value in values.items() for found in placeholders(value, f"{key}.{name}".strip("."))]
+    if isinstance(values, list):
+        return [found for index, value in enumerate(values) for found in placeholders(value, f"{key}.{index}")]
+    is_one = isinstance(values, str) and re.search(r"\$\{\w+\}|^\$\w+$|(?i:<your[-_ ])|\{\{\s*env", values)
+    return [key] if is_one else []
+
+
+def model_name(source: Source, value: Yaml) -> Outcome:
+    """Takes over the base model; a checkpoint of quantised weights is refused."""
+    name = as_text("the model", value)
+    if _QUANTISED_NAME.search(name.rsplit("/", 1)[-1]):
+        return Outcome("refused", f"{name} holds quantised weights; name the model that it was made of")
+    return Outcome("same", "", {"model.name": name})
+
+
+def trust_remote_code(source: Source, value: Yaml) -> Outcome:
+    """Takes over the permission to run a model's code, if the user gives it again."""
+    if not as_flag("trust_remote_code", value):
+        return Outcome("no effect", "off, as here")
+    if source.options.trust_remote_code:
+        return Outcome("same", "", {"model.trust_remote_code": True})
+    return Outcome("refused", "runs somebody else's program; if you want that, say so again: --trust-remote-code")
+
+
+def quantised(what: str) -> Rule:
+    """Returns a rule for a key that quantises the frozen base."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        if value is False:
+            return Outcome("no effect", "off")
+        if source.options.unquantised:
+            return Outcome("close", f"{what} there; {UNQUANTISED}")
+        return Outcome(
+            "refused", f"{what}: a quantised base is not supported; import with --unquantised for {UNQUANTISED}"
+        )
+
+    return rule
+
+
+def optimizer(source: Source, value: Yaml) -> Outcome:
+    """Takes over AdamW in its many spellings."""
+    name = as_text("the optimizer", value)
+    if re.fullmatch(
+        r"adamw_(torch|hf|torch_fused|torch_xla|torch_npu_fused|apex_fused|anyprecision)|paged_adamw(_32bit)?|adamw",
+        name,
+    ):
+        return Outcome("same", "AdamW with float32 moments", {"optimizer.kind": "adamw"})
+    if re.fullmatch(r"(paged_)?adamw_(bnb_)?8bit|adamw_torch_[48]bit", name):
+        why = "AdamW; the moments are quantised there and float32 here (up to 6 bytes a trained parameter more)"
+        return Outcome("close", why, {"optimizer.kind": "adamw"})
+    return Outcome(
+        "refused",
+        f"{name} is another optimizer than AdamW; choose an optimizer.kind and its rate in the dist-ft config",
+    )
+
+
+def schedule(source: Source, value: Yaml) -> Outcome:
+    """Takes over the shape of the learning rate."""
+    name = as_text("the schedule", value)
+    kinds = {
+        "cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant_with_warmup",
+    }  # fmt: skip
+    if name in kinds:
+        settings: dict[str, Yaml] = {"schedule.kind": kinds[name]}
+        if name == "constant":  # it ignores every warm-up
+            settings["schedule.warmup_ratio"] = 0.0
+        return Outcome("same", "", settings)
+    if name == "cosine_with_min_lr":
+        kwargs = as_mapping("lr_scheduler_kwargs", source.values.get("lr_scheduler_kwargs", {}))
+        if "min_lr_rate" in kwargs:
+            rate = float(as_number("min_lr_rate", kwargs["min_lr_rate"]))
+        elif "min_lr" in kwargs and source.number("learning_rate", 0) > 0:
+            rate = float(as_number("min_lr", kwargs["min_lr"])) / source.number("learning_rate", 0)
+        else:
+            return Outcome("refused", "its lr_scheduler_kwargs name neither min_lr_rate nor min_lr; set one")
+        return Outcome("same", "", {"schedule.kind": "cosine", "schedule.min_lr_ratio": rate})
+    return Outcome("refused", f"{name} is a schedule that is not there; choose a schedule.kind in the dist-ft config")
+
+
+def schedule_arguments(source: Source, value: Yaml) -> Outcome:
+    """Judges the arguments of the schedule, which only `cosine_with_min_lr` has here."""
+    names = {source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")}
+    known = {"min_lr", "min_lr_rate"}
+    if "cosine_with_min_lr" in names and as_mapping("lr_scheduler_kwargs", value).keys() <= known:
+        return Outcome("same", "in schedule.min_lr_ratio")
+    return Outcome("refused", "arguments of a schedule that is not there; leave them out, or choose a schedule.kind")
+
+
+WARMUP = "the first step has rate 0 there, so the warm-up here is one step ahead"
+
+
+def warmup_ratio(source: Source, value: Yaml) -> Outcome:
+    """Takes over a warm-up as a share of the steps."""
+    if source.number("warmup_steps", 0) > 0:
+        return Outcome("no effect", "warmup_steps wins")
+    if "constant" in (source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")):
+        return Outcome("no effect", "a constant rate has no warm-up there")
+    ratio = float(as_number("warmup_ratio", value))
+    if not 0 <= ratio < 1:
+        return Outcome("refused", f"{ratio:g} is no share of the steps; write a number from 0 to 1")
+    return Outcome("close" if ratio else "same", WARMUP if ratio else "", {"schedule.warmup_ratio": ratio})
+
+
+def warmup_steps(source: Source, value: Yaml) -> Outcome:
+    """Takes over a warm-up in steps."""
+    number = as_number("warmup_steps", value)
+    if number != int(number) or number < 0:
+        return Outcome("refused", f"{number:g} is no number of steps; a share is warmup_ratio")
+    if number == 0:
+        return Outcome("no effect", "off")
+    if "constant" in (source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")):
+        return Outcome("no effect", "a constant rate has no warm-up there")
+    return Outcome("close", WARMUP, {"schedule.warmup_steps": int(number)})
+
+
+def run_place(source: Source, value: Yaml) -> Outcome:
+    """Takes over the output directory: its last part names the run."""
+    path = Path(as_text("output_dir", value))
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.name).lstrip("._-")[:100] or "imported"
+    parent = str(path.parent) if path.parent != Path() else "runs"
+    return Outcome("same", "", {"run.output_dir": parent, "run.name": name})
+
+
+def deepspeed(source: Source, value: Yaml) -> Outcome:
+    """Takes over the ZeRO stage of a DeepSpeed config, a mapping or the path of a file."""
+    content: Yaml = value
+    if isinstance(value, str):
+        file = find_beside(source, value)
+        if file is None:
+            stage = re.search(r"(?:zero|z)_?([0-3])", value.lower())
+            settings: dict[str, Yaml] = {"zero.stage": int(stage[1])} if stage else {}
+            return Outcome("no effect", f"{value} is not there, so the stage follows from its name", settings)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return Outcome("refused", f"{value} cannot be read: {error}; correct it, or leave it out")
+    ours = as_mapping("deepspeed", content)
+    if as_mapping("deepspeed.fp16", ours.get("fp16", {})).get("enabled") is True:
+        return Outcome("refused", FLOAT16)
+    if named := [key for key in ("optimizer", "scheduler") if key in ours]:
+        return Outcome("refused", f"its {' and '.join(named)} would win over the keys of the file; write them there")
+    zero = as_mapping("deepspeed.zero_optimization", ours.get("zero_optimization", {}))
+    settings = {"zero.stage": as_whole("deepspeed.zero_optimization.stage", zero.get("stage", 0))}
+    if any(_offloads(zero.get(key)) for key in ("offload_optimizer", "offload_param")):
+        settings["zero.offload"] = True
+    clip = ours.get("gradient_clipping", "auto")
+    if clip != "auto":
+        settings["optimizer.max_grad_norm"] = float(as_number("deepspeed.gradient_clipping", clip))
+    return Outcome("no effect", "every stage gives the same result", settings)
+
+
+def _offloads(value: Yaml) -> bool:
+    return isinstance(value, dict) and value.get("device", "cpu") != "none"
+
+
+FLOAT16 = "float16 needs loss scaling, which skips steps when numbers overflow; write bf16: true"
+
+
+def lora_only(rule: Rule, *kinds: Yaml, key: str) -> Rule:
+    """Returns a rule for a key that counts only where the method is one of these kinds."""
+
+    def checked(source: Source, value: Yaml) -> Outcome:
+        return rule(source, value) if source.values.get(key) in kinds else Outcome("no effect", "there is no adapter")
+
+    return checked
+
+
+def lora_plus(source: Source, value: Yaml) -> Outcome:
+    """Takes over LoRA+: a larger rate for the matrices B."""
+    ratio = float(as_number("the ratio", value))
+    rate = source.number("learning_rate", 5e-5)
+    return Outcome("same", "", {"optimizer.groups": [{"pattern": "lora_B", "lr": ratio * rate}]})
+
+
+def find_beside(source: Source, name: str) -> Path | None:
+    """Returns a file that a config names: from here, from the config's folder, or from one above it."""
+    for folder in (Path.cwd(), *source.path.absolute().parents):
+        path = folder / name
+        try:
+            if path.is_file():
+                return path
+        except OSError:  # a name that the system refuses
+            return None
+    return None
+
+
+def mentions(source: Source, *keys: str) -> list[str]:
+    """Returns those of the keys that are set and not off."""
+    return [key for key in keys if is_set(source.values.get(key)) and source.values[key] is not False]
+
+
+_FAMILY_TARGETS: tuple[tuple[str, list[Yaml]], ...] = (
+    (r"phi-?[34]|phi3", ["qkv_proj"]),
+    (r"pythia|neox|redpajama", ["query_key_value"]),
+    (r"falcon-?(7b|40b)", ["query_key_value"]),
+    (r"llama|mistral|mixtral|qwen-?[123]|gemma|smollm|vicuna|alpaca", ["q_proj", "v_proj"]),
+)
+"""PEFT's own target modules by the model's name; the first pattern that is found decides."""
+
+
+def family_targets(name: str) -> list[Yaml] | None:
+    """Returns the modules that PEFT adapts in a family when none are named; None when the name does not show it."""
+    return next((targets for pattern, targets in _FAMILY_TARGETS if re.search(pattern, name.lower())), None)
