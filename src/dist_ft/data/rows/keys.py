@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dist_ft.data.rows.record_kind import CHOSEN_KEYS, LABEL_KEYS, REJECTED_KEYS
+from dist_ft.data.rows.record_kind import CHOSEN_KEYS, LABEL_KEYS, REJECTED_KEYS, preference_kind
 from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 
@@ -122,13 +122,15 @@ class KeyTable:
 
 
 _HARMLESS = frozenset(_PROVENANCE)
+_ALPACA_KEYS = ("instruction", "input", "output")
+_PREFERENCE_KEYS = (*CHOSEN_KEYS, *REJECTED_KEYS, *LABEL_KEYS, "question", "response")
 _MAIN_KEYS = (
     "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "text", "history", "system",
-    "tools", "functions", "question", "response",
+    "tools", "functions",
 )  # fmt: skip
 ROW = KeyTable(
     "row",
-    read=frozenset((*_MAIN_KEYS, *OTHER_SYSTEM_KEYS, *CHOSEN_KEYS, *REJECTED_KEYS, *LABEL_KEYS)),
+    read=frozenset((*_MAIN_KEYS, *OTHER_SYSTEM_KEYS, *_PREFERENCE_KEYS)),
     harmless=frozenset(("parallel_tool_calls", "channel", "margin", "system_prompt_id")),
     refused={
         **_TEMPLATE_SETTINGS,
@@ -199,3 +201,18 @@ def refuse_beside_text(row: Mapping[str, Any]) -> None:
                 f"`{key}` stands beside raw text, which no template touches, so that it would be lost; write the row "
                 "as turns, or name the key in data.train[].ignore"
             )
+
+
+def lost_keys(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields keys of a row that some format reads, but not the one that the row has.
+
+    What stands beside turns, or in a text, is their other form: many files keep the columns that turns were made of.
+    """
+    lost: list[str] = []
+    if preference_kind(row) is None:
+        lost += _PREFERENCE_KEYS
+        if row.get("prompt") is not None and row.get("completion") is not None:
+            lost += () if any(row.get(key) is not None for key in ("messages", "conversations")) else _ALPACA_KEYS
+    for key in lost:
+        if not is_empty(row.get(key)):
+            yield f"{key} of a {ROW.name}"

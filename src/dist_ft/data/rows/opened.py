@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from dist_ft.data.rows.keys import CALL, FUNCTION, PART, ROW, TURN
+from dist_ft.data.rows.keys import CALL, FUNCTION, PART, ROW, TURN, lost_keys
 from dist_ft.data.rows.record_kind import CHOSEN_KEYS, REJECTED_KEYS
 from dist_ft.data.sources.strict_json import parse_json
 
@@ -55,7 +55,7 @@ def turns_of(row: Mapping[str, Any]) -> Iterator[Any]:
 
 def unread_in(row: Mapping[str, Any]) -> frozenset[str]:
     """Returns the keys of an opened row, and of what is in it, that nothing reads, as `foo of a turn`."""
-    found = set(ROW.unread(row))
+    found = {*ROW.unread(row), *lost_keys(row)}
     for turn in turns_of(row):
         if not isinstance(turn, dict):
             continue

@@ -112,7 +112,7 @@ def test_a_meaning_that_cannot_be_honoured_is_refused(row: dict[str, Any], says:
         {"images": [], "videos": None, "audio": ""}, {"images": [None]}, {"images": "[]", "weight": "1"},
         {"chat_template_kwargs": {"a": None}},
         {"weight": 1, "train": True, "mask": "User", "masked": False}, {"parallel_tool_calls": False},
-        {"id": 7, "source": "web", "score": 0.5, "model": "x", "metadata": {"images": ["x"]}, "label": "maths"},
+        {"id": 7, "source": "web", "score": 0.5, "model": "x", "metadata": {"images": ["x"]}, "prompt": "?"},
     ],
 )  # fmt: skip
 def test_what_says_nothing_is_read_past(more: dict[str, Any]) -> None:
@@ -155,6 +155,22 @@ def test_keys_that_nothing_gives_a_meaning_to_are_named() -> None:
     }  # fmt: skip
     assert unread_keys(row, {}, ["reward", "mood", "style", "retries", "result"]) == frozenset()
     assert unread_keys({"dialog": [ASKED, GOOD], "reward": 1}, {"messages": "dialog"}, []) == {"reward of a row"}
+
+
+@pytest.mark.parametrize(
+    ("row", "lost"),
+    [
+        ({"text": "a review", "label": 1}, {"label"}),
+        (row_of(GOOD, label="maths", chosen=True, response="x"), {"label", "chosen", "response"}),
+        ({"prompt": "a", "completion": "b", "input": "c"}, {"input"}),
+        (row_of(GOOD, prompt="a", completion="b", input="c"), set()),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "question": "a"}, set()),
+        ({"prompt": "a", "completion": "b", "label": True}, set()),
+        ({"instruction": "a", "input": "b", "output": "c", "prompt": "a b", "text": "a b c"}, set()),
+    ],
+)  # fmt: skip
+def test_keys_of_another_format_are_not_lost_without_a_word(row: dict[str, Any], lost: set[str]) -> None:
+    assert unread_keys(row, {}, []) == {f"{key} of a row" for key in lost}
 
 
 def test_ignored_keys_are_not_looked_at() -> None:
