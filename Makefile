@@ -39,8 +39,8 @@ test: lint  ## lint, types and every test but the long ones (two at a time)
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
 	$(BIN)/pytest -m exactness tests/exactness tests/numerics/test_optimizer_shapes.py
 
-faults: setup  ## every kind of fault, each compared with an undisturbed run (about 30 minutes), result in docs/elasticity.md
-	$(BIN)/pytest -v -m faults tests/faults
+faults: setup  ## every kind of fault, each compared with an undisturbed run (about 35 minutes), result in docs/elasticity.md
+	$(BIN)/pytest -v -m faults tests/faults tests/integration
 
 netns: setup  ## three hosts in network namespaces that are cut off and switched off (needs root, about 14 minutes)
 	$(BIN)/pytest -v -m netns tests/netns

@@ -67,6 +67,7 @@ def test_a_fault_leaves_no_trace_in_the_result(
     assert 0 <= lost <= 5 + 1  # the interval, and a checkpoint that was being written
 
 
+@pytest.mark.faults
 def test_two_faults_in_a_row_are_survived(cli: str, tmp_path: Path, ray_address: str, undisturbed: Run) -> None:
     run = Run(cli, tmp_path, ray_address, "twice", *SETTINGS)
     first = run.wait_for(lambda record: record["step"] >= 8)
@@ -128,6 +129,7 @@ def test_a_run_goes_on_with_fewer_workers_when_a_node_is_lost(
     assert {s: r["loss"] for s, r in rows.items()} == pytest.approx({s: r["loss"] for s, r in whole.items()}, rel=1e-5)
 
 
+@pytest.mark.faults
 def test_a_run_that_stays_below_its_minimum_ends_in_time_and_can_be_resumed(
     cli: str, tmp_path: Path, two_nodes: tuple[LoopbackCluster, AddedNode]
 ) -> None:

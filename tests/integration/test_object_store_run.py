@@ -142,6 +142,7 @@ def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undistu
     assert starts[0] == 0 and starts[1] >= 10
 
 
+@pytest.mark.faults
 def test_a_run_in_a_bucket_is_submitted_to_this_machine(bench: Bench, undisturbed: Run) -> None:
     command = [bench.cli, "submit", "config.yaml", "--to", "local", "--no-preflight", "--follow", "run.name=behind",
                f"run.output_dir={bench.bucket}/runs", f"cluster.address={bench.address}"]  # fmt: skip

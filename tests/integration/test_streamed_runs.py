@@ -96,6 +96,7 @@ def test_a_bad_row_met_while_training_stops_with_a_checkpoint_and_may_be_left_ou
     assert sorted(again.rows()) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.faults
 def test_a_bad_row_met_before_there_are_workers_is_an_error_too(cli: str, ray_address: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", 400, bad=0)
     run = Run(cli, tmp_path, ray_address, "early", *SETTINGS, sources(path), "data.preparation=stream")
@@ -104,6 +105,7 @@ def test_a_bad_row_met_before_there_are_workers_is_an_error_too(cli: str, ray_ad
     assert f"{path}:1: not valid JSON" in result["error"]["message"]
 
 
+@pytest.mark.faults
 def test_a_source_that_changes_under_a_run_is_named(cli: str, ray_address: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", 200)
     settings = [*SETTINGS, sources(path), "train.max_steps=300"]
