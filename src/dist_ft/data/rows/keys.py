@@ -131,7 +131,7 @@ _MAIN_KEYS = (
 ROW = KeyTable(
     "row",
     read=frozenset((*_MAIN_KEYS, *OTHER_SYSTEM_KEYS, *_PREFERENCE_KEYS)),
-    harmless=frozenset(("parallel_tool_calls", "channel", "margin", "system_prompt_id")),
+    harmless=frozenset(("parallel_tool_calls", "channel", "margin")),
     refused={
         **_TEMPLATE_SETTINGS,
         **dict.fromkeys((*FLAG_KEYS, *INVERSE_FLAG_KEYS, *SPAN_KEYS, "sample_weight"), _MARKS_OF_TRAINING),
@@ -154,7 +154,6 @@ TURN = KeyTable(
             "reasoning_details", *REASONING_KEYS, *FLAG_KEYS, *INVERSE_FLAG_KEYS, *SPAN_KEYS,
         )
     ),
-    harmless=frozenset(("index_in_conversation", "role_name", "is_user")),
     refused={
         **_TEMPLATE_SETTINGS,
         "tools": "functions belong to the row; move them to its `tools`",
