@@ -170,12 +170,14 @@ class Completion(Record):
     Attributes:
         prompt: Not trained; empty for plain text.
         completion: Trained, with the token that ends a text behind it.
+        is_apart: Whether prompt and completion are tokenised one by one, so that no token spans both.
     """
 
     kind = "a text"
 
     prompt: str
     completion: str
+    is_apart: bool = False
 
     @property
     def num_turns(self) -> None:

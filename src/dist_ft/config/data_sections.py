@@ -28,6 +28,9 @@ class RowSource(Section):
         "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "labelled"
     ] = "auto"  # fmt: skip
     """How a row is written; `auto` looks at its keys."""
+    prompt: Literal["alpaca"] | None = None
+    """Write rows of format `alpaca` as plain text with the headings of Stanford Alpaca, in place of turns of a chat
+    template. Null writes turns. See docs/data.md."""
     columns: dict[Column, str] = {}
     """Names of a format's keys to those of the file, such as `{messages: dialog}`."""
     ignore: list[str] = []

@@ -243,6 +243,8 @@ def _train_on_inputs(source: Source, value: Yaml) -> Outcome:
         return Outcome("no effect", "off")
     if all(entry.get("type") == "completion" for entry in entries(source)):
         return Outcome("no effect", "raw text is trained whole anyway")
+    if not _has_chat(source):
+        return Outcome("same", "", {"data.train_on": "all"})
     return Outcome("close", "there the contents of all turns, here every token", {"data.train_on": "all"})
 
 

@@ -153,7 +153,8 @@ def test_two_keys_that_contradict_one_another_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "row",
     [
-        "{path: a.jsonl, type: alpaca}",
+        "{path: a.jsonl, type: 'alpaca:chat'}",
+        "{path: a.jsonl, type: alpaca, field_instruction: question}",
         "{path: a.jsonl, type: chat_template, roles_to_train: [user]}",
         "{path: a.jsonl, type: chat_template, train_on_eos: all}",
         "{path: a.jsonl, type: chat_template, message_field_training: train}",
@@ -167,6 +168,13 @@ def test_two_keys_that_contradict_one_another_are_refused(tmp_path: Path) -> Non
 def test_rows_that_would_train_something_else_are_refused(row: str, tmp_path: Path) -> None:
     text = f"base_model: org/m\nlearning_rate: 1e-4\ndatasets:\n  - {row}\n"
     assert refused(imported(tmp_path, "axolotl", text)) == {"datasets"}
+
+
+def test_rows_of_alpaca_become_text_with_headings(tmp_path: Path) -> None:
+    text = "base_model: org/m\nlearning_rate: 1e-4\ntrain_on_inputs: true\ndatasets: [{path: org/a, type: alpaca}]\n"
+    result = imported(tmp_path, "axolotl", text)
+    assert result.settings["data.train"] == [{"source": "org/a", "format": "alpaca", "prompt": "alpaca"}]
+    assert (result.settings["data.train_on"], verdicts(result)["train_on_inputs"]) == ("all", "same")
 
 
 def test_files_of_a_data_set_become_a_source_each(tmp_path: Path) -> None:

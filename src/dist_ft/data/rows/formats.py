@@ -24,6 +24,7 @@ from dist_ft.data.rows.conversation import assistant_turns, check_values, read_t
 from dist_ft.data.rows.keys import OTHER_SYSTEM_KEYS, ROW, is_empty, refuse_beside_text
 from dist_ft.data.rows.opened import opened, unread_in
 from dist_ft.data.rows.preferences import read_labelled, read_preference
+from dist_ft.data.rows.prompts import read_prompted
 from dist_ft.data.rows.record_kind import preference_keys, preference_kind
 from dist_ft.data.rows.tool_calls import tools_of
 from dist_ft.errors import DataError
@@ -36,7 +37,11 @@ _MAX_SHOWN_KEYS = 12
 
 
 def read_record(
-    row: Any, row_format: str = "auto", columns: Mapping[Any, str] | None = None, ignored: Collection[str] = ()
+    row: Any,
+    row_format: str = "auto",
+    columns: Mapping[Any, str] | None = None,
+    ignored: Collection[str] = (),
+    prompt: str | None = None,
 ) -> Record:
     """Reads one row.
 
@@ -45,6 +50,7 @@ def read_record(
         row_format: `data.train[].format`.
         columns: `data.train[].columns`: maps the keys of the table above to those of the file.
         ignored: `data.train[].ignore`: keys that are not looked at.
+        prompt: `data.train[].prompt`.
 
     Raises:
         DataError: The row is not understood. The message leaves out the location, which the caller knows.
@@ -64,7 +70,9 @@ def read_record(
         raise DataError(
             "`history` is only read beside `instruction` and `output`; put its turns in front of the others"
         )
-    record = _READERS[name](renamed)
+    if prompt is not None and name != "alpaca":
+        raise DataError(f"the row is of format {name}, but prompt={prompt} is for format alpaca; remove one of the two")
+    record = _READERS[name](renamed) if prompt is None else read_prompted(renamed, prompt)
     if name != "text":
         _check_other_system(renamed, record)
     check_values(list(vars(record).values()))

@@ -81,7 +81,7 @@ def reading_key(source: RowSource, part: Part) -> list[object]:
     """
     if source.format == "text" or all(piece.file.kind in (EMBEDDED, "text") for piece in part.pieces):
         return []
-    return ["reading", READING_VERSION, sorted(source.ignore)]
+    return ["reading", READING_VERSION, sorted(source.ignore), *([source.prompt] if source.prompt else [])]
 
 
 def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
@@ -157,7 +157,7 @@ def _read(raw: RawRow, source: RowSource, group_by: str | None) -> Row | BadRow:
     if raw.problem is not None:
         return BadRow(raw.location, raw.problem, raw.data)
     try:
-        record = read_record(raw.data, source.format, source.columns, source.ignore)
+        record = read_record(raw.data, source.format, source.columns, source.ignore, source.prompt)
         unread = unread_keys(raw.data, source.columns, [*source.ignore, *([group_by] if group_by else [])])
         if group_by is not None and raw.data.get(group_by) is None:
             raise DataError(f"has no `{group_by}`, which data.group_by names; add it to every row")

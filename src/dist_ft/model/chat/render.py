@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dist_ft.config.data_sections import CHAT_TEMPLATES
@@ -219,6 +219,8 @@ class Renderer:
         return texts[::-1]
 
     def _whole_text(self, record: Completion) -> _Text:
+        if record.is_apart:
+            return self._joined_texts(record)
         text = record.prompt + record.completion
         opening = [] if text.startswith(self._bos) else [self._tokenizer.bos_token_id]
         if not text.endswith(self._eos):
@@ -226,21 +228,31 @@ class Renderer:
         start = 0 if self._train_on == "all" else len(record.prompt)
         return _Text(text, ((start, len(text)),), tuple(opening))
 
+    def _joined_texts(self, record: Completion) -> _Text:
+        """Returns the completion behind the tokens of its prompt."""
+        opening = [] if record.prompt.startswith(self._bos) else [self._tokenizer.bos_token_id]
+        opening += self._backend().encode(record.prompt, add_special_tokens=False).ids
+        text = record.completion if record.completion.endswith(self._eos) else record.completion + self._eos
+        return _Text(text, ((0, len(text)),), tuple(opening), is_opening_trained=self._train_on == "all")
+
     def _tokenise(self, texts: Sequence[_Text]) -> list[Sample]:
-        backend = self._tokenizer.backend_tokenizer
-        # Whoever used it before may have left them on. Beyond this, transformers adds nothing but time.
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = self._tokenizer.split_special_tokens
-        encodings = backend.encode_batch([text.text for text in texts], add_special_tokens=False)
+        encodings = self._backend().encode_batch([text.text for text in texts], add_special_tokens=False)
         samples = []
         for text, encoding in zip(texts, encodings, strict=True):
-            trained = [False] * len(text.opening) + find_trained(text.text, text.spans, encoding)
+            trained = [text.is_opening_trained] * len(text.opening) + find_trained(text.text, text.spans, encoding)
             trained[:1] = [False for _ in trained[:1]]  # nothing precedes the first token
             ends = (text.text[start:end].rstrip() for start, end in text.spans)
             num_unended = sum(not end.endswith(self._stops) for end in ends)
             samples.append(Sample([*text.opening, *encoding.ids], trained, num_unended=num_unended))
         return samples
+
+    def _backend(self) -> Tokenizer:
+        """Returns the tokenizer below, without truncation and padding, which others may have left on."""
+        backend: Tokenizer = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self._tokenizer.split_special_tokens
+        return backend
 
 
 def _try(template: Template, style: TemplateStyle, turns: Sequence[Message], add_generation_prompt: bool) -> str | None:
@@ -258,11 +270,13 @@ class _Text:
         text: To be tokenised as a whole.
         spans: Its characters that are trained, in order.
         opening: Tokens before it.
+        is_opening_trained: Whether they are trained.
     """
 
     text: str
     spans: tuple[Span, ...]
     opening: tuple[int, ...] = ()
+    is_opening_trained: bool = False
 
 
 def find_trained(text: str, spans: Sequence[Span], encoding: Encoding) -> list[bool]:

@@ -10,6 +10,9 @@ import pytest
 from dist_ft.config.data_sections import Column, RowSource
 from dist_ft.data.rows import formats
 from dist_ft.data.rows.formats import read_record
+from dist_ft.data.rows.scan import reading_key
+from dist_ft.data.sources.parts import whole
+from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.errors import DataError
 from dist_ft.records import Completion, Conversation
 
@@ -200,3 +203,39 @@ def test_the_config_names_every_format_and_every_column_it_needs() -> None:
     names = set(get_args(RowSource.model_fields["format"].annotation)) - {"auto"}
     assert names == set(formats._READERS) == set(formats._NEEDED)
     assert {key for keys in formats._NEEDED.values() for key in keys} <= set(get_args(Column))
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        (
+            {"instruction": "Add 100%.", "input": "", "output": "\n4"},
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            "\n\n"
+            "### Instruction:\nAdd 100%.\n\n### Response:\n",
+        ),
+        (
+            {"instruction": "Add {x}.", "input": "2 2", "output": "\n4", "text": "rendered"},
+            "Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\nAdd {x}.\n\n### Input:\n2 2\n\n### Response:\n",
+        ),
+    ],
+)
+def test_a_row_of_alpaca_becomes_text_with_headings(row: dict[str, str], prompt: str) -> None:
+    assert read_record(row, "alpaca", prompt="alpaca") == Completion(prompt, "\n4", is_apart=True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "a"}, {"instruction": "a", "output": "b", "system": "c"}, {"instruction": 1, "output": "b"}],
+)
+def test_a_row_that_headings_would_not_hold_is_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(DataError):
+        read_record(row, prompt="alpaca")
+
+
+def test_headings_give_other_shards_than_turns() -> None:
+    part = whole([SourceFile("a.jsonl", "jsonl", None, 1, "xxh3:0")])
+    turns, headings = RowSource(source="a.jsonl"), RowSource(source="a.jsonl", prompt="alpaca")
+    assert reading_key(turns, part) != reading_key(headings, part)

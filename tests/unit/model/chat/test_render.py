@@ -487,3 +487,14 @@ def test_a_token_over_the_border_is_the_answers_when_it_brings_only_white_space(
     assert [
         tokenizer.decode(t) for t, is_trained in zip(sample.input_ids, sample.trained, strict=True) if is_trained
     ] == trained
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+@pytest.mark.parametrize("answer", ["four", "\n\nfour", " four", ""])
+def test_a_prompt_apart_shares_no_token_with_its_answer(train_on: str, answer: str) -> None:
+    tokenizer = _merging_tokenizer()
+    (sample,) = Renderer(tokenizer, train_on)(Completion("2 + 2?\n", answer, is_apart=True))
+    asked, given = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("2 + 2?\n", answer))
+    assert sample.input_ids == [*asked, *given, tokenizer.eos_token_id]
+    trained_prompt = [train_on == "all"] * len(asked)
+    assert sample.trained == [False, *trained_prompt[1:], *[True] * (len(given) + 1)]
