@@ -16,6 +16,10 @@ Column = Literal[
 ]  # fmt: skip
 
 
+RowBound = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")] | None
+"""A number of rows, or a percentage of all rows of a source."""
+
+
 class RowSource(Section):
     """Names the files of rows and their format."""
 
@@ -28,6 +32,9 @@ class RowSource(Section):
         "auto", "messages", "prompt_completion", "alpaca", "sharegpt", "text", "preference", "labelled"
     ] = "auto"  # fmt: skip
     """How a row is written; `auto` looks at its keys."""
+    rows: Annotated[list[RowBound], Field(min_length=2, max_length=2)] | None = None
+    """Rows to use, as first and one more than the last, counted from 0 over all files in order: numbers or
+    percentages, such as `[0, 500]` or `["0%", "1%"]`; null as the second is the end. Null uses all."""
     prompt: Literal["alpaca"] | None = None
     """Write rows of format `alpaca` as plain text with the headings of Stanford Alpaca, in place of turns of a chat
     template. Null writes turns. See docs/data.md."""

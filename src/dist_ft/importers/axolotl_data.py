@@ -87,10 +87,9 @@ def _source(key: str, entry: dict[str, Yaml]) -> tuple[list[Yaml], list[str]]:
     }
     if base.get("split") == "train":
         del base["split"]
-    if "[" in str(base.get("split", "")) or "+" in str(base.get("split", "")):
-        problems.append(
-            f"{key}.split={base['split']}: a range of rows is not supported; write those rows to a file and name it"
-        )
+    rows, problem = split_range(base)
+    if problem:
+        problems.append(f"{key}.{problem}")
     is_file = re.search(r"\.(jsonl?|csv|tsv|parquet|arrow|txt)(\.\w+)?$", path) is not None
     files = as_texts(f"{key}.data_files", entry.get("data_files", []))
     if not files:
@@ -104,7 +103,36 @@ def _source(key: str, entry: dict[str, Yaml]) -> tuple[list[Yaml], list[str]]:
         addresses = [f"hf://datasets/{path}{revision}/{file}" for file in files]
     if files or is_file:  # plain files have neither splits nor configurations
         base = {}
-    return [{"source": address, **base, **row_format} for address in addresses], problems
+    if rows and len(addresses) > 1:
+        problems.append(f"{key}.split: a range of rows over several data_files; join them into one file")
+    return [{"source": address, **base, **rows, **row_format} for address in addresses], problems
+
+
+def split_range(entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], str]:
+    """Takes the range of rows out of a split such as `train[:1%]`.
+
+    Returns:
+        The key `rows`, if there is a range, and what is wrong with the split.
+    """
+    split = str(entry.get("split", ""))
+    match = re.fullmatch(r"(\w+)\[(\d*%?):(\d*%?)\]", split)
+    if match is None:
+        is_plain = not re.search(r"[\[+(]", split)
+        return (
+            {},
+            "" if is_plain else f"split={split} is no name and no range such as train[:1%]; write those rows to a file",
+        )
+    name, first, stop = match.groups()
+    if name == "train":
+        del entry["split"]
+    else:
+        entry["split"] = name
+    bounds: list[Yaml] = [_bound(first) if first else 0, _bound(stop) if stop else None]
+    return {"rows": bounds}, ""
+
+
+def _bound(text: str) -> Yaml:
+    return text if text.endswith("%") else int(text)
 
 
 def _format(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str]]:

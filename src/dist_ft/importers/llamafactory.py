@@ -30,6 +30,7 @@ from dist_ft.importers.verdicts import (
     as_number,
     as_text,
     as_texts,
+    as_whole,
     is_set,
 )
 
@@ -80,7 +81,9 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
     read = [_dataset(found[0], found[1], as_text("dataset", name).strip()) for name in names]
     if problems := [problem for _, problem in read if problem]:
         return Outcome("refused", "; ".join(problems))
-    sources: list[Yaml] = [one for one, _ in read]
+    most = source.values.get("max_samples")
+    rows: dict[str, Yaml] = {} if most is None else {"rows": [0, as_whole("max_samples", most)]}
+    sources: list[Yaml] = [one | rows for one, _ in read]
     if source.values.get("mix_strategy", "concat") != "concat":
         return Outcome("refused", "data sets that alternate are not imported; set data.train[].weight by hand")
     return Outcome("same", "", {"data.train": sources})
@@ -110,7 +113,7 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str) -> tuple[dict[str, 
             return {}, f"{name}.tags.{key}={tag} is not read here; rename it in the rows"
         tags[key] = str(tag)
     if is_set(entry.get("num_samples")):
-        return {}, f"{name}.num_samples: the first rows alone are not supported; write them to a file and name it"
+        return {}, f"{name}.num_samples draws rows at random; write them to a file and name it"
     ours_columns: dict[str, Yaml] = {_COLUMNS[layout][k]: v for k, v in columns.items()}
     renamed: dict[str, Yaml] = {ours: theirs for ours, theirs in ours_columns.items() if ours != theirs}
     found: dict[str, Yaml] = {"format": "alpaca" if layout == "alpaca" else "messages"}
@@ -228,7 +231,13 @@ def _held_out(source: Source, value: Yaml) -> Outcome:
     if len(names) > 1:
         return Outcome("refused", "several held-out data sets are not supported; name one")
     one, problem = _dataset(found[0], found[1], as_text("eval_dataset", names[0]).strip())
+    if "max_samples" in source.values:
+        one |= {"rows": [0, source.whole("max_samples", 1)]}
     return Outcome("refused", problem) if problem else Outcome("same", "", {"data.eval": one})
+
+
+def _most(source: Source, value: Yaml) -> Outcome:
+    return Outcome("same", f"the first {as_whole('max_samples', value)} rows of each data set, in data.train[].rows")
 
 
 def _mixing(source: Source, value: Yaml) -> Outcome:
@@ -260,7 +269,7 @@ TABLE: dict[str, Rule] = {
     "template": _template, "cutoff_len": to("data.seq_len", "whole", "samples are cut in proportion there", "close"),
     "packing": _packing, "neat_packing": _neat_packing, "mask_history": _history, "train_on_prompt": _prompt_too,
     "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,
-    "max_samples": refuse("the first rows alone are not supported; write them to a file, or leave it out"),
+    "max_samples": _most,
     "disable_gradient_checkpointing": _checkpointing, "deepspeed": deepspeed,
     "quantization_bit": quantised("a quantised base"), "quantization_method": quantised("a quantised base"),
     "double_quantization": quantised("a quantised base"), "quantization_type": quantised("a quantised base"),

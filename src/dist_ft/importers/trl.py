@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers.axolotl_data import split_range
 from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
@@ -71,17 +72,18 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
 
 
 def _range(one: dict[str, Yaml]) -> str:
-    split = str(one.get("split", ""))
-    is_range = "[" in split or "+" in split
-    return (
-        f"split={split}: a range of rows is not supported; write those rows to a file and name it" if is_range else ""
-    )
+    """Puts the range of rows of a split under a key of its own, and returns what is wrong with it."""
+    rows, problem = split_range(one)
+    one |= rows
+    return problem
 
 
 def _test_split(source: Source, value: Yaml) -> Outcome:
     if source.values.get("eval_strategy", "no") == "no" or "dataset_name" not in source.values:
         return Outcome("no effect", "nothing is measured there either")
     one = _source(source, source.values, ("dataset_name", "dataset_config", "dataset_test_split"))
+    if problem := _range(one):
+        return Outcome("refused", problem)
     return Outcome("same", "", {"data.eval": one})
 
 

@@ -60,8 +60,14 @@ def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
     data = config.data
     if not data.curates:
         return nothing_removed(config)
-    parts = [cut_parts(files, data.part_bytes) for files in listed.train]
-    eval_parts = cut_parts(listed.held_out) if data.curation.against_eval else []
+    parts = [
+        cut_parts(files, data.part_bytes, source.rows) for source, files in zip(data.train, listed.train, strict=True)
+    ]
+    eval_parts = (
+        cut_parts(listed.held_out, rows=data.eval_source.rows)
+        if data.eval_source and data.curation.against_eval
+        else []
+    )
     of_sources = [*zip(data.train, parts, strict=True), (data.eval_source, eval_parts)]
     reading = [reading_key(source, part) for source, of_source in of_sources if source for part in of_source]
     decisive = [

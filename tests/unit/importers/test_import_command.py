@@ -159,7 +159,7 @@ def test_two_keys_that_contradict_one_another_are_refused(tmp_path: Path) -> Non
         "{path: a.jsonl, type: chat_template, train_on_eos: all}",
         "{path: a.jsonl, type: chat_template, message_field_training: train}",
         "{path: a.jsonl, type: chat_template, roles: {user: [customer]}}",
-        "{path: org/name, type: chat_template, split: 'train[:1%]'}",
+        "{path: org/name, type: chat_template, split: 'train+test'}",
         "{path: a.jsonl, type: my.module}",
         "{path: a.jsonl, type: chat_template, of_tomorrow: 1}",
         "{type: chat_template}",
@@ -175,6 +175,22 @@ def test_rows_of_alpaca_become_text_with_headings(tmp_path: Path) -> None:
     result = imported(tmp_path, "axolotl", text)
     assert result.settings["data.train"] == [{"source": "org/a", "format": "alpaca", "prompt": "alpaca"}]
     assert (result.settings["data.train_on"], verdicts(result)["train_on_inputs"]) == ("all", "same")
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:1%]", {"rows": [0, "1%"]}),
+        ("test[100:500]", {"split": "test", "rows": [100, 500]}),
+        ("train[95%:]", {"rows": ["95%", None]}),
+    ],
+)
+def test_a_range_of_rows_is_taken_over(split: str, expected: dict[str, object], tmp_path: Path) -> None:
+    text = f"base_model: org/m\nlearning_rate: 1e-4\ndatasets: [{{path: org/a, type: alpaca, split: '{split}'}}]\n"
+    found = imported(tmp_path, "axolotl", text).settings["data.train"]
+    assert found == [{"source": "org/a", **expected, "format": "alpaca", "prompt": "alpaca"}]
+    of_trl = imported(tmp_path, "trl", f"{TRL}dataset_train_split: '{split}'\n").settings["data.train"]
+    assert of_trl == [{"source": "org/chats", **expected}]
 
 
 def test_files_of_a_data_set_become_a_source_each(tmp_path: Path) -> None:
@@ -205,7 +221,7 @@ def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "keys"),
     [
-        ("max_samples: 1000", {"max_samples"}),
+        ("max_samples: 1000", set()),
         ("stage: dpo", {"stage"}),
         ("packing: true", {"packing"}),
         ("quantization_bit: 4", {"quantization_bit"}),
@@ -226,7 +242,7 @@ def test_llamafactory_refuses(line: str, keys: set[str], tmp_path: Path) -> None
         ("loss_type: dft", {"loss_type"}),
         ("eos_token: <end>", {"eos_token"}),
         ("load_in_4bit: true", {"load_in_4bit"}),
-        ("dataset_train_split: 'train[:10]'", {"dataset_name"}),
+        ("dataset_train_split: 'train+test'", {"dataset_name"}),
         ("assistant_only_loss: true", set()),
     ],
 )

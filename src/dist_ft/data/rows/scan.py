@@ -19,7 +19,6 @@ from dist_ft.data.rows.formats import READING_VERSION, read_record, unread_keys
 from dist_ft.data.sources.listing import check_unchanged, list_files
 from dist_ft.data.sources.location import RawRow, RowLocation
 from dist_ft.data.sources.parts import Part, whole
-from dist_ft.data.sources.readers import read_piece
 from dist_ft.data.sources.source_file import EMBEDDED
 from dist_ft.errors import DataError
 from dist_ft.records import Record
@@ -97,7 +96,7 @@ def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Ite
     """
     for piece in part.pieces:
         check_unchanged(piece.file)
-        for raw in read_piece(piece.file, piece.start, piece.stop):
+        for raw in piece.rows():
             yield _read(raw, source, group_by)
         check_unchanged(piece.file)
 
@@ -113,7 +112,7 @@ def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | 
         DataError: A file cannot be read at all, or the source has no rows.
     """
     is_empty = True
-    for row in scan_part(whole(list_files(source)), source, group_by):
+    for row in scan_part(whole(list_files(source), source.rows), source, group_by):
         is_empty = False
         yield row
     if is_empty:

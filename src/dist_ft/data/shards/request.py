@@ -175,7 +175,7 @@ def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | N
     shards: list[PlannedShard] = []
     for source, found in zip(request.sources, listed or map(list_files, request.sources), strict=True):
         files += found
-        for index, part in enumerate(cut_parts(found, request.part_bytes)):
+        for index, part in enumerate(cut_parts(found, request.part_bytes, source.rows)):
             removed = request.removed.of_part(index)
             shards.append(PlannedShard(request.part_key(source, part, removed), source, part, removed))
     return SplitPlan(request, tuple(files), tuple(shards))
