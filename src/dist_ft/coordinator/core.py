@@ -73,6 +73,7 @@ class Coordinator:
         self._search: StartSearch | None = None
         self._own_number = 0  # number of the last attempt taken, opened or not
         self._looked_for_stop: float | None = None
+        self._unformed: set[str] = set()  # what was said of groups since the last decision
         self._history = History()
         self._sizing = Sizing(config.cluster)
         self._group = Group(config, run_dir, self._recorder, self._history, world_size=0, now=0.0)
@@ -250,7 +251,11 @@ class Coordinator:
             now: Monotonic time in seconds.
         """
         if self.recovery.decision is not None:
+            if message not in self._unformed:  # a group that ended before it became an attempt
+                self._unformed.add(message)
+                self._recorder.note(events.GroupNotStarted(message))
             return self.recovery.decision
+        self._unformed = set()
         group = self._group
         with contextlib.suppress(StaleAttemptError):  # recorded as a failure of the group
             group.check_newest()
