@@ -1,6 +1,7 @@
 """Kinds of data files, told by their endings: the one table that the checks of a config and all readers use.
 
-A new kind is a row here and its reader in `data/sources/readers.py`.
+A new kind is a row here and its reader in `data/sources/readers.py`. Also recognises what Git LFS and git-annex leave
+in place of a file that was not fetched.
 """
 
 from __future__ import annotations
@@ -46,3 +47,24 @@ _ENDING = re.compile(
 def has_known_ending(name: str) -> bool:
     """Returns whether a name ends as a data file does."""
     return _ENDING.search(name) is not None
+
+
+MAX_POINTER_BYTES = 1023
+"""Largest pointer. The specification of Git LFS sets the limit, and pointers of git-annex are smaller."""
+
+_STARTS = {
+    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS",
+    b"version https://hawser.github.com/spec/": "a pointer of Git LFS",
+    b"/annex/objects/": "a pointer of git-annex",
+}
+_FETCH = {"a pointer of Git LFS": "git lfs pull", "a pointer of git-annex": "git annex get ."}
+
+
+def describe_pointer(content: bytes) -> str | None:
+    """Return what a small file is if it is a pointer, and how to get the file itself; None for any other file."""
+    for start, what in _STARTS.items():
+        if content.startswith(start):
+            return (
+                f"{what}, not the file itself; fetch it (`{_FETCH[what]}` in its repository) or copy it from elsewhere"
+            )
+    return None

@@ -19,6 +19,7 @@ from dist_ft.model.base import load_model
 from dist_ft.model.embedded import materialise
 from tests.helpers.attempts import Attempt, prepare, relative_l2, run_path, train
 from tests.helpers.configs import tiny_config
+from tests.helpers.families import make_family
 from tests.helpers.ranks import RankServer
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -44,6 +45,33 @@ def test_a_kind_is_the_same_at_stage_3_and_to_stock_peft(kind: str, tmp_path: Pa
     assert run.losses == pytest.approx(alone.losses, rel=1e-5)
     assert relative_l2(run.weights(), alone.weights()) < 1e-5
     check_exports(cut, run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"method__target_modules": ["q_proj", "lm_head"], "method__use_dora": True},  # an odd number of parameters
+        {"method__target_modules": ["q_proj", "embed_tokens"]},
+        {"method__modules_to_save": ["lm_head"]},
+        {"method__modules_to_save": ["embed_tokens"]},
+    ],
+    ids=lambda names: " ".join(map(str, names.values())),
+)
+def test_tied_layers_come_apart_in_a_merge(names: dict[str, Any], tmp_path: Path, ranks: RankServer) -> None:
+    """The base's generation config is one that transformers refuses to write again; the export has it as it is."""
+    model = make_family("qwen3", tmp_path / "base")
+    (model / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    config = tiny_config(
+        tmp_path, model__name=str(model), method__kind="lora", data__eval=None, train__max_steps=2, zero__stage=2,
+        cluster__num_workers=1, optimizer__eps=1e-6, **names,
+    )  # fmt: skip
+    manifest = train(ranks, config, prepared=prepare(ranks, config)).manifests[2]
+    checkpoint = f"{manifest.directory}/{MANIFEST}"
+    export.run(config, str(run_path(config)), checkpoint, to=str(tmp_path / "merged"), merge=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    probe(merged.eval(), manifest)
+    assert merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight
+    assert (tmp_path / "merged" / "generation_config.json").read_text() == '{"do_sample": false, "temperature": 0.6}'
 
 
 def check_exports(config: Config, run: Attempt, tmp_path: Path) -> None:

@@ -163,6 +163,11 @@ def _model_problem(config: Config) -> list[str]:
         return []
     if not is_there(path):
         return [f"model.name={name}: no such directory; name a model directory or a hub id"]
+    if _is_file(path / "adapter_config.json"):
+        return [
+            f"model.name={name} is an adapter (adapter_config.json): name its base model there, and the adapter in "
+            "method.init_from to go on from it"
+        ]
     return [f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
 
 

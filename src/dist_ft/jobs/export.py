@@ -17,15 +17,9 @@ from dist_ft.config import Config, with_model_dir
 from dist_ft.errors import ExportError
 from dist_ft.jobs.spec import ExportResult
 from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
-from dist_ft.model.base import (
-    load_generation_config,
-    load_model,
-    load_model_config,
-    load_tokenizer,
-    model_dir,
-    skeleton,
-)
+from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.card import model_card
+from dist_ft.model.exported import save_merged, save_model_config, save_texts, untie
 from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.model.weights import WeightFiles
 from dist_ft.run.log import read_evals, read_steps
@@ -76,14 +70,14 @@ def run(
         difference = _check(config, manifest, directory, first_dtype)
         if is_merged:
             # Merged in float32, then cast once.
-            model = load_adapter(load_model(config).float(), directory).merge_and_unload()
+            base = load_model(config).float()
+            untie(base)
+            model = load_adapter(base, directory).merge_and_unload()
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 (directory / name).unlink()
-            model.to(getattr(torch, out_dtype)).save_pretrained(directory)
+            save_merged(model.to(getattr(torch, out_dtype)), config, directory)
             difference = max(difference, _check(config, manifest, directory, out_dtype))
-        load_tokenizer(config).save_pretrained(directory)
-        if (generation := load_generation_config(config)) is not None:
-            generation.save_pretrained(directory)
+        save_texts(config, directory)
         last_row = read_steps(place.metrics).get(manifest.step)
         held_out = {step: row.metrics for step, row in read_evals(place.evals).items()}
         loss = last_row.loss if last_row else None
@@ -120,10 +114,7 @@ def _write_weights(config: Config, store: Store, manifest: Manifest, directory: 
     if is_adapter:
         save_adapter_config(model, config, directory)
     else:
-        model_config = load_model_config(config)
-        model_config.dtype = getattr(torch, dtype)
-        model_config.architectures = [type(model).__name__]
-        model_config.save_pretrained(directory)
+        save_model_config(config, type(model).__name__, dtype, directory)
 
 
 def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:

@@ -21,8 +21,18 @@ from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, S
 from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.attention import check_apart
-from dist_ft.model.base import Tokenizer, at_commit, fingerprint, load_model_config, load_tokenizer, skeleton
+from dist_ft.model.base import (
+    Tokenizer,
+    at_commit,
+    check_weights,
+    fingerprint,
+    load_generation_config,
+    load_model_config,
+    load_tokenizer,
+    skeleton,
+)
 from dist_ft.model.dropout import check_dropout
+from dist_ft.model.exported import rehearse_export
 from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.run.run_inputs import RunInputs
@@ -221,10 +231,13 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit], score_key:
 
 
 def check_model(config: Config) -> None:
-    """Checks the limits of the model, that the adapter fits it and that rows may be packed, without loading a weight.
+    """Checks that the model would load, its limits, that the adapter fits it and that rows may be packed.
+
+    No weight is loaded.
 
     Raises:
-        ModelError: The model draws dropout that depends on the layout, or does not keep packed samples apart.
+        ModelError: The model would not load, draws dropout that depends on the layout, or does not keep packed samples
+            apart.
         ConfigError: A limit is exceeded, or the adapter does not fit; the message has both values.
     """
     # Read as an attribute, because families spell the key differently and map it. Some use -1 for no limit.
@@ -235,6 +248,9 @@ def check_model(config: Config) -> None:
             f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"
         )
     model = skeleton(config)
+    load_generation_config(config)
+    check_weights(config)
+    rehearse_export(config)
     check_dropout(model)
     select_trained(model, config)
     if config.data.packing:

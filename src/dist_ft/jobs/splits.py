@@ -14,7 +14,14 @@ from dist_ft.data.shards.request import SplitPlan, SplitRequest, plan_split
 from dist_ft.data.sources.listing import list_sources
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import curate
-from dist_ft.model.base import Tokenizer, load_generation_config, stop_tokens, tokenizer_key
+from dist_ft.model.base import (
+    Tokenizer,
+    load_generation_config,
+    load_model_config,
+    num_embedding_rows,
+    stop_tokens,
+    tokenizer_key,
+)
 from dist_ft.model.chat.render import RENDERING_VERSION, Renderer
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.records import Record, Sample
@@ -32,10 +39,35 @@ def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str
     renderer = Renderer(tokenizer, train_on, stop_tokens(tokenizer, load_generation_config(config)))
     key = f"{tokenizer_key(tokenizer)} {train_on} {RENDERING_VERSION}{renderer.endings_key}{objective.render_key}"
 
+    num_rows = _rows_that_are_too_few(config, tokenizer)
+    key += f" of {num_rows} tokens" if num_rows else ""
+
     def render_many(records: Sequence[Record]) -> list[list[Sample] | DataError]:
-        return objective.render([redact(record, kinds) for record in records], renderer)
+        found = objective.render([redact(record, kinds) for record in records], renderer)
+        if num_rows is None:
+            return found
+        return [outcome if isinstance(outcome, DataError) else _with_rows(outcome, num_rows) for outcome in found]
+
+    def _with_rows(samples: list[Sample], limit: int) -> list[Sample] | DataError:
+        highest = max((max(sample.input_ids, default=0) for sample in samples), default=0)
+        if highest < limit:
+            return samples
+        return DataError(
+            f"token {tokenizer.convert_ids_to_tokens(highest)!r} has the id {highest}, and the embedding of "
+            f"model.name={config.model.name} has {limit} rows; use the tokenizer that the model was trained with, or "
+            "give the model more rows (resize_token_embeddings) and save it"
+        )
 
     return render_many, f"{key} redact {kinds} {PATTERNS_VERSION}" if kinds else key
+
+
+def _rows_that_are_too_few(config: Config, tokenizer: Tokenizer) -> int | None:
+    """Returns the rows of the embedding if the tokenizer has tokens without one; such tokens may never be used."""
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest < int(load_model_config(config).get_text_config().vocab_size):
+        return None
+    num_rows = num_embedding_rows(config)
+    return num_rows if highest >= num_rows else None
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:

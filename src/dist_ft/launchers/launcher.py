@@ -11,6 +11,7 @@ from typing import Protocol
 
 from dist_ft.config import Config, check_config, load_config, with_absolute_paths, with_adapter_settings
 from dist_ft.errors import DistFtError
+from dist_ft.model.intact import check_files
 from dist_ft.printable import printable
 from dist_ft.run.outcome import RunResult
 from dist_ft.run.place import check_new_run
@@ -56,12 +57,15 @@ class SubmitRequest:
             *more: Overrides of the launcher.
 
         Raises:
-            UserError: A rule is broken, or the run directory is taken and the run is not to go on.
+            UserError: A rule is broken, a file of the model is not whole, or the run directory is taken and the run is
+                not to go on.
         """
         config = load_config(self.config_path, [*self.overrides, *more])
         check_config(config)
         with_adapter_settings(config)  # a contradiction is told here; the keys themselves are settled by the run
         config = with_absolute_paths(config)
+        if Path(config.model.name).is_dir():
+            check_files(Path(config.model.name), f"model.name={config.model.name}")
         if not self.resume:
             check_new_run(config)
         return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -24,10 +25,14 @@ from dist_ft.errors import ModelError
 from dist_ft.model import hub
 from dist_ft.model.chat.templates import template_text
 from dist_ft.model.embedded import is_embedded, materialise
+from dist_ft.model.intact import check_files, check_present
 from dist_ft.printable import printable
 
 Tokenizer = PreTrainedTokenizerFast
 """What turns text into tokens and back."""
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What transformers raises on a file that is missing, no UTF-8, no JSON, or other JSON than it expects."""
+_NUMBER = re.compile(r"\.\d+\.")
 _SAMPLE_BLOCKS = 64
 _BLOCK_BYTES = 1 << 16
 
@@ -36,7 +41,7 @@ def model_dir(config: Config) -> Path:
     """Returns the local directory of the base model: embedded, given, or fetched from the hub.
 
     Raises:
-        ModelError: There is no such model, or it has no safetensors weights.
+        ModelError: There is no such model, it has no safetensors weights, or files of it were not fetched.
     """
     name = config.model.name
     if is_embedded(name):
@@ -49,6 +54,7 @@ def model_dir(config: Config) -> Path:
             f"model.name={name}: {path} has no *.safetensors file; other formats can run code when they are loaded. "
             "Convert it with save_pretrained"
         )
+    check_present(path, f"model.name={name}")
     return path
 
 
@@ -74,7 +80,7 @@ def load_model_config(config: Config) -> PreTrainedConfig:
     path = model_dir(config)
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
     if found.to_dict().get("quantization_config"):
         raise ModelError(
@@ -95,8 +101,24 @@ def load_model(config: Config) -> PreTrainedModel:
     """Loads the base model in `model.dtype` on the CPU.
 
     Raises:
-        ModelError: The weights do not load, or the model draws attention dropout (see `model/dropout.py`).
+        ModelError: The weights do not load.
     """
+    return _load(config)
+
+
+def check_weights(config: Config) -> None:
+    """Checks that the base model would load: that its files are whole, and hold every tensor in the config's shape.
+
+    Reads headers only. transformers itself loads the model onto device `meta`, so names that a family converts count.
+
+    Raises:
+        ModelError: It would not load.
+    """
+    check_files(model_dir(config), f"model.name={config.model.name}")
+    _load(config, device_map="meta")
+
+
+def _load(config: Config, device_map: str | None = None) -> PreTrainedModel:
     path = model_dir(config)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -107,14 +129,31 @@ def load_model(config: Config) -> PreTrainedModel:
             trust_remote_code=config.model.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below
+            device_map=device_map,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model.name={config.model.name}: cannot load {path}: {error}") from error
     # transformers fills what is missing with random numbers and a warning.
-    if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+    if lacking := sorted(found["missing_keys"]):
         raise ModelError(
-            f"model.name={config.model.name}: {len(lacking)} tensors are missing in {path} or of another shape, "
-            f"the first is {lacking[0]}; restore the model"
+            f"model.name={config.model.name}: {len(lacking)} tensors are missing in {path}, the first is {lacking[0]}; "
+            "restore the model"
+        )
+    if others := sorted(found["mismatched_keys"]):
+        name, stored, wanted = others[0]
+        raise ModelError(
+            f"model.name={config.model.name}: {len(others)} tensors in {path} have other shapes than its config.json "
+            f"says, the first is {name}: {list(stored)}, not {list(wanted)}; weights and config are of two models"
+        )
+    # Also layers that the config does not have are left out with a warning.
+    kinds = {_NUMBER.sub(".0.", name) for name in model.state_dict()}
+    more = sorted(name for name in found["unexpected_keys"] if _NUMBER.sub(".0.", name) in kinds)
+    if more and "num_hidden_layers" not in config.model.config_overrides:
+        number = model.config.get_text_config().num_hidden_layers
+        raise ModelError(
+            f"model.name={config.model.name}: {path} holds layers that its config.json (num_hidden_layers={number}) "
+            f"does not have, such as {more[0]}; set model.config_overrides.num_hidden_layers={number} if that is meant"
         )
     return model
 
@@ -123,7 +162,7 @@ def skeleton(config: Config) -> PreTrainedModel:
     """Builds the base model without memory for its weights (device `meta`); buffers are real.
 
     Raises:
-        ModelError: It is no causal language model, or `model.attention` is not available here.
+        ModelError: It is no causal language model, its config makes no sense, or `model.attention` is not available.
     """
     model_config = load_model_config(config)
     try:
@@ -134,9 +173,10 @@ def skeleton(config: Config) -> PreTrainedModel:
                 attn_implementation=config.model.attention,
                 trust_remote_code=config.model.trust_remote_code,
             )
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # each family fails in its own way on a config that makes no sense
         raise ModelError(
-            f"model.name={config.model.name} with model.attention={config.model.attention}: {error}"
+            f"model.name={config.model.name} with model.attention={config.model.attention}: "
+            f"{printable(str(error), 500) or type(error).__name__}"
         ) from error
     model.tie_weights()  # emptying has cut the ties
     return model
@@ -151,8 +191,11 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerFast:
     path = model_dir(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.name={config.model.name}: its tokenizer cannot be read: {error}") from error
+    except Exception as error:  # the Rust library has no type of its own
+        raise ModelError(
+            f"model.name={config.model.name}: its tokenizer cannot be read ({type(error).__name__}: "
+            f"{printable(str(error), 300)}); fetch its files again (tokenizer.json, tokenizer_config.json)"
+        ) from error
     if config.data.chat_template is not None:
         tokenizer.chat_template = template_text(config.data)
     if not tokenizer.is_fast:
@@ -171,7 +214,7 @@ def load_generation_config(config: Config) -> GenerationConfig | None:
         return None
     try:
         return GenerationConfig.from_pretrained(path)
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # also what is no UTF-8, JSON or object
+    except _DAMAGE as error:
         raise ModelError(
             f"model.name={config.model.name}: generation_config.json cannot be read ({printable(str(error), 200)}); "
             "replace it, or delete it if the model needs none"
@@ -208,6 +251,11 @@ def fingerprint(config: Config) -> str:
                 stream.seek(block * max(0, size - _BLOCK_BYTES) // (_SAMPLE_BLOCKS - 1))
                 hasher.update(stream.read(_BLOCK_BYTES))
     return hasher.hexdigest()
+
+
+def num_embedding_rows(config: Config) -> int:
+    """Returns how many tokens the base model has a row for in its embedding."""
+    return int(skeleton(config).get_input_embeddings().weight.shape[0])
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerFast) -> str:

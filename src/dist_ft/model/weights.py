@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
+
+from dist_ft.model.intact import weight_file_names
 
 _DTYPES = ("F32", "BF16", "F16")
 
@@ -23,7 +24,8 @@ class WeightFiles:
     """
 
     def __init__(self, directory: Path, model: PreTrainedModel) -> None:
-        opened: list[Any] = [safe_open(str(directory / name), framework="pt") for name in _names_of_files(directory)]
+        names = [name for name in weight_file_names(directory) if (directory / name).is_file()]
+        opened: list[Any] = [safe_open(str(directory / name), framework="pt") for name in names]
         stored = {key: file for file in opened for key in file.keys()}  # noqa: SIM118, it is no dict
         self._found: dict[str, tuple[Any, str]] = {}
         self.has_all = not hasattr(model.config, "quantization_config")
@@ -59,12 +61,3 @@ class WeightFiles:
         first, last = start // row, -(-(start + count) // row)
         found: torch.Tensor = part[first:last].reshape(-1)[start - first * row :][:count]
         return found
-
-
-def _names_of_files(directory: Path) -> list[str]:
-    """Returns the files that transformers reads: the whole one, or those of the index. Others are not the model."""
-    if (directory / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    index = directory / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-    return [name for name in names if (directory / name).is_file()]

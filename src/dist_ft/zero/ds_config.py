@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.slots import num_micro_steps
+from dist_ft.slots import num_micro_steps, round_up
 from dist_ft.zero.optimizers import optimizer_of
 
 _BUCKET_LIMIT = 200_000_000  # elements; more only costs memory
@@ -63,7 +63,7 @@ def _zero_section(config: Config, num_params: int, num_trained: int, on_gpu: boo
     section: dict[str, Any] = {"stage": stage}
     if stage == 0:
         return section
-    bucket = max(1, min(_BUCKET_LIMIT, num_trained))
+    bucket = round_up(min(_BUCKET_LIMIT, num_trained), 2)  # DeepSpeed refuses an odd one
     section |= {
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,

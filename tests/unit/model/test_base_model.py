@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from dist_ft.config import Config
-from dist_ft.errors import ModelError
+from dist_ft.errors import DataError, ModelError
+from dist_ft.jobs.prepare import prepare
 from dist_ft.jobs.splits import make_renderer
 from dist_ft.model.base import (
+    check_weights,
     fingerprint,
     load_model,
     load_model_config,
@@ -24,6 +27,9 @@ from dist_ft.model.base import (
     tokenizer_key,
 )
 from dist_ft.model.embedded import materialise
+from dist_ft.model.exported import rehearse_export
+from tests.helpers.configs import config_of, write_rows
+from tests.helpers.families import make_family
 
 WEIGHTS = "model.safetensors"
 
@@ -151,14 +157,120 @@ def test_broken_files_are_model_errors(directory: Path, name: str, text: str) ->
         load(_config(directory))
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"eos_token_id": ', "\xff", "version https://git-lfs.github.com/spec/v1\n"]
-)
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": ', "\xff", "null"])
 def test_a_damaged_generation_config_is_named_before_any_row_is_rendered(directory: Path, text: str) -> None:
     (directory / "generation_config.json").write_text(text, encoding="latin-1")
     config = _config(directory)
     with pytest.raises(ModelError, match=r"model\.name=.*generation_config\.json cannot be read"):
         make_renderer(config, load_tokenizer(config))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
+HALVES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def _point(name: str) -> Any:
+    return lambda directory: (directory / name).write_text(POINTER)
+
+
+def _annex(directory: Path) -> None:
+    (directory / WEIGHTS).write_text("/annex/objects/SHA256E-s430944--4d7a.safetensors\n")
+
+
+def _dangle(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    (directory / WEIGHTS).symlink_to("../../blobs/4d7a")
+
+
+def _page(directory: Path) -> None:
+    (directory / WEIGHTS).write_text("<!DOCTYPE html><title>Sign in</title>" * 100)
+
+
+def _cut_in_the_header(directory: Path) -> None:
+    (directory / WEIGHTS).write_bytes((directory / WEIGHTS).read_bytes()[:100])
+
+
+def _lengthen(directory: Path) -> None:
+    with (directory / WEIGHTS).open("ab") as file:
+        file.write(b"more")
+
+
+def _index(directory: Path, weight_map: object) -> None:
+    (directory / WEIGHTS).rename(directory / HALVES[0])
+    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _set(**values: object) -> Any:
+    def edit(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_point(WEIGHTS), r"model\.safetensors is a pointer of Git LFS.*git lfs pull"),
+        (_point("tokenizer.json"), r"tokenizer\.json is a pointer of Git LFS"),
+        (_annex, r"is a pointer of git-annex.*git annex get"),
+        (_dangle, r"is a link to \.\./\.\./blobs/4d7a, which does not exist"),
+        (_page, r"is no safetensors file .*<!DOCTYPE html>"),
+        (_cut_in_the_header, r"is no safetensors file"),
+        (lambda directory: _truncate(directory), r"is cut short: it has 430,943 of 430,944 bytes; fetch it again"),
+        (_lengthen, r"is damaged: .*not fully covered"),
+        (
+            lambda directory: _index(directory, dict(zip("ab", HALVES, strict=True))),
+            r"names 2 files, of which 1 are mis",
+        ),
+        (lambda directory: _index(directory, {}), r"index\.json is damaged: it has no weight_map"),
+        (_set(hidden_size=32), r"21 tensors .* other shapes .* lm_head\.weight: \[259, 64\], not \[259, 32\]"),
+        (_set(num_hidden_layers=3), r"9 tensors are missing"),
+        (_set(num_hidden_layers=1), r"holds layers that its config.json .*model\.layers\.1\."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_model_that_would_not_load_is_refused_from_its_headers(directory: Path, damage: Any, message: str) -> None:
+    check_weights(_config(directory))
+    damage(directory)
+    with pytest.raises(ModelError, match=message):
+        check_weights(_config(directory))
+
+
+def test_a_model_may_have_fewer_layers_if_the_config_says_so(directory: Path) -> None:
+    config = _config(directory)
+    fewer = config.model.model_copy(update={"config_overrides": {"num_hidden_layers": 1}})
+    check_weights(config.model_copy(update={"model": fewer}))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"version": "1.0", "added_tokens": [], "model": {"type": "Odd"}}'])
+def test_a_tokenizer_that_is_json_of_another_kind_is_a_model_error(directory: Path, text: str) -> None:
+    (directory / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match="its tokenizer cannot be read"):
+        load_tokenizer(_config(directory))
+
+
+def test_an_export_is_rehearsed(directory: Path) -> None:
+    rehearse_export(_config(directory))
+    (directory / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="its tokenizer cannot be read"):
+        rehearse_export(_config(directory))
+
+
+def test_a_token_without_a_row_is_refused_by_line_and_only_where_it_is_used(tmp_path: Path) -> None:
+    """Tokenizers with tokens that the embedding lacks are common (gemma-3-1b); they are harmless until one is used."""
+    model = make_family("llama", tmp_path / "model", vocab_size=259)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.save_pretrained(model)
+    write_rows(tmp_path / "train.jsonl", 5)
+    config = config_of(tmp_path, str(tmp_path / "train.jsonl"), model__name=str(model))
+    prepare(config)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        turns = [{"role": "user", "content": "one <|more|>"}, {"role": "assistant", "content": "yes"}]
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(DataError, match=r"train\.jsonl:6: token '<\|more\|>' has the id 259, .* has 259 rows"):
+        prepare(config)
 
 
 def _without_a_layer(directory: Path) -> None:

@@ -23,7 +23,7 @@ from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.config.paths import EMBEDDED_PREFIX, is_pattern
 from dist_ft.data.sources.generated import embedded_rows
 from dist_ft.data.sources.hub_files import find_files
-from dist_ft.data.sources.readers import cannot_read
+from dist_ft.data.sources.readers import cannot_read, refuse_pointer
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile, kind_of
 from dist_ft.errors import DataError, StorageError
 from dist_ft.layout import user_cache_dir
@@ -160,7 +160,10 @@ def _local_files(source: RowSource) -> list[SourceFile]:
     paths = find_files(source)
     kinds = [kind_of(str(path)) for path in paths]  # before the first of them is read
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(_local_file, paths, kinds))
+        files = list(pool.map(_local_file, paths, kinds))
+    for file in files:
+        refuse_pointer(file)
+    return files
 
 
 def _local_file(path: Path, kind: tuple[str, str | None]) -> SourceFile:

@@ -33,6 +33,7 @@ from dist_ft.data.sources.location import RawRow, RowLocation, RowsBefore
 from dist_ft.data.sources.source_file import EMBEDDED, SourceFile
 from dist_ft.data.sources.strict_json import parse_json
 from dist_ft.errors import DataError, StorageError
+from dist_ft.file_kinds import MAX_POINTER_BYTES, describe_pointer
 from dist_ft.printable import excerpt
 
 MAX_LINE_BYTES = 256 << 20
@@ -58,6 +59,8 @@ def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Ite
         DataError: The file cannot be read, or is damaged.
     """
     try:
+        if file.is_remote:  # the listing has looked at local files
+            refuse_pointer(file)
         yield from READERS[file.kind].rows(file, start, stop)
     except DAMAGED as error:
         raise DataError(f"{file.shown} is damaged: {error}; make it again") from error
@@ -70,6 +73,20 @@ def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Ite
         if file.compression == "bzip2" and error.errno is None:
             raise DataError(f"{file.shown} is damaged: {error}; make it again") from error
         raise DataError(cannot_read(file.shown, error)) from error
+
+
+def refuse_pointer(file: SourceFile) -> None:
+    """Checks that a file is not a pointer to the data; a reader of text would train on it.
+
+    Raises:
+        DataError: It is one; the message says of what.
+        OSError, StorageError: It cannot be read.
+    """
+    if 0 < file.size <= MAX_POINTER_BYTES and file.kind != EMBEDDED:
+        with file.open() as stored:
+            pointer = describe_pointer(stored.read(MAX_POINTER_BYTES))
+        if pointer:
+            raise DataError(f"{file.shown} is {pointer}")
 
 
 def cannot_read(shown: str, error: OSError) -> str:

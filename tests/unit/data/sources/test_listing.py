@@ -202,3 +202,10 @@ def test_a_remote_source_that_is_refused_is_a_data_error(store: type[FlakyStore]
     store.failures.append(PermissionError("Forbidden"))
     with pytest.raises(DataError, match=r"flaky://d/a\.jsonl: access is refused"):
         files_of("flaky://d/a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_pointer_to_data_is_refused_as_what_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2690605\n")
+    with pytest.raises(DataError, match=r"/a\.\S+ is a pointer of Git LFS, not the file itself; fetch it"):
+        list_files(RowSource(source=str(tmp_path / name)))
