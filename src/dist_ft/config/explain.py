@@ -16,6 +16,8 @@ from dist_ft.config.schema import Config
 from dist_ft.config.yaml_file import Yaml
 
 Location = Sequence[str | int]
+_NEAR = 0.7
+"""Least similarity of a misspelt key to the one that is proposed; below it, a guess misleads."""
 
 
 def explain_all(error: ValidationError, path: Path, raw: Yaml) -> list[str]:
@@ -43,10 +45,14 @@ def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
             where = ".".join(map(str, location[:-1]))
             return f"{key}: a key of {where}.kind={' and '.join(others)} only; remove it in {path}"
         known = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(str(location[-1]).strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else f"known: {', '.join(known)}"
-        )
+        name = str(location[-1]).strip().lower().replace("-", "_")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+        if elsewhere := [] if name in known else _places_of(name, Config):
+            hint = f"it is {' or '.join(elsewhere)}"
+        elif near:
+            hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?"
+        else:
+            hint = f"known: {', '.join(known)}"
         return f"{key}: unknown key in {path}; {hint}"
     words = [part for part in location if not isinstance(part, int)]
     field = section.model_fields.get(words[-1]) if section and words else None
@@ -110,6 +116,17 @@ def _kinds_with(location: Location, raw: Yaml) -> list[str]:
     field = parent.model_fields.get(str(name)) if parent else None
     members = _members(field) if field else []
     return [str(m.model_fields["kind"].default) for m in members if {"kind", key} <= m.model_fields.keys()]
+
+
+def _places_of(name: str, section: type[BaseModel]) -> list[str]:
+    """Returns the keys of a section and its sections that have a name."""
+    found = []
+    for key, field in section.model_fields.items():
+        if key == name:
+            found.append(key)
+        for member in _members(field):
+            found += [f"{key}.{place}" for place in _places_of(name, member)]
+    return list(dict.fromkeys(found))
 
 
 def _members(field: FieldInfo) -> list[type[BaseModel]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import xxhash
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
@@ -20,11 +20,13 @@ from transformers.pytorch_utils import Conv1D
 from dist_ft.config import Config
 from dist_ft.config.adapter_settings import FREE, adapter_settings, same
 from dist_ft.config.training_sections import MethodConfig
-from dist_ft.errors import ConfigError
+from dist_ft.errors import ConfigError, ModelError
+from dist_ft.model.intact import check_present, check_weight_file
 
 Model = PreTrainedModel | PeftModel
 """A model, perhaps with an adapter."""
 ADAPTER = "default"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _UNDERSTOOD = frozenset(
     {
         "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
@@ -70,10 +72,15 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
     try:
         if method.init_from is not None:
             start = _start_config(method, method.init_from)
+            weights = Path(method.init_from) / ADAPTER_WEIGHTS
+            check_present(weights.parent, f"method.init_from={method.init_from}")
+            check_weight_file(weights, f"method.init_from={method.init_from}")
             with _without_harmless_warnings():
-                return PeftModel.from_pretrained(
+                started = PeftModel.from_pretrained(
                     model, method.init_from, config=start, is_trainable=True, autocast_adapter_dtype=False
                 )
+            _check_stored(started, weights, method.init_from)
+            return started
         _check_names(model, config)
         lora = LoraConfig(  # the base's name is written at export
             task_type="CAUSAL_LM",
@@ -88,7 +95,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
         )
         with _without_harmless_warnings():
             return get_peft_model(model, lora, autocast_adapter_dtype=False)
-    except ConfigError:
+    except (ConfigError, ModelError):
         raise
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
         used = {"init_from": method.init_from, "modules_to_save": method.modules_to_save}
@@ -97,6 +104,24 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
     finally:
         del stage_3  # transformers keeps a weak reference
         torch.random.set_rng_state(state)
+
+
+def _check_stored(model: PeftModel, weights: Path, directory: str) -> None:
+    """Checks that an adapter's file holds its tensors under PEFT's names; PEFT would begin at random with a warning.
+
+    Raises:
+        ConfigError: A tensor is missing, or one has no place in the model.
+    """
+    with safe_open(str(weights), framework="pt") as file:
+        stored = set(file.keys())
+    wanted = set(export_names(model).values())
+    missing, unknown = sorted(wanted - stored), sorted(key for key in stored - wanted if "lora_" in key)
+    if missing or unknown:
+        odd, what = (missing[0], "lacks") if missing else (unknown[0], "has, without a place in the model,")
+        raise ConfigError(
+            f"method.init_from={directory}: {weights.name} {what} {odd} ({len(missing)} of {len(wanted)} tensors are "
+            f"missing, {len(unknown)} have no place); write it with PEFT's save_pretrained"
+        )
 
 
 def _start_config(method: MethodConfig, directory: str) -> PeftConfig:
@@ -161,7 +186,7 @@ def _check_names(model: PreTrainedModel, config: Config) -> None:
 def adapter_hash(directory: str) -> str:
     """Returns a hash of an adapter's settings and weights, the same wherever it lies."""
     hasher = xxhash.xxh3_128(repr(sorted(adapter_settings(directory).items())).encode())
-    with (Path(directory) / "adapter_model.safetensors").open("rb") as stream:
+    with (Path(directory) / ADAPTER_WEIGHTS).open("rb") as stream:
         while block := stream.read(1 << 24):
             hasher.update(block)
     return hasher.hexdigest()

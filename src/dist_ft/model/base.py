@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from dist_ft.config import Config, with_commit
 from dist_ft.config.advice import QUANTISED
@@ -119,6 +120,7 @@ def check_weights(config: Config) -> None:
 
 
 def _load(config: Config, device_map: str | None = None) -> PreTrainedModel:
+    disable_progress_bar()
     path = model_dir(config)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(

@@ -87,9 +87,56 @@ def test_a_secret_is_refused_and_never_shown(tmp_path: Path, override: str, key:
         ("schedule.kind=cosine_with_restarts", ["schedule.kind=cosine", "schedule.num_cycles"]),
         ("schedule.kind=warmup_stable_decay", ["schedule.kind=wsd"]),
         ("schedule.lr_end=1e-7", ["min_lr_ratio"]),
+        ("objective.kind=simpo", ["objective.kind=cpo", "objective.loss=simpo"]),
+        ("model.attention=flash_attention_3", ["flash_attention_2", "sdpa"]),
+        ("model.dtype=float16", ["bfloat16", "not supported"]),
+        ("method.kind=dora", ["method.use_dora=true"]),
     ],
 )
 def test_what_is_not_there_is_refused_with_the_nearest_choice(tmp_path: Path, override: str, words: list[str]) -> None:
     (line,) = problems(tmp_path, override)
     assert line.startswith(override.split("=")[0])
     assert [word for word in words if word not in line] == [], line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.gradient_accumulation_steps=4", ["train.global_batch_size", "x gradient_accumulation_steps x devices"]),
+        ("gradient_accumulation_steps=4", ["train.global_batch_size"]),
+        ("train.batch_size=4", ["train.global_batch_size", "train.micro_batch_size"]),
+        ("adapter=lora", ["method.kind=lora", "method.init_from"]),
+        ("base_model=x/y", ["model.name"]),
+        ("model.model_name_or_path=x/y", ["model.name"]),
+        ("datasets=[]", ["data.train"]),
+        ("data.train=[{path: x, source: a.jsonl}]", ["data.train[].source"]),
+        ("sequence_len=512", ["data.seq_len"]),
+        ("train.learning_rate=1e-4", ["optimizer.lr"]),
+        ("train.num_train_epochs=3", ["train.epochs"]),
+        ("method.lora_r=8", ["method.r"]),
+        ("lora_target_linear=true", ["method.target_modules=all-linear"]),
+        ("train_on_inputs=false", ["data.train_on"]),
+        ("bf16=auto", ["model.dtype=bfloat16"]),
+        ("deepspeed=zero3.json", ["zero.stage"]),
+        ("val_set_size=0.1", ["data.eval"]),
+        ("save_total_limit=2", ["checkpoint.keep_last"]),
+        ("resume_from_checkpoint=x", ["--resume"]),
+        ("liger_rope=true", ["no effect", "remove it"]),
+        # The project's own keys in another section.
+        ("train.seq_len=512", ["data.seq_len"]),
+        ("train.lr=1e-4", ["optimizer.lr"]),
+        ("warmup_steps=10", ["schedule.warmup_steps"]),
+        ("train.micro_batchsize=2", ["did you mean train.micro_batch_size?"]),
+    ],
+)
+def test_a_key_of_another_tool_is_answered_with_the_key_that_does_it(
+    tmp_path: Path, override: str, words: list[str]
+) -> None:
+    (line,) = problems(tmp_path, override)
+    assert [word for word in words if word not in line] == [], line
+
+
+def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, "train.foobar=1")
+    assert "did you mean" not in line
+    assert "known: global_batch_size, " in line

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dist_ft.config import Config
-from dist_ft.errors import ConfigError
+from dist_ft.errors import ConfigError, ModelError
 from dist_ft.jobs.prepare import make_fingerprint
 from dist_ft.model.adapter import adapter_hash, attach_adapter, export_names, load_adapter, save_adapter_config
 from dist_ft.model.embedded import materialise
@@ -151,10 +152,32 @@ def test_an_adapter_without_weights_is_a_config_error(tmp_path: Path) -> None:
         attach_adapter(_base(), _config(init_from=str(tmp_path)))
 
 
-def test_an_adapter_with_broken_weights_is_a_config_error(tmp_path: Path) -> None:
+def test_an_adapter_with_broken_weights_is_refused(tmp_path: Path) -> None:
     _adapter(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not tensors" * 50)
-    with pytest.raises(ConfigError, match=r"method\.init_from"):
+    with pytest.raises(ModelError, match=r"method\.init_from=.*is no safetensors file"):
+        attach_adapter(_base(), _config(init_from=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda key: key if "layers.1" not in key else None,
+        lambda key: key.replace("lora_A.weight", "lora_A.mine.weight"),
+        lambda key: f"base_model.model.{key}",
+    ],
+    ids=["a layer is missing", "the adapter's own name", "a prefix twice"],
+)
+def test_an_adapter_whose_tensors_are_not_peft_s_is_refused(tmp_path: Path, rename: Any) -> None:
+    """PEFT starts them at random, with a warning (its issues 1579, 2566, 2699, 2885)."""
+    _adapter(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({new: t for key, t in load_file(file).items() if (new := rename(key))}, file, {"format": "pt"})
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ConfigError, match=r"method\.init_from=.* lacks .* tensors are missing"),
+    ):
+        warnings.simplefilter("ignore")
         attach_adapter(_base(), _config(init_from=str(tmp_path)))
 
 

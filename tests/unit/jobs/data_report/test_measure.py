@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from dist_ft.jobs.data_report import measure as module
 from dist_ft.jobs.data_report.findings import find_problems, summarize
 from dist_ft.jobs.data_report.measure import Measures, SplitCounts, measure
 from dist_ft.jobs.data_report.summary import Noted
-from dist_ft.model.embedded import CHATML, byte_tokenizer, materialise
+from dist_ft.model.embedded import CHATML, byte_tokenizer
 from dist_ft.records import Conversation, Message, Sample
 from tests.helpers.configs import config_of, preference_config, tiny_config
+from tests.helpers.families import make_family
 from tests.helpers.splits import prepared_splits
 
 Write = Callable[..., str]
@@ -249,7 +249,7 @@ def test_answers_that_do_not_end_in_a_stop_token_are_counted(
 def other_model(tmp_path: Path) -> Path:
     """The tiny model with a BOS token, an end-of-text token as EOS, and the end of a turn for generation only."""
     path = tmp_path / "model"
-    shutil.copytree(materialise("tiny-random"), path)
+    make_family("llama", path)  # with rows for more tokens
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     tokenizer.save_pretrained(path)
