@@ -67,6 +67,12 @@ class _Direct:
             return reply
 
 
+def stop_early(coordinator: Coordinator, envelope: dict[str, Any]) -> None:
+    """Asks for a stop before there is a step: ranks do not wait for answers, and could end before a later request."""
+    if envelope["kind"] == "rank_started":
+        coordinator.request_stop("test")
+
+
 def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool = False) -> Group:
     """Prepares, runs one attempt at `cluster.num_workers`, and closes the books."""
     run_dir = open_run(config.run.address)

@@ -34,7 +34,7 @@ from dist_ft.slots import IGNORE
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
 from tests.helpers.families import FAMILIES, TIED, attention, make_family
-from tests.helpers.group import Group, run_group
+from tests.helpers.group import Group, run_group, stop_early
 
 Tensors = dict[str, torch.Tensor]
 R, LORA_ALPHA = 4, 8
@@ -253,14 +253,10 @@ def test_a_run_resumed_at_another_shape_exports_what_an_undisturbed_run_trains(
 def _stopped_and_resumed(
     tmp_path: Path, model: Path, family: str, method: str, before: Shape, after: Shape, starter: str
 ) -> Trained:
-    def stop_after_two(coordinator: Any, envelope: dict[str, Any]) -> None:
-        if envelope["kind"] == "step_done" and envelope["body"]["row"]["step"] == 2:
-            coordinator.request_stop("test")
-
-    stopped = run_group(family_config(tmp_path, model, family, method, before), starter, on_message=stop_after_two)
+    stopped = run_group(family_config(tmp_path, model, family, method, before), starter, on_message=stop_early)
     assert stopped.outcome == "stopped", stopped.errors
     checkpoint = committed(LocalStore(stopped.run_dir.path))[-1]
-    assert 2 <= checkpoint.step < 6
+    assert 1 <= checkpoint.step < 6
     assert (checkpoint.zero_stage, checkpoint.world_size) == (before.stage, before.world_size)
     config = family_config(tmp_path, model, family, method, after)
     resumed = run_group(config, starter)

@@ -11,7 +11,7 @@ from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.storage.store import LocalStore
 from tests.helpers.configs import tiny_config
-from tests.helpers.group import Group, run_group
+from tests.helpers.group import Group, run_group, stop_early
 from tests.helpers.rows import last_rows
 
 
@@ -93,14 +93,10 @@ def test_stop_and_resume_at_the_same_shape_is_bitwise(
     changes = {"method__kind": kind, "model__dtype": dtype, "zero__stage": stage}
     whole = run_group(tiny_config(tmp_path, run__name="whole", **changes), starter)
 
-    def stop_after_two(coordinator, envelope) -> None:
-        if envelope["kind"] == "step_done" and envelope["body"]["row"]["step"] == 2:
-            coordinator.request_stop("test")
-
     config = tiny_config(tmp_path, run__name="parts", **changes)
-    stopped = run_group(config, starter, on_message=stop_after_two)
+    stopped = run_group(config, starter, on_message=stop_early)
     assert stopped.outcome == "stopped"
-    assert 2 <= committed(LocalStore(stopped.run_dir.path))[-1].step < 6
+    assert 1 <= committed(LocalStore(stopped.run_dir.path))[-1].step < 6
     resumed = run_group(config, starter)
     assert resumed.outcome == "completed"
     assert resumed.losses == whole.losses
