@@ -56,23 +56,11 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
     }
     memory = tuple(row for size, batch in batches.items() for row in _memory_rows(config, shape, batch, size))
     rows = tuple(_size_row(config, steps, size, batch.num_sequences) for size, batch in batches.items())
-    warnings = describe_omissions(inputs.splits, inputs.eval_split, config.data)
-    if is_streamed:
-        warnings.append(
-            "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
-            f"(data.seq_len={config.data.seq_len})"
-        )
-        if build_objective(config.objective).scorer is not None:
-            warnings.append(
-                "data.preparation=stream: while workers train, each node also scores data by a frozen model, which "
-                f"takes {format_bytes(shape.num_params * shape.dtype_bytes)} and a share of its device"
-            )
     scores = _scores(config, inputs, shape)
-    if scores is not None and scores.share_of_work is not None and scores.share_of_work > 1:
-        warnings.append(
-            f"scoring all data by {scores.model} takes {scores.share_of_work:.1f} times the work of the training, "
-            "which uses a part of it; set max_rows of the sources, or data.preparation=stream and a small data.part_mib"
-        )
+    warnings = [
+        *describe_omissions(inputs.splits, inputs.eval_split, config.data),
+        *_preparation_warnings(config, shape, scores),
+    ]
     zero_note = (
         f"zero.stage={config.zero.stage} with {config.model.torch_dtype} runs as stage {config.zero_stage}: "
         "DeepSpeed's plain path cannot sum gradients in float32"
@@ -105,6 +93,25 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
         world_sizes=rows,
         warnings=(*warnings, *_warnings(config, rows, memory)),
     )
+
+
+def _preparation_warnings(config: Config, shape: ModelShape, scores: PlannedScores | None) -> Iterator[str]:
+    """Yields what to know of data that is made, or scored by a frozen model, before or beside the training."""
+    if config.data.preparation == "stream":
+        yield (
+            "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
+            f"(data.seq_len={config.data.seq_len})"
+        )
+        if scores is not None:
+            yield (
+                "data.preparation=stream: while workers train, each node also scores data by a frozen model, which "
+                f"takes {format_bytes(shape.num_params * shape.dtype_bytes)} and a share of its device"
+            )
+    if scores is not None and scores.share_of_work is not None and scores.share_of_work > 1:
+        yield (
+            f"scoring all data by {scores.model} takes {scores.share_of_work:.1f} times the work of the training, "
+            "which uses a part of it; set max_rows of the sources, or data.preparation=stream and a small data.part_mib"
+        )
 
 
 def world_sizes(fewest: int, most: int) -> list[int]:
