@@ -25,7 +25,7 @@ _TOKENS = 256
 
 
 def main() -> None:
-    """Runs all cases and prints a table."""
+    """Run all cases and print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=1024)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def make_model(directory: Path, layers: int, hidden: int) -> int:
-    """Writes a random Llama with the tokenizer of `tiny-random`; returns the bytes of its weights."""
+    """Write a random Llama with the tokenizer of `tiny-random`; return the bytes of its weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -77,7 +77,7 @@ def run_case(scratch: Path, weights: int, kind: str, stage: int, size: int) -> d
 
 
 def run_ranks(scratch: Path, name: str, kind: str, stage: int, size: int, resume: bool) -> dict[str, dict[str, int]]:
-    """Runs the ranks of one attempt; returns the largest peaks in bytes, by phase."""
+    """Run the ranks of one attempt; return the largest peaks in bytes, by phase."""
     port_file = scratch / f"{name}-{resume}.port"
     command = [sys.executable, __file__, "--rank"]
     setting = {
@@ -111,7 +111,7 @@ class Peak:
         self._thread.start()
 
     def stop(self) -> dict[str, int]:
-        """Returns the largest growth in bytes: `anon` and `rss`."""
+        """Return the largest growth in bytes: `anon` and `rss`."""
         self._is_over.set()
         self._thread.join()
         return {key: self._most[key] - self._base[key] for key in self._base}

@@ -68,7 +68,7 @@ class Outcome:
 
 
 def make_rows(path: Path, num_rows: int) -> None:
-    """Writes conversations of one to three exchanges, of log-normal lengths."""
+    """Write conversations of one to three exchanges, of log-normal lengths."""
     rng = random.Random(0)
     corpus = " ".join(topics[name] for name in sorted(topics))
 
@@ -87,7 +87,7 @@ def make_rows(path: Path, num_rows: int) -> None:
 
 
 def tokenizer_of(model: str) -> Any:
-    """Returns the tokenizer with ChatML."""
+    """Return the tokenizer with ChatML."""
     tokenizer = AutoTokenizer.from_pretrained(materialise(model))
     tokenizer.chat_template = MARKED_CHATML
     return tokenizer
@@ -100,7 +100,7 @@ def renderer_of(model: str) -> Renderer:
 
 
 def prepare_part(task: tuple[int, Part], source: RowSource, model: str, seq_len: int, folder: Path) -> tuple[int, ...]:
-    """Prepares one part as a task of a run does; returns sequences, tokens and the peak of this process in KiB."""
+    """Prepare one part as a task of a run does; return sequences, tokens and the peak of this process in KiB."""
     number, part = task
     num_sequences = num_tokens = 0
     rows = render_rows(scan_part(part, source), renderer_of(model).render_many)
@@ -117,7 +117,7 @@ def prepare_part(task: tuple[int, Part], source: RowSource, model: str, seq_len:
 
 
 def fill_window(rows: Iterator[Any], seq_len: int) -> Window:
-    """Returns the samples of the next rows, each cut to one sequence."""
+    """Return the samples of the next rows, each cut to one sequence."""
     window = Window()
     for _, samples in islice(rows, WINDOW_ROWS):
         for sample in samples:
@@ -126,7 +126,7 @@ def fill_window(rows: Iterator[Any], seq_len: int) -> Window:
 
 
 def ours(path: Path, model: str, seq_len: int, cores: int, part_bytes: int) -> Outcome:
-    """Prepares all parts, one process a core."""
+    """Prepare all parts, one process a core."""
     source = RowSource(source=str(path))
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("fork").Pool(cores) as pool:
         began, cpu = time.perf_counter(), cpu_seconds()
@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> None:
-    """Runs what is compared in turns, so that a busy machine disturbs all alike."""
+    """Run what is compared in turns, so that a busy machine disturbs all alike."""
     path = folder / "rows.jsonl"
     make_rows(path, asked.rows)
     # In a run a part is 32 MiB; here every core gets several of the small file.
@@ -224,7 +224,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
 
 
 def times(outcomes: list[Outcome]) -> tuple[list[float], list[float]]:
-    """Returns seconds and seconds of CPU."""
+    """Return seconds and seconds of CPU."""
     return [outcome.seconds for outcome in outcomes], [outcome.cpu_s for outcome in outcomes]
 
 

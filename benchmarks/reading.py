@@ -30,7 +30,7 @@ SIDES = {"dist-ft": "dist_ft", "mosaicml-streaming": "streaming", "litdata": "li
 
 
 def sequences(count: int, tokens: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the same sequences on every side."""
+    """Yield the same sequences on every side."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         yield {
@@ -131,7 +131,7 @@ READERS: dict[str, Reader] = {"dist-ft": read_ours, "mosaicml-streaming": read_s
 
 
 def measure(side: str, directory: Path, count: int) -> dict[str, float]:
-    """Reads an epoch, then resumes in its middle."""
+    """Read an epoch, then resume in its middle."""
     next(READERS[side](directory, count, 0))  # imports, page cache
     began, cpu_began = time.perf_counter(), time.process_time()
     rows = sum(len(batch) for batch in READERS[side](directory, count, 0))
@@ -158,7 +158,7 @@ def measure_order() -> str:
 
 
 def run_side(*arguments: str) -> dict[str, float]:
-    """Runs this file in a process of its own."""
+    """Run this file in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, *arguments], capture_output=True, text=True, timeout=1200, check=False
     )

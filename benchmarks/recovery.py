@@ -120,7 +120,7 @@ class Lines:
         self._offset = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns all rows, those that came since the last call included."""
+        """Return all rows, those that came since the last call included."""
         if not self._path.exists():
             return self.rows
         with self._path.open("rb") as file:
@@ -150,20 +150,20 @@ class DistFt:
         self.process = _start(command, self.log)
 
     def steps(self) -> list[Step]:
-        """Returns every completed step, repeated ones included, in the order of time."""
+        """Return every completed step, repeated ones included, in the order of time."""
         return [Step(row["step"], row["loss"], row["seen"], row["attempt"]) for row in self._metrics.read()]
 
     def committed(self) -> int:
-        """Returns the newest committed step."""
+        """Return the newest committed step."""
         return max((row["step"] for row in self._ledger.read() if row["event"] == "commit"), default=0)
 
     def rank_pid(self, rank: int) -> int:
-        """Returns the pid of the process that trains as this rank."""
+        """Return the pid of the process that trains as this rank."""
         workers = json.loads((self._run_dir / "run.json").read_text())["workers"]
         return next(int(worker["pid"]) for worker in workers if worker["rank"] == rank)
 
     def moments(self, fault: float, num_workers: int) -> dict[str, float]:
-        """Returns the times of what followed the fault; `num_workers` is the size of the new group."""
+        """Return the times of what followed the fault; `num_workers` is the size of the new group."""
         ledger = [row for row in self._ledger.read() if row["time"] >= fault]
         attempts = [row for row in ledger if row["event"] == "attempt" and row["world_size"] == num_workers]
         return {
@@ -174,7 +174,7 @@ class DistFt:
         }
 
     def num_attempts(self) -> int:
-        """Returns how often a group was formed."""
+        """Return how often a group was formed."""
         return sum(row["event"] == "attempt" for row in self._ledger.read())
 
 
@@ -244,7 +244,7 @@ class Work:
 
 
 def make_work(directory: Path) -> Work:
-    """Makes model and data once, in a process of its own: this one stays small."""
+    """Make model and data once, in a process of its own: this one stays small."""
     config = ROOT / "configs" / "smoke" / "full.yaml"
     overrides = [
         f"train.max_steps={MAX_STEPS}", f"checkpoint.every_steps={EVERY_STEPS}", f"zero.stage={STAGE}",
@@ -262,7 +262,7 @@ def make_work(directory: Path) -> Work:
 
 
 def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Writes the micro batches of every rank at every world size, as dist-ft would make them."""
+    """Write the micro batches of every rank at every world size, as dist-ft would make them."""
     import numpy as np
 
     from dist_ft.config import load_config
@@ -303,7 +303,7 @@ def prepare(directory: Path, path: Path, overrides: list[str]) -> dict[str, Any]
 
 
 def measure(system: type[DistFt] | type[Stock], work: Work, case: Case) -> dict[str, Any]:
-    """Runs one side, disturbs it, lets it end; returns the timeline in seconds after the fault."""
+    """Run one side, disturb it, let it end, and return the timeline in seconds after the fault."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="dist-ft-bench-") as name, contextlib.ExitStack() as stack:
         address, raylet = stack.enter_context(_nodes(case.num_workers)) if case.on_nodes else (None, 0)
@@ -341,7 +341,7 @@ def _is_due(run: DistFt | Stock) -> bool:
 
 
 def _first_new(steps: list[Step]) -> Step | None:
-    """Returns the first step of a later group that the first group had not completed."""
+    """Return the first step of a later group that the first group had not completed."""
     done = max((one.step for one in steps if one.group == steps[0].group), default=0)
     return next((one for one in steps if one.group != steps[0].group and one.step > done), None)
 
@@ -359,7 +359,7 @@ def _wait(run: DistFt | Stock, condition: Callable[[], Any], what: str, may_end:
 
 @contextlib.contextmanager
 def _nodes(count: int) -> Iterator[tuple[str, int]]:
-    """Gives the address of a Ray of several nodes on loopback, and the pid of the last one's raylet."""
+    """Give the address of a Ray of several nodes on loopback, and the pid of the last one's raylet."""
     command = [sys.executable, "-c", _HOLD_NODES, str(count)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -375,7 +375,7 @@ def _nodes(count: int) -> Iterator[tuple[str, int]]:
 
 
 def _descendants(root: int) -> list[int]:
-    """Returns a process and all that it has started."""
+    """Return a process and all that it has started."""
     parent: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -402,7 +402,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's, without what would slow down imports; and a Ray of ours lets nobody else in."""
+    """Return the caller's, without what would slow down imports; and a Ray of ours lets nobody else in."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     return env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -419,7 +419,7 @@ def _tail(path: Path) -> str:
 
 
 def summarise(name: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns medians by side, the ratio of the totals, and how far the losses are apart."""
+    """Return medians by side, the ratio of the totals, and how far the losses are apart."""
     sides = {}
     for side in (DistFt.name, Stock.name):
         mine = [sample for sample in samples if sample["system"] == side]
@@ -435,7 +435,7 @@ def summarise(name: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """Prints the table: medians of seconds after the kill."""
+    """Print the table: medians of seconds after the kill."""
     print("\n  case      side     " + "".join(f"{phase:>10}" for phase in PHASES) + "     worst     ratio   repeated")
     for result in results:
         for side, median in result["median_s"].items():
@@ -449,7 +449,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Runs the cases and prints the table."""
+    """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")

@@ -41,7 +41,7 @@ _MONITOR_S = 1.0
 
 
 def write_event(path: str, event: str, **facts: Any) -> None:
-    """Appends one line; writes of a line are atomic, so all processes share the file."""
+    """Append one line; writes of a line are atomic, so all processes share the file."""
     line = json.dumps({"time": time.time(), "event": event, **facts}) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.write(descriptor, line.encode())
@@ -133,7 +133,7 @@ def _ds_config(
 
 
 def _token_loss(model: Any) -> Any:
-    """Returns a module that gives the loss sum of a micro batch; the output layer sees trained tokens only."""
+    """Return a module that gives the loss sum of a micro batch; the output layer sees trained tokens only."""
     import torch
     from torch.nn import functional as F
 
@@ -199,7 +199,7 @@ def _report(rank: int, pointer: dict[str, Any]) -> None:
 
 
 def _make_universal(directory: Path, tag: str) -> None:
-    """Converts in this process: the command line would import torch and DeepSpeed once more."""
+    """Convert in this process: the command line would import torch and DeepSpeed once more."""
     from argparse import Namespace
 
     from deepspeed.checkpoint import ds_to_universal
@@ -218,7 +218,7 @@ def _make_universal(directory: Path, tag: str) -> None:
 
 
 def main() -> None:
-    """Runs the setting to its end."""
+    """Run the setting to its end."""
     setting: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     os.environ.update(TUNED_ENV)
 

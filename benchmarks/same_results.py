@@ -82,7 +82,7 @@ def run(checkout: Path, shape: Shape, num_steps: int, scratch: Path) -> Outcome:
 
 
 def differences(before: Outcome, after: Outcome) -> Iterator[str]:
-    """Yields what is not equal."""
+    """Yield what is not equal."""
     if sorted(before.steps) != sorted(after.steps):
         yield f"steps {sorted(before.steps)} and {sorted(after.steps)}"
     for step in sorted(before.steps.keys() & after.steps.keys()):

@@ -34,7 +34,7 @@ PACKED_LEN = 2048
 
 
 def make_config(case: str, directory: str) -> Any:
-    """Returns the run config of a case."""
+    """Return the run config of a case."""
     from dist_ft.config import config_from_dict
 
     name, _, number = case.partition("-")
@@ -64,7 +64,7 @@ def make_config(case: str, directory: str) -> Any:
 
 
 def write_samples(directory: Path, length: int) -> Path:
-    """Writes rows of text of about `length` tokens each."""
+    """Write rows of text of about `length` tokens each."""
     from pydoc_data.topics import topics
 
     from transformers import AutoTokenizer
@@ -180,7 +180,7 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
 
 
 def run_reporting(directory: str) -> dict[str, Any]:
-    """What one metrics row costs: the rank's `send`, and the coordinator with a W&B run (offline)."""
+    """Measure what one metrics row costs: the rank's `send`, and the coordinator with a W&B run (offline)."""
     import queue
 
     from dist_ft.coordinator.core import Coordinator
@@ -219,7 +219,7 @@ def run_reporting(directory: str) -> dict[str, Any]:
 
 
 def in_process(side: str, case: str, directory: str) -> dict[str, Any]:
-    """Runs one side in a process of its own."""
+    """Run one side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--cases", case, "--directory", directory]
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
@@ -253,7 +253,7 @@ def compare(case: str, rounds: int, directory: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the cases and prints a line each."""
+    """Run the cases and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default="reporting,lora,full-1,full-2,full-3")

@@ -45,7 +45,7 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
 
 
 def pairs() -> list[dict[str, Any]]:
-    """Returns texts with two answers each."""
+    """Return texts with two answers each."""
     return [
         {
             "prompt": " ".join(WORDS[(i + k) % len(WORDS)] for k in range(2 + i % 7)),
@@ -57,7 +57,7 @@ def pairs() -> list[dict[str, Any]]:
 
 
 def labelled() -> list[dict[str, Any]]:
-    """Returns texts with a labelled answer: as many as a step has, so that TRL's neighbours are those of the shard."""
+    """Return texts with a labelled answer: as many as a step has, so that TRL's neighbours are those of the shard."""
     rows = pairs()[:BATCH]
     sides = ["chosen" if i % 3 else "rejected" for i in range(BATCH)]
     return [

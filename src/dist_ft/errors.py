@@ -16,7 +16,7 @@ class DistFtError(Exception):
     exit_code: ClassVar[int] = 1
 
     def to_dict(self) -> dict[str, str]:
-        """Returns `{type, message}`, the form in which errors cross process borders."""
+        """Return `{type, message}`, the form in which errors cross process borders."""
         return {"type": type(self).__name__, "message": str(self)}
 
 
@@ -143,7 +143,7 @@ def _classes() -> dict[str, type[DistFtError]]:
 
 
 def from_exception(error: BaseException) -> dict[str, str]:
-    """Returns the wire form of any exception; foreign ones become a `WorkerCrashError`."""
+    """Return the wire form of any exception; foreign ones become a `WorkerCrashError`."""
     if isinstance(error, DistFtError):
         return error.to_dict()
     name = type(error).__name__

@@ -45,7 +45,7 @@ _ENDING = re.compile(
 
 
 def has_known_ending(name: str) -> bool:
-    """Returns whether a name ends as a data file does."""
+    """Return whether a name ends as a data file does."""
     return _ENDING.search(name) is not None
 
 

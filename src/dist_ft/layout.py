@@ -92,26 +92,26 @@ class RunDir:
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
-    """Returns `step-00000040-a0003`."""
+    """Return `step-00000040-a0003`."""
     return f"step-{step:08d}-a{attempt:04d}"
 
 
 def slices_name(rank: int, world_size: int) -> str:
-    """Returns `slices-00000-of-00002.safetensors`."""
+    """Return `slices-00000-of-00002.safetensors`."""
     return f"slices-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def rank_log_name(rank: int) -> str:
-    """Returns `rank-00000.log`."""
+    """Return `rank-00000.log`."""
     return f"rank-{rank:05d}.log"
 
 
 def stacks_name(rank: int) -> str:
-    """Returns `rank-00000.txt`."""
+    """Return `rank-00000.txt`."""
     return f"rank-{rank:05d}.txt"
 
 
 def user_cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`; see `home_env` where neither can be written."""
+    """Return `$XDG_CACHE_HOME/dist-ft` or `~/.cache/dist-ft`; see `home_env` where neither can be written."""
     env = {**os.environ, **home_env()}
     return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME") or Path.home()) / ".cache") / "dist-ft"

@@ -106,7 +106,7 @@ class Memory:
 
 
 def weights_bytes(model: ModelShape, stage: int, world_size: int, offload: bool = False) -> int:
-    """Returns the bytes of the weights, at stage 3 with those gathered for the running layers.
+    """Return the bytes of the weights, at stage 3 with those gathered for the running layers.
 
     With `offload` a worker's own part is in host memory and is gathered like the others'.
     """
@@ -118,7 +118,7 @@ def weights_bytes(model: ModelShape, stage: int, world_size: int, offload: bool 
 
 
 def gradients_bytes(model: ModelShape, stage: int, world_size: int) -> int:
-    """Returns the bytes of the gradients summed over a step."""
+    """Return the bytes of the gradients summed over a step."""
     return _GRADIENT * (_share(model.num_trained, world_size) if stage >= 2 else model.num_trained)
 
 
@@ -130,7 +130,7 @@ def optimizer_bytes(model: ModelShape, stage: int, world_size: int) -> int:
 
 
 def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
-    """Returns the bytes that the forward pass keeps; the same at every stage and world size."""
+    """Return the bytes that the forward pass keeps; the same at every stage and world size."""
     tokens = batch.num_sequences * batch.num_tokens
     # 34 bytes at 2 bytes an element are 17 elements; the paper's two byte masks for dropout count as one.
     layer = 17 * tokens * model.hidden_size * model.dtype_bytes
@@ -146,7 +146,7 @@ def activations_bytes(model: ModelShape, batch: BatchShape) -> int:
 
 
 def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, offload: bool = False) -> Memory:
-    """Returns the memory of one worker.
+    """Return the memory of one worker.
 
     Args:
         model: The model.
@@ -174,7 +174,7 @@ def estimate(model: ModelShape, batch: BatchShape, *, stage: int, world_size: in
 def fitting_micro_batch(
     model: ModelShape, batch: BatchShape, *, stage: int, world_size: int, limit_bytes: int, offload: bool = False
 ) -> int:
-    """Returns the largest number of sequences a pass that is estimated to fit: 1 to `batch.num_sequences`.
+    """Return the largest number of sequences a pass that is estimated to fit: 1 to `batch.num_sequences`.
 
     A group that shrinks holds more state per worker, and what is left may be too little for the passes it had.
     The result of a run does not depend on it.

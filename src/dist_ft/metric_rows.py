@@ -52,7 +52,7 @@ class StepRow:
     metrics: Metrics = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the row as it stands in the file."""
+        """Return the row as it stands in the file."""
         own = {name: getattr(self, name) for name in _STEP_KEYS}
         if self.goodput is None:
             del own["goodput"]
@@ -90,7 +90,7 @@ class EvalRow:
         return self.metrics.get("eval_loss")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the row as it stands in the file."""
+        """Return the row as it stands in the file."""
         return {"step": self.step, "attempt": self.attempt, **self.metrics}
 
     @classmethod

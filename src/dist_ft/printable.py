@@ -14,7 +14,7 @@ _SHOWN_SPACES = "Zs"  # wide and no-break spaces; Python calls them not printabl
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """Returns text in which every control, format and half character is an escape such as `\\x1b` or `\\u202e`.
+    """Return text in which every control, format and half character is an escape such as `\\x1b` or `\\u202e`.
 
     Line breaks and tabs are escaped, too, so the result is one line.
 
@@ -29,7 +29,7 @@ def printable(text: str, limit: int | None = None) -> str:
 
 
 def excerpt(value: object) -> str:
-    """Returns at most 80 characters that show a value from outside, as `repr` writes it, safe for a terminal."""
+    """Return at most 80 characters that show a value from outside, as `repr` writes it, safe for a terminal."""
     text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -46,12 +46,12 @@ def _escape(character: str) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """Returns `1 row`, `2,000 rows` and the like."""
+    """Return `1 row`, `2,000 rows` and the like."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_duration(seconds: float) -> str:
-    """Returns `45s`, `3m20s` or `2h05m`."""
+    """Return `45s`, `3m20s` or `2h05m`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -61,7 +61,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Returns `1.5 GiB` and the like."""
+    """Return `1.5 GiB` and the like."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"

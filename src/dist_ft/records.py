@@ -82,31 +82,31 @@ class Record(ABC):
 
     @abstractmethod
     def role_texts(self) -> Iterator[tuple[str, str]]:
-        """Yields (role, text) of all that is said; arguments of tool calls as JSON. A prompt counts as the user's."""
+        """Yield (role, text) of all that is said; arguments of tool calls as JSON. A prompt counts as the user's."""
 
     @abstractmethod
     def map_texts(self, change: Callable[[str], str]) -> Self:
-        """Returns the record with every text changed, turn by turn, so that what is trained stays what is trained."""
+        """Return the record with every text changed, turn by turn, so that what is trained stays what is trained."""
 
     @abstractmethod
     def answer_text(self) -> str:
-        """Returns the text of the last answer; empty for plain text."""
+        """Return the text of the last answer; empty for plain text."""
 
     @abstractmethod
     def has_empty_answer(self) -> bool:
-        """Returns whether some answer teaches the model to say nothing."""
+        """Return whether some answer teaches the model to say nothing."""
 
     @abstractmethod
     def templated_texts(self) -> list[str]:
-        """Returns the texts that a template puts between its special tokens; raw text may hold them on purpose."""
+        """Return the texts that a template puts between its special tokens; raw text may hold them on purpose."""
 
     @abstractmethod
     def question(self) -> AskedText | None:
-        """Returns the record as a question; None where it asks nothing, or its answer says nothing (a tool call)."""
+        """Return the record as a question; None where it asks nothing, or its answer says nothing (a tool call)."""
 
     @abstractmethod
     def split_content(self) -> object:
-        """Returns JSON values whose hash decides on which side of a held-out split the row falls."""
+        """Return JSON values whose hash decides on which side of a held-out split the row falls."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Preference(Record):
     tools: tuple[dict[str, Any], ...] = ()
 
     def sides(self) -> tuple[Conversation | Completion, Conversation | Completion]:
-        """Returns the prompt with each answer; only the answers are to be trained."""
+        """Return the prompt with each answer; only the answers are to be trained."""
         return answered(self.prompt, self.chosen, self.tools), answered(self.prompt, self.rejected, self.tools)
 
     @property
@@ -281,7 +281,7 @@ class Labelled(Record):
     tools: tuple[dict[str, Any], ...] = ()
 
     def side(self) -> Conversation | Completion:
-        """Returns the prompt with the answer, which alone is to be trained."""
+        """Return the prompt with the answer, which alone is to be trained."""
         return answered(self.prompt, self.completion, self.tools)
 
     @property
@@ -313,7 +313,7 @@ class Labelled(Record):
 
 
 def answered(prompt: Side, answer: Side, tools: tuple[dict[str, Any], ...] = ()) -> Conversation | Completion:
-    """Returns a prompt with an answer behind it; of a conversation only the answer's turns are to be trained."""
+    """Return a prompt with an answer behind it; of a conversation only the answer's turns are to be trained."""
     if isinstance(prompt, str) and isinstance(answer, str):
         return Completion(prompt, answer)
     assert isinstance(prompt, list) and isinstance(answer, list), "all of a row has one form"

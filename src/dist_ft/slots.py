@@ -38,7 +38,7 @@ class SlotTotals:
 
 
 def num_micro_steps(num_slots: int, micro_batch_size: int, world_size: int) -> int:
-    """Returns the number of passes per step that give every slot a place (the gradient accumulation steps)."""
+    """Return the number of passes per step that give every slot a place (the gradient accumulation steps)."""
     return -(-num_slots // (micro_batch_size * world_size))
 
 
@@ -68,5 +68,5 @@ def layout_slots(
 
 
 def round_up(value: int, multiple: int) -> int:
-    """Returns the smallest multiple of `multiple` that is at least `value`."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

@@ -67,7 +67,7 @@ _ROOM = (
 
 
 def main() -> None:
-    """Runs the command: prints errors as one block, and exits with their code."""
+    """Run the command: print errors as one block, and exit with their code."""
     try:
         os.environ.update(home_env())  # before a library looks for it
         app()

@@ -59,7 +59,7 @@ def doctor(
 
 
 def look_around(wanted: Requirements, address: str | None, as_json: bool = False) -> None:
-    """Checks a cluster or this machine and prints the findings. Exits with 1 if a run cannot work there."""
+    """Check a cluster or this machine and print the findings. Exits with 1 if a run cannot work there."""
     from dist_ft.orchestrate.health.this_machine import check_installed, check_machine, nearest_existing, render_checks
 
     if address is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # pydantic is not loaded to print the help
 
 
 def load_checked(path: Path, overrides: list[str] | None) -> Config:
-    """Returns a config whose rules hold on this machine, with absolute paths and the adapter's own settings.
+    """Return a config whose rules hold on this machine, with absolute paths and the adapter's own settings.
 
     Raises:
         ConfigError: With every problem, one a line.
@@ -26,7 +26,7 @@ def load_checked(path: Path, overrides: list[str] | None) -> Config:
 
 
 def prepare_here(config: Config) -> Preparation:
-    """Checks model and data and makes the token shards that are missing: a few here, many on all cores."""
+    """Check model and data and make the token shards that are missing: a few here, many on all cores."""
     quieten()
     from dist_ft.jobs.prepare import prepare, prepare_or_list
     from dist_ft.jobs.spec import MissingShards

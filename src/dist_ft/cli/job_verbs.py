@@ -132,7 +132,7 @@ def watch(
 
 
 def _exit_as(ended: Ended | None) -> None:
-    """Shows how a job ended, and exits with its code; returns if nobody waited for it."""
+    """Show how a job ended, and exit with its code; return if nobody waited for it."""
     if ended is None:
         return
     if ended.result is not None:

@@ -73,19 +73,19 @@ LAUNCHERS: dict[str, Callable[[LauncherOptions], Launcher]] = {
 
 
 def complete_launcher(incomplete: str) -> list[str]:
-    """Returns the launchers whose names begin so."""
+    """Return the launchers whose names begin so."""
     return [name for name in LAUNCHERS if name.startswith(incomplete)]
 
 
 def launcher_named(name: str, options: LauncherOptions) -> Launcher:
-    """Returns the launcher that `--to` names."""
+    """Return the launcher that `--to` names."""
     if name not in LAUNCHERS:
         raise UsageError(f"--to {name} is none of {', '.join(LAUNCHERS)}")
     return LAUNCHERS[name](options)
 
 
 def launcher_of(run: str, address: str | None) -> Launcher | None:
-    """Returns the launcher of the job that RUN names; None if RUN is a run directory.
+    """Return the launcher of the job that RUN names; None if RUN is a run directory.
 
     Args:
         run: Path or URL of a run, or name of a job.

@@ -9,7 +9,7 @@ import typer
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Returns the run directories that begin with what was typed. If there are none, the shell offers its files."""
+    """Return the run directories that begin with what was typed. If there are none, the shell offers its files."""
     start = Path(incomplete or ".").expanduser()
     folder, name = (start, "") if incomplete.endswith("/") or not incomplete else (start.parent, start.name)
     found = [*folder.glob(f"{name}*/run.json"), *folder.glob(f"{name}*/*/run.json")]

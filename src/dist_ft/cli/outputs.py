@@ -18,7 +18,7 @@ _LINE = 2000
 
 
 def is_colored(no_color: bool) -> bool:
-    """Returns whether marks in the output may be colours."""
+    """Return whether marks in the output may be colours."""
     return sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
 
 
@@ -31,7 +31,7 @@ def check_page(path: Path) -> None:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes a page whole or not at all."""
+    """Write a page whole or not at all."""
     from dist_ft.storage.publish import write_whole
 
     try:
@@ -41,7 +41,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def print_result(result: RunResult) -> None:
-    """Prints how a run ended: its losses, samples and exports."""
+    """Print how a run ended: its losses, samples and export."""
     if result.error:
         print_error(result.error["message"])
     print(f"{result.state} after {result.steps} steps: {result.run_dir}")
@@ -62,6 +62,6 @@ def print_result(result: RunResult) -> None:
 
 
 def print_error(message: str) -> None:
-    """Prints a message on stderr, each line marked as an error."""
+    """Print a message on stderr, each line marked as an error."""
     for line in message.split("\n"):
         print(f"error: {printable(line, _LINE)}", file=sys.stderr)

@@ -26,7 +26,7 @@ FREE = frozenset({"lora_dropout"})
 
 
 def with_adapter_settings(config: Config) -> Config:
-    """Returns the config with the adapter's settings for the keys of `method` that the user has not set.
+    """Return the config with the adapter's settings for the keys of `method` that the user has not set.
 
     Call it only on a config from `load_config`; in one that was sent between processes, all keys are set.
 
@@ -61,7 +61,7 @@ def with_adapter_settings(config: Config) -> Config:
 
 
 def adapter_settings(directory: str) -> dict[str, PeftValue]:
-    """Returns the settings of a LoRA adapter under the keys of `method`, and the name of its base model.
+    """Return the settings of a LoRA adapter under the keys of `method`, and the name of its base model.
 
     Raises:
         ConfigError: The directory is not a LoRA adapter in safetensors.
@@ -96,7 +96,7 @@ def adapter_settings(directory: str) -> dict[str, PeftValue]:
 
 
 def same(mine: PeftValue, theirs: PeftValue) -> bool:
-    """Returns whether two settings are equal. PEFT treats lists as sets."""
+    """Return whether two settings are equal. PEFT treats lists as sets."""
     if isinstance(mine, list) and isinstance(theirs, list):
         return sorted(map(str, mine)) == sorted(map(str, theirs))
     return mine == theirs

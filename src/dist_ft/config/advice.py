@@ -238,19 +238,19 @@ _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|//[^/@\s]+@")
 
 
 def advice_on_key(key: str) -> str | None:
-    """Returns what to do instead of an unknown key, if other tools have it."""
+    """Return what to do instead of an unknown key, if other tools have it."""
     return next((advice for pattern, advice in _KEYS if pattern.fullmatch(key.lower())), None)
 
 
 def advice_on_value(key: str, value: Yaml) -> str | None:
-    """Returns what to do instead of a refused value, if other tools take it."""
+    """Return what to do instead of a refused value, if other tools take it."""
     if not isinstance(value, str):
         return None
     return next((advice for pattern, advice in _VALUES.get(key, ()) if pattern.fullmatch(value)), None)
 
 
 def keys_with_secrets(raw: Yaml, key: str = "") -> Iterator[str]:
-    """Yields the keys whose values contain a token or the user info of a URL. Do not show these values."""
+    """Yield the keys whose values contain a token or the user info of a URL. Do not show these values."""
     if isinstance(raw, dict):
         for name, value in raw.items():
             yield from keys_with_secrets(value, f"{key}.{name}".removeprefix("."))
@@ -270,7 +270,7 @@ _TRL = {"dataset_name", "use_peft", "max_length", "dataset_train_split", "assist
 
 
 def tool_of(raw: dict[str, Yaml]) -> ToolName | None:
-    """Returns the tool that a config was written for; None when its keys do not show it."""
+    """Return the tool that a config was written for; None when its keys do not show it."""
     if any(isinstance(raw.get(key), dict) for key in ("model", "data", "method", "train")):
         return "dist-ft"
     if raw.keys() & _LLAMAFACTORY_ONLY:
@@ -287,7 +287,7 @@ def tool_of(raw: dict[str, Yaml]) -> ToolName | None:
 
 
 def import_hint(path: str, raw: dict[str, Yaml]) -> str | None:
-    """Returns what to do with a config of another tool; None when it is none."""
+    """Return what to do with a config of another tool; None when it is none."""
     tool = tool_of(raw)
     if tool in (None, "dist-ft"):
         return None

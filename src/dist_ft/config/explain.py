@@ -21,7 +21,7 @@ _NEAR = 0.7
 
 
 def explain_all(error: ValidationError, path: Path, raw: Yaml) -> list[str]:
-    """Returns one line per key. The members of a union each report an error; the first one counts."""
+    """Return one line per key. The members of a union each report an error; the first one counts."""
     lines: dict[str, str] = {}
     for item in error.errors():
         key = ".".join(map(str, _written_location(item, raw)))
@@ -30,7 +30,7 @@ def explain_all(error: ValidationError, path: Path, raw: Yaml) -> list[str]:
 
 
 def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
-    """Turns one error into a line with the key, both values and what to do."""
+    """Turn one error into a line with the key, both values and what to do."""
     location = _written_location(item, raw)
     kind, value = item["type"], item.get("input")
     if kind == "union_tag_invalid":  # the union of the optimizers, which `kind` distinguishes
@@ -71,7 +71,7 @@ def _explain(item: ErrorDetails, path: Path, raw: Yaml) -> str:
 
 
 def _written_location(item: ErrorDetails, raw: Yaml) -> list[str | int]:
-    """Returns the location of an error in the user's file; pydantic also names the members of unions that it tried."""
+    """Return the location of an error in the user's file; pydantic also names the members of unions that it tried."""
     location: list[str | int] = []
     node = raw
     *parents, last = item["loc"] or ("",)
@@ -87,7 +87,7 @@ def _written_location(item: ErrorDetails, raw: Yaml) -> list[str | int]:
 
 
 def _section_at(location: Location, raw: Yaml) -> type[BaseModel] | None:
-    """Returns the section at a location; for a union, the member whose `kind` the user wrote, else the first."""
+    """Return the section at a location; for a union, the member whose `kind` the user wrote, else the first."""
     section: type[BaseModel] = Config
     node = raw
     for part in location:
@@ -108,7 +108,7 @@ def _section_at(location: Location, raw: Yaml) -> type[BaseModel] | None:
 
 
 def _kinds_with(location: Location, raw: Yaml) -> list[str]:
-    """Returns the kinds of a section that have a key, for a section with several kinds."""
+    """Return the kinds of a section that have a key, for a section with several kinds."""
     if len(location) < 2:
         return []
     *above, name, key = location
@@ -119,7 +119,7 @@ def _kinds_with(location: Location, raw: Yaml) -> list[str]:
 
 
 def _places_of(name: str, section: type[BaseModel]) -> list[str]:
-    """Returns the keys of a section and its sections that have a name."""
+    """Return the keys of a section and its sections that have a name."""
     found = []
     for key, field in section.model_fields.items():
         if key == name:
@@ -130,7 +130,7 @@ def _places_of(name: str, section: type[BaseModel]) -> list[str]:
 
 
 def _members(field: FieldInfo) -> list[type[BaseModel]]:
-    """Returns the sections that a field may hold."""
+    """Return the sections that a field may hold."""
     found: list[type[BaseModel]] = []
     waiting = [field.annotation]
     while waiting:

@@ -23,7 +23,7 @@ from dist_ft.storage.urls import is_url
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads and checks a run config.
+    """Read and check a run config.
 
     Args:
         path: YAML file.
@@ -59,7 +59,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def problems_in(raw: dict[str, Yaml], path: Path) -> list[str]:
-    """Returns what is wrong with the content of a config, one line a key; `path` is named in them."""
+    """Return what is wrong with the content of a config, one line a key; `path` is named in them."""
     try:
         Config.model_validate(raw)
     except ValidationError as error:
@@ -68,17 +68,17 @@ def problems_in(raw: dict[str, Yaml], path: Path) -> list[str]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Returns the config with every local path made absolute, for a process in another directory."""
+    """Return the config with every local path made absolute, for a process in another directory."""
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or not Path(path).expanduser().exists() else str(Path(path).expanduser().absolute())
 
     def placed(path: str | None) -> str | None:
-        """Makes a path absolute even if nothing is there yet."""
+        """Make a path absolute even if nothing is there yet."""
         return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
 
     def found(source: str) -> str | None:
-        """Makes a source absolute: a file, a folder or a pattern."""
+        """Make a source absolute: a file, a folder or a pattern."""
         return placed(source) if is_pattern(source) and not is_url(source) else absolute(source)
 
     data = config.data
@@ -108,12 +108,12 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def with_commit(config: Config, commit: str | None) -> Config:
-    """Returns the config with its hub model pinned to a commit."""
+    """Return the config with its hub model pinned to a commit."""
     return config.model_copy(update={"model": config.model.model_copy(update={"commit": commit})})
 
 
 def with_model_dir(config: Config, directory: str, dtype: str | None = None) -> Config:
-    """Returns the config with the model in a directory, which has no revision and no commit."""
+    """Return the config with the model in a directory, which has no revision and no commit."""
     changes = {"name": directory, "revision": None, "commit": None, "dtype": dtype or config.model.dtype}
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
@@ -131,12 +131,12 @@ def config_from_dict(data: dict[str, Yaml]) -> Config:
 
 
 def dump_yaml(config: Config) -> str:
-    """Returns the resolved config as YAML, in schema order."""
+    """Return the resolved config as YAML, in schema order."""
     return dump(config.model_dump(mode="json"))
 
 
 def dump_set_keys(config: Config) -> str:
-    """Returns the keys that the user set as YAML, for another machine that reads them as the user's.
+    """Return the keys that the user set as YAML, for another machine that reads them as the user's.
 
     Keys that were left out stay left out, because an adapter may settle them (`with_adapter_settings`).
     """
@@ -144,5 +144,5 @@ def dump_set_keys(config: Config) -> str:
 
 
 def schema_json() -> str:
-    """Returns the JSON schema of the config, field docs included."""
+    """Return the JSON schema of the config, field docs included."""
     return json.dumps(Config.model_json_schema(), indent=2)

@@ -23,7 +23,7 @@ _PATTERN = re.compile(r"[*?[]")
 
 
 def check_config(config: Config) -> None:
-    """Checks what the schema cannot check. Takes milliseconds.
+    """Check what the schema cannot check. Takes milliseconds.
 
     Raises:
         ConfigError: With every problem found, one a line.
@@ -43,7 +43,7 @@ def check_config(config: Config) -> None:
 
 
 def check_config_elsewhere(config: Config) -> None:
-    """Checks a config on a machine that will not run it and need not have its files.
+    """Check a config on a machine that will not run it and need not have its files.
 
     The paths are those of the machines that run it, in an unknown working directory, so they must be absolute.
 
@@ -77,13 +77,13 @@ def check_config_elsewhere(config: Config) -> None:
 
 
 def is_hub_id(source: str) -> bool:
-    """Returns whether a source that is not a path can be the hub id of a data set, not a misspelt file name."""
+    """Return whether a source that is not a path can be the hub id of a data set, not a misspelt file name."""
     is_one = len(source) <= _MAX_HUB_ID and _HUB_ID.fullmatch(source) is not None
     return is_one and not has_known_ending(source)
 
 
 def is_pattern(source: str) -> bool:
-    """Returns whether a source that is not a path can be a pattern for several files, such as `data/*.jsonl`."""
+    """Return whether a source that is not a path can be a pattern for several files, such as `data/*.jsonl`."""
     return _PATTERN.search(source) is not None
 
 
@@ -121,7 +121,7 @@ def _file_problems(config: Config) -> list[str]:
 
 
 def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
-    """Checks a source by its address alone.
+    """Check a source by its address alone.
 
     Args:
         section: The config section of the source.

@@ -14,7 +14,7 @@ _LEAST_SHARE = Fraction(1, 10**9)
 
 
 def check_sections(config: Config) -> None:
-    """Checks the rules that hold on any machine, without looking at files or cores.
+    """Check the rules that hold on any machine, without looking at files or cores.
 
     Raises:
         ConfigError: With every problem found, one a line.
@@ -25,7 +25,7 @@ def check_sections(config: Config) -> None:
 
 
 def section_problems(config: Config) -> list[str]:
-    """Returns the problems that a config has on any machine, one a line."""
+    """Return the problems that a config has on any machine, one a line."""
     problems = []
     train, data = config.train, config.data
     if train.micro_batch_size > train.global_batch_size:
@@ -68,7 +68,7 @@ def section_problems(config: Config) -> list[str]:
 
 
 def _mixing_problems(config: Config) -> list[str]:
-    """Returns the problems of mixing sources (docs/data.md, "Mixing")."""
+    """Return the problems of mixing sources (docs/data.md, "Mixing")."""
     problems, data = [], config.data
     weights = [source.weight for source in data.train if source.weight is not None]
     if 0 < len(weights) < len(data.train):
@@ -167,7 +167,7 @@ def _method_problems(method: MethodConfig) -> list[str]:
 
 
 def _objective_problems(config: Config) -> list[str]:
-    """Returns the problems of an objective with the other sections (docs/objectives.md)."""
+    """Return the problems of an objective with the other sections (docs/objectives.md)."""
     problems, objective, data = [], config.objective, config.data
     if isinstance(objective, DpoConfig) and objective.label_smoothing and objective.loss != "robust":
         problems.append(
@@ -202,7 +202,7 @@ def _objective_problems(config: Config) -> list[str]:
 
 
 def sources_of(config: Config) -> list[tuple[str, str, RowSource]]:
-    """Returns (section, suffix of the key that holds the address, source) of every source."""
+    """Return (section, suffix of the key that holds the address, source) of every source."""
     found = [(f"data.train.{index}", ".source", source) for index, source in enumerate(config.data.train)]
     if config.data.eval_source is None:
         return [*found]

@@ -226,7 +226,7 @@ class KtoConfig(Section):
 
 
 def _kind_of_objective(value: dict[str, str] | Section) -> str:
-    """Returns the kind of an objective. A section without one means supervised fine-tuning."""
+    """Return the kind of an objective. A section without one means supervised fine-tuning."""
     return str(value.get("kind", "sft")) if isinstance(value, dict) else str(getattr(value, "kind", "sft"))
 
 
@@ -298,7 +298,7 @@ class ScheduleFreeAdamWConfig(OptimizerConfig):
 
 
 def _kind_of_optimizer(value: dict[str, str] | OptimizerConfig) -> str:
-    """Returns the kind of an optimizer. A section without one means AdamW."""
+    """Return the kind of an optimizer. A section without one means AdamW."""
     return str(value.get("kind", "adamw")) if isinstance(value, dict) else str(getattr(value, "kind", "adamw"))
 
 

@@ -15,7 +15,7 @@ _WINDOW_ROWS = 8 * _BATCH_ROWS
 
 
 def make_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Returns the rows of each batch; the same for any number of tasks, so that the answers are, too.
+    """Return the rows of each batch; the same for any number of tasks, so that the answers are, too.
 
     Args:
         lengths: Characters of each prompt.
@@ -29,7 +29,7 @@ def make_batches(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Returns the continuations of one batch of rendered prompts, up to the end of the turn.
+    """Return the continuations of one batch of rendered prompts, up to the end of the turn.
 
     A prompt that leaves no room for an answer loses its beginning.
     """

@@ -32,7 +32,7 @@ def evaluate(
     divisor: int,
     device: torch.device,
 ) -> dict[str, float | None]:
-    """Returns the objective's numbers over a whole split, the same on every rank.
+    """Return the objective's numbers over a whole split, the same on every rank.
 
     The sums of each batch are added up in one order, so that any number of ranks gives the same bits. Without a
     process group, `layout` is that of a single rank.
@@ -72,13 +72,13 @@ def evaluate(
 
 
 def probe_inputs(vocab_size: int) -> tuple[list[int], list[int]]:
-    """Returns the fixed prompt (64 token ids) and the vocabulary columns that are looked at."""
+    """Return the fixed prompt (64 token ids) and the vocabulary columns that are looked at."""
     tokens = [(7919 * i + 13) % vocab_size for i in range(PROBE_TOKENS)]
     return tokens, [(i * vocab_size) // PROBE_COLUMNS for i in range(PROBE_COLUMNS)]
 
 
 def probe_logits(engine: Engine, vocab_size: int) -> Probe:
-    """Returns the logits [64, 8] of the probe as the model computes now."""
+    """Return the logits [64, 8] of the probe as the model computes now."""
     tokens, columns = probe_inputs(vocab_size)
     ids_BT = torch.tensor([tokens], device=engine.device)
     with averaged_weights(engine), inference(engine):

@@ -31,7 +31,7 @@ class AnsweredRow:
     answers: dict[str, str]
 
     def shown(self) -> dict[str, str]:
-        """Returns the beginning of each text by the name that a person sees."""
+        """Return the beginning of each text by the name that a person sees."""
         texts = {"prompt": self.prompt, "reference": self.reference, **self.answers}
         return {name: text[:_SAMPLE_CHARS] for name, text in texts.items()}
 
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def merge(config: EvalConfig, names: Iterable[str], shares: Sequence[EvalShare]) -> Evaluation:
-    """Merges the answers in the order of the rows, and scores them.
+    """Merge the answers in the order of the rows, and score them.
 
     Args:
         config: Says which metrics.

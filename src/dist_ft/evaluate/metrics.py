@@ -16,7 +16,7 @@ Metric = Callable[[Sequence[str], Sequence[str]], float | None]
 
 
 def score(names: Iterable[str], pattern: str | None, answers: Sequence[str], references: Sequence[str]) -> Metrics:
-    """Returns the metrics of some answers.
+    """Return the metrics of some answers.
 
     Args:
         names: `eval.metrics`.
@@ -112,7 +112,7 @@ def _share_of_fields(answer: Json, wanted: dict[str, Json]) -> float:
 
 
 def _is_equal(a: Json, b: Json) -> bool:
-    """Compares JSON values: 1 equals 1.0, but not true."""
+    """Compare JSON values: 1 equals 1.0, but not true."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_is_equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -121,7 +121,7 @@ def _is_equal(a: Json, b: Json) -> bool:
 
 
 def _parse(text: str) -> Json:
-    """Returns the JSON value that a text is; None for other texts, as for `null`."""
+    """Return the JSON value that a text is; None for other texts, as for `null`."""
     try:
         value: Json = json.loads(text, parse_constant=_refuse)
         return value

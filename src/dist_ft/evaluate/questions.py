@@ -28,13 +28,13 @@ class Question:
 
 
 def held_out_questions(config: Config, renderer: Renderer) -> list[Question]:
-    """Returns the questions of the first `eval.max_rows` held-out rows that have one, in the order of the rows."""
+    """Return the questions of the first `eval.max_rows` held-out rows that have one, in the order of the rows."""
     records = (redact(row.record, config.data.redact) for row in held_out_rows(config.data))
     found = (question for record in records if (question := question_of(record, renderer)))
     return list(islice(found, config.eval.max_rows))
 
 
 def question_of(record: Record, renderer: Renderer) -> Question | None:
-    """Returns what a row asks; None for one that asks nothing, or whose answer says nothing."""
+    """Return what a row asks; None for one that asks nothing, or whose answer says nothing."""
     asked = record.question()
     return Question(renderer.prompt(asked.record), asked.answer, asked.shown) if asked else None

@@ -107,7 +107,7 @@ def _named_dtype(source: Source, value: Yaml) -> Outcome:
 
 
 def _if_true(key: str, ours: Yaml) -> Rule:
-    """Takes over a flag that means a value of ours."""
+    """Take over a flag that means a value of ours."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
         return Outcome("same", "", {key: ours}) if as_flag(key, value) else Outcome("no effect", "off")
@@ -296,7 +296,7 @@ def _early_stopping(source: Source, value: Yaml) -> Outcome:
 
 
 def _steps(key: str) -> Rule:
-    """Takes over a number of steps; a share of all steps is only a rhythm of measurements or copies."""
+    """Take over a number of steps; a share of all steps is only a rhythm of measurements or copy."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
         number = as_number(key, value)

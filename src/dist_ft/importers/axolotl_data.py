@@ -30,18 +30,18 @@ _PROMPTS = re.compile(
 
 
 def is_chat(entry: dict[str, Yaml]) -> bool:
-    """Returns whether a data set is rendered with a chat template."""
+    """Return whether a data set is rendered with a chat template."""
     return entry.get("type") == "chat_template"
 
 
 def entries(source: Source, key: str = "datasets") -> list[dict[str, Yaml]]:
-    """Returns the data sets of a key, each with the values that are set."""
+    """Return the data sets of a key, each with the values that are set."""
     found = as_mappings(key, source.values.get(key, []))
     return [{name: value for name, value in entry.items() if is_set(value)} for entry in found]
 
 
 def train_sources(source: Source, value: Yaml) -> Outcome:
-    """Takes over `datasets`: all of them, or none with every reason."""
+    """Take over `datasets`: all of them, or none with every reason."""
     read = [_source(f"datasets.{index}", entry) for index, entry in enumerate(entries(source))]
     problems = [problem for _, found in read for problem in found]
     problems += _template_problems(source)
@@ -57,7 +57,7 @@ def train_sources(source: Source, value: Yaml) -> Outcome:
 
 
 def held_out(source: Source, value: Yaml) -> Outcome:
-    """Takes over `test_datasets`, if there is one."""
+    """Take over `test_datasets`, if there is one."""
     found = entries(source, "test_datasets")
     if len(found) > 1:
         return Outcome("refused", "several held-out data sets are not supported; name one, or join their files")
@@ -77,7 +77,7 @@ def _template_problems(source: Source) -> list[str]:
 
 
 def _source(key: str, entry: dict[str, Yaml]) -> tuple[list[Yaml], list[str]]:
-    """Returns the sources of one data set, and why it cannot be taken over."""
+    """Return the sources of one data set, and why it cannot be taken over."""
     if "path" not in entry:
         return [], [f"{key}.path is missing; name a data set or a file"]
     row_format, problems = _format(key, entry)
@@ -109,7 +109,7 @@ def _source(key: str, entry: dict[str, Yaml]) -> tuple[list[Yaml], list[str]]:
 
 
 def split_range(entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], str]:
-    """Takes the range of rows out of a split such as `train[:1%]`.
+    """Take the range of rows out of a split such as `train[:1%]`.
 
     Returns:
         The key `rows`, if there is a range, and what is wrong with the split.
@@ -136,7 +136,7 @@ def _bound(text: str) -> Yaml:
 
 
 def _format(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str]]:
-    """Returns the format and the columns of a data set."""
+    """Return the format and the columns of a data set."""
     kind = entry.get("type")
     if isinstance(kind, dict):
         return {}, [_prompt_format(key, "an own prompt format")]

@@ -26,7 +26,7 @@ TRAINER_DEFAULTS: dict[str, Yaml] = {
 
 
 def batch(source: Source, value: Yaml) -> Outcome:
-    """Takes over the batch: sequences a device, times passes, times devices."""
+    """Take over the batch: sequences a device, times passes, times devices."""
     micro = as_whole("per_device_train_batch_size", value)
     steps = source.whole("gradient_accumulation_steps", 1)
     world = source.options.gpus or source.whole("ray_num_workers", 1)
@@ -48,7 +48,7 @@ def _in_batch(source: Source, value: Yaml) -> Outcome:
 
 
 def BF16(source: Source, value: Yaml) -> Outcome:
-    """Takes over `bf16`: bfloat16 weights here, float32 without."""
+    """Take over `bf16`: bfloat16 weights here, float32 without."""
     if as_flag("bf16", value):
         why = "float32 masters and moments here, whatever the other tool keeps"
         return Outcome("close", why, {"model.dtype": "bfloat16"})

@@ -59,7 +59,7 @@ _COLUMNS = {
 
 
 def _data_info(source: Source) -> tuple[Path, dict[str, Yaml]] | str:
-    """Returns the folder and the content of dataset_info.json, or why there is none."""
+    """Return the folder and the content of dataset_info.json, or why there is none."""
     folder = source.text("dataset_dir", "data")
     if folder.startswith(("ONLINE", "REMOTE:")):
         return f"dataset_dir={folder} is fetched from a hub; download it and name the folder"
@@ -73,7 +73,7 @@ def _data_info(source: Source) -> tuple[Path, dict[str, Yaml]] | str:
 
 
 def _datasets(source: Source, value: Yaml) -> Outcome:
-    """Takes over `dataset`: names that dataset_info.json explains."""
+    """Take over `dataset`: names that dataset_info.json explains."""
     names = value if isinstance(value, list) else as_text("dataset", value).split(",")
     found = _data_info(source)
     if isinstance(found, str):
@@ -90,7 +90,7 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
 
 
 def _dataset(folder: Path, info: dict[str, Yaml], name: str) -> tuple[dict[str, Yaml], str]:
-    """Returns the source that a name means, and why it cannot be taken over."""
+    """Return the source that a name means, and why it cannot be taken over."""
     if name not in info:
         return {}, f"{name} is not in {folder}/dataset_info.json"
     entry = as_mapping(name, info[name])

@@ -32,7 +32,7 @@ UNQUANTISED = (
 
 
 def to(our_key: str, kind: Kind, why: str = "", verdict: Verdict = "same") -> Rule:
-    """Returns a rule that takes a value over under our key."""
+    """Return a rule that takes a value over under our key."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
         return Outcome(verdict, why, {our_key: typed("the value", value, kind)})
@@ -41,12 +41,12 @@ def to(our_key: str, kind: Kind, why: str = "", verdict: Verdict = "same") -> Ru
 
 
 def no_effect(why: str) -> Rule:
-    """Returns a rule for a key that does not change what is trained here."""
+    """Return a rule for a key that does not change what is trained here."""
     return lambda source, value: Outcome("no effect", why)
 
 
 def refuse(why: str) -> Rule:
-    """Returns a rule for a key that changes what is trained in a way that is not there; false leaves it off."""
+    """Return a rule for a key that changes what is trained in a way that is not there; false leaves it off."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
         return Outcome("no effect", "off") if value is False or value == 0 else Outcome("refused", why)
@@ -55,7 +55,7 @@ def refuse(why: str) -> Rule:
 
 
 def typed(key: str, value: Yaml, kind: Kind) -> Yaml:
-    """Returns a value in the type that our key wants."""
+    """Return a value in the type that our key wants."""
     if kind == "text":
         return as_text(key, value)
     if kind == "texts":
@@ -66,7 +66,7 @@ def typed(key: str, value: Yaml, kind: Kind) -> Yaml:
 
 
 def placeholders(values: Yaml, key: str = "") -> list[str]:
-    """Returns the keys whose values are placeholders: `${NAME}`, `<your-...>`."""
+    """Return the keys whose values are placeholders: `${NAME}`, `<your-...>`."""
     if isinstance(values, dict):
         return [found for name, value in values.items() for found in placeholders(value, f"{key}.{name}".strip("."))]
     if isinstance(values, list):
@@ -76,7 +76,7 @@ def placeholders(values: Yaml, key: str = "") -> list[str]:
 
 
 def model_name(source: Source, value: Yaml) -> Outcome:
-    """Takes over the base model; a checkpoint of quantised weights is refused."""
+    """Take over the base model; a checkpoint of quantised weights is refused."""
     name = as_text("the model", value)
     if _QUANTISED_NAME.search(name.rsplit("/", 1)[-1]):
         return Outcome("refused", f"{name} holds quantised weights; name the model that it was made of")
@@ -84,7 +84,7 @@ def model_name(source: Source, value: Yaml) -> Outcome:
 
 
 def trust_remote_code(source: Source, value: Yaml) -> Outcome:
-    """Takes over the permission to run a model's code, if the user gives it again."""
+    """Take over the permission to run a model's code, if the user gives it again."""
     if not as_flag("trust_remote_code", value):
         return Outcome("no effect", "off, as here")
     if source.options.trust_remote_code:
@@ -93,7 +93,7 @@ def trust_remote_code(source: Source, value: Yaml) -> Outcome:
 
 
 def quantised(what: str) -> Rule:
-    """Returns a rule for a key that quantises the frozen base."""
+    """Return a rule for a key that quantises the frozen base."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
         if value is False:
@@ -108,7 +108,7 @@ def quantised(what: str) -> Rule:
 
 
 def optimizer(source: Source, value: Yaml) -> Outcome:
-    """Takes over AdamW in its many spellings."""
+    """Take over AdamW in its many spellings."""
     name = as_text("the optimizer", value)
     if re.fullmatch(
         r"adamw_(torch|hf|torch_fused|torch_xla|torch_npu_fused|apex_fused|anyprecision)|paged_adamw(_32bit)?|adamw",
@@ -125,7 +125,7 @@ def optimizer(source: Source, value: Yaml) -> Outcome:
 
 
 def schedule(source: Source, value: Yaml) -> Outcome:
-    """Takes over the shape of the learning rate."""
+    """Take over the shape of the learning rate."""
     name = as_text("the schedule", value)
     kinds = {
         "cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant_with_warmup",
@@ -160,7 +160,7 @@ WARMUP = "the first step has rate 0 there, so the warm-up here is one step ahead
 
 
 def warmup_ratio(source: Source, value: Yaml) -> Outcome:
-    """Takes over a warm-up as a share of the steps."""
+    """Take over a warm-up as a share of the steps."""
     if source.number("warmup_steps", 0) > 0:
         return Outcome("no effect", "warmup_steps wins")
     if "constant" in (source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")):
@@ -172,7 +172,7 @@ def warmup_ratio(source: Source, value: Yaml) -> Outcome:
 
 
 def warmup_steps(source: Source, value: Yaml) -> Outcome:
-    """Takes over a warm-up in steps."""
+    """Take over a warm-up in steps."""
     number = as_number("warmup_steps", value)
     if number != int(number) or number < 0:
         return Outcome("refused", f"{number:g} is no number of steps; a share is warmup_ratio")
@@ -184,7 +184,7 @@ def warmup_steps(source: Source, value: Yaml) -> Outcome:
 
 
 def run_place(source: Source, value: Yaml) -> Outcome:
-    """Takes over the output directory: its last part names the run."""
+    """Take over the output directory: its last part names the run."""
     path = Path(as_text("output_dir", value))
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.name).lstrip("._-")[:100] or "imported"
     parent = str(path.parent) if path.parent != Path() else "runs"
@@ -192,7 +192,7 @@ def run_place(source: Source, value: Yaml) -> Outcome:
 
 
 def deepspeed(source: Source, value: Yaml) -> Outcome:
-    """Takes over the ZeRO stage of a DeepSpeed config, a mapping or the path of a file."""
+    """Take over the ZeRO stage of a DeepSpeed config, a mapping or the path of a file."""
     content: Yaml = value
     if isinstance(value, str):
         file = find_beside(source, value)
@@ -227,7 +227,7 @@ FLOAT16 = "float16 needs loss scaling, which skips steps when numbers overflow; 
 
 
 def lora_only(rule: Rule, *kinds: Yaml, key: str) -> Rule:
-    """Returns a rule for a key that counts only where the method is one of these kinds."""
+    """Return a rule for a key that counts only where the method is one of these kinds."""
 
     def checked(source: Source, value: Yaml) -> Outcome:
         return rule(source, value) if source.values.get(key) in kinds else Outcome("no effect", "there is no adapter")
@@ -236,14 +236,14 @@ def lora_only(rule: Rule, *kinds: Yaml, key: str) -> Rule:
 
 
 def lora_plus(source: Source, value: Yaml) -> Outcome:
-    """Takes over LoRA+: a larger rate for the matrices B."""
+    """Take over LoRA+: a larger rate for the matrices B."""
     ratio = float(as_number("the ratio", value))
     rate = source.number("learning_rate", 5e-5)
     return Outcome("same", "", {"optimizer.groups": [{"pattern": "lora_B", "lr": ratio * rate}]})
 
 
 def find_beside(source: Source, name: str) -> Path | None:
-    """Returns a file that a config names: from here, from the config's folder, or from one above it."""
+    """Return a file that a config names: from here, from the config's folder, or from one above it."""
     for folder in (Path.cwd(), *source.path.absolute().parents):
         path = folder / name
         try:
@@ -255,7 +255,7 @@ def find_beside(source: Source, name: str) -> Path | None:
 
 
 def mentions(source: Source, *keys: str) -> list[str]:
-    """Returns those of the keys that are set and not off."""
+    """Return those of the keys that are set and not off."""
     return [key for key in keys if is_set(source.values.get(key)) and source.values[key] is not False]
 
 
@@ -269,5 +269,5 @@ _FAMILY_TARGETS: tuple[tuple[str, list[Yaml]], ...] = (
 
 
 def family_targets(name: str) -> list[Yaml] | None:
-    """Returns the modules that PEFT adapts in a family when none are named; None when the name does not show it."""
+    """Return the modules that PEFT adapts in a family when none are named; None when the name does not show it."""
     return next((targets for pattern, targets in _FAMILY_TARGETS if re.search(pattern, name.lower())), None)

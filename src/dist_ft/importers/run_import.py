@@ -88,7 +88,7 @@ def import_file(tool: Tool, path: Path, options: Options) -> Imported:
 
 
 def nested(settings: dict[str, Yaml]) -> dict[str, Yaml]:
-    """Returns settings such as `train.epochs` as sections."""
+    """Return settings such as `train.epochs` as sections."""
     sections: dict[str, Yaml] = {}
     for key, value in settings.items():
         node = sections
@@ -119,7 +119,7 @@ def _without_contradiction(finding: Finding, taken: dict[str, Finding]) -> Findi
 
 
 def _check(result: Imported) -> None:
-    """Checks the new config against the schema, so that a value out of range is found now.
+    """Check the new config against the schema, so that a value out of range is found now.
 
     Raises:
         ConfigError: A value cannot be one of ours; the message names the keys of the source.

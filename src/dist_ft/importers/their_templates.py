@@ -20,7 +20,7 @@ NO_SYSTEM = {
 
 
 def chat_template(source: Source, tool: str, name: str) -> Outcome:
-    """Returns the template of a name: ours, a text at hand, or else the tokenizer's own."""
+    """Return the template of a name: ours, a text at hand, or else the tokenizer's own."""
     if name in OURS[tool]:
         return Outcome("same", "", {"data.chat_template": OURS[tool][name]})
     if name in NO_SYSTEM[tool]:

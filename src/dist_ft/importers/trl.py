@@ -72,7 +72,7 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
 
 
 def _range(one: dict[str, Yaml]) -> str:
-    """Puts the range of rows of a split under a key of its own, and returns what is wrong with it."""
+    """Put the range of rows of a split under a key of its own, and return what is wrong with it."""
     rows, problem = split_range(one)
     one |= rows
     return problem

@@ -43,19 +43,19 @@ class Source:
     options: Options = Options()
 
     def number(self, key: str, default: float) -> float:
-        """Returns a number. `2e-5` and `1_000` are numbers to these tools."""
+        """Return a number. `2e-5` and `1_000` are numbers to these tools."""
         return as_number(key, self.values.get(key, default))
 
     def whole(self, key: str, default: int) -> int:
-        """Returns a whole number."""
+        """Return a whole number."""
         return as_whole(key, self.values.get(key, default))
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Returns a flag."""
+        """Return a flag."""
         return as_flag(key, self.values.get(key, default))
 
     def text(self, key: str, default: str = "") -> str:
-        """Returns a text."""
+        """Return a text."""
         return as_text(key, self.values.get(key, default))
 
 
@@ -111,7 +111,7 @@ class Imported:
 
 
 def as_number(key: str, value: Yaml) -> float:
-    """Returns a value as a number.
+    """Return a value as a number.
 
     Raises:
         ConfigError: It is none.
@@ -128,7 +128,7 @@ def as_number(key: str, value: Yaml) -> float:
 
 
 def as_whole(key: str, value: Yaml) -> int:
-    """Returns a value as a whole number.
+    """Return a value as a whole number.
 
     Raises:
         ConfigError: It is none.
@@ -140,7 +140,7 @@ def as_whole(key: str, value: Yaml) -> int:
 
 
 def as_flag(key: str, value: Yaml) -> bool:
-    """Returns a value as a flag; YAML 1.1, which these tools read, has `yes` and `on` too.
+    """Return a value as a flag; YAML 1.1, which these tools read, has `yes` and `on` too.
 
     Raises:
         ConfigError: It is none.
@@ -154,7 +154,7 @@ def as_flag(key: str, value: Yaml) -> bool:
 
 
 def as_text(key: str, value: Yaml) -> str:
-    """Returns a value as text.
+    """Return a value as text.
 
     Raises:
         ConfigError: It is none.
@@ -165,7 +165,7 @@ def as_text(key: str, value: Yaml) -> str:
 
 
 def as_texts(key: str, value: Yaml) -> list[str]:
-    """Returns a value as a list of texts; one text is a list of one.
+    """Return a value as a list of texts; one text is a list of one.
 
     Raises:
         ConfigError: It is none.
@@ -174,7 +174,7 @@ def as_texts(key: str, value: Yaml) -> list[str]:
 
 
 def as_mapping(key: str, value: Yaml) -> dict[str, Yaml]:
-    """Returns a value as a mapping.
+    """Return a value as a mapping.
 
     Raises:
         ConfigError: It is none.
@@ -185,7 +185,7 @@ def as_mapping(key: str, value: Yaml) -> dict[str, Yaml]:
 
 
 def as_mappings(key: str, value: Yaml) -> list[dict[str, Yaml]]:
-    """Returns a value as a list of mappings.
+    """Return a value as a list of mappings.
 
     Raises:
         ConfigError: It is none.
@@ -196,7 +196,7 @@ def as_mappings(key: str, value: Yaml) -> list[dict[str, Yaml]]:
 
 
 def is_set(value: Yaml) -> bool:
-    """Returns whether a value is set; these tools treat null and empty values as left out."""
+    """Return whether a value is set; these tools treat null and empty values as left out."""
     return value is not None and value not in ("", [], {})
 
 

@@ -20,7 +20,7 @@ _TITLES: tuple[tuple[Verdict, str], ...] = (
 
 
 def config_text(result: Imported) -> str:
-    """Returns the dist-ft config as YAML; a comment says where each key came from."""
+    """Return the dist-ft config as YAML; a comment says where each key came from."""
     origin: dict[str, Finding] = {}
     for finding in result.findings:
         origin |= dict.fromkeys(finding.outcome.settings, finding)
@@ -47,12 +47,12 @@ def config_text(result: Imported) -> str:
 
 
 def report_text(result: Imported) -> str:
-    """Returns the list of all keys by class, each key once."""
+    """Return the list of all keys by class, each key once."""
     return "\n".join(_report_lines(result))
 
 
 def report_json(result: Imported) -> str:
-    """Returns the classes of all keys and the config as one JSON object."""
+    """Return the classes of all keys and the config as one JSON object."""
     found = {
         "classes": {finding.key: _as_json(finding) for finding in result.findings if not finding.is_left_out},
         "left_out": {finding.key: _as_json(finding) for finding in result.findings if finding.is_left_out},
@@ -64,7 +64,7 @@ def report_json(result: Imported) -> str:
 
 
 def refusal_text(result: Imported) -> str:
-    """Returns one line for each refused key."""
+    """Return one line for each refused key."""
     return "\n".join(f"{finding.key}: {finding.outcome.why}" for finding in result.refused)
 
 
@@ -109,7 +109,7 @@ def _comment(finding: Finding) -> str:
 
 
 def _flow(value: Yaml) -> str:
-    """Returns a value on one line: JSON, with plain words as YAML writes them."""
+    """Return a value on one line: JSON, with plain words as YAML writes them."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -125,5 +125,5 @@ def _short(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Returns a text without line breaks or control characters, which would end a comment."""
+    """Return a text without line breaks or control characters, which would end a comment."""
     return "".join(mark if mark.isprintable() else " " for mark in text)

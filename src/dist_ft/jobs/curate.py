@@ -47,7 +47,7 @@ _FEW = 5
 
 
 def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
-    """Returns the rows to remove from each training source. Without rules, no row is read.
+    """Return the rows to remove from each training source. Without rules, no row is read.
 
     Args:
         config: The run config.
@@ -113,7 +113,7 @@ def _decode(data: bytes) -> Curation:
 
 
 def nothing_removed(config: Config) -> Curation:
-    """Returns the curation that removes no row."""
+    """Return the curation that removes no row."""
     return Curation(tuple(NOTHING for _ in config.data.train))
 
 
@@ -166,7 +166,7 @@ class _Removals:
         self._rules[source_index].append(self._names.index(rule))
 
     def end_part(self, source_index: int, number: int) -> None:
-        """Records the end of the next part: one more than the number of its last row."""
+        """Record the end of the next part: one more than the number of its last row."""
         self._part_ends[source_index].append(number)
 
     def remove(self, rule: str, rows: _SeenRows, indexes: Numbers) -> None:
@@ -174,7 +174,7 @@ class _Removals:
             self.add(source_index, number, rule)
 
     def close(self, source_index: int) -> Removed:
-        """Returns the rows to remove from a source; a second reading finds the locations of the first few per rule."""
+        """Return the rows to remove from a source; a second reading finds the locations of the first few per rule."""
         numbers = np.frombuffer(self._numbers[source_index], dtype=np.int64)
         rules = np.frombuffer(self._rules[source_index], dtype=np.uint16)
         order = np.argsort(numbers)
@@ -195,7 +195,7 @@ class _Removals:
 def _read(
     data: DataConfig, removals: _Removals, parts: Sequence[Sequence[Part]], eval_parts: Sequence[Part]
 ) -> tuple[_SeenRows, _SeenRows]:
-    """Returns the training rows that the single-row rules keep, and the held-out rows if they are compared."""
+    """Return the training rows that the single-row rules keep, and the held-out rows if they are compared."""
     is_near_wanted, is_compared = data.curation.near is not None, data.curation.against_eval
     left, held_out = _SeenRows(is_near_wanted), _SeenRows(is_near_wanted and is_compared)
     for source_index, source in enumerate(data.train):
@@ -224,7 +224,7 @@ def _read(
 def _global_rules(
     data: DataConfig, rows: _SeenRows, held_out: _SeenRows, is_left: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Numbers]]:
-    """Yields each rule that looks at all rows, with the rows that it removes from those in `is_left` at that time."""
+    """Yield each rule that looks at all rows, with the rows that it removes from those in `is_left` at that time."""
     curation = data.curation
     if curation.against_eval:
         yield AGAINST_EVAL, find_shared(rows.keys, held_out.keys)[0]

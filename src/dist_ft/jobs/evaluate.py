@@ -42,7 +42,7 @@ def run(
     num_local: int = 1,
     with_loss: bool = False,
 ) -> dict[str, Any]:
-    """Generates the answers of each model to a share of the questions.
+    """Generate the answers of each model to a share of the questions.
 
     Args:
         config: Config with the base model and the held-out data.
@@ -88,7 +88,7 @@ def run(
 
 
 def _each(config: Config, models: Mapping[str, Path | None]) -> Iterator[tuple[str, Model]]:
-    """Yields the models one by one; a base model is loaded once for itself and all its adapters."""
+    """Yield the models one by one; a base model is loaded once for itself and all its adapters."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_base = {name: path for name, path in models.items() if path is None or (path / ADAPTER_CONFIG).is_file()}
     if on_base:

@@ -40,7 +40,7 @@ def run(
     merge: bool = False,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Exports a checkpoint. The directory appears under its name after the check.
+    """Export a checkpoint. The directory appears under its name after the check.
 
     Args:
         config: Config of the run.
@@ -89,7 +89,7 @@ def run(
 
 
 def _write_weights(config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str) -> None:
-    """Writes weights and the config that names them. The names are checked against the model's structure."""
+    """Write weights and the config that names them. The names are checked against the model's structure."""
     model = select_trained(skeleton(config), config)
     is_adapter = trains_adapter(config)
     expected = {(key, tuple(model.get_parameter(name).shape)) for name, key in export_names(model).items()}
@@ -118,7 +118,7 @@ def _write_weights(config: Config, store: Store, manifest: Manifest, directory: 
 
 
 def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
-    """Returns the tensors that are not trained (`method.freeze`, persistent buffers), and a reader of them."""
+    """Return the tensors that are not trained (`method.freeze`, persistent buffers), and a reader of them."""
     names = {name: tuple(p.shape) for name, p in model.named_parameters() if not p.requires_grad}
     persistent = model.state_dict(keep_vars=True)
     names |= {name: tuple(b.shape) for name, b in model.named_buffers() if name in persistent and b.is_floating_point()}
@@ -136,7 +136,7 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
 
 
 def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> float:
-    """Compares the reloaded model's probe logits with the trained model's; returns the largest difference."""
+    """Compare the reloaded model's probe logits with the trained model's; return the largest difference."""
     probe = manifest.probe
     model: Model
     if (directory / "adapter_config.json").is_file():

@@ -15,7 +15,7 @@ from dist_ft.storage.objects import open_store
 
 
 def run(config: Config, take_held_out: bool, shard: dict[str, Any]) -> dict[str, Any]:
-    """Makes a shard and returns its `ShardInfo` as JSON values.
+    """Make a shard and return its `ShardInfo` as JSON values.
 
     Args:
         config: The run config.

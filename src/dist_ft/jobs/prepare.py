@@ -46,7 +46,7 @@ _SMALL_SHARE = 0.25
 
 
 def run(config: Config, makes_all: bool = True) -> dict[str, Any]:
-    """Prepares the data of a run in a process of its own.
+    """Prepare the data of a run in a process of its own.
 
     Args:
         config: The run config.
@@ -59,7 +59,7 @@ def run(config: Config, makes_all: bool = True) -> dict[str, Any]:
 
 
 def prepare(config: Config) -> Preparation:
-    """Checks model and data, and makes the token shards that are missing.
+    """Check model and data, and make the token shards that are missing.
 
     Raises:
         UserError: Bad input; the class and the message say what is wrong.
@@ -131,21 +131,21 @@ def _job(plan: SplitPlan, shard: PlannedShard, window: Window, place: int = 0, s
 
 
 def _shards_to_score(plans: Sequence[SplitPlan], store: Store, score_key: str) -> tuple[ShardJob, ...]:
-    """Returns the shards without scores, plan by plan in file order."""
+    """Return the shards without scores, plan by plan in file order."""
     missing = missing_scores(plans, store, score_key)
     by_key = {shard.key: (plan, shard) for plan in plans for shard in plan.shards if shard.key in missing}
     return tuple(_job(plan, shard, Window(0, 0), score_key=score_key) for plan, shard in by_key.values())
 
 
 def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | None:
-    """Prepares only the held-out rows; returns None if there are none."""
+    """Prepare only the held-out rows; return None if there are none."""
     render_many, render_key = make_renderer(config, tokenizer)
     request = split_requests(config, render_key, nothing_removed(config))[1]
     return prepare_split(config, plan_split(request), render_many) if request else None
 
 
 def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> PreparedSplit:
-    """Makes the missing shards of a split, one after the other."""
+    """Make the missing shards of a split, one after the other."""
     store = open_store(cache_address(config))
     for _, shard in missing_shards([plan], store):
         make_shard(plan.request, shard, render_many, store)
@@ -153,7 +153,7 @@ def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> P
 
 
 def _read_made(train: Sequence[SplitPlan], store: Store) -> list[dict[str, int]]:
-    """Returns for each split the number of sequences of each shard that exists, by key."""
+    """Return for each split the number of sequences of each shard that exists, by key."""
     missing = {shard.key for _, shard in missing_shards(train, store)}
     made = []
     for plan in train:
@@ -171,7 +171,7 @@ def _shards_to_stream(
     score_key: str,
     unscored: Collection[str],
 ) -> StreamedShards:
-    """Returns the shards of a streamed run in the order in which the stream reaches them.
+    """Return the shards of a streamed run in the order in which the stream reaches them.
 
     These are the first shard of each source, then the second of each, and so on; a source with twice the weight comes
     twice as often.
@@ -191,7 +191,7 @@ def _shards_to_stream(
 
 
 def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[int, int]:
-    """Returns the steps and positions of a run.
+    """Return the steps and positions of a run.
 
     Args:
         config: The run config.
@@ -204,7 +204,7 @@ def plan_length(config: Config, num_sequences: Sequence[int] | None) -> tuple[in
 
 
 def make_fingerprint(config: Config, splits: Sequence[PreparedSplit], score_key: str = "") -> Fingerprint:
-    """Returns the fingerprint of this config's checkpoints.
+    """Return the fingerprint of this config's checkpoints.
 
     Args:
         config: The run config.
@@ -231,7 +231,7 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit], score_key:
 
 
 def check_model(config: Config) -> None:
-    """Checks that the model would load, its limits, that the adapter fits it and that rows may be packed.
+    """Check that the model would load, its limits, that the adapter fits it and that rows may be packed.
 
     No weight is loaded.
 

@@ -44,7 +44,7 @@ PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 def run(
     config: Config, take_held_out: bool, shard: dict[str, Any], score_key: str, share: float = 1.0
 ) -> dict[str, Any]:
-    """Makes a shard and its scores; returns the shard's `ShardInfo` as JSON values.
+    """Make a shard and its scores; return the shard's `ShardInfo` as JSON values.
 
     Args:
         config: The run config.
@@ -70,7 +70,7 @@ def run(
 
 
 def score_split(config: Config, split: PreparedSplit) -> PreparedSplit:
-    """Makes the missing scores of a split in this process; returns the split with its scores.
+    """Make the missing scores of a split in this process; return the split with its scores.
 
     Raises:
         UserError: The frozen model does not fit.
@@ -101,7 +101,7 @@ class FrozenModel:
         self._module: ObjectiveModule | None = None
 
     def score(self, info: ShardInfo) -> None:
-        """Makes the scores of a shard, unless they exist.
+        """Make the scores of a shard, unless they exist.
 
         Raises:
             ConfigError: The store refuses.
@@ -127,7 +127,7 @@ class FrozenModel:
 def score_sequences(
     module: ObjectiveModule, scorer: Scorer, sequences: Sequence[Row], rows_per_slot: int, device: torch.device
 ) -> ScoredBatch:
-    """Returns the entries of each column for each sequence; passes take sequences of similar length together."""
+    """Return the entries of each column for each sequence; passes take sequences of similar length together."""
     scored: list[list[Numbers]] = [[column.empty()] * len(sequences) for column in scorer.columns]
     for slots in _passes([len(row.input_ids) for row in sequences], PASS_TOKENS[device.type]):
         members = [sequences[slot] for slot in slots]
@@ -147,7 +147,7 @@ def _num_entries(column: Column, row: Row) -> int:
 
 
 def _passes(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
-    """Yields the sequences of each pass, the longest first."""
+    """Yield the sequences of each pass, the longest first."""
     waiting = sorted(range(len(lengths)), key=lambda slot: (-lengths[slot], slot))
     while waiting:
         count = max(1, num_tokens // lengths[waiting[0]])
@@ -156,13 +156,13 @@ def _passes(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
 
 
 def scorer_key(config: Config, scorer: Scorer) -> str:
-    """Returns the key of a scorer: its frozen model, and what it writes down."""
+    """Return the key of a scorer: its frozen model, and what it writes down."""
     frozen = frozen_key(frozen_config(config, scorer.model))
     return xxhash.xxh3_128_hexdigest(f"{frozen} {scorer.columns} {scorer.key}".encode())
 
 
 def check_scorer(config: Config, scorer: Scorer) -> None:
-    """Checks that the frozen model is there and fits the run, without loading a weight.
+    """Check that the frozen model is there and fits the run, without loading a weight.
 
     Raises:
         UserError: It is not; the message names the key of the config.
@@ -171,7 +171,7 @@ def check_scorer(config: Config, scorer: Scorer) -> None:
 
 
 def missing_scores(plans: Sequence[SplitPlan], store: Store, score_key: str) -> set[str]:
-    """Returns the keys of the token shards whose scores are not made yet."""
+    """Return the keys of the token shards whose scores are not made yet."""
     made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
     keys = {shard.key for plan in plans for shard in plan.shards}
     return {key for key in keys if scores_name(key, score_key) not in made}

@@ -60,7 +60,7 @@ class ShardJob:
     score_key: str = ""
 
     def task(self, config: dict[str, Any], share: float = 1.0) -> TaskSpec:
-        """Returns the task that makes the shard.
+        """Return the task that makes the shard.
 
         Args:
             config: The run config as JSON values.
@@ -116,7 +116,7 @@ class MissingShards:
     commit: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values without the secrets of URLs."""
+        """Return JSON values without the secrets of URLs."""
         return {"missing": [asdict(job) for job in self.jobs], "files": encode_files(self.files), "commit": self.commit}
 
 
@@ -139,7 +139,7 @@ class Preparation:
     to_score: tuple[ShardJob, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values without the secrets of URLs, including the values of the inputs."""
+        """Return JSON values without the secrets of URLs, including the values of the inputs."""
         return {
             "missing": [],
             **self.inputs.to_dict(),
@@ -151,7 +151,7 @@ class Preparation:
 
 
 def decode_preparation(data: dict[str, Any]) -> Preparation | MissingShards:
-    """Returns the answer of the task `prepare`."""
+    """Return the answer of the task `prepare`."""
     files = tuple(tuple(SourceFile.from_dict(file) for file in source) for source in data["files"])
     if data["missing"]:
         return MissingShards(tuple(map(ShardJob.from_dict, data["missing"])), files, data["commit"])
@@ -164,7 +164,7 @@ def decode_preparation(data: dict[str, Any]) -> Preparation | MissingShards:
 
 
 def encode_files(files: SourceFiles) -> list[list[dict[str, Any]]]:
-    """Returns the files as JSON values, as `sources.json` holds them."""
+    """Return the files as JSON values, as `sources.json` holds them."""
     return [[file.to_dict() for file in source] for source in files]
 
 
@@ -182,7 +182,7 @@ class ExportResult:
 
 
 def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
-    """Returns the task that exports a checkpoint to `exports/step-…`."""
+    """Return the task that exports a checkpoint to `exports/step-…`."""
     arguments = {
         "config": config.model_dump(mode="json"),
         "run_dir": run_dir.address,
@@ -195,7 +195,7 @@ def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
 def evaluate_tasks(
     config: Config, models: Mapping[str, str | None], num_workers: int, num_nodes: int
 ) -> list[TaskSpec]:
-    """Returns the tasks that measure generated answers; none if the config asks for no metric.
+    """Return the tasks that measure generated answers; none if the config asks for no metric.
 
     Args:
         config: The run config.

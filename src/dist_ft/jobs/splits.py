@@ -33,7 +33,7 @@ CACHE_NAME = ".dist-ft-cache"
 
 
 def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str]:
-    """Returns the function that turns rows into tokens, and a key of all settings that it depends on."""
+    """Return the function that turns rows into tokens, and a key of all settings that it depends on."""
     train_on, kinds = config.data.train_on, sorted(config.data.redact)
     objective = build_objective(config.objective)
     renderer = Renderer(tokenizer, train_on, stop_tokens(tokenizer, load_generation_config(config)))
@@ -62,7 +62,7 @@ def make_renderer(config: Config, tokenizer: Tokenizer) -> tuple[RenderMany, str
 
 
 def _rows_that_are_too_few(config: Config, tokenizer: Tokenizer) -> int | None:
-    """Returns the rows of the embedding if the tokenizer has tokens without one; such tokens may never be used."""
+    """Return the rows of the embedding if the tokenizer has tokens without one; such tokens may never be used."""
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest < int(load_model_config(config).get_text_config().vocab_size):
         return None
@@ -71,7 +71,7 @@ def _rows_that_are_too_few(config: Config, tokenizer: Tokenizer) -> int | None:
 
 
 def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
-    """Lists each source once, and returns the plan of each training source and of the held-out data."""
+    """List each source once, and return the plan of each training source and of the held-out data."""
     listed = list_sources(config.data)
     train, held_out = split_requests(config, render_key, curate(config, listed, open_store(cache_address(config))))
     plans = [plan_split(request, [files]) for request, files in zip(train, listed.train, strict=True)]
@@ -83,7 +83,7 @@ def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], Split
 def split_requests(
     config: Config, render_key: str, curation: Curation
 ) -> tuple[list[SplitRequest], SplitRequest | None]:
-    """Returns the request of each training source and of the held-out data."""
+    """Return the request of each training source and of the held-out data."""
     data, objective = config.data, build_objective(config.objective)
     common = SplitRequest(
         sources=(),
@@ -109,6 +109,6 @@ def split_requests(
 
 
 def cache_address(config: Config) -> str:
-    """Returns the path or URL of the token shards, which all machines see."""
+    """Return the path or URL of the token shards, which all machines see."""
     address = config.data.cache_dir or f"{config.run.output_dir}/{CACHE_NAME}/data"
     return address if is_url(address) else str(Path(address).expanduser().absolute())

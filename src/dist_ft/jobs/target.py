@@ -27,7 +27,7 @@ class Target:
 
 
 def find_target(address: str, config: Config, step: int | None) -> Target:
-    """Returns the target at an address.
+    """Return the target at an address.
 
     Args:
         address: Path or URL of a run; path of a Hugging Face model directory or a PEFT adapter directory.

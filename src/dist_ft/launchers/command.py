@@ -12,7 +12,7 @@ from dist_ft.errors import DistFtError, UsageError
 def run_command(
     command: Sequence[str], *, shown: str, absent: str, question: str, limit_s: float, stdin: str | None = None
 ) -> str:
-    """Returns what a command prints.
+    """Return what a command prints.
 
     Args:
         command: Program and arguments.

@@ -26,11 +26,11 @@ class Output:
         self._rest = ""
 
     def restart(self) -> None:
-        """Expects the log again from its beginning."""
+        """Expect the log again from its beginning."""
         self._num_skipped = self.num_seen
 
     def add(self, text: str) -> None:
-        """Takes the next part of the log."""
+        """Take the next part of the log."""
         skipped = min(self._num_skipped, len(text))
         self._num_skipped -= skipped
         self.num_seen += len(text) - skipped
@@ -39,7 +39,7 @@ class Output:
             self._show(line)
 
     def close(self) -> None:
-        """Shows a last line that does not end in a line break."""
+        """Show a last line that does not end in a line break."""
         if self._rest:
             self._show(self._rest)
         self._rest = ""
@@ -61,7 +61,7 @@ class FileOutput(Output):
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def read(self, path: Path) -> None:
-        """Prints what is new in the file, which need not exist yet."""
+        """Print what is new in the file, which need not exist yet."""
         with contextlib.suppress(OSError), path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
@@ -70,7 +70,7 @@ class FileOutput(Output):
 
 
 def find_result(log: str) -> RunResult | None:
-    """Returns the last result of `train --json` in a log, if there is one."""
+    """Return the last result of `train --json` in a log, if there is one."""
     for line in reversed(log.splitlines()):
         if line.startswith(_RESULT_START):
             with contextlib.suppress(ValueError):

@@ -49,7 +49,7 @@ class SubmitRequest:
         return [*(["--resume"] if self.resume else []), *(["--preflight"] if self.preflight else [])]
 
     def load_checked(self, *more: str) -> Config:
-        """Loads and checks the config of a run whose data, model and run directory this machine sees.
+        """Load and check the config of a run whose data, model and run directory this machine sees.
 
         Its paths are absolute then.
 
@@ -115,7 +115,7 @@ class Job:
     restarts: int = 0
 
     def describe(self) -> str:
-        """Returns one line for a terminal."""
+        """Return one line for a terminal."""
         code = "" if self.exit_code is None else f", exit code {self.exit_code}"
         requeued = f", requeued {self.restarts} times" if self.restarts else ""
         message = f": {printable(self.message.splitlines()[0], _MESSAGE)}" if self.message else ""
@@ -138,7 +138,7 @@ class Ended:
     reason: str | None = None
 
     def describe_stop(self, job: str) -> str:
-        """Returns one line for a job that was asked to stop.
+        """Return one line for a job that was asked to stop.
 
         Raises:
             DistFtError: It has no result, or failed.
@@ -159,7 +159,7 @@ class Launcher(Protocol):
     """
 
     def submit(self, request: SubmitRequest) -> Submitted:
-        """Starts a run, and returns as soon as the place has accepted it.
+        """Start a run, and return as soon as the place has accepted it.
 
         Raises:
             UserError: Nothing was started: the config breaks a rule, or the run is at work already.
@@ -168,15 +168,15 @@ class Launcher(Protocol):
         ...
 
     def status(self, job: str) -> Job:
-        """Returns what is known of a job."""
+        """Return what is known of a job."""
         ...
 
     def logs(self, job: str) -> str:
-        """Returns what a job has written so far."""
+        """Return what a job has written so far."""
         ...
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Stops a job after a checkpoint, waits for its end, and returns a line that says how it ended.
+        """Stop a job after a checkpoint, wait for its end, and return a line that says how it ended.
 
         Raises:
             UsageError: It has ended already.
@@ -185,7 +185,7 @@ class Launcher(Protocol):
         ...
 
     def follow(self, job: str) -> Ended | None:
-        """Prints the output of a job until it ends. Returns None if the user detaches.
+        """Print the output of a job until it ends. Returns None if the user detaches.
 
         Ctrl-C ends the following, not the job.
         """

@@ -48,7 +48,7 @@ class LocalLauncher:
         self._poll_s = poll_s
 
     def submit(self, request: SubmitRequest) -> Submitted:
-        """Starts a run in the background; see `Launcher`."""
+        """Start a run in the background; see `Launcher`."""
         config = request.load_checked()
         run_dir = config.run.address
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -84,15 +84,15 @@ class LocalLauncher:
         return Submitted(f"{PREFIX}{name}", run_dir)
 
     def status(self, job: str) -> Job:
-        """Returns the state of a job, from its folder and the machine's processes."""
+        """Return the state of a job, from its folder and the machine's processes."""
         return self._look(self._folder_of(job))
 
     def logs(self, job: str) -> str:
-        """Returns what a job has written so far."""
+        """Return what a job has written so far."""
         return _text(self._folder_of(job) / OUTPUT)
 
     def follow(self, job: str) -> Ended:
-        """Prints the output of a job until it ends; see `Launcher`."""
+        """Print the output of a job until it ends; see `Launcher`."""
         folder = self._folder_of(job)
         output = FileOutput()
         while True:
@@ -104,7 +104,7 @@ class LocalLauncher:
             time.sleep(self._poll_s)
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Stops a job after a checkpoint; see `Launcher`."""
+        """Stop a job after a checkpoint; see `Launcher`."""
         folder = self._folder_of(job)
         found = self._look(folder)
         if found.is_over:
@@ -121,7 +121,7 @@ class LocalLauncher:
         return Ended(code, find_result(self.logs(job)), found.message).describe_stop(job)
 
     def _jobs(self) -> list[Job]:
-        """Returns all jobs, the newest first."""
+        """Return all jobs, the newest first."""
         records = sorted(self._folder.glob(f"*/{_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
         return [self._look(record.parent) for record in records]
 

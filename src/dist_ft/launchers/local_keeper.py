@@ -37,7 +37,7 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """Returns the process that has this pid now."""
+        """Return the process that has this pid now."""
         return cls(pid, _state_and_start(pid)[1])
 
     @property
@@ -50,7 +50,7 @@ class Process:
         return start_ticks == self.start_ticks and state not in "ZX"
 
     def interrupt(self) -> None:
-        """Sends SIGINT if it still runs."""
+        """Send SIGINT if it still runs."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -87,12 +87,12 @@ def _state_and_start(pid: int) -> tuple[str, int]:
 
 
 def boot_id() -> str:
-    """Returns the kernel's id of the current boot."""
+    """Return the kernel's id of the current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def keep(folder: Path, command: list[str], ready: int) -> None:
-    """Runs a command to its end.
+    """Run a command to its end.
 
     Args:
         folder: Where the output and the two records are written.

@@ -29,7 +29,7 @@ _LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED
 
 
 def render(template: str, config: Config, options: Sequence[str], bin_dir: Path) -> str:
-    """Returns the batch script of a run.
+    """Return the batch script of a run.
 
     Args:
         template: Such as cluster/slurm/job.sbatch.
@@ -55,7 +55,7 @@ def render(template: str, config: Config, options: Sequence[str], bin_dir: Path)
 
 
 def room(template: str, more: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """Returns the value of `--nodes` of a job, and the CPUs and GPUs of a node; 0 if unknown.
+    """Return the value of `--nodes` of a job, and the CPUs and GPUs of a node; 0 if unknown.
 
     Args:
         template: Its `#SBATCH` lines count.
@@ -128,7 +128,7 @@ class SlurmLauncher:
         return Submitted(f"{PREFIX}{printed.strip().partition(';')[0]}", run_dir)
 
     def status(self, job: str) -> Job:
-        """Returns what `scontrol` knows of a job."""
+        """Return what `scontrol` knows of a job."""
         number = _number(job)
         try:
             shown = _slurm("scontrol", "show", "job", number)
@@ -153,7 +153,7 @@ class SlurmLauncher:
         )
 
     def logs(self, job: str) -> str:
-        """Returns the output so far, if this machine sees the file."""
+        """Return the output so far, if this machine sees the file."""
         path = Path(self.status(job).log or "")
         try:
             return path.read_text(encoding="utf-8", errors="replace")
@@ -161,7 +161,7 @@ class SlurmLauncher:
             raise UsageError(f"{job}: its output {path} cannot be read here (yet): {error.strerror}") from error
 
     def follow(self, job: str) -> Ended:
-        """Prints the output of all tries until the job ends; see `Launcher`."""
+        """Print the output of all tries until the job ends; see `Launcher`."""
         said, restarts, output = None, None, FileOutput()
         while True:
             found = self.status(job)
@@ -180,7 +180,7 @@ class SlurmLauncher:
             time.sleep(self._poll_s)
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Stops a job after a checkpoint; see `Launcher`."""
+        """Stop a job after a checkpoint; see `Launcher`."""
         found = self.status(job)
         if found.is_over:
             raise UsageError(f"{job} is not running: it is {found.job_state}; there is nothing to stop")

@@ -55,7 +55,7 @@ def _without_harmless_warnings() -> Iterator[None]:
 
 
 def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
-    """Wraps the base model with LoRA matrices in the base's dtype; only they require gradients.
+    """Wrap the base model with LoRA matrices in the base's dtype; only they require gradients.
 
     The matrices depend on `run.seed` alone.
 
@@ -107,7 +107,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
 
 
 def _check_stored(model: PeftModel, weights: Path, directory: str) -> None:
-    """Checks that an adapter's file holds its tensors under PEFT's names; PEFT would begin at random with a warning.
+    """Check that an adapter's file holds its tensors under PEFT's names; PEFT would begin at random with a warning.
 
     Raises:
         ConfigError: A tensor is missing, or one has no place in the model.
@@ -125,7 +125,7 @@ def _check_stored(model: PeftModel, weights: Path, directory: str) -> None:
 
 
 def _start_config(method: MethodConfig, directory: str) -> PeftConfig:
-    """Returns the config of the adapter that training starts from.
+    """Return the config of the adapter that training starts from.
 
     Raises:
         ConfigError: The adapter is not what `method` says, or computes what an export does not carry.
@@ -157,7 +157,7 @@ def _start_config(method: MethodConfig, directory: str) -> PeftConfig:
 
 
 def _check_names(model: PreTrainedModel, config: Config) -> None:
-    """Checks that the model has every module and layer that `method` names.
+    """Check that the model has every module and layer that `method` names.
 
     PEFT is content when one name of a list matches; a typo in another would train less than asked.
     """
@@ -184,7 +184,7 @@ def _check_names(model: PreTrainedModel, config: Config) -> None:
 
 
 def adapter_hash(directory: str) -> str:
-    """Returns a hash of an adapter's settings and weights, the same wherever it lies."""
+    """Return a hash of an adapter's settings and weights, the same wherever it lies."""
     hasher = xxhash.xxh3_128(repr(sorted(adapter_settings(directory).items())).encode())
     with (Path(directory) / ADAPTER_WEIGHTS).open("rb") as stream:
         while block := stream.read(1 << 24):
@@ -193,7 +193,7 @@ def adapter_hash(directory: str) -> str:
 
 
 def export_names(model: nn.Module) -> dict[str, str]:
-    """Returns the key under which each trained parameter is exported.
+    """Return the key under which each trained parameter is exported.
 
     PEFT itself names the tensors of an adapter: it gets a marker in place of each one, so that its own rules hold.
     """
@@ -207,7 +207,7 @@ def export_names(model: nn.Module) -> dict[str, str]:
 
 
 def save_adapter_config(model: PeftModel, config: Config, directory: Path) -> None:
-    """Writes adapter_config.json for inference. It names the base model as the user did, not our local copy."""
+    """Write adapter_config.json for inference. It names the base model as the user did, not our local copy."""
     adapter = model.peft_config[ADAPTER]
     adapter.inference_mode = True
     adapter.base_model_name_or_path = config.model.name
@@ -216,6 +216,6 @@ def save_adapter_config(model: PeftModel, config: Config, directory: Path) -> No
 
 
 def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
-    """Wraps a loaded base model with an exported adapter."""
+    """Wrap a loaded base model with an exported adapter."""
     with _without_harmless_warnings():
         return PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)

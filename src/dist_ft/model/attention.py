@@ -91,7 +91,7 @@ def _ask(allow_is_causal_skip: bool = True, **others: Any) -> NoReturn:
 
 
 def find_cuts(attends: Attends, num_rows: int, length: int, device: torch.device) -> torch.Tensor | None:
-    """Returns the samples of packed rows, if a mask allows each token its sample up to itself and nothing else.
+    """Return the samples of packed rows, if a mask allows each token its sample up to itself and nothing else.
 
     What a token sees is taken to be one range of neighbours, as in every rule of transformers that is made of indices:
     then the range is known from whether its two ends are seen and the tokens beyond them are not.

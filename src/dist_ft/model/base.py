@@ -39,7 +39,7 @@ _BLOCK_BYTES = 1 << 16
 
 
 def model_dir(config: Config) -> Path:
-    """Returns the local directory of the base model: embedded, given, or fetched from the hub.
+    """Return the local directory of the base model: embedded, given, or fetched from the hub.
 
     Raises:
         ModelError: There is no such model, it has no safetensors weights, or files of it were not fetched.
@@ -60,7 +60,7 @@ def model_dir(config: Config) -> Path:
 
 
 def at_commit(config: Config) -> Config:
-    """Returns the config with a hub model pinned to the commit that its revision means now.
+    """Return the config with a hub model pinned to the commit that its revision means now.
 
     Local and embedded models stay as they are.
 
@@ -73,7 +73,7 @@ def at_commit(config: Config) -> Config:
 
 
 def load_model_config(config: Config) -> PreTrainedConfig:
-    """Loads the transformers config of the base model.
+    """Load the transformers config of the base model.
 
     Raises:
         ModelError: The config cannot be read, or the model is quantised.
@@ -99,7 +99,7 @@ def load_model_config(config: Config) -> PreTrainedConfig:
 
 
 def load_model(config: Config) -> PreTrainedModel:
-    """Loads the base model in `model.dtype` on the CPU.
+    """Load the base model in `model.dtype` on the CPU.
 
     Raises:
         ModelError: The weights do not load.
@@ -108,7 +108,7 @@ def load_model(config: Config) -> PreTrainedModel:
 
 
 def check_weights(config: Config) -> None:
-    """Checks that the base model would load: that its files are whole, and hold every tensor in the config's shape.
+    """Check that the base model would load: that its files are whole, and hold every tensor in the config's shape.
 
     Reads headers only. transformers itself loads the model onto device `meta`, so names that a family converts count.
 
@@ -161,7 +161,7 @@ def _load(config: Config, device_map: str | None = None) -> PreTrainedModel:
 
 
 def skeleton(config: Config) -> PreTrainedModel:
-    """Builds the base model without memory for its weights (device `meta`); buffers are real.
+    """Build the base model without memory for its weights (device `meta`); buffers are real.
 
     Raises:
         ModelError: It is no causal language model, its config makes no sense, or `model.attention` is not available.
@@ -185,7 +185,7 @@ def skeleton(config: Config) -> PreTrainedModel:
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerFast:
-    """Loads the tokenizer, with `data.chat_template` in place of its own template when given.
+    """Load the tokenizer, with `data.chat_template` in place of its own template when given.
 
     Raises:
         ModelError: No tokenizer, or one without offsets.
@@ -206,7 +206,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerFast:
 
 
 def load_generation_config(config: Config) -> GenerationConfig | None:
-    """Returns the base model's generation config, or None when it has none.
+    """Return the base model's generation config, or None when it has none.
 
     Raises:
         ModelError: It is damaged.
@@ -224,7 +224,7 @@ def load_generation_config(config: Config) -> GenerationConfig | None:
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig | None) -> set[int]:
-    """Returns the tokens at which generation stops. Chat models often name the end of a turn in one of two places only.
+    """Return the tokens at which generation stops. Chat models often name the end of a turn in one of two places only.
 
     Args:
         tokenizer: Its EOS token is one.
@@ -236,7 +236,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig
 
 
 def fingerprint(config: Config) -> str:
-    """Returns a hash that identifies the base weights.
+    """Return a hash that identifies the base weights.
 
     It covers config.json, and of every safetensors file the size and 64 evenly spaced blocks of 64 KiB, the header
     among them. That takes a fraction of a second for any size, and tells a changed, retrained or truncated model apart.
@@ -256,12 +256,12 @@ def fingerprint(config: Config) -> str:
 
 
 def num_embedding_rows(config: Config) -> int:
-    """Returns how many tokens the base model has a row for in its embedding."""
+    """Return how many tokens the base model has a row for in its embedding."""
     return int(skeleton(config).get_input_embeddings().weight.shape[0])
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Returns a hash of everything that changes how a conversation becomes tokens."""
+    """Return a hash of everything that changes how a conversation becomes tokens."""
     backend = tokenizer.backend_tokenizer.to_str()
     template = tokenizer.chat_template
     return xxhash.xxh3_128_hexdigest(f"{backend}\0{template}\0{tokenizer.special_tokens_map}".encode())

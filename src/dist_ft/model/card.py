@@ -18,7 +18,7 @@ def model_card(
     held_out: Mapping[int, Metrics],
     merged: bool,
 ) -> str:
-    """Returns the README.md of an export: what it is, data, method, numbers, versions.
+    """Return the README.md of an export: what it is, data, method, numbers, versions.
 
     Args:
         config: Config of the run.

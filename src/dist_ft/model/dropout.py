@@ -44,7 +44,7 @@ class SequenceDropout(nn.Module):
         self._keys = keys
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Drops elements of `x` [B, ...] and scales the rest by 1 / (1 - p)."""
+        """Drop elements of `x` [B, ...] and scale the rest by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return x
         slots = self._keys.slots.to(x.device)
@@ -79,7 +79,7 @@ def check_dropout(model: nn.Module) -> None:
 
 
 def install_sequence_dropout(model: nn.Module, seed: int) -> DropoutKeys:
-    """Replaces every `nn.Dropout` of base and adapter, numbered in module order.
+    """Replace every `nn.Dropout` of base and adapter, numbered in module order.
 
     Raises:
         ModelError: The model draws attention dropout.
@@ -115,7 +115,7 @@ def _fold(*values: int) -> int:
 
 
 def _hash32(x: torch.Tensor) -> torch.Tensor:
-    """Computes the `lowbias32` integer hash (Wellons 2018) on int32; the masks make the shifts logical."""
+    """Compute the `lowbias32` integer hash (Wellons 2018) on int32; the masks make the shifts logical."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -2073254261  # 0x846CA68B as int32
     return x ^ ((x >> 16) & 0xFFFF)

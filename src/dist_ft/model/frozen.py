@@ -14,7 +14,7 @@ from dist_ft.model.base import fingerprint, load_model, load_tokenizer
 
 
 def frozen_config(config: Config, name: str | None) -> Config:
-    """Returns the config of a frozen model: its base is `model`, its adapter `method.init_from`.
+    """Return the config of a frozen model: its base is `model`, its adapter `method.init_from`.
 
     Args:
         config: The run config.
@@ -31,21 +31,21 @@ def frozen_config(config: Config, name: str | None) -> Config:
 
 
 def frozen_key(frozen: Config) -> str:
-    """Returns a key of everything that changes what a frozen model says: weights, dtype, kind of attention."""
+    """Return a key of everything that changes what a frozen model says: weights, dtype, kind of attention."""
     adapter = frozen.method.init_from
     weights = [fingerprint(frozen), *([adapter_hash(adapter)] if adapter else [])]
     return " ".join([*weights, frozen.model.torch_dtype, frozen.model.attention])
 
 
 def load_frozen(frozen: Config) -> Model:
-    """Loads a frozen model for inference, on the CPU."""
+    """Load a frozen model for inference, on the CPU."""
     model = load_model(frozen)
     adapter = frozen.method.init_from
     return (load_adapter(model, Path(adapter)) if adapter else model).eval()
 
 
 def check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
-    """Checks that a frozen model means the same tokens as the one that is trained; sizes alone would not show it.
+    """Check that a frozen model means the same tokens as the one that is trained; sizes alone would not show it.
 
     Args:
         config: The run config.

@@ -36,7 +36,7 @@ _ANSWER_LIMIT_S = 10.0
 
 
 def resolve(config: Config) -> str:
-    """Returns the commit that `model.revision` means now, or the cached one if no hub answers.
+    """Return the commit that `model.revision` means now, or the cached one if no hub answers.
 
     Raises:
         ModelError: The hub has no such model or revision, or does not say.
@@ -52,7 +52,7 @@ def resolve(config: Config) -> str:
 
 
 def fetch(config: Config) -> Path:
-    """Returns the directory of the model's files at its commit, fetched on first use.
+    """Return the directory of the model's files at its commit, fetched on first use.
 
     Raises:
         ModelError: They are not here, and the hub does not hand them out.
@@ -74,7 +74,7 @@ def fetch(config: Config) -> Path:
 
 
 def explain(error: Exception, config: Config, unreachable: type[DistFtError]) -> DistFtError:
-    """Returns an error that says in one line, without a secret, what a user can do.
+    """Return an error that says in one line, without a secret, what a user can do.
 
     It is an `unreachable` error if the reason is not known.
     """
@@ -132,7 +132,7 @@ def _snapshot(config: Config, commit: str, local_files_only: bool) -> Path:
 
 
 def _limit_waiting() -> None:
-    """Sets a limit on how long the hub's client waits for an answer; by itself it limits only files."""
+    """Set a limit on how long the hub's client waits for an answer; by itself it limits only files."""
     hooks = get_session().event_hooks["request"]
     if _limit not in hooks:
         hooks.append(_limit)
@@ -145,5 +145,5 @@ def _limit(request: Any) -> None:
 
 
 def _shown(text: str) -> str:
-    """Returns a text without the user info of its URLs."""
+    """Return a text without the user info of its URLs."""
     return re.sub(r"//[^/@\s]+@", "//", text)

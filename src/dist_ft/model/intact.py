@@ -21,7 +21,7 @@ _LENGTH_BYTES = 8
 
 
 def check_present(directory: Path, key: str) -> None:
-    """Checks that the files of a model are there, and not only pointers to them.
+    """Check that the files of a model are there, and not only pointers to them.
 
     Args:
         directory: Directory of the model or adapter.
@@ -42,7 +42,7 @@ def check_present(directory: Path, key: str) -> None:
 
 
 def check_files(directory: Path, key: str) -> None:
-    """Checks that the weights which the directory promises are there, and that each file of them is whole.
+    """Check that the weights which the directory promises are there, and that each file of them is whole.
 
     Args:
         directory: Directory of the model.
@@ -57,7 +57,7 @@ def check_files(directory: Path, key: str) -> None:
 
 
 def weight_file_names(directory: Path) -> list[str]:
-    """Returns the files that transformers reads: the whole one, or those of the index. Others are not the model.
+    """Return the files that transformers reads: the whole one, or those of the index. Others are not the model.
 
     Raises:
         ValueError: The index is damaged.
@@ -75,7 +75,7 @@ def weight_file_names(directory: Path) -> list[str]:
 
 
 def check_weight_file(path: Path, key: str) -> None:
-    """Checks the header of a safetensors file against its size. Reads the header only.
+    """Check the header of a safetensors file against its size. Reads the header only.
 
     Raises:
         ModelError: It is cut short, longer than it says, or no safetensors file.
@@ -98,7 +98,7 @@ def check_weight_file(path: Path, key: str) -> None:
 
 
 def _weight_files(directory: Path, key: str) -> list[Path]:
-    """Returns the weight files.
+    """Return the weight files.
 
     Raises:
         ModelError: One is missing, or the index is damaged.
@@ -117,7 +117,7 @@ def _weight_files(directory: Path, key: str) -> list[Path]:
 
 
 def _size_by_header(path: Path) -> int | None:
-    """Returns the size that a safetensors file should have by its header; None if it has none."""
+    """Return the size that a safetensors file should have by its header; None if it has none."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if not 0 < length <= path.stat().st_size:

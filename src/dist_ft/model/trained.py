@@ -49,7 +49,7 @@ def select_trained(model: nn.Module, config: Config) -> nn.Module:
 
 
 def model_shape(model: nn.Module, config: Config, count: Callable[[torch.Tensor], int] = torch.numel) -> ModelShape:
-    """Returns what the memory formulas need to know about a model.
+    """Return what the memory formulas need to know about a model.
 
     Args:
         model: The model, adapter attached.

@@ -50,7 +50,7 @@ class WeightFiles:
             self._found |= dict.fromkeys(names, (file, key))
 
     def read(self, name: str, start: int, count: int) -> torch.Tensor:
-        """Returns elements [count] of the flattened parameter, in the dtype of the file."""
+        """Return elements [count] of the flattened parameter, in the dtype of the file."""
         file, key = self._found[name]
         part = file.get_slice(key)
         shape = part.get_shape()

@@ -46,7 +46,7 @@ Row = TypeVar("Row", StepRow, EvalRow)
 
 
 def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
-    """Returns the mode for `monitor.mlflow`; `auto` is online only with a tracking URI in the environment."""
+    """Return the mode for `monitor.mlflow`; `auto` is online only with a tracking URI in the environment."""
     if setting == "auto":
         return "online" if os.environ.get(URI_VARIABLE) else "offline"
     if setting == "online":
@@ -55,7 +55,7 @@ def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
 
 
 def check(setting: str) -> None:
-    """Checks that this machine can log to MLflow as `monitor.mlflow` says.
+    """Check that this machine can log to MLflow as `monitor.mlflow` says.
 
     Raises:
         ConfigError: A package is missing, or the tracking URI is missing or of no kind that works.
@@ -85,7 +85,7 @@ def check(setting: str) -> None:
 
 
 def build(sink_id: str, mode: str, run: SinkRun) -> MlflowSink:
-    """Makes the sink of a run.
+    """Make the sink of a run.
 
     Raises:
         ConfigError: See `check`.
@@ -149,7 +149,7 @@ class MlflowSink:
         self._queue(self._evals, row)
 
     def close(self, state: str) -> None:
-        """Sends what is queued and ends the run, within 30 s."""
+        """Send what is queued and end the run, within 30 s."""
         self._deadline = time.monotonic() + _CLOSE_LIMIT_S
         self._state = state
         self._closing.set()
@@ -239,7 +239,7 @@ class _MlflowRun:
         self._evaluated = {point for key in keys if key.startswith("eval/") for point in self._points(key)}
 
     def send(self, steps: Sequence[StepRow], evals: Sequence[EvalRow], times_ms: dict[int, int]) -> None:
-        """Sends the rows that do not stand there yet. After an error this object is of no use any more.
+        """Send the rows that do not stand there yet. After an error this object is of no use any more.
 
         Args:
             steps: Rows in step order.
@@ -268,7 +268,7 @@ class _MlflowRun:
             self._client.log_batch(self._id, metrics=batch)
 
     def finish(self, state: str) -> None:
-        """Ends the run; the next attempt opens it again."""
+        """End the run; the next attempt opens it again."""
         self._client.set_tag(self._id, "dist_ft.state", state)
         self._client.set_terminated(self._id, {"completed": "FINISHED", "stopped": "KILLED"}.get(state, "FAILED"))
 
@@ -277,7 +277,7 @@ class _MlflowRun:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields `section.key` and the value as text."""
+    """Yield `section.key` and the value as text."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -23,11 +23,11 @@ class Sink(Protocol):
     """Receives every row in step order, replayed steps again. Calls return at once."""
 
     def log_step(self, row: StepRow) -> None:
-        """Takes a row of metrics.jsonl."""
+        """Take a row of metrics.jsonl."""
         ...
 
     def log_eval(self, row: EvalRow) -> None:
-        """Takes a row of eval.jsonl."""
+        """Take a row of eval.jsonl."""
         ...
 
     def close(self, state: str) -> None:
@@ -63,7 +63,7 @@ class SinkRun:
 
 
 def step_numbers(row: StepRow) -> dict[str, float]:
-    """Returns the numbers of a step by their names in a sink, such as `train/loss`; what is None is left out."""
+    """Return the numbers of a step by their names in a sink, such as `train/loss`; what is None is left out."""
     values = row.to_dict().items()
     return {
         f"{_GROUPS.get(name, 'train')}/{name}": value
@@ -73,5 +73,5 @@ def step_numbers(row: StepRow) -> dict[str, float]:
 
 
 def eval_numbers(row: EvalRow) -> dict[str, float]:
-    """Returns the numbers of an evaluation by their names in a sink, such as `eval/eval_loss`."""
+    """Return the numbers of an evaluation by their names in a sink, such as `eval/eval_loss`."""
     return {f"eval/{name}": value for name, value in row.metrics.items() if value is not None}

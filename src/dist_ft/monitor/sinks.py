@@ -38,7 +38,7 @@ SINKS: dict[str, SinkKind] = {
 
 
 def check_sinks(config: MonitorConfig) -> None:
-    """Checks the settings of all sinks, before a run starts.
+    """Check the settings of all sinks, before a run starts.
 
     Raises:
         ConfigError: One of them cannot work on this machine.
@@ -48,7 +48,7 @@ def check_sinks(config: MonitorConfig) -> None:
 
 
 def add_sink_ids(config: MonitorConfig, known: Mapping[str, str]) -> dict[str, str]:
-    """Returns the id of each sink: those that a run has, and new ones for sinks that the config adds.
+    """Return the id of each sink: those that a run has, and new ones for sinks that the config adds.
 
     A sink keeps one id over all attempts, also when it is disabled for some of them.
     """
@@ -57,7 +57,7 @@ def add_sink_ids(config: MonitorConfig, known: Mapping[str, str]) -> dict[str, s
 
 
 def build_sinks(config: MonitorConfig, ids: Mapping[str, str], run: SinkRun) -> list[Sink]:
-    """Makes the sinks of a run.
+    """Make the sinks of a run.
 
     Raises:
         ConfigError: A setting is wrong.

@@ -29,7 +29,7 @@ _FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 600.0
 
 
 def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
-    """Returns the W&B mode for `monitor.wandb`; `auto` is online only with a key in the environment."""
+    """Return the W&B mode for `monitor.wandb`; `auto` is online only with a key in the environment."""
     if setting == "auto":
         return "online" if os.environ.get("WANDB_API_KEY") else "offline"
     if setting == "online":
@@ -38,7 +38,7 @@ def resolve_mode(setting: str) -> Literal["online", "offline", "disabled"]:
 
 
 def build(sink_id: str, mode: str, run: SinkRun) -> WandbSink:
-    """Makes the sink of a run.
+    """Make the sink of a run.
 
     Raises:
         OSError: The directory of W&B's files cannot be written.
@@ -106,7 +106,7 @@ class WandbSink:
             self._queue.put({"train/step": row.step, **values})
 
     def close(self, state: str) -> None:
-        """Sends what is queued and finishes the run, within 30 s."""
+        """Send what is queued and finish the run, within 30 s."""
         self._queue.put(state)
         self._is_closing.set()
         self._thread.join(_CLOSE_LIMIT_S)
@@ -144,7 +144,7 @@ class WandbSink:
             logger.exception("W&B failed; metrics.jsonl has every row")
 
     def _send_rows(self, run: Any, item: dict[str, Any] | str) -> int | None:
-        """Sends until the state arrives, and finishes the run. Returns the last step that is not marked yet."""
+        """Send until the state arrives, and finish the run. Return the last step that is not marked yet."""
         pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
         while True:
             if isinstance(item, str):

@@ -10,7 +10,7 @@ from dist_ft.objectives.sft import SFT
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
-    """Returns the objective of a run, with the settings of its section."""
+    """Return the objective of a run, with the settings of its section."""
     match config:
         case SftConfig():
             return SFT

@@ -33,7 +33,7 @@ DIVIDED_BY = {f"{name}/{side}": f"labels/{side}" for name in ("rewards", "logps"
 
 
 def render(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
-    """Renders each answer with its label."""
+    """Render each answer with its label."""
     rendered = iter(renderer.answers([record.side() for record in records if isinstance(record, Labelled)]))
     return [_labelled(record, next(rendered)) if isinstance(record, Labelled) else _other(record) for record in records]
 
@@ -52,7 +52,7 @@ def _other(record: Record) -> DataError:
 
 
 def kto(config: KtoConfig) -> Objective:
-    """Returns KTO with the settings of its section."""
+    """Return KTO with the settings of its section."""
     has_z = config.loss == "kto"
 
     def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:

@@ -36,7 +36,7 @@ class ObjectiveModule(nn.Module):
         model.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def forward(self, rows: Rows, measure: Callable[[Outputs, Rows], Found]) -> Found:
-        """Returns what a function measures on the rows: sums of an objective, or the entries of a scorer."""
+        """Return what a function measures on the rows: sums of an objective, or the entries of a scorer."""
         self._selected_BT = rows.is_trained_BT
         try:
             logits: torch.Tensor = self.model(

@@ -64,7 +64,7 @@ class Rows:
 
     @classmethod
     def of(cls, micro: MicroBatch, device: torch.device, step_mean: float = 0.0) -> Rows:
-        """Copies the loader's arrays to the device."""
+        """Copy the loader's arrays to the device."""
         steps = micro.position_ids[:, 1:] - micro.position_ids[:, :-1]
         arrays = [micro.input_ids, micro.targets, micro.position_ids, micro.slots, micro.samples]
         ids, targets, positions, slots, samples = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
@@ -85,7 +85,7 @@ class Rows:
         return torch.arange(self.input_ids_BT.shape[1], device=self.slots_B.device).expand_as(self.input_ids_BT)
 
     def column(self, column: Column) -> torch.Tensor:
-        """Returns the entries of a column: of the samples [S, ...], or of the trained tokens [N, ...].
+        """Return the entries of a column: of the samples [S, ...], or of the trained tokens [N, ...].
 
         They stand in the order of `Outputs`; padding alone has none.
         """
@@ -95,7 +95,7 @@ class Rows:
         return torch.from_numpy(column.empty()).to(self.slots_B.device)
 
     def sample_sums(self, values_N: torch.Tensor) -> torch.Tensor:
-        """Adds up numbers of trained tokens by sample [S]."""
+        """Add up numbers of trained tokens by sample [S]."""
         samples_N = self.samples_BT[self.is_trained_BT]
         return values_N.new_zeros(self.num_samples).index_add(0, samples_N, values_N)
 
@@ -183,12 +183,12 @@ class Objective:
     has_perplexity: bool = False
 
     def layout(self, rank: int, world_size: int, micro_batch_size: int, is_packed: bool) -> RankLayout:
-        """Returns the part of a batch that a rank computes."""
+        """Return the part of a batch that a rank computes."""
         rows = 1 if is_packed or self.adds_mismatched else self.rows_per_slot
         return RankLayout(rank, world_size, micro_batch_size, rows, self.adds_mismatched)
 
     def means(self, names: Sequence[str], sums: Sequence[float], divisor: float) -> dict[str, float | None]:
-        """Returns the numbers that sums stand for.
+        """Return the numbers that sums stand for.
 
         Args:
             names: `metrics`, or `eval_names`.
@@ -209,10 +209,10 @@ class Objective:
         return found
 
     def eval_sums(self, outputs: Outputs, rows: Rows) -> torch.Tensor:
-        """Returns the sums of an evaluation, named by `eval_names`, in float64."""
+        """Return the sums of an evaluation, named by `eval_names`, in float64."""
         extra = [measure(outputs, rows).reshape(1) for measure in self.eval_metrics.values()]
         return torch.cat([sums.double() for sums in (self.loss(outputs, rows), *extra)])
 
     def eval_names(self) -> list[str]:
-        """Returns the names of `eval_sums`."""
+        """Return the names of `eval_sums`."""
         return ["eval_loss", *self.metrics, *self.eval_metrics]

@@ -46,34 +46,34 @@ class Pairs(NamedTuple):
 
 
 def token_logps(outputs: Outputs) -> torch.Tensor:
-    """Returns the log-probability of each trained token [N]."""
+    """Return the log-probability of each trained token [N]."""
     return -F.cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="none")
 
 
 def answer_logps(outputs: Outputs, rows: Rows) -> tuple[torch.Tensor]:
-    """Returns the log-probability of each sample's answer [S]; what the reference writes down."""
+    """Return the log-probability of each sample's answer [S]; what the reference writes down."""
     return (rows.sample_sums(token_logps(outputs)),)
 
 
 def reference_scorer(reference: str | None) -> Scorer:
-    """Returns what the reference model writes down of each answer."""
+    """Return what the reference model writes down of each answer."""
     return Scorer((REFERENCE,), answer_logps, reference, "objective.reference")
 
 
 def pairs_of(outputs: Outputs, rows: Rows) -> Pairs:
-    """Returns the pairs of a micro batch, of which answers alone are trained."""
+    """Return the pairs of a micro batch, of which answers alone are trained."""
     logps_N = token_logps(outputs)
     logps_S, counts_S = rows.sample_sums(logps_N), rows.sample_sums(torch.ones_like(logps_N))
     return Pairs(logps_S.view(-1, 2), counts_S.view(-1, 2))
 
 
 def weight(totals: SlotTotals) -> int:
-    """Returns the pairs, so that each counts alike."""
+    """Return the pairs, so that each counts alike."""
     return totals.num_samples // 2
 
 
 def render(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
-    """Renders each pair as (chosen, rejected); the answers are trained."""
+    """Render each pair as (chosen, rejected); the answers are trained."""
     pairs = [record.sides() if isinstance(record, Preference) else None for record in records]
     rendered = iter(renderer.answers([side for pair in pairs for side in pair or ()]))
     return [
@@ -100,7 +100,7 @@ def _joined(chosen: Sample | DataError, rejected: Sample | DataError) -> list[Sa
 def _sums(
     loss_G: torch.Tensor, rewards_G2: torch.Tensor, logps_G2: torch.Tensor, *others_G: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the loss and the metrics, added up."""
+    """Return the loss and the metrics, added up."""
     rewards, logps = rewards_G2.detach(), logps_G2.detach()
     margins = rewards[:, 0] - rewards[:, 1]
     numbers = [*rewards.unbind(1), margins, (margins > 0).to(margins.dtype), *logps.unbind(1)]
@@ -112,7 +112,7 @@ def _sigmoid(h: torch.Tensor) -> torch.Tensor:
 
 
 def dpo(config: DpoConfig) -> Objective:
-    """Returns DPO with the settings of its section."""
+    """Return DPO with the settings of its section."""
     beta, epsilon = config.beta, config.label_smoothing
 
     def robust(h: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ def dpo(config: DpoConfig) -> Objective:
 
 
 def cpo(config: CpoConfig) -> Objective:
-    """Returns CPO or SimPO with the settings of its section."""
+    """Return CPO or SimPO with the settings of its section."""
 
     def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
         pairs = pairs_of(outputs, rows)
@@ -157,7 +157,7 @@ def cpo(config: CpoConfig) -> Objective:
 
 
 def orpo(config: OrpoConfig) -> Objective:
-    """Returns ORPO with the settings of its section. Its cross entropy covers the prompt, as TRL's does."""
+    """Return ORPO with the settings of its section. Its cross entropy covers the prompt, as TRL's does."""
 
     def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
         logps_N = token_logps(outputs)
@@ -176,14 +176,14 @@ def orpo(config: OrpoConfig) -> Objective:
 
 
 def _log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """Returns log(1 - exp(x)) for x < 0, by the form that is exact where x is."""
+    """Return log(1 - exp(x)) for x < 0, by the form that is exact where x is."""
     # The branch that is not taken must not give NaN: its gradient would, too.
     near, far = torch.clamp(x, min=-0.6931472), torch.clamp(x, max=-0.6931472)
     return torch.where(x > -0.6931472, torch.log(-torch.expm1(near)), torch.log1p(-torch.exp(far)))
 
 
 def _render_with_prompt(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
-    """Renders each pair; of the chosen sample the prompt is trained, too, and the border is kept as a number."""
+    """Render each pair; of the chosen sample the prompt is trained, too, and the border is kept as a number."""
     return [
         [_with_border(pair[0], True), _with_border(pair[1], False)] if isinstance(pair, list) else pair
         for pair in render(records, renderer)

@@ -15,22 +15,22 @@ from dist_ft.slots import SlotTotals
 
 
 def loss(outputs: Outputs, rows: Rows) -> torch.Tensor:
-    """Returns the cross entropy summed over trained tokens [1]."""
+    """Return the cross entropy summed over trained tokens [1]."""
     return F.cross_entropy(outputs.logits_NV, outputs.targets_N, reduction="sum").reshape(1)
 
 
 def token_accuracy(outputs: Outputs, rows: Rows) -> torch.Tensor:
-    """Returns for how many trained tokens the likeliest one is the right one."""
+    """Return for how many trained tokens the likeliest one is the right one."""
     return (outputs.logits_NV.argmax(-1) == outputs.targets_N).sum()
 
 
 def render(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
-    """Renders each record as the chat template has it."""
+    """Render each record as the chat template has it."""
     return renderer.render_many(records)
 
 
 def weight(totals: SlotTotals) -> int:
-    """Returns the trained tokens, so that each counts alike, in a long row or a short one."""
+    """Return the trained tokens, so that each counts alike, in a long row or a short one."""
     return totals.num_trained_tokens
 
 

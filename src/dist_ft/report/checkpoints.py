@@ -39,7 +39,7 @@ class Entry:
 
 
 def list_checkpoints(run: Run) -> tuple[list[Entry], list[str]]:
-    """Returns the checkpoints of a run, oldest first, and the problems of unreadable ones.
+    """Return the checkpoints of a run, oldest first, and the problems of unreadable ones.
 
     Raises:
         UsageError: No run exists at that path.
@@ -61,7 +61,7 @@ def list_checkpoints(run: Run) -> tuple[list[Entry], list[str]]:
 
 
 def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str:
-    """Returns the list as a table."""
+    """Return the list as a table."""
     lines = [f"{'step':>9}  attempt  workers  ZeRO  {'size':>9}  directory"] if entries else ["no checkpoints"]
     for entry in entries:
         mark = "" if entry.counts else "  (superseded: not used)"
@@ -73,7 +73,7 @@ def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str
 
 
 def verify_checkpoints(run: Run, steps: Sequence[int]) -> Iterator[tuple[str, str | None]]:
-    """Reads every byte of the checkpoints that count, and yields (directory, problem or None).
+    """Read every byte of the checkpoints that count, and yield (directory, problem or None).
 
     Args:
         run: The run.
@@ -103,7 +103,7 @@ def verify_checkpoints(run: Run, steps: Sequence[int]) -> Iterator[tuple[str, st
 
 
 def remove_checkpoints(run: Run, steps: Sequence[int], force: bool) -> list[str]:
-    """Deletes checkpoints and returns their directories.
+    """Delete checkpoints and return their directories.
 
     Args:
         run: The run.

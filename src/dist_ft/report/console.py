@@ -25,13 +25,13 @@ _LINE = 2000  # most characters of a line; error messages can quote data
 
 
 def bar(share: float) -> str:
-    """Returns a progress bar."""
+    """Return a progress bar."""
     done = int(_BAR * share)
     return f"{'━' * done}{'╌' * (_BAR - done)}"
 
 
 def describe_event(entry: LedgerEntry) -> str | None:
-    """Returns the line for a ledger entry; None for one that is not shown."""
+    """Return the line for a ledger entry; None for one that is not shown."""
     match entry.event:
         case events.AttemptBegan(world_size=world_size, start_step=start_step):
             resumed = f", going on after step {start_step}" if start_step else ""
@@ -86,12 +86,12 @@ class Console:
         self._rate: list[tuple[float, int]] = []
 
     def say(self, line: str, style: str = "") -> None:
-        """Prints a line above the live one."""
+        """Print a line above the live one."""
         if not self._is_quiet:
             self._console.print(Text("\n".join(printable(part, _LINE) for part in line.split("\n")), style=style))
 
     def update(self, status: LiveStatus) -> None:
-        """Shows what is new in a status; `status.ledger` must hold only new entries."""
+        """Show what is new in a status; `status.ledger` must hold only new entries."""
         for entry in status.ledger:
             line = describe_event(entry)
             if line is not None:
@@ -124,7 +124,7 @@ class Console:
             self.say(line)
 
     def progress(self, line: str) -> None:
-        """Shows the progress of work before the first step."""
+        """Show the progress of work before the first step."""
         if self._is_quiet:
             return
         if self._console.is_terminal:
@@ -134,7 +134,7 @@ class Console:
             self.say(line)
 
     def close(self) -> None:
-        """Ends the live line, leaving its last state on the screen."""
+        """End the live line, leaving its last state on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None

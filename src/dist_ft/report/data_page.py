@@ -34,7 +34,7 @@ _SOURCES = (
 
 
 def render_check_page(report: DataReport) -> str:
-    """Returns the report as one HTML file."""
+    """Return the report as one HTML file."""
     return page(f"Data of {report.run}", _parts(report))
 
 

@@ -37,7 +37,7 @@ _MARKS = ("⟦", "⟧")
 
 
 def render_check(report: DataReport, is_colored: bool) -> str:
-    """Returns the report of `data check` as a page."""
+    """Return the report of `data check` as a page."""
     packing = "packed" if report.packing else "not packed"
     lines = [f"{report.run}: data.seq_len={report.seq_len}, {packing}", "", *_table(report.splits), ""]
     for split in report.splits:
@@ -55,7 +55,7 @@ def render_check(report: DataReport, is_colored: bool) -> str:
 
 
 def describe_cost(cost: Cost) -> str:
-    """Returns the cost of a run as a line."""
+    """Return the cost of a run as a line."""
     epochs = "" if cost.epochs is None else f"{cost.epochs:g} epochs in "
     return (
         f"{epochs}{format_count(cost.steps, 'step')}, {cost.tokens:,} tokens, about {cost.flops:.1e} operations; "
@@ -82,7 +82,7 @@ def _table(splits: Sequence[SplitSummary]) -> Iterator[str]:
 
 
 def _turns(turns: Mapping[str, int]) -> str:
-    """Returns the number of rows by number of turns, the most common first."""
+    """Return the number of rows by number of turns, the most common first."""
     common = sorted(turns.items(), key=lambda item: (-item[1], int(item[0])))
     shown = ", ".join(
         f"{count:,} of {number} turn{'' if number == '1' else 's'}" if number != "0" else f"{count:,} of plain text"
@@ -107,14 +107,14 @@ def _render_finding(finding: Finding, is_colored: bool) -> Iterator[str]:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """Returns how many errors, warnings and notes there are."""
+    """Return how many errors, warnings and notes there are."""
     counts = Counter(finding.severity for finding in findings)
     said = ", ".join(format_count(counts[severity], severity) for severity in SEVERITIES if counts[severity])
     return said or "nothing to complain of"
 
 
 def render_show(shown: ShownData, is_colored: bool) -> str:
-    """Returns the sequences of `data show` as a page."""
+    """Return the sequences of `data show` as a page."""
     if is_colored:
         trained, special, both = (
             _paint(word, _COLORS[kind])
@@ -177,7 +177,7 @@ def _paint(text: str, color: str) -> str:
 
 
 def render_prepared(prepared: Preparation) -> str:
-    """Returns the text of what `data prepare` made and found."""
+    """Return the text of what `data prepare` made and found."""
     splits = [(f"train.{index}", split) for index, split in enumerate(prepared.inputs.splits)]
     splits += [("eval", prepared.inputs.eval_split)] if prepared.inputs.eval_split else []
     lines = []

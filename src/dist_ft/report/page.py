@@ -44,12 +44,12 @@ Cell = str | int | float | Html
 
 
 def escape(value: object, limit: int = _MAX_TEXT) -> str:
-    """Returns a value as HTML text that is also safe in an attribute."""
+    """Return a value as HTML text that is also safe in an attribute."""
     return html.escape(printable(str(value), limit), quote=True)
 
 
 def page(title: str, parts: Iterable[Html]) -> str:
-    """Returns a whole page."""
+    """Return a whole page."""
     body = "\n".join(part.text for part in parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -61,32 +61,32 @@ def page(title: str, parts: Iterable[Html]) -> str:
 
 
 def heading(text: str) -> Html:
-    """Returns the heading of a section."""
+    """Return the heading of a section."""
     return Html(f"<h2>{escape(text)}</h2>")
 
 
 def paragraph(text: str) -> Html:
-    """Returns a paragraph."""
+    """Return a paragraph."""
     return Html(f"<p>{escape(text)}</p>")
 
 
 def lines(texts: Iterable[str]) -> Html:
-    """Returns lines in a narrow font, such as locations."""
+    """Return lines in a narrow font, such as locations."""
     return Html("<br>".join(f"<code>{escape(text)}</code>" for text in texts))
 
 
 def stacked(*parts: Html | str) -> Html:
-    """Returns parts one below the other."""
+    """Return parts one below the other."""
     return Html("<br>".join(part.text if isinstance(part, Html) else escape(part) for part in parts))
 
 
 def labelled(kind: str) -> Html:
-    """Returns a word in the colour of its kind: error, warning or note."""
+    """Return a word in the colour of its kind: error, warning or note."""
     return Html(f'<span class="{escape(kind)}">{escape(kind)}</span>')
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Html:
-    """Returns a table; numbers are aligned to the right."""
+    """Return a table; numbers are aligned to the right."""
     of_rows = list(rows)
     is_number = [all(isinstance(row[i], int | float) for row in of_rows) for i in range(len(heads))]
     classes = [' class="n"' if flag and of_rows else "" for flag in is_number]
@@ -105,7 +105,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Html:
 
 
 def bar_chart(label: str, bars: Sequence[tuple[str, float]], unit: str) -> Html:
-    """Returns bars side by side, with a name below and a tooltip each.
+    """Return bars side by side, with a name below and a tooltip each.
 
     Args:
         label: What the chart shows, for readers that do not see it.
@@ -134,7 +134,7 @@ def bar_chart(label: str, bars: Sequence[tuple[str, float]], unit: str) -> Html:
 def line_chart(
     label: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], is_from_zero: bool = False
 ) -> Html:
-    """Returns lines over a common axis, such as losses over steps; points that are not finite are left out.
+    """Return lines over a common axis, such as losses over steps; points that are not finite are left out.
 
     Args:
         label: What the chart shows.

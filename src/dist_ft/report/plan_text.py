@@ -9,7 +9,7 @@ from dist_ft.printable import format_bytes, format_count
 
 
 def render_plan(plan: Plan) -> str:
-    """Returns the plan as a page of text."""
+    """Return the plan as a page of text."""
     model, data = plan.model, plan.data
     method = {"full": "full fine-tuning", "lora": "LoRA"}[plan.method]
     trained = "all trained"

@@ -31,13 +31,13 @@ class ShardProgress:
     rows: int = 0
 
     def add(self, num_bytes: int, num_rows: int) -> None:
-        """Counts a shard that is made."""
+        """Count a shard that is made."""
         self.shards += 1
         self.bytes += num_bytes
         self.rows += num_rows
 
     def line(self, now: float) -> str:
-        """Returns the line, with rows per second and the remaining time estimated from the bytes so far."""
+        """Return the line, with rows per second and the remaining time estimated from the bytes so far."""
         elapsed = max(1e-9, now - self.began)
         share = self.bytes / max(1, self.num_bytes)
         eta = format_duration(elapsed * (1 - share) / share) if share else "…"

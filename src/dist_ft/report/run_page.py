@@ -34,7 +34,7 @@ Point = tuple[float, float]
 
 
 def read_run_page(run: Run) -> str:
-    """Returns the page of a run.
+    """Return the page of a run.
 
     Raises:
         UsageError: No run exists at that path, or its run.json cannot be read.
@@ -45,7 +45,7 @@ def read_run_page(run: Run) -> str:
 
 
 def render_run_page(status: RunStatus, steps: Steps, evals: Evals, ledger: Entries) -> str:
-    """Returns the page.
+    """Return the page.
 
     Args:
         status: Status from `read_status`.
@@ -99,7 +99,7 @@ def _chart(title: str, lines: Sequence[tuple[str, Sequence[Point]]], is_from_zer
 
 
 def _points(rows: Mapping[int, Row], value: Callable[[Row], float | None]) -> list[Point]:
-    """Returns a value over the steps; if there are too many steps, neighbours become their mean."""
+    """Return a value over the steps; if there are too many steps, neighbours become their mean."""
     found = [(step, value(row)) for step, row in sorted(rows.items())]
     points = [(float(step), float(y)) for step, y in found if y is not None]
     size = -(-len(points) // _MAX_POINTS)
@@ -108,7 +108,7 @@ def _points(rows: Mapping[int, Row], value: Callable[[Row], float | None]) -> li
 
 
 def _world_sizes(ledger: Entries) -> list[Point]:
-    """Returns the world size over the steps as a staircase: each attempt's size until the next attempt begins."""
+    """Return the world size over the steps as a staircase: each attempt's size until the next attempt begins."""
     attempts = [(entry.time, entry.event.world_size) for entry in ledger if isinstance(entry.event, AttemptBegan)]
     if not attempts:
         return []

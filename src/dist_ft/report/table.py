@@ -21,14 +21,14 @@ _SAMPLE_CHARS = 200
 
 
 def format_value(value: float | None) -> str:
-    """Returns the value of a metric as text; a dash if there is none."""
+    """Return the value of a metric as text; a dash if there is none."""
     if value is None:
         return "-"
     return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
 def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Returns a table with models as columns and metrics as rows; empty text if there is nothing to show."""
+    """Return a table with models as columns and metrics as rows; empty text if there is nothing to show."""
     metrics = dict.fromkeys(metric for values in columns.values() for metric in values)
     if not metrics:
         return ""
@@ -42,7 +42,7 @@ def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def render_samples(samples: Sequence[Mapping[str, str]]) -> str:
-    """Returns questions with their answers, each cut to one line."""
+    """Return questions with their answers, each cut to one line."""
     blocks = [
         "\n".join(f"{name:{_WIDTH}}{printable(text.strip(), _SAMPLE_CHARS)}" for name, text in sample.items())
         for sample in samples

@@ -15,7 +15,7 @@ _TAIL_BYTES = 4096
 
 
 def view(run: Run) -> tuple[str, bool]:
-    """Returns the run's status with its newest numbers, and whether it has ended.
+    """Return the run's status with its newest numbers, and whether it has ended.
 
     Raises:
         UsageError: No run exists at that path.
@@ -31,7 +31,7 @@ def view(run: Run) -> tuple[str, bool]:
 
 
 def newest_row(path: Path) -> StepRow | None:
-    """Returns the last complete row of metrics.jsonl, reading only its end; None if there is none."""
+    """Return the last complete row of metrics.jsonl, reading only its end; None if there is none."""
     if not path.exists():
         return None
     with path.open("rb") as file:

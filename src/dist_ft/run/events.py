@@ -20,7 +20,7 @@ class Event:
     name: ClassVar[str] = ""
 
     def facts(self) -> dict[str, Any]:
-        """Returns the fields of the event as the file holds them, without its name."""
+        """Return the fields of the event as the file holds them, without its name."""
         return asdict(self)
 
 
@@ -269,7 +269,7 @@ class LedgerEntry:
         return self.event.called if isinstance(self.event, UnknownEvent) else self.event.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the entry as the file holds it."""
+        """Return the entry as the file holds it."""
         attempt = {} if self.attempt is None else {"attempt": self.attempt}
         return {"time": self.time, "event": self.name, **attempt, **self.event.facts()}
 
@@ -297,17 +297,17 @@ class Ledger:
         self.entries: list[LedgerEntry] = []
 
     def add(self, event: Event, attempt: int | None) -> None:
-        """Appends an entry; `attempt` is the writer's, None before its first."""
+        """Append an entry; `attempt` is the writer's, None before its first."""
         entry = LedgerEntry(round(time.time(), 3), attempt, event)
         self._writer.append(entry.to_dict())
         self.entries.append(entry)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._writer.close()
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """Reads ledger.jsonl; leaves out lines that are no entries."""
+    """Read ledger.jsonl; leaves out lines that are no entries."""
     lines = (line for line in read_lines(path) if isinstance(line, dict) and {"time", "event"} <= line.keys())
     return [LedgerEntry.from_dict(entry) for entry in lines]

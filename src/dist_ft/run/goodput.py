@@ -30,20 +30,20 @@ class Goodput:
             self.add(step, rows[step].step_s)
 
     def add(self, step: int, seconds: float) -> None:
-        """Records the duration of a step, and forgets this step and later ones if they were recorded before."""
+        """Record the duration of a step, and forgets this step and later ones if they were recorded before."""
         del self._sums[step:]
         while len(self._sums) < step:
             self._sums.append(self._sums[-1])
         self._sums.append(self._sums[-1] + seconds)
 
     def active_s(self, now: float) -> float:
-        """Returns the seconds that drivers have been at work."""
+        """Return the seconds that drivers have been at work."""
         return self._earlier_s + now - self._began
 
     def useful_s(self, step: int) -> float:
-        """Returns the seconds of the first `step` steps."""
+        """Return the seconds of the first `step` steps."""
         return self._sums[min(step, len(self._sums) - 1)]
 
     def value(self, step: int, now: float) -> float:
-        """Returns the goodput after `step` steps, 0 to 1."""
+        """Return the goodput after `step` steps, 0 to 1."""
         return self.useful_s(step) / max(self.active_s(now), 1e-9)

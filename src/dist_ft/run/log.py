@@ -25,17 +25,17 @@ class JsonlWriter:
         self._file = path.open("ab")
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes one row; a number that is not finite becomes null, because JSON has no such number."""
+        """Write one row; a number that is not finite becomes null, because JSON has no such number."""
         self._file.write(json.dumps(_strict(row), separators=(",", ":"), allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of a JSONL file; leaves out an incomplete last line, which a writer that died has left."""
+    """Read the rows of a JSONL file; leaves out an incomplete last line, which a writer that died has left."""
     if not path.exists():
         return []
     rows = []
@@ -48,7 +48,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_steps(path: Path) -> dict[int, StepRow]:
-    """Returns the valid row of metrics.jsonl for each step: the last row of the newest attempt.
+    """Return the valid row of metrics.jsonl for each step: the last row of the newest attempt.
 
     Raises:
         ValueError: The file holds other rows.
@@ -57,7 +57,7 @@ def read_steps(path: Path) -> dict[int, StepRow]:
 
 
 def read_evals(path: Path) -> dict[int, EvalRow]:
-    """Returns the valid row of eval.jsonl for each step: the last row of the newest attempt.
+    """Return the valid row of eval.jsonl for each step: the last row of the newest attempt.
 
     Raises:
         ValueError: The file holds other rows.
@@ -66,7 +66,7 @@ def read_evals(path: Path) -> dict[int, EvalRow]:
 
 
 def _newest(rows: Iterable[Row]) -> dict[int, Row]:
-    """Returns for each step the last row of the newest attempt."""
+    """Return for each step the last row of the newest attempt."""
     found: dict[int, Row] = {}
     for row in rows:
         known = found.get(row.step)

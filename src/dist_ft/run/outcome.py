@@ -78,7 +78,7 @@ class RunResult:
 
     @classmethod
     def from_json(cls, line: str) -> RunResult:
-        """Reads a line that `dist-ft train --json` has printed; another version may have printed it.
+        """Read a line that `dist-ft train --json` has printed; another version may have printed it.
 
         Raises:
             ValueError: The line is not the result of a run.

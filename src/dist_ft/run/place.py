@@ -65,7 +65,7 @@ class Run(RunDir):
         return _LOOK_EVERY_S if self.is_remote else 0.0
 
     def fetch(self, *names: str) -> None:
-        """Copies records from the store to their paths; records that the store does not have are skipped.
+        """Copy records from the store to their paths; records that the store does not have are skipped.
 
         Raises:
             StorageError: The store does not answer, or refuses.
@@ -83,14 +83,14 @@ class Run(RunDir):
             raise StorageError(f"the run cannot be read: {error}") from error
 
     def _fetch_rows(self, name: str) -> None:
-        """Fetches the segments of a growing file and writes them as one file."""
+        """Fetch the segments of a growing file and write them as one file."""
         with ThreadPoolExecutor(_SEGMENT_READERS) as pool:
             parts = list(pool.map(self.store.read, self.store.names(f"{name}.d")))
         if parts:
             (self.path / name).write_bytes(b"".join(parts))
 
     def has(self, name: str) -> bool:
-        """Returns whether the run has an object of this name, or a folder that is not empty."""
+        """Return whether the run has an object of this name, or a folder that is not empty."""
         try:
             self.store.size(name)
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class Run(RunDir):
         return True
 
     def address_of(self, name: str) -> str:
-        """Returns the path or URL of something in the run."""
+        """Return the path or URL of something in the run."""
         return f"{self.address}/{name}"
 
     def point(self, name: str, sibling: str) -> None:
@@ -109,7 +109,7 @@ class Run(RunDir):
         replace_link(self.path / name, sibling)
 
     def pointed_at(self, name: str) -> str | None:
-        """Returns the target that `point` gave a name, relative to the run; None if the target does not exist."""
+        """Return the target that `point` gave a name, relative to the run; None if the target does not exist."""
         if not self.is_remote:
             found = (self.path / name).resolve()
             return f"exports/{found.name}" if found.is_dir() else None
@@ -125,7 +125,7 @@ class Run(RunDir):
         self.store.put(self.stop_request.name, [json.dumps({"format_version": FORMAT_VERSION, **facts}).encode()])
 
     def stop_asked_at(self) -> float | None:
-        """Returns when the run was asked to stop, in Unix time; None when it was not."""
+        """Return when the run was asked to stop, in Unix time; None when it was not."""
         try:
             return float(json.loads(self.store.read(self.stop_request.name))["time"])
         except FileNotFoundError:
@@ -134,13 +134,13 @@ class Run(RunDir):
             return math.inf  # a file that someone else wrote: that it exists is the request
 
     def forget_stop(self) -> None:
-        """Removes the request, if any."""
+        """Remove the request, if any."""
         with contextlib.suppress(FileNotFoundError):
             self.store.delete(self.stop_request.name)
 
 
 def open_run(address: str | Path, scratch: Path | None = None) -> Run:
-    """Opens a run; sends nothing to the store yet.
+    """Open a run; send nothing to the store yet.
 
     Args:
         address: Path or URL of the run directory.
@@ -159,14 +159,14 @@ def open_run(address: str | Path, scratch: Path | None = None) -> Run:
 
 
 def node_dir(address: str) -> RunDir:
-    """Returns the directory for the rank logs of this machine: the run itself, or a folder of the user's cache."""
+    """Return the directory for the rank logs of this machine: the run itself, or a folder of the user's cache."""
     if not is_url(address):
         return RunDir(Path(address))
     return RunDir(user_cache_dir() / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16])
 
 
 def send_logs(address: str, names: Iterable[str]) -> None:
-    """Moves logs from `node_dir` to a run at a URL. A log that cannot be sent stays, with a warning."""
+    """Move logs from `node_dir` to a run at a URL. A log that cannot be sent stays, with a warning."""
     if not is_url(address):
         return
     store, here = open_store(address), node_dir(address).path
@@ -181,7 +181,7 @@ def send_logs(address: str, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def published(to: str) -> Iterator[Path]:
-    """Yields an empty directory, and publishes its files at a path or URL when the block succeeds.
+    """Yield an empty directory, and publish its files at a path or URL when the block succeeds.
 
     Raises:
         ExportError: The path or URL exists already, or there is no room for the files.
@@ -200,7 +200,7 @@ def published(to: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _names_place(place: str, key: str) -> Iterator[None]:
-    """Turns the refusal of a file system, which names no file once a file is open, into an error with the place.
+    """Turn the refusal of a file system, which names no file once a file is open, into an error with the place.
 
     Raises:
         ExportError: There is no room, or the place may not be written.
@@ -225,7 +225,7 @@ def _names_place(place: str, key: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_copy(address: str) -> Iterator[Path]:
-    """Yields the directory at a path, or a temporary copy of the one at a URL."""
+    """Yield the directory at a path, or a temporary copy of the one at a URL."""
     if not is_url(address):
         yield Path(address)
         return
@@ -242,7 +242,7 @@ def local_copy(address: str) -> Iterator[Path]:
 
 
 def _send_directory(directory: Path, url: str) -> None:
-    """Sends the files of a directory, JSON files last, because readers recognise a directory by them."""
+    """Send the files of a directory, JSON files last, because readers recognise a directory by them."""
     store = open_store(url)
     if store.names(""):
         raise ExportError(f"{url} exists; choose another name or remove it")

@@ -45,14 +45,14 @@ class RunInputs:
     commit: str | None = None
 
     def with_sizes(self, sizes: Sequence[ShardSize]) -> RunInputs:
-        """Returns the inputs with the sizes of shards that were made meanwhile."""
+        """Return the inputs with the sizes of shards that were made meanwhile."""
         new: list[dict[int, int]] = [{} for _ in self.splits]
         for size in sizes:
             new[size.source][size.place] = size.num_sequences
         return replace(self, splits=tuple(map(PreparedSplit.with_sizes, self.splits, new)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the wire form."""
+        """Return the wire form."""
         return asdict(self)
 
     @classmethod

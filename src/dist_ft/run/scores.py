@@ -32,7 +32,7 @@ class Scores:
 
     @classmethod
     def of(cls, rows: Iterable[EvalRow], metric: str, every_steps: int, last_step: int) -> Scores:
-        """Selects the evaluations that count.
+        """Select the evaluations that count.
 
         The evaluation of the base model (step 0) does not count. Neither does one at the end of an earlier, shorter
         run, because an uninterrupted run would not have evaluated there.
@@ -48,7 +48,7 @@ class Scores:
         return cls(metric, {step: found[step] for step in due})
 
     def improvements(self, min_delta: float = 0.0) -> list[int]:
-        """Returns the steps that improved on the previous step of the list by more than `min_delta`.
+        """Return the steps that improved on the previous step of the list by more than `min_delta`.
 
         Later measurements can only append to the list. NaN is never an improvement.
         """
@@ -61,7 +61,7 @@ class Scores:
         return found
 
     def best(self, steps: Iterable[int] | None = None) -> int | None:
-        """Returns the step with the best number, the first of equal ones; None when there is none.
+        """Return the step with the best number, the first of equal ones; None when there is none.
 
         Args:
             steps: Steps to choose from; None means all.
@@ -70,7 +70,7 @@ class Scores:
         return next(reversed(Scores(self.metric, known).improvements()), None)
 
     def is_exhausted(self, patience: int, min_delta: float) -> bool:
-        """Returns whether the last `patience` evaluations brought no improvement."""
+        """Return whether the last `patience` evaluations brought no improvement."""
         last = next(reversed(self.improvements(min_delta)), 0)
         return sum(step > last for step in self.values) >= patience
 
@@ -80,7 +80,7 @@ def _number(value: float | None) -> float:
 
 
 def perplexity(loss_mean: float) -> float | None:
-    """Returns exp(loss); None if it exceeds the range of a float, because JSON has no infinity."""
+    """Return exp(loss); None if it exceeds the range of a float, because JSON has no infinity."""
     try:
         value = math.exp(loss_mean)
     except OverflowError:
@@ -93,7 +93,7 @@ _FALL = 0.01
 
 
 def chosen_warning(first: Metrics, last: Metrics) -> str | None:
-    """Returns a warning where preference tuning made the chosen answers themselves less likely.
+    """Return a warning where preference tuning made the chosen answers themselves less likely.
 
     A preference loss only asks for a margin, and may reach it by making both answers unlikely.
 

@@ -23,7 +23,7 @@ _NEEDED = ("run_id", "state", "attempt", "step", "max_steps", "world_size", "wor
 
 
 def check_transition(old: str, new: str) -> None:
-    """Raises ValueError, naming both states, unless `new` may follow `old`."""
+    """Raise ValueError, naming both states, unless `new` may follow `old`."""
     if new not in TRANSITIONS[old]:
         raise ValueError(f"a run cannot go from {old} to {new}; allowed: {sorted(TRANSITIONS[old])}")
 
@@ -72,7 +72,7 @@ class RunRecord:
     result: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what run.json holds."""
+        """Return what run.json holds."""
         return asdict(self)
 
     @classmethod
@@ -89,7 +89,7 @@ class RunRecord:
         return from_json(cls, {key: value for key, value in data.items() if key in known})
 
     def move(self, new: str) -> None:
-        """Changes the state.
+        """Change the state.
 
         Raises:
             ValueError: The change is not in the table.

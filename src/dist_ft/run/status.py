@@ -52,7 +52,7 @@ class RunStatus:
     exports: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `dist-ft status --json` prints, with `error` and `result` if the run has them."""
+        """Return what `dist-ft status --json` prints, with `error` and `result` if the run has them."""
         record = self.record.to_dict()
         ended = {key: record.pop(key) for key in ("error", "result")}
         for hidden in ("active_s", "useful_s"):
@@ -67,7 +67,7 @@ class RunStatus:
 
 
 def read_status(run: Run) -> RunStatus:
-    """Reads the status of a run; all paths in it are absolute.
+    """Read the status of a run; all paths in it are absolute.
 
     Raises:
         UsageError: No run exists at that path, or its run.json cannot be read.
@@ -80,7 +80,7 @@ def read_status(run: Run) -> RunStatus:
 
 
 def read_if_seen(address: str | None) -> RunStatus | None:
-    """Returns the status of a run directory (path or URL); None if this machine does not see it (yet)."""
+    """Return the status of a run directory (path or URL); None if this machine does not see it (yet)."""
     if address is None:
         return None
     try:
@@ -91,7 +91,7 @@ def read_if_seen(address: str | None) -> RunStatus | None:
 
 
 def render_status(status: RunStatus) -> str:
-    """Returns the status as a few lines of text."""
+    """Return the status as a few lines of text."""
     record = status.record
     step, max_steps, result = record.step, record.max_steps, record.result
     filled = round(_BAR * min(1.0, step / max_steps)) if max_steps else 0
@@ -144,7 +144,7 @@ def request_stop(run: Run, timeout_s: float) -> str:
 
 
 def read_rank_logs(run: Run) -> list[tuple[str, str]]:
-    """Returns name and text of each rank log of the newest attempt that has logs.
+    """Return name and text of each rank log of the newest attempt that has logs.
 
     Raises:
         UsageError: No run exists at that path, or none of its ranks has written a log.
@@ -159,7 +159,7 @@ def read_rank_logs(run: Run) -> list[tuple[str, str]]:
 
 
 def find_checkpoint(run: Run, step: int | None) -> tuple[Config, str]:
-    """Returns the config of a run and the path of a checkpoint's manifest, relative to the run directory.
+    """Return the config of a run and the path of a checkpoint's manifest, relative to the run directory.
 
     Args:
         run: The run.
@@ -186,7 +186,7 @@ _LOSSES = (("final_loss", "training"), ("eval_loss", "held-out"))
 
 
 def read_record(run: Run) -> RunRecord:
-    """Returns the contents of run.json of a run directory.
+    """Return the contents of run.json of a run directory.
 
     Raises:
         UsageError: The path is not a run directory, or its run.json cannot be read.

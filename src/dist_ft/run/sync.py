@@ -59,7 +59,7 @@ class Sender:
         self._wanted.set()
 
     def send(self) -> None:
-        """Sends all rows that the store does not have yet, and returns when the store has them.
+        """Send all rows that the store does not have yet, and return when the store has them.
 
         Raises:
             OSError: The store did not take them.
@@ -69,7 +69,7 @@ class Sender:
                 self._send_rows()
 
     def close(self) -> None:
-        """Sends everything, run.json last, and ends the thread.
+        """Send everything, run.json last, and end the thread.
 
         Raises:
             StorageError: A file could not be sent, after minutes of tries.
@@ -152,7 +152,7 @@ class Sender:
             return  # the file is being replaced; the next round sends it
 
     def _read_state(self) -> dict[str, Any]:
-        """Reads how much was sent; without a saved state, all rows of the fetched files count as sent."""
+        """Read how much was sent; without a saved state, all rows of the fetched files count as sent."""
         path = self._run.path / _SENT
         if path.exists():
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ _SILENCE_LIMIT_S = 60  # a request that gets no byte for so long is made again
 
 
 def open_store(address: str) -> Store:
-    """Opens the store at a path or URL; sends nothing yet.
+    """Open the store at a path or URL; send nothing yet.
 
     Raises:
         ConfigError: The URL has secrets, has no bucket, or names a store without exclusive creation.
@@ -41,7 +41,7 @@ def open_store(address: str) -> Store:
 
 
 def check_exclusive_creation(store: Store) -> None:
-    """Checks that the store creates a name exclusively, which fencing rests on.
+    """Check that the store creates a name exclusively, which fencing rests on.
 
     A server that speaks S3 may ignore the condition of a conditional put.
 
@@ -168,7 +168,7 @@ class ObjectStore:
             return []
 
     def _call(self, call: Callable[[Any], T], name: str) -> T:
-        """Calls the store, and tries again when a failure may pass.
+        """Call the store, and try again when a failure may pass.
 
         Raises:
             ConnectionError: The store does not answer, or is too busy; the object itself may be fine.
@@ -264,7 +264,7 @@ class _StoreKind:
 
 
 def _upload_to_s3(call: _Call, path: str, name: str, chunks: Iterable[bytes]) -> None:
-    """Uploads parts, which become an object on completion; an incomplete upload costs money until it is aborted."""
+    """Upload parts, which become an object on completion; an incomplete upload costs money until it is aborted."""
     bucket, _, key = path.partition("/")
     where: dict[str, Any] = {"Bucket": bucket, "Key": key}
     where["UploadId"] = call(lambda fs: fs.call_s3("create_multipart_upload", **where), name)["UploadId"]

@@ -20,13 +20,13 @@ from dist_ft.layout import FORMAT_VERSION
 
 
 def beside(path: Path) -> Path:
-    """Returns a hidden name in the same folder, that nobody else has."""
+    """Return a hidden name in the same folder, that nobody else has."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 @contextmanager
 def written_beside(path: Path, parts: Iterable[bytes | memoryview], is_durable: bool = True) -> Iterator[Path]:
-    """Gives a file beside `path` with these bytes, to be put in its place; what is left of it goes."""
+    """Give a file beside `path` with these bytes, to be put in its place; what is left of it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:
@@ -42,7 +42,7 @@ def written_beside(path: Path, parts: Iterable[bytes | memoryview], is_durable: 
 
 
 def write_whole(path: Path, text: str, is_durable: bool = True) -> None:
-    """Replaces a file: readers see the old or the new one.
+    """Replace a file: readers see the old or the new one.
 
     Args:
         path: The file; its folder is made.
@@ -54,12 +54,12 @@ def write_whole(path: Path, text: str, is_durable: bool = True) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any], is_durable: bool = True) -> None:
-    """Replaces a JSON file with a `format_version`, as `write_whole` does."""
+    """Replace a JSON file with a `format_version`, as `write_whole` does."""
     write_whole(path, json.dumps({"format_version": FORMAT_VERSION, **data}, indent=1) + "\n", is_durable)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file written by `write_json`.
+    """Read a file written by `write_json`.
 
     Raises:
         FileNotFoundError: It does not exist.
@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
-    """Creates a file durably; returns False, changing nothing, when the name exists.
+    """Create a file durably; return False, changing nothing, when the name exists.
 
     A hard link publishes the finished file, so a reader never sees half of it.
     """
@@ -97,7 +97,7 @@ def replace_link(link: Path, target: str) -> None:
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """Yields a hidden directory that gets its name when the block succeeds, and is removed otherwise."""
+    """Yield a hidden directory that gets its name when the block succeeds, and is removed otherwise."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     hidden = beside(directory)
     hidden.mkdir()
@@ -109,7 +109,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def make_once(directory: Path, make: Callable[[Path], None]) -> Path:
-    """Returns a directory, made by whoever asks first; the others wait.
+    """Return a directory, made by whoever asks first; the others wait.
 
     Args:
         directory: The directory; it is whole when it exists.
@@ -135,7 +135,7 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> Path:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes what is in a directory, or a file, survive a power cut."""
+    """Make what is in a directory, or a file, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

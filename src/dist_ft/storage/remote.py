@@ -66,17 +66,17 @@ class RemoteFile:
 
 
 def is_remote(address: str) -> bool:
-    """Returns whether an address is read through fsspec; a `file://` address is a path."""
+    """Return whether an address is read through fsspec; a `file://` address is a path."""
     return is_url(address) and not address.startswith(_LOCAL)
 
 
 def without_scheme(address: str) -> str:
-    """Returns the path that a `file://` address names; returns any other address unchanged."""
+    """Return the path that a `file://` address names; return any other address unchanged."""
     return next((address.removeprefix(scheme) for scheme in _LOCAL if address.startswith(scheme)), address)
 
 
 def missing_package(address: str) -> str | None:
-    """Returns what to install to read a URL, or that nothing can read it; None when it can be read."""
+    """Return what to install to read a URL, or that nothing can read it; None when it can be read."""
     scheme = address.partition("://")[0].lower()
     if "::" in address:
         return "URLs that are joined by `::` are not read; name the file itself"
@@ -92,7 +92,7 @@ def missing_package(address: str) -> str | None:
 
 
 def find_remote(address: str) -> list[RemoteFile]:
-    """Returns the files that a URL, a pattern (`*`, `**`, `?`, `[`) or a folder names.
+    """Return the files that a URL, a pattern (`*`, `**`, `?`, `[`) or a folder names.
 
     They are sorted by name; hidden files are left out.
 
@@ -129,7 +129,7 @@ def find_remote(address: str) -> list[RemoteFile]:
 
 
 def stat_remote(address: str) -> RemoteFile:
-    """Returns the store's current description of one file, without reading it.
+    """Return the store's current description of one file, without reading it.
 
     Raises:
         StorageError: The file does not exist, access is refused, or the store does not answer.
@@ -143,7 +143,7 @@ def stat_remote(address: str) -> RemoteFile:
 
 
 def open_remote(file: RemoteFile) -> BinaryIO:
-    """Opens a file for reading, seekable. A failed request is tried again; memory holds a block or two.
+    """Open a file for reading, seekable. A failed request is tried again; memory holds a block or two.
 
     When the server serves no ranges, the file is first copied into the system's folder for temporary files.
 
@@ -209,7 +209,7 @@ def _retried(address: str, action: Callable[[], T]) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Returns whether a further try can help."""
+    """Return whether a further try can help."""
     status = http_status(error)
     if status is not None:
         return is_passing(status)
@@ -238,7 +238,7 @@ def _open_fs(address: str) -> tuple[Any, str]:
 
 
 def _walked(fs: Any, base: str, depth: int) -> dict[str, Any]:
-    """Returns the files below a folder by name. fsspec's own walk treats a failed listing as an empty folder."""
+    """Return the files below a folder by name. fsspec's own walk treats a failed listing as an empty folder."""
     root = fs._strip_protocol(base)
     files: dict[str, Any] = {}
     for entry in _retried(base, lambda: fs.ls(root, detail=True)):
@@ -263,7 +263,7 @@ def _described(address: str, entry: Mapping[str, Any], has_ranges: bool = True) 
 
 
 def _identity(address: str, entry: Mapping[str, Any]) -> str:
-    """Returns the checksum of the bytes if the listing has one, else the object's version with its name."""
+    """Return the checksum of the bytes if the listing has one, else the object's version with its name."""
     known: dict[str, Any] = {**entry, **(entry.get("lfs") or {})}
     size = known["size"]
     if checksum := _first(known, _CHECKSUMS):
@@ -277,7 +277,7 @@ def _first(known: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def _plain(value: Any) -> str:
-    """Returns a value in one spelling, because a listing may have a date where a single look has seconds."""
+    """Return a value in one spelling, because a listing may have a date where a single look has seconds."""
     return str(value.timestamp() if isinstance(value, datetime) else value).strip('"').replace(" ", "_")
 
 

@@ -28,7 +28,7 @@ _PASSING_NAMES = frozenset(
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Returns the HTTP status that an error of a store's library goes back to, however it spells it."""
+    """Return the HTTP status that an error of a store's library goes back to, however it spells it."""
     while error is not None:
         answer = getattr(error, "response", None)
         # One at a time: aiohttp warns where its old spelling, `code`, is so much as looked at.
@@ -45,7 +45,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 
 def error_code(error: BaseException | None) -> str | None:
-    """Returns the error code of an S3 answer that an error goes back to, if any."""
+    """Return the error code of an S3 answer that an error goes back to, if any."""
     while error is not None:
         answer = getattr(error, "response", None)
         if isinstance(answer, dict):
@@ -55,12 +55,12 @@ def error_code(error: BaseException | None) -> str | None:
 
 
 def is_passing(status: int) -> bool:
-    """Returns whether another try may help, by the HTTP status of the answer."""
+    """Return whether another try may help, by the HTTP status of the answer."""
     return status in _PASSING_STATUS or status >= 500
 
 
 def will_pass(error: BaseException) -> bool:
-    """Returns whether another try may help."""
+    """Return whether another try may help."""
     if {cls.__name__ for cls in type(error).__mro__} & _PASSING_NAMES or isinstance(error, TimeoutError):
         return True
     status = http_status(error)
@@ -76,7 +76,7 @@ def retried(
     give_up_s: float = math.inf,
     may_pass: Callable[[Exception], bool] = will_pass,
 ) -> T:
-    """Calls until it works, as long as its failures are of those that pass; waits longer each time.
+    """Call until it works, as long as its failures are of those that pass; wait longer each time.
 
     Args:
         call: What is asked; must bear to be done twice.

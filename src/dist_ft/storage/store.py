@@ -24,35 +24,35 @@ class Store(Protocol):
     """Named byte strings below a root. Names are relative and use `/`."""
 
     def create_exclusive(self, name: str, data: bytes) -> bool:
-        """Creates a whole object durably; returns False and changes nothing when the name exists."""
+        """Create a whole object durably; return False and change nothing when the name exists."""
         ...
 
     def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Writes an object durably from parts and replaces an old one; readers only ever see a whole object."""
+        """Write an object durably from parts and replace an old one; readers only ever see a whole object."""
         ...
 
     def read(self, name: str) -> bytes:
-        """Returns an object. Raises FileNotFoundError."""
+        """Return an object. Raises FileNotFoundError."""
         ...
 
     def read_range(self, name: str, start: int, count: int) -> bytes:
-        """Returns `count` bytes from `start`. Raises FileNotFoundError, or CheckpointError when bytes are missing."""
+        """Return `count` bytes from `start`. Raises FileNotFoundError, or CheckpointError when bytes are missing."""
         ...
 
     def size(self, name: str) -> int:
-        """Returns the size of an object in bytes. Raises FileNotFoundError."""
+        """Return the size of an object in bytes. Raises FileNotFoundError."""
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Returns the sorted names of the objects below a folder; empty when the folder does not exist."""
+        """Return the sorted names of the objects below a folder; empty when the folder does not exist."""
         ...
 
     def folders(self, prefix: str) -> list[str]:
-        """Returns the sorted names of the folders in a folder, including hidden and empty ones."""
+        """Return the sorted names of the folders in a folder, including hidden and empty ones."""
         ...
 
     def delete(self, prefix: str) -> None:
-        """Deletes an object, or everything below a folder; does nothing when there is none."""
+        """Delete an object, or everything below a folder; do nothing when there is none."""
         ...
 
 
@@ -126,7 +126,7 @@ class LocalStore:
             shutil.rmtree(doomed)
 
     def _open(self, name: str) -> BinaryIO:
-        """Opens a file for reading; refuses a link, because it could lead anywhere."""
+        """Open a file for reading; refuse a link, because it could lead anywhere."""
         path = self._path(name)
         try:
             return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
@@ -143,13 +143,13 @@ class LocalStore:
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    """Raises the error of a failed listing, which must not look empty: attempts and checkpoints would seem lost."""
+    """Raise the error of a failed listing, which must not look empty: attempts and checkpoints would seem lost."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
 def file_parts(path: Path) -> Iterator[bytes]:
-    """Yields a file in pieces."""
+    """Yield a file in pieces."""
     with path.open("rb") as file:
         while part := file.read(PART_BYTES):
             yield part

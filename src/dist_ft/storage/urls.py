@@ -16,12 +16,12 @@ _AZURE_HOST = re.compile(r"[A-Za-z0-9][\w-]*@[A-Za-z0-9][\w.-]*")
 
 
 def is_url(address: str) -> bool:
-    """Returns whether an address is a URL and not a path."""
+    """Return whether an address is a URL and not a path."""
     return _URL.match(address) is not None
 
 
 def redacted(url: str) -> str:
-    """Returns a URL without its parts that may be secret: user info, query and fragment."""
+    """Return a URL without its parts that may be secret: user info, query and fragment."""
     if not is_url(url):
         return url
     scheme, _, rest = url.partition("://")
@@ -33,12 +33,12 @@ def redacted(url: str) -> str:
 
 
 def shown_url(text: str) -> str:
-    """Returns text in which no URL has user info or a signature left, safe for a terminal."""
+    """Return text in which no URL has user info or a signature left, safe for a terminal."""
     return printable(_URL_IN_TEXT.sub(lambda match: without_secrets(match[0]), text))
 
 
 def without_secrets(address: str) -> str:
-    """Returns an address without user info and signatures: it names the same file, but may not open it.
+    """Return an address without user info and signatures: it names the same file, but may not open it.
 
     Unlike `redacted` it keeps the rest of a query, which may say which file is meant. Identities of files are made of
     it, so it may not change.
@@ -59,7 +59,7 @@ def without_secrets(address: str) -> str:
 
 
 def checked_store_url(url: str) -> str:
-    """Returns the URL of a folder in an object store, without a slash at its end.
+    """Return the URL of a folder in an object store, without a slash at its end.
 
     Raises:
         ConfigError: It holds secrets, names no bucket, or a store without exclusive creation.

@@ -79,7 +79,7 @@ class RankParts:
 
 
 def build_rank(spec: RankSpec) -> RankParts:
-    """Builds a rank and loads its checkpoint, if the attempt starts from one. Collective.
+    """Build a rank and load its checkpoint, if the attempt starts from one. Collective.
 
     The process group must exist. At stage 3 each rank reads only its part of the weights, at other stages all of them.
     """
@@ -135,7 +135,7 @@ def build_rank(spec: RankSpec) -> RankParts:
 
 
 def _load_base(config: Config, on_gpu: bool) -> nn.Module:
-    """Loads the base model: whole, or at stage 3 this rank's part of it."""
+    """Load the base model: whole, or at stage 3 this rank's part of it."""
     if config.zero_stage < 3:
         return load_model(config)
     model = skeleton(config)
@@ -148,7 +148,7 @@ def _load_base(config: Config, on_gpu: bool) -> nn.Module:
 
 
 def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
-    """Returns the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
+    """Return the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
     rows_per_slot = build_objective(config.objective).rows_per_slot
     shape = model_shape(model, config, lambda parameter: prod(full_shape(parameter)))
@@ -158,7 +158,7 @@ def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: 
 
 
 def environment(num_threads: int, micro_batch_size: int) -> Environment:
-    """Returns the conditions of bitwise equality besides world size and ZeRO stage."""
+    """Return the conditions of bitwise equality besides world size and ZeRO stage."""
     return Environment(
         versions={package: version(package) for package in _PACKAGES},
         micro_batch_size=micro_batch_size,

@@ -11,7 +11,7 @@ _RUNTIME_BYTES = 1 << 30  # CUDA context and libraries
 
 
 def device_memory_bytes(config: Config, on_gpu: bool) -> int | None:
-    """Returns the memory that this rank may use, or None if it is not known.
+    """Return the memory that this rank may use, or None if it is not known.
 
     The memory that happens to be free does not matter: the same shape must run the same passes every time.
     """
@@ -21,7 +21,7 @@ def device_memory_bytes(config: Config, on_gpu: bool) -> int | None:
 
 
 def all_agree_on_least(value: int) -> int:
-    """Returns the smallest value of all ranks. Collective."""
+    """Return the smallest value of all ranks. Collective."""
     tensor = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor)

@@ -106,7 +106,7 @@ def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
 
 
 def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool) -> Agreed:
-    """Runs one optimizer step and returns what the ranks agreed on."""
+    """Run one optimizer step and return what the ranks agreed on."""
     began = time.perf_counter()
     engine, config, spec = parts.engine, parts.config, parts.spec
     own_part = Stopwatch(engine.device)  # until the first word with the other ranks
@@ -168,7 +168,7 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
 
 
 def _add_up(parts: RankParts, batch: StepBatch, sums: Sums) -> float:
-    """Returns a sum over all rows of a step, computed without gradient and dropout. Collective."""
+    """Return a sum over all rows of a step, computed without gradient and dropout. Collective."""
     engine = parts.engine
     total = torch.zeros(1, dtype=torch.float64, device=engine.device)
     with inference(engine):
@@ -179,7 +179,7 @@ def _add_up(parts: RankParts, batch: StepBatch, sums: Sums) -> float:
 
 
 def _next_batch(parts: RankParts, link: Link, step: int) -> StepBatch:
-    """Returns this rank's part of a step. A long wait for data is reported as a phase of its own."""
+    """Return this rank's part of a step. A long wait for data is reported as a phase of its own."""
     if not parts.loader.is_ready(step, _PATIENCE_S):
         link.send(PhaseChanged(Phase.DATA, step))
         batch = parts.loader.step(step)

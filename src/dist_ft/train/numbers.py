@@ -12,7 +12,7 @@ _LOSSES_TO_JUDGE = 20
 def find_bad_numbers(
     loss: float, grad_norm: float, recent_losses: Sequence[float], spike_factor: float | None
 ) -> str | None:
-    """Returns what is wrong with the numbers of a step, or None.
+    """Return what is wrong with the numbers of a step, or None.
 
     Args:
         loss: Mean loss per trained token.

@@ -49,7 +49,7 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, step: int, is_last: bool = False) -> None:
-        """Saves the state after `step`. Collective at stage 3.
+        """Save the state after `step`. Collective at stage 3.
 
         Blocks for the copy, or with `checkpoint.in_background=false`, and for the last one, until it is written.
         A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
@@ -75,14 +75,14 @@ class Saver:
             self._link.send(PhaseChanged(Phase.STEP, step))
 
     def finish(self) -> None:
-        """Waits for the save in flight and raises its error, if any."""
+        """Wait for the save in flight and raise its error, if any."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def check(self) -> None:
-        """Raises the unforeseen error of a save, if any."""
+        """Raise the unforeseen error of a save, if any."""
         if self._error is not None:
             raise self._error
 
@@ -101,7 +101,7 @@ class Saver:
             self._error = error  # the loop raises it
 
     def _state(self, step: int, probe: Probe) -> SavedState:
-        """Returns what the manifest says besides the files."""
+        """Return what the manifest says besides the files."""
         parts = self._parts
         position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.inputs.num_positions)
         return SavedState(

@@ -10,7 +10,7 @@ _INVERSE_SQRT_SCALE = 10_000  # where there is no warm-up, as in transformers
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, max_steps: int) -> float:
-    """Returns the learning rate of a step, counted from 0.
+    """Return the learning rate of a step, counted from 0.
 
     The rate rises linearly over the warm-up, then follows the shape of `schedule.kind` down to `min_lr_ratio` of the
     peak. After the warm-up it equals that of transformers' schedulers; in it, transformers is one step behind and has

@@ -22,7 +22,7 @@ class Stopwatch:
             self._events[0].record()
 
     def stop(self) -> None:
-        """Marks the end of the work."""
+        """Mark the end of the work."""
         self._ended = time.perf_counter()
         if self._events is not None:
             self._events[1].record()

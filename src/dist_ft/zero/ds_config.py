@@ -15,7 +15,7 @@ _NEVER = 10**9
 def build_ds_config(
     config: Config, *, world_size: int, micro_batch_size: int, num_params: int, num_trained: int, on_gpu: bool
 ) -> dict[str, Any]:
-    """Returns the dict for `deepspeed.initialize`.
+    """Return the dict for `deepspeed.initialize`.
 
     Args:
         config: The run config.
@@ -49,7 +49,7 @@ def build_ds_config(
 
 
 def build_init_config(config: Config, on_gpu: bool) -> dict[str, Any]:
-    """Returns the dict for `deepspeed.zero.Init`, which reads only dtype and offload settings."""
+    """Return the dict for `deepspeed.zero.Init`, which reads only dtype and offload settings."""
     ds: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     if config.model.torch_dtype == "bfloat16":
         ds["bf16"] = {"enabled": True}

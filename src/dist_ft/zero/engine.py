@@ -106,14 +106,14 @@ class Engine:
 
 
 def open_store(host: str, rank: int, world_size: int, port: int = 0) -> dist.TCPStore:
-    """Opens the rendezvous store. Rank 0 listens on a free port (see `.port`), the others connect."""
+    """Open the rendezvous store. Rank 0 listens on a free port (see `.port`), the others connect."""
     return dist.TCPStore(
         host, port, world_size, is_master=rank == 0, timeout=timedelta(minutes=5), wait_for_workers=False
     )
 
 
 def init_process_group(store: dist.TCPStore, rank: int, world_size: int, on_gpu: bool) -> None:
-    """Joins the process group of this attempt; a rank does so once in its life.
+    """Join the process group of this attempt; a rank does so once in its life.
 
     DeepSpeed would compile a shared-memory op with g++ (80 s on two cores) for a few CPU collectives; it is
     switched off before `init_distributed` looks for it, and gloo does the work.

@@ -23,7 +23,7 @@ ReadWeights = Callable[[str, int, int], torch.Tensor]
 
 
 def shard_model(module: nn.Module, config: Config, read: ReadWeights, whole: list[str], on_gpu: bool) -> None:
-    """Gives the parameters of a model on `meta` their partitions, read by range.
+    """Give the parameters of a model on `meta` their partitions, read by range.
 
     Args:
         module: The model; its parameters are replaced in place, ties kept.
@@ -50,7 +50,7 @@ def shard_model(module: nn.Module, config: Config, read: ReadWeights, whole: lis
 
 
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Returns the full shape of a parameter, even if it is partitioned."""
+    """Return the full shape of a parameter, even if it is partitioned."""
     return tuple(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape)
 
 

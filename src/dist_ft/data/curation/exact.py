@@ -14,7 +14,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 def find_repeats(keys: Keys) -> tuple[Numbers, Numbers]:
-    """Returns the rows that equal an earlier row, ascending, and for each of them the first row that it equals."""
+    """Return the rows that equal an earlier row, ascending, and for each of them the first row that it equals."""
     order = np.argsort(keys, kind="stable")  # stable: equal rows keep their order, so the first stands first
     sorted_keys = keys[order]
     is_repeat = np.concatenate([np.zeros(min(1, len(keys)), dtype=bool), sorted_keys[1:] == sorted_keys[:-1]])
@@ -26,7 +26,7 @@ def find_repeats(keys: Keys) -> tuple[Numbers, Numbers]:
 
 
 def find_shared(keys: Keys, others: Keys) -> tuple[Numbers, Numbers]:
-    """Returns the rows of `keys` that occur in `others`, ascending, and for each of them its first row in `others`."""
+    """Return the rows of `keys` that occur in `others`, ascending, and for each of them its first row in `others`."""
     distinct, firsts = np.unique(others, return_index=True)
     places = np.searchsorted(distinct, keys)
     is_inside = places < len(distinct)

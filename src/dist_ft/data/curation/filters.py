@@ -24,7 +24,7 @@ AGAINST_EVAL, EXACT, NEAR, MAX_ROWS = "against_eval", "exact", "near", "max_rows
 
 
 def rule_names(curation: CurationConfig) -> tuple[str, ...]:
-    """Returns the names of all rules below `data.curation`, and of the cap; the first rule that fits removes a row."""
+    """Return the names of all rules below `data.curation`, and of the cap; the first rule that fits removes a row."""
     return (
         "min_characters", "max_characters", "min_turns", "max_turns",
         *(f"drop.{index}" for index in range(len(curation.drop))),
@@ -34,7 +34,7 @@ def rule_names(curation: CurationConfig) -> tuple[str, ...]:
 
 
 def broken_rule(record: Record, curation: CurationConfig) -> str | None:
-    """Returns the name of the rule that removes a single row; None if the row stays."""
+    """Return the name of the rule that removes a single row; None if the row stays."""
     texts = list(record.role_texts())
     for name, value, least, most in (
         ("characters", sum(len(text) for _, text in texts), curation.min_characters, curation.max_characters),
@@ -78,7 +78,7 @@ class Removed:
         return {name: count for name, count in zip(self.names, counts, strict=True) if count}
 
     def of_part(self, index: int) -> Numbers:
-        """Returns the removed rows of a part, numbered from the part's first row."""
+        """Return the removed rows of a part, numbered from the part's first row."""
         if not len(self.numbers):
             return self.numbers
         begin, end = (int(self.part_ends[index - 1]) if index else 0), int(self.part_ends[index])
@@ -97,7 +97,7 @@ class Curation:
 
 
 def without(items: Iterable[Item], numbers: Numbers) -> Iterator[Item]:
-    """Yields the items except those at `numbers`, which must ascend."""
+    """Yield the items except those at `numbers`, which must ascend."""
     dropped = iter(numbers.tolist())
     following = next(dropped, None)
     for number, item in enumerate(items):
@@ -113,5 +113,5 @@ def _is_found(rule: TextRule, texts: Iterable[tuple[str, str]]) -> bool:
 
 
 def describe_removed(counts: Mapping[str, int]) -> str:
-    """Returns the number of removed rows by rule, such as `exact 1,000, near 12`."""
+    """Return the number of removed rows by rule, such as `exact 1,000, near 12`."""
     return ", ".join(f"{rule} {count:,}" for rule, count in counts.items())

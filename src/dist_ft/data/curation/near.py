@@ -53,7 +53,7 @@ class SignatureFile:
         self._num_rows = 0
 
     def add(self, text: str) -> None:
-        """Appends a text."""
+        """Append a text."""
         runs = _runs(text)
         self._waiting.append(runs)
         self._num_waiting += len(runs)
@@ -61,7 +61,7 @@ class SignatureFile:
             self._flush()
 
     def read(self) -> Signatures:
-        """Returns the signatures of all texts so far, mapped into memory."""
+        """Return the signatures of all texts so far, mapped into memory."""
         self._flush()
         if not self._num_rows:
             return np.zeros((0, NUM_VALUES), np.uint16)
@@ -80,7 +80,7 @@ class SignatureFile:
 
 
 def find_near(signatures: Signatures, among: Numbers, threshold: float) -> tuple[Numbers, Numbers]:
-    """Returns the rows that are similar to an earlier row, ascending, and for each of them the first row of its group.
+    """Return the rows that are similar to an earlier row, ascending, and for each of them the first row of its group.
 
     Two rows belong to one group if they are similar, or if a chain of similar rows joins them.
 
@@ -102,7 +102,7 @@ def find_near(signatures: Signatures, among: Numbers, threshold: float) -> tuple
 
 
 def find_near_shared(signatures: Signatures, others: Signatures, threshold: float) -> tuple[Numbers, Numbers]:
-    """Returns the rows of `signatures` that are similar to a row of `others`, ascending, and one such row for each."""
+    """Return the rows of `signatures` that are similar to a row of `others`, ascending, and one such row for each."""
     found = np.full(len(signatures), len(others))
     for tree in range(_NUM_TREES if len(signatures) and len(others) else 0):
         keys, other_keys = _tree_keys(signatures, tree), _tree_keys(others, tree)
@@ -115,7 +115,7 @@ def find_near_shared(signatures: Signatures, others: Signatures, threshold: floa
 
 
 def _runs(text: str) -> npt.NDArray[np.uint64]:
-    """Returns a hash for each run of three words; a shorter text gives one hash."""
+    """Return a hash for each run of three words; a shorter text gives one hash."""
     words = [word.encode("utf-8", "surrogatepass") for word in _WORD.findall(text.lower())]
     hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, words), np.uint64, len(words))
     if len(hashes) < len(_FACTORS):
@@ -127,13 +127,13 @@ def _runs(text: str) -> npt.NDArray[np.uint64]:
 
 
 def _tree_keys(signatures: Signatures, tree: int, among: Numbers | slice = slice(None)) -> Keys:
-    """Returns the values by which a tree sorts, packed four to a number: [rows, 2]."""
+    """Return the values by which a tree sorts, packed four to a number: [rows, 2]."""
     part = signatures[among, tree * _TREE_VALUES : (tree + 1) * _TREE_VALUES]
     return np.ascontiguousarray(part).view("<u8")
 
 
 def _neighbours(keys: Keys, other_keys: Keys) -> Iterator[tuple[Numbers, Numbers]]:
-    """Yields pairs of a row and one of the others that are neighbours in the order of a tree."""
+    """Yield pairs of a row and one of the others that are neighbours in the order of a tree."""
     both = np.concatenate([other_keys, keys])
     order = np.lexsort((both[:, 1], both[:, 0]))
     is_other = order < len(other_keys)
@@ -146,7 +146,7 @@ def _neighbours(keys: Keys, other_keys: Keys) -> Iterator[tuple[Numbers, Numbers
 
 
 def _alike(here: Numbers, there: Numbers, keys: Keys, other_keys: Keys) -> tuple[Numbers, Numbers]:
-    """Keeps the pairs that agree in the first two sort values.
+    """Keep the pairs that agree in the first two sort values.
 
     Two in three near copies do, but hardly any other rows. The other trees find the remaining near copies.
     """
@@ -158,7 +158,7 @@ def _alike(here: Numbers, there: Numbers, keys: Keys, other_keys: Keys) -> tuple
 def _is_near(
     signatures: Signatures, here: Numbers, others: Signatures, there: Numbers, threshold: float
 ) -> npt.NDArray[np.bool_]:
-    """Returns for each pair whether its rows agree in enough values."""
+    """Return for each pair whether its rows agree in enough values."""
     is_near = np.zeros(len(here), dtype=bool)
     for start in range(0, len(here), _PAIRS):
         some = slice(start, start + _PAIRS)
@@ -168,7 +168,7 @@ def _is_near(
 
 
 def _join(firsts: Numbers, here: Numbers, there: Numbers) -> Numbers:
-    """Joins the groups of each pair of rows; `firsts` holds the first row of the group of every row."""
+    """Join the groups of each pair of rows; `firsts` holds the first row of the group of every row."""
     while True:
         low, high = np.minimum(firsts[here], firsts[there]), np.maximum(firsts[here], firsts[there])
         differ = low < high

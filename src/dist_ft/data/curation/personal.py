@@ -38,7 +38,7 @@ class Found:
 
 
 def find_personal(text: str, kinds: Collection[PersonalKind] = KINDS) -> list[Found]:
-    """Returns the values that are found, in order of position and without overlaps."""
+    """Return the values that are found, in order of position and without overlaps."""
     found: list[Found] = []
     is_taken = bytearray(len(text))
     for kind in KINDS:
@@ -50,14 +50,14 @@ def find_personal(text: str, kinds: Collection[PersonalKind] = KINDS) -> list[Fo
 
 
 def mask(kind: PersonalKind, value: str) -> str:
-    """Returns a masked value: its two ends, only the beginning of a short value, nothing of a private key."""
+    """Return a masked value: its two ends, only the beginning of a short value, nothing of a private key."""
     if kind == "private_key":
         return "a private key"
     return f"{value[:_SHOWN]}…{value[-_SHOWN:]}" if len(value) >= _LONG_ENOUGH else f"{value[:1]}…"
 
 
 def redact_text(text: str, kinds: Collection[PersonalKind]) -> str:
-    """Returns the text with `<EMAIL>`, `<PHONE>` and so on in place of the values that are found."""
+    """Return the text with `<EMAIL>`, `<PHONE>` and so on in place of the values that are found."""
     # Removing one value can expose another beside it. Loop until none is found: a second pass changes nothing.
     while found := find_personal(text, kinds):
         parts, end = [], 0
@@ -69,7 +69,7 @@ def redact_text(text: str, kinds: Collection[PersonalKind]) -> str:
 
 
 def redact(record: Record, kinds: Collection[PersonalKind]) -> Record:
-    """Returns the record with its texts redacted; turns, roles and weights stay."""
+    """Return the record with its texts redacted; turn, roles and weights stay."""
     return record.map_texts(partial(redact_text, kinds=kinds)) if kinds else record
 
 
@@ -179,7 +179,7 @@ def _ibans(text: str) -> Spans:
 
 
 def _is_iban(value: str) -> bool:
-    """Checks an IBAN by ISO 13616: with its first four characters moved to the end, its remainder mod 97 is 1."""
+    """Check an IBAN by ISO 13616: with its first four characters moved to the end, its remainder mod 97 is 1."""
     return int("".join(str(int(character, 36)) for character in value[4:] + value[:4])) % 97 == 1
 
 

@@ -32,7 +32,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def read_turns(key: str, value: Any) -> list[Message]:
-    """Returns the turns under a row's key, which is a list or, in CSV and Parquet files, the list as JSON."""
+    """Return the turns under a row's key, which is a list or, in CSV and Parquet files, the list as JSON."""
     turns = from_json(value, f"`{key}`") if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(f"`{key}` is {excerpt(value)}, expected a list of turns")
@@ -52,7 +52,7 @@ def read_turns(key: str, value: Any) -> list[Message]:
 
 
 def with_system(system: Any, turns: list[Message]) -> list[Message]:
-    """Returns the turns, with the row's own system prompt in front if it has one."""
+    """Return the turns, with the row's own system prompt in front if it has one."""
     if system is None or system == "":
         return turns
     if not isinstance(system, str):
@@ -63,7 +63,7 @@ def with_system(system: Any, turns: list[Message]) -> list[Message]:
 
 
 def assistant_turns(messages: Sequence[Message]) -> list[Message]:
-    """Returns the turns on which a model is trained."""
+    """Return the turns on which a model is trained."""
     return [message for message in messages if message["role"] == "assistant"]
 
 
@@ -120,7 +120,7 @@ def _read_turn(turn: Mapping[str, Any]) -> Message:
 
 
 def _continues(before: Message, message: Message) -> bool:
-    """Returns whether a turn only calls, right behind what the same assistant says or calls."""
+    """Return whether a turn only calls, right behind what the same assistant says or call."""
     says = message["content"] or message.get("reasoning_content")
     is_same = before["role"] == message["role"] == "assistant" and message.get("name") in (None, before.get("name"))
     return is_same and bool(message.get("tool_calls")) and not says
@@ -136,7 +136,7 @@ def _joined(before: Message, calls: Message) -> Message:
 
 
 def _either(turn: Mapping[str, Any], one: str, other: str) -> Any:
-    """Returns the value under one of two spellings of a key."""
+    """Return the value under one of two spellings of a key."""
     values = [turn[key] for key in (one, other) if turn.get(key) is not None]
     if len(values) == 2:
         raise DataError(f"both `{one}` and `{other}` are given; keep one")

@@ -17,7 +17,7 @@ _ALL_KEYS = frozenset((*FLAG_KEYS, *INVERSE_FLAG_KEYS, *SPAN_KEYS))
 
 
 def read_weight(turn: Mapping[str, Any], role: str, parts: Sequence[Mapping[str, Any]], content: str) -> int | None:
-    """Returns 1 or 0 if the flags of an assistant turn say whether it is trained, and None without flags.
+    """Return 1 or 0 if the flags of an assistant turn say whether it is trained, and None without flags.
 
     Args:
         turn: The turn as the row has it.
@@ -62,7 +62,7 @@ def _flags(given: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _span_flags(turn: Mapping[str, Any], content: str) -> Iterator[tuple[str, int]]:
-    """Yields a flag for each span of Axolotl's lists, and one for what they leave out, which is not trained."""
+    """Yield a flag for each span of Axolotl's lists, and one for what they leave out, which is not trained."""
     for key in SPAN_KEYS:
         spans = turn.get(key)
         if not spans:

@@ -43,7 +43,7 @@ def read_record(
     ignored: Collection[str] = (),
     prompt: str | None = None,
 ) -> Record:
-    """Reads one row.
+    """Read one row.
 
     Args:
         row: The row as the file has it; anything but an object is refused.
@@ -80,7 +80,7 @@ def read_record(
 
 
 def unread_keys(row: Mapping[str, Any], columns: Mapping[Any, str], ignored: Collection[str]) -> frozenset[str]:
-    """Returns the keys of a row that could be read, and of what is in it, to which nothing gives a meaning.
+    """Return the keys of a row that could be read, and of what is in it, to which nothing gives a meaning.
 
     Args:
         row: As for `read_record`, and so the others.
@@ -116,7 +116,7 @@ def _check_other_system(row: Mapping[str, Any], record: Record) -> None:
 
 
 def recognise(row: Mapping[str, Any]) -> str:
-    """Returns the format that a row's keys fit.
+    """Return the format that a row's keys fit.
 
     Raises:
         DataError: No format fits, or several do. `text` beside another format is its rendered form and is ignored.
@@ -193,7 +193,7 @@ def _text(row: Mapping[str, Any]) -> Completion:
 
 
 def _conversation(row: Mapping[str, Any], turns: list[Message]) -> Conversation:
-    """Returns the conversation of a row, with the system prompt and the functions that stand beside its turns."""
+    """Return the conversation of a row, with the system prompt and the functions that stand beside its turns."""
     if not assistant_turns(turns):
         raise DataError("no assistant turn, so nothing to learn from; remove the row or add the answer")
     return Conversation(with_system(row.get("system"), turns), tools_of(row))

@@ -106,13 +106,13 @@ class KeyTable:
                 )
 
     def unread(self, given: Mapping[str, Any]) -> Iterator[str]:
-        """Yields the keys that are on no list."""
+        """Yield the keys that are on no list."""
         for key in given.keys() - self.known:
             if not is_empty(given[key]) and self._reason(key) is None:
                 yield f"{key} of a {self.name}"
 
     def _reason(self, key: str) -> str | None:
-        """Returns why a value under a key is refused; None if it is not."""
+        """Return why a value under a key is refused; None if it is not."""
         if key in self.refused or key in self.known:
             return self.refused.get(key)
         snake = _CAMEL.sub("_", key).lower()
@@ -180,7 +180,7 @@ FUNCTION = KeyTable(
 
 
 def is_empty(value: Any) -> bool:
-    """Returns whether a value says nothing: null, empty text, or a list or object of nothing else, also as JSON."""
+    """Return whether a value says nothing: null, empty text, or a list or object of nothing else, also as JSON."""
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     if isinstance(value, list | tuple):
@@ -203,7 +203,7 @@ def refuse_beside_text(row: Mapping[str, Any]) -> None:
 
 
 def lost_keys(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields keys of a row that some format reads, but not the one that the row has.
+    """Yield keys of a row that some format reads, but not the one that the row has.
 
     What stands beside turns, or in a text, is their other form: many files keep the columns that turns were made of.
     """

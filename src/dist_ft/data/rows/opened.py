@@ -23,7 +23,7 @@ what is said."""
 
 
 def opened(row: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[str, Any]:
-    """Returns a row without JSON text in the place of objects, and without ignored keys at every level.
+    """Return a row without JSON text in the place of objects, and without ignored keys at every level.
 
     Args:
         row: The row, with the keys of a format.
@@ -45,7 +45,7 @@ def opened(row: Mapping[str, Any], ignored: Collection[str] = ()) -> dict[str, A
 
 
 def turns_of(row: Mapping[str, Any]) -> Iterator[Any]:
-    """Yields the turns of an opened row, under whatever key they stand."""
+    """Yield the turns of an opened row, under whatever key they stand."""
     for key in _TURN_LISTS:
         value = row.get(key)
         yield from value if isinstance(value, list) else [value] if isinstance(value, dict) else ()
@@ -54,7 +54,7 @@ def turns_of(row: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def unread_in(row: Mapping[str, Any]) -> frozenset[str]:
-    """Returns the keys of an opened row, and of what is in it, that nothing reads, as `foo of a turn`."""
+    """Return the keys of an opened row, and of what is in it, that nothing reads, as `foo of a turn`."""
     found = {*ROW.unread(row), *lost_keys(row)}
     for turn in turns_of(row):
         if not isinstance(turn, dict):
@@ -98,7 +98,7 @@ def _turn(turn: Any, ignored: Collection[str]) -> Any:
 
 
 def _part(part: Any) -> Any:
-    """Returns a part of a content; text is a part of its own unless it is an object with a type."""
+    """Return a part of a content; text is a part of its own unless it is an object with a type."""
     found = _parsed(part, dict)
     return found if isinstance(found, dict) and "type" in found else part
 
@@ -126,7 +126,7 @@ def _function(function: Any) -> Any:
 
 
 def _schema(schema: Any) -> Any:
-    """Returns a JSON schema; objects in it, which differ from row to row, may stand as text."""
+    """Return a JSON schema; objects in it, which differ from row to row, may stand as text."""
     schema = _parsed(schema, dict)
     if not isinstance(schema, dict):
         return schema
@@ -149,7 +149,7 @@ def _without(value: Any, ignored: Collection[str]) -> Any:
 
 
 def _parsed(value: Any, kind: type) -> Any:
-    """Returns what JSON text holds if it is of a kind; anything else as it is."""
+    """Return what JSON text holds if it is of a kind; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:

@@ -33,7 +33,7 @@ _ANSWERED = ("completion", "response", "output")
 
 
 def read_preference(row: Mapping[str, Any]) -> Preference:
-    """Reads a pair of answers.
+    """Read a pair of answers.
 
     Raises:
         DataError: An answer is missing, both are equal, or a turn is not understood.
@@ -69,7 +69,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
 
 
 def read_labelled(row: Mapping[str, Any]) -> Labelled:
-    """Reads an answer with a label.
+    """Read an answer with a label.
 
     Raises:
         DataError: Answer or label is missing, or a turn is not understood.
@@ -132,7 +132,7 @@ def _asked(row: Mapping[str, Any]) -> _Asked:
 
 
 def _side(key: str, value: Any) -> Side:
-    """Returns an answer or a prompt as the row has it: text, or turns."""
+    """Return an answer or a prompt as the row has it: text, or turn."""
     if isinstance(value, dict):
         return read_turns(key, [value])
     if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith('[{"')):
@@ -143,7 +143,7 @@ def _side(key: str, value: Any) -> Side:
 
 
 def _turns_of(side: Side | None, role: str) -> list[Message]:
-    """Returns turns; text becomes one turn of a role, and empty text none."""
+    """Return turns; text becomes one turn of a role, and empty text none."""
     if isinstance(side, list):
         return side
     return [{"role": role, "content": side}] if side else []
@@ -157,7 +157,7 @@ def _answer(key: str, side: Side) -> list[Message]:
 
 
 def _cut_last_answer(key: str, side: Side | None) -> tuple[list[Message], list[Message]]:
-    """Returns a conversation up to its last assistant turn, and that turn."""
+    """Return a conversation up to its last assistant turn, and that turn."""
     turns = _turns_of(side, "user")
     if not turns or turns[-1]["role"] != "assistant":
         raise DataError(f"`{key}` does not end with an answer; remove the row or add the answer")
@@ -177,7 +177,7 @@ def _has_prompt(side: Side) -> bool:
 
 
 def _implicit(better: Side, worse: Side) -> tuple[Side, Side, Side]:
-    """Takes what both answers begin with as the prompt, as TRL does: turns or characters."""
+    """Take what both answers begin with as the prompt, as TRL does: turns or characters."""
     if isinstance(better, str) and isinstance(worse, str):
         end = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(better, worse, strict=False)))
         end -= better[end - 1 : end] == " "  # the space belongs to the answers

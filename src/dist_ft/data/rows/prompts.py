@@ -26,7 +26,7 @@ _PROMPTS = {
 
 
 def read_prompted(row: Mapping[str, Any], name: str) -> Completion:
-    """Returns the text of a row; prompt and answer are tokenised apart.
+    """Return the text of a row; prompt and answer are tokenised apart.
 
     Args:
         row: With the keys of format `alpaca`.

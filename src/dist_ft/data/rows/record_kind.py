@@ -24,7 +24,7 @@ _TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def preference_kind(row: Mapping[str, Any]) -> PreferenceKind | None:
-    """Returns what a row is: a pair of answers, an answer with a label, or neither of them.
+    """Return what a row is: a pair of answers, an answer with a label, or neither of them.
 
     An answer is text, a turn or turns; a flag or a number under such a key is not. A label counts only beside an
     answer, and only where it is a truth value: classes and scores of other tasks are also called labels.
@@ -35,7 +35,7 @@ def preference_kind(row: Mapping[str, Any]) -> PreferenceKind | None:
 
 
 def preference_keys(row: Mapping[str, Any], kind: PreferenceKind) -> list[str]:
-    """Returns the keys of a row that make it one of a kind; empty if it is not."""
+    """Return the keys of a row that make it one of a kind; empty if it is not."""
     if kind == "preference":
         return [
             key for key in (*CHOSEN_KEYS, *REJECTED_KEYS) if isinstance(row.get(key), str | dict | list) and row[key]
@@ -46,7 +46,7 @@ def preference_keys(row: Mapping[str, Any], kind: PreferenceKind) -> list[str]:
 
 
 def truth_of(label: Any) -> bool | None:
-    """Returns a label as a truth value, which CSV files write as text; None if it is something else."""
+    """Return a label as a truth value, which CSV files write as text; None if it is something else."""
     if isinstance(label, bool):
         return label
     if isinstance(label, int | float | str):

@@ -69,12 +69,12 @@ class BadRow:
         return str(self.location)
 
     def error(self) -> DataError:
-        """Returns an error that names the location and the problem."""
+        """Return an error that names the location and the problem."""
         return DataError(f"{self.place}: {self.problem}")
 
 
 def reading_key(source: RowSource, part: Part) -> list[object]:
-    """Returns what the records of a part depend on besides its bytes, the format and the columns.
+    """Return what the records of a part depend on besides its bytes, the format and the columns.
 
     It is empty where no row can have turns, so that a new version of how turns are read changes nothing there.
     """
@@ -84,7 +84,7 @@ def reading_key(source: RowSource, part: Part) -> list[object]:
 
 
 def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
-    """Yields every row of a part in order, including bad rows; memory holds a line or a batch of rows.
+    """Yield every row of a part in order, including bad rows; memory holds a line or a batch of rows.
 
     Args:
         part: The part; its files must not change between the listing and the end of the read.
@@ -102,7 +102,7 @@ def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Ite
 
 
 def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:
-    """Yields every row of a source in file order, including bad rows.
+    """Yield every row of a source in file order, including bad rows.
 
     Args:
         source: Where the rows are and how they are written.
@@ -120,7 +120,7 @@ def scan_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row | 
 
 
 def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
-    """Yields the rows of a source in file order.
+    """Yield the rows of a source in file order.
 
     Raises:
         DataError: See `scan_rows`; also for the first bad row, with its location.
@@ -132,7 +132,7 @@ def read_rows(source: RowSource, group_by: str | None = None) -> Iterator[Row]:
 
 
 def held_out_rows(data: DataConfig) -> Iterator[Row]:
-    """Yields the held-out rows of all sources, one source after the other; none without held-out data.
+    """Yield the held-out rows of all sources, one source after the other; none without held-out data.
 
     Raises:
         DataError: See `read_rows`; with `data.bad_rows: skip`, bad rows raise nothing.
@@ -148,7 +148,7 @@ def held_out_rows(data: DataConfig) -> Iterator[Row]:
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
-    """Returns whether a row is held out. Its content decides, so all copies of a row are on the same side."""
+    """Return whether a row is held out. Its content decides, so all copies of a row are on the same side."""
     return row.key < int(fraction * 2**64)
 
 

@@ -12,12 +12,12 @@ _INSTRUCTING = ("system", "developer")
 
 
 def compared_text(record: Record) -> str:
-    """Returns the text in which near copies are found: all turns but instructions, which many rows share."""
+    """Return the text in which near copies are found: all turns but instructions, which many rows share."""
     return "\n".join(text for role, text in record.role_texts() if role not in _INSTRUCTING)
 
 
 def record_key(record: Record) -> int:
-    """Returns a 64-bit hash of a record; the order of its keys and other columns of the row do not matter.
+    """Return a 64-bit hash of a record; the order of its keys and other columns of the row do not matter.
 
     A record may hold other records.
     """

@@ -20,7 +20,7 @@ _CALL_TYPES = ("function", "tool_call", "function_call", "tool_use")
 
 
 def tools_of(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Returns the definitions of the functions that the assistant may call, from a list or its JSON."""
+    """Return the definitions of the functions that the assistant may call, from a list or its JSON."""
     if row.get("tools") and row.get("functions"):
         raise DataError("both `tools` and `functions` are given; keep `tools`")
     value = row.get("tools") or row.get("functions")
@@ -39,7 +39,7 @@ def tools_of(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def read_calls(turn: Mapping[str, Any], content: Any, is_call: bool) -> list[ToolCall]:
-    """Returns the calls that a turn makes.
+    """Return the calls that a turn makes.
 
     Args:
         turn: The turn.
@@ -90,7 +90,7 @@ def _call(call: Any) -> ToolCall:
 
 
 def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a called function; empty text, as OpenAI writes it, stands for none."""
+    """Return the arguments of a called function; empty text, as OpenAI writes it, stands for none."""
     name, given = excerpt(function["name"]), [key for key in _ARGUMENTS if function.get(key) is not None]
     if not given:
         keys = ", ".join(sorted(map(str, function.keys() - {"name"}))) or "nothing else"
@@ -112,7 +112,7 @@ def _object(arguments: Any, name: str) -> dict[str, Any]:
 
 
 def from_json(value: Any, what: str) -> Any:
-    """Returns what JSON text holds.
+    """Return what JSON text holds.
 
     Args:
         value: The text.

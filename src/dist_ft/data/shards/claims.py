@@ -28,7 +28,7 @@ _POLL_S = 0.5
 def wait_for_claim(
     store: Store, key: str, is_done: Callable[[], bool], abandoned_s: float = ABANDONED_S, poll_s: float = _POLL_S
 ) -> str | None:
-    """Takes the claim on a key, waiting for another holder; returns the owner's name, or None if the shard is made.
+    """Take the claim on a key, waiting for another holder; return the owner's name, or None if the shard is made.
 
     Args:
         store: Store of the shards.
@@ -55,7 +55,7 @@ def wait_for_claim(
 
 @contextmanager
 def kept(store: Store, key: str, owner: str, beat_s: float = BEAT_S) -> Iterator[None]:
-    """Keeps a claim alive inside the block, and gives it up afterwards."""
+    """Keep a claim alive inside the block, and give it up afterwards."""
     ended = threading.Event()
 
     def beat() -> None:

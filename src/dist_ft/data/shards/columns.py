@@ -40,18 +40,18 @@ class Column:
         return pa.list_(_ARROW[self.dtype])
 
     def num_bytes(self, num_samples: int, num_trained_tokens: int) -> int:
-        """Returns the bytes of the column for so many samples and trained tokens."""
+        """Return the bytes of the column for so many samples and trained tokens."""
         entries = num_samples if self.per == "sample" else num_trained_tokens
         return entries * self.width * np.dtype(self.dtype).itemsize
 
     def shaped(self, flat: Numbers) -> Numbers:
-        """Returns the entries of a flat list."""
+        """Return the entries of a flat list."""
         return flat if self.width == 1 else flat.reshape(-1, self.width)
 
     def empty(self) -> Numbers:
-        """Returns no entries, as padding has."""
+        """Return no entries, as padding has."""
         return self.shaped(np.zeros(0, self.dtype))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a JSON object."""
+        """Return a JSON object."""
         return asdict(self)

@@ -45,7 +45,7 @@ class Counts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
-        """Returns the counts among the values of a JSON object; what earlier versions did not count is 0.
+        """Return the counts among the values of a JSON object; what earlier versions did not count is 0.
 
         Raises:
             KeyError: Another count is missing.
@@ -56,10 +56,10 @@ class Counts:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """Returns the sum of some counts."""
+    """Return the sum of some counts."""
     return sum(counts, Counts())
 
 
 def first_unread(*keys: Iterable[str]) -> tuple[str, ...]:
-    """Returns the first of some unread keys by name, in any order of parts."""
+    """Return the first of some unread keys by name, in any order of parts."""
     return tuple(sorted({key for some in keys for key in some})[:MAX_UNREAD])

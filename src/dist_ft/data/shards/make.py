@@ -35,13 +35,13 @@ _MAX_KEPT_CHARACTERS = 10_000
 
 
 def quarantine_name(key: str) -> str:
-    """Returns the name of a shard's bad rows in the store."""
+    """Return the name of a shard's bad rows in the store."""
     return f"{key}.quarantine.jsonl"
 
 
 @contextmanager
 def cache_errors(address: str) -> Iterator[None]:
-    """Turns an error of the token shards' store or the scratch directory into one that names them.
+    """Turn an error of the token shards' store or the scratch directory into one that names them.
 
     Raises:
         ConfigError: The store or the directory refused; the message says why and what to do.
@@ -57,7 +57,7 @@ def cache_errors(address: str) -> Iterator[None]:
 
 
 def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store) -> ShardInfo:
-    """Makes a shard, unless it exists or another process makes it, and returns its description.
+    """Make a shard, unless it exists or another process makes it, and return its description.
 
     Raises:
         DataError: A row cannot be used (the message names file and line), or the file has changed.
@@ -74,13 +74,13 @@ def make_shard(request: SplitRequest, shard: PlannedShard, render_many: RenderMa
 
 
 def read_infos(store: Store, keys: Sequence[str]) -> list[ShardInfo]:
-    """Returns the descriptions of shards that all exist. Reads many at a time, because an object store is slow."""
+    """Return the descriptions of shards that all exist. Reads many at a time, because an object store is slow."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(partial(read_info, store), keys))
 
 
 def find_info(store: Store, key: str) -> ShardInfo | None:
-    """Returns the description of a shard; None if the shard is not made yet."""
+    """Return the description of a shard; None if the shard is not made yet."""
     try:
         return read_info(store, key)
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def check_bad_rows(request: SplitRequest, info: ShardInfo, store: Store) -> None
 
 
 def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, store: Store, scratch: Path) -> None:
-    """Writes a shard to scratch, then puts its files into the store; bad rows raise or go to the quarantine."""
+    """Write a shard to scratch, then put its files into the store; bad rows raise or go to the quarantine."""
     counts, quarantine = Counts(), scratch / quarantine_name(shard.key)
     window, num_rows, num_tokens = Window(columns=request.columns), 0, 0
     columns = [Column(name) for name in request.columns]
@@ -128,7 +128,7 @@ def _write(request: SplitRequest, shard: PlannedShard, render_many: RenderMany, 
 
 
 def sequences_of(window: Window, request: SplitRequest) -> Iterator[PackedSequence]:
-    """Yields the sequences of a full window."""
+    """Yield the sequences of a full window."""
     samples = window.with_mismatched(request.seq_len) if request.adds_mismatched else window
     return samples.sequences(request.seq_len, request.packing, request.rows_per_slot)
 
@@ -189,7 +189,7 @@ Rendered = tuple[Row | BadRow, list[Sample] | BadRow]
 
 
 def render_rows(rows: Iterable[Row | BadRow], render_many: RenderMany) -> Iterator[Rendered]:
-    """Yields every row in order, with its samples or its problem."""
+    """Yield every row in order, with its samples or its problem."""
     for batch in _batches(rows):
         outcomes = iter(render_many([row.record for row in batch if isinstance(row, Row)]))
         for row in batch:
@@ -217,7 +217,7 @@ def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
 
 
 def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> tuple[list[Sample], Counts]:
-    """Returns the trained samples of a row, none longer than a sequence, and the counts of the row.
+    """Return the trained samples of a row, none longer than a sequence, and the counts of the row.
 
     The samples of a slot with several rows are used together or not at all.
 
@@ -248,7 +248,7 @@ def fit(samples: Sequence[Sample], row: Row | BadRow, request: SplitRequest) -> 
 
 
 def usable(sample: Sample, request: SplitRequest) -> list[Sample]:
-    """Returns the pieces of a sample that a run uses: none longer than a sequence or without a trained token."""
+    """Return the pieces of a sample that a run uses: none longer than a sequence or without a trained token."""
     length = len(sample.input_ids)
     if length > request.seq_len and request.long_samples == "drop":
         return []

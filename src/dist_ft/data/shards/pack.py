@@ -53,7 +53,7 @@ class Window:
         return len(self._ends) - 1
 
     def add(self, sample: Sample) -> None:
-        """Adds a sample."""
+        """Add a sample."""
         self._input_ids.extend(sample.input_ids)
         self._trained.extend(sample.trained)
         self._ends.append(len(self._input_ids))
@@ -61,14 +61,14 @@ class Window:
             values.append(sample.numbers[name])
 
     def sample(self, number: int) -> Sample:
-        """Returns a sample."""
+        """Return a sample."""
         start, end = self._ends[number : number + 2]
         flags = cast("list[bool]", memoryview(self._trained).cast("?")[start:end].tolist())
         numbers = {name: values[number] for name, values in self._numbers.items()}
         return Sample(self._input_ids[start:end].tolist(), flags, numbers)
 
     def with_mismatched(self, seq_len: int) -> Window:
-        """Returns a window in which each sample is followed by its prompt with the answer of the sample before.
+        """Return a window in which each sample is followed by its prompt with the answer of the sample before.
 
         The first sample gets the answer of the last. Numbers are those of the sample itself.
 
@@ -88,7 +88,7 @@ class Window:
         return window
 
     def sequences(self, seq_len: int, packing: bool, samples_per_slot: int = 1) -> Iterator[PackedSequence]:
-        """Yields the sequences. Each is made on demand.
+        """Yield the sequences. Each is made on demand.
 
         Args:
             seq_len: The most tokens of a sample.
@@ -122,7 +122,7 @@ class Window:
 
 
 def plan_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Returns bins of samples, filled by best fit decreasing; bins and their members are in input order."""
+    """Return bins of samples, filled by best fit decreasing; bins and their members are in input order."""
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (tokens left, bin), sorted
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -34,7 +34,7 @@ _FIRST_ROWS = 256
 
 
 def is_window_full(num_rows: int, num_tokens: int) -> bool:
-    """Returns whether a window of this many rows and tokens is full, so that its rows are packed now."""
+    """Return whether a window of this many rows and tokens is full, so that its rows are packed now."""
     return num_rows >= WINDOW_ROWS or num_tokens >= WINDOW_TOKENS
 
 
@@ -93,7 +93,7 @@ class SplitRequest:
         return ", ".join(source.source for source in self.sources)
 
     def part_key(self, source: RowSource, part: Part, removed: Numbers) -> str:
-        """Returns the key of the shard of a part without its removed rows.
+        """Return the key of the shard of a part without its removed rows.
 
         The key does not cover `data.bad_rows`: a shard without bad rows is the same either way, and a shard with some
         says so. A run that meets a bad row can therefore continue with `data.bad_rows: skip`.
@@ -109,7 +109,7 @@ class SplitRequest:
 
 
 def split_key(shard_keys: Sequence[str]) -> str:
-    """Returns the key of a split. Two splits with the same key hold the same sequences."""
+    """Return the key of a split. Two splits with the same key hold the same sequences."""
     return xxhash.xxh3_128_hexdigest(" ".join(shard_keys).encode())
 
 
@@ -130,7 +130,7 @@ class PlannedShard:
     removed: Numbers
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for the process that makes the shard. Do not store them; see `Part.to_dict`."""
+        """Return JSON values for the process that makes the shard. Do not store them; see `Part.to_dict`."""
         source = self.source.model_dump(mode="json")
         return {"key": self.key, "source": source, "part": self.part.to_dict(), "removed": self.removed.tolist()}
 
@@ -162,7 +162,7 @@ class SplitPlan:
 
 
 def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | None = None) -> SplitPlan:
-    """Returns the plan of a split, with the keys of its shards.
+    """Return the plan of a split, with the keys of its shards.
 
     Args:
         request: How the split is made.
@@ -182,7 +182,7 @@ def plan_split(request: SplitRequest, listed: Sequence[Sequence[SourceFile]] | N
 
 
 def rows_of_shard(request: SplitRequest, shard: PlannedShard) -> Iterator[Row | BadRow]:
-    """Yields the rows of a shard: the rows of its part that are not removed and are on the split's side.
+    """Yield the rows of a shard: the rows of its part that are not removed and are on the split's side.
 
     A bad row has no side of its own and belongs to the training side.
     """
@@ -193,12 +193,12 @@ def rows_of_shard(request: SplitRequest, shard: PlannedShard) -> Iterator[Row | 
 
 
 def rows_of_split(plan: SplitPlan) -> Iterator[Row | BadRow]:
-    """Yields the rows of all shards."""
+    """Yield the rows of all shards."""
     for shard in plan.shards:
         yield from rows_of_shard(plan.request, shard)
 
 
 def unread_of_first_rows(plan: SplitPlan) -> tuple[str, ...]:
-    """Returns the unread keys of the first rows of a split that a run starts before it is prepared."""
+    """Return the unread keys of the first rows of a split that a run starts before it is prepared."""
     rows = islice(rows_of_split(plan), _FIRST_ROWS)
     return first_unread(*(row.unread for row in rows if isinstance(row, Row)))

@@ -30,7 +30,7 @@ ScoredBatch = Sequence[Sequence[Numbers]]
 
 
 def scores_name(shard_key: str, score_key: str) -> str:
-    """Returns the key of the scores of a token shard.
+    """Return the key of the scores of a token shard.
 
     Args:
         shard_key: Key of the token shard.
@@ -46,7 +46,7 @@ def make_scores(
     score: Callable[[], Iterable[ScoredBatch]],
     store: Store,
 ) -> ShardInfo:
-    """Makes the scores of a token shard, unless they exist or another process makes them; returns their description.
+    """Make the scores of a token shard, unless they exist or another process makes them; return their description.
 
     Args:
         shard: The token shard.

@@ -43,7 +43,7 @@ _TOKENS = [("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_())
 
 
 def schema_of(columns: Sequence[Column], has_tokens: bool = True) -> pa.Schema:
-    """Returns the schema of an Arrow file."""
+    """Return the schema of an Arrow file."""
     numbers = [(column.name, column.arrow_type) for column in columns]
     return pa.schema([*(_TOKENS if has_tokens else []), *numbers])
 
@@ -84,7 +84,7 @@ class ShardInfo:
         return schema_of(self.columns, has_tokens=self.num_index_bytes > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a JSON object, in which the counts are on one level with the other fields."""
+        """Return a JSON object, in which the counts are on one level with the other fields."""
         values = asdict(self)
         key, counts = values.pop("key"), values.pop("counts")
         lists = {"batch_bounds": list(self.batch_bounds), "batch_hashes": list(self.batch_hashes)}
@@ -130,7 +130,7 @@ class IndexRows:
 
     @classmethod
     def of(cls, index: npt.NDArray[np.int32]) -> IndexRows:
-        """Returns entries of an index [sequences, 2 or 3]."""
+        """Return entries of an index [sequences, 2 or 3]."""
         wide = index.astype(np.int64)
         return cls(wide[:, 0], wide[:, 1], wide[:, 2] if wide.shape[1] > 2 else np.zeros_like(wide[:, 0]))
 
@@ -151,7 +151,7 @@ class ArrowWriter:
         self._bounds = [8 + schema.serialize().size]
 
     def write(self, columns: Sequence[Sequence[Any]]) -> None:
-        """Writes a record batch: the rows of each column."""
+        """Write a record batch: the rows of each column."""
         arrays = [pa.array(rows, field.type) for rows, field in zip(columns, self._schema, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
         self._bounds.append(self._sink.tell())
@@ -164,7 +164,7 @@ class ArrowWriter:
         return ArrowFile(data.size, xxhash.xxh3_128_hexdigest(data), tuple(self._bounds), tuple(hashes))
 
     def abandon(self) -> None:
-        """Closes the file without describing it."""
+        """Close the file without describing it."""
         self._writer.close()
         self._sink.close()
 
@@ -210,7 +210,7 @@ class ShardWriter:
                 self._path(ending).unlink(missing_ok=True)
 
     def add(self, sequences: Iterable[PackedSequence]) -> None:
-        """Adds sequences at the end."""
+        """Add sequences at the end."""
         for sequence in sequences:
             self._waiting.append(sequence)
             if len(self._waiting) == BATCH_SEQUENCES:
@@ -258,7 +258,7 @@ class ShardWriter:
 
 
 def read_info(store: Store, key: str) -> ShardInfo:
-    """Returns the description of a shard.
+    """Return the description of a shard.
 
     Raises:
         FileNotFoundError: The shard is not made yet.
@@ -275,6 +275,6 @@ def read_info(store: Store, key: str) -> ShardInfo:
 
 
 def map_file(path: Path) -> pa.Buffer:
-    """Maps a file and returns its bytes. No descriptor stays open, and the bytes stay readable if it is deleted."""
+    """Map a file and return its bytes. No descriptor stays open, and the bytes stay readable if it is deleted."""
     with pa.memory_map(str(path), "r") as file:
         return file.read_buffer()

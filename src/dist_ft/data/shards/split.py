@@ -74,19 +74,19 @@ class PreparedSplit:
         return SlotTotals(counts.num_sequences, counts.num_tokens, counts.num_trained_tokens, counts.num_samples)
 
     def with_sizes(self, sizes: Mapping[int, int]) -> PreparedSplit:
-        """Returns the split with the sequences of more of its shards, by their place in the source's order."""
+        """Return the split with the sequences of more of its shards, by their place in the source's order."""
         if self.is_complete or not sizes:
             return self
         known = self.made_sizes or (None,) * self.num_shards
         return replace(self, made_sizes=tuple(sizes.get(shard, size) for shard, size in enumerate(known)))
 
     def read_keys(self) -> list[str]:
-        """Returns the keys of the shards, in the source's order."""
+        """Return the keys of the shards, in the source's order."""
         keys: list[str] = _read(open_store(self.address), _list_name(self.key))["keys"]
         return keys
 
     def read_sizes(self) -> list[int]:
-        """Returns the sequences of each shard of a complete split."""
+        """Return the sequences of each shard of a complete split."""
         sizes: list[int] = _read(open_store(self.address), _sizes_name(self.key))["sizes"]
         return sizes
 
@@ -100,7 +100,7 @@ class PreparedSplit:
 
 
 def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[SplitPlan, PlannedShard]]:
-    """Returns the shards that are not made yet, plan by plan in file order, without repeats inside a plan.
+    """Return the shards that are not made yet, plan by plan in file order, without repeats inside a plan.
 
     The files in `splits/` do not count, because a shard that was damaged and deleted must be made again.
     """
@@ -114,7 +114,7 @@ def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[Split
 
 
 def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit:
-    """Returns a split whose shards all exist, and writes its description to the store.
+    """Return a split whose shards all exist, and write its description to the store.
 
     Raises:
         DataError: No token of the split is trained.
@@ -147,7 +147,7 @@ def complete_split(plan: SplitPlan, store: Store, address: str) -> PreparedSplit
 
 
 def _encode(split: PreparedSplit) -> dict[str, Any]:
-    """Returns a complete split as `splits/<key>.json` has it, with the counts on one level with the other fields."""
+    """Return a complete split as `splits/<key>.json` has it, with the counts on one level with the other fields."""
     return {
         "address": split.address, "key": split.key, "is_complete": True, "num_shards": split.num_shards,
         **asdict(split.known_counts), "removed_rows": split.removed_rows, "max_tokens": split.max_tokens,
@@ -168,7 +168,7 @@ def _quarantines(plan: SplitPlan, store: Store) -> Iterator[bytes]:
 
 
 def open_ended_split(plan: SplitPlan, store: Store, address: str, made_sizes: Mapping[str, int]) -> PreparedSplit:
-    """Returns a split whose shards are not all made yet, for mode `stream`.
+    """Return a split whose shards are not all made yet, for mode `stream`.
 
     Args:
         plan: The split.
@@ -192,13 +192,13 @@ def open_ended_split(plan: SplitPlan, store: Store, address: str, made_sizes: Ma
 
 
 def write_list(plan: SplitPlan, store: Store) -> None:
-    """Writes the list of a split's shards, by which readers find them."""
+    """Write the list of a split's shards, by which readers find them."""
     if not _exists(store, _list_name(plan.key)):
         _write(store, _list_name(plan.key), {"keys": [shard.key for shard in plan.shards]})
 
 
 def quarantine_of(key: str) -> str:
-    """Returns the name, in the store, of the file of a split's bad rows: location, problem and row of each."""
+    """Return the name, in the store, of the file of a split's bad rows: location, problem and row of each."""
     return f"splits/{key}.quarantine.jsonl"
 
 
@@ -234,7 +234,7 @@ _LONG = {"truncate": "are cut", "drop": "are left out", "split": "are made into 
 def describe_omissions(
     splits: Sequence[PreparedSplit], eval_split: PreparedSplit | None, data: DataConfig
 ) -> list[str]:
-    """Returns a line for each kind of row or sample that was left out or cut; every display of a split uses them."""
+    """Return a line for each kind of row or sample that was left out or cut; every display of a split uses them."""
     named = [(f"data.train.{index}", _unread(split)) for index, split in enumerate(splits)]
     known = {key for _, keys in named for key in keys}
     lines = list(_lines(splits, data))
@@ -245,7 +245,7 @@ def describe_omissions(
 
 
 def describe_unread(name: str, keys: Sequence[str]) -> str:
-    """Returns the warning that rows have keys to which nothing gives a meaning.
+    """Return the warning that rows have keys to which nothing gives a meaning.
 
     Args:
         name: The source of the rows.

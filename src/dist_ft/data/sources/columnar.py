@@ -26,7 +26,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 def read_parquet(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
-    """Yields the rows of row groups `start` to `stop`."""
+    """Yield the rows of row groups `start` to `stop`."""
     with _opened(file) as source, _parquet(source) as opened:
         groups = range(start, opened.num_row_groups if stop is None else stop)
         first = sum(opened.metadata.row_group(group).num_rows for group in range(start))
@@ -35,21 +35,21 @@ def read_parquet(file: SourceFile, start: int, stop: int | None) -> Iterator[Raw
 
 
 def read_arrow(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
-    """Yields the rows of record batches `start` to `stop`."""
+    """Yield the rows of record batches `start` to `stop`."""
     before = RowsBefore(partial(_count_rows, file, start)) if start else None
     with _opened(file) as source:
         yield from _number_rows(file, _arrow_batches(source, start, stop), 0, before)
 
 
 def parquet_sizes(file: SourceFile) -> list[int]:
-    """Returns the stored bytes of each row group, from the footer alone."""
+    """Return the stored bytes of each row group, from the footer alone."""
     with _opened(file) as source, _parquet(source) as opened:
         groups = (opened.metadata.row_group(number) for number in range(opened.num_row_groups))
         return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
 
 
 def arrow_sizes(file: SourceFile) -> list[int]:
-    """Returns the stored bytes of each record batch, from the footer alone.
+    """Return the stored bytes of each record batch, from the footer alone.
 
     All are assumed to be equally large, as writers make them. An Arrow stream has no footer and counts as one batch.
     """
@@ -112,7 +112,7 @@ def _number_rows(file: SourceFile, batches: Iterator[Any], first: int, before: R
 
 
 def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
-    """Returns the rows of a batch; a string in place of a row describes its problem."""
+    """Return the rows of a batch; a string in place of a row describes its problem."""
     try:
         return cast("list[dict[str, Any] | str]", batch.to_pylist())
     except UnicodeDecodeError:
@@ -122,7 +122,7 @@ def _rows_of(batch: Any) -> list[dict[str, Any] | str]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Returns a value without its null keys, because a columnar file gives every row the keys of all rows."""
+    """Return a value without its null keys, because a columnar file gives every row the keys of all rows."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -132,7 +132,7 @@ _Decode = Callable[[Any], Any]
 
 
 def _decoder(kind: Any) -> _Decode | None:
-    """Returns the function that parses the JSON in values of a type; None if there is none in it."""
+    """Return the function that parses the JSON in values of a type; None if there is none in it."""
     if isinstance(kind, pa.JsonType):
         return lambda value: parse_json(value) if isinstance(value, str) else value
     if pa.types.is_struct(kind):

@@ -125,7 +125,7 @@ class Order:
     priority: str
 
     def to_json(self) -> str:
-        """Returns the strict answer: one line, fixed key order, no spaces, null for no color."""
+        """Return the strict answer: one line, fixed key order, no spaces, null for no color."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
@@ -149,7 +149,7 @@ EMBEDDED: Final[Mapping[str, _Split]] = MappingProxyType(
 
 
 def embedded_rows(name: str) -> list[dict[str, list[Message]]]:
-    """Returns the rows of an embedded data set, the same ones in every process.
+    """Return the rows of an embedded data set, the same ones in every process.
 
     Args:
         name: A key of `EMBEDDED`, without the `embedded:` prefix.

@@ -35,7 +35,7 @@ _REMOTE = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<path>.+
 
 
 def find_files(source: RowSource) -> list[Path]:
-    """Returns the files of a source that is a path or a hub id, in the order in which they are read.
+    """Return the files of a source that is a path or a hub id, in the order in which they are read.
 
     Raises:
         DataError: There are no files, or a hub id can be neither fetched nor found in the cache.
@@ -64,7 +64,7 @@ def _find(source: RowSource) -> list[Path]:
 
 
 def _saved_split(folder: Path, source: RowSource) -> Path:
-    """Returns the folder of a split that `DatasetDict.save_to_disk` has written."""
+    """Return the folder of a split that `DatasetDict.save_to_disk` has written."""
     splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
     split = source.split or "train"
     if split not in splits:
@@ -73,7 +73,7 @@ def _saved_split(folder: Path, source: RowSource) -> Path:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """Returns the files of a data set that `Dataset.save_to_disk` has written, in its order."""
+    """Return the files of a data set that `Dataset.save_to_disk` has written, in its order."""
     try:
         names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -99,7 +99,7 @@ def _matching_files(pattern: Path) -> list[Path]:
 
 
 def _is_dataset(folder: Path, source: RowSource) -> bool:
-    """Returns whether a folder is laid out like a data set of the hub; otherwise all its files are read."""
+    """Return whether a folder is laid out like a data set of the hub; otherwise all its files are read."""
     if source.split or source.name or (folder / "README.md").is_file() or (folder / "data").is_dir():
         return True
     return any(_SPLIT_NAME.search(path.name.lower()) for path in folder.iterdir() if not path.name.startswith("."))
@@ -120,7 +120,7 @@ def _dataset_files(folder: Path, source: RowSource) -> list[Path]:
 
 @lru_cache(maxsize=64)
 def _hub_files(source_id: str, name: str | None, split: str | None, revision: str | None) -> tuple[Path, ...]:
-    """Fetches the files of a split into the hub's cache; offline, looks for them there.
+    """Fetch the files of a split into the hub's cache; offline, looks for them there.
 
     Done once per process, so that hash and rows are of one commit even if a branch moves meanwhile.
     """
@@ -153,7 +153,7 @@ def _hub_files(source_id: str, name: str | None, split: str | None, revision: st
 
 
 def _record_path(source: RowSource) -> Path:
-    """Returns the path of a record of a source's commit and files: a partial data set must not pass for the whole."""
+    """Return the path of a record of a source's commit and files: a partial data set must not pass for the whole."""
     from huggingface_hub.constants import HF_HOME
 
     asked = f"{[source.source, source.name, source.split or 'train', source.revision]}"
@@ -161,7 +161,7 @@ def _record_path(source: RowSource) -> Path:
 
 
 def _touch_hub() -> None:
-    """Checks within seconds that the hub answers; the libraries would retry for half a minute.
+    """Check within seconds that the hub answers; the libraries would retry for half a minute.
 
     Raises:
         OSError, HTTPError: The hub is out of reach, or `HF_HUB_OFFLINE` is set.
@@ -173,7 +173,7 @@ def _touch_hub() -> None:
 
 
 def _split_files(name: str, source: RowSource, revision: str | None = None) -> Sequence[str]:
-    """Returns paths or `hf://` addresses of the files of a split.
+    """Return paths or `hf://` addresses of the files of a split.
 
     Raises:
         OSError, HTTPError: The hub cannot be reached.
@@ -199,7 +199,7 @@ def _split_files(name: str, source: RowSource, revision: str | None = None) -> S
 
 
 def _fetch(source: RowSource, address: str, is_offline: bool = False) -> Path:
-    """Returns the path of a file in the hub's cache."""
+    """Return the path of a file in the hub's cache."""
     import huggingface_hub
 
     match = _REMOTE.fullmatch(address)

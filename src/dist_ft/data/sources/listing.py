@@ -39,7 +39,7 @@ _WAY_OUT = "put back what was there, or start another run (run.name) with the da
 
 
 def list_files(source: RowSource) -> list[SourceFile]:
-    """Returns the files of a source, in the order in which they are read.
+    """Return the files of a source, in the order in which they are read.
 
     Local files are read once to be hashed, and again only when they change. Of remote files, only the listing is read.
 
@@ -77,7 +77,7 @@ class ListedSources:
 
 
 def list_sources(data: DataConfig) -> ListedSources:
-    """Lists all sources of a run.
+    """List all sources of a run.
 
     Raises:
         DataError: See `list_files`.
@@ -87,7 +87,7 @@ def list_sources(data: DataConfig) -> ListedSources:
 
 
 def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> None:
-    """Checks that a source has not changed since the run began. Pure.
+    """Check that a source has not changed since the run began. Pure.
 
     Args:
         frozen: Files of the source at the start of the run; secrets of their URLs may be missing.
@@ -119,7 +119,7 @@ def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> Non
 
 
 def check_unchanged(file: SourceFile) -> None:
-    """Checks that a file has not changed since it was listed. Looks only at its entry, unless it was written to.
+    """Check that a file has not changed since it was listed. Looks only at its entry, unless it was written to.
 
     Raises:
         DataError: The file changed, or cannot be found.
@@ -206,7 +206,7 @@ Now = Callable[[], int]
 
 
 def content_identity(path: Path, now_ns: Now = time.time_ns) -> tuple[str, os.stat_result]:
-    """Returns `xxh3:` with the hash of a file's bytes, and the file's stat result.
+    """Return `xxh3:` with the hash of a file's bytes, and the file's stat result.
 
     Raises:
         OSError: The file cannot be read.

@@ -50,7 +50,7 @@ class Piece:
     stop_row: int | None = None
 
     def rows(self) -> Iterator[RawRow]:
-        """Yields its rows in file order, and reads none behind the last that is used."""
+        """Yield its rows in file order, and read none behind the last that is used."""
         return islice(read_piece(self.file, self.start, self.stop), self.first_row, self.stop_row)
 
 
@@ -80,7 +80,7 @@ class Part:
         return f"{text} and {len(rest)} more" if rest else text
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for the process that prepares the part. Do not store them: URLs keep their secrets."""
+        """Return JSON values for the process that prepares the part. Do not store them: URLs keep their secrets."""
         return asdict(self)
 
     @classmethod
@@ -89,7 +89,7 @@ class Part:
         return cls(tuple(Piece(**{**piece, "file": SourceFile.from_dict(piece["file"])}) for piece in data["pieces"]))
 
     def identity(self) -> str:
-        """Returns a hash of its bytes and of how they are read, independent of file names."""
+        """Return a hash of its bytes and of how they are read, independent of file names."""
         said = [
             (
                 p.file.kind, p.file.compression, p.file.identity, p.start, p.stop,
@@ -103,7 +103,7 @@ class Part:
 def cut_parts(
     files: Sequence[SourceFile], part_bytes: int = PART_BYTES, rows: Sequence[RowBound] | None = None
 ) -> list[Part]:
-    """Returns the parts of a source.
+    """Return the parts of a source.
 
     Args:
         files: Files of one source, in order.
@@ -131,14 +131,14 @@ def cut_parts(
 
 
 def whole(files: Sequence[SourceFile], rows: Sequence[RowBound] | None = None) -> Part:
-    """Returns all files of a source, or the rows that are used of them, as one part."""
+    """Return all files of a source, or the rows that are used of them, as one part."""
     if rows is not None:
         return Part(tuple(_chosen(files, rows)))
     return Part(tuple(Piece(file, 0, None, file.size) for file in files))
 
 
 def _chosen(files: Sequence[SourceFile], rows: Sequence[RowBound]) -> list[Piece]:
-    """Returns the files that hold the rows of a range, each with its own range.
+    """Return the files that hold the rows of a range, each with its own range.
 
     Raises:
         DataError: No row is in the range.
@@ -167,7 +167,7 @@ def _chosen(files: Sequence[SourceFile], rows: Sequence[RowBound]) -> list[Piece
 
 
 def _row_number(bound: int | str, num_rows: int) -> int:
-    """Returns a bound as a number of rows; shares are rounded to the nearest row, as `datasets` does."""
+    """Return a bound as a number of rows; shares are rounded to the nearest row, as `datasets` does."""
     if isinstance(bound, int):
         return min(bound, num_rows)
     return round(float(bound.removesuffix("%")) * num_rows / 100)

@@ -48,7 +48,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
-    """Yields the rows of a file in file order.
+    """Yield the rows of a file in file order.
 
     Args:
         file: The file.
@@ -76,7 +76,7 @@ def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Ite
 
 
 def refuse_pointer(file: SourceFile) -> None:
-    """Checks that a file is not a pointer to the data; a reader of text would train on it.
+    """Check that a file is not a pointer to the data; a reader of text would train on it.
 
     Raises:
         DataError: It is one; the message says of what.
@@ -90,7 +90,7 @@ def refuse_pointer(file: SourceFile) -> None:
 
 
 def cannot_read(shown: str, error: OSError) -> str:
-    """Returns the message that a local file cannot be read."""
+    """Return the message that a local file cannot be read."""
     reason = error.strerror or excerpt(str(error)).strip("'\"")
     return f"{shown} cannot be read: {reason}; all machines must see it under this path"
 
@@ -152,7 +152,7 @@ def _parse_line(place: RowLocation, line: bytes, is_first: bool) -> RawRow:
 
 
 def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRow]:
-    """Yields the rows of a JSON file: an array, an object with one list of rows, or (as on the hub) JSON lines."""
+    """Yield the rows of a JSON file: an array, an object with one list of rows, or (as on the hub) JSON lines."""
     with _open(file) as opened:
         has_lines = _begins_with_a_whole_object(opened)
     if has_lines:
@@ -169,7 +169,7 @@ def _read_json(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRo
 
 
 def _begins_with_a_whole_object(opened: BinaryIO) -> bool:
-    """Returns whether the first line is a whole object and another line follows."""
+    """Return whether the first line is a whole object and another line follows."""
     lines = (line for line in iter(lambda: opened.readline(MAX_LINE_BYTES), b"") if line.strip())
     first = next(lines, b"").strip().removeprefix(b"\xef\xbb\xbf")
     if not first.startswith(b"{"):
@@ -277,7 +277,7 @@ _READ_BYTES = 1 << 15  # read of a zstd file at once: a few bytes can expand to 
 
 
 def decompressed(stored: BinaryIO, compression: str | None) -> BinaryIO:
-    """Returns a stream of the decompressed bytes; closing it leaves `stored` open."""
+    """Return a stream of the decompressed bytes; closing it leaves `stored` open."""
     if compression is None:
         return stored
     return io.BufferedReader(cast("io.RawIOBase", _DECOMPRESSORS[compression](stored)), _TEXT_BUFFER_BYTES)

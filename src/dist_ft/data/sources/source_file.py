@@ -53,7 +53,7 @@ class SourceFile:
         return shown_url(self.address) if self.is_remote else printable(self.address)
 
     def open(self) -> BinaryIO:
-        """Opens the stored bytes, seekable.
+        """Open the stored bytes, seekable.
 
         Raises:
             OSError, StorageError: The bytes cannot be read; a remote file can also raise it while being read.
@@ -63,7 +63,7 @@ class SourceFile:
         return Path(self.address).open("rb", buffering=_BUFFER_BYTES)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values for the run directory, without secrets of URLs."""
+        """Return JSON values for the run directory, without secrets of URLs."""
         return asdict(self) | {"address": without_secrets(self.address)}
 
     @classmethod
@@ -73,7 +73,7 @@ class SourceFile:
 
 
 def kind_of(address: str) -> tuple[str, str | None]:
-    """Returns the kind and the compression of a file by its name.
+    """Return the kind and the compression of a file by its name.
 
     Raises:
         DataError: The name has no known ending.

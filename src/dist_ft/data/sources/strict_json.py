@@ -10,7 +10,7 @@ from dist_ft.printable import excerpt
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns the value that JSON text holds.
+    """Return the value that JSON text holds.
 
     Raises:
         ValueError: The text is not JSON (`json.JSONDecodeError`), or a key stands twice.

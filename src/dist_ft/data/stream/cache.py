@@ -93,7 +93,7 @@ class ShardCache:
         return all(isinstance(replica.store, LocalStore) for replica in self._replicas)
 
     def info(self, key: str) -> ShardInfo:
-        """Returns the description of a shard, as soon as the shard is prepared.
+        """Return the description of a shard, as soon as the shard is prepared.
 
         Raises:
             DataError: The shard does not exist, or its description is damaged.
@@ -117,7 +117,7 @@ class ShardCache:
             self._pause(min(READY_POLL_S, self._first_pause_s * 4))
 
     def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
-        """Maps a file of a shard, after copying it to this machine if it is elsewhere.
+        """Map a file of a shard, after copying it to this machine if it is elsewhere.
 
         Args:
             info: Description of the shard.
@@ -139,11 +139,11 @@ class ShardCache:
             ) from None
 
     def close(self) -> None:
-        """Ends all waits, in this and other threads, with an error."""
+        """End all waits, in this and other threads, with an error."""
         self._closed.set()
 
     def _from_any(self, name: str, attempt: Callable[[Replica], T]) -> T:
-        """Tries each replica in turn, round after round, as long as another try can help."""
+        """Try each replica in turn, round after round, as long as another try can help."""
         reasons: dict[str, str] = {}
         for number in range(self._loader.max_tries):
             if number:
@@ -195,7 +195,7 @@ class ShardCache:
         return data if data.size == _num_bytes(info, ending) else None
 
     def _copy(self, store: Store, path: Path, info: ShardInfo, ending: str) -> pa.Buffer:
-        """Copies a file durably, checks its hash and maps it. The caller holds the lock of the copy."""
+        """Copy a file durably, check its hash and map it. The caller holds the lock of the copy."""
         part, name = path.with_name(f".{path.name}.part"), f"{info.key}{ending}"
         num_bytes, hasher = _num_bytes(info, ending), xxhash.xxh3_128()
         self._reserve(part, num_bytes, name)
@@ -245,7 +245,7 @@ class ShardCache:
             self._pause(ROOM_POLL_S)
 
     def _make_room(self, num_bytes: int, held_lock: str) -> bool:
-        """Deletes the least recently used copies until a file fits; returns whether it fits."""
+        """Delete the least recently used copies until a file fits; return whether it fits."""
         found = []
         for entry in os.scandir(self._directory):
             if _OURS.fullmatch(entry.name):  # the directory may hold other files, too
@@ -262,7 +262,7 @@ class ShardCache:
         return used + num_bytes <= self._limit_bytes
 
     def _is_abandoned(self, part: Path, held_lock: str) -> bool:
-        """Returns whether the writer of a copy has died: the system frees the lock of a process that dies."""
+        """Return whether the writer of a copy has died: the system frees the lock of a process that dies."""
         name = _lock_of(part)
         if name == held_lock:
             return True
@@ -273,7 +273,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Holds a lock of the cache directory; the system frees it when its holder dies."""
+        """Hold a lock of the cache directory; the system frees it when its holder dies."""
         deadline = time.monotonic() + LOCK_LIMIT_S
         lock = FileLock(self._directory / f".{name}.lock", thread_local=False, is_singleton=False)
         while True:
@@ -293,7 +293,7 @@ class ShardCache:
             lock.release()
 
     def _pause(self, seconds: float) -> None:
-        """Waits a little longer or shorter than asked, so that many ranks do not try again at once."""
+        """Wait a little longer or shorter than asked, so that many ranks do not try again at once."""
         self._closed.wait(seconds * random.uniform(0.5, 1.5))
         self._check_open()
 
@@ -303,7 +303,7 @@ class ShardCache:
 
 
 def open_split(split: PreparedSplit, loader: LoaderConfig) -> TokenShards:
-    """Opens the shards of a split for reading, from its store or one of `loader.replicas`."""
+    """Open the shards of a split for reading, from its store or one of `loader.replicas`."""
     addresses = (split.address, *loader.replicas)
     replicas = [Replica(shown_url(address), open_store(address)) for address in addresses]
     if not split.is_complete:
@@ -323,7 +323,7 @@ def _explain(name: str, reasons: dict[str, str]) -> str:
 
 
 def _lock_of(path: Path) -> str:
-    """Returns the name of a copy's lock, given the path of the finished or of the unfinished copy."""
+    """Return the name of a copy's lock, given the path of the finished or of the unfinished copy."""
     name = path.name.removeprefix(".").removesuffix(".part")
     return f"copy-{int(xxhash.xxh3_64_intdigest(name.encode())) % _NUM_LOCKS}"
 
@@ -338,7 +338,7 @@ def _num_bytes(info: ShardInfo, ending: str) -> int:
 
 @contextmanager
 def _disk_errors(directory: Path) -> Iterator[None]:
-    """Turns an error of the cache's own disk into one that says so."""
+    """Turn an error of the cache's own disk into one that says so."""
     try:
         yield
     except Timeout:  # a lock's timeout is an OSError, too

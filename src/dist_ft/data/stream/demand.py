@@ -24,16 +24,16 @@ class ShardDemand:
 
     @classmethod
     def of(cls, num_positions: int, weights: Sequence[float] | None, num_sources: int) -> ShardDemand:
-        """Returns the demand of a run with this many positions."""
+        """Return the demand of a run with this many positions."""
         shares = weights or [1.0] * num_sources
         return cls([ceil(num_positions * share / sum(shares)) + 1 for share in shares])
 
     def add(self, source: int, window: int, num_sequences: int) -> None:
-        """Records a shard that is made."""
+        """Record a shard that is made."""
         self.sequences[source, window] += num_sequences
 
     def is_needed(self, source: int, window: int) -> bool:
-        """Returns whether the run may reach a window; shards that are still being made count as empty."""
+        """Return whether the run may reach a window; shards that are still being made count as empty."""
         if source in self.enough and window >= self.enough[source]:
             return False  # skip the count below: a hundred thousand shards may be dropped at once
         before = sum(count for (of, at), count in self.sequences.items() if of == source and at < window)

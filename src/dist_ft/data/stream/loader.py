@@ -97,7 +97,7 @@ class RankLayout:
 
 
 def build_order(shards: Sequence[TokenShards], data: DataConfig, seed: int) -> Order:
-    """Returns the order over opened sources."""
+    """Return the order over opened sources."""
     sizes = [opened if opened.known_sizes is None else opened.known_sizes for opened in shards]
     return Order(sizes, data.weights, seed, data.shuffle, data.exhaust)
 
@@ -110,7 +110,7 @@ def fitting_batch(
     limit_bytes: int | None,
     rows_per_slot: int,
 ) -> BatchShape:
-    """Returns the largest micro batch that these splits can give, with fewer sequences if memory is short.
+    """Return the largest micro batch that these splits can give, with fewer sequences if memory is short.
 
     Args:
         config: The run config.
@@ -172,28 +172,28 @@ class TrainLoader:
         self._fetched: dict[int, tuple[int, int]] = {}
 
     def step(self, step: int) -> StepBatch:
-        """Returns this rank's rows of step `step`, counted from 0; raises errors of the background threads."""
+        """Return this rank's rows of step `step`, counted from 0; raise errors of the background threads."""
         self._look_ahead(step)
         return self._ready.popleft()[1].result()
 
     def is_ready(self, step: int, within_s: float) -> bool:
-        """Returns whether the rows of a step are ready within some seconds; if not, `step` would wait for them."""
+        """Return whether the rows of a step are ready within some seconds; if not, `step` would wait for them."""
         self._look_ahead(step)
         return not wait([self._ready[0][1]], within_s).not_done
 
     def epoch(self, position: int) -> int:
-        """Returns the epochs completed at a position."""
+        """Return the epochs completed at a position."""
         return self._order.epoch(position)
 
     def close(self) -> None:
-        """Ends the threads; whatever they wait for ends with an error."""
+        """End the threads; whatever they wait for ends with an error."""
         for opened in self._shards:
             opened.close()
         self._maker.shutdown(cancel_futures=True)
         self._fetchers.shutdown(cancel_futures=True)
 
     def _look_ahead(self, step: int) -> None:
-        """Starts making the rows of a step and of the steps after it."""
+        """Start making the rows of a step and of the steps after it."""
         if self._ready and self._ready[0][0] != step:
             for _, future in self._ready:
                 future.cancel()
@@ -237,7 +237,7 @@ class TrainLoader:
         return micro_batch(rows, slots, self._layout, is_mismatched)
 
     def _fetch_ahead(self, position: int) -> None:
-        """Starts fetching the shards of the window at a position and of the next window to this machine.
+        """Start fetching the shards of the window at a position and of the next window to this machine.
 
         Errors are ignored here, because reading the shard raises them again.
         """
@@ -251,14 +251,14 @@ class TrainLoader:
 
 
 def num_eval_batches(shards: TokenShards, layout: RankLayout) -> int:
-    """Returns the number of batches of a held-out split over all ranks, without padding batches."""
+    """Return the number of batches of a held-out split over all ranks, without padding batches."""
     counts = shards.num_sequences(np.arange(shards.num_shards))
     windows = [int(counts[begin : begin + WINDOW_SHARDS].sum()) for begin in range(0, len(counts), WINDOW_SHARDS)]
     return sum(num_micro_steps(count, layout.micro_batch_size, 1) for count in windows)
 
 
 def eval_batches(shards: TokenShards, layout: RankLayout, is_mismatched: bool = False) -> Iterator[MicroBatch]:
-    """Yields this rank's part of a held-out split; every rank gets the same number of batches.
+    """Yield this rank's part of a held-out split; every rank gets the same number of batches.
 
     A batch holds the same rows at any number of ranks, so that it gives the same numbers. Batches are dealt round
     robin: the i-th batch of this rank is number `i * world_size + rank` of all, and batches beyond the last are
@@ -272,7 +272,7 @@ def eval_batches(shards: TokenShards, layout: RankLayout, is_mismatched: bool = 
 
 
 def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Yields slots and (shard, row) of each batch; a batch has rows of similar length from one window of shards."""
+    """Yield slots and (shard, row) of each batch; a batch has rows of similar length from one window of shards."""
     first = 0
     for begin in range(0, shards.num_shards, WINDOW_SHARDS):  # as many shards as a reader keeps open
         members = np.arange(begin, min(begin + WINDOW_SHARDS, shards.num_shards))
@@ -287,7 +287,7 @@ def _all_eval_batches(shards: TokenShards, micro_batch_size: int) -> Iterator[tu
 def micro_batch(
     sequences: Sequence[Row], slots: Sequence[int], layout: RankLayout, is_mismatched: bool = False
 ) -> MicroBatch:
-    """Returns the rows of some slots. A slot of several rows is one sequence that is cut where its samples begin.
+    """Return the rows of some slots. A slot of several rows is one sequence that is cut where its samples begin.
 
     Args:
         sequences: The sequence of each slot.
@@ -311,7 +311,7 @@ def micro_batch(
 
 
 def every_second(sequence: Row, first: int) -> Row:
-    """Returns a sequence of every second of its samples, beginning with the first or the second."""
+    """Return a sequence of every second of its samples, beginning with the first or the second."""
     ids, trained, starts, numbers = sequence
     spans = list(zip(starts.tolist(), [*starts[1:].tolist(), len(ids)], strict=True))[first::2]
     lengths = [end - start for start, end in spans]
@@ -324,7 +324,7 @@ def every_second(sequence: Row, first: int) -> Row:
 
 
 def collate(rows: Sequence[Row], slots: Sequence[int], num_rows: int) -> MicroBatch:
-    """Pads rows to one length and adds padding rows up to `num_rows`."""
+    """Pad rows to one length and add padding rows up to `num_rows`."""
     length = round_up(max((len(row.input_ids) for row in rows), default=1), LENGTH_MULTIPLE)
     input_ids = np.zeros((num_rows, length), dtype=np.int64)
     targets = np.full((num_rows, length), IGNORE, dtype=np.int64)

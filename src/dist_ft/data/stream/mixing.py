@@ -23,7 +23,7 @@ _MAX_PRODUCT = (1 << 63) - 1
 
 
 def rates_of(weights: Sequence[float]) -> list[int]:
-    """Returns integer rates in proportion to the weights, rounded by largest remainder."""
+    """Return integer rates in proportion to the weights, rounded by largest remainder."""
     whole = sum(map(Fraction, weights))
     exact = [RATE_TOTAL * Fraction(weight) / whole for weight in weights]
     rates = [int(share) for share in exact]
@@ -34,7 +34,7 @@ def rates_of(weights: Sequence[float]) -> list[int]:
 
 
 def split(positions: Ints, rates: Sequence[int]) -> tuple[Ints, Ints]:
-    """Returns for each position its source, and the number of the source's sequences before it.
+    """Return for each position its source, and the number of the source's sequences before it.
 
     Source 0 takes positions at its rate, source 1 takes its rate of the remaining positions, and so on.
     """
@@ -57,7 +57,7 @@ def split(positions: Ints, rates: Sequence[int]) -> tuple[Ints, Ints]:
 
 
 def counts_before(position: int, rates: Sequence[int]) -> list[int]:
-    """Returns the number of sequences of each source before a position."""
+    """Return the number of sequences of each source before a position."""
     total = sum(rates)
     period, left = divmod(position, total)
     counts = []
@@ -70,7 +70,7 @@ def counts_before(position: int, rates: Sequence[int]) -> list[int]:
 
 
 def epoch_size(sizes: Sequence[int], weights: Sequence[float] | None, exhaust: str) -> int | None:
-    """Returns the number of positions of an epoch; None if the epoch has no end.
+    """Return the number of positions of an epoch; None if the epoch has no end.
 
     Without weights, an epoch has every sequence once. With weights and `first`, it ends before the first position that
     would begin a second pass over a source; with `all`, it ends when every source is used up, and smaller ones repeat.
@@ -91,7 +91,7 @@ def epoch_size(sizes: Sequence[int], weights: Sequence[float] | None, exhaust: s
 
 
 def _first(is_true: Callable[[int], bool]) -> int:
-    """Returns the first number for which a predicate is true; it must stay true for all larger numbers."""
+    """Return the first number for which a predicate is true; it must stay true for all larger numbers."""
     end = 1
     while not is_true(end):
         end *= 2

@@ -39,7 +39,7 @@ class ShardSizes(Protocol):
         ...
 
     def num_sequences(self, shards: Ints) -> Ints:
-        """Returns the number of sequences of some shards; may wait until they are ready."""
+        """Return the number of sequences of some shards; may wait until they are ready."""
         ...
 
 
@@ -109,7 +109,7 @@ class Order:
         return self._epoch_size
 
     def epoch(self, position: int) -> int:
-        """Returns the epochs completed at a position; without epochs, the passes over the first source.
+        """Return the epochs completed at a position; without epochs, the passes over the first source.
 
         Reads only sizes of shards before the position.
         """
@@ -118,7 +118,7 @@ class Order:
         return self._sources[0].passes_completed(counts_before(position, self._rates)[0])
 
     def locate(self, positions: Ints) -> SequenceIds:
-        """Returns the sequences at some positions. Positions continue across epochs."""
+        """Return the sequences at some positions. Positions continue across epochs."""
         source, used = split(positions, self._rates)
         found = np.zeros((3, len(positions)), np.int64)
         for index in np.unique(source).tolist():
@@ -127,11 +127,11 @@ class Order:
         return SequenceIds(source, *found)
 
     def at(self, position: int) -> SequenceId:
-        """Returns the sequence at one position."""
+        """Return the sequence at one position."""
         return next(iter(self.locate(np.array([position]))))
 
     def windows(self, position: int) -> list[tuple[tuple[int, int], Ints]]:
-        """Returns for each source the last window used before a position and the window after it, to fetch them early.
+        """Return for each source the last window used before a position and the window after it, to fetch them early.
 
         Reads only sizes of shards before the position.
 
@@ -169,13 +169,13 @@ class _Layout:
         return self.shards[self.num_known : self.num_known + WINDOW_SHARDS]
 
     def extend(self, sizes: Ints) -> None:
-        """Adds the sizes of the next shards."""
+        """Add the sizes of the next shards."""
         end = self.num_known + len(sizes)
         self._starts[self.num_known + 1 : end + 1] = self._starts[self.num_known] + np.cumsum(sizes)
         self.num_known = end  # last: another thread may be reading
 
     def window(self, index: Ints) -> Ints:
-        """Returns the window of each index."""
+        """Return the window of each index."""
         return np.searchsorted(self.starts[::WINDOW_SHARDS], index, side="right") - 1
 
 
@@ -196,7 +196,7 @@ class _Source:
         self.total: int | None = None if self._late is not None else self._checked(int(self._sizes.sum()))
 
     def locate(self, used: Ints) -> Ints:
-        """Returns pass, shard and row of each sequence, as three rows."""
+        """Return pass, shard and row of each sequence, as three rows."""
         total = self._reach(int(used.max()))
         passes, index = np.divmod(used, total) if total else (np.zeros_like(used), used)
         keys = absorb(self._key, passes)
@@ -208,7 +208,7 @@ class _Source:
         return found
 
     def passes_completed(self, count: int) -> int:
-        """Returns the number of complete passes over the source after `count` sequences."""
+        """Return the number of complete passes over the source after `count` sequences."""
         total = self._reach(count - 1)
         return count // total if total else 0
 
@@ -226,7 +226,7 @@ class _Source:
         return (passed, window), shards
 
     def _in_pass(self, layout: _Layout, index: Ints, keys: Words) -> tuple[Ints, Ints]:
-        """Returns shard and row of the indexes of one layout."""
+        """Return shard and row of the indexes of one layout."""
         starts = layout.starts
         place = index
         if self._shuffle:
@@ -251,14 +251,14 @@ class _Source:
         return layout
 
     def shards_of(self, passed: int) -> Ints:
-        """Returns the shards in the order of a pass."""
+        """Return the shards in the order of a pass."""
         shards = np.arange(len(self._sizes))
         if not self._has_layouts:
             return shards
         return permute(shards, len(shards), absorb(absorb(self._key, passed), 0))
 
     def _reach(self, index: int) -> int | None:
-        """Reads sizes until they cover an index. Returns the sequences of a pass, or None until all are known."""
+        """Read sizes until they cover an index. Returns the sequences of a pass, or None until all are known."""
         if self.total is not None or self._late is None or index < self._first.starts[-1]:
             return self.total
         with self._lock:
@@ -277,20 +277,20 @@ class _Source:
 
 
 def first_pass(num_shards: int, seed: int, source: int, shuffle: bool) -> list[int]:
-    """Returns the shards of a source in the order of its first pass."""
+    """Return the shards of a source in the order of its first pass."""
     shards: list[int] = _Source(np.zeros(num_shards, np.int64), source, seed, shuffle).shards_of(0).tolist()
     return shards
 
 
 def step_positions(step: int, global_batch_size: int, total: int) -> range:
-    """Returns the positions of step `step` (counted from 0); the last step takes the remaining positions."""
+    """Return the positions of step `step` (counted from 0); the last step takes the remaining positions."""
     return range(min(step * global_batch_size, total), min((step + 1) * global_batch_size, total))
 
 
 def run_length(
     epoch_positions: int | None, global_batch_size: int, epochs: float, max_steps: int | None
 ) -> tuple[int, int]:
-    """Returns `(steps, positions)` of a run. No sequence is dropped, and none is repeated to fill the last step.
+    """Return `(steps, positions)` of a run. No sequence is dropped, and none is repeated to fill the last step.
 
     Args:
         epoch_positions: Positions of an epoch; None means unknown, which requires `max_steps`.
@@ -306,7 +306,7 @@ def run_length(
 
 
 def digest(ids: SequenceIds) -> str:
-    """Returns a digest of the sequences of a step, independent of their order. It proves what was consumed."""
+    """Return a digest of the sequences of a step, independent of their order. It proves what was consumed."""
     state = np.zeros(1, np.uint64)
     for values in (ids.source, ids.pass_index, ids.shard, ids.row):
         state = absorb(state, values)

@@ -19,7 +19,7 @@ _BLOCK = 1 << 14
 
 
 def absorb(state: Words, values: Ints | int) -> Words:
-    """Returns the state after hashing values into it: one step of SplitMix64 (Steele et al. 2014). Shapes broadcast."""
+    """Return the state after hashing values into it: one step of SplitMix64 (Steele et al. 2014). Shapes broadcast."""
     mixed = (state ^ np.atleast_1d(np.asarray(values)).astype(np.uint64)) + np.uint64(_GOLDEN)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -28,7 +28,7 @@ def absorb(state: Words, values: Ints | int) -> Words:
 
 
 def hash_of(*values: int) -> Words:
-    """Returns the hash of some integers, as an array of one element."""
+    """Return the hash of some integers, as an array of one element."""
     state = np.zeros(1, np.uint64)
     for value in values:
         state = absorb(state, value)
@@ -36,7 +36,7 @@ def hash_of(*values: int) -> Words:
 
 
 def permute(indexes: Ints, sizes: Ints | int, keys: Words) -> Ints:
-    """Returns the images of indexes under seeded permutations, without storing a permutation.
+    """Return the images of indexes under seeded permutations, without storing a permutation.
 
     A four-round Feistel network (Luby and Rackoff 1988) over the next power of two, walked until the value falls
     below the size (Black and Rogaway 2002, cycle walking: less than two rounds of walking on average).
@@ -67,7 +67,7 @@ def _walk(values: Words, limits: Words, bits: Words, keys: Words) -> Words:
 
 
 def _some(values: Words, places: Ints | slice) -> Words:
-    """Returns the values at some places; an array of one value holds for all places."""
+    """Return the values at some places; an array of one value holds for all places."""
     some: Words = values if len(values) == 1 else values[places]
     return some
 

@@ -68,11 +68,11 @@ class ShardFiles(Protocol):
     """Gives a reader the files of shards."""
 
     def info(self, key: str) -> ShardInfo:
-        """Returns the description of a shard; may wait until the shard is prepared."""
+        """Return the description of a shard; may wait until the shard is prepared."""
         ...
 
     def open(self, info: ShardInfo, ending: str, damaged: Collection[Path] = ()) -> ShardFile:
-        """Maps a shard's file; may copy it to this machine first. Never returns one of the `damaged` files."""
+        """Map a shard's file; may copy it to this machine first. Never returns one of the `damaged` files."""
         ...
 
     @property
@@ -81,7 +81,7 @@ class ShardFiles(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends all waits with an error."""
+        """End all waits with an error."""
         ...
 
 
@@ -125,7 +125,7 @@ class TokenShards:
         return self._files.is_local
 
     def num_sequences(self, shards: Ints) -> Ints:
-        """Returns the number of sequences of some shards; waits for shards that are not prepared yet."""
+        """Return the number of sequences of some shards; wait for shards that are not prepared yet."""
         if self._sizes is not None:
             return self._sizes[shards]
         sizes = []
@@ -135,11 +135,11 @@ class TokenShards:
         return np.array(sizes, np.int64)
 
     def index_rows(self, shard: int, rows: Ints) -> IndexRows:
-        """Returns the index entries of some rows of a shard."""
+        """Return the index entries of some rows of a shard."""
         return IndexRows.of(self._open(shard).index[rows])
 
     def read(self, shard: int, row: int) -> Row:
-        """Returns the sequence of a row; waits for its scores, if they are not made yet.
+        """Return the sequence of a row; wait for its scores, if they are not made yet.
 
         Raises:
             DataError: The record batch that holds the row is damaged, or the scores are of another shard.
@@ -151,7 +151,7 @@ class TokenShards:
         self._files.close()
 
     def fetch(self, shard: int) -> None:
-        """Copies a shard's files to this machine unless they are there already. Any thread may call this."""
+        """Copy a shard's files to this machine unless they are there already. Any thread may call this."""
         info = self._files.info(self._keys[shard])
         for ending in (INDEX, ARROW):
             self._files.open(info, ending)
@@ -206,7 +206,7 @@ class _OpenArrow:
         self._batches: dict[int, _Batch] = {}
 
     def find(self, row: int) -> tuple[_Batch, int]:
-        """Returns the record batch of a row, checked, and the row's offset in it."""
+        """Return the record batch of a row, checked, and the row's offset in it."""
         number, offset = divmod(row, BATCH_SEQUENCES)
         batch = self._batches.get(number)
         if batch is None:
@@ -254,7 +254,7 @@ class _Batch:
 
 
 def _open_whole(files: ShardFiles, info: ShardInfo, ending: str, is_whole: Callable[[pa.Buffer], bool]) -> ShardFile:
-    """Opens a shard's file and checks its bytes; tries every copy until one is whole."""
+    """Open a shard's file and check its bytes; try every copy until one is whole."""
     damaged: set[Path] = set()
     while True:
         file = files.open(info, ending, damaged)

@@ -38,7 +38,7 @@ _WORTH_PACKING = 0.5
 
 
 def check_data(config: Config) -> DataReport:
-    """Reads and renders all rows of a config and returns what they hold.
+    """Read and render all rows of a config and return what they hold.
 
     Raises:
         UserError: The config's model or a source as a whole cannot be read.
@@ -63,7 +63,7 @@ def check_data(config: Config) -> DataReport:
 
 
 def find_problems(measures: Measures) -> list[Finding]:
-    """Returns the findings that do not come from a limit, errors first."""
+    """Return the findings that do not come from a limit, errors first."""
     found: list[Finding] = []
     for split in measures.splits:
         found += [*_row_problems(split), *_sample_problems(split, measures.stops), *_text_problems(split)]
@@ -128,7 +128,7 @@ def _sample_problems(split: SplitCounts, stops: Sequence[str]) -> Iterator[Findi
 
 
 def _preference_problems(split: SplitCounts) -> Iterator[Finding]:
-    """Yields findings about pairs whose longer answer is on one side, and about labels that nearly all agree."""
+    """Yield findings about pairs whose longer answer is on one side, and about labels that nearly all agree."""
     for side, longer in (("chosen", split.longer_chosen), ("rejected", split.longer_rejected)):
         if split.num_pairs >= _ENOUGH_PAIRS and longer.count > _ONE_SIDED * split.num_pairs:
             what = (
@@ -153,7 +153,7 @@ _NAMES = {
 
 
 def _text_problems(split: SplitCounts) -> Iterator[Finding]:
-    """Yields findings about the texts of a split, and about what the config does or could do with its rows."""
+    """Yield findings about the texts of a split, and about what the config does or could do with its rows."""
     for key, noted in sorted(split.unread.items()):
         what = (
             f"{excerpt(key)} is not read in {_count(noted, 'row')}; if it says what to train, see docs/data.md, else "
@@ -242,7 +242,7 @@ def _count(noted: Noted, noun: str) -> str:
 
 
 def summarize(split: SplitCounts) -> SplitSummary:
-    """Returns the numbers of a split."""
+    """Return the numbers of a split."""
     longest = max(split.lengths, default=0)
     width = longest // _NUM_BARS + 1
     bars = [0] * (longest // width + 1 if split.lengths else 0)
@@ -290,7 +290,7 @@ def summarize(split: SplitCounts) -> SplitSummary:
 
 
 def quantile(lengths: Counter[int], share: float) -> int:
-    """Returns the smallest length that at least this share of all samples does not exceed."""
+    """Return the smallest length that at least this share of all samples does not exceed."""
     seen, needed = 0, share * lengths.total()
     for length in sorted(lengths):
         seen += lengths[length]

@@ -10,7 +10,7 @@ from dist_ft.jobs.data_report.summary import Finding, Noted
 
 
 def limit_problems(limits: LimitsConfig, measures: Measures) -> Iterator[Finding]:
-    """Yields an error for every limit that is exceeded, with its key, the limit and the measured share."""
+    """Yield an error for every limit that is exceeded, with its key, the limit and the measured share."""
     evaluated = [split for split in measures.splits if split.name == "eval"]
     num_trained_on = sum(split.num_rows for split in measures.splits if split.name != "eval")
     for key, limit in limits.model_dump().items():

@@ -115,7 +115,7 @@ class SplitCounts:
     num_window_tokens: int = 0
 
     def close_window(self) -> None:
-        """Counts the sequences of a window as `data/shards/pack.py` would make them."""
+        """Count the sequences of a window as `data/shards/pack.py` would make them."""
         num_bins = len(plan_bins(self.window, self.request.seq_len * self.request.rows_per_slot))
         self.num_packed += num_bins
         self.num_sequences += num_bins if self.request.packing else len(self.window)
@@ -149,7 +149,7 @@ class Measures:
 
 
 def measure(config: Config) -> Measures:
-    """Reads and renders every row once; a second reading finds the locations of the first few equal rows.
+    """Read and render every row once; a second reading finds the locations of the first few equal rows.
 
     Raises:
         UserError: The tokenizer, or a source as a whole, cannot be read.
@@ -191,7 +191,7 @@ class _Meter:
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
     def note(self, row: Row, samples: list[Sample] | BadRow, split: SplitCounts) -> None:
-        """Counts a row and its rendered samples."""
+        """Count a row and its rendered samples."""
         split.num_rows += 1
         for key in row.unread:
             if key in split.unread or len(split.unread) < MAX_UNREAD:
@@ -260,12 +260,12 @@ class _Meter:
 
 
 def answer_ends(sample: Sample) -> list[int]:
-    """Returns where each run of trained tokens ends."""
+    """Return where each run of trained tokens ends."""
     return [i for i, (here, after) in enumerate(pairwise([*sample.trained, False])) if here and not after]
 
 
 def _scan(splits: Sequence[SplitCounts], render_many: RenderMany, meter: _Meter) -> Signatures:
-    """Counts all rows and returns the signatures of the readable rows, in order."""
+    """Count all rows and return the signatures of the readable rows, in order."""
     signatures = SignatureFile()
     for split in splits:
         for shard in plan_split(split.request).shards:
@@ -284,7 +284,7 @@ def _note_repeats(splits: Sequence[SplitCounts]) -> Noted:
 
 
 def _note_answers(splits: Sequence[SplitCounts]) -> Noted:
-    """Counts rows by their answers; equal rows count once."""
+    """Count rows by their answers; equal rows count once."""
     answers = np.concatenate([np.frombuffer(split.answers, np.uint64) for split in splits])
     rows = _distinct(splits)
     rows = rows[answers[rows] != 0]
@@ -297,7 +297,7 @@ def _note_answers(splits: Sequence[SplitCounts]) -> Noted:
 
 
 def _distinct(splits: Sequence[SplitCounts]) -> Numbers:
-    """Returns the rows that do not equal an earlier one."""
+    """Return the rows that do not equal an earlier one."""
     keys = _all_keys(splits)
     return np.setdiff1d(np.arange(len(keys)), find_repeats(keys)[0], assume_unique=True)
 
@@ -315,7 +315,7 @@ def _note_pairs(
 
 
 def _places(splits: Sequence[SplitCounts], numbers: list[int]) -> list[str]:
-    """Returns the locations of rows, given by number over all splits; reads the rows again up to the last one."""
+    """Return the locations of rows, given by number over all splits; read the rows again up to the last one."""
     found: dict[int, str] = {}
     first = 0
     for split in splits:

@@ -33,7 +33,7 @@ class _Origin:
 
 
 def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
-    """Prepares the data as a run does, and returns some sequences.
+    """Prepare the data as a run does, and return some sequences.
 
     Args:
         source: Index of a training source, as in `data.train.0`, or `eval`.
@@ -92,7 +92,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
 
 
 def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
-    """Returns the shard of a sequence of the split, and the row in the shard."""
+    """Return the shard of a sequence of the split, and the row in the shard."""
     for shard, size in enumerate(shards.num_sequences(np.arange(shards.num_shards)).tolist()):
         if row < size:
             return shard, row
@@ -103,7 +103,7 @@ def _locate(shards: TokenShards, row: int) -> tuple[int, int]:
 def _find_origins(
     request: SplitRequest, parts: Sequence[PlannedShard], render_many: RenderMany, wanted: set[Tokens]
 ) -> dict[Tokens, _Origin]:
-    """Renders the rows of the shards again to find the row of each sample, which shards do not record.
+    """Render the rows of the shards again to find the row of each sample, which shards do not record.
 
     If several rows have the same tokens, the first one is named.
     """

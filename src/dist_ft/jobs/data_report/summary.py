@@ -44,7 +44,7 @@ class Finding:
 
 
 def share_of(part: int, whole: int) -> float:
-    """Returns the share of a part; 0 if the whole is empty."""
+    """Return the share of a part; 0 if the whole is empty."""
     return round(part / whole, 4) if whole else 0.0
 
 
@@ -56,7 +56,7 @@ class Noted:
     first: list[str] = field(default_factory=list)
 
     def add(self, text: str) -> None:
-        """Adds one to the count."""
+        """Add one to the count."""
         self.count += 1
         if len(self.first) < FEW:
             self.first.append(text[:_PLACE])

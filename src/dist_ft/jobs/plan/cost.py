@@ -17,7 +17,7 @@ from dist_ft.zero.optimizers import optimizer_of
 
 
 def trained_shape(config: Config) -> ModelShape:
-    """Returns the shape of the model with its trained part; loads no weight.
+    """Return the shape of the model with its trained part; load no weight.
 
     Raises:
         UserError: The model does not exist, or the adapter does not fit it.
@@ -27,7 +27,7 @@ def trained_shape(config: Config) -> ModelShape:
 
 
 def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelShape) -> Cost | None:
-    """Returns the cost of a run; None if a source has no sequence, so that no run is possible."""
+    """Return the cost of a run; None if a source has no sequence, so that no run is possible."""
     trained_on = [split for split in splits if split.name != "eval"]
     counts = [split.num_sequences for split in trained_on]
     if not all(counts):
@@ -56,7 +56,7 @@ def estimate_cost(config: Config, splits: Sequence[SplitCounts], shape: ModelSha
 
 
 def flops(num_params: int, num_trained: int, tokens: int) -> int:
-    """Returns 6 operations per trained parameter and token (Kaplan et al. 2020), and 4 per frozen parameter and token.
+    """Return 6 operations per trained parameter and token (Kaplan et al. 2020), and 4 per frozen parameter and token.
 
     The token-by-token products of attention, padding and recomputation are not counted.
     """

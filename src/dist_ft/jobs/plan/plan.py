@@ -35,7 +35,7 @@ Lengths = list[int]
 
 
 def make_plan(config: Config, inputs: RunInputs) -> Plan:
-    """Returns the plan of a run.
+    """Return the plan of a run.
 
     Args:
         config: A checked config.
@@ -96,7 +96,7 @@ def make_plan(config: Config, inputs: RunInputs) -> Plan:
 
 
 def _preparation_warnings(config: Config, shape: ModelShape, scores: PlannedScores | None) -> Iterator[str]:
-    """Yields what to know of data that is made, or scored by a frozen model, before or beside the training."""
+    """Yield what to know of data that is made, or scored by a frozen model, before or beside the training."""
     if config.data.preparation == "stream":
         yield (
             "data.preparation=stream: no row was read but the held-out ones; every sequence is counted as full "
@@ -115,7 +115,7 @@ def _preparation_warnings(config: Config, shape: ModelShape, scores: PlannedScor
 
 
 def world_sizes(fewest: int, most: int) -> list[int]:
-    """Returns the world sizes to show: all, or if there are many, the two ends and the powers of two between them."""
+    """Return the world sizes to show: all, or if there are many, the two ends and the powers of two between them."""
     if most - fewest < _MAX_SIZES:
         return list(range(fewest, most + 1))
     powers = (1 << exponent for exponent in range(most.bit_length()))
@@ -123,7 +123,7 @@ def world_sizes(fewest: int, most: int) -> list[int]:
 
 
 def _sample_steps(config: Config, inputs: RunInputs) -> Iterator[Lengths]:
-    """Yields the sequence lengths of evenly spaced steps, read as the loader reads them."""
+    """Yield the sequence lengths of evenly spaced steps, read as the loader reads them."""
     shards = [open_split(split, config.data.loader) for split in inputs.splits]
     order = build_order(shards, config.data, config.run.seed)
     steps, global_batch = inputs.max_steps, config.train.global_batch_size

@@ -65,7 +65,7 @@ class MemoryRow:
     memory: Memory
 
     def to_dict(self) -> dict[str, int]:
-        """Returns JSON values."""
+        """Return JSON values."""
         total = self.memory.total_bytes
         return {"world_size": self.world_size, "stage": self.stage, **asdict(self.memory), "total_bytes": total}
 
@@ -153,11 +153,11 @@ class Plan:
     warnings: tuple[str, ...]
 
     def memory_at(self, world_size: int) -> list[MemoryRow]:
-        """Returns the rows of a world size, one per stage."""
+        """Return the rows of a world size, one per stage."""
         return [row for row in self.memory if row.world_size == world_size]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns JSON values, as `plan --json` prints them."""
+        """Return JSON values, as `plan --json` prints them."""
         return asdict(self) | {"memory": [row.to_dict() for row in self.memory]}
 
 

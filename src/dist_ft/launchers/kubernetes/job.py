@@ -51,7 +51,7 @@ class RayJob:
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> RayJob:
-        """Reads the object that `kubectl get -o json` prints."""
+        """Read the object that `kubectl get -o json` prints."""
         metadata, status = manifest["metadata"], manifest.get("status", {})
         output: tuple[str, ...] = (f"job/{metadata['name']}",)
         if manifest["spec"].get("submissionMode") == "SidecarMode":
@@ -104,7 +104,7 @@ class KubernetesLauncher:
         self._poll_s = poll_s
 
     def submit(self, request: SubmitRequest) -> Submitted:
-        """Applies the objects of a run, after a dry run of the API server; see `Launcher`.
+        """Apply the objects of a run, after a dry run of the API server; see `Launcher`.
 
         A run that was submitted before goes on from its last checkpoint, if `request.resume` says so; one that is
         still there is never started twice.
@@ -132,17 +132,17 @@ class KubernetesLauncher:
         return Submitted(f"{PREFIX}{namespace}/{run.name}", run.run_dir)
 
     def status(self, job: str) -> Job:
-        """Returns what the operator says of a job."""
+        """Return what the operator says of a job."""
         found = _get(job)
         state = found.state or "waiting for the operator"
         return Job(job, state, found.is_over, found.exit_code, found.message or None, found.run_dir)
 
     def logs(self, job: str) -> str:
-        """Returns the output so far. Raises DistFtError if the pods are not there yet, or are gone."""
+        """Return the output so far. Raises DistFtError if the pods are not there yet, or are gone."""
         return kubectl("logs", *_get(job).output, "-n", _parts(job)[0])
 
     def follow(self, job: str) -> Ended:
-        """Prints the output of all tries until the job ends; see `Launcher`."""
+        """Print the output of all tries until the job ends; see `Launcher`."""
         namespace, name = _parts(job)
         found = _get(job)
         said, shown = None, None
@@ -163,7 +163,7 @@ class KubernetesLauncher:
                 return Ended(1, reason=f"{job} was deleted; if it was stopped, submit the run with --resume to go on")
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Stops a run after a checkpoint, and waits until its pods are gone; see `Launcher`.
+        """Stop a run after a checkpoint, and wait until its pods are gone; see `Launcher`.
 
         Deletes the RayJob: the operator stops the job, and the head's preStop hook waits for the checkpoint. A
         `dist-ft stop` in a pod would count as a failed try, which the operator repeats up to `backoffLimit`.

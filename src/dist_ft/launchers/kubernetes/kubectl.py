@@ -8,7 +8,7 @@ KUBECTL_LIMIT_S = 120.0
 
 
 def kubectl(*arguments: str, stdin: str | None = None, limit_s: float = KUBECTL_LIMIT_S) -> str:
-    """Runs kubectl and returns what it prints.
+    """Run kubectl and return what it prints.
 
     Raises:
         UsageError: There is no kubectl.

@@ -27,7 +27,7 @@ _CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "privileged": False, "
 
 
 def problems_of(manifests: Sequence[Manifest]) -> list[str]:
-    """Returns every problem of a set of manifests that are applied together."""
+    """Return every problem of a set of manifests that are applied together."""
     problems: list[str] = []
     rays = [manifest for manifest in manifests if manifest.get("kind") in ("RayJob", "RayCluster")]
     for ray in rays:
@@ -155,7 +155,7 @@ def _memory_problems(pod: PodSpec) -> list[str]:
 
 
 def size_bytes(quantity: str | int) -> float:
-    """Returns a memory quantity in bytes: `1Gi` is 2**30."""
+    """Return a memory quantity in bytes: `1Gi` is 2**30."""
     text = str(quantity)
     for unit, factor in _UNITS.items():
         if text.endswith(unit):

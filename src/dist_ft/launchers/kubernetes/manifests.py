@@ -27,7 +27,7 @@ _MAX_SLUG = 40  # a RayJob's name has at most 47 characters: six are left for `-
 
 
 def slug(run_name: str) -> str:
-    """Returns a run's name in the form of DNS-1035. Different names give different results."""
+    """Return a run's name in the form of DNS-1035. Different names give different results."""
     plain = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
     if not plain[:1].isalpha():
         plain = f"r-{plain}"
@@ -38,7 +38,7 @@ def slug(run_name: str) -> str:
 
 
 def only(manifests: Sequence[Manifest], kind: str) -> Manifest:
-    """Returns the one manifest of a kind.
+    """Return the one manifest of a kind.
 
     Raises:
         UsageError: There is none, or more than one.
@@ -50,7 +50,7 @@ def only(manifests: Sequence[Manifest], kind: str) -> Manifest:
 
 
 def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, PodTemplate]]:
-    """Yields `(where, template)` of every pod of a RayJob or RayCluster: submitter, head, each worker group."""
+    """Yield `(where, template)` of every pod of a RayJob or RayCluster: submitter, head, each worker group."""
     spec = ray_job["spec"]
     if "submitterPodTemplate" in spec:
         yield "submitter", spec["submitterPodTemplate"]
@@ -62,7 +62,7 @@ def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, PodTemplate]]:
 
 
 def shared_mount(ray_job: Manifest) -> str | None:
-    """Returns where the head mounts the shared volume; None where it mounts none."""
+    """Return where the head mounts the shared volume; None where it mounts none."""
     pod = dict(pod_templates(ray_job))["head"]["spec"]
     claims = {volume["name"] for volume in pod.get("volumes", []) if "persistentVolumeClaim" in volume}
     for mount in pod["containers"][0].get("volumeMounts", []):
@@ -74,7 +74,7 @@ def shared_mount(ray_job: Manifest) -> str | None:
 def for_run(
     manifests: Sequence[Manifest], config: Config, *, suffix: str, namespace: str, image: str | None = None
 ) -> list[Manifest]:
-    """Returns the manifests of one run.
+    """Return the manifests of one run.
 
     Args:
         manifests: What the overlay builds; must hold one RayJob and one ConfigMap.
@@ -116,7 +116,7 @@ def for_run(
 
 
 def _relabel(node: Any, run: str) -> None:
-    """Replaces the run in every label and selector below a node."""
+    """Replace the run in every label and selector below a node."""
     if isinstance(node, list):
         for item in node:
             _relabel(item, run)
@@ -128,7 +128,7 @@ def _relabel(node: Any, run: str) -> None:
 
 
 def slots(group: Group, config: Config) -> int:
-    """Returns how many workers a pod of a worker group holds, by its GPUs or, without GPUs, by its CPUs."""
+    """Return how many workers a pod of a worker group holds, by its GPUs or, without GPUs, by its CPUs."""
     limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
     has = {"GPU": float(limits.get("nvidia.com/gpu", 0))}
     if "cpu" in limits:  # else all that the pod's node has
@@ -138,7 +138,7 @@ def slots(group: Group, config: Config) -> int:
 
 
 def cores(quantity: str | int | float) -> float:
-    """Returns a CPU quantity as a number: `500m` is a half.
+    """Return a CPU quantity as a number: `500m` is a half.
 
     Raises:
         ValueError: It is none.
@@ -148,7 +148,7 @@ def cores(quantity: str | int | float) -> float:
 
 
 def _fit_workers(cluster: ClusterSpec, config: Config) -> None:
-    """Sets the number of pods so that the workers fit.
+    """Set the number of pods so that the workers fit.
 
     One group holds them all. Of two, the first holds the fewest that the run goes on with, the second the rest. Where
     there are more, the overlay's numbers stand. Without an autoscaler pods cannot be added: all are asked for.

@@ -26,7 +26,7 @@ _GATED = {
 
 
 def operator_problems(manifest: Manifest) -> list[str]:
-    """Returns the problems of a RayJob or RayCluster; none for other kinds."""
+    """Return the problems of a RayJob or RayCluster; none for other kinds."""
     kind = manifest.get("kind")
     if kind not in MAX_NAME:
         return []

@@ -16,7 +16,7 @@ from dist_ft.storage.urls import checked_store_url, is_url, shown_url
 
 
 def on_volume(config: Config, mount: str | None) -> Config:
-    """Returns the config with relative paths placed on the shared volume; URLs stay as they are.
+    """Return the config with relative paths placed on the shared volume; URLs stay as they are.
 
     Args:
         config: As the user wrote it; its paths need not exist here.
@@ -76,7 +76,7 @@ class _Pods:
         self._mount = mount
 
     def below(self, key: str, path: str | None, *, may_be_in_image: bool = True) -> str | None:
-        """Returns a path as pods see it."""
+        """Return a path as pods see it."""
         if path is None or path.startswith(EMBEDDED_PREFIX):
             return path
         if path.startswith("~"):
@@ -93,7 +93,7 @@ class _Pods:
         return str(PurePosixPath(self._mount or "/") / path)
 
     def kept(self, key: str, address: str | None) -> str | None:
-        """Returns the address of something that is written: a path on the volume, or a URL of an object store."""
+        """Return the address of something that is written: a path on the volume, or a URL of an object store."""
         if address is None or not is_url(address):
             return self.below(key, address, may_be_in_image=False)
         try:
@@ -103,7 +103,7 @@ class _Pods:
             return address
 
     def rows(self, key: str, source: RowSource) -> RowSource:
-        """Returns a source with its address as pods see it."""
+        """Return a source with its address as pods see it."""
         # What can be a hub's data set is one: a folder of the volume is told apart by a leading `./`.
         is_elsewhere = is_hub_id(source.source) or is_remote(source.source)
         place = source.source if is_elsewhere else self.below(key, source.source, may_be_in_image=False)

@@ -49,7 +49,7 @@ class RenderedRun:
 def render(
     request: SubmitRequest, overlay: Path, *, suffix: str, namespace: str = NAMESPACE, image: str | None = None
 ) -> RenderedRun:
-    """Renders the manifests of a run: puts its config into what `kubectl kustomize OVERLAY` builds.
+    """Render the manifests of a run: puts its config into what `kubectl kustomize OVERLAY` builds.
 
     Args:
         request: What to run. Relative paths in its config are below the shared volume; without one all has URLs.

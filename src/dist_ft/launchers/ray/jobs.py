@@ -37,7 +37,7 @@ class RayLauncher:
         return JobServer(self._address)
 
     def submit(self, request: SubmitRequest) -> Submitted:
-        """Starts a run as a job; see `Launcher`."""
+        """Start a run as a job; see `Launcher`."""
         config = load_config(request.config_path, [*request.overrides, "cluster.address=auto"])
         check_config_elsewhere(config)
         run_dir = config.run.address
@@ -67,7 +67,7 @@ class RayLauncher:
         return Submitted(submission_id, run_dir, self._server.address, tuple(self._server.warnings))
 
     def status(self, job: str) -> Job:
-        """Returns what the job server knows of a job."""
+        """Return what the job server knows of a job."""
         details = self._server.info(job)
         metadata = details.metadata or {}
         return Job(
@@ -81,11 +81,11 @@ class RayLauncher:
         )
 
     def logs(self, job: str) -> str:
-        """Returns what a job's driver has written so far."""
+        """Return what a job's driver has written so far."""
         return self._server.logs(job)
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Stops a job after a checkpoint; see `Launcher`."""
+        """Stop a job after a checkpoint; see `Launcher`."""
         before = self._server.info(job)
         if before.status.is_terminal():
             raise UsageError(f"job {job} is not running: it is {before.status.value}; there is nothing to stop")
@@ -94,5 +94,5 @@ class RayLauncher:
         return how_it_ended(details, find_result(self._server.logs(job))).describe_stop(job)
 
     def follow(self, job: str) -> Ended | None:
-        """Shows a job's output until it ends; see `output.follow`."""
+        """Show a job's output until it ends; see `output.follow`."""
         return follow(self._server, job)

@@ -34,7 +34,7 @@ class Jobs(Protocol):
 
 
 def follow(jobs: Jobs, submission_id: str) -> Ended | None:
-    """Prints a job's output until it ends. Returns None if the user detaches.
+    """Print a job's output until it ends. Returns None if the user detaches.
 
     Raises:
         UsageError: There is no such job.
@@ -71,7 +71,7 @@ def follow(jobs: Jobs, submission_id: str) -> Ended | None:
 
 
 def wait_for_end(jobs: Jobs, submission_id: str, limit_s: float) -> JobDetails:
-    """Waits until a job has ended.
+    """Wait until a job has ended.
 
     Raises:
         DistFtError: It did not within the limit.
@@ -85,7 +85,7 @@ def wait_for_end(jobs: Jobs, submission_id: str, limit_s: float) -> JobDetails:
 
 
 def how_it_ended(details: JobDetails, result: RunResult | None) -> Ended:
-    """Maps Ray's record of a job that has ended to an exit code of dist-ft."""
+    """Map Ray's record of a job that has ended to an exit code of dist-ft."""
     code = details.driver_exit_code
     if details.status == JobStatus.STOPPED:  # Ray keeps no exit code of a job that it was asked to stop
         if result is None:

@@ -68,12 +68,12 @@ class JobServer:
             self._client: Any = _Client(self.address)
 
     def submit(self, submission_id: str, **job: Any) -> None:
-        """Starts a job; `job` as in Ray's `submit_job`."""
+        """Start a job; `job` as in Ray's `submit_job`."""
         with self._explained():
             self._client.submit_job(submission_id=submission_id, **job)
 
     def info(self, submission_id: str) -> JobDetails:
-        """Returns what the server knows of a job.
+        """Return what the server knows of a job.
 
         Raises:
             UsageError: There is no such job.
@@ -89,22 +89,22 @@ class JobServer:
                 ) from error
 
     def jobs(self) -> list[JobDetails]:
-        """Returns all jobs, also those that have ended."""
+        """Return all jobs, also those that have ended."""
         with self._explained():
             return list(self._client.list_jobs())
 
     def stop(self, submission_id: str) -> None:
-        """Sends a job its stop signal; does not wait."""
+        """Send a job its stop signal; do not wait."""
         with self._explained():
             self._client.stop_job(submission_id)
 
     def logs(self, submission_id: str) -> str:
-        """Returns what a job's driver has written so far."""
+        """Return what a job's driver has written so far."""
         with self._explained():
             return str(self._client.get_job_logs(submission_id))
 
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """Yields what the driver writes, from the beginning, until the job has ended."""
+        """Yield what the driver writes, from the beginning, until the job has ended."""
         with self._explained():
             async for text in self._client.tail_job_logs(submission_id):
                 yield text
@@ -129,7 +129,7 @@ class JobServer:
 
 
 def resolve_address(address: str | None) -> str:
-    """Returns the dashboard's URL: the given one, else Ray's variables, else this machine.
+    """Return the dashboard's URL: the given one, else Ray's variables, else this machine.
 
     Raises:
         UsageError: It is not http(s)://HOST:PORT.
@@ -150,7 +150,7 @@ def resolve_address(address: str | None) -> str:
 
 
 def _is_open(address: str) -> bool:
-    """Sends a request without a token, and returns whether the server answers it."""
+    """Send a request without a token, and return whether the server answers it."""
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=_ANSWER_LIMIT_S):
             return True

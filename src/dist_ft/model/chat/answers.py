@@ -32,7 +32,7 @@ class Answer:
     end: int
 
     def span_in(self, text: str, eos: str, marks: tuple[str, ...]) -> Span | None:
-        """Returns the span of the answer in a longer text; None when that text differs before the answer ends.
+        """Return the span of the answer in a longer text; None when that text differs before the answer ends.
 
         Args:
             text: The text of the conversation up to a later turn.
@@ -47,7 +47,7 @@ class Answer:
 
 
 def find_answer(messages: Sequence[Message], answer: int, render: Render, endings: Endings) -> Answer:
-    """Returns the assistant turn number `answer` (from 0).
+    """Return the assistant turn number `answer` (from 0).
 
     Args:
         messages: The conversation.

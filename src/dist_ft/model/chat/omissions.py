@@ -55,7 +55,7 @@ def check_context(
     text_until: Callable[[int], str],
     has_reasoning: bool = False,
 ) -> None:
-    """Checks that the text holds every turn, every call and every tool.
+    """Check that the text holds every turn, every call and every tool.
 
     Args:
         text: The rendered conversation.
@@ -81,7 +81,7 @@ def check_context(
 
 
 def check_answer(text: str, number: int, message: Message) -> None:
-    """Checks that the trained text of an answer holds its content, its reasoning and its tool calls.
+    """Check that the trained text of an answer holds its content, its reasoning and its tool calls.
 
     Raises:
         DataError: Something is missing.
@@ -90,7 +90,7 @@ def check_answer(text: str, number: int, message: Message) -> None:
 
 
 def _said(number: int, message: Message, has_reasoning: bool) -> Iterator[_Said]:
-    """Yields what a turn says, in the order in which templates write it."""
+    """Yield what a turn says, in the order in which templates write it."""
     role, content = message["role"], message["content"].strip()
     if role != "assistant":
         yield _Said(content, f"turn {number} ({role})", number)
@@ -114,7 +114,7 @@ def _said(number: int, message: Message, has_reasoning: bool) -> Iterator[_Said]
 
 
 def _values(arguments: Any) -> Iterator[str | int | float]:
-    """Yields the values in arguments; null says nothing, and some templates leave it out."""
+    """Yield the values in arguments; null says nothing, and some templates leave it out."""
     if isinstance(arguments, dict | list):
         for inner in arguments.values() if isinstance(arguments, dict) else arguments:
             yield from _values(inner)
@@ -136,7 +136,7 @@ def _check(text: str, every: Sequence[_Said]) -> None:
 
 
 def _missing(text: str, every: Sequence[_Said]) -> list[_Said]:
-    """Returns what is less often in the text than it is said."""
+    """Return what is less often in the text than it is said."""
     if _stand_in_order(text, every):
         return []
     bare, parts = _bare(text), [_bare(said.text) for said in every]
@@ -161,7 +161,7 @@ def _stand_in_order(text: str, every: Sequence[_Said]) -> bool:
 
 
 def _bare(text: str) -> str:
-    """Returns text without white space and escapes, so that quoted text equals the plain one."""
+    """Return text without white space and escapes, so that quoted text equals the plain one."""
     bare = "".join(_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else "", text).split())
     if _SURROGATE.search(bare):
         return bare.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

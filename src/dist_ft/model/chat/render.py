@@ -54,7 +54,7 @@ class Renderer:
         self._marks = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
     def __call__(self, record: Record) -> list[Sample]:
-        """Returns the training samples of a record; usually one, none when nothing of it is to be trained.
+        """Return the training samples of a record; usually one, none when nothing of it is to be trained.
 
         Raises:
             DataError: The template refuses the conversation or leaves something of it out.
@@ -63,7 +63,7 @@ class Renderer:
         return self._tokenise(self._texts(record))
 
     def render_many(self, records: Sequence[Record]) -> list[list[Sample] | DataError]:
-        """Renders many records with one call of the tokenizer, which is faster than a call for each.
+        """Render many records with one call of the tokenizer, which is faster than a call for each.
 
         Returns:
             For each record its samples, or the DataError that `__call__` would raise.
@@ -81,7 +81,7 @@ class Renderer:
         return [[next(samples) for _ in texts] if isinstance(texts, list) else texts for texts in found]
 
     def answers(self, records: Sequence[Conversation | Completion]) -> list[Sample | DataError]:
-        """Renders records of which only the answers are trained, whatever `train_on` says, each as one sample.
+        """Render records of which only the answers are trained, whatever `train_on` says, each as one sample.
 
         The border between prompt and answer is where the answer's characters begin, not where tokens of two answers
         first differ.
@@ -108,7 +108,7 @@ class Renderer:
         return found
 
     def prompt(self, record: Conversation | Completion) -> str:
-        """Returns the text before the last assistant turn, or the prompt, ready for the model to continue."""
+        """Return the text before the last assistant turn, or the prompt, ready for the model to continue."""
         if isinstance(record, Completion):
             return record.prompt if record.prompt.startswith(self._bos) else self._bos + record.prompt
         last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
@@ -117,7 +117,7 @@ class Renderer:
     def text(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), add_generation_prompt: bool = False
     ) -> str:
-        """Renders the template.
+        """Render the template.
 
         Raises:
             DataError: It refuses.
@@ -144,7 +144,7 @@ class Renderer:
         return f" {sorted(map(str, found))}" if found else ""
 
     def _template(self, has_tools: bool) -> tuple[Template, TemplateStyle, Endings]:
-        """Returns the template, its style and its endings; some models have another template for rows with tools."""
+        """Return the template, its style and its endings; some models have another template for rows with tools."""
         if has_tools not in self._templates:
             if not self._tokenizer.chat_template:
                 raise ModelError(
@@ -159,7 +159,7 @@ class Renderer:
         return self._templates[has_tools]
 
     def _texts(self, record: Record) -> list[_Text]:
-        """Returns the texts of a record, each of which becomes a sample."""
+        """Return the texts of a record, each of which becomes a sample."""
         if isinstance(record, Completion):
             return [self._whole_text(record)]
         if not isinstance(record, Conversation):
@@ -180,13 +180,13 @@ class Renderer:
         return self._texts_of_answers(record)
 
     def _finished_text(self, conversation: Conversation) -> str:
-        """Returns the text of a conversation, without a prompt behind it and with the token that ends its answer."""
+        """Return the text of a conversation, without a prompt behind it and with the token that ends its answer."""
         last, (_, _, endings) = conversation.messages[-1], self._template(bool(conversation.tools))
         text = self.text(conversation.messages, conversation.tools).removesuffix(endings.prompt)
         return text + (endings.closing(last, None) if last["role"] == "assistant" else "")
 
     def _texts_of_answers(self, conversation: Conversation) -> list[_Text]:
-        """Returns as few texts as hold every trained answer just as the model gives it."""
+        """Return as few texts as hold every trained answer just as the model gives it."""
         turns = conversation.messages
 
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -229,7 +229,7 @@ class Renderer:
         return _Text(text, ((start, len(text)),), tuple(opening))
 
     def _joined_texts(self, record: Completion) -> _Text:
-        """Returns the completion behind the tokens of its prompt."""
+        """Return the completion behind the tokens of its prompt."""
         opening = [] if record.prompt.startswith(self._bos) else [self._tokenizer.bos_token_id]
         opening += self._backend().encode(record.prompt, add_special_tokens=False).ids
         text = record.completion if record.completion.endswith(self._eos) else record.completion + self._eos
@@ -247,7 +247,7 @@ class Renderer:
         return samples
 
     def _backend(self) -> Tokenizer:
-        """Returns the tokenizer below, without truncation and padding, which others may have left on."""
+        """Return the tokenizer below, without truncation and padding, which others may have left on."""
         backend: Tokenizer = self._tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -280,7 +280,7 @@ class _Text:
 
 
 def find_trained(text: str, spans: Sequence[Span], encoding: Encoding) -> list[bool]:
-    """Returns for each token whether it belongs to a span.
+    """Return for each token whether it belongs to a span.
 
     A token that begins before its span counts when it brings nothing along but white space: " yes" behind "Answer:"
     is the answer, wherever the space was written. Tokens are found by bisection: a tokenizer goes from left to right,
@@ -299,7 +299,7 @@ def find_trained(text: str, spans: Sequence[Span], encoding: Encoding) -> list[b
         return found
 
     def first_token(at: int) -> int:
-        """Returns the first token that begins at a character or behind it."""
+        """Return the first token that begins at a character or behind it."""
         return bisect_left(range(count), at, key=lambda token: characters(token)[0])
 
     trained = [False] * count

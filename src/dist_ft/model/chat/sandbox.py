@@ -61,7 +61,7 @@ class Template:
     def render(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool
     ) -> str:
-        """Returns the text of a conversation.
+        """Return the text of a conversation.
 
         Raises:
             Exception: Of any kind; a template is a program.
@@ -94,7 +94,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that Jinja does not work it out while compiling
     def count_iteration(self, _context: Context, _value: None) -> None:
-        """Counts an iteration; every body of a loop or macro begins with this filter."""
+        """Count an iteration; every body of a loop or macro begins with this filter."""
         self.iterations_left -= 1
         if self.iterations_left < 0:
             raise SecurityError(f"it goes through more than {_MAX_ITERATIONS} turns of loops")

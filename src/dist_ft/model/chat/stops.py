@@ -49,13 +49,13 @@ class Endings:
     before_result: str = ""
 
     def closing(self, answer: Message, following: Message | None) -> str:
-        """Returns what must be trained behind an answer, so that the model learns to stop."""
+        """Return what must be trained behind an answer, so that the model learns to stop."""
         is_result_next = bool(answer.get("tool_calls")) if following is None else following["role"] == "tool"
         return self.before_result if is_result_next else self.before_turn
 
 
 def find_endings(render: Try, stops: Sequence[str], marks: Sequence[str]) -> Endings:
-    """Returns how a template ends answers.
+    """Return how a template ends answers.
 
     Args:
         render: Renders the template.
@@ -78,7 +78,7 @@ def find_endings(render: Try, stops: Sequence[str], marks: Sequence[str]) -> End
 
 
 def _trailing_prompt(render: Try, stops: Sequence[str], marks: Sequence[str]) -> str:
-    """Returns the prompt for another answer that a finished text ends with."""
+    """Return the prompt for another answer that a finished text ends with."""
     asked = render([_QUESTION], False)
     answered = render([_QUESTION, _ANSWERED], False)
     followed = render([_QUESTION, _ANSWERED, _FOLLOW_UP], False)
@@ -94,7 +94,7 @@ def _trailing_prompt(render: Try, stops: Sequence[str], marks: Sequence[str]) ->
 
 
 def _without_end(shared: str, tail: str, stops: Sequence[str], marks: Sequence[str]) -> str:
-    """Returns what is left of a shared end of the text without the token that ends the answer before it."""
+    """Return what is left of a shared end of the text without the token that ends the answer before it."""
     if found := list(_any_of(stops).finditer(tail)):
         behind = tail[found[-1].end() :]
         return behind if shared.endswith(behind) else shared
@@ -112,6 +112,6 @@ def _shared_suffix(a: str, b: str) -> str:
 
 
 def _any_of(tokens: Sequence[str], before: str = "") -> re.Pattern[str]:
-    """Returns a pattern of any of some tokens, the longest first."""
+    """Return a pattern of any of some tokens, the longest first."""
     texts = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile(f"{before}(?:{'|'.join(map(re.escape, texts))})" if texts else r"(?!)")

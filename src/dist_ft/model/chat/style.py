@@ -30,7 +30,7 @@ class TemplateStyle:
     arguments_as_text: bool = False
 
     def format(self, message: Message) -> dict[str, Any]:
-        """Returns the message for the template, without keys that are empty or not meant for it."""
+        """Return the message for the template, without keys that are empty or not meant for it."""
         formatted: dict[str, Any] = {
             key: value for key, value in message.items() if value is not None and key != "weight"
         }
@@ -50,7 +50,7 @@ class TemplateStyle:
 
 
 def find_style(template: Template) -> TemplateStyle:
-    """Renders short conversations in each form and returns the form that the template understands."""
+    """Render short conversations in each form and return the form that the template understands."""
 
     def render(style: TemplateStyle, turns: list[Message]) -> str:
         try:

@@ -10,7 +10,7 @@ from dist_ft.errors import ModelError
 
 
 def template_text(data: DataConfig) -> str | None:
-    """Returns the template that `data.chat_template` asks for; None for the tokenizer's own.
+    """Return the template that `data.chat_template` asks for; None for the tokenizer's own.
 
     Raises:
         ModelError: The file cannot be read.
@@ -25,5 +25,5 @@ def template_text(data: DataConfig) -> str | None:
 
 
 def named_template(name: str) -> str:
-    """Returns one of `config.data_sections.CHAT_TEMPLATES`."""
+    """Return one of `config.data_sections.CHAT_TEMPLATES`."""
     return (files("dist_ft.model.chat") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
