@@ -1,6 +1,10 @@
-"""Put on PYTHONPATH of a run, makes one rank go wrong in one step, once: what cannot be done from outside.
+"""Put on PYTHONPATH of a run, makes a process of it go wrong: what cannot be done from outside.
 
-`DIST_FT_TEST_FAULT` is `{"kind", "rank", "step", "once"}` as JSON; `once` is a file that says it has happened.
+- `DIST_FT_TEST_FAULT` is `{"kind", "rank", "step", "once"}` as JSON: one rank goes wrong in one step, once; `once` is a
+  file that says it has happened.
+- `DIST_FT_TEST_MUTE` is `module:function` or `module:Class.method`: every process ends where that would be called,
+  before it has said a word.
+
 Everything but the misfortune itself is the real thing.
 """
 
@@ -12,14 +16,17 @@ import sys
 import threading
 from pathlib import Path
 
-MODULE = "dist_ft.train.loop"
+MUTE_STATUS = 7
 
 
-class _Wrapper(importlib.abc.MetaPathFinder):
-    """Wraps the step function when its module is imported, which only ranks and fork servers do."""
+class _Changed(importlib.abc.MetaPathFinder):
+    """Changes a module when it is imported, which only the processes that need it do."""
+
+    def __init__(self, name, change):
+        self._name, self._change = name, change
 
     def find_spec(self, name, path=None, target=None):
-        if name != MODULE:
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -27,10 +34,24 @@ class _Wrapper(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             run(module)
-            module._step = _wrap(module._step)
+            self._change(module)
 
         spec.loader.exec_module = exec_module
         return spec
+
+
+def _wrap_step(module):
+    module._step = _wrap(module._step)
+
+
+def _mute(where):
+    """Returns a change after which the function at `where` ends the process."""
+    *owners, function = where.split(".")
+
+    def end(*arguments, **settings):
+        os._exit(MUTE_STATUS)
+
+    return lambda module: setattr(getattr(module, owners[0]) if owners else module, function, end)
 
 
 def _wrap(step_function):
@@ -76,4 +97,7 @@ def _flip(parts):
 _KINDS = {"exception": _raise, "exit": _exit, "allocate": _allocate, "nan": _flip, "hang": _hang}
 
 if "DIST_FT_TEST_FAULT" in os.environ:
-    sys.meta_path.insert(0, _Wrapper())
+    sys.meta_path.insert(0, _Changed("dist_ft.train.loop", _wrap_step))
+if "DIST_FT_TEST_MUTE" in os.environ:
+    name, _, where = os.environ["DIST_FT_TEST_MUTE"].partition(":")
+    sys.meta_path.insert(0, _Changed(name, _mute(where)))
