@@ -209,41 +209,22 @@ Side = list[Message] | str
 """A prompt or an answer: turns, or raw text. A row has the same form for all of them."""
 
 
-@dataclass(frozen=True)
-class Preference(Record):
-    """Two answers to one prompt, of which one is better.
-
-    Attributes:
-        prompt: Turns before the answers, or the text before them; may be empty.
-        chosen: The better answer.
-        rejected: The worse one.
-        tools: See `Conversation`.
-    """
-
-    kind = "a pair of answers"
-    objectives = "dpo, cpo, orpo"
+class Answered(Record):
+    """A prompt with answers of which not all are to be imitated; its members say which and why."""
 
     prompt: Side
-    chosen: Side
-    rejected: Side
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...]
 
-    def sides(self) -> tuple[Conversation | Completion, Conversation | Completion]:
-        """Return the prompt with each answer; only the answers are to be trained."""
-        return answered(self.prompt, self.chosen, self.tools), answered(self.prompt, self.rejected, self.tools)
+    @abstractmethod
+    def sides(self) -> tuple[Conversation | Completion, ...]:
+        """Return the prompt with each answer, the best first; only the answers are to be trained."""
 
     @property
     def num_turns(self) -> int | None:
         return self.sides()[0].num_turns
 
     def role_texts(self) -> Iterator[tuple[str, str]]:
-        yield from self.sides()[0].role_texts()
-        yield from answered(type(self.prompt)(), self.rejected).role_texts()
-
-    def map_texts(self, change: Callable[[str], str]) -> Self:
-        prompt, chosen, rejected = (_map_side(side, change) for side in (self.prompt, self.chosen, self.rejected))
-        tools = tuple(_map_nested(tool, change) for tool in self.tools)
-        return replace(self, prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
+        return self.sides()[0].role_texts()
 
     def answer_text(self) -> str:
         return self.sides()[0].answer_text()
@@ -262,7 +243,39 @@ class Preference(Record):
 
 
 @dataclass(frozen=True)
-class Labelled(Record):
+class Preference(Answered):
+    """Two answers to one prompt, of which one is better.
+
+    Attributes:
+        prompt: Turns before the answers, or the text before them; may be empty.
+        chosen: The better answer.
+        rejected: The worse one.
+        tools: See `Conversation`.
+    """
+
+    kind = "a pair of answers"
+    objectives = "dpo, cpo, orpo"
+
+    prompt: Side
+    chosen: Side
+    rejected: Side
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def sides(self) -> tuple[Conversation | Completion, Conversation | Completion]:
+        return answered(self.prompt, self.chosen, self.tools), answered(self.prompt, self.rejected, self.tools)
+
+    def role_texts(self) -> Iterator[tuple[str, str]]:
+        yield from super().role_texts()
+        yield from answered(type(self.prompt)(), self.rejected).role_texts()
+
+    def map_texts(self, change: Callable[[str], str]) -> Self:
+        prompt, chosen, rejected = (_map_side(side, change) for side in (self.prompt, self.chosen, self.rejected))
+        tools = tuple(_map_nested(tool, change) for tool in self.tools)
+        return replace(self, prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
+
+
+@dataclass(frozen=True)
+class Labelled(Answered):
     """An answer to a prompt, and whether it is a good one.
 
     Attributes:
@@ -280,36 +293,16 @@ class Labelled(Record):
     label: bool
     tools: tuple[dict[str, Any], ...] = ()
 
-    def side(self) -> Conversation | Completion:
-        """Return the prompt with the answer, which alone is to be trained."""
-        return answered(self.prompt, self.completion, self.tools)
-
-    @property
-    def num_turns(self) -> int | None:
-        return self.side().num_turns
-
-    def role_texts(self) -> Iterator[tuple[str, str]]:
-        yield from self.side().role_texts()
+    def sides(self) -> tuple[Conversation | Completion]:
+        return (answered(self.prompt, self.completion, self.tools),)
 
     def map_texts(self, change: Callable[[str], str]) -> Self:
         tools = tuple(_map_nested(tool, change) for tool in self.tools)
         prompt, completion = _map_side(self.prompt, change), _map_side(self.completion, change)
         return replace(self, prompt=prompt, completion=completion, tools=tools)
 
-    def answer_text(self) -> str:
-        return self.side().answer_text()
-
-    def has_empty_answer(self) -> bool:
-        return self.side().has_empty_answer()
-
-    def templated_texts(self) -> list[str]:
-        return self.side().templated_texts()
-
     def question(self) -> AskedText | None:
-        return self.side().question() if self.label else None
-
-    def split_content(self) -> object:
-        return {"prompt": self.prompt, "tools": self.tools}
+        return super().question() if self.label else None
 
 
 def answered(prompt: Side, answer: Side, tools: tuple[dict[str, Any], ...] = ()) -> Conversation | Completion:

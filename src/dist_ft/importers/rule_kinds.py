@@ -149,13 +149,18 @@ def schedule(source: Source, value: Yaml) -> Outcome:
 
 def schedule_arguments(source: Source, value: Yaml) -> Outcome:
     """Judges the arguments of the schedule, which only `cosine_with_min_lr` has here."""
-    names = {source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")}
     known = {"min_lr", "min_lr_rate"}
-    if "cosine_with_min_lr" in names and as_mapping("lr_scheduler_kwargs", value).keys() <= known:
+    if "cosine_with_min_lr" in _schedules(source) and as_mapping("lr_scheduler_kwargs", value).keys() <= known:
         return Outcome("same", "in schedule.min_lr_ratio")
     return Outcome("refused", "arguments of a schedule that is not there; leave them out, or choose a schedule.kind")
 
 
+def _schedules(source: Source) -> tuple[Yaml, Yaml]:
+    """Return the schedule by its two spellings, one of which is unset."""
+    return source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")
+
+
+_NO_WARMUP = "a constant rate has no warm-up there"
 WARMUP = "the first step has rate 0 there, so the warm-up here is one step ahead"
 
 
@@ -163,8 +168,8 @@ def warmup_ratio(source: Source, value: Yaml) -> Outcome:
     """Take over a warm-up as a share of the steps."""
     if source.number("warmup_steps", 0) > 0:
         return Outcome("no effect", "warmup_steps wins")
-    if "constant" in (source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")):
-        return Outcome("no effect", "a constant rate has no warm-up there")
+    if "constant" in _schedules(source):
+        return Outcome("no effect", _NO_WARMUP)
     ratio = float(as_number("warmup_ratio", value))
     if not 0 <= ratio < 1:
         return Outcome("refused", f"{ratio:g} is no share of the steps; write a number from 0 to 1")
@@ -178,8 +183,8 @@ def warmup_steps(source: Source, value: Yaml) -> Outcome:
         return Outcome("refused", f"{number:g} is no number of steps; a share is warmup_ratio")
     if number == 0:
         return Outcome("no effect", "off")
-    if "constant" in (source.values.get("lr_scheduler"), source.values.get("lr_scheduler_type")):
-        return Outcome("no effect", "a constant rate has no warm-up there")
+    if "constant" in _schedules(source):
+        return Outcome("no effect", _NO_WARMUP)
     return Outcome("close", WARMUP, {"schedule.warmup_steps": int(number)})
 
 

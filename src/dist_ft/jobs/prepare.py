@@ -26,7 +26,6 @@ from dist_ft.model.base import (
     at_commit,
     check_weights,
     fingerprint,
-    load_generation_config,
     load_model_config,
     load_tokenizer,
     skeleton,
@@ -102,8 +101,9 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
         for plan, shard in missing:
             make_shard(plan.request, shard, render_many, store)
         to_stream = None
+        every = [*train, *([held_out] if held_out else [])]
+        unscored = missing_scores(every, store, score_key) if score_key else set()
         if is_stream:
-            unscored = missing_scores(train, store, score_key) if score_key else set()
             made = _read_made(train, store)
             splits = tuple(
                 open_ended_split(plan, store, address, sizes) for plan, sizes in zip(train, made, strict=True)
@@ -122,7 +122,7 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
             files,
             num_made=len(missing),
             to_stream=to_stream,
-            to_score=_shards_to_score(wanted, store, score_key) if score_key else (),
+            to_score=_shards_to_score(wanted, unscored, score_key),
         )
 
 
@@ -130,10 +130,9 @@ def _job(plan: SplitPlan, shard: PlannedShard, window: Window, place: int = 0, s
     return ShardJob(plan.request.take_held_out, shard.to_dict(), shard.part.size, window, place, score_key)
 
 
-def _shards_to_score(plans: Sequence[SplitPlan], store: Store, score_key: str) -> tuple[ShardJob, ...]:
+def _shards_to_score(plans: Sequence[SplitPlan], unscored: Collection[str], score_key: str) -> tuple[ShardJob, ...]:
     """Return the shards without scores, plan by plan in file order."""
-    missing = missing_scores(plans, store, score_key)
-    by_key = {shard.key: (plan, shard) for plan in plans for shard in plan.shards if shard.key in missing}
+    by_key = {shard.key: (plan, shard) for plan in plans for shard in plan.shards if shard.key in unscored}
     return tuple(_job(plan, shard, Window(0, 0), score_key=score_key) for plan, shard in by_key.values())
 
 
@@ -248,7 +247,6 @@ def check_model(config: Config) -> None:
             f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"
         )
     model = skeleton(config)
-    load_generation_config(config)
     check_weights(config)
     rehearse_export(config)
     check_dropout(model)

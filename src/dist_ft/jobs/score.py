@@ -20,8 +20,8 @@ from dist_ft.data.shards.columns import Column, Numbers
 from dist_ft.data.shards.make import cache_errors, read_infos
 from dist_ft.data.shards.request import SplitPlan
 from dist_ft.data.shards.score_file import ScoredBatch, make_scores, scores_name
-from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, INFO, ShardInfo
-from dist_ft.data.shards.split import PreparedSplit
+from dist_ft.data.shards.shard_file import BATCH_SEQUENCES, ShardInfo
+from dist_ft.data.shards.split import PreparedSplit, made_keys
 from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.loader import RankLayout, micro_batch
 from dist_ft.data.stream.token_shards import Row, TokenShards
@@ -172,6 +172,6 @@ def check_scorer(config: Config, scorer: Scorer) -> None:
 
 def missing_scores(plans: Sequence[SplitPlan], store: Store, score_key: str) -> set[str]:
     """Return the keys of the token shards whose scores are not made yet."""
-    made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
+    made = made_keys(store)
     keys = {shard.key for plan in plans for shard in plan.shards}
     return {key for key in keys if scores_name(key, score_key) not in made}

@@ -34,7 +34,8 @@ DIVIDED_BY = {f"{name}/{side}": f"labels/{side}" for name in ("rewards", "logps"
 
 def render(records: Sequence[Record], renderer: Renderer) -> list[list[Sample] | DataError]:
     """Render each answer with its label."""
-    rendered = iter(renderer.answers([record.side() for record in records if isinstance(record, Labelled)]))
+    sides = [side for record in records if isinstance(record, Labelled) for side in record.sides()]
+    rendered = iter(renderer.answers(sides))
     return [_labelled(record, next(rendered)) if isinstance(record, Labelled) else _other(record) for record in records]
 
 

@@ -99,12 +99,17 @@ class PreparedSplit:
         return cls(**{**values, **lists, "counts": counts})
 
 
+def made_keys(store: Store) -> set[str]:
+    """Return the keys of the token shards and of the scores that exist."""
+    return {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
+
+
 def missing_shards(plans: Sequence[SplitPlan], store: Store) -> list[tuple[SplitPlan, PlannedShard]]:
     """Return the shards that are not made yet, plan by plan in file order, without repeats inside a plan.
 
     The files in `splits/` do not count, because a shard that was damaged and deleted must be made again.
     """
-    made = {name.removesuffix(INFO) for name in store.names("") if name.endswith(INFO) and "/" not in name}
+    made = made_keys(store)
     return [
         (plan, shard)
         for plan in plans

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
@@ -89,9 +89,8 @@ class Renderer:
         Returns:
             For each record its sample, or why it has none.
         """
-        of_answers = Renderer(self._tokenizer, "last" if self._train_on == "last" else "assistant", self._stop_ids)
         found: list[Sample | DataError] = []
-        for samples in of_answers.render_many(records):
+        for samples in self._of_answers.render_many(records):
             if isinstance(samples, DataError):
                 found.append(samples)
             elif len(samples) == 1:
@@ -106,6 +105,11 @@ class Renderer:
                     )
                 )
         return found
+
+    @cached_property
+    def _of_answers(self) -> Renderer:
+        """The renderer that trains no prompt: this one, or one like it."""
+        return Renderer(self._tokenizer, stops=self._stop_ids) if self._train_on == "all" else self
 
     def prompt(self, record: Conversation | Completion) -> str:
         """Return the text before the last assistant turn, or the prompt, ready for the model to continue."""
