@@ -41,7 +41,7 @@ def connect(config: Config, scratch: Path) -> ClusterInfo:
 
     Args:
         config: The run config, with absolute paths.
-        scratch: Empty directory. Ray puts the current directory into the path of its workers, where a `random.py` of
+        scratch: Directory without Python files that stays until this returns. Ray puts the current directory into the path of its workers, where a `random.py` of
             the user's would take the place of Python's, so this one is current meanwhile.
 
     Raises:

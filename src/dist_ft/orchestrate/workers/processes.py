@@ -68,17 +68,19 @@ class ForkServer:
     """A fork server owned by this process; it ends with its owner, however that ends.
 
     Attributes:
-        directory: Private directory that lives as long as the server.
-        socket_path: Socket of the server. Its log lies beside it.
+        directory: Private directory for all servers from here to `close`; the driver makes it current meanwhile.
+        socket_path: Socket of the newest server. Its log lies beside it.
     """
 
     def __init__(self, on_gpu: bool = False) -> None:
         self._on_gpu = on_gpu
+        self._num_started = 0
+        self.directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
         self._start()
 
     def _start(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="dist-ft-"))  # mode 0700
-        self.socket_path = str(self.directory / "fork.sock")
+        self.socket_path = str(self.directory / f"{self._num_started}.sock")
+        self._num_started += 1
         # The accelerator is named, because looking for it would initialise CUDA here, and then no child could use it.
         # Through NVML, torch can look without initialising CUDA.
         device = {"DS_ACCELERATOR": "cuda" if self._on_gpu else "cpu", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -113,11 +115,15 @@ class ForkServer:
 
     def restart(self) -> None:
         """Replace a server that has died, at another socket."""
-        self.close()
+        self._end()
         self._start()
 
     def close(self) -> None:
         """End the server; its children continue until their clients disconnect."""
+        self._end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -126,7 +132,6 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class Child:
@@ -244,7 +249,7 @@ def is_serving(socket_path: str) -> bool:
 
 
 def _log_of(socket_path: str) -> Path:
-    return Path(socket_path).with_name("log")
+    return Path(socket_path).with_suffix(".log")
 
 
 def last_words(socket_path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def test_a_server_that_dies_while_it_imports_says_why(tmp_path: Path, monkeypatc
     server = ForkServer()
     try:
         with pytest.raises(WorkerCrashError, match=r"(?s)last lines that it printed:.*\n  OSError: libcudart\.so\.12"):
+            run_task(server.socket_path, "prepare", {})
+    finally:
+        server.close()
+    assert not server.directory.exists()
+
+
+def test_the_directory_of_a_server_that_is_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver makes it current while Ray starts, and the preparation may replace the server at any moment."""
+    (tmp_path / "torch.py").write_text("raise OSError('broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = ForkServer()
+    try:
+        first = server.socket_path
+        with contextlib.chdir(server.directory):
+            server.restart()
+            assert Path.cwd() == server.directory
+        assert server.socket_path != first
+        with pytest.raises(WorkerCrashError, match="broken"):
             run_task(server.socket_path, "prepare", {})
     finally:
         server.close()
