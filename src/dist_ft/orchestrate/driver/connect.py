@@ -41,8 +41,9 @@ def connect(config: Config, scratch: Path) -> ClusterInfo:
 
     Args:
         config: The run config, with absolute paths.
-        scratch: Directory without Python files that stays until this returns. Ray puts the current directory into the path of its workers, where a `random.py` of
-            the user's would take the place of Python's, so this one is current meanwhile.
+        scratch: Directory without Python files that stays until this returns. Ray puts the current directory into the
+            path of its workers, where a `random.py` of the user's would take the place of Python's, so this one is
+            current meanwhile.
 
     Raises:
         UsageError: No cluster answers at the address.
