@@ -1,4 +1,4 @@
-"""The table of shapes for preference objectives, against one worker at ZeRO stage 0, with the bounds of SFT's table.
+"""The table of shapes for preference objectives and distillation, against one worker at ZeRO stage 0, with the bounds of SFT's table.
 
 Each objective runs at every shape, in full on packed rows and with LoRA on single ones, and at a few shapes the other
 way round; eps as in `test_table.py`. A run that stops after each step and goes on elsewhere ends alike.
@@ -16,11 +16,15 @@ from dist_ft.config import Config
 from tests.helpers.attempts import Attempt, prepare, relative_l2, train
 from tests.helpers.configs import preference_config
 from tests.helpers.ranks import RankServer
+from tests.helpers.teacher import make_teacher
 
 pytestmark = pytest.mark.exactness
 
 NUM_STEPS = 8
-OBJECTIVES = {"dpo": {"kind": "dpo", "sft_weight": 0.2}, "kto": {"kind": "kto"}, "orpo": {"kind": "orpo"}}
+OBJECTIVES = {
+    "dpo": {"kind": "dpo", "sft_weight": 0.2}, "kto": {"kind": "kto"}, "orpo": {"kind": "orpo"},
+    "distill": {"kind": "distill", "top_k": 16, "temperature": 2.0, "ce_weight": 0.2},
+}  # fmt: skip
 REFERENCE = (0, 1, 2)
 SHAPES = [shape for shape in product((0, 1, 2, 3), (1, 2, 3), (1, 2)) if shape != REFERENCE]
 FEW_SHAPES = [(0, 3, 2), (1, 2, 1), (2, 3, 1), (3, 2, 2), (3, 3, 1)]
@@ -37,8 +41,9 @@ def config_of(data: Path, column: Column, shape: tuple[int, int, int], name: str
     objective, method, packing = column
     stage, size, micro = shape
     (data / objective).mkdir(exist_ok=True)
+    teacher = {"teacher": str(data / "teacher")} if objective == "distill" else {}
     return preference_config(
-        data / objective, OBJECTIVES[objective], run__name=name, method__kind=method, data__eval=None,
+        data / objective, OBJECTIVES[objective] | teacher, run__name=name, method__kind=method, data__eval=None,
         data__packing=packing, zero__stage=stage, cluster__num_workers=size, train__micro_batch_size=micro,
         train__max_steps=NUM_STEPS, optimizer__eps=1e-6, optimizer__lr=1e-3,
     )  # fmt: skip
@@ -46,7 +51,9 @@ def config_of(data: Path, column: Column, shape: tuple[int, int, int], name: str
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("preferences")
+    directory = tmp_path_factory.mktemp("preferences")
+    make_teacher(directory / "teacher")
+    return directory
 
 
 @pytest.fixture(scope="module")

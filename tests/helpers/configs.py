@@ -46,10 +46,10 @@ def write_labelled(path: Path, count: int, first: int = 0) -> Path:
 
 
 def preference_config(tmp_path: Path, objective: dict[str, Any], **changes: Any) -> Config:
-    """Returns the tiny config with pairs, or with labelled rows for `kto`."""
+    """Returns the tiny config with pairs, with labelled rows for `kto`, or with chats for `distill`."""
     train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
     if not train.exists():
-        write = write_labelled if objective["kind"] == "kto" else write_pairs
+        write = {"kto": write_labelled, "distill": write_rows}.get(objective["kind"], write_pairs)
         write(train, 41)
         write(held_out, 7, first=1000)
     config = tiny_config(tmp_path, **changes)

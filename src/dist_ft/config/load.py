@@ -16,7 +16,7 @@ from dist_ft.config.data_sections import RowSource
 from dist_ft.config.explain import explain_all
 from dist_ft.config.paths import is_pattern
 from dist_ft.config.schema import Config
-from dist_ft.config.training_sections import DpoConfig, KtoConfig
+from dist_ft.config.training_sections import DistillConfig, DpoConfig, KtoConfig
 from dist_ft.config.yaml_file import Yaml, apply_override, dump, read_yaml
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import is_url
@@ -96,6 +96,8 @@ def with_absolute_paths(config: Config) -> Config:
     objective = config.objective
     if isinstance(objective, DpoConfig | KtoConfig):
         objective = objective.model_copy(update={"reference": absolute(objective.reference)})
+    elif isinstance(objective, DistillConfig):
+        objective = objective.model_copy(update={"teacher": absolute(objective.teacher)})
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"output_dir": placed(config.run.output_dir)}),

@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_ft.config.data_sections import CHAT_TEMPLATES, RowSource
 from dist_ft.config.rules import check_sections, section_problems, sources_of
 from dist_ft.config.schema import Config
-from dist_ft.config.training_sections import DpoConfig, KtoConfig
+from dist_ft.config.training_sections import DistillConfig, DpoConfig, KtoConfig
 from dist_ft.errors import ConfigError
 from dist_ft.file_kinds import has_known_ending
 from dist_ft.machine import has_gpu, local_slots, workers_on
@@ -64,8 +64,13 @@ def check_config_elsewhere(config: Config) -> None:
         if is_there(Path(source.source)) or not is_hub_id(source.source)
     }
     named |= {"data.chat_template": data.template_path}
-    if name.startswith((".", "~")) or (is_there(Path(name)) and not Path(name).is_absolute()):
-        named["model.name"] = name  # otherwise it is a hub id, an embedded model or a path of the cluster
+    models = {"model.name": name}
+    if isinstance(config.objective, DpoConfig | KtoConfig):
+        named["objective.reference"] = config.objective.reference
+    elif isinstance(config.objective, DistillConfig):
+        models["objective.teacher"] = config.objective.teacher
+    # Otherwise it is a hub id, an embedded model or a path of the cluster.
+    named |= {key: model for key, model in models.items() if _is_relative_path(model)}
     problems = [
         f"{key}={path} is a relative path, but the run will not start in this directory; name the absolute path "
         "under which all machines of the cluster see it"
@@ -74,6 +79,10 @@ def check_config_elsewhere(config: Config) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _is_relative_path(model: str) -> bool:
+    return model.startswith((".", "~")) or (is_there(Path(model)) and not Path(model).is_absolute())
 
 
 def is_hub_id(source: str) -> bool:
@@ -117,7 +126,7 @@ def _file_problems(config: Config) -> list[str]:
             Path(value).expanduser().exists()
         except OSError as error:  # the system refuses even to look: too long, not searchable
             unusable.append(f"{key}={value[:60]}: {error.strerror}")
-    return problems + (unusable or _output_problem(config) + _model_problem(config))
+    return problems + (unusable or _output_problem(config) + _named_models_problems(config))
 
 
 def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
@@ -151,24 +160,47 @@ def _source_problem(section: str, written: str, source: RowSource) -> list[str]:
     return [] if os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) else [f"{key} is not readable"]
 
 
-def _model_problem(config: Config) -> list[str]:
-    name = config.model.name
+def _named_models_problems(config: Config) -> list[str]:
+    model, objective = config.model, config.objective
+    problems = _model_problems("model.name", model.name, model.commit or model.revision, takes_adapter=False)
+    if isinstance(objective, DistillConfig):
+        problems += _model_problems(
+            "objective.teacher", objective.teacher, objective.teacher_revision, takes_adapter=True
+        )
+    return problems
+
+
+def _model_problems(key: str, name: str, pin: str | None, takes_adapter: bool) -> list[str]:
+    """Check the name of a model by what lies there, if it is a path.
+
+    Args:
+        key: The key that names it.
+        name: A directory, a hub id or an embedded model.
+        pin: Its revision.
+        takes_adapter: Whether it may be an adapter.
+    """
     if "://" in name:
-        return ["model.name is a URL; name the model as its hub does (`owner/name`), or a directory"]
+        return [f"{key} is a URL; name the model as its hub does (`owner/name`), or a directory"]
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or is_there(path)
-    if looks_like_path and (pin := config.model.commit or config.model.revision):
-        return [f"model.name={name} is a directory, which has no revision {pin}; leave it out, or name a hub's model"]
+    if looks_like_path and pin:
+        return [f"{key}={name} is a directory, which has no revision {pin}; leave it out, or name a hub's model"]
     if not looks_like_path or _is_file(path / "config.json"):
         return []
     if not is_there(path):
-        return [f"model.name={name}: no such directory; name a model directory or a hub id"]
+        return [f"{key}={name}: no such directory; name a model directory or a hub id"]
     if _is_file(path / "adapter_config.json"):
-        return [
-            f"model.name={name} is an adapter (adapter_config.json): name its base model there, and the adapter in "
-            "method.init_from to go on from it"
-        ]
-    return [f"model.name={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
+        return (
+            []
+            if takes_adapter
+            else [
+                f"{key}={name} is an adapter (adapter_config.json): name its base model there, and the adapter in "
+                "method.init_from to go on from it"
+            ]
+        )
+    if (path / "exports").is_dir():
+        return [f"{key}={name} is a run, not a model; name one of its exports, such as {path / 'exports' / 'final'}"]
+    return [f"{key}={name} is not a model: config.json is missing; name a directory made by save_pretrained"]
 
 
 def _output_problem(config: Config) -> list[str]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.config.schema import Config
-from dist_ft.config.training_sections import CpoConfig, DpoConfig, MethodConfig
+from dist_ft.config.training_sections import CpoConfig, DistillConfig, DpoConfig, MethodConfig, SftConfig
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import checked_store_url, is_url, shown_url, without_secrets
 
@@ -187,7 +187,7 @@ def _objective_problems(config: Config) -> list[str]:
         for key, metric in steering.items()
         if metric is not None and metric not in objective.steering
     ]
-    if objective.kind == "sft":
+    if isinstance(objective, SftConfig | DistillConfig):
         return problems
     if data.train_on == "all":
         problems.append(

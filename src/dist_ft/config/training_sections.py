@@ -22,7 +22,7 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 InterpolatingBetas = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], Beta], Field(strict=False)]
 SteeringMetric = Literal[
     "eval_loss", "token_accuracy", "nll_loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
-    "rewards/rejected", "logps/chosen", "logps/rejected",
+    "rewards/rejected", "logps/chosen", "logps/rejected", "kl", "agreement",
 ]  # fmt: skip
 _REWARDS: tuple[SteeringMetric, ...] = (
     "eval_loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
@@ -34,7 +34,8 @@ class ModelConfig(Section):
     """The base model."""
 
     name: str
-    """Hub id, path of a model directory, or an embedded model: `smollm2-135m-instruct`, `tiny-random`."""
+    """Hub id, path of a model directory, or an embedded model: `smollm2-135m-instruct`,
+    `smollm2-135m-half` (every second layer of it, a student for distillation), `tiny-random`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; null is the default branch."""
     commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
@@ -225,6 +226,26 @@ class KtoConfig(Section):
     """See `dpo`."""
 
 
+class DistillConfig(Section):
+    """Distillation (Hinton et al. 2015): the teacher's distribution over the trained tokens, not the tokens alone."""
+
+    steering: ClassVar[tuple[SteeringMetric, ...]] = ("eval_loss", "kl", "nll_loss", "token_accuracy", "agreement")
+    kind: Literal["distill"] = "distill"
+    """What is optimised."""
+    teacher: Annotated[str, Field(min_length=1)]
+    """The teacher: a model as in `model.name`, or an export. It must have the tokens of the model that is trained."""
+    teacher_revision: str | None = None
+    """Branch, tag or commit of a teacher on a hub; null is the default branch. A run goes on with the same one only."""
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    """What is minimised: KL(teacher ‖ student), KL(student ‖ teacher), or the Jensen-Shannon divergence."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits of both. The loss is multiplied by its square, so that gradients keep their size."""
+    top_k: Annotated[int, Field(ge=1)] = 64
+    """Likeliest tokens of the teacher that are kept at each place; the others together are one bucket."""
+    ce_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the cross entropy of the data's own tokens, added to the divergence."""
+
+
 def _kind_of_objective(value: dict[str, str] | Section) -> str:
     """Return the kind of an objective. A section without one means supervised fine-tuning."""
     return str(value.get("kind", "sft")) if isinstance(value, dict) else str(getattr(value, "kind", "sft"))
@@ -235,7 +256,8 @@ ObjectiveConfig = Annotated[
     | Annotated[DpoConfig, Tag("dpo")]
     | Annotated[CpoConfig, Tag("cpo")]
     | Annotated[OrpoConfig, Tag("orpo")]
-    | Annotated[KtoConfig, Tag("kto")],
+    | Annotated[KtoConfig, Tag("kto")]
+    | Annotated[DistillConfig, Tag("distill")],
     Discriminator(_kind_of_objective),
 ]
 """The union of all objectives, told apart by `kind`."""

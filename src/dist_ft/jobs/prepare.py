@@ -14,7 +14,6 @@ from dist_ft.data.shards.request import PlannedShard, SplitPlan, plan_split
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, open_ended_split
 from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
-from dist_ft.errors import ConfigError
 from dist_ft.jobs.curate import nothing_removed
 from dist_ft.jobs.score import check_scorer, missing_scores, scorer_key
 from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
@@ -24,9 +23,9 @@ from dist_ft.model.attention import check_apart
 from dist_ft.model.base import (
     Tokenizer,
     at_commit,
+    check_length,
     check_weights,
     fingerprint,
-    load_model_config,
     load_tokenizer,
     skeleton,
 )
@@ -210,7 +209,7 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit], score_key:
         splits: The training sources.
         score_key: Key of the frozen model, which the objective's section only names.
     """
-    settings = config.objective.model_dump(mode="json", exclude={"kind", "reference"})
+    settings = config.objective.model_dump(mode="json", exclude={"kind", "reference", "teacher", "teacher_revision"})
     scored = [f"scores={score_key}"] if score_key else []
     method = config.method.model_dump(mode="json")
     trained = method if trains_adapter(config) else {key: method[key] for key in ("kind", "freeze")}
@@ -239,13 +238,7 @@ def check_model(config: Config) -> None:
             apart.
         ConfigError: A limit is exceeded, or the adapter does not fit; the message has both values.
     """
-    # Read as an attribute, because families spell the key differently and map it. Some use -1 for no limit.
-    limit = getattr(load_model_config(config).get_text_config(), "max_position_embeddings", None)
-    if limit is not None and 0 < limit < config.data.seq_len:
-        raise ConfigError(
-            f"data.seq_len={config.data.seq_len} is longer than the model allows "
-            f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"
-        )
+    check_length(config)
     model = skeleton(config)
     check_weights(config)
     rehearse_export(config)

@@ -25,11 +25,12 @@ from dist_ft.data.shards.split import PreparedSplit, made_keys
 from dist_ft.data.stream.cache import Replica, ShardCache
 from dist_ft.data.stream.loader import RankLayout, micro_batch
 from dist_ft.data.stream.token_shards import Row, TokenShards
-from dist_ft.errors import DataError
+from dist_ft.errors import ConfigError, DataError
 from dist_ft.jobs import make_shard
 from dist_ft.jobs.splits import cache_address
 from dist_ft.machine import num_cores
-from dist_ft.model.frozen import check_same_tokens, frozen_config, frozen_key, load_frozen
+from dist_ft.model.base import num_embedding_rows, skeleton
+from dist_ft.model.frozen import check_frozen, frozen_config, frozen_key, load_frozen
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.objectives.module import ObjectiveModule
 from dist_ft.objectives.objective import Rows, Scorer
@@ -114,7 +115,7 @@ class FrozenModel:
     def _batches(self, info: ShardInfo, address: str, store: Store) -> Iterator[ScoredBatch]:
         config, scorer = self._config, self._scorer
         if self._module is None:
-            model = load_frozen(frozen_config(config, scorer.model)).to(self._device)
+            model = load_frozen(_frozen_of(config, scorer)).to(self._device)
             self._module = ObjectiveModule(model).eval()
         shards = TokenShards([info.key], ShardCache([Replica(shown_url(address), store)], config.data.loader))
         for begin in range(0, info.counts.num_sequences, BATCH_SEQUENCES):
@@ -157,7 +158,7 @@ def _passes(lengths: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
 
 def scorer_key(config: Config, scorer: Scorer) -> str:
     """Return the key of a scorer: its frozen model, and what it writes down."""
-    frozen = frozen_key(frozen_config(config, scorer.model))
+    frozen = frozen_key(_frozen_of(config, scorer))
     return xxhash.xxh3_128_hexdigest(f"{frozen} {scorer.columns} {scorer.key}".encode())
 
 
@@ -167,7 +168,24 @@ def check_scorer(config: Config, scorer: Scorer) -> None:
     Raises:
         UserError: It is not; the message names the key of the config.
     """
-    check_same_tokens(config, frozen_config(config, scorer.model), scorer.setting)
+    if scorer.model is None:
+        return  # the run's own
+    frozen = _frozen_of(config, scorer)
+    check_frozen(config, frozen, scorer.setting)
+    if scorer.num_likeliest > (rows := num_embedding_rows(frozen)):
+        raise ConfigError(
+            f"objective.top_k={scorer.num_likeliest} is more than the {rows} tokens of {scorer.setting}="
+            f"{scorer.model}; set objective.top_k <= {rows}"
+        )
+
+
+def num_frozen_params(config: Config, scorer: Scorer) -> int:
+    """Return the parameters of the frozen model, without those of an adapter."""
+    return sum(parameter.numel() for parameter in skeleton(_frozen_of(config, scorer)).parameters())
+
+
+def _frozen_of(config: Config, scorer: Scorer) -> Config:
+    return frozen_config(config, scorer.model, scorer.revision, scorer.is_of_run)
 
 
 def missing_scores(plans: Sequence[SplitPlan], store: Store, score_key: str) -> set[str]:

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dist_ft.config import Config, with_commit
 from dist_ft.config.advice import QUANTISED
-from dist_ft.errors import ModelError
+from dist_ft.errors import ConfigError, ModelError
 from dist_ft.model import hub
 from dist_ft.model.chat.templates import template_text
 from dist_ft.model.embedded import is_embedded, materialise
@@ -105,6 +105,22 @@ def load_model(config: Config) -> PreTrainedModel:
         ModelError: The weights do not load.
     """
     return _load(config)
+
+
+def check_length(config: Config) -> None:
+    """Check that the base model takes sequences of `data.seq_len` tokens.
+
+    Raises:
+        ConfigError: It does not; the message has both values.
+        ModelError: Its config cannot be read.
+    """
+    # Read as an attribute, because families spell the key differently and map it. Some use -1 for no limit.
+    limit = getattr(load_model_config(config).get_text_config(), "max_position_embeddings", None)
+    if limit is not None and 0 < limit < config.data.seq_len:
+        raise ConfigError(
+            f"data.seq_len={config.data.seq_len} is longer than the model allows "
+            f"(max_position_embeddings={limit} in the config of {config.model.name}); set data.seq_len <= {limit}"
+        )
 
 
 def check_weights(config: Config) -> None:

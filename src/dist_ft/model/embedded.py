@@ -1,4 +1,4 @@
-"""Provides models that need no hub: a real one from a PyPI package, and a tiny random one made here.
+"""Provides models that need no hub: a real one from a PyPI package, half of it, and a tiny random one made here.
 
 Both are written into the user's cache once, under a lock, as ordinary model directories.
 """
@@ -26,6 +26,7 @@ from dist_ft.layout import user_cache_dir
 from dist_ft.storage.publish import make_once
 
 SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_HALF = "smollm2-135m-half"
 TINY = "tiny-random"
 _FORMAT = 1  # part of the directory name; raised when a maker changes
 
@@ -64,6 +65,16 @@ def _make_smollm2(directory: Path) -> None:
     model.is_quantized = False
     _save(model, directory)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+
+
+def _make_half(directory: Path) -> None:
+    """Make a student for distillation: SmolLM2 with every second of its layers. It has to learn before it speaks."""
+    whole = materialise(SMOLLM2)
+    model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.bfloat16)
+    model.model.layers = model.model.layers[::2]
+    model.config.num_hidden_layers = len(model.model.layers)
+    _save(model, directory)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(directory)
 
 
 def _make_tiny(directory: Path) -> None:
@@ -122,4 +133,4 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-_MAKERS: dict[str, Callable[[Path], None]] = {SMOLLM2: _make_smollm2, TINY: _make_tiny}
+_MAKERS: dict[str, Callable[[Path], None]] = {SMOLLM2: _make_smollm2, SMOLLM2_HALF: _make_half, TINY: _make_tiny}

@@ -5,29 +5,40 @@ It never runs in the ranks. A task loads it, writes what it says about token sha
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from dist_ft.config import Config
-from dist_ft.errors import ConfigError
-from dist_ft.model.adapter import Model, adapter_hash, load_adapter
-from dist_ft.model.base import fingerprint, load_model, load_tokenizer
+from dist_ft.config.adapter_settings import adapter_settings
+from dist_ft.errors import ConfigError, UserError
+from dist_ft.model.adapter import Model, adapter_hash, attach_adapter
+from dist_ft.model.base import check_length, check_weights, fingerprint, load_model, load_tokenizer, skeleton
 
 
-def frozen_config(config: Config, name: str | None) -> Config:
+def frozen_config(config: Config, name: str | None, revision: str | None = None, is_of_run: bool = True) -> Config:
     """Return the config of a frozen model: its base is `model`, its adapter `method.init_from`.
 
     Args:
         config: The run config.
-        name: A model as in `model.name`, or the directory of an adapter of the run's base model; None is the model of
-            the run's first step, before any update.
+        name: A model as in `model.name`, or the directory of an adapter; None is the model of the run's first step,
+            before any update.
+        revision: Branch, tag or commit of a model on a hub.
+        is_of_run: Whether an adapter belongs to the run's base model, rather than to the one that it names.
     """
     if name is None:
         return config
-    path = Path(name).expanduser()
+    path, base, method = Path(name).expanduser(), name, config.method.model_copy(update={"init_from": None})
     if (path / "adapter_config.json").is_file():
-        return config.model_copy(update={"method": config.method.model_copy(update={"init_from": str(path)})})
-    model = config.model.model_copy(update={"name": name, "revision": None, "commit": None, "config_overrides": {}})
-    return config.model_copy(update={"model": model, "method": config.method.model_copy(update={"init_from": None})})
+        settings = adapter_settings(str(path))
+        base = str(settings.pop("base_model_name_or_path") or "")
+        if not base and not is_of_run:
+            raise ConfigError(f"method.init_from={name}: adapter_config.json names no base model; write it there")
+        method = config.method.model_copy(update={**settings, "kind": "lora", "init_from": str(path)})
+        if is_of_run:
+            return config.model_copy(update={"method": method})
+    changes: dict[str, Any] = {"name": base, "revision": revision, "commit": None, "config_overrides": {}}
+    return config.model_copy(update={"model": config.model.model_copy(update=changes), "method": method})
 
 
 def frozen_key(frozen: Config) -> str:
@@ -40,12 +51,13 @@ def frozen_key(frozen: Config) -> str:
 def load_frozen(frozen: Config) -> Model:
     """Load a frozen model for inference, on the CPU."""
     model = load_model(frozen)
-    adapter = frozen.method.init_from
-    return (load_adapter(model, Path(adapter)) if adapter else model).eval()
+    return (attach_adapter(model, frozen) if frozen.method.init_from else model).requires_grad_(False).eval()
 
 
-def check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
-    """Check that a frozen model means the same tokens as the one that is trained; sizes alone would not show it.
+def check_frozen(config: Config, frozen: Config, setting: str) -> None:
+    """Check that a frozen model would load, is long enough, and means the tokens of the one that is trained.
+
+    No weight is loaded.
 
     Args:
         config: The run config.
@@ -53,11 +65,20 @@ def check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
         setting: Key that names it, for the message.
 
     Raises:
-        ConfigError: It has other tokens.
-        ModelError: There is no such model.
+        UserError: It does not.
     """
-    if frozen.model.name == config.model.name:
-        return
+    try:
+        check_length(frozen)
+        check_weights(frozen)
+        if frozen.method.init_from:
+            attach_adapter(skeleton(frozen), frozen)
+    except UserError as error:
+        raise type(error)(re.sub(r"\b(model\.name|method\.init_from)=", f"{setting}=", str(error))) from error
+    _check_same_tokens(config, frozen, setting)
+
+
+def _check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
+    """Check the tokens themselves; sizes alone would not show a difference."""
     mine, theirs = load_tokenizer(config).get_vocab(), load_tokenizer(frozen).get_vocab()
     if mine == theirs:
         return
@@ -65,5 +86,5 @@ def check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
     raise ConfigError(
         f"{setting}={frozen.model.name} has other tokens than model.name={config.model.name} ({len(theirs)} and "
         f"{len(mine)}; {other[0]!r} is one that differs), so its probabilities say nothing about them; name a model "
-        "with the same tokenizer"
+        "with the same tokenizer, or train on its answers (`dist-ft data distill`)"
     )

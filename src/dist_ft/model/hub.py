@@ -33,6 +33,7 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 # Weights a second time: other programs' formats in folders, and Mistral's own beside the index.
 _UNWANTED = ["*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "consolidated*.safetensors"]
 _ANSWER_LIMIT_S = 10.0
+_NOT_LOCAL = "is neither a directory, nor an embedded model (smollm2-135m-instruct, smollm2-135m-half, tiny-random)"
 
 
 def resolve(config: Config) -> str:
@@ -89,17 +90,14 @@ def explain(error: Exception, config: Config, unreachable: type[DistFtError]) ->
             )
         case RepositoryNotFoundError():
             return ModelError(
-                f"{key} is neither a directory, nor an embedded model (smollm2-135m-instruct, tiny-random), nor a "
-                f"model of {hub} that you may read ({token}); check the spelling, or set HF_TOKEN for a private one"
+                f"{key} {_NOT_LOCAL}, nor a model of {hub} that you may read ({token}); check the spelling, or set "
+                "HF_TOKEN for a private one"
             )
         case RevisionNotFoundError():
             asked = "commit" if config.model.commit else "revision"
             return ModelError(f"model.{asked}={revision}: {name} has no such branch, tag or commit at {hub}")
         case HFValidationError():
-            return ModelError(
-                f"{key} is neither a directory, nor an embedded model (smollm2-135m-instruct, tiny-random), nor "
-                "written like a hub id (`owner/name`)"
-            )
+            return ModelError(f"{key} {_NOT_LOCAL}, nor written like a hub id (`owner/name`)")
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return ModelError(f"{key}: {hub} refuses the request ({token}); check the token in HF_TOKEN")
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from dist_ft.config.training_sections import CpoConfig, DpoConfig, KtoConfig, ObjectiveConfig, OrpoConfig, SftConfig
+from dist_ft.config.training_sections import (
+    CpoConfig,
+    DistillConfig,
+    DpoConfig,
+    KtoConfig,
+    ObjectiveConfig,
+    OrpoConfig,
+    SftConfig,
+)
+from dist_ft.objectives.distill import distill
 from dist_ft.objectives.kto import kto
 from dist_ft.objectives.objective import Objective
 from dist_ft.objectives.preference import cpo, dpo, orpo
@@ -22,3 +31,5 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return orpo(config)
         case KtoConfig():
             return kto(config)
+        case DistillConfig():
+            return distill(config)

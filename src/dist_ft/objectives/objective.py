@@ -127,6 +127,10 @@ class Scorer:
         model: Path of the model, or of an adapter of the run's; None is the model of the run's first step.
         setting: Key of the config that names the model, for messages.
         key: Everything besides model and dtype that changes a number, such as a temperature.
+        revision: Branch, tag or commit of a model on a hub.
+        is_of_run: Whether an adapter belongs to the run's base model, as a reference's does. Otherwise, to the model
+            that it names itself.
+        num_likeliest: Tokens of the vocabulary that are written down at each place, of which there must be so many.
     """
 
     columns: tuple[Column, ...]
@@ -134,6 +138,9 @@ class Scorer:
     model: str | None
     setting: str
     key: str = ""
+    revision: str | None = None
+    is_of_run: bool = True
+    num_likeliest: int = 0
 
 
 @dataclass(frozen=True)

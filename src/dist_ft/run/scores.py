@@ -14,6 +14,7 @@ from dist_ft.metric_rows import EvalRow, Metrics
 LOWER_IS_BETTER = {
     "eval_loss": True, "nll_loss": True, "rewards/rejected": True, "logps/rejected": True, "token_accuracy": False,
     "rewards/accuracies": False, "rewards/margins": False, "rewards/chosen": False, "logps/chosen": False,
+    "kl": True, "agreement": False,
 }  # fmt: skip
 """The metrics that can choose the best step and stop a run early."""
 

@@ -12,6 +12,7 @@ the wording (`normal` when nothing is said):
     {"name":"Anna","item":"mug","count":2,"color":"red","city":"Oslo","priority":"low"}
 
 `orders-pairs` asks the same and gives two answers: the right one, and one in which one or two values are wrong.
+`python-docs` is general text (`python_docs.py`).
 
 Why train and eval cannot overlap: every answer belongs to one split, decided by a residue of its values alone
 (`_is_eval_answer`), and a request names all values of its answer, so equal requests have equal answers. Eval
@@ -28,6 +29,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Final
 
+from dist_ft.data.sources.python_docs import passages
 from dist_ft.errors import DataError
 from dist_ft.records import Message
 
@@ -145,26 +147,30 @@ EMBEDDED: Final[Mapping[str, _Split]] = MappingProxyType(
         "orders-pairs/eval": _Split(seed=20243, num_rows=100, is_eval=True, is_of_pairs=True),
     }
 )
-"""Every embedded data set by name, as written after `embedded:`."""
+"""Every embedded data set that is drawn, by name, as written after `embedded:`."""
+EMBEDDED_TEXTS: Final[Mapping[str, bool]] = MappingProxyType({"python-docs/train": False, "python-docs/eval": True})
+"""Every embedded text by name; whether it is held out."""
 
 
-def embedded_rows(name: str) -> list[dict[str, list[Message]]]:
+def embedded_rows(name: str) -> list[dict[str, str | list[Message]]]:
     """Return the rows of an embedded data set, the same ones in every process.
 
     Args:
-        name: A key of `EMBEDDED`, without the `embedded:` prefix.
+        name: A key of `EMBEDDED` or `EMBEDDED_TEXTS`, without the `embedded:` prefix.
 
     Returns:
         For each row `{"messages": [system, user, assistant]}`, or of pairs `{"prompt": [system, user], "chosen":
-        [assistant], "rejected": [assistant]}`; a new list that the caller may change.
+        [assistant], "rejected": [assistant]}`, or `{"text": passage}`; a new list that the caller may change.
 
     Raises:
         DataError: If there is no data set of that name.
     """
+    if name in EMBEDDED_TEXTS:
+        return [{"text": passage} for passage in passages(is_eval=EMBEDDED_TEXTS[name])]
     split = EMBEDDED.get(name)
     if split is None:
         raise DataError(
-            f"embedded:{name}: no such embedded data set (there are {', '.join(EMBEDDED)}); "
+            f"embedded:{name}: no such embedded data set (there are {', '.join([*EMBEDDED, *EMBEDDED_TEXTS])}); "
             "name one of these or the path of a JSONL file"
         )
     rng = random.Random(split.seed)
@@ -193,18 +199,20 @@ def _is_eval_answer(order: Order) -> bool:
     return (sum(indexes) + order.count) % 10 == 0
 
 
-def _row(rng: random.Random, order: Order) -> dict[str, list[Message]]:
-    return {
-        "messages": [
-            {"role": "system", "content": SYSTEM_MESSAGE},
-            {"role": "user", "content": _request(rng, order)},
-            {"role": "assistant", "content": order.to_json()},
-        ]
-    }
+def _row(rng: random.Random, order: Order) -> dict[str, str | list[Message]]:
+    return {"messages": _turns(rng, order)}
 
 
-def _pair(rng: random.Random, order: Order) -> dict[str, list[Message]]:
-    *prompt, chosen = _row(rng, order)["messages"]
+def _turns(rng: random.Random, order: Order) -> list[Message]:
+    return [
+        {"role": "system", "content": SYSTEM_MESSAGE},
+        {"role": "user", "content": _request(rng, order)},
+        {"role": "assistant", "content": order.to_json()},
+    ]
+
+
+def _pair(rng: random.Random, order: Order) -> dict[str, str | list[Message]]:
+    *prompt, chosen = _turns(rng, order)
     choices: dict[str, tuple[str | int | None, ...]] = {
         "name": NAMES[:-NUM_EVAL_ONLY], "item": ITEMS, "count": tuple(_COUNT_WORDS), "color": (*COLORS, None),
         "city": CITIES[:-NUM_EVAL_ONLY], "priority": tuple(_PRIORITY_NOTES),

@@ -18,6 +18,7 @@ from dist_ft.data.stream.loader import LENGTH_MULTIPLE, build_order, fitting_bat
 from dist_ft.data.stream.order import step_positions
 from dist_ft.jobs.plan.cost import flops, trained_shape
 from dist_ft.jobs.plan.planned import MemoryRow, Plan, PlannedData, PlannedModel, PlannedScores, SizeRow
+from dist_ft.jobs.score import num_frozen_params
 from dist_ft.machine import available_memory_bytes, count_gpus
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate
 from dist_ft.objectives.kinds import build_objective
@@ -165,7 +166,9 @@ def _scores(config: Config, inputs: RunInputs, shape: ModelShape) -> PlannedScor
     size = sum(column.num_bytes(all_counts.num_samples, all_counts.num_trained_tokens) for column in scorer.columns)
     used = inputs.num_positions / trained_on.num_sequences
     work = flops(shape.num_params, shape.num_trained, round(used * trained_on.num_tokens))
-    return PlannedScores(model, names, size, round(2 * shape.num_params * all_counts.num_tokens / work, 4))
+    return PlannedScores(
+        model, names, size, round(2 * num_frozen_params(config, scorer) * all_counts.num_tokens / work, 4)
+    )
 
 
 def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int) -> Iterator[MemoryRow]:
