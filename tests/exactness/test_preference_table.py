@@ -1,4 +1,4 @@
-"""The table of shapes for preference objectives and distillation, against one worker at ZeRO stage 0, with the bounds of SFT's table.
+"""The table of shapes for preference objectives and distillation, against one worker at ZeRO stage 0, in SFT's bounds.
 
 Each objective runs at every shape, in full on packed rows and with LoRA on single ones, and at a few shapes the other
 way round; eps as in `test_table.py`. A run that stops after each step and goes on elsewhere ends alike.

@@ -6,6 +6,8 @@ It never runs in the ranks. A task loads it, writes what it says about token sha
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ def load_frozen(frozen: Config) -> Model:
     return (attach_adapter(model, frozen) if frozen.method.init_from else model).requires_grad_(False).eval()
 
 
+@contextmanager
+def named_by(setting: str) -> Iterator[None]:
+    """Let errors about a frozen model name the key of the config that names it.
+
+    Args:
+        setting: The key.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(re.sub(r"\b(model\.name|method\.init_from)=", f"{setting}=", str(error))) from error
+
+
 def check_frozen(config: Config, frozen: Config, setting: str) -> None:
     """Check that a frozen model would load, is long enough, and means the tokens of the one that is trained.
 
@@ -67,13 +82,10 @@ def check_frozen(config: Config, frozen: Config, setting: str) -> None:
     Raises:
         UserError: It does not.
     """
-    try:
-        check_length(frozen)
-        check_weights(frozen)
-        if frozen.method.init_from:
-            attach_adapter(skeleton(frozen), frozen)
-    except UserError as error:
-        raise type(error)(re.sub(r"\b(model\.name|method\.init_from)=", f"{setting}=", str(error))) from error
+    check_length(frozen)
+    check_weights(frozen)
+    if frozen.method.init_from:
+        attach_adapter(skeleton(frozen), frozen)
     _check_same_tokens(config, frozen, setting)
 
 

@@ -320,6 +320,35 @@ def test_what_does_not_go_together_is_refused(check: Check, overrides: list[str]
     assert said in problem
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("{teacher: /nowhere}", "objective.teacher=/nowhere: no such directory"),
+        ("{teacher: https://hub/org/model}", "objective.teacher is a URL"),
+        (
+            "{teacher: /tmp, teacher_revision: main}",
+            "objective.teacher=/tmp is a directory, which has no revision main",
+        ),
+        ("{teacher: RUN}", "RUN/exports/final"),
+        ("{teacher: ADAPTER, teacher_revision: v1}", "has no revision v1"),
+    ],
+)
+def test_a_teacher_that_cannot_be_one_is_refused_by_its_key(
+    check: Check, tmp_path: Path, objective: str, said: str
+) -> None:
+    for name, file in (("run", "exports/final/config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_text("{}")
+    places = {"RUN": str(tmp_path / "run"), "ADAPTER": str(tmp_path / "adapter")}
+    for word, place in places.items():
+        objective, said = objective.replace(word, place), said.replace(word, place)
+    (problem,) = check(f"objective={objective.replace('{', '{kind: distill, ')}")
+    assert said in problem
+    assert problem.startswith("objective.teacher")
+    assert check(f"objective={{kind: distill, teacher: {places['ADAPTER']}}}") == []
+    assert check("objective={kind: distill, teacher: org/model, teacher_revision: v1}") == []
+
+
 def test_layers_are_chosen_beside_names(check: Check) -> None:
     assert check("method.layers_to_transform=[0]", "method.target_modules=[q_proj]", "method.use_dora=true") == []
 
