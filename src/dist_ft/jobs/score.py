@@ -30,7 +30,7 @@ from dist_ft.jobs import make_shard
 from dist_ft.jobs.splits import cache_address
 from dist_ft.machine import num_cores
 from dist_ft.model.base import num_embedding_rows, skeleton
-from dist_ft.model.frozen import check_frozen, frozen_config, frozen_key, load_frozen, named_by
+from dist_ft.model.frozen import check_frozen, check_same_tokens, frozen_config, frozen_key, load_frozen, named_by
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.objectives.module import ObjectiveModule
 from dist_ft.objectives.objective import Rows, Scorer
@@ -172,7 +172,8 @@ def check_scorer(config: Config, scorer: Scorer) -> None:
         return  # the run's own
     with named_by(scorer.setting):
         frozen = _frozen_of(config, scorer)
-        check_frozen(config, frozen, scorer.setting)
+        check_frozen(frozen)
+    check_same_tokens(config, frozen, scorer.setting)
     if scorer.num_likeliest > (rows := num_embedding_rows(frozen)):
         raise ConfigError(
             f"objective.top_k={scorer.num_likeliest} is more than the {rows} tokens of {scorer.setting}="

@@ -69,10 +69,20 @@ def named_by(setting: str) -> Iterator[None]:
         raise type(error)(re.sub(r"\b(model\.name|method\.init_from)=", f"{setting}=", str(error))) from error
 
 
-def check_frozen(config: Config, frozen: Config, setting: str) -> None:
-    """Check that a frozen model would load, is long enough, and means the tokens of the one that is trained.
+def check_frozen(frozen: Config) -> None:
+    """Check that a frozen model would load, and takes sequences of `data.seq_len` tokens. No weight is loaded.
 
-    No weight is loaded.
+    Raises:
+        UserError: It would not.
+    """
+    check_length(frozen)
+    check_weights(frozen)
+    if frozen.method.init_from:
+        attach_adapter(skeleton(frozen), frozen)
+
+
+def check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
+    """Check that a frozen model means the tokens of the one that is trained; sizes alone would not show a difference.
 
     Args:
         config: The run config.
@@ -80,17 +90,9 @@ def check_frozen(config: Config, frozen: Config, setting: str) -> None:
         setting: Key that names it, for the message.
 
     Raises:
-        UserError: It does not.
+        ConfigError: It has other tokens.
+        ModelError: Its tokenizer cannot be read.
     """
-    check_length(frozen)
-    check_weights(frozen)
-    if frozen.method.init_from:
-        attach_adapter(skeleton(frozen), frozen)
-    _check_same_tokens(config, frozen, setting)
-
-
-def _check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
-    """Check the tokens themselves; sizes alone would not show a difference."""
     mine, theirs = load_tokenizer(config).get_vocab(), load_tokenizer(frozen).get_vocab()
     if mine == theirs:
         return
