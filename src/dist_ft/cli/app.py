@@ -56,6 +56,7 @@ data = typer.Typer(help="Look at the data of a run before it costs anything.", n
 app.add_typer(data, name="data")
 data.command("show")(data_verbs.show)
 data.command("check")(data_verbs.check)
+data.command("distill")(data_verbs.distill)
 data.command("prepare")(data_verbs.prepare)
 
 

@@ -1,4 +1,4 @@
-"""`data show`, `data check`, `data prepare`: the data of a run before it costs anything."""
+"""`data show`, `data check`, `data distill`, `data prepare`: the data of a run before it costs anything."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from dist_ft.cli.inputs import load_checked, prepare_here, quieten
 from dist_ft.cli.options import AsJson, ConfigPath, NoColor, Overrides
 from dist_ft.cli.outputs import check_page, is_colored, write_page
+from dist_ft.errors import UsageError
 
 
 def show(
@@ -55,6 +56,53 @@ def check(
         write_page(page, render_check_page(report))
     typer.echo(json.dumps(asdict(report)) if as_json else render_check(report, is_colored(no_color)))
     if report.has_errors:
+        raise typer.Exit(1)
+
+
+def distill(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option("--to", help="JSONL file of rows to train on; it must not exist.")],
+    overrides: Overrides = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A model, an export, or a URL that ends with /v1; default objective.teacher.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model at a URL.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; longer ones are left out.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    parallel: Annotated[int, typer.Option(min=1, help="Requests at a time to a URL.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Let a teacher answer the prompts of the training data; a work that was stopped goes on when run again."""
+    is_url = teacher is not None and "://" in teacher
+    if is_url != (model is not None):
+        raise UsageError("--teacher https://…/v1 and --model go together: the address of an API, and a model there")
+    named = [] if teacher is None or is_url else [f"objective={json.dumps({'kind': 'distill', 'teacher': teacher})}"]
+    parsed = load_checked(config, [*(overrides or []), *named])
+    quieten()
+    from dist_ft.config.training_sections import DistillConfig
+    from dist_ft.evaluate.teachers import LocalTeacher, RemoteTeacher, Sampling, Teacher
+    from dist_ft.jobs.answer import Answered, answer_prompts
+    from dist_ft.report.console import Console
+
+    sampling = Sampling(max_new_tokens, temperature, parsed.run.seed)
+    by: Teacher
+    if teacher is not None and model is not None:
+        by = RemoteTeacher(teacher, model, sampling, parallel)
+    elif isinstance(parsed.objective, DistillConfig):
+        by = LocalTeacher(parsed, parsed.objective, sampling)
+    else:
+        raise UsageError("name who answers: --teacher, or objective.kind=distill with objective.teacher")
+    console = Console()
+
+    def show(done: Answered) -> None:
+        console.progress(f"  {done.prompts:,} prompts answered by {by.name}")
+
+    try:
+        done = answer_prompts(parsed, by, sampling, to, show)
+    finally:
+        console.close()
+    typer.echo(json.dumps(asdict(done)) if as_json else done.describe(by.name, to))
+    if not done.rows:
         raise typer.Exit(1)
 
 

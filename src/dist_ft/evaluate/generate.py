@@ -1,8 +1,9 @@
-"""Generates greedy answers to many prompts, in batches that do not depend on the number of tasks."""
+"""Generates answers to many prompts, in batches that do not depend on the number of tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +13,18 @@ from dist_ft.model.base import Tokenizer, stop_tokens
 _BATCH_ROWS = 32
 _WINDOW_ROWS = 8 * _BATCH_ROWS
 """Rows that are sorted by length before they are cut into batches: less padding, the same batches for a longer file."""
+
+
+class Generated(NamedTuple):
+    """A continuation.
+
+    Attributes:
+        text: Without special tokens.
+        is_whole: Whether it came to the end of the turn.
+    """
+
+    text: str
+    is_whole: bool
 
 
 def make_batches(lengths: Sequence[int]) -> list[list[int]]:
@@ -28,10 +41,19 @@ def make_batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def generate(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0
+) -> list[Generated]:
     """Return the continuations of one batch of rendered prompts, up to the end of the turn.
 
     A prompt that leaves no room for an answer loses its beginning.
+
+    Args:
+        model: The model, ready for inference.
+        tokenizer: Its tokenizer.
+        prompts: Rendered prompts.
+        max_new_tokens: Longest continuation.
+        temperature: 0 takes the likeliest token each time; otherwise torch's generator draws.
     """
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     if tokenizer.pad_token is None:
@@ -48,13 +70,16 @@ def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new
         max_length=room,
     ).to(model.device)
     batch.pop("token_type_ids", None)
+    stops = sorted(stop_tokens(tokenizer, model.generation_config))
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.no_grad():
         tokens = model.generate(
             **batch,
+            **(drawn if temperature else {"do_sample": False}),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(stop_tokens(tokenizer, model.generation_config)),
+            eos_token_id=stops,
             pad_token_id=tokenizer.pad_token_id,
-        )
-    answers: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
+        )[:, batch["input_ids"].shape[1] :]
+    is_whole = torch.isin(tokens, torch.tensor(stops, device=tokens.device)).any(1).tolist()
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [Generated(*found) for found in zip(texts, is_whole, strict=True)]

@@ -82,7 +82,7 @@ def run(
                 prompts = [questions[row].prompt for row in batch]
                 answers = generate(model, tokenizer, prompts, config.eval.max_new_tokens)
                 for row, answer in zip(batch, answers, strict=True):
-                    rows[row].answers[name] = answer
+                    rows[row].answers[name] = answer.text
             del model  # before the next one is loaded
     return asdict(EvalShare(tuple(rows.values()), numbers, round(time.perf_counter() - began, 1)))
 

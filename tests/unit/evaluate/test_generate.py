@@ -50,4 +50,5 @@ def test_an_answer_ends_where_either_the_tokenizer_or_the_model_says(model: Any,
         (cut,) = generate(model, tokenizer, ["red"], 6)
     finally:
         model.generation_config.eos_token_id = before
-    assert len(cut) <= 1 < len(whole[0])
+    assert len(cut.text) <= 1 < len(whole[0].text)
+    assert cut.is_whole

@@ -8,7 +8,8 @@ tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from dist_ft.data.sources.source_file import EMBEDDED
 from dist_ft.errors import DataError
 from dist_ft.records import Record
 from dist_ft.storage.urls import shown_url
+
+_ASKING = {"messages": "messages", "conversations": "conversations", "prompt": "completion", "instruction": "output"}
+"""The key that asks → the key that answers."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,28 @@ def held_out_rows(data: DataConfig) -> Iterator[Row]:
         for row in rows:
             if isinstance(row, Row) and (data.eval_fraction is None or is_held_out(row, data.eval_fraction)):
                 yield row
+
+
+def with_placeholder(bad: BadRow, source: RowSource) -> Record | None:
+    """Return the record of a row that lacks only its answer, with a mark in place of it; None of another bad row.
+
+    Args:
+        bad: The row.
+        source: How its source is written.
+    """
+    if not isinstance(bad.raw, dict):
+        return None
+    names: Mapping[Any, str] = source.columns
+    for asks, answers in _ASKING.items():
+        asked, missing = bad.raw.get(names.get(asks, asks)), names.get(answers, answers)
+        if not asked or (asks != answers and bad.raw.get(missing)):
+            continue
+        turn = {"from": "gpt", "value": "?"} if asks == "conversations" else {"role": "assistant", "content": "?"}
+        filled: object = "?" if isinstance(asked, str) else [*(asked if asks == answers else []), turn]
+        row = {**bad.raw, missing: filled}
+        with suppress(DataError):
+            return read_record(row, source.format, source.columns, source.ignore, source.prompt)
+    return None
 
 
 def is_held_out(row: Row, fraction: float) -> bool:

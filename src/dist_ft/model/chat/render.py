@@ -114,9 +114,13 @@ class Renderer:
     def prompt(self, record: Conversation | Completion) -> str:
         """Return the text before the last assistant turn, or the prompt, ready for the model to continue."""
         if isinstance(record, Completion):
-            return record.prompt if record.prompt.startswith(self._bos) else self._bos + record.prompt
+            return self.continued(record.prompt)
         last = max(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
         return self.text(record.messages[:last], record.tools, add_generation_prompt=True)
+
+    def continued(self, text: str) -> str:
+        """Return raw text, ready for the model to continue."""
+        return text if text.startswith(self._bos) else self._bos + text
 
     def text(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), add_generation_prompt: bool = False
