@@ -34,7 +34,7 @@ format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 test: lint  ## lint, types and every test but the long ones (two at a time)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
 	$(BIN)/pytest -m exactness tests/exactness tests/numerics/test_optimizer_shapes.py
