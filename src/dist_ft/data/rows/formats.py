@@ -129,6 +129,7 @@ def recognise(row: Mapping[str, Any]) -> str:
     if len(fitting) > 1:
         fitting = [name for name in fitting if name != "text"]
     if not fitting:
+        ROW.check(row)  # a key that is refused, such as tokens in place of text, says more than its absence
         raise DataError(f"found {_found(row)}, expected {_expected()}; name them with data.train[].columns")
     if len(fitting) > 1:
         raise DataError(f"found {_found(row)}, which fits {' and '.join(fitting)}; set data.train[].format to one")

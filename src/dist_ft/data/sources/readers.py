@@ -11,6 +11,7 @@ long text.
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -45,6 +46,7 @@ MAX_TEXT_BYTES = 64 << 20
 MAX_COUNTED_BYTES = 1 << 30
 """Bytes of a file up to which lines are counted to name a row; a later row is named by its byte."""
 _BLOCK_BYTES = 1 << 22
+_UTF_16 = "UTF-16, which Windows programs like to write; save the file as UTF-8"
 
 
 def read_piece(file: SourceFile, start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
@@ -140,12 +142,13 @@ def _parse_line(place: RowLocation, line: bytes, is_first: bool) -> RawRow:
     try:
         text = line.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
-        problem = f"not valid UTF-8 ({error.reason} at byte {error.start})"
-        return RawRow(place, line.decode("utf-8", "backslashreplace"), problem)
+        return RawRow(place, line.decode("utf-8", "backslashreplace"), _not_utf8(line, error))
     try:
         return RawRow(place, parse_json(text))
     except json.JSONDecodeError as error:
         problem = f"not valid JSON: {error.msg} (column {error.colno}); expected one object a line"
+        if "\0" in text:
+            problem = f"not valid JSON, with NUL characters as {_UTF_16}"
     except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, deep brackets
         problem = f"not usable JSON: {error}; expected one object a line"
     return RawRow(place, text.rstrip("\r\n"), problem)
@@ -224,7 +227,14 @@ def _read_text(file: SourceFile, start: int, stop: int | None) -> Iterator[RawRo
     try:
         yield RawRow(place, {"text": content.decode("utf-8-sig")})
     except UnicodeDecodeError as error:
-        yield RawRow(place, None, f"not valid UTF-8 ({error.reason} at byte {error.start})")
+        yield RawRow(place, None, _not_utf8(content, error))
+
+
+def _not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
+    """Return what is wrong with bytes from the beginning of a line or a file."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _UTF_16
+    return f"not valid UTF-8 ({error.reason} at byte {error.start})"
 
 
 def _read_whole(file: SourceFile, limit: int, advice: str) -> bytes:

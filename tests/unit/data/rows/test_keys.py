@@ -95,6 +95,7 @@ def test_a_call_in_a_turn_of_its_own_keeps_its_flag() -> None:
         (row_of(GOOD, system_prompt="Be kind."), "columns to {system: system_prompt}"),
         (row_of(GOOD, history=[["a", "b"]]), "`history` is only read beside"),
         (row_of(GOOD, input_ids=[1], labels=[1]), "already tokens"),
+        ({"input_ids": [1], "attention_mask": [1], "labels": [1]}, "already tokens"),
         ({"prompt": "a", "completion": "b", "system": "Be kind."}, "`system` stands beside raw text"),
         ({"text": "a", "tools": [TOOL]}, "`tools` stands beside raw text"),
         ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "stands beside raw text"),

@@ -137,6 +137,12 @@ def test_long_and_odd_text_is_kept(tmp_path: Path, name: str) -> None:
         ("a.csv", b"q,a\n\xff,1\n2,3\n", ["not valid UTF-8", None]),
         ("a.txt", b"\xff", ["not valid UTF-8"]),
         ("a.jsonl", b'\xff\n{"a": 1, "a": 2}\n[]\n', ["not valid UTF-8", "key 'a' stands twice", None]),
+        (
+            "a.jsonl",
+            '{"a": 1}\n{"a": 2}\n'.encode("utf-16"),
+            ["UTF-16, which Windows", "NUL characters as UTF-16", "NUL"],
+        ),
+        ("a.txt", "text".encode("utf-16"), ["UTF-16, which Windows programs like to write; save the file as UTF-8"]),
     ],
 )
 def test_a_bad_row_is_given_with_its_problem(
