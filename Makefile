@@ -1,9 +1,10 @@
 # The two commands: `make smoke` and `make test`. Both set up .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON312 ?= python3.12
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness faults netns soak image-test launch-tests slurm shape test-unit lint format bench clean help
+.PHONY: setup smoke test exactness faults netns soak image-test launch-tests slurm gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +58,14 @@ slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's sl
 launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)
 	$(BIN)/pytest -v -m 'apiserver or minikuberay or slurm or images' tests/k8s tests/slurm tests/images
 	$(BIN)/pytest -v tests/k8s/test_core_schemas.py
+
+gpu-check: setup  ## try everything on one GPU, nine minutes at most (SECTIONS=a,b); without one, what a CPU can; docs/gpu.md
+	$(BIN)/python -m tests.gpu.check $(if $(SECTIONS),--sections $(SECTIONS))
+
+gpu-wheels:  ## wheels for a GPU machine without a network, 60 MB (needs Python 3.12), into build/gpu-wheels
+	$(PYTHON312) -m venv build/python312
+	build/python312/bin/pip install --quiet 'setuptools>=77' wheel
+	build/python312/bin/python -m tests.gpu.wheels build/gpu-wheels
 
 shape: setup  ## figures of the source tree, as in docs/architecture.md
 	$(BIN)/python tests/architecture/shape.py

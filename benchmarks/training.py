@@ -1,22 +1,27 @@
 #!/usr/bin/env python3
-"""Training speed of dist-ft against a bare PyTorch loop on the embedded 135M model, on this machine.
+"""Training speed of dist-ft against a bare PyTorch loop, and TRL's where it is installed, on this machine.
 
     python benchmarks/training.py [--rounds 3] [--cases lora,full-1] [--json FILE]
 
 Both sides do the same work: the same rows in the same micro batches, bfloat16 weights, float32 masters and
 gradient accumulation, clipping, AdamW, output layer on trained tokens only, the same number of threads, one
 worker. The bare side is plain torch, transformers and peft. Sides alternate, each round in a process of its
-own; what is compared are medians over all steps but the first of each process.
+own; what is compared are medians over all steps but the first of each process. A CUDA device is used if there is one.
+
+Packed cases also run TRL's SFTTrainer, if it can be imported (`pip install --no-deps --target DIR trl==1.16.0`, DIR on
+PYTHONPATH): the same samples, packed by TRL, weights in bfloat16 without float32 masters, as is its default.
 
 Cases: `lora` (16 rows, about 1,050 tokens a step), `full-N` (64 rows, about 4,200 tokens a step, ZeRO stage N),
 `packed-N` (LoRA, one packed row of 2,048 tokens a step, of samples of N tokens of Python's own documentation; the bare
-side gives the model positions, so that transformers makes its mask of [T, T]), `reporting` (what a metrics row costs
+side gives the model positions, so that transformers makes its mask of [T, T]), `llama-lora`, `llama-full` (a random
+Llama of 1.2B parameters, 8 packed rows of 2,048 tokens a step; for a GPU), `reporting` (what a metrics row costs
 the rank, and the coordinator with W&B offline).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -28,53 +33,88 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-STEPS = {"lora": 6, "full": 3, "packed": 3}
-MICRO_BATCH = {"lora": 8, "full": 8, "packed": 1}
+STEPS = {"lora": 6, "full": 3, "packed": 3, "llama": 8}
+MICRO_BATCH = {"lora": 8, "full": 8, "packed": 1, "llama": 4}
+GLOBAL_BATCH = {"lora": 16, "full": 64, "packed": 1, "llama": 8}
 PACKED_LEN = 2048
+LLAMA_SAMPLE = 512
 
 
 def make_config(case: str, directory: str) -> Any:
     """Return the run config of a case."""
     from dist_ft.config import config_from_dict
 
-    name, _, number = case.partition("-")
-    is_packed = name == "packed"
-    source = str(write_samples(Path(directory), int(number))) if is_packed else "embedded:orders/train"
+    name, _, variant = case.partition("-")
+    is_packed = name in ("packed", "llama")
+    model = str(write_llama(Path(directory))) if name == "llama" else "smollm2-135m-instruct"
+    length = int(variant) if name == "packed" else LLAMA_SAMPLE
+    source = str(write_samples(Path(directory), length, model)) if is_packed else "embedded:orders/train"
     return config_from_dict(
         {
             "run": {"name": case, "output_dir": directory},
-            "model": {"name": "smollm2-135m-instruct", "dtype": "bfloat16"},
-            "method": {"kind": "full" if name == "full" else "lora"},
+            "model": {"name": model, "dtype": "bfloat16"},
+            "method": {"kind": "full" if case.startswith("full-") or variant == "full" else "lora"},
             "data": {
                 "train": [{"source": source}],
                 "seq_len": PACKED_LEN if is_packed else 128,
                 "packing": is_packed,
             },
             "train": {
-                "global_batch_size": {"lora": 16, "full": 64, "packed": 1}[name],
+                "global_batch_size": GLOBAL_BATCH[name],
                 "micro_batch_size": MICRO_BATCH[name],
                 "max_steps": STEPS[name],
             },
             "optimizer": {"lr": 1e-4},
             "schedule": {"kind": "constant", "warmup_ratio": 0.0},  # as the bare loop: the losses must agree
-            "zero": {"stage": int(number) if name == "full" else 2},
+            "zero": {"stage": int(variant) if name == "full" else 1 if name == "llama" else 2},
             "monitor": {"wandb": "disabled"},
         }
     )
 
 
-def write_samples(directory: Path, length: int) -> Path:
+def write_llama(directory: Path) -> Path:
+    """Write a random Llama of 1.2B parameters, in the shape of Llama 3.2 1B, with the tokenizer of `tiny-random`."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from dist_ft.model.embedded import materialise
+
+    path = directory / "llama-1b"
+    if not (path / "tokenizer_config.json").exists():
+        shape = LlamaConfig(
+            vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+            num_key_value_heads=8, max_position_embeddings=PACKED_LEN, tie_word_embeddings=True, dtype="bfloat16",
+        )  # fmt: skip
+        with torch.device(device()):
+            LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(path)
+        AutoTokenizer.from_pretrained(materialise("tiny-random")).save_pretrained(path)
+    return path
+
+
+def device() -> str:
+    """Return where the sides compute."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def local_path(model: str) -> str:
+    """Return the directory of an embedded model, or what is a directory already."""
+    from dist_ft.model.embedded import is_embedded, materialise
+
+    return str(materialise(model)) if is_embedded(model) else model
+
+
+def write_samples(directory: Path, length: int, model: str) -> Path:
     """Write rows of text of about `length` tokens each."""
     from pydoc_data.topics import topics
 
     from transformers import AutoTokenizer
 
-    from dist_ft.model.embedded import materialise
-
     path = directory / f"samples-{length}.jsonl"
     if not path.exists():
-        tokenizer = AutoTokenizer.from_pretrained(materialise("smollm2-135m-instruct"))
-        ids = tokenizer("".join(topics.values()), verbose=False).input_ids[: 8 * PACKED_LEN]
+        tokenizer = AutoTokenizer.from_pretrained(local_path(model))
+        ids = tokenizer("".join(topics.values()), verbose=False).input_ids[: 64 * PACKED_LEN]
         # One less, because each sample ends with its end token.
         texts = [tokenizer.decode(ids[at : at + length - 1]) for at in range(0, len(ids) - length, length - 1)]
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -89,14 +129,20 @@ def run_dist_ft(case: str, directory: str) -> dict[str, Any]:
     from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
     from dist_ft.train.build import build_rank
     from dist_ft.train.loop import run_loop
+    from dist_ft.zero.devices import use_device
     from dist_ft.zero.engine import init_process_group, open_store
 
+    on_gpu = device() == "cuda"
+    if on_gpu:
+        use_device(0)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     config = make_config(case, directory)
     inputs = replace(prepare(config).inputs, eval_split=None)
-    attempt = AttemptSpec(run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config, inputs=inputs)
+    attempt = AttemptSpec(
+        run_id=case, attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config, inputs=inputs, on_gpu=on_gpu
+    )
     threads = torch.get_num_threads()
-    init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)
+    init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, on_gpu)
     rows: list[Any] = []
 
     class Collect:
@@ -127,7 +173,6 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     from dist_ft.data.stream.cache import open_split
     from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order
     from dist_ft.jobs.prepare import prepare
-    from dist_ft.model.embedded import materialise
 
     config = make_config(case, directory)
     inputs = prepare(config).inputs
@@ -141,7 +186,8 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
     )
     batches = [loader.step(step) for step in range(inputs.max_steps)]
 
-    model = AutoModelForCausalLM.from_pretrained(materialise("smollm2-135m-instruct"), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(local_path(config.model.name), dtype=torch.bfloat16)
+    model.to(device())
     torch.manual_seed(0)
     if config.method.kind == "lora":
         adapter = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
@@ -157,9 +203,9 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
         began = time.perf_counter()
         total = 0.0
         for micro in batch.micro_batches:
-            ids, targets = torch.from_numpy(micro.input_ids), torch.from_numpy(micro.targets)
+            ids, targets = torch.from_numpy(micro.input_ids).to(device()), torch.from_numpy(micro.targets).to(device())
             keep = targets != -100
-            positions = torch.from_numpy(micro.position_ids) if config.data.packing else None
+            positions = torch.from_numpy(micro.position_ids).to(device()) if config.data.packing else None
             hidden = inner.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[keep]
             loss_sum = F.cross_entropy(inner.lm_head(hidden).float(), targets[keep], reduction="sum")
             (loss_sum / batch.totals.num_trained_tokens).backward()
@@ -174,9 +220,58 @@ def run_bare(case: str, directory: str) -> dict[str, Any]:
         with torch.no_grad():
             for master, parameter in zip(masters, trained, strict=True):
                 parameter.copy_(master)
+        if device() == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
         loss = total / batch.totals.num_trained_tokens
     return {"step_s": seconds, "tokens": [b.totals.num_tokens for b in batches], "loss": loss}
+
+
+def run_trl(case: str, directory: str) -> dict[str, Any]:
+    """One process of TRL's side: SFTTrainer on the same samples, packed by TRL."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    config = make_config(case, directory)
+    name, path = case.partition("-")[0], local_path(config.model.name)
+    rows = Path(config.data.train[0].source).read_text(encoding="utf-8").splitlines()
+    seconds: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **others: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *arguments: Any, **others: Any) -> None:
+            if device() == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - self.began)
+
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16),
+        args=SFTConfig(
+            output_dir=directory, packing=True, max_length=PACKED_LEN, max_steps=STEPS[name], learning_rate=1e-4,
+            per_device_train_batch_size=MICRO_BATCH[name], save_strategy="no", report_to="none", logging_steps=1,
+            gradient_accumulation_steps=GLOBAL_BATCH[name] // MICRO_BATCH[name], lr_scheduler_type="constant",
+            gradient_checkpointing=False, bf16=False, use_cpu=device() == "cpu", dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_list([json.loads(row) for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(path),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        if config.method.kind == "lora"
+        else None,
+        callbacks=[Watch()],
+    )  # fmt: skip
+    trainer.train()
+    packed = [len(row["input_ids"]) for row in trainer.train_dataset]
+    tokens = round(statistics.mean(packed) * GLOBAL_BATCH[name])
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"step_s": seconds, "tokens": [tokens] * len(seconds), "loss": losses[-1]}
+
+
+SIDES = {"bare": run_bare, "dist-ft": run_dist_ft, "trl": run_trl}
 
 
 def run_reporting(directory: str) -> dict[str, Any]:
@@ -221,7 +316,7 @@ def run_reporting(directory: str) -> dict[str, Any]:
 def in_process(side: str, case: str, directory: str) -> dict[str, Any]:
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--cases", case, "--directory", directory]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
+    env = {**os.environ, "DS_ACCELERATOR": device(), "TQDM_DISABLE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -230,24 +325,24 @@ def in_process(side: str, case: str, directory: str) -> dict[str, Any]:
 
 
 def compare(case: str, rounds: int, directory: str) -> dict[str, Any]:
-    """Alternates the sides and returns medians and the ratio of speeds."""
-    seconds: dict[str, list[float]] = {"bare": [], "dist-ft": []}
+    """Alternates the sides and returns medians and the ratios of speeds."""
+    has_trl = case.startswith(("packed-", "llama-")) and importlib.util.find_spec("trl") is not None
+    sides = ["bare", "dist-ft", *(["trl"] if has_trl else [])]
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    per_step: dict[str, float] = {}
     losses = {}
-    tokens: list[int] = []
     for number in range(rounds):
-        for side in ("bare", "dist-ft") if number % 2 == 0 else ("dist-ft", "bare"):
+        for side in sides if number % 2 == 0 else reversed(sides):
             found = in_process(side, case, directory)
             seconds[side] += found["step_s"][1:]
             losses[side] = found["loss"]
-            tokens = found["tokens"][1:]
-    per_step = statistics.mean(tokens)
-    speed = {side: per_step / statistics.median(values) for side, values in seconds.items()}
+            per_step[side] = statistics.mean(found["tokens"][1:])
+    speed = {side: per_step[side] / statistics.median(values) for side, values in seconds.items()}
     return {
         "case": case,
-        "tokens_per_step": round(per_step),
-        "bare_tokens_per_s": round(speed["bare"], 1),
-        "dist_ft_tokens_per_s": round(speed["dist-ft"], 1),
-        "ratio": round(speed["dist-ft"] / speed["bare"], 3),
+        "tokens_per_step": round(per_step["dist-ft"]),
+        "tokens_per_s": {side: round(value, 1) for side, value in speed.items()},
+        "ratio": {side: round(speed["dist-ft"] / value, 3) for side, value in speed.items() if side != "dist-ft"},
         "last_loss": {side: round(loss, 4) for side, loss in losses.items()},
     }
 
@@ -258,12 +353,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default="reporting,lora,full-1,full-2,full-3")
     parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--side", choices=["bare", "dist-ft"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side is not None:
-        side = run_bare if options.side == "bare" else run_dist_ft
-        print(json.dumps(side(options.cases, options.directory)))
+        print(json.dumps(SIDES[options.side](options.cases, options.directory)))
         return
     results = []
     with tempfile.TemporaryDirectory(prefix="dist-ft-bench-") as directory:

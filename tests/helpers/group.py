@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
 from dist_ft.messages import Envelope, Reply
@@ -89,7 +91,7 @@ def run_group(config: Config, starter: str, on_message: Any = None, on_gpu: bool
     def work(rank: int) -> None:
         try:
             # As many ranks "on the node" as cores, so that each computes on one thread, as in CI.
-            gpu_ids = (str(rank),) if on_gpu else ()
+            gpu_ids = (str(rank % torch.cuda.device_count()),) if on_gpu else ()
             supervise(spec, RankSlot(rank, size, rank, max(size, 2), "127.0.0.1", gpu_ids), client, starter)
         except BaseException as error:
             group.errors[rank] = error

@@ -15,8 +15,17 @@ from dist_ft.storage.store import Store
 
 
 def copy_slices(slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> list[tuple[SliceKey, torch.Tensor]]:
-    """Return the slices as float32 copies in host memory, which the next step does not change."""
-    return [(key, tensor.detach().to("cpu", torch.float32, copy=True)) for key, tensor in slices]
+    """Return the slices as float32 copies in host memory, which the next step does not change.
+
+    From a CUDA device all copies run at once, into pinned memory, which torch keeps for the next checkpoint.
+    """
+    copies = []
+    for key, tensor in slices:
+        host = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
+        copies.append((key, host.copy_(tensor.detach(), non_blocking=tensor.is_cuda)))
+    if any(copy.is_pinned() for _, copy in copies):
+        torch.cuda.synchronize()
+    return copies
 
 
 def write_slices(store: Store, name: str, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:

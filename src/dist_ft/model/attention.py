@@ -1,7 +1,8 @@
 """Attention of packed rows, one sample at a time: no mask of [T, T], no work between samples.
 
 transformers builds one mask for a pass and gives it to every layer. Here the mask of packed rows is not a matrix but a
-list of samples (`Cuts`), and attention runs on each sample alone, causally, with the kernel for plain causal attention.
+list of samples (`Cuts`), and attention runs on each sample alone, causally, with the kernel for plain causal attention;
+on CUDA, in 16 bit, one kernel takes all samples.
 The model's own code passes the list on as it passes a mask, so that no layer can miss it.
 
 Whether a list says the same as the mask is read off the mask's own rule, at the borders of each sample: sliding windows
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -156,6 +158,8 @@ def _attention(
         heads_BTHD, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return heads_BTHD, None
     cuts = attention_mask[0, 0].tolist()
+    if has_varlen_kernel(query, value):
+        return attend_at_once(query, key, value, cuts, options.get("scaling")), None
     outputs = [
         sdpa_attention_forward(
             module, *(heads[row : row + 1, :, start:end] for heads in (query, key, value)), None, **options
@@ -164,6 +168,47 @@ def _attention(
     ]
     # Samples follow one another and fill every row.
     return torch.cat(outputs, dim=1)[0].unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def has_varlen_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Tell whether flash attention takes these heads: 16 bit, on a device of 2020 or later, of equal size up to 256."""
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and size == value.shape[-1]
+        and size % 8 == 0
+        and size <= 256
+    )
+
+
+def attend_at_once(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cuts: list[list[int]], scale: float | None
+) -> torch.Tensor:
+    """Return the attention [B, H, T, D] -> [B, T, H, D] of all samples from one kernel for samples of many lengths.
+
+    Args:
+        query: Heads [B, H, T, D].
+        key: Heads [B, K, T, D], where K divides H.
+        value: As `key`.
+        cuts: Row, start and end of each sample, in order; they fill every row.
+        scale: Factor of the scores; None is 1 / sqrt(D).
+    """
+    num_rows, num_heads, length, _ = query.shape
+    # As one row of B * T tokens. torch 2.11's kernel takes no fewer heads of keys than of queries.
+    heads_NHD = [
+        heads.repeat_interleave(num_heads // heads.shape[1], dim=1).transpose(1, 2).flatten(0, 1)
+        for heads in (query, key, value)
+    ]
+    ends = [row * length + end for row, _, end in cuts]
+    borders = torch.tensor([0, *ends], dtype=torch.int32, device=query.device)
+    longest = max(end - start for _, start, end in cuts)
+    # A window without a right side is causal.
+    output_NHD: torch.Tensor = varlen_attn(
+        *heads_NHD, borders, borders, longest, longest, scale=scale, window_size=(-1, 0)
+    )
+    return output_NHD.unflatten(0, (num_rows, length))
 
 
 AttentionInterface.register(BY_SAMPLE, _attention)

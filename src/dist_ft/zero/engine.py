@@ -20,6 +20,7 @@ from torch import nn
 
 from dist_ft.config import Config
 from dist_ft.config.training_sections import OptimizerConfig
+from dist_ft.zero.devices import choose_backend, device_id, sums_in_one_order
 from dist_ft.zero.ds_config import build_ds_config
 from dist_ft.zero.optimizers import Optimizer, ParamGroup, optimizer_of
 from dist_ft.zero.sharding import full_shape
@@ -69,7 +70,8 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward pass of a micro step; gradients are summed, not divided."""
-        self.raw.backward(loss, scale_wrt_gas=False)
+        with sums_in_one_order(self.device):
+            self.raw.backward(loss, scale_wrt_gas=False)
 
     def end_micro_step(self) -> None:
         """Go on to the next micro step of an accumulation."""
@@ -121,8 +123,11 @@ def init_process_group(store: dist.TCPStore, rank: int, world_size: int, on_gpu:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT)
+    backend = choose_backend(store, rank, world_size, device_id() if on_gpu else None)
+    device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT, device_id=device
+    )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 

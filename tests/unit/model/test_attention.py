@@ -182,3 +182,44 @@ def test_families_that_mix_the_samples_of_a_row_are_refused(family: str) -> None
 def test_families_that_keep_samples_apart_are_not(family: str, attention_by: str) -> None:
     with init_empty_weights(include_buffers=False):
         check_apart(make_model(family, attention_by, **FAMILIES[family][0]))
+
+
+def one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders_q: torch.Tensor, borders_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float | None, window_size: tuple[int, int],
+) -> torch.Tensor:  # fmt: skip
+    """What torch documents of `varlen_attn` [N, H, D], for a CPU, which has no kernel for it."""
+    assert window_size == (-1, 0) and borders_q.dtype == torch.int32 and borders_q.equal(borders_k)
+    lengths = borders_q.diff().tolist()
+    assert max(lengths) == max_q == max_k
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(0, 1) for x in sample), is_causal=True, scale=scale
+        )
+        for sample in zip(*(heads.split(lengths) for heads in (query, key, value)), strict=True)
+    ]
+    return torch.cat([part.transpose(0, 1) for part in parts])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_one_kernel_for_all_samples_gives_what_each_alone_gives(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(family, **FAMILIES[family][0])
+    attend_by_sample(model)
+    rows = [[6, 10, 8], [1, 1, 22]]
+    inputs = {"input_ids": torch.randint(3, 64, (2, 24)), "position_ids": positions_of(rows), "use_cache": False}
+    alone = model(**inputs).logits
+    calls: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return one_by_one(*arguments, **options)
+
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda query, value: True)
+    monkeypatch.setattr(attention, "varlen_attn", counted)
+    torch.testing.assert_close(model(**inputs).logits, alone, rtol=0, atol=1e-6)
+    assert len(calls) == {"llama": 2, "gemma3_text": 1}[family]  # a window shorter than a sample keeps its mask
+
+
+def test_a_cpu_has_no_kernel_for_all_samples() -> None:
+    heads = torch.zeros(1, 2, 4, 8, dtype=torch.bfloat16)
+    assert not attention.has_varlen_kernel(heads, heads)

@@ -43,6 +43,7 @@ from dist_ft.run.attempt_spec import RankSpec
 from dist_ft.run.place import node_dir
 from dist_ft.train.build import build_rank
 from dist_ft.train.loop import run_loop
+from dist_ft.zero.devices import use_device
 from dist_ft.zero.engine import init_process_group, open_store
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def _run_rank(link: SocketLink, spec: RankSpec) -> int:
 def _join_group(link: SocketLink, spec: RankSpec) -> None:
     on_gpu = spec.attempt.on_gpu
     if on_gpu:
-        torch.cuda.set_device(spec.local_rank)
+        use_device(spec.local_rank)
     if spec.rank == 0:
         store = open_store(spec.node_ip, 0, spec.world_size)
         link.send(RendezvousOpen(spec.node_ip, store.port))
