@@ -106,13 +106,13 @@ def import_config(
     from dist_ft.importers.verdicts import Options
     from dist_ft.importers.written import config_text, refusal_text, report_json, report_text
 
-    if method is not Method.sft:
-        raise UsageError(f"--method {method.value}: preference tuning is not imported; see --method sft")
+    if method is not Method.sft and tool is not Tool.trl:
+        raise UsageError(f"--method {method.value} is for trl; a file of {tool.value} says itself what it trains")
     if templates is not None and not templates.is_dir():
         raise UsageError(f"--templates {templates}: no such folder; name one that holds NAME.jinja")
     if to is not None and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise UsageError(f"--to {to} is no file that can be written; name one in a folder that is there")
-    options = Options(gpus, unquantised, templates, trust_remote_code)
+    options = Options(gpus, unquantised, templates, trust_remote_code, method.value)
     result = import_file(tool.value, file, options)
     is_written = partial or not result.refused
     typer.echo(report_json(result) if as_json else report_text(result))

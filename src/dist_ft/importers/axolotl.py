@@ -7,6 +7,7 @@ import re
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers import their_templates
 from dist_ft.importers.axolotl_data import entries, held_out, is_chat, train_sources
+from dist_ft.importers.preferences import TOKEN_MEAN, dropout, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
     UNQUANTISED,
@@ -239,8 +240,8 @@ def _eot_tokens(source: Source, value: Yaml) -> Outcome:
 
 
 def _train_on_inputs(source: Source, value: Yaml) -> Outcome:
-    if not as_flag("train_on_inputs", value):
-        return Outcome("no effect", "off")
+    if not as_flag("train_on_inputs", value) or "rl" in source.values:
+        return Outcome("no effect", "off, or answers alone are compared")
     if all(entry.get("type") == "completion" for entry in entries(source)):
         return Outcome("no effect", "raw text is trained whole anyway")
     if not _has_chat(source):
@@ -327,6 +328,37 @@ def _plugins(source: Source, value: Yaml) -> Outcome:
     return Outcome("no effect", "kernels that compute the same")
 
 
+def _rl(source: Source, value: Yaml) -> Outcome:
+    name = as_text("rl", value)
+    losses = as_texts("dpo_loss_type", source.values.get("dpo_loss_type", []))
+    if name == "dpo" and losses:
+        with_sft = losses[1:] == ["sft"]
+        if len(losses) > 1 and not with_sft:
+            return Outcome("refused", f"dpo_loss_type={losses}: losses are not mixed here, save with sft; name one")
+        name = losses[0]
+    found = loss_of(name) if name != "sft" else None
+    return unknown_loss(name) if found is None else found
+
+
+def _objective(source: Source, value: Yaml) -> Outcome:
+    return _rl(source, source.values["rl"]) if "rl" in source.values else Outcome("same")
+
+
+def _loss_weights(source: Source, value: Yaml) -> Outcome:
+    weights = [
+        float(as_number("dpo_loss_weights", weight)) for weight in (value if isinstance(value, list) else [value])
+    ]
+    if len(weights) == 1 and weights[0] == 1:
+        return Outcome("no effect", "one loss of weight 1")
+    if len(weights) == 2 and weights[0] == 1:
+        return Outcome("close", TOKEN_MEAN, {"objective.sft_weight": weights[1]})
+    return Outcome("refused", "the first weight must be 1; scale optimizer.lr, and the weight of sft, by hand")
+
+
+def _sft_weight(source: Source, value: Yaml) -> Outcome:
+    return Outcome("close", TOKEN_MEAN, {"objective.sft_weight": float(as_number("rpo_alpha", value))})
+
+
 def _tokens(source: Source, value: Yaml) -> Outcome:
     return Outcome("refused", "new tokens are not supported; add them to the tokenizer and the model, and save both")
 
@@ -394,7 +426,7 @@ TABLE: dict[str, Rule] = {
     "model_quantization_config": quantised("a quantised base"),
     "model_quantization_config_kwargs": quantised("a quantised base"),
     "lora_r": _adapted(to("method.r", "whole")), "lora_alpha": _adapted(to("method.lora_alpha", "number")),
-    "lora_dropout": _adapted(to("method.lora_dropout", "number")),
+    "lora_dropout": _adapted(dropout(_objective)),
     "lora_target_linear": _adapted(_if_true("method.target_modules", "all-linear")),
     "lora_target_modules": _adapted(_targets),
     "lora_modules_to_save": _adapted(to("method.modules_to_save", "texts")),
@@ -433,6 +465,14 @@ TABLE: dict[str, Rule] = {
     "resume_from_checkpoint": refuse("a checkpoint of Axolotl cannot be resumed; export its model and name it"),
     "auto_resume_from_checkpoints": no_effect("--resume does it here"),
     "plugins": _plugins, "tokens": _tokens,
+    "rl": _rl, "dpo_loss_type": no_effect("see rl"), "dpo_loss_weights": _loss_weights, "rpo_alpha": _sft_weight,
+    "rl_beta": number("beta", ("dpo", "cpo", "orpo", "kto"), _objective),
+    "orpo_alpha": number("beta", ("orpo",), _objective),
+    "simpo_gamma": number("gamma", ("cpo",), _objective), "cpo_alpha": number("sft_weight", ("cpo",), _objective),
+    "kto_desirable_weight": number("desirable_weight", ("kto",), _objective),
+    "kto_undesirable_weight": number("undesirable_weight", ("kto",), _objective),
+    "dpo_label_smoothing": smoothing(_objective), "precompute_ref_log_probs": no_effect("always, here"),
+    "dpo_use_weighting": refuse("weighs pairs by their likelihood, which is not supported; leave it out"),
     "dataset_shard_num": refuse("a shard of the data; write its rows to a file"),
     "dataset_shard_idx": refuse("a shard of the data; write its rows to a file"),
 }  # fmt: skip
@@ -492,12 +532,11 @@ for _keys, _rule in (
     ("evals_per_epoch saves_per_epoch", _RHYTHM),
     ("load_best_model_at_end metric_for_best_model greater_is_better", no_effect("see eval.best_metric")),
     (
-        "rl rl_beta trl ebft reward_model process_reward_model center_rewards_coefficient qat quantization fp8 "
+        "trl ebft reward_model process_reward_model center_rewards_coefficient qat quantization fp8 "
         "fp8_enable_fsdp_float8_all_gather diffusion kd_trainer kd_ce_alpha kd_alpha kd_temperature use_eaft "
         "lisa_n_layers lisa_step_interval lisa_layers_attribute relora relora_steps relora_prune_ratio "
-        "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps kto_desirable_weight "
-        "kto_undesirable_weight simpo_gamma cpo_alpha orpo_alpha dpo_beta dpo_label_smoothing dpo_use_weighting "
-        "use_onebitllms llmcompressor spectrum_top_fraction num_labels",
+        "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps "
+        "dpo_padding_free use_onebitllms llmcompressor spectrum_top_fraction num_labels",
         refuse(_METHOD),
     ),
     (
@@ -522,7 +561,7 @@ for _keys, _rule in (
         refuse("changes what is trained, and is not supported; leave it out"),
     ),
     (
-        "max_packed_sequence_len rope_scaling evaluation_strategy conversation",
+        "dpo_beta max_packed_sequence_len rope_scaling evaluation_strategy conversation",
         refuse("gone from Axolotl, which refuses it too; leave it out"),
     ),
 ):  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers.verdicts import (
@@ -31,7 +32,7 @@ _PROMPTS = re.compile(
 
 def is_chat(entry: dict[str, Yaml]) -> bool:
     """Return whether a data set is rendered with a chat template."""
-    return entry.get("type") == "chat_template"
+    return entry.get("type") in ("chat_template", "chat_template.default")
 
 
 def entries(source: Source, key: str = "datasets") -> list[dict[str, Yaml]]:
@@ -42,12 +43,14 @@ def entries(source: Source, key: str = "datasets") -> list[dict[str, Yaml]]:
 
 def train_sources(source: Source, value: Yaml) -> Outcome:
     """Take over `datasets`: all of them, or none with every reason."""
-    read = [_source(f"datasets.{index}", entry) for index, entry in enumerate(entries(source))]
+    read = [_source(f"datasets.{index}", entry, source.values.get("rl")) for index, entry in enumerate(entries(source))]
     problems = [problem for _, found in read for problem in found]
     problems += _template_problems(source)
     if problems:
         return Outcome("refused", "; ".join(problems))
     settings: dict[str, Yaml] = {"data.train": [one for sources, _ in read for one in sources]}
+    if "rl" in source.values:
+        return _with_template(source, settings)
     whole = {entry.get("type") == "completion" for entry in entries(source)}
     if whole == {True}:
         return Outcome("same", "raw text, cut into pieces", settings | {"data.long_samples": "split"})
@@ -61,7 +64,7 @@ def held_out(source: Source, value: Yaml) -> Outcome:
     found = entries(source, "test_datasets")
     if len(found) > 1:
         return Outcome("refused", "several held-out data sets are not supported; name one, or join their files")
-    sources, problems = _source("test_datasets.0", found[0])
+    sources, problems = _source("test_datasets.0", found[0], source.values.get("rl"))
     if problems or len(sources) != 1:
         return Outcome("refused", "; ".join(problems) or "several files; join them, or name one")
     return Outcome("same", "", {"data.eval": sources[0]})
@@ -76,11 +79,11 @@ def _template_problems(source: Source) -> list[str]:
     return [] if len(names) < 2 else [f"data sets with different templates ({', '.join(sorted(names))}); use one"]
 
 
-def _source(key: str, entry: dict[str, Yaml]) -> tuple[list[Yaml], list[str]]:
+def _source(key: str, entry: dict[str, Yaml], rl: Yaml) -> tuple[list[Yaml], list[str]]:
     """Return the sources of one data set, and why it cannot be taken over."""
     if "path" not in entry:
         return [], [f"{key}.path is missing; name a data set or a file"]
-    row_format, problems = _format(key, entry)
+    row_format, problems = _format(key, entry) if rl is None else _preferences(key, entry, is_kto=rl == "kto")
     path = as_text(f"{key}.path", entry["path"])
     base: dict[str, Yaml] = {
         name: as_text(f"{key}.{name}", entry[name]) for name in ("name", "split", "revision") if name in entry
@@ -156,6 +159,42 @@ def _format(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str
     return {}, [f"{key}.type={kind} is a way to read rows that is not there; write them as messages"]
 
 
+_STYLES = re.compile(r"(chatml|llama3)\.(argilla_chat|argilla|icr|intel|prompt_pairs|ultra)")
+"""Types of preference rows that write the marks of a template themselves."""
+
+
+def _with_template(source: Source, settings: dict[str, Yaml]) -> Outcome:
+    """Add the template whose marks the types of preference rows write."""
+    styles = {
+        str(entry["type"]).split(".")[0] for entry in entries(source) if _STYLES.fullmatch(str(entry.get("type")))
+    }
+    if not styles:
+        return Outcome("same", "", settings)
+    if len(styles) > 1 or any(is_chat(entry) for entry in entries(source)):
+        return Outcome("refused", "data sets with different templates; use one")
+    (style,) = styles
+    why = f"their type writes the marks of {style} itself; compare a row with `dist-ft data show`"
+    return Outcome("close", why, settings | {"data.chat_template": style})
+
+
+def _preferences(key: str, entry: dict[str, Yaml], is_kto: bool) -> tuple[dict[str, Yaml], list[str]]:
+    """Return the format and the columns of a data set of preferences."""
+    kind = str(entry.get("type"))
+    if kind == "chat_template.default" and not is_kto:
+        found, problems = _chat(key, entry, {"field_chosen", "field_rejected"})
+        columns = as_mapping(key, found.get("columns", {}))
+        for name in ("chosen", "rejected"):
+            field = as_text(f"{key}.field_{name}", entry.get(f"field_{name}", name))
+            columns |= {} if field == name else {name: field}
+        return {"format": "preference", **({"columns": columns} if columns else {})}, problems
+    if _STYLES.fullmatch(kind):
+        # A prompt of text is a turn of the user there; under this name it is one here.
+        text_prompts = kind.endswith(("prompt_pairs", "ultra"))
+        columns = {"columns": {"instruction": "prompt"}} if text_prompts else {}
+        return {"format": "labelled" if is_kto else "preference", **columns}, _others(key, entry, set())
+    return {}, [f"{key}.type={kind} is a way to read preferences that is not there; write the rows as TRL has them"]
+
+
 def _prompt_format(key: str, kind: str) -> str:
     return (
         f"{key}.type={kind} writes rows as plain text with headings, which is not supported (a chat template would "
@@ -163,8 +202,9 @@ def _prompt_format(key: str, kind: str) -> str:
     )
 
 
-def _chat(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str]]:
+def _chat(key: str, entry: dict[str, Yaml], more: Collection[str] = ()) -> tuple[dict[str, Yaml], list[str]]:
     known = {
+        *more,
         "field_messages", "message_property_mappings", "message_field_role", "message_field_content", "roles",
         "roles_to_train", "train_on_eos", "train_on_eot", "drop_system_message", "field_tools", "split_thinking",
     }  # fmt: skip

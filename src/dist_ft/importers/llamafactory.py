@@ -9,6 +9,7 @@ from dist_ft.config.yaml_file import Yaml
 from dist_ft.errors import ConfigError
 from dist_ft.importers import their_templates
 from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE, batch
+from dist_ft.importers.preferences import dropout, has_reference, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
     deepspeed,
     find_beside,
@@ -43,6 +44,7 @@ NOTES = (
 DEFAULTS: dict[str, Yaml] = {
     **TRAINER_DEFAULTS, "cutoff_len": 2048, "packing": False, "lora_rank": 8, "lora_alpha": 0, "lora_target": "all",
     "lora_dropout": 0.0, "finetuning_type": "lora", "stage": "sft", "disable_gradient_checkpointing": False,
+    "pref_ftx": 0.0,
 }  # fmt: skip
 """What LLaMA-Factory takes for keys that a file leaves out."""
 REQUIRED = ("model_name_or_path", "dataset", "template", "output_dir")
@@ -56,6 +58,9 @@ _COLUMNS = {
     "openai": {"messages": "messages", "system": "system", "tools": "tools"},
 }  # fmt: skip
 """Columns of a format there, and the keys of ours that they become."""
+for _layout in _COLUMNS.values():
+    _layout |= {"chosen": "chosen", "rejected": "rejected", "kto_tag": "label"}
+_ROWS = {"": "chats", "preference": "pairs of answers (ranking)", "labelled": "answers with a label (kto_tag)"}
 
 
 def _data_info(source: Source) -> tuple[Path, dict[str, Yaml]] | str:
@@ -78,7 +83,8 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
     found = _data_info(source)
     if isinstance(found, str):
         return Outcome("refused", found)
-    read = [_dataset(found[0], found[1], as_text("dataset", name).strip()) for name in names]
+    wanted = _ROWS_OF_STAGE.get(source.text("stage", "sft"), "")
+    read = [_dataset(found[0], found[1], as_text("dataset", name).strip(), wanted) for name in names]
     if problems := [problem for _, problem in read if problem]:
         return Outcome("refused", "; ".join(problems))
     most = source.values.get("max_samples")
@@ -89,8 +95,15 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"data.train": sources})
 
 
-def _dataset(folder: Path, info: dict[str, Yaml], name: str) -> tuple[dict[str, Yaml], str]:
-    """Return the source that a name means, and why it cannot be taken over."""
+def _dataset(folder: Path, info: dict[str, Yaml], name: str, wanted: str) -> tuple[dict[str, Yaml], str]:
+    """Return the source that a name means, and why it cannot be taken over.
+
+    Args:
+        folder: Where dataset_info.json is.
+        info: Its content.
+        name: The name.
+        wanted: Format of the rows that the stage learns from, if they are preferences.
+    """
     if name not in info:
         return {}, f"{name} is not in {folder}/dataset_info.json"
     entry = as_mapping(name, info[name])
@@ -98,8 +111,9 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str) -> tuple[dict[str, 
     columns = {k: v for k, v in as_mapping(f"{name}.columns", entry.get("columns", {})).items() if is_set(v)}
     if media := sorted(columns.keys() & _MEDIA):
         return {}, f"{name} has {', '.join(media)}; only text is trained here"
-    if entry.get("ranking") is True or columns.keys() & {"chosen", "rejected", "kto_tag"}:
-        return {}, f"{name} holds preferences; name rows of chats"
+    form = "preference" if entry.get("ranking") is True else "labelled" if "kto_tag" in columns else ""
+    if form != wanted:
+        return {}, f"{name} holds {_ROWS[form]}, and the stage learns from {_ROWS[wanted]}; name another data set"
     if layout not in _COLUMNS or (extra := sorted(columns.keys() - _COLUMNS[layout].keys())):
         what = f"formatting={layout}" if layout not in _COLUMNS else f"columns {', '.join(extra)}"
         return {}, f"{name}: {what} is not supported; write the rows as messages"
@@ -116,9 +130,8 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str) -> tuple[dict[str, 
         return {}, f"{name}.num_samples draws rows at random; write them to a file and name it"
     ours_columns: dict[str, Yaml] = {_COLUMNS[layout][k]: v for k, v in columns.items()}
     renamed: dict[str, Yaml] = {ours: theirs for ours, theirs in ours_columns.items() if ours != theirs}
-    found: dict[str, Yaml] = {"format": "alpaca" if layout == "alpaca" else "messages"}
-    if layout == "sharegpt":
-        found["format"] = "sharegpt"
+    layouts = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
+    found: dict[str, Yaml] = {"format": form or layouts[layout]}
     if is_set(entry.get("hf_hub_url")):
         found["source"] = as_text(name, entry["hf_hub_url"])
         found |= {ours: entry[key] for key, ours in (("subset", "name"), ("split", "split")) if is_set(entry.get(key))}
@@ -135,7 +148,35 @@ def _stage(source: Source, value: Yaml) -> Outcome:
     stage = as_text("stage", value)
     if stage == "sft":
         return Outcome("same", "supervised fine-tuning")
-    return Outcome("refused", f"stage {stage} is another method of training, which is not imported; use sft")
+    name = source.text("pref_loss", "sigmoid") if stage == "dpo" else stage
+    if stage not in ("dpo", "kto") or (found := loss_of(name)) is None:
+        return unknown_loss(name)
+    if name == "orpo":
+        return Outcome("close", "its cross entropy covers the answer there, and prompt and answer here", found.settings)
+    # There, as here, the cross entropy beside a loss is a mean per token of each answer.
+    return Outcome("close" if stage == "kto" else "same", found.why if stage == "kto" else "", found.settings)
+
+
+_ROWS_OF_STAGE = {"dpo": "preference", "kto": "labelled"}
+
+
+def _objective(source: Source, value: Yaml) -> Outcome:
+    return _stage(source, source.text("stage", "sft"))
+
+
+def _loss(source: Source, value: Yaml) -> Outcome:
+    as_text("pref_loss", value)
+    return Outcome("same" if source.text("stage", "sft") == "dpo" else "no effect", "see stage")
+
+
+def _sft_weight(source: Source, value: Yaml) -> Outcome:
+    weight = float(as_number("pref_ftx", value))
+    kind = _stage(source, source.text("stage", "sft")).settings.get("objective.kind")
+    if kind in ("dpo", "cpo"):
+        return Outcome("same", "", {"objective.sft_weight": weight})
+    if weight == 0 or kind is None:
+        return Outcome("no effect", "off")
+    return Outcome("refused", f"cross entropy beside {kind} is not supported; leave it out")
 
 
 def _kind(source: Source, value: Yaml) -> Outcome:
@@ -230,7 +271,8 @@ def _held_out(source: Source, value: Yaml) -> Outcome:
         return Outcome("refused", found)
     if len(names) > 1:
         return Outcome("refused", "several held-out data sets are not supported; name one")
-    one, problem = _dataset(found[0], found[1], as_text("eval_dataset", names[0]).strip())
+    wanted = _ROWS_OF_STAGE.get(source.text("stage", "sft"), "")
+    one, problem = _dataset(found[0], found[1], as_text("eval_dataset", names[0]).strip(), wanted)
     if "max_samples" in source.values:
         one |= {"rows": [0, source.whole("max_samples", 1)]}
     return Outcome("refused", problem) if problem else Outcome("same", "", {"data.eval": one})
@@ -260,9 +302,14 @@ TABLE: dict[str, Rule] = {
     "trust_remote_code": trust_remote_code, "bf16": BF16, "pure_bf16": BF16,
     "flash_attn": _plain_pair, "adapter_name_or_path": _adapter_path,
     "create_new_adapter": refuse("trains a second adapter; merge the first into the model"),
-    "stage": _stage, "finetuning_type": _kind,
+    "stage": _stage, "pref_loss": _loss, "pref_ftx": _sft_weight,
+    "pref_beta": number("beta", ("dpo", "cpo", "orpo", "kto"), _objective),
+    "simpo_gamma": number("gamma", ("cpo",), _objective), "dpo_label_smoothing": smoothing(_objective),
+    "kto_chosen_weight": number("desirable_weight", ("kto",), _objective),
+    "kto_rejected_weight": number("undesirable_weight", ("kto",), _objective), "ref_model": has_reference,
+    "finetuning_type": _kind,
     "lora_rank": _on_lora(to("method.r", "whole")), "lora_alpha": _on_lora(_alpha),
-    "lora_dropout": _on_lora(to("method.lora_dropout", "number")), "lora_target": _on_lora(_targets),
+    "lora_dropout": _on_lora(dropout(_objective)), "lora_target": _on_lora(_targets),
     "additional_target": _on_lora(_saved), "use_rslora": _on_lora(to("method.use_rslora", "flag")),
     "use_dora": _on_lora(to("method.use_dora", "flag")), "loraplus_lr_ratio": _on_lora(lora_plus),
     "dataset": _datasets, "eval_dataset": _held_out, "dataset_dir": no_effect("where dataset_info.json is"),
@@ -289,8 +336,8 @@ for _keys, _rule in (
         _QUIET,
     ),
     (
-        "pref_beta pref_loss pref_ftx kto_chosen_weight kto_rejected_weight reward_model ppo_score_norm "
-        "dpo_label_smoothing simpo_gamma freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
+        "reward_model ppo_score_norm ref_adapters ref_model_adapters ld_alpha "
+        "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
         "use_galore galore_rank galore_target use_apollo apollo_rank apollo_target apollo_layerwise apollo_scale "
         "use_badam badam_mode use_adam_mini use_muon pissa_init pissa_iter pissa_convert use_llama_pro "
         "mixture_of_depths use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha fp8 fp8_backend "

@@ -34,6 +34,10 @@ _TOOLS: dict[Tool, _Tables] = {
 }
 
 
+_TRL_PREFERENCES = _Tables(trl.PREFERENCE_TABLE, trl.PREFERENCE_DEFAULTS, trl.REQUIRED, trl.PREFERENCE_NOTES)
+"""What it knows of `trl dpo` and `trl kto`; the other tools' files say themselves what is trained."""
+
+
 def import_file(tool: Tool, path: Path, options: Options) -> Imported:
     """Judges every key of another tool's config.
 
@@ -47,7 +51,7 @@ def import_file(tool: Tool, path: Path, options: Options) -> Imported:
         raise UsageError(f"{path} is a config of {found}, not of {tool}; {way}")
     if names := placeholders({key: value for key, value in raw.items() if not key.startswith("chat_template")}):
         raise ConfigError("\n".join(f"{path}: {key} holds a placeholder; write the value" for key in names))
-    tables = _TOOLS[tool]
+    tables = _TOOLS[tool] if options.method == "sft" else _TRL_PREFERENCES
     if tool == "llamafactory" and (keys := sorted(raw.keys() & llamafactory.V1_KEYS)):
         raise UsageError(f"{path} is for the second engine of LLaMA-Factory ({keys[0]}); only the first is imported")
     source = Source(path, {key: value for key, value in raw.items() if is_set(value)}, options)

@@ -1,10 +1,21 @@
-"""The table of TRL's keys (`trl sft --config FILE`): what becomes of each."""
+"""The tables of TRL's keys (`trl sft --config FILE`, `trl dpo`, `trl kto`): what becomes of each."""
 
 from __future__ import annotations
 
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers.axolotl_data import split_range
 from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE
+from dist_ft.importers.preferences import (
+    DPO_LOSSES,
+    STEP_MEAN,
+    TOKEN_MEAN,
+    dropout,
+    has_reference,
+    loss_of,
+    number,
+    smoothing,
+    unknown_loss,
+)
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
     deepspeed,
@@ -35,12 +46,18 @@ NOTES = (
     "Order, dropout and adapter matrices come from other random numbers.",
     "Rows of prompt and completion train the completion, in both.",
 )
+PREFERENCE_NOTES = ("Order, dropout and adapter matrices come from other random numbers.",)
 DEFAULTS: dict[str, Yaml] = {
     **TRAINER_DEFAULTS, "learning_rate": 2e-5, "bf16": True, "max_length": 1024, "packing": False, "use_peft": False,
     "gradient_checkpointing": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": "",
     "assistant_only_loss": False, "output_dir": "trainer_output",
 }  # fmt: skip
 """What `trl sft` takes for keys that a file leaves out."""
+_OF_SFT = ("packing", "assistant_only_loss")
+PREFERENCE_DEFAULTS: dict[str, Yaml] = {
+    **{key: value for key, value in DEFAULTS.items() if key not in _OF_SFT}, "learning_rate": 1e-6, "loss_type": None,
+}  # fmt: skip
+"""What `trl dpo` and `trl kto` take for keys that a file leaves out."""
 REQUIRED = ("model_name_or_path",)
 
 
@@ -121,7 +138,64 @@ def _completion_only(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"data.train_on": "all"})
 
 
+def _preference_loss(source: Source, value: Yaml) -> Outcome:
+    """Take over `loss_type` of `trl dpo`, which may be a list that ends with sft, and of `trl kto`."""
+    method = source.options.method
+    names = as_texts("loss_type", value) if value is not None else ["sigmoid" if method == "dpo" else "kto"]
+    if names[1:] == ["sft"] and method == "dpo":
+        return _with_sft(source, names[0])
+    if len(names) > 1:
+        return Outcome("refused", f"{names}: losses are not mixed here, save with sft; name one")
+    if method == "kto":
+        if names[0] not in ("kto", "apo_zero_unpaired"):
+            return Outcome("refused", f"{names[0]} is a loss that is not there; use kto or apo_zero_unpaired")
+        settings: dict[str, Yaml] = {"objective.kind": "kto", "objective.loss": names[0]}
+        return Outcome("close", STEP_MEAN, settings) if names[0] == "kto" else Outcome("same", "", settings)
+    return loss_of(names[0]) or unknown_loss(names[0]) if names[0] in DPO_LOSSES else unknown_loss(names[0])
+
+
+def _with_sft(source: Source, name: str) -> Outcome:
+    weights = source.values.get("loss_weights", [1.0, 1.0])
+    given = weights if isinstance(weights, list) else [weights]
+    found = [float(as_number("loss_weights", weight)) for weight in given]
+    if len(found) != 2 or found[0] != 1 or name not in DPO_LOSSES:
+        return Outcome("refused", "beside sft there must be one loss of weight 1; scale learning_rate by hand")
+    settings: dict[str, Yaml] = {"objective.kind": "dpo", "objective.loss": name, "objective.sft_weight": found[1]}
+    return Outcome("close", TOKEN_MEAN, settings)
+
+
+def _objective(source: Source, value: Yaml) -> Outcome:
+    return _preference_loss(source, source.values.get("loss_type"))
+
+
+def _loss_of_pairs(source: Source, value: Yaml) -> Outcome:
+    """Take over the loss; pairs and labelled answers are not packed there."""
+    found = _preference_loss(source, value)
+    settings: dict[str, Yaml] = found.settings and found.settings | {"data.packing": False}
+    return Outcome(found.verdict, found.why, settings)
+
+
+def _rows(rule: Rule) -> Rule:
+    """Name the format of the rows that the command learns from."""
+
+    def with_format(source: Source, value: Yaml) -> Outcome:
+        found = rule(source, value)
+        form = "preference" if source.options.method == "dpo" else "labelled"
+        sources = as_mappings("sources", found.settings.get("data.train", []))
+        named: list[Yaml] = [{**one, "format": form} for one in sources]
+        held_out = found.settings.get("data.eval")
+        settings: dict[str, Yaml] = {"data.train": named} if named else {}
+        settings |= {"data.eval": {**as_mapping("data.eval", held_out), "format": form}} if held_out else {}
+        return Outcome(found.verdict, found.why, found.settings | settings)
+
+    return with_format
+
+
 def _loss(source: Source, value: Yaml) -> Outcome:
+    if isinstance(value, list) or as_text("loss_type", value) in (*DPO_LOSSES, "kto"):
+        return Outcome(
+            "refused", f"loss_type={value} is of preference tuning; import with --method dpo or --method kto"
+        )
     if as_text("loss_type", value) in ("nll", "chunked_nll"):
         return Outcome("same", "cross entropy of the trained tokens")
     return Outcome("refused", f"loss_type={value} is another loss; use nll")
@@ -188,10 +262,27 @@ for _keys, _rule in (
         no_effect("nothing of the result depends on it here"),
     ),
     (
-        "eos_token pad_token dataset_text_field dataset_streaming lora_target_parameters dft loss_weights "
-        "shuffle_dataset truncation_mode beta rpo_alpha max_prompt_length ref_model_name_or_path desirable_weight "
-        "undesirable_weight label_smoothing precompute_ref_log_probs sync_ref_model",
+        "eos_token pad_token dataset_text_field dataset_streaming lora_target_parameters dft shuffle_dataset "
+        "truncation_mode rpo_alpha max_prompt_length sync_ref_model",
         refuse("changes what is trained, and is not supported; leave it out"),
+    ),
+    (
+        "loss_weights beta ref_model_name_or_path desirable_weight undesirable_weight label_smoothing "
+        "precompute_ref_log_probs",
+        refuse("belongs to preference tuning; import with --method dpo or --method kto"),
     ),
 ):
     TABLE |= dict.fromkeys(_keys.split(), _rule)
+
+PREFERENCE_TABLE: dict[str, Rule] = {
+    **{key: rule for key, rule in TABLE.items() if key not in (*_OF_SFT, "completion_only_loss", "packing_strategy")},
+    "loss_type": _loss_of_pairs, "loss_weights": no_effect("see loss_type"),
+    "beta": number("beta", ("dpo", "kto"), _objective), "label_smoothing": smoothing(_objective),
+    "desirable_weight": number("desirable_weight", ("kto",), _objective),
+    "undesirable_weight": number("undesirable_weight", ("kto",), _objective),
+    "lora_dropout": _on_lora(dropout(_objective)),
+    "precompute_ref_log_probs": no_effect("always, here"), "disable_dropout": no_effect("see lora_dropout"),
+    "precompute_ref_batch_size": no_effect("speed alone"), "ref_model_name_or_path": has_reference,
+    **{key: _rows(TABLE[key]) for key in ("dataset_name", "datasets", "dataset_test_split")},
+}  # fmt: skip
+"""The keys of `trl dpo` and `trl kto`."""

@@ -37,10 +37,11 @@ dataset_name: org/chats
 use_peft: true
 lora_target_modules: all-linear
 """
-INFO = {"chats": {"file_name": "chats.json", "formatting": "sharegpt"}, "dpo": {"file_name": "x.json", "ranking": True}}
+INFO = {"chats": {"file_name": "chats.json", "formatting": "sharegpt"}, "dpo": {"file_name": "x.json", "ranking": True},
+        "kto": {"file_name": "y.json", "columns": {"prompt": "q", "response": "a", "kto_tag": "good"}}}  # fmt: skip
 
 
-def imported(folder: Path, tool: Tool, text: str, **options: int | bool | Path) -> Imported:
+def imported(folder: Path, tool: Tool, text: str, **options: int | bool | str | Path) -> Imported:
     path = folder / "theirs.yaml"
     path.write_text(text)
     (folder / "data").mkdir(exist_ok=True)
@@ -128,7 +129,7 @@ def test_defaults_that_differ_are_written_out(
          {"zero.stage": 3, "zero.offload": True}),
         ("fsdp_config: {reshard_after_forward: false}", "no effect", {"zero.stage": 2}),
         ("fp16: true", "refused", {}),
-        ("rl: dpo", "refused", {}),
+        ("rl: grpo", "refused", {}),
         ("optimizer: muon", "refused", {}),
         ("warmup_steps: 0.1", "refused", {}),
         ("special_tokens: {eos_token: <|im_end|>}", "refused", {}),
@@ -222,7 +223,8 @@ def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
     ("line", "keys"),
     [
         ("max_samples: 1000", set()),
-        ("stage: dpo", {"stage"}),
+        ("stage: ppo", {"stage"}),
+        ("stage: dpo", {"dataset"}),
         ("packing: true", {"packing"}),
         ("quantization_bit: 4", {"quantization_bit"}),
         ("neftune_noise_alpha: 5", {"neftune_noise_alpha"}),
@@ -240,6 +242,8 @@ def test_llamafactory_refuses(line: str, keys: set[str], tmp_path: Path) -> None
     [
         ("packing_strategy: wrapped", {"packing_strategy"}),
         ("loss_type: dft", {"loss_type"}),
+        ("loss_type: [sigmoid]", {"loss_type"}),
+        ("beta: 0.1", {"beta"}),
         ("eos_token: <end>", {"eos_token"}),
         ("load_in_4bit: true", {"load_in_4bit"}),
         ("dataset_train_split: 'train+test'", {"dataset_name"}),
@@ -327,10 +331,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_refused_import_writes_nothing_unless_it_may_be_partial(call: Callable[..., Done], tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
-    theirs.write_text(f"{AXOLOTL}rl: dpo\nfp16: true\n")
+    theirs.write_text(f"{AXOLOTL}neftune_noise_alpha: 5\nfp16: true\n")
     done = call("import", "axolotl", theirs, "--to", ours)
     assert (done.code, ours.exists()) == (2, False)
-    assert "rl:" in done.err and "fp16:" in done.err
+    assert "neftune_noise_alpha:" in done.err and "fp16:" in done.err
     assert call("import", "axolotl", theirs, "--to", ours, "--partial").code == 0
     assert load_config(ours).optimizer.lr == 2e-5
 
