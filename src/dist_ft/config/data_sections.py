@@ -35,9 +35,9 @@ class RowSource(Section):
     rows: Annotated[list[RowBound], Field(min_length=2, max_length=2)] | None = None
     """Rows to use, as first and one more than the last, counted from 0 over all files in order: numbers or
     percentages, such as `[0, 500]` or `["0%", "1%"]`; null as the second is the end. Null uses all."""
-    prompt: Literal["alpaca"] | None = None
-    """Write rows of format `alpaca` as plain text with the headings of Stanford Alpaca, in place of turns of a chat
-    template. Null writes turns. See docs/data.md."""
+    prompt: Literal["alpaca", "alpaca_chat", "alpaca_chatml", "alpaca_phi"] | None = None
+    """Write rows of format `alpaca` as plain text with the headings of Stanford Alpaca, or with other marks, in place
+    of turns of a chat template. Null writes turns. See docs/data.md."""
     columns: dict[Column, str] = {}
     """Names of a format's keys to those of the file, such as `{messages: dialog}`."""
     ignore: list[str] = []

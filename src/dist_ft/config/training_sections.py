@@ -30,6 +30,21 @@ _REWARDS: tuple[SteeringMetric, ...] = (
 )  # fmt: skip
 
 
+class SpecialTokens(Section):
+    """Special tokens in place of the tokenizer's own. Each must be in its vocabulary."""
+
+    eos: str | None = None
+    """Ends a text, and generation."""
+    bos: str | None = None
+    """Begins a text, where the template writes it."""
+    pad: str | None = None
+    """Fills rows up; nothing that is learnt depends on it."""
+    unk: str | None = None
+    """Stands for what the tokenizer does not know."""
+    additional: list[Annotated[str, Field(min_length=1)]] = []
+    """Further tokens that a text never falls apart into, and that answers are shown without."""
+
+
 class ModelConfig(Section):
     """The base model."""
 
@@ -49,6 +64,9 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers. With `sdpa` the samples of a packed row attend one by one, without
     a mask of [T, T]."""
+    special_tokens: SpecialTokens = SpecialTokens()
+    """Special tokens in place of the tokenizer's own, such as `{eos: <|im_end|>}` for a base model that learns to chat.
+    Exports have them in tokenizer, config and generation config."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off by default, because it is somebody else's program."""
 

@@ -11,6 +11,7 @@ from dist_ft.importers.preferences import TOKEN_MEAN, dropout, loss_of, number, 
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
     UNQUANTISED,
+    close_if_true,
     deepspeed,
     family_targets,
     lora_only,
@@ -284,10 +285,17 @@ def _special_tokens(source: Source, value: Yaml) -> Outcome:
     )
     if is_llama and others.items() <= llama.items():
         return Outcome("no effect", "the tokens of the model's own tokenizer")
-    named = ", ".join(f"{name}={token}" for name, token in others.items())
-    return Outcome(
-        "refused", f"{named}: other tokens than the tokenizer's are not supported; save a tokenizer with them"
-    )
+    if unknown := sorted(others.keys() - {"bos_token", "eos_token", "unk_token", "additional_special_tokens"}):
+        return Outcome("refused", f"{', '.join(unknown)} is no special token that is known here; leave it out")
+    settings: dict[str, Yaml] = {
+        f"model.special_tokens.{name.removesuffix('_token')}": as_text(name, token)
+        for name, token in others.items()
+        if name != "additional_special_tokens"
+    }
+    if "additional_special_tokens" in others:
+        settings["model.special_tokens.additional"] = list(as_texts("", others["additional_special_tokens"]))
+    why = "a token that the tokenizer lacks is added there, and refused here; `dist-ft plan` looks"
+    return Outcome("close", why, settings)
 
 
 def _early_stopping(source: Source, value: Yaml) -> Outcome:
@@ -465,6 +473,8 @@ TABLE: dict[str, Rule] = {
     "resume_from_checkpoint": refuse("a checkpoint of Axolotl cannot be resumed; export its model and name it"),
     "auto_resume_from_checkpoints": no_effect("--resume does it here"),
     "plugins": _plugins, "tokens": _tokens,
+    "tokenizer_use_mistral_common": close_if_true("Mistral's own tokenizer and template there; the model's here"),
+    "resize_token_embeddings_to_32x": close_if_true("rows without a token may be added there, and none here"),
     "rl": _rl, "dpo_loss_type": no_effect("see rl"), "dpo_loss_weights": _loss_weights, "rpo_alpha": _sft_weight,
     "rl_beta": number("beta", ("dpo", "cpo", "orpo", "kto"), _objective),
     "orpo_alpha": number("beta", ("orpo",), _objective),
@@ -555,7 +565,7 @@ for _keys, _rule in (
     ),
     (
         "neftune_noise_alpha noisy_embedding_alpha reinit_weights added_tokens_overrides "
-        "resize_token_embeddings_to_32x shrink_embeddings tokenizer_use_mistral_common group_by_length optim_args "
+        "shrink_embeddings group_by_length optim_args "
         "optim_target_modules muon_lr cosine_constant_lr_ratio lr_quadratic_warmup dsv4_fp4_grouped_mode "
         "default_system_message model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct",
         refuse("changes what is trained, and is not supported; leave it out"),

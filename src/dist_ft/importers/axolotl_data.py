@@ -146,8 +146,8 @@ def _format(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str
     if kind == "completion":
         column = as_text(f"{key}.field", entry.get("field", "text"))
         return {"format": "text", **_columns("text", column)}, _others(key, entry, {"field"})
-    if kind == "alpaca":
-        return {"format": "alpaca", "prompt": "alpaca"}, _others(key, entry, set())
+    if kind in ("alpaca", "alpaca:chat", "alpaca:chatml", "alpaca:phi"):
+        return {"format": "alpaca", "prompt": str(kind).replace(":", "_")}, _others(key, entry, set())
     if kind == "chat_template":
         return _chat(key, entry)
     if isinstance(kind, str) and _PROMPTS.fullmatch(kind):

@@ -11,6 +11,7 @@ from dist_ft.importers import their_templates
 from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE, batch
 from dist_ft.importers.preferences import dropout, has_reference, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
+    close_if_true,
     deepspeed,
     find_beside,
     lora_only,
@@ -332,16 +333,19 @@ for _keys, _rule in (
         "use_swanlab swanlab_project swanlab_run_name swanlab_mode include_tokens_per_second "
         "include_num_input_tokens_seen image_max_pixels video_max_pixels image_min_pixels video_maxlen video_fps "
         "freeze_vision_tower freeze_multi_modal_projector freeze_language_model hf_hub_token infer_backend "
-        "split_special_tokens",
+        "split_special_tokens fp8_backend fp8_enable_fsdp_float8_all_gather kt_optimize_rule cpu_infer chunk_size mode "
+        "kt_maxlen kt_use_cuda_graph kt_mode kt_force_think kt_cpu_activation kt_config",
         _QUIET,
     ),
+    ("fp8", close_if_true("matrices are multiplied in 8 bits there, and in model.dtype here")),
+    ("use_kt", close_if_true("experts are computed by KTransformers on the CPU there; the same adapters are trained")),
     (
         "reward_model ppo_score_norm ref_adapters ref_model_adapters ld_alpha "
         "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
         "use_galore galore_rank galore_target use_apollo apollo_rank apollo_target apollo_layerwise apollo_scale "
         "use_badam badam_mode use_adam_mini use_muon pissa_init pissa_iter pissa_convert use_llama_pro "
-        "mixture_of_depths use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha fp8 fp8_backend "
-        "fp8_enable_fsdp_float8_all_gather use_kt kt_optimize_rule add_tokens add_special_tokens "
+        "mixture_of_depths use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha "
+        "add_tokens add_special_tokens "
         "new_special_tokens_config resize_vocab streaming neftune_noise_alpha oft_rank oft_block_size oft_target "
         "module_dropout shift_attn rope_scaling moe_aux_loss_coef enable_thinking default_system tool_format "
         "use_mca train_from_scratch",

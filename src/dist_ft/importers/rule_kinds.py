@@ -54,6 +54,15 @@ def refuse(why: str) -> Rule:
     return rule
 
 
+def close_if_true(why: str) -> Rule:
+    """Return a rule for a flag that makes a difference too small to stop for."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        return Outcome("close", why) if as_flag("the flag", value) else Outcome("no effect", "off")
+
+    return rule
+
+
 def typed(key: str, value: Yaml, kind: Kind) -> Yaml:
     """Return a value in the type that our key wants."""
     if kind == "text":

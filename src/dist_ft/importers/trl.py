@@ -254,6 +254,7 @@ TABLE: dict[str, Rule] = {
     "packing_strategy": _strategy, "assistant_only_loss": _assistant_only, "completion_only_loss": _completion_only,
     "loss_type": _loss, "chat_template_path": _template, "gradient_checkpointing": _switch, "deepspeed": deepspeed,
     "load_in_4bit": quantised("4-bit base"), "load_in_8bit": quantised("8-bit base"),
+    "eos_token": to("model.special_tokens.eos", "text"), "pad_token": no_effect("padding carries no loss"),
 }  # fmt: skip
 for _keys, _rule in (
     (
@@ -262,7 +263,7 @@ for _keys, _rule in (
         no_effect("nothing of the result depends on it here"),
     ),
     (
-        "eos_token pad_token dataset_text_field dataset_streaming lora_target_parameters dft shuffle_dataset "
+        "dataset_text_field dataset_streaming lora_target_parameters dft shuffle_dataset "
         "truncation_mode rpo_alpha max_prompt_length sync_ref_model",
         refuse("changes what is trained, and is not supported; leave it out"),
     ),

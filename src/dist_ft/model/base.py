@@ -214,11 +214,34 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerFast:
             f"model.name={config.model.name}: its tokenizer cannot be read ({type(error).__name__}: "
             f"{printable(str(error), 300)}); fetch its files again (tokenizer.json, tokenizer_config.json)"
         ) from error
+    _set_special_tokens(tokenizer, config)
     if config.data.chat_template is not None:
         tokenizer.chat_template = template_text(config.data)
     if not tokenizer.is_fast:
         raise ModelError(f"model.name={config.model.name}: the tokenizer gives no character offsets (not a fast one)")
     return tokenizer
+
+
+def special_tokens(config: Config) -> dict[str, str]:
+    """Return the special tokens that the config sets, by their names in transformers, such as `eos_token`."""
+    tokens = config.model.special_tokens
+    named = {"eos_token": tokens.eos, "bos_token": tokens.bos, "pad_token": tokens.pad, "unk_token": tokens.unk}
+    return {name: token for name, token in named.items() if token is not None}
+
+
+def _set_special_tokens(tokenizer: PreTrainedTokenizerFast, config: Config) -> None:
+    named, more = special_tokens(config), config.model.special_tokens.additional
+    vocabulary = tokenizer.get_vocab() if named or more else {}
+    for name, token in [*named.items(), *(("additional", token) for token in more)]:
+        if token not in vocabulary:
+            raise ModelError(
+                f"model.special_tokens.{name.removesuffix('_token')}={token}: the tokenizer of {config.model.name} has "
+                "no such token, and none are added; name one of its own, or a model that was saved with it"
+            )
+    if named:
+        tokenizer.add_special_tokens(dict(named))
+    if more:
+        tokenizer.add_special_tokens({"additional_special_tokens": more}, replace_extra_special_tokens=False)
 
 
 def load_generation_config(config: Config) -> GenerationConfig | None:

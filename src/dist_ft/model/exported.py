@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from dist_ft.config import Config
 from dist_ft.errors import ModelError
-from dist_ft.model.base import load_model_config, load_tokenizer, model_dir
+from dist_ft.model.base import load_model_config, load_tokenizer, model_dir, special_tokens
 from dist_ft.printable import printable
 
 _GENERATION = "generation_config.json"
 
 
 def save_texts(config: Config, directory: Path) -> None:
-    """Write tokenizer and generation config. The latter is the base's file: transformers refuses to write many."""
-    load_tokenizer(config).save_pretrained(directory)
-    source = model_dir(config) / _GENERATION
-    if source.is_file():
+    """Write tokenizer and generation config. The latter is the base's file: transformers refuses to write many.
+
+    Special tokens of the config replace those of the base; where generation ended before, it still ends.
+    """
+    tokenizer = load_tokenizer(config)
+    tokenizer.save_pretrained(directory)
+    source, ids = model_dir(config) / _GENERATION, _special_ids(config)
+    if source.is_file() and not ids:
         shutil.copyfile(source, directory / _GENERATION)
+    elif ids:
+        found = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+        ends = found.get("eos_token_id", [])
+        if "eos_token_id" in ids:
+            others = [end for end in (ends if isinstance(ends, list) else [ends]) if end != ids["eos_token_id"]]
+            found["eos_token_id"] = [ids["eos_token_id"], *others]
+        found |= {name: number for name, number in ids.items() if name in ("bos_token_id", "pad_token_id")}
+        (directory / _GENERATION).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     else:
         (directory / _GENERATION).unlink(missing_ok=True)
+
+
+def _special_ids(config: Config) -> dict[str, int]:
+    """Return the ids of the special tokens that the config sets, by their keys in config.json."""
+    named = special_tokens(config)
+    tokenizer = load_tokenizer(config) if named else None
+    return {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()} if tokenizer else {}
 
 
 def save_model_config(config: Config, architecture: str, dtype: str, directory: Path) -> None:
@@ -33,6 +53,7 @@ def save_model_config(config: Config, architecture: str, dtype: str, directory: 
     model_config = load_model_config(config)
     model_config.dtype = getattr(torch, dtype)
     model_config.architectures = [architecture]
+    _set_special_ids(model_config, config)
     model_config.save_pretrained(directory)
     _save_code(config, directory)
 
@@ -41,9 +62,15 @@ def save_merged(model: PreTrainedModel, config: Config, directory: Path) -> None
     """Write a merged model, `save_texts` aside: weights, config, code."""
     if load_model_config(config).get_text_config().tie_word_embeddings:
         _tie_if_equal(model)
+    _set_special_ids(model.config, config)
     model.generation_config = GenerationConfig()  # `save_texts` writes the base's own
     model.save_pretrained(directory)
     _save_code(config, directory)
+
+
+def _set_special_ids(model_config: PreTrainedConfig, config: Config) -> None:
+    for name, number in _special_ids(config).items():
+        setattr(model_config, name, number)
 
 
 def rehearse_export(config: Config) -> None:

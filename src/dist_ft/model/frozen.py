@@ -13,6 +13,7 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.config.adapter_settings import adapter_settings
+from dist_ft.config.training_sections import SpecialTokens
 from dist_ft.errors import ConfigError, UserError
 from dist_ft.model.adapter import Model, adapter_hash, attach_adapter
 from dist_ft.model.base import check_length, check_weights, fingerprint, load_model, load_tokenizer, skeleton
@@ -39,7 +40,9 @@ def frozen_config(config: Config, name: str | None, revision: str | None = None,
         method = config.method.model_copy(update={**settings, "kind": "lora", "init_from": str(path)})
         if is_of_run:
             return config.model_copy(update={"method": method})
-    changes: dict[str, Any] = {"name": base, "revision": revision, "commit": None, "config_overrides": {}}
+    changes: dict[str, Any] = {
+        "name": base, "revision": revision, "commit": None, "config_overrides": {}, "special_tokens": SpecialTokens(),
+    }  # fmt: skip
     return config.model_copy(update={"model": config.model.model_copy(update=changes), "method": method})
 
 

@@ -1,6 +1,7 @@
-"""Writes a row of instruction, input and output as plain text with headings. Pure.
+"""Writes a row of instruction, input and output as plain text with headings or marks. Pure.
 
-These are formats of models that have no turns. The texts are those of Stanford Alpaca, which other tools use, too.
+These are formats of models that have no turns, or no template. The texts are those of Stanford Alpaca, in the four
+styles that Axolotl has for them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ from dist_ft.printable import excerpt
 from dist_ft.records import Completion
 
 _TASK = "Below is an instruction that describes a task"
-_ANSWER = "Write a response that appropriately completes the request.\n\n"
+_ANSWER = "Write a response that appropriately completes the request."
+_SYSTEMS = (f"{_TASK}. {_ANSWER}", f"{_TASK}, paired with an input that provides further context. {_ANSWER}")
+"""What stands in front: without and with an input."""
 _PROMPTS = {
     "alpaca": (
-        f"{_TASK}. {_ANSWER}### Instruction:\n%(instruction)s\n\n### Response:\n",
-        f"{_TASK}, paired with an input that provides further context. {_ANSWER}"
-        "### Instruction:\n%(instruction)s\n\n### Input:\n%(input)s\n\n### Response:\n",
+        "%(system)s\n\n### Instruction:\n%(instruction)s\n\n### Response:\n",
+        "%(system)s\n\n### Instruction:\n%(instruction)s\n\n### Input:\n%(input)s\n\n### Response:\n",
+    ),
+    "alpaca_chat": (
+        "SYSTEM: %(system)s\nUSER: %(instruction)s\nASSISTANT:",
+        "SYSTEM: %(system)s\nUSER: %(instruction)s\n%(input)s\nASSISTANT:",
+    ),
+    "alpaca_chatml": tuple(
+        f"<|im_start|>system\n%(system)s<|im_end|>\n<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+        for asked in ("%(instruction)s", "%(instruction)s\n%(input)s")
+    ),
+    "alpaca_phi": (
+        "<|system|>\n%(system)s<|end|>\n<|user|>\n%(instruction)s<|end|>\n<|assistant|>\n",
+        "<|system|>\n%(system)s<|end|>\n<|user|>\n%(instruction)s<|end|>%(input)s<|assistant|>",
     ),
 }
 """Texts by `data.train[].prompt`: without and with an input."""
@@ -40,5 +54,6 @@ def read_prompted(row: Mapping[str, Any], name: str) -> Completion:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise DataError(f"`{key}` is {excerpt(value)}, expected text")
-    alone, with_input = _PROMPTS[name]
-    return Completion((with_input if texts["input"] else alone) % texts, texts["output"], is_apart=True)
+    has_input = bool(texts["input"])
+    prompt = _PROMPTS[name][has_input] % {**texts, "system": _SYSTEMS[has_input]}
+    return Completion(prompt, texts["output"], is_apart=True)

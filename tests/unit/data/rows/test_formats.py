@@ -227,6 +227,28 @@ def test_a_row_of_alpaca_becomes_text_with_headings(row: dict[str, str], prompt:
 
 
 @pytest.mark.parametrize(
+    ("style", "asked", "prompt"),
+    [
+        ("alpaca_chat", "", "SYSTEM: {S}\nUSER: Add.\nASSISTANT:"),
+        ("alpaca_chat", "2 2", "SYSTEM: {S}\nUSER: Add.\n2 2\nASSISTANT:"),
+        ("alpaca_chatml", "2 2", "<|im_start|>system\n{S}<|im_end|>\n<|im_start|>user\nAdd.\n2 2<|im_end|>\n"
+         "<|im_start|>assistant\n"),
+        ("alpaca_chatml", "", "<|im_start|>system\n{S}<|im_end|>\n<|im_start|>user\nAdd.<|im_end|>\n"
+         "<|im_start|>assistant\n"),
+        ("alpaca_phi", "", "<|system|>\n{S}<|end|>\n<|user|>\nAdd.<|end|>\n<|assistant|>\n"),
+        ("alpaca_phi", "2 2", "<|system|>\n{S}<|end|>\n<|user|>\nAdd.<|end|>2 2<|assistant|>"),
+    ],
+)  # fmt: skip
+def test_the_other_styles_of_alpaca_are_those_of_axolotl(style: str, asked: str, prompt: str) -> None:
+    """The texts are of `AlpacaPrompter` in Axolotl 0.18."""
+    system = "Below is an instruction that describes a task"
+    system += ", paired with an input that provides further context" if asked else ""
+    system += ". Write a response that appropriately completes the request."
+    row = {"instruction": "Add.", "input": asked, "output": "4"}
+    assert read_record(row, "alpaca", prompt=style) == Completion(prompt.replace("{S}", system), "4", is_apart=True)
+
+
+@pytest.mark.parametrize(
     "row",
     [{"text": "a"}, {"instruction": "a", "output": "b", "system": "c"}, {"instruction": 1, "output": "b"}],
 )
