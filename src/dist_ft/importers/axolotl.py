@@ -7,7 +7,7 @@ import re
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers import their_templates
 from dist_ft.importers.axolotl_data import entries, held_out, is_chat, train_sources
-from dist_ft.importers.preferences import TOKEN_MEAN, dropout, loss_of, number, smoothing, unknown_loss
+from dist_ft.importers.preference_rules import TOKEN_MEAN, dropout, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
     UNQUANTISED,

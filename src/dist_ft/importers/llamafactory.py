@@ -9,7 +9,7 @@ from dist_ft.config.yaml_file import Yaml
 from dist_ft.errors import ConfigError
 from dist_ft.importers import their_templates
 from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE, batch
-from dist_ft.importers.preferences import dropout, has_reference, loss_of, number, smoothing, unknown_loss
+from dist_ft.importers.preference_rules import dropout, has_reference, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
     close_if_true,
     deepspeed,

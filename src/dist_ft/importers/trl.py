@@ -5,7 +5,7 @@ from __future__ import annotations
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers.axolotl_data import split_range
 from dist_ft.importers.hf_trainer import BF16, TRAINER_DEFAULTS, TRAINER_TABLE
-from dist_ft.importers.preferences import (
+from dist_ft.importers.preference_rules import (
     DPO_LOSSES,
     STEP_MEAN,
     TOKEN_MEAN,
