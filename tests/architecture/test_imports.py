@@ -35,6 +35,7 @@ ROWS = (
     ("train", "jobs", "coordinator"),
     ("report",),
     ("orchestrate", "launchers"),
+    ("service",),
     ("cli",),
 )
 """Lowest first. A module imports from lower rows and from its own package; `root` are the modules in no package."""
@@ -61,6 +62,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rensa": ("dist_ft.data.curation.near",),
     "rouge_score": ("dist_ft.evaluate.metrics",),
     "sacrebleu": ("dist_ft.evaluate.metrics",),
+    "fastapi": ("dist_ft.service",),
+    "starlette": ("dist_ft.service",),
+    "uvicorn": ("dist_ft.service",),
+    "sqlalchemy": ("dist_ft.service",),
     "rich": ("dist_ft.cli", "dist_ft.report.console"),
 }
 """The only places where a library is imported."""
@@ -81,7 +86,7 @@ TORCH_FREE = (
     "dist_ft.layout", "dist_ft.slices", "dist_ft.slots", "dist_ft.memory", "dist_ft.machine", "dist_ft.storage",
     "dist_ft.config", "dist_ft.importers", "dist_ft.data",
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.run", "dist_ft.coordinator", "dist_ft.report",
-    "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.cli",
+    "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.service", "dist_ft.cli",
 )  # fmt: skip
 TORCH_ALLOWED = (
     "dist_ft.checkpoint.snapshot",
@@ -90,7 +95,7 @@ TORCH_ALLOWED = (
 )
 RAY_FREE = (
     "dist_ft.orchestrate.workers.forkserver", "dist_ft.orchestrate.workers.child", "dist_ft.jobs", "dist_ft.train",
-    "dist_ft.evaluate", "dist_ft.objectives",
+    "dist_ft.evaluate", "dist_ft.objectives", "dist_ft.service",
 )  # fmt: skip
 
 

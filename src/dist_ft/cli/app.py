@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dist_ft import __version__
-from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, train_verb
+from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, service_verbs, train_verb
 from dist_ft.cli.outputs import print_error
 from dist_ft.errors import DistFtError
 from dist_ft.machine import home_env
@@ -58,6 +58,15 @@ data.command("show")(data_verbs.show)
 data.command("check")(data_verbs.check)
 data.command("distill")(data_verbs.distill)
 data.command("prepare")(data_verbs.prepare)
+
+app.command("serve-api")(service_verbs.serve_api)
+api = typer.Typer(help="Administer the fine-tuning service.", no_args_is_help=True)
+app.add_typer(api, name="api")
+key = typer.Typer(help="Make, list and remove keys of the service.", no_args_is_help=True)
+api.add_typer(key, name="key")
+key.command("add")(service_verbs.add_key)
+key.command("ls")(service_verbs.list_keys)
+key.command("rm")(service_verbs.remove_key)
 
 
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,1 @@
+"""The fine-tuning service: the control plane behind `dist-ft serve-api`."""

@@ -1,0 +1,1 @@
+"""Files of the service and uploads in parts."""

@@ -1,0 +1,1 @@
+"""Fine-tuning jobs of the service: requests, plans, records, the dispatcher."""
