@@ -17,8 +17,8 @@ from openai.types.fine_tuning import FineTuningJob
 
 from dist_ft.launchers.local import LocalLauncher
 from dist_ft.service.api_keys import add_key
+from dist_ft.service.api_server import Settings, build_app, open_index, uvicorn_config
 from dist_ft.service.index import Index
-from dist_ft.service.server import Settings, build_app, open_index, uvicorn_config
 from dist_ft.service.tuning.dispatcher import Place
 from tests.helpers.paths import ROOT
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dist_ft import __version__
-from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, service_verbs, train_verb
+from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, service_verbs
 from dist_ft.cli.outputs import print_error
 from dist_ft.errors import DistFtError
 from dist_ft.machine import home_env
@@ -37,7 +37,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 for verb in (
-    train_verb.train, job_verbs.submit, check_verbs.plan, job_verbs.status, job_verbs.logs, job_verbs.stop,
+    job_verbs.train, job_verbs.submit, check_verbs.plan, job_verbs.status, job_verbs.logs, job_verbs.stop,
     job_verbs.watch, checkpoint_verbs.export,
 ):  # fmt: skip
     app.command()(verb)

@@ -41,7 +41,7 @@ def serve_api(
     options = LauncherOptions(address, overlay, namespace, image, template, tuple(sbatch or ()))
     place = launcher_named(launcher, options)
     _check_installed()
-    from dist_ft.service.server import Settings, serve
+    from dist_ft.service.api_server import Settings, serve
     from dist_ft.service.tuning.dispatcher import Place
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -89,7 +89,7 @@ def remove_key(
 
 def _open(store: Path, database: str | None) -> Index:
     _check_installed()
-    from dist_ft.service.server import Settings, open_index
+    from dist_ft.service.api_server import Settings, open_index
 
     return open_index(Settings(store, database))
 
