@@ -1,8 +1,8 @@
 """Makes the wheels that a GPU machine without a network needs: `python -m tests.gpu.wheels DIR` (make gpu-wheels).
 
 For Python 3.12 on x86-64, next to a CUDA build of torch; versions are those of constraints.txt. DeepSpeed has no wheel
-and is built, so this runs on Python 3.12. Ray comes last and without its jars and its dashboard: it is left out if all
-would not fit, and the section `ray` is then skipped.
+and is built, so this runs on Python 3.12. The largest are packed anew with LZMA, which pip reads like any zip file, Ray
+without jars and dashboard. Ray comes last: it is left out if all would not fit, and the section `ray` is skipped.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ CARRIED = (
 _TRL = "1.16.0"  # compared with, not needed
 _BUILT = "deepspeed"
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+_REPACKED = ("pydantic_core", "transformers", "tokenizers", "zstandard", "ray")
 _NOT_NEEDED = re.compile(r"\.jar$|^ray/dashboard/client/|^ray/(rllib|serve|tune)/|^ray/cpp/")
 
 
@@ -59,16 +60,16 @@ def make_wheel(name: str, version: str, directory: Path) -> Path:
         env={**os.environ, "DS_BUILD_OPS": "0"},
     )
     (wheel,) = into.glob("*.whl")
-    return without_ballast(wheel) if name == "ray" else wheel
+    return repack(wheel) if name in _REPACKED else wheel
 
 
-def without_ballast(wheel: Path) -> Path:
-    """Rewrites Ray's wheel without what training does not use."""
+def repack(wheel: Path) -> Path:
+    """Rewrites a wheel smaller, Ray's without what training does not use."""
     smaller = wheel.with_suffix(".tmp")
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as new:
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_LZMA) as new:
         for entry in old.infolist():
             if not _NOT_NEEDED.search(entry.filename):
-                new.writestr(entry, old.read(entry))
+                new.writestr(entry, old.read(entry), zipfile.ZIP_LZMA)
     return smaller.replace(wheel)
 
 

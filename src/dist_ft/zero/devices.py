@@ -26,6 +26,8 @@ def use_device(local_rank: int) -> None:
     torch.cuda.set_device(local_rank)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    # A forward pass of cuDNN's attention has a backward pass that adds in any order.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @contextmanager
