@@ -5,7 +5,7 @@ BIN := .venv/bin
 TESTS_AT_ONCE ?= 3
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke test exactness faults netns soak image-test launch-tests slurm gpu-check gpu-wheels shape test-unit lint format bench clean help
+.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ setup: .venv/ready  ## make .venv with everything that smoke and test need (abou
 
 smoke: setup  ## fine-tune the embedded 135M chat model on two workers and show what it learnt
 	$(BIN)/python launch/smoke.py
+
+service-smoke: setup  ## fine-tune the tiny model through the service with the openai client (two minutes)
+	$(BIN)/python launch/service_smoke.py
 
 lint: setup  ## format check, lint, types, dependencies (known vulnerabilities: if pip-audit is there and gets an answer)
 	$(BIN)/ruff format --check .

@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
 
-from tests.helpers.api_server import ENDS, ApiServer, api_server, chat_rows, pair_rows, wait_until
+from tests.helpers.api_server import ENDS, ApiServer, api_server, chat_rows, pair_rows, wait_for, wait_until
 from tests.helpers.fake_train import FAILS, WAITS
 
 CHAT = chat_rows(12)
@@ -500,6 +503,72 @@ def test_a_broken_form_is_refused(server: ApiServer, client: OpenAI, kind: str, 
         answer = http.post("/v1/files", headers={"content-type": kind}, content=content)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+class _Mailbox(BaseHTTPRequestHandler):
+    """Takes what a webhook brings; refuses the first try of each event of a job."""
+
+    seen: ClassVar[list[tuple[dict[str, str], bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.seen.append(({key.lower(): value for key, value in self.headers.items()}, body))
+        self.send_response(503 if len(self.seen) == 1 else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_a_webhook_brings_the_end_of_a_job_signed_and_again_if_it_was_refused(server: ApiServer) -> None:
+    client = server.client("hooks")
+    mailbox = HTTPServer(("127.0.0.1", 0), _Mailbox)
+    thread = threading.Thread(target=mailbox.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{mailbox.server_port}/hook"
+        made = client.webhooks.create(name="n", url=url, event_types=["fine_tuning.job.failed"])
+        assert client.webhooks.event_types.list().data[0] == "fine_tuning.job.succeeded"
+        assert [found.id for found in client.webhooks.list()] == [made.id]
+        assert "signing_secret" not in client.webhooks.retrieve(made.id).to_dict()
+        assert client.webhooks.update(made.id, name="m").name == "m"
+        new = client.webhooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
+        assert new.signing_secret != made.signing_secret
+        file = client.files.create(file=("x.jsonl", chat_rows(1)), purpose="fine-tune").id
+        job = client.fine_tuning.jobs.create(model="tiny-random", training_file=file).id
+        wait_for(lambda: len(_Mailbox.seen) == 2)
+        (first, _), (headers, body) = _Mailbox.seen
+        assert first["webhook-id"] == headers["webhook-id"]
+        for secret in (made.signing_secret, new.signing_secret):
+            event = client.webhooks.unwrap(body, headers, secret=secret)
+            assert (event.type, event.data.id) == ("fine_tuning.job.failed", job)  # type: ignore[union-attr]
+        tried = client.webhooks.test(made.id, event_type="fine_tuning.job.succeeded")
+        assert (tried.status_code, tried.success, tried.webhook_endpoint_id) == (200, True, made.id)
+        assert client.webhooks.delete(made.id).object == "webhook_endpoint.deleted"
+        with pytest.raises(openai.NotFoundError):
+            client.webhooks.retrieve(made.id)
+    finally:
+        mailbox.shutdown()
+        thread.join()
+        mailbox.server_close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/",
+        "https://10.0.0.1/",
+        "https://169.254.169.254/x",
+        "https://[fd00::1]/",
+        "ftp://a",
+        "https://u:p@a.b/",
+        "x",
+    ],
+)
+def test_an_endpoint_must_be_public(client: OpenAI, url: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.webhooks.create(name="n", url=url, event_types=["fine_tuning.job.failed"])
+    assert caught.value.param == "url"
 
 
 def test_health_and_metrics_need_no_key(server: ApiServer) -> None:

@@ -23,11 +23,13 @@ from dist_ft.service.http.file_routes import file_routes
 from dist_ft.service.http.gate import Answered, Gate, on_api_error, on_http_error
 from dist_ft.service.http.job_routes import job_routes, model_routes, weights_routes
 from dist_ft.service.http.upload_routes import upload_routes
+from dist_ft.service.http.webhook_routes import webhook_routes
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import DEFAULT, read_catalogue
 from dist_ft.service.tuning.dispatcher import Dispatcher, Place
 from dist_ft.service.tuning.fine_tuning import FineTuning
-from dist_ft.service.tuning.job_store import JobStore
+from dist_ft.service.tuning.job_store import JobRecord, JobStore
+from dist_ft.service.webhooks import Webhooks
 from dist_ft.service.wire import ApiError
 from dist_ft.storage.urls import is_url
 
@@ -104,7 +106,12 @@ def uvicorn_config(app: Gate, host: str, port: int) -> uvicorn.Config:
 def build_app(settings: Settings, index: Index, place: Place) -> Gate:
     """Return the application behind its gate; a new index is filled from the store."""
     store = settings.store.absolute()
-    jobs, shelf = JobStore(store, index), Shelf(store, index)
+    webhooks = Webhooks(index)
+
+    def on_end(record: JobRecord) -> None:
+        webhooks.announce(record.project, f"fine_tuning.job.{record.status}", record.id)
+
+    jobs, shelf = JobStore(store, index, on_end), Shelf(store, index)
     uploads = Uploads(store, index, shelf)
     if index.is_new and ((store / "jobs").exists() or (store / "files").exists()):
         logger.warning("the index is made anew from %s; keys and webhooks have to be made anew, too", store)
@@ -119,8 +126,10 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         dispatcher.start()
+        webhooks.start()
         yield
         dispatcher.close()
+        webhooks.close()
 
     app = FastAPI(
         title="dist-ft", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
@@ -134,6 +143,7 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
         weights_routes(tuning),
         job_routes(tuning, index),
         model_routes(tuning),
+        webhook_routes(webhooks),
     ):
         app.include_router(router, prefix="/v1")
     _add_status(app, index, answered)

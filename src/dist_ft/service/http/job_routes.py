@@ -34,7 +34,7 @@ def job_routes(tuning: FineTuning, index: Index) -> APIRouter:
 
     @router.get("")
     def listed(request: Request) -> JSONResponse:
-        after, limit = page_limits(request, 20, 100)
+        after, limit = page_limits(request, 20, 1000)
         pairs = {
             found.group(1): value
             for key, value in request.query_params.multi_items()
@@ -68,7 +68,7 @@ def job_routes(tuning: FineTuning, index: Index) -> APIRouter:
 
     @router.get("/{job}/checkpoints")
     def checkpoints(job: str, request: Request) -> JSONResponse:
-        after, limit = page_limits(request, 10, 100)
+        after, limit = page_limits(request, 10, 1000)
         record = tuning.find(job, caller_of(request))
         rows, has_more = index.listed("checkpoint", record.project, after, limit, record.id)
         return JSONResponse(page([row.data for row in rows], has_more))

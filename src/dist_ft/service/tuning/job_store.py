@@ -105,11 +105,13 @@ class JobStore:
     Args:
         root: Directory of the store.
         index: Where they are listed.
+        on_end: Called once for each job that comes to its end.
     """
 
-    def __init__(self, root: Path, index: Index) -> None:
+    def __init__(self, root: Path, index: Index, on_end: Callable[[JobRecord], None]) -> None:
         self._root = root
         self._index = index
+        self._on_end = on_end
         self._lock = threading.RLock()
 
     @property
@@ -150,6 +152,8 @@ class JobStore:
             new = change(old)
             if new != old:
                 self._write(new)
+            if new.status in ENDS and old.status not in ENDS:
+                self._on_end(new)
             return new
 
     def tell(
