@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from dist_ft.config import Config
 from dist_ft.config.data_sections import RowSource
 from dist_ft.config.paths import EMBEDDED_PREFIX, is_hub_id
+from dist_ft.config.training_sections import DistillConfig, DpoConfig, KtoConfig
 from dist_ft.errors import ConfigError
 from dist_ft.storage.remote import is_remote
 from dist_ft.storage.urls import checked_store_url, is_url, shown_url
@@ -42,9 +43,13 @@ def on_volume(config: Config, mount: str | None) -> Config:
     }  # fmt: skip
     output_dir = pods.kept("run.output_dir", config.run.output_dir)
     init_from = pods.below("method.init_from", config.method.init_from)
-    # Without a leading `.` it is a name on the hub, or of an embedded model.
-    name = config.model.name
-    model = pods.below("model.name", name) if name.startswith((".", "~", "/")) else name
+    model = pods.model("model.name", config.model.name)
+    objective = config.objective
+    if isinstance(objective, DpoConfig | KtoConfig):
+        reference = pods.below("objective.reference", objective.reference)
+        objective = objective.model_copy(update={"reference": reference})
+    elif isinstance(objective, DistillConfig):
+        objective = objective.model_copy(update={"teacher": pods.model("objective.teacher", objective.teacher)})
     if mount is not None and output_dir is not None and not is_url(output_dir):
         path = PurePosixPath(output_dir)
         if not path.is_relative_to(mount) or ".." in path.parts:
@@ -58,6 +63,7 @@ def on_volume(config: Config, mount: str | None) -> Config:
         update={
             "run": config.run.model_copy(update={"output_dir": output_dir}),
             "model": config.model.model_copy(update={"name": model}),
+            "objective": objective,
             "method": config.method.model_copy(update={"init_from": init_from}),
             "data": data.model_copy(update=changes),
         }
@@ -74,6 +80,10 @@ class _Pods:
     def __init__(self, mount: str | None) -> None:
         self.problems: list[str] = []
         self._mount = mount
+
+    def model(self, key: str, name: str) -> str | None:
+        """Return the name of a model; without a leading `.` it is one of a hub, or of an embedded model."""
+        return self.below(key, name) if name.startswith((".", "~", "/")) else name
 
     def below(self, key: str, path: str | None, *, may_be_in_image: bool = True) -> str | None:
         """Return a path as pods see it."""

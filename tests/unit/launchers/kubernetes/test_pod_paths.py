@@ -119,3 +119,22 @@ def test_without_a_volume_a_path_that_pods_would_share_is_refused(tmp_path: Path
 def test_without_a_volume_what_is_in_the_image_on_a_hub_or_at_a_url_is_taken(tmp_path: Path, override: str) -> None:
     config = _config(tmp_path, "run.output_dir=s3://b/runs", IN_A_STORE[1], override)
     assert on_volume(config, None) == config
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "expected"),
+    [
+        ("{kind: dpo, reference: refs/a}", "reference", "/mnt/dist-ft/refs/a"),
+        ("{kind: kto}", "reference", None),
+        ("{kind: distill, teacher: ./teachers/a}", "teacher", "/mnt/dist-ft/teachers/a"),
+        ("{kind: distill, teacher: org/model}", "teacher", "org/model"),
+        ("{kind: distill, teacher: smollm2-135m-instruct}", "teacher", "smollm2-135m-instruct"),
+    ],
+)
+def test_the_frozen_model_of_an_objective_is_on_the_volume_too(
+    tmp_path: Path, objective: str, key: str, expected: str | None
+) -> None:
+    config = on_volume(_config(tmp_path, f"objective={objective}"), MOUNT)
+    assert config.objective.model_dump()[key] == expected
+    with pytest.raises(ConfigError, match=r"objective\.teacher=~/a: pods have no such home"):
+        on_volume(_config(tmp_path, "objective={kind: distill, teacher: ~/a}"), MOUNT)
