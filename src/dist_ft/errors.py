@@ -142,13 +142,22 @@ def _classes() -> dict[str, type[DistFtError]]:
     return found
 
 
+_NO_MEMORY = (
+    "you tried to allocate",  # torch's CPU allocator, in each of its wordings
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",  # NCCL
+)
+
+
 def from_exception(error: BaseException) -> dict[str, str]:
     """Return the wire form of any exception; foreign ones become a `WorkerCrashError`."""
     if isinstance(error, DistFtError):
         return error.to_dict()
     name = type(error).__name__
-    # By name: this module imports no torch. The last is what its CPU allocator says, in each of its wordings.
-    no_memory = name in ("MemoryError", "OutOfMemoryError") or "you tried to allocate" in str(error)
+    # By name and wording: this module imports no torch.
+    no_memory = name in ("MemoryError", "OutOfMemoryError") or any(sign in str(error) for sign in _NO_MEMORY)
     kind = OutOfMemoryError if no_memory else WorkerCrashError
     return {"type": kind.__name__, "message": f"{name}: {error}"}
 

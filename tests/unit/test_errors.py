@@ -67,10 +67,21 @@ def test_what_a_user_can_fix_exits_2_and_is_never_retried(cls: type[DistFtError]
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other API call"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
     ],
 )
 def test_want_of_memory_is_told_apart(error: BaseException) -> None:
     assert type(from_dict(from_exception(error))) is errors.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA error: an illegal memory access was encountered", "CUBLAS_STATUS_EXECUTION_FAILED"]
+)
+def test_other_errors_of_a_device_are_crashes(message: str) -> None:
+    assert type(from_dict(from_exception(RuntimeError(message)))) is errors.WorkerCrashError
 
 
 def test_only_what_may_pass_is_retried() -> None:
