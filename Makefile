@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTHON312 ?= python3.12
 BIN := .venv/bin
-TESTS_AT_ONCE ?= 3
 export PYTHONUNBUFFERED = 1
 
 .PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm gpu-check gpu-wheels shape test-unit lint format bench clean help
@@ -38,8 +37,8 @@ format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint  ## lint, types and every test but the long ones (three at a time: whole runs wait for one another)
-	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
+test: lint  ## lint, types and every test but the long ones (two at a time)
+	$(BIN)/pytest -n 2 --dist loadfile --durations=30 --durations-min=5
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
 	$(BIN)/pytest -m exactness tests/exactness tests/numerics/test_optimizer_shapes.py

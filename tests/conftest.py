@@ -28,14 +28,6 @@ sys.stdin.read()
 """
 
 
-_LONG = ("tests/integration/", "tests/faults/", "tests/numerics/")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with whole runs first, so that at the end no worker waits for another one's long file."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
-
-
 @pytest.fixture(scope="session")
 def starter() -> Iterator[str]:
     """Socket of a fork server: forked ranks start in a second instead of ten."""
