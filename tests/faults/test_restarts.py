@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,6 @@ def test_numbers_that_are_not_finite_are_not_tried_again(cli: str, tmp_path: Pat
     assert result["error"]["type"] == "DivergedError"
     assert "giving up" in err
     assert "failure.bad_numbers" in err
-
-
-@pytest.fixture
-def two_nodes() -> Iterator[tuple[LoopbackCluster, AddedNode]]:
-    """A Ray of two nodes on loopback, and the second one."""
-    cluster = LoopbackCluster()
-    yield cluster, cluster.add()
-    cluster.close()
 
 
 def test_a_run_goes_on_with_fewer_workers_when_a_node_is_lost(

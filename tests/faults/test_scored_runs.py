@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +142,6 @@ def test_scores_are_damaged_and_made_again_as_the_error_says(
     code, result, err = mended.finish()
     assert (code, result["state"]) == (0, "completed"), err
     assert_equal(mended, scored)
-
-
-@pytest.fixture
-def two_nodes() -> Iterator[tuple[LoopbackCluster, AddedNode]]:
-    cluster = LoopbackCluster()
-    yield cluster, cluster.add()
-    cluster.close()
 
 
 @pytest.mark.parametrize("leave", ["power_off", "drain"])

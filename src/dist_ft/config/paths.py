@@ -190,14 +190,12 @@ def _model_problems(key: str, name: str, pin: str | None, takes_adapter: bool) -
     if not is_there(path):
         return [f"{key}={name}: no such directory; name a model directory or a hub id"]
     if _is_file(path / "adapter_config.json"):
-        return (
-            []
-            if takes_adapter
-            else [
-                f"{key}={name} is an adapter (adapter_config.json): name its base model there, and the adapter in "
-                "method.init_from to go on from it"
-            ]
-        )
+        if takes_adapter:
+            return []
+        return [
+            f"{key}={name} is an adapter (adapter_config.json): name its base model there, and the adapter in "
+            "method.init_from to go on from it"
+        ]
     if (path / "exports").is_dir():
         return [f"{key}={name} is a run, not a model; name one of its exports, such as {path / 'exports' / 'final'}"]
     return [f"{key}={name} is not a model: config.json is missing; name a directory made by save_pretrained"]

@@ -174,7 +174,7 @@ def check_scorer(config: Config, scorer: Scorer) -> None:
         frozen = _frozen_of(config, scorer)
         check_frozen(frozen)
     check_same_tokens(config, frozen, scorer.setting)
-    if scorer.num_likeliest > (rows := num_embedding_rows(frozen)):
+    if scorer.num_likeliest and scorer.num_likeliest > (rows := num_embedding_rows(frozen)):
         raise ConfigError(
             f"objective.top_k={scorer.num_likeliest} is more than the {rows} tokens of {scorer.setting}="
             f"{scorer.model}; set objective.top_k <= {rows}"

@@ -6,10 +6,11 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dist_ft.config import Config
 from dist_ft.errors import ModelError
@@ -26,26 +27,29 @@ def save_texts(config: Config, directory: Path) -> None:
     """
     tokenizer = load_tokenizer(config)
     tokenizer.save_pretrained(directory)
-    source, ids = model_dir(config) / _GENERATION, _special_ids(config)
-    if source.is_file() and not ids:
-        shutil.copyfile(source, directory / _GENERATION)
-    elif ids:
+    source, target = model_dir(config) / _GENERATION, directory / _GENERATION
+    target.unlink(missing_ok=True)
+    if ids := _special_ids(config, tokenizer):
         found = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
-        ends = found.get("eos_token_id", [])
-        if "eos_token_id" in ids:
-            others = [end for end in (ends if isinstance(ends, list) else [ends]) if end != ids["eos_token_id"]]
-            found["eos_token_id"] = [ids["eos_token_id"], *others]
-        found |= {name: number for name, number in ids.items() if name in ("bos_token_id", "pad_token_id")}
-        (directory / _GENERATION).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    else:
-        (directory / _GENERATION).unlink(missing_ok=True)
+        target.write_text(json.dumps(_with_special_ids(found, ids), indent=2) + "\n", encoding="utf-8")
+    elif source.is_file():
+        shutil.copyfile(source, target)
 
 
-def _special_ids(config: Config) -> dict[str, int]:
+def _special_ids(config: Config, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return the ids of the special tokens that the config sets, by their keys in config.json."""
-    named = special_tokens(config)
-    tokenizer = load_tokenizer(config) if named else None
-    return {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()} if tokenizer else {}
+    return {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in special_tokens(config).items()}
+
+
+def _with_special_ids(generation: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+    """Return a generation config with special tokens replaced; what ended an answer before still ends one."""
+    replaced: dict[str, Any] = {
+        name: number for name, number in ids.items() if name in ("bos_token_id", "pad_token_id")
+    }
+    if (end := ids.get("eos_token_id")) is not None:
+        before = generation.get("eos_token_id", [])
+        replaced["eos_token_id"] = [end, *(o for o in (before if isinstance(before, list) else [before]) if o != end)]
+    return generation | replaced
 
 
 def save_model_config(config: Config, architecture: str, dtype: str, directory: Path) -> None:
@@ -69,8 +73,9 @@ def save_merged(model: PreTrainedModel, config: Config, directory: Path) -> None
 
 
 def _set_special_ids(model_config: PreTrainedConfig, config: Config) -> None:
-    for name, number in _special_ids(config).items():
-        setattr(model_config, name, number)
+    if special_tokens(config):
+        for name, number in _special_ids(config, load_tokenizer(config)).items():
+            setattr(model_config, name, number)
 
 
 def rehearse_export(config: Config) -> None:

@@ -96,6 +96,8 @@ def check_same_tokens(config: Config, frozen: Config, setting: str) -> None:
         ConfigError: It has other tokens.
         ModelError: Its tokenizer cannot be read.
     """
+    if frozen.model == config.model:  # name, revision, commit and special tokens: the model of the run itself
+        return
     mine, theirs = load_tokenizer(config).get_vocab(), load_tokenizer(frozen).get_vocab()
     if mine == theirs:
         return

@@ -171,9 +171,11 @@ class Index:
             found = connection.execute(sql.select(OBJECTS).where(*where).order_by(order).limit(limit + 1)).all()
         return [_row(row) for row in found[:limit]], len(found) > limit
 
-    def every(self, kind: str, labels: Sequence[str] | None = None) -> list[Row]:
-        """Return all objects of a kind over all projects, the oldest first."""
+    def every(self, kind: str, labels: Sequence[str] | None = None, project: str | None = None) -> list[Row]:
+        """Return all objects of a kind, of one project or of all, the oldest first."""
         where = [OBJECTS.c.kind == kind]
+        if project is not None:
+            where.append(OBJECTS.c.project == project)
         if labels is not None:
             where.append(OBJECTS.c.label.in_(labels))
         with self._engine.connect() as connection:

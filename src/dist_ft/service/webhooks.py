@@ -149,9 +149,9 @@ class Webhooks:
 
     def announce(self, project: str, event_type: str, object_id: str) -> None:
         """Send an event to every endpoint of a project that asks for its type."""
-        for row in self._index.every("webhook"):
+        for row in self._index.every("webhook", project=project):
             endpoint = from_json(Endpoint, row.data)
-            if endpoint.project == project and event_type in endpoint.event_types:
+            if event_type in endpoint.event_types:
                 event = _event(event_type, object_id)
                 self._put(Delivery(str(event["id"]), endpoint.id, event, 0, 0.0), project)
 

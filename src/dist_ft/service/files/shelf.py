@@ -147,7 +147,7 @@ class Shelf:
 
     def bytes_of(self, project: str) -> int:
         """Return the bytes of all files of a project."""
-        return sum(from_json(StoredFile, row.data).bytes for row in self._index.every("file") if row.project == project)
+        return sum(from_json(StoredFile, row.data).bytes for row in self._index.every("file", project=project))
 
     def relist(self) -> None:
         """List everything that lies in the store in a new index."""

@@ -73,8 +73,7 @@ class FineTuning:
                 return known
             request = read_request(body)
             record = self._new_record(request, caller)
-            active = sum(1 for job in self._jobs.active() if job.project == caller.project)
-            if active >= self._max_active:
+            if len(self._jobs.active(caller.project)) >= self._max_active:
                 error = ApiError(
                     429,
                     "This fine-tune request has been rate-limited. Your organization has reached the maximum of "
@@ -214,8 +213,7 @@ class FineTuning:
             return None
         if not step:
             return TunedModel(job, None) if job.has_model else None
-        has_checkpoint = any((self._jobs.runs / job.id / "checkpoints").glob(f"step-{int(step):08d}-a*"))
-        return TunedModel(job, int(step)) if has_checkpoint else None
+        return TunedModel(job, int(step)) if int(step) in self._jobs.kept_steps(job) else None
 
     def models(self, caller: Caller) -> list[Object]:
         """Return base models in the catalogue's order, then the project's own, the newest first."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dist_ft.layout import RunDir
 from dist_ft.run.log import JsonlWriter, read_lines
 from dist_ft.service.index import Index, Row
 from dist_ft.service.tuning.job_request import Hyperparameters, JobRequest
@@ -139,9 +140,9 @@ class JobStore:
         rows, has_more = self._index.listed("job", project, after, limit)
         return [from_json(JobRecord, row.data) for row in rows], has_more
 
-    def active(self) -> list[JobRecord]:
-        """Return the jobs that the dispatcher looks after, the oldest first."""
-        return [from_json(JobRecord, row.data) for row in self._index.every("job", ACTIVE)]
+    def active(self, project: str | None = None) -> list[JobRecord]:
+        """Return the jobs that the dispatcher looks after, of one project or of all, the oldest first."""
+        return [from_json(JobRecord, row.data) for row in self._index.every("job", ACTIVE, project)]
 
     def change(self, job: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         """Change a job; nobody else of this process changes it in between."""
@@ -195,6 +196,10 @@ class JobStore:
             self._append(record.id, "checkpoints.jsonl", checkpoint)
             self._list_checkpoint(record, checkpoint)
 
+    def kept_steps(self, record: JobRecord) -> set[int]:
+        """Return the steps of the checkpoints that the job's run has kept."""
+        return {int(path.name.split("-")[1]) for path in RunDir(self.runs / record.id).checkpoints.glob("step-*-a*")}
+
     def keep_checkpoints(self, record: JobRecord, steps: set[int]) -> None:
         """Forget the checkpoints that the run has deleted."""
         rows, _ = self._index.listed("checkpoint", record.project, None, 1000, record.id)
@@ -209,7 +214,7 @@ class JobStore:
         for record in sorted(records, key=lambda record: record.created_at):
             self._list(record)
             self._index.add_events(record.id, read_lines(self.folder(record.id) / "events.jsonl"))
-            kept = {int(path.name.split("-")[1]) for path in (self.runs / record.id / "checkpoints").glob("step-*-a*")}
+            kept = self.kept_steps(record)
             for checkpoint in read_lines(self.folder(record.id) / "checkpoints.jsonl"):
                 if checkpoint["step_number"] in kept:
                     self._list_checkpoint(record, checkpoint)

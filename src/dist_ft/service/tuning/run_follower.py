@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dist_ft.config.yaml_file import read_yaml
 from dist_ft.layout import RunDir
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.run.events import Committed, read_ledger
@@ -57,12 +58,14 @@ def follow(jobs: JobStore, record: JobRecord, tail: Tail, state: RunRecord, is_o
     run = RunDir(jobs.runs / record.id)
     tail.waiting += _new_rows(run.metrics, tail)
     evals = read_evals(run.evals) if run.evals.exists() and tail.waiting else {}
+    has_held_out = record.request.validation_file is not None
+    every = _steps_between_evals(run) if has_held_out and tail.waiting else None
     commits = _new_commits(run, tail)
     last = None
     while tail.waiting:
         row = tail.waiting[0]
-        is_due = record.request.validation_file is not None and _is_measured(run, row.step, state.max_steps)
-        if is_due and row.step not in evals and len(tail.waiting) == 1 and not is_over:
+        is_due = row.step == state.max_steps or (every is not None and row.step % every == 0)
+        if has_held_out and is_due and row.step not in evals and len(tail.waiting) == 1 and not is_over:
             break  # its evaluation is on the way
         last = tail.waiting.pop(0)
         _tell_step(jobs, record, row, evals.get(row.step), state.max_steps)
@@ -121,15 +124,21 @@ def _new_rows(path: Path, tail: Tail) -> list[StepRow]:
     return rows
 
 
-def _is_measured(run: RunDir, step: int, max_steps: int) -> bool:
-    """Return whether the run measures held-out data after a step."""
-    if step == max_steps:
-        return True
-    for line in run.config.read_text(encoding="utf-8").partition("\neval:")[2].splitlines():
-        if line.strip().startswith("every_steps:"):
-            every = line.partition(":")[2].strip()
-            return every.isdigit() and step % int(every) == 0
-    return False
+def _steps_between_evals(run: RunDir) -> int | None:
+    """Return how many steps lie between two measurements of held-out data; None: it is measured at the end alone."""
+    section = read_yaml(run.config)["eval"]
+    every = section["every_steps"] if isinstance(section, dict) else None
+    return every if isinstance(every, int) else None
+
+
+def _held_out(measured: EvalRow | None) -> Object:
+    """Return the numbers of held-out data by their names in OpenAI's objects; empty if nothing was measured."""
+    if measured is None or measured.eval_loss is None:
+        return {}
+    numbers: Object = {"valid_loss": measured.eval_loss, "full_valid_loss": measured.eval_loss}
+    if (accuracy := measured.metrics.get("token_accuracy")) is not None:
+        numbers |= {"valid_mean_token_accuracy": accuracy, "full_valid_mean_token_accuracy": accuracy}
+    return numbers
 
 
 def _tell_step(jobs: JobStore, record: JobRecord, row: StepRow, measured: EvalRow | None, total: int) -> None:
@@ -141,11 +150,10 @@ def _tell_step(jobs: JobStore, record: JobRecord, row: StepRow, measured: EvalRo
     for name, value in row.metrics.items():
         if name.startswith(("rewards/", "logps/")):
             numbers[name] = value
-    if measured is not None and measured.eval_loss is not None:
-        numbers |= {"valid_loss": measured.eval_loss, "full_valid_loss": measured.eval_loss}
-        message += f", validation loss={measured.eval_loss:.2f}, full validation loss={measured.eval_loss:.2f}"
-        if (accuracy := measured.metrics.get("token_accuracy")) is not None:
-            numbers |= {"valid_mean_token_accuracy": accuracy, "full_valid_mean_token_accuracy": accuracy}
+    if held_out := _held_out(measured):
+        numbers |= held_out
+        loss = held_out["valid_loss"]
+        message += f", validation loss={loss:.2f}, full validation loss={loss:.2f}"
     jobs.tell(record, f"step-{row.step}", message, data=numbers)
 
 
@@ -166,11 +174,7 @@ def _tell_checkpoint(jobs: JobStore, record: JobRecord, step: int, at: float, ta
     if step in tail.losses:
         metrics["train_loss"] = tail.losses[step]
     measured = read_evals(run.evals).get(step) if run.evals.exists() else None
-    if measured is not None and measured.eval_loss is not None:
-        metrics |= {"valid_loss": measured.eval_loss, "full_valid_loss": measured.eval_loss}
-        if (accuracy := measured.metrics.get("token_accuracy")) is not None:
-            metrics |= {"valid_mean_token_accuracy": accuracy, "full_valid_mean_token_accuracy": accuracy}
-    jobs.add_checkpoint(record, step, at, metrics)
+    jobs.add_checkpoint(record, step, at, metrics | _held_out(measured))
     name = record.checkpoint_name(step)
     jobs.tell(record, f"checkpoint-{step}", f"Checkpoint created at step {step} with Snapshot ID: {name}")
-    jobs.keep_checkpoints(record, {int(path.name.split("-")[1]) for path in run.checkpoints.glob("step-*-a*")} | {step})
+    jobs.keep_checkpoints(record, jobs.kept_steps(record) | {step})
