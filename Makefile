@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm gpu-check gpu-wheels shape test-unit lint format bench clean help
+.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's sl
 launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)
 	$(BIN)/pytest -v -m 'apiserver or minikuberay or slurm or images' tests/k8s tests/slurm tests/images
 	$(BIN)/pytest -v tests/k8s/test_core_schemas.py
+
+page-check: setup  ## the service's page in headless Chromium (needs Debian's chromium; a minute), pictures in build/page
+	$(BIN)/pip install --quiet playwright axe-playwright-python
+	$(BIN)/pytest -v -m browser tests/browser
 
 gpu-check: setup  ## try everything on one GPU, nine minutes at most (SECTIONS=a,b); without one, what a CPU can; docs/gpu.md
 	$(BIN)/python -m tests.gpu.check $(if $(SECTIONS),--sections $(SECTIONS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,8 +19,9 @@ from dist_ft.service.api_keys import has_keys
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.files.uploads import Uploads
 from dist_ft.service.http.file_routes import file_routes
-from dist_ft.service.http.gate import Answered, Gate, on_api_error, on_http_error
+from dist_ft.service.http.gate import Answered, Gate, is_loopback, on_api_error, on_http_error
 from dist_ft.service.http.job_routes import job_routes, model_routes, weights_routes
+from dist_ft.service.http.page_routes import page_routes, report_routes
 from dist_ft.service.http.upload_routes import upload_routes
 from dist_ft.service.http.webhook_routes import webhook_routes
 from dist_ft.service.index import Index
@@ -82,7 +82,7 @@ def serve(settings: Settings, place: Place) -> None:
         UsageError: The address is open to others and there is no key.
     """
     index = open_index(settings)
-    if not has_keys(index) and not _is_loopback(settings.host):
+    if not has_keys(index) and not is_loopback(settings.host):
         raise UsageError(
             f"--host {settings.host} is open to others, and the service has no key; make one first: dist-ft api key "
             f"add --store {settings.store} --role admin"
@@ -141,11 +141,13 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
         file_routes(shelf, settings.max_project_bytes),
         upload_routes(uploads, shelf, settings.max_project_bytes),
         weights_routes(tuning),
+        report_routes(tuning),
         job_routes(tuning, index),
         model_routes(tuning),
         webhook_routes(webhooks),
     ):
         app.include_router(router, prefix="/v1")
+    app.include_router(page_routes())
     _add_status(app, index, answered)
     return Gate(app, index, answered)
 
@@ -164,10 +166,3 @@ def _add_status(app: FastAPI, index: Index, answered: Answered) -> None:
         lines += [f'dist_ft_http_requests_total{{status="{s}"}} {n}' for s, n in sorted(answered.by_status.items())]
         lines += ["# TYPE dist_ft_http_seconds_total counter", f"dist_ft_http_seconds_total {answered.seconds:.6f}"]
         return PlainTextResponse("\n".join(lines) + "\n")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

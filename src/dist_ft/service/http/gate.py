@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import time
 import uuid
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -62,6 +63,7 @@ class Gate:
         sent = _Sent(send, began)
         try:
             _check_head(scope, headers)
+            _check_origin(headers)
             if scope["path"].startswith("/v1"):
                 caller = await run_in_threadpool(self._caller_of, headers)
                 scope.setdefault("state", {})["caller"] = caller
@@ -83,6 +85,7 @@ class Gate:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip()
         if not has_keys(self._index):
+            _check_host(headers)
             return ANYBODY
         if scheme.lower() != "bearer" or not key:
             raise ApiError(401, _MISSING)
@@ -207,6 +210,29 @@ def _check_head(scope: Scope, headers: dict[str, str]) -> None:
         raise ApiError(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
     if "\x00" in unquote(scope["path"]):
         raise ApiError(404, "Invalid URL")
+
+
+def _check_origin(headers: dict[str, str]) -> None:
+    """Refuse what a browser sends for a page of another site; clients that are no browsers send no Origin."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        raise ApiError(403, f"A page of {origin[:100]} may not use this service.")
+
+
+def _check_host(headers: dict[str, str]) -> None:
+    """Refuse other names of this machine while no key is asked for: another site's name may lead here."""
+    host = headers.get("host", "")
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if not is_loopback(name.strip("[]")):
+        raise ApiError(403, f"Host {host[:100]} is answered with a key only; ask for 127.0.0.1, or make a key.")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def page_limits(request: Request, default: int, most: int) -> tuple[str | None, int]:

@@ -250,6 +250,10 @@ class FineTuning:
         shutil.rmtree(RunDir(self._jobs.runs / found.job.id).exports, ignore_errors=True)
         return {"id": name, "object": "model", "deleted": True}
 
+    def run_dir(self, record: JobRecord) -> Path:
+        """Return the directory of a job's run, which may not have begun."""
+        return self._jobs.runs / record.id
+
     def weights(self, record: JobRecord) -> Path:
         """Return the directory of a job's exported weights.
 
@@ -258,7 +262,7 @@ class FineTuning:
         """
         if not record.has_model:
             raise ApiError(404, f"Job {record.id} has no weights; its status is {record.status}.")
-        return (self._jobs.runs / record.id / "exports" / "final").resolve()
+        return (self.run_dir(record) / "exports" / "final").resolve()
 
     def _new_record(self, request: JobRequest, caller: Caller) -> JobRecord:
         base, start = self._base_of(request.model, caller)
