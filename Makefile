@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
+.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ slurm: setup  ## jobs of a real Slurm with two nodes (needs root and Debian's sl
 launch-tests: setup  ## all of it: a real API server, manifests on three hosts, Slurm, images (needs root; docs/launch-*.md)
 	$(BIN)/pytest -v -m 'apiserver or minikuberay or slurm or images' tests/k8s tests/slurm tests/images
 	$(BIN)/pytest -v tests/k8s/test_core_schemas.py
+
+service-postgres: setup  ## the service's contract over a real PostgreSQL (needs Debian's postgresql; a minute)
+	$(BIN)/pip install --quiet 'psycopg[binary]'
+	$(BIN)/pytest -v -m postgres tests/contracts
 
 page-check: setup  ## the service's page in headless Chromium (needs Debian's chromium; a minute), pictures in build/page
 	$(BIN)/pip install --quiet playwright axe-playwright-python

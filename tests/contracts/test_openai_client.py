@@ -10,6 +10,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -21,14 +22,17 @@ from openai import OpenAI
 
 from tests.helpers.api_server import ENDS, ApiServer, api_server, chat_rows, pair_rows, wait_for, wait_until
 from tests.helpers.fake_train import FAILS, WAITS
+from tests.helpers.postgres import own_postgres
 
 CHAT = chat_rows(12)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with api_server(tmp_path_factory.mktemp("service")) as running:
-        yield running
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    store = tmp_path_factory.mktemp("service")
+    with ExitStack() as open_until_the_end:
+        database = open_until_the_end.enter_context(own_postgres()) if request.param == "postgres" else None
+        yield open_until_the_end.enter_context(api_server(store, database=database))
 
 
 @pytest.fixture(scope="module")

@@ -41,9 +41,9 @@ class ApiServer:
 
 
 @contextmanager
-def api_server(store: Path, max_running: int = 4) -> Iterator[ApiServer]:
-    """Serves a store until the block ends."""
-    settings = Settings(store)
+def api_server(store: Path, max_running: int = 4, database: str | None = None) -> Iterator[ApiServer]:
+    """Serves a store until the block ends; without a database the index is SQLite in the store."""
+    settings = Settings(store, database)
     index = open_index(settings)
     launcher = LocalLauncher(store / "launched", [sys.executable, str(ROOT / "tests/helpers/fake_train.py")], 0.05)
     server = uvicorn.Server(uvicorn_config(build_app(settings, index, Place(launcher, max_running)), "127.0.0.1", 0))
