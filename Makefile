@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
+.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres service-node page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,10 @@ launch-tests: setup  ## all of it: a real API server, manifests on three hosts, 
 service-postgres: setup  ## the service's contract over a real PostgreSQL (needs Debian's postgresql; a minute)
 	$(BIN)/pip install --quiet 'psycopg[binary]'
 	$(BIN)/pytest -v -m postgres tests/contracts
+
+service-node: setup  ## the service with the openai client for Node (needs Node 20 and npm; a minute)
+	npm install --no-audit --no-fund --prefix build/node openai@7
+	$(BIN)/pytest -v -m node tests/contracts
 
 page-check: setup  ## the service's page in headless Chromium (needs Debian's chromium; a minute), pictures in build/page
 	$(BIN)/pip install --quiet playwright axe-playwright-python

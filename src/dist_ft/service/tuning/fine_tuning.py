@@ -18,7 +18,7 @@ from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.job_plan import check_extensions
 from dist_ft.service.tuning.job_request import JobRequest, read_request
-from dist_ft.service.tuning.job_store import ENDS, JobRecord, JobStore
+from dist_ft.service.tuning.job_store import ENDS, READY, JobRecord, JobStore
 from dist_ft.service.tuning.run_follower import read_run
 from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
 
@@ -217,9 +217,8 @@ class FineTuning:
 
     def models(self, caller: Caller) -> list[Object]:
         """Return base models in the catalogue's order, then the project's own, the newest first."""
-        rows, _ = self._index.listed("model", caller.project, None, 10_000)
-        jobs = [self._jobs.find(str(row.data["job"]), caller.project) for row in rows]
-        own = [_model_of(job, job.tuned_name) for job in jobs if job is not None and job.has_model]
+        rows, _ = self._index.listed("model", caller.project, None, 10_000, READY)
+        own = [_model_object(row.id, row.data["created"], row.project) for row in rows]
         return [*(base.to_wire() for base in self._catalogue.values()), *own]
 
     def model(self, name: str, caller: Caller) -> Object:
@@ -233,7 +232,8 @@ class FineTuning:
         found = self.tuned(name, caller)
         if found is None:
             raise _no_model(name)
-        return _model_of(found.job, name)
+        job = found.job
+        return _model_object(name, job.finished_at or job.created_at, job.project)
 
     def delete_model(self, name: str, caller: Caller) -> Object:
         """Delete a fine-tuned model with its weights.
@@ -324,8 +324,5 @@ def _no_model(name: str) -> ApiError:
     return ApiError(404, f"The model '{name[:200]}' does not exist", "model", "model_not_found")
 
 
-def _model_of(job: JobRecord, name: str) -> Object:
-    return {
-        "id": name, "object": "model", "created": job.finished_at or job.created_at,
-        "owned_by": f"org-{job.project}", "shutdown_date": None,
-    }  # fmt: skip
+def _model_object(name: str, created: Json, project: str) -> Object:
+    return {"id": name, "object": "model", "created": created, "owned_by": f"org-{project}", "shutdown_date": None}

@@ -24,6 +24,8 @@ from dist_ft.typed_json import from_json
 ENDS = ("succeeded", "failed", "cancelled")
 ACTIVE = ("validating_files", "queued", "running")
 """States in which the dispatcher has work to do."""
+READY = "ready"
+"""Label of a model that is there."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,9 @@ class JobStore:
         """Index a job, and its result from the first checkpoint on by name."""
         self._index.put("job", Row(record.id, record.project, record.status, asdict(record)))
         if record.status in ENDS or record.step:
-            self._index.put("model", Row(record.tuned_name, record.project, record.base, {"job": record.id}))
+            data: Object = {"job": record.id, "created": record.finished_at or record.created_at}
+            label = READY if record.has_model else "expected"
+            self._index.put("model", Row(record.tuned_name, record.project, label, data))
 
     def _append(self, job: str, name: str, row: Object) -> None:
         with self._lock:
