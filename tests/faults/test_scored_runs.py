@@ -88,7 +88,8 @@ def scoring(run: Run, folder: Path) -> list[int]:
     while True:
         assert run.process.poll() is None, run.process.communicate()
         tokens = {path.name.split(".")[0] for path in cache_of(folder).glob("*.index.npy")}
-        claimed = {path.name for path in cache_of(folder).glob("claims/*")} - tokens
+        # Whole names only: a claim that is being renewed has a temporary file beside it.
+        claimed = {path.name for path in cache_of(folder).glob("claims/*") if path.name.isalnum()} - tokens
         servers = [pid for pid in descendants(run.process.pid) if b"workers.forkserver" in command_line(pid)]
         if tokens and claimed and len(servers) > 1:
             return servers[1:]
