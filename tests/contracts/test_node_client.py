@@ -1,4 +1,4 @@
-"""The service as the unchanged `openai` client for Node sees it (tests/node); `make service-node` installs the client."""
+"""The service as the unchanged `openai` client for Node sees it, in tests/node (`make service-node`)."""
 
 from __future__ import annotations
 
