@@ -50,7 +50,7 @@ netns: setup  ## three hosts in network namespaces that are cut off and switched
 	$(BIN)/pytest -v -m netns tests/netns
 
 soak: setup  ## random faults for five minutes (SOAK_S, SOAK_SEED), then equality with an undisturbed run
-	$(BIN)/pytest -v -m soak tests/faults
+	$(BIN)/pytest -v -m soak tests/faults tests/contracts
 
 image-test: setup  ## build the images with buildah and run them as a pod would (needs root; eight minutes; docs/images.md)
 	$(BIN)/pytest -v -m images tests/images

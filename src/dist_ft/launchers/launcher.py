@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dist_ft.config import Config, check_config, load_config, with_absolute_paths, with_adapter_settings
-from dist_ft.errors import DistFtError
+from dist_ft.errors import DistFtError, UsageError
 from dist_ft.model.intact import check_files
 from dist_ft.printable import printable
 from dist_ft.run.outcome import RunResult
@@ -25,6 +25,18 @@ STOP_ENV = {
 }
 """Environment of a Ray job, however it is submitted, so that a stop makes a checkpoint first."""
 _MESSAGE = 500  # characters; Ray adds the end of the log
+
+
+class RunAtWorkError(UsageError):
+    """A run that was submitted while an earlier submission of it is not over.
+
+    Attributes:
+        job: Name of that submission, for `status`, `logs` and `stop`.
+    """
+
+    def __init__(self, message: str, job: str = "") -> None:
+        super().__init__(message)
+        self.job = job
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from filelock import FileLock
 from dist_ft.config import dump_set_keys
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.launchers.job_output import FileOutput, find_result
-from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
+from dist_ft.launchers.launcher import Ended, Job, RunAtWorkError, SubmitRequest, Submitted
 from dist_ft.launchers.local_keeper import ENDED, OUTPUT, PROCESSES, Process, Processes, boot_id
 from dist_ft.layout import user_cache_dir
 from dist_ft.machine import OWN_PYTHON
@@ -55,9 +55,10 @@ class LocalLauncher:
         with FileLock(self._folder / "lock"):  # two submissions at once must see one another
             for job in self._jobs():
                 if job.run_dir == run_dir and not job.is_over:
-                    raise UsageError(
+                    raise RunAtWorkError(
                         f"run {run_dir} is at work as {job.submission_id}; follow it with `dist-ft logs "
-                        f"{job.submission_id} --follow`, or stop it first: dist-ft stop {job.submission_id}"
+                        f"{job.submission_id} --follow`, or stop it first: dist-ft stop {job.submission_id}",
+                        job.submission_id,
                     )
             name = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
             if (self._folder / name).exists():  # the same name in another directory, within a second

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
 from dist_ft.service.index import Index, Row
-from dist_ft.service.wire import ApiError, Json, Object, as_text, bad_request, new_id, shown
+from dist_ft.service.wire import ApiError, Json, Object, as_text, bad_request, made_id, new_id, shown
 from dist_ft.typed_json import from_json
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Webhooks:
         for row in self._index.every("webhook", project=project):
             endpoint = from_json(Endpoint, row.data)
             if event_type in endpoint.event_types:
-                event = _event(event_type, object_id)
+                event = _event(event_type, object_id, made_id("evt_", endpoint.id, event_type, object_id))
                 self._put(Delivery(str(event["id"]), endpoint.id, event, 0, 0.0), project)
 
     def send(self, endpoint: Endpoint, event: Object) -> int:
@@ -182,7 +182,7 @@ class Webhooks:
                 f"Invalid 'event_type': {shown(event_type)}; known: {', '.join(EVENT_TYPES)}.", "event_type"
             )
         try:
-            return self.send(endpoint, _event(str(event_type), "ftjob-test"))
+            return self.send(endpoint, _event(str(event_type), "ftjob-test", new_id("evt_")))
         except (OSError, http.client.HTTPException) as error:
             raise bad_request(f"The endpoint cannot be reached ({type(error).__name__}).", "url") from error
 
@@ -224,9 +224,9 @@ class Webhooks:
         self._index.put("delivery", Row(delivery.id, project, delivery.endpoint, asdict(delivery)))
 
 
-def _event(event_type: str, object_id: str) -> Object:
+def _event(event_type: str, object_id: str, event_id: str) -> Object:
     now = int(time.time())
-    return {"id": new_id("evt_"), "object": "event", "type": event_type, "created_at": now, "data": {"id": object_id}}
+    return {"id": event_id, "object": "event", "type": event_type, "created_at": now, "data": {"id": object_id}}
 
 
 def _new_secret() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 import string
@@ -62,6 +63,11 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 def new_id(prefix: str, length: int = 24) -> str:
     """Return a random id such as `file-x1Y…`."""
     return prefix + "".join(secrets.choice(_LETTERS) for _ in range(length))
+
+
+def made_id(prefix: str, *parts: str) -> str:
+    """Return the id that follows from what it is for, so that making it twice changes nothing."""
+    return prefix + hashlib.sha256("/".join(parts).encode()).hexdigest()[:24]
 
 
 def page(rows: Sequence[Object], has_more: bool) -> Object:

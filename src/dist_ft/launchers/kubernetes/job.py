@@ -19,7 +19,7 @@ from dist_ft.launchers.kubernetes.kubectl import KUBECTL_LIMIT_S, kubectl
 from dist_ft.launchers.kubernetes.manifests import RUN_DIR, RUN_LABEL
 from dist_ft.launchers.kubernetes.object_types import Manifest
 from dist_ft.launchers.kubernetes.submit import NAMESPACE, render
-from dist_ft.launchers.launcher import Ended, Job, SubmitRequest, Submitted
+from dist_ft.launchers.launcher import Ended, Job, RunAtWorkError, SubmitRequest, Submitted
 
 PREFIX = "kubernetes:"
 _FINAL = frozenset({"Complete", "Failed", "ValidationFailed"})
@@ -117,9 +117,10 @@ class KubernetesLauncher:
         found = kubectl("get", "rayjobs", "-n", namespace, "-l", f"{RUN_LABEL}={run.run_label}", "-o", "json")
         earlier = [RayJob.from_manifest(item) for item in json.loads(found)["items"]]
         if live := [job.name for job in earlier if not job.is_over]:
-            raise UsageError(
+            raise RunAtWorkError(
                 f"the run is at work as RayJob {live[0]} in namespace {namespace}; follow it, stop it first, or choose "
-                "another run.name"
+                "another run.name",
+                f"{PREFIX}{namespace}/{live[0]}",
             )
         if earlier and not request.resume:
             raise UsageError(

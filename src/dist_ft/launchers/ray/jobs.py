@@ -15,7 +15,7 @@ from pathlib import Path
 from dist_ft.config import check_config_elsewhere, dump_set_keys, load_config
 from dist_ft.errors import UsageError
 from dist_ft.launchers.job_output import find_result
-from dist_ft.launchers.launcher import STOP_ENV, Ended, Job, SubmitRequest, Submitted
+from dist_ft.launchers.launcher import STOP_ENV, Ended, Job, RunAtWorkError, SubmitRequest, Submitted
 from dist_ft.launchers.ray.output import follow, how_it_ended, wait_for_end
 from dist_ft.launchers.ray.server import JobServer
 
@@ -44,9 +44,10 @@ class RayLauncher:
         # One job a run on a cluster; across clusters the attempts in the run directory are the fence.
         for job in self._server.jobs():
             if not job.status.is_terminal() and (job.metadata or {}).get("run_dir") == run_dir:
-                raise UsageError(
+                raise RunAtWorkError(
                     f"run {run_dir} is at work as job {job.submission_id}; follow it with `dist-ft logs "
-                    f"{job.submission_id} --follow`, or stop it first: dist-ft stop {job.submission_id}"
+                    f"{job.submission_id} --follow`, or stop it first: dist-ft stop {job.submission_id}",
+                    job.submission_id,
                 )
         submission_id = f"{config.run.name}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
         text = dump_set_keys(config)

@@ -92,12 +92,18 @@ class Shelf:
         return self._folder(file_id) / "content.jsonl"
 
     def add(
-        self, source: Readable, filename: str, purpose: str, project: str, lasts_s: int | None = None
+        self,
+        source: Readable,
+        filename: str,
+        purpose: str,
+        project: str,
+        lasts_s: int | None = None,
+        file_id: str | None = None,
     ) -> StoredFile:
-        """Copy a stream into the store and check it."""
-        file_id = new_id("file-")
+        """Copy a stream into the store and check it; a file of the same id is replaced."""
+        file_id = file_id or new_id("file-")
         target = self.content(file_id)
-        target.parent.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary, digest, size = beside(target), hashlib.sha256(), 0
         try:
             with temporary.open("wb") as out:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import subprocess
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from dist_ft.errors import DistFtError
-from dist_ft.launchers.launcher import Job, Launcher, SubmitRequest
+from dist_ft.launchers.launcher import Job, Launcher, RunAtWorkError, SubmitRequest
 from dist_ft.layout import RunDir
 from dist_ft.machine import OWN_PYTHON
 from dist_ft.printable import printable
@@ -28,7 +27,7 @@ from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.job_plan import RunFiles, run_config, settle
 from dist_ft.service.tuning.job_store import JobError, JobRecord, JobStore
 from dist_ft.service.tuning.run_follower import Tail, follow, metrics_csv, read_run, trained_tokens
-from dist_ft.service.wire import Object, new_id
+from dist_ft.service.wire import Object, made_id, new_id
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,6 @@ MIN_TRAINING_EXAMPLES = 10
 _LEASE, _LEASE_S = "dispatcher", 15.0
 _STOP_LIMIT_S = 900.0
 _MAX_LOSSES = 3
-_AT_WORK = re.compile(r"is at work as (\S+?);")
 _MESSAGE = 2000
 _FAULTS_TOLD = 50
 
@@ -173,12 +171,11 @@ class Dispatcher:
             path.write_text(json.dumps(self._config_of(record), indent=1), encoding="utf-8")
             can_resume = RunDir(self._jobs.runs / record.id).path.exists()
             name = self._place.launcher.submit(SubmitRequest(path, resume=can_resume, preflight=False)).job
+        except RunAtWorkError as error:  # the server died between a start and its record
+            name = error.job
         except DistFtError as error:
-            # The server died between a start and its record: the run is there already.
-            if (known := _AT_WORK.search(str(error))) is None:
-                self._fail(record, JobError("server_error", None, printable(str(error), _MESSAGE)))
-                return
-            name = known.group(1)
+            self._fail(record, JobError("server_error", None, printable(str(error), _MESSAGE)))
+            return
         except Exception as error:
             logger.exception("job %s could not be started", record.id)
             self._fail(record, JobError("server_error", None, f"The run could not be started: {type(error).__name__}."))
@@ -294,10 +291,8 @@ class Dispatcher:
 
     def _succeed(self, record: JobRecord, state: RunRecord) -> None:
         run = RunDir(self._jobs.runs / record.id)
-        result_file = record.result_file
-        if result_file is None:
-            stored = self._shelf.add(metrics_csv(run, state.step), "step_metrics.csv", RESULTS, record.project)
-            result_file = stored.id
+        result_file = made_id("file-", record.id, "step_metrics")  # the same if the server dies before the job knows it
+        self._shelf.add(metrics_csv(run, state.step), "step_metrics.csv", RESULTS, record.project, file_id=result_file)
         tokens = trained_tokens(run, state.step)
         self._jobs.tell(record, "model", f"New fine-tuned model created: {record.tuned_name}")
         self._jobs.tell(record, "succeeded", "The job has successfully completed")

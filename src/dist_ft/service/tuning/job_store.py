@@ -6,7 +6,6 @@ each follows from what it tells, so that telling it twice changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from dist_ft.layout import RunDir
 from dist_ft.run.log import JsonlWriter, read_lines
 from dist_ft.service.index import Index, Row
 from dist_ft.service.tuning.job_request import Hyperparameters, JobRequest
-from dist_ft.service.wire import Object, read_record
+from dist_ft.service.wire import Object, made_id, read_record
 from dist_ft.storage.publish import write_json
 from dist_ft.typed_json import from_json
 
@@ -108,7 +107,7 @@ class JobStore:
     Args:
         root: Directory of the store.
         index: Where they are listed.
-        on_end: Called once for each job that comes to its end.
+        on_end: Called for each job that comes to its end; again for the same job if this process died then.
     """
 
     def __init__(self, root: Path, index: Index, on_end: Callable[[JobRecord], None]) -> None:
@@ -153,10 +152,10 @@ class JobStore:
             if old is None:
                 raise KeyError(job)
             new = change(old)
+            if new.status in ENDS and old.status not in ENDS:
+                self._on_end(new)  # first, so that an end is told even if this process dies before it is written
             if new != old:
                 self._write(new)
-            if new.status in ENDS and old.status not in ENDS:
-                self._on_end(new)
             return new
 
     def tell(
@@ -179,7 +178,7 @@ class JobStore:
             at: Unix time; None is now.
         """
         event: Object = {
-            "object": "fine_tuning.job.event", "id": _id("ftevent-", record.id, mark),
+            "object": "fine_tuning.job.event", "id": made_id("ftevent-", record.id, mark),
             "created_at": int(time.time() if at is None else at), "level": level, "message": message,
             "data": data or {}, "type": "metrics" if data else "message",
         }  # fmt: skip
@@ -190,8 +189,8 @@ class JobStore:
     def add_checkpoint(self, record: JobRecord, step: int, at: float, metrics: Object) -> None:
         """Add a checkpoint to a job."""
         checkpoint: Object = {
-            "object": "fine_tuning.job.checkpoint", "id": _id("ftckpt_", record.id, str(step)), "created_at": int(at),
-            "fine_tuned_model_checkpoint": record.checkpoint_name(step), "metrics": metrics,
+            "object": "fine_tuning.job.checkpoint", "id": made_id("ftckpt_", record.id, str(step)),
+            "created_at": int(at), "fine_tuned_model_checkpoint": record.checkpoint_name(step), "metrics": metrics,
             "fine_tuning_job_id": record.id, "step_number": step,
         }  # fmt: skip
         if self._index.get("checkpoint", str(checkpoint["id"])) is None:
@@ -243,7 +242,3 @@ class JobStore:
                 writer.append(row)
             finally:
                 writer.close()
-
-
-def _id(prefix: str, job: str, mark: str) -> str:
-    return prefix + hashlib.sha256(f"{job}/{mark}".encode()).hexdigest()[:24]
