@@ -13,7 +13,9 @@ import subprocess
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from dist_ft.config.adapter_settings import adapter_settings
 from dist_ft.errors import DistFtError
 from dist_ft.launchers.launcher import Job, Launcher, RunAtWorkError, SubmitRequest
 from dist_ft.layout import RunDir
@@ -149,15 +151,20 @@ class Dispatcher:
                 return old
             return replace(old, num_examples=count, format=row_format, settings=settings, status="queued")
 
-        if self._jobs.change(record.id, queued).status == "queued":
-            self._jobs.tell(record, "validated", "Files validated, moving job to queued state")
+        self._jobs.tell(record, "validated", "Files validated, moving job to queued state")
+        self._jobs.change(record.id, queued)
 
     def _begin(self, record: JobRecord) -> bool:
         """Start a run, in a thread; return False if the client has changed its mind."""
+        state = read_run(RunDir(self._jobs.runs / record.id))
+        if state is not None and state.state == "completed":  # an earlier server died before it knew of its start
+            self._tell_start(record)
+            self._succeed(follow(self._jobs, record, Tail(record.step), state, is_over=True), state)
+            return False
 
         def running(old: JobRecord) -> JobRecord:
             is_wanted = old.status == "queued" and old.wanted == "run"
-            return replace(old, status="running", launched_as=None, num_starts=old.num_starts + 1) if is_wanted else old
+            return replace(old, status="running", launched_as=None) if is_wanted else old
 
         begun = self._jobs.change(record.id, running)
         if begun.status != "running":
@@ -180,15 +187,22 @@ class Dispatcher:
             logger.exception("job %s could not be started", record.id)
             self._fail(record, JobError("server_error", None, f"The run could not be started: {type(error).__name__}."))
             return
-        self._jobs.change(record.id, lambda old: replace(old, launched_as=name))
-        again = "" if record.num_starts == 1 else " again, after the last checkpoint"
-        self._jobs.tell(record, f"started-{record.num_starts}", f"Fine-tuning job started{again}")
+        self._tell_start(record)
+        self._jobs.change(record.id, lambda old: replace(old, launched_as=name, num_starts=old.num_starts + 1))
+
+    def _tell_start(self, record: JobRecord) -> None:
+        again = "" if record.num_starts == 0 else " again, after the last checkpoint"
+        self._jobs.tell(record, f"started-{record.num_starts + 1}", f"Fine-tuning job started{again}")
 
     def _config_of(self, record: JobRecord) -> Object:
         folder, request = self._jobs.folder(record.id), record.request
         held_out = folder / "valid.jsonl" if request.validation_file else None
+        start = self._start_of(record)
+        adapter_base = None
+        if start is not None and (Path(start) / "adapter_config.json").is_file():
+            adapter_base = str(adapter_settings(start)["base_model_name_or_path"])
         files = RunFiles(
-            self._jobs.runs, folder / "train.jsonl", held_out, record.format or "chat", self._start_of(record)
+            self._jobs.runs, folder / "train.jsonl", held_out, record.format or "chat", start, adapter_base
         )
         return run_config(record.id, request, self._catalogue[record.base], record.settings, record.num_examples, files)
 
@@ -257,11 +271,11 @@ class Dispatcher:
         if state is not None and state.state == "completed":
             self._succeed(record, state)
         elif record.wanted == "cancel":
-            self._jobs.change(record.id, lambda old: old.ended("cancelled"))
             self._jobs.tell(record, "cancelled", "The job was cancelled")
+            self._jobs.change(record.id, lambda old: old.ended("cancelled"))
         elif record.wanted == "pause":
-            self._jobs.change(record.id, lambda old: replace(old, status="paused", estimated_finish=None))
             self._jobs.tell(record, f"paused-{record.num_starts}", "The job was paused behind a checkpoint")
+            self._jobs.change(record.id, lambda old: replace(old, status="paused", estimated_finish=None))
         elif state is not None and state.state == "stopped":
             self._jobs.change(record.id, lambda old: replace(old, status="queued"))
         elif state is not None and state.state == "failed" and state.error is not None:
@@ -284,10 +298,10 @@ class Dispatcher:
                 record, JobError("server_error", None, _short(job.message or "The run was lost again and again."))
             )
         else:
-            self._jobs.change(record.id, lambda old: replace(old, status="queued", num_losses=old.num_losses + 1))
             self._jobs.tell(
                 record, f"lost-{record.num_starts}", "The run was lost; it goes on after its last checkpoint", "warn"
             )
+            self._jobs.change(record.id, lambda old: replace(old, status="queued", num_losses=old.num_losses + 1))
 
     def _succeed(self, record: JobRecord, state: RunRecord) -> None:
         run = RunDir(self._jobs.runs / record.id)

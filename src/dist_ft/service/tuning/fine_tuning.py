@@ -82,11 +82,11 @@ class FineTuning:
                 )
                 error.headers["retry-after"] = "60"
                 raise error
-            self._jobs.add(record)
             marks = [f"body/{caller.key_id}/{digest}"]
             if retry.idempotency_key is not None:
                 marks.append(_mark(caller, retry.idempotency_key))
-            self._index.remember_asked(marks, record.id, digest)
+            self._index.remember_asked(marks, record.id, digest)  # first: a retry must not make a second job
+            self._jobs.add(record)
         return record
 
     def find(self, job: str, caller: Caller) -> JobRecord:

@@ -35,13 +35,15 @@ class RunFiles:
         validation: The held-out examples.
         format: Format of both; see `FileCheck`.
         start: Export of an earlier job to start from.
+        adapter_base: Base model of that export, if it is an adapter.
     """
 
     runs: Path
     training: Path
     validation: Path | None
     format: str
-    start: str | None
+    start: str | None = None
+    adapter_base: str | None = None
 
 
 def settle(asked: Hyperparameters, num_examples: int) -> Hyperparameters:
@@ -74,7 +76,7 @@ def check_extensions(base: BaseModel, request: JobRequest) -> None:
             raise bad_request(f"dist_ft.{section} must be an object.", "dist_ft")
         if taken := [key for key in keys if key in _CLOSED[section]]:
             raise bad_request(f"dist_ft.{section}.{taken[0]} is set by the server.", "dist_ft")
-    files = RunFiles(Path("/runs"), Path("/train.jsonl"), None, "chat", None)
+    files = RunFiles(Path("/runs"), Path("/train.jsonl"), None, "chat")
     try:
         config_from_dict(run_config("ftjob-check", request, base, settle(request.hyperparameters, 10), 10, files))
     except ConfigError as error:
@@ -110,10 +112,11 @@ def run_config(
     if request.method == "dpo":
         made["objective"] = {"kind": "dpo", "beta": settings.beta}
     made = _merged(made, _copied(base.config))
-    if files.start is not None:
-        method = made.get("method")
-        is_full = isinstance(method, dict) and method.get("kind") == "full"
-        made = _merged(made, {"model": {"name": files.start}} if is_full else {"method": {"init_from": files.start}})
+    if files.start is not None and files.adapter_base is not None:  # the adapter's own settings stand
+        made = _merged(made, {"model": {"name": files.adapter_base}})
+        made["method"] = {"kind": "lora", "init_from": files.start}
+    elif files.start is not None:
+        made = _merged(made, {"model": {"name": files.start}})
     return _merged(made, _copied(request.extensions))
 
 

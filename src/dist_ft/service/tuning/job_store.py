@@ -126,10 +126,11 @@ class JobStore:
         return self._root / "jobs" / job
 
     def add(self, record: JobRecord) -> None:
-        """Add a new job."""
-        with self._lock:
-            self._write(record)
+        """Add a new job. It exists once the index has it; its event is there before, so that none is without one."""
         self.tell(record, "created", f"Created fine-tuning job: {record.id}")
+        with self._lock:
+            self._list(record)
+            self._write(record)
 
     def find(self, job: str, project: str | None = None) -> JobRecord | None:
         """Return a job; None if there is none, or it belongs to another project."""
