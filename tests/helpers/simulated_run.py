@@ -41,7 +41,10 @@ ENDED = {"type": "WorkerCrashError", "message": "rank 1 died (killed by signal 9
 
 
 def run_config(
-    keep_last: int = 2, failure: dict[str, Any] | None = None, evaluation: dict[str, Any] | None = None
+    keep_last: int = 2,
+    failure: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
 ) -> Config:
     return Config.model_validate(
         {
@@ -51,7 +54,7 @@ def run_config(
             "data": {"train": [{"source": "embedded:orders/train"}], "eval": "embedded:orders/eval"},
             "train": {"global_batch_size": 8, "micro_batch_size": 2, "max_steps": 60},
             "cluster": {"num_workers": [1, WORLD_SIZE]},
-            "checkpoint": {"every_steps": 10, "keep_last": keep_last},
+            "checkpoint": {"every_steps": 10, "keep_last": keep_last, **(checkpoint or {})},
             "failure": failure or {},
             "eval": evaluation or {},
             "monitor": {"wandb": "disabled"},
@@ -88,6 +91,7 @@ class SimulatedRun:
     keep_last: int = 2
     failure: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
     sink: RecordingSink = field(default_factory=RecordingSink)
     inputs: RunInputs = INPUTS
     now: float = 1000.0
@@ -100,7 +104,7 @@ class SimulatedRun:
     def restart(self) -> None:
         """Another driver's coordinator, which knows the disk only."""
         record = RunRecord(RUN_ID, max_steps=60)
-        config = run_config(self.keep_last, self.failure, self.evaluation)
+        config = run_config(self.keep_last, self.failure, self.evaluation, self.checkpoint)
         self.coordinator = Coordinator(config, self.dir, record, self.inputs, [self.sink], run_search=self.run_search)
 
     def open(self, world_size: int = WORLD_SIZE, start: bool = True) -> Any:

@@ -82,6 +82,11 @@ class Manifest:
         """Folder of the checkpoint, relative to the run directory."""
         return f"checkpoints/{checkpoint_name(self.step, self.attempt)}"
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its slice files."""
+        return sum(file.num_bytes for file in self.files)
+
     def changed_conditions(self, world_size: int, zero_stage: int, environment: Environment) -> list[str]:
         """Return `what: then → now` for what bitwise equality needs and is not as it was."""
         then = {"workers": self.world_size, "ZeRO stage": self.zero_stage, **self.environment.conditions()}

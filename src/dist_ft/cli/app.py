@@ -46,10 +46,11 @@ app.command()(report_verbs.report)
 app.command()(check_verbs.doctor)
 app.command("import")(check_verbs.import_config)
 
-checkpoint = typer.Typer(help="List, verify and delete a run's checkpoints.", no_args_is_help=True)
+checkpoint = typer.Typer(help="List, verify, tag and delete a run's checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoint, name="checkpoint")
 checkpoint.command("ls")(checkpoint_verbs.list_checkpoints)
 checkpoint.command("verify")(checkpoint_verbs.verify)
+checkpoint.command("tag")(checkpoint_verbs.tag)
 checkpoint.command("rm")(checkpoint_verbs.remove)
 
 data = typer.Typer(help="Look at the data of a run before it costs anything.", no_args_is_help=True)

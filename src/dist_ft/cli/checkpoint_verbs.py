@@ -1,4 +1,4 @@
-"""`checkpoint ls|verify|rm` and `export`."""
+"""`checkpoint ls|verify|tag|rm` and `export`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ def verify(run: RunPath, step: Steps = None) -> None:
         typer.echo(f"{name}: {damage or 'whole'}")
     if not is_whole:
         raise typer.Exit(1)
+
+
+def tag(
+    run: RunPath,
+    name: Annotated[str, typer.Argument(metavar="TAG", help="Name such as `before-the-merge`.")],
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default is the last.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the name away; the rules of the run apply.")] = False,
+) -> None:
+    """Give a checkpoint a name, so that the run never deletes it."""
+    from dist_ft.checkpoint.holds import remove_tag
+    from dist_ft.report.checkpoints import tag_checkpoint
+    from dist_ft.run.place import open_run
+    from dist_ft.run.status import read_record
+
+    place = open_run(run)
+    if remove:
+        read_record(place)
+        remove_tag(place.store, name)
+        typer.echo(f"removed the tag {name}")
+        return
+    typer.echo(f"{tag_checkpoint(place, name, step)} is tagged {name}")
 
 
 def remove(

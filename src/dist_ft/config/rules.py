@@ -41,6 +41,7 @@ def section_problems(config: Config) -> list[str]:
         )
     problems += _mixing_problems(config)
     problems += _eval_problems(config)
+    problems += _checkpoint_problems(config)
     problems += [
         f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
         "the credentials in the environment of all machines, or name a copy"
@@ -123,6 +124,20 @@ def _eval_problems(config: Config) -> list[str]:
         problems.append(
             f"eval.{used[0]} needs evaluations on the way, but data.eval={config.data.eval} and "
             f"eval.every_steps={wanted.every_steps}; set both"
+        )
+    return problems
+
+
+def _checkpoint_problems(config: Config) -> list[str]:
+    problems, wanted = [], config.checkpoint
+    if wanted.keep_best > 1 and config.eval.best_metric is None:
+        problems.append(
+            f"checkpoint.keep_best={wanted.keep_best} needs a metric to compare by; set eval.best_metric, or remove it"
+        )
+    if wanted.keep_every is not None and wanted.every_steps is not None and wanted.keep_every % wanted.every_steps:
+        problems.append(
+            f"checkpoint.keep_every={wanted.keep_every} is no multiple of checkpoint.every_steps={wanted.every_steps}, "
+            "so it would keep few or none; change one of the two"
         )
     return problems
 

@@ -58,7 +58,20 @@ class CheckpointConfig(Section):
     checkpoint that is due while the one before is still being written is left out. False: training waits for the
     disk, and none is left out."""
     keep_last: Annotated[int, Field(ge=1)] = 2
-    """Committed checkpoints to keep; the best one (`eval.best_metric`) stays besides."""
+    """Newest checkpoints to keep. What the other rules keep stays besides."""
+    keep_best: Annotated[int, Field(ge=1)] = 1
+    """Best checkpoints to keep where `eval.best_metric` is set; each step that is one of them gets a checkpoint."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Keep every checkpoint whose step is a multiple of this. Null keeps none for its number."""
+    max_gib: Annotated[float, Field(gt=0)] | None = None
+    """Most disk space of the kept checkpoints, in GiB; one that is being written comes on top. First go those of
+    `keep_every`, then those of `keep_best`, then those of `keep_last`, the oldest first. The newest, the best and
+    tagged ones (`dist-ft checkpoint tag`) never go; if they alone are larger, the ledger says so. Null is no limit."""
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_gib` in bytes."""
+        return None if self.max_gib is None else int(self.max_gib * (1 << 30))
 
 
 class MonitorConfig(Section):

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from dist_ft.checkpoint.cleaning import clean_up
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, index_pieces, map_slices
+from dist_ft.checkpoint.retention import RetentionRules
 from dist_ft.config import Config
 from dist_ft.coordinator.failures import RankFailure
 from dist_ft.coordinator.recorder import Recorder
-from dist_ft.coordinator.start import clean_up
 from dist_ft.errors import CheckpointError, StorageError
 from dist_ft.layout import checkpoint_name
 from dist_ft.messages import Staged
@@ -94,6 +95,7 @@ class Saves:
         self._world_size = world_size
         self._check_newest = check_newest
         self._staging: dict[int, Staging] = {}
+        self._has_told_over = False
         self._unsaved: list[int] = []  # steps of the latest consecutive saves that failed
 
     def stage(self, rank: int, message: Staged) -> RankFailure | None:
@@ -151,8 +153,24 @@ class Saves:
             return
         if not self._recorder.is_mine:
             return
-        wanted, record, scores = self._config.eval, self._recorder.record, None
-        if wanted.best_metric is not None and wanted.every_steps is not None:  # keep the best checkpoint
-            rows = self._recorder.evaluations(record.max_steps)
-            scores = Scores.of(rows, wanted.best_metric, wanted.every_steps, record.max_steps)
-        clean_up(self._store, self._config.checkpoint.keep_last, record.attempt, scores)
+        record, limit = self._recorder.record, self._config.checkpoint.max_bytes
+        retained = clean_up(self._store, retention_rules(self._config), record.attempt, self._ranking())
+        if retained is None or limit is None or retained.num_bytes <= limit or self._has_told_over:
+            return
+        self._has_told_over = True  # once an attempt
+        self._recorder.note(events.OverBudget(self.committed_step, retained.num_bytes, limit))
+
+    def _ranking(self) -> list[int]:
+        """Return the measured steps, the best first; none if no metric chooses."""
+        wanted, max_steps = self._config.eval, self._recorder.record.max_steps
+        if wanted.best_metric is None or wanted.every_steps is None:
+            return []
+        rows = self._recorder.evaluations(max_steps)
+        return Scores.of(rows, wanted.best_metric, wanted.every_steps, max_steps).ranking()
+
+
+def retention_rules(config: Config) -> RetentionRules:
+    """Return the rules of a config."""
+    wanted = config.checkpoint
+    keep_best = wanted.keep_best if config.eval.best_metric is not None else 0
+    return RetentionRules(wanted.keep_last, keep_best, wanted.keep_every, wanted.max_bytes)

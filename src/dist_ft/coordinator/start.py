@@ -1,4 +1,4 @@
-"""Chooses the checkpoint that an attempt starts from, and deletes old folders, by the rules of `checkpoint/`."""
+"""Chooses the checkpoint that an attempt starts from, by the rules of `checkpoint/`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 
 from dist_ft.checkpoint.lineage import committed, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, verify_files
-from dist_ft.checkpoint.retention import deletable
 from dist_ft.coordinator.recorder import Recorder
 from dist_ft.errors import CheckpointError, UsageError
 from dist_ft.printable import format_bytes
 from dist_ft.run.events import CheckpointDamaged
-from dist_ft.run.scores import Scores
 from dist_ft.slices import Fingerprint
 from dist_ft.storage.store import Store
 
@@ -98,8 +96,7 @@ class StartSearch:
         manifest = None if self.is_done else self._reading
         if manifest is None:
             return None
-        total = sum(file.num_bytes for file in manifest.files)
-        read = f"{format_bytes(self._num_bytes)} of {format_bytes(total)}"
+        read = f"{format_bytes(self._num_bytes)} of {format_bytes(manifest.num_bytes)}"
         return f"checking the checkpoint of step {manifest.step}, {read} read"
 
     def run(self) -> None:
@@ -161,29 +158,3 @@ def still_stands(store: Store, start: Manifest | None, before: int) -> bool:
     if start is None:
         return not committed(store, before=before)
     return f"{start.directory}/{MANIFEST}" in store.names("checkpoints")
-
-
-def clean_up(store: Store, keep_last: int, attempt: int, scores: Scores | None = None) -> None:
-    """Delete the folders that are not needed any more. A failed deletion never disturbs the run.
-
-    Args:
-        store: The run directory.
-        keep_last: `checkpoint.keep_last`.
-        attempt: The current attempt.
-        scores: Scores by which the best checkpoint is kept, too; None keeps none.
-    """
-    unreadable: list[str] = []
-    try:
-        manifests = committed(store, unreadable)
-        best = scores.best(m.step for m in manifests) if scores else None
-        folders = deletable(store.folders("checkpoints"), manifests, keep_last, attempt, best)
-    except (OSError, CheckpointError) as error:
-        unreadable.append(str(error))
-    if unreadable:  # an unreadable manifest might name files that are needed
-        logger.warning("old checkpoints stay for now: %s", unreadable[0])
-        return
-    for folder in folders:
-        try:
-            store.delete(folder)
-        except OSError as error:
-            logger.warning("%s stays for now: %s", folder, error)

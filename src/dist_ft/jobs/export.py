@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
+from dist_ft.checkpoint.holds import reading
 from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.config import Config, with_model_dir
 from dist_ft.errors import ExportError
@@ -60,8 +61,8 @@ def run(
     place = open_run(run_dir)
     place.fetch("metrics.jsonl", "eval.jsonl")
     manifest = Manifest.decode(place.store.read(checkpoint))
-    verify_files(place.store, manifest)
-    with published(to) as directory:
+    with reading(place.store, manifest.directory), published(to) as directory:
+        verify_files(place.store, manifest)
         out_dtype = dtype or config.model.torch_dtype
         is_merged = merge and trains_adapter(config)
         # An adapter that will be merged stays in float32 until the sum is rounded.

@@ -1,4 +1,4 @@
-"""Lists, verifies and deletes the checkpoints of a run, from its files alone."""
+"""Lists, verifies, tags and deletes the checkpoints of a run, from its files alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_ft.checkpoint.holds import add_tag, read_holds, read_tags
 from dist_ft.checkpoint.lineage import follow, read_attempts
 from dist_ft.checkpoint.manifest import MANIFEST, Manifest, check_coverage, map_slices, read_manifests, verify_files
 from dist_ft.errors import CheckpointError, UsageError
@@ -26,6 +27,7 @@ class Entry:
         zero_stage: ZeRO stage at which it was written.
         num_bytes: Size of its slice files.
         path: Directory of the checkpoint.
+        tags: Names that keep it.
         counts: Whether readers use it; False if its attempt wrote it after a newer attempt forked off.
     """
 
@@ -35,6 +37,7 @@ class Entry:
     zero_stage: int
     num_bytes: int
     path: str
+    tags: tuple[str, ...]
     counts: bool
 
 
@@ -45,14 +48,16 @@ def list_checkpoints(run: Run) -> tuple[list[Entry], list[str]]:
         UsageError: No run exists at that path.
     """
     manifests, counting, problems = _read(run)
+    tags = read_tags(run.store)
     entries = [
         Entry(
             manifest.step,
             manifest.attempt,
             manifest.world_size,
             manifest.zero_stage,
-            sum(file.num_bytes for file in manifest.files),
+            manifest.num_bytes,
             run.address_of(manifest.directory),
+            tuple(sorted(tag for tag, directory in tags.items() if directory == manifest.directory)),
             manifest.directory in counting,
         )
         for manifest in sorted(manifests, key=lambda m: (m.step, m.attempt))
@@ -64,10 +69,11 @@ def render_checkpoints(entries: Sequence[Entry], problems: Sequence[str]) -> str
     """Return the list as a table."""
     lines = [f"{'step':>9}  attempt  workers  ZeRO  {'size':>9}  directory"] if entries else ["no checkpoints"]
     for entry in entries:
+        tags = f"  [{', '.join(entry.tags)}]" if entry.tags else ""
         mark = "" if entry.counts else "  (superseded: not used)"
         lines.append(
             f"{entry.step:>9}  {entry.attempt:>7}  {entry.world_size:>7}  {entry.zero_stage:>4}  "
-            f"{format_bytes(entry.num_bytes):>9}  checkpoints/{Path(entry.path).name}{mark}"
+            f"{format_bytes(entry.num_bytes):>9}  checkpoints/{Path(entry.path).name}{tags}{mark}"
         )
     return "\n".join([*lines, *(f"unreadable: {problem}" for problem in problems)])
 
@@ -102,6 +108,28 @@ def verify_checkpoints(run: Run, steps: Sequence[int]) -> Iterator[tuple[str, st
             yield manifest.directory, None
 
 
+def tag_checkpoint(run: Run, tag: str, step: int | None) -> str:
+    """Give a checkpoint a name, by which it stays, and return its directory.
+
+    Args:
+        run: The run.
+        tag: The name.
+        step: Step of a checkpoint that counts; None means the newest.
+
+    Raises:
+        UsageError: The run or checkpoint does not exist, or the name cannot be given.
+    """
+    record = read_record(run)
+    manifests, counting, _ = _read(run)
+    used = [manifest for manifest in manifests if manifest.directory in counting]
+    chosen = _choose(run, used, [] if step is None else [step])
+    if not chosen:
+        raise UsageError(f"run {run} has no committed checkpoint; let it reach its first one")
+    directory = max(chosen, key=lambda m: (m.step, m.attempt)).directory
+    add_tag(run.store, tag, directory, record.state in FINAL)
+    return directory
+
+
 def remove_checkpoints(run: Run, steps: Sequence[int], force: bool) -> list[str]:
     """Delete checkpoints and return their directories.
 
@@ -125,6 +153,13 @@ def remove_checkpoints(run: Run, steps: Sequence[int], force: bool) -> list[str]
     if newest in steps and not force:
         raise UsageError(f"step {newest} is the newest checkpoint of run {run}: without it work is lost; pass --force")
     store = run.store
+    held = {hold.directory: name for name, hold in read_holds(store).items()}
+    for manifest in chosen:
+        if (name := held.get(manifest.directory)) is not None and not force:
+            raise UsageError(
+                f"step {manifest.step} is held ({name}); remove the tag with `dist-ft checkpoint tag … --remove`, "
+                "wait for its reader, or pass --force"
+            )
     for manifest in chosen:
         store.delete(manifest.directory)
     return [manifest.directory for manifest in chosen]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.metric_rows import EvalRow
-from dist_ft.printable import format_duration, printable
+from dist_ft.printable import format_bytes, format_duration, printable
 from dist_ft.report.table import METRIC_NAMES, format_value
 from dist_ft.run import events
 from dist_ft.run.events import LedgerEntry
@@ -52,6 +52,11 @@ def describe_event(entry: LedgerEntry) -> str | None:
             return f"the checkpoint of step {step} failed and is left out: {reason}"
         case events.SaveSkipped(step=step):
             return f"no checkpoint of step {step}: the one before is still being written"
+        case events.OverBudget(num_bytes=num_bytes, max_bytes=max_bytes):
+            return (
+                f"the checkpoints that never go take {format_bytes(num_bytes)}, and checkpoint.max_gib allows "
+                f"{format_bytes(max_bytes)}; raise it, or remove a tag"
+            )
         case events.BatchSkipped(step=step):
             return f"step {step} is left out from now on"
         case events.EarlyStop(step=step, best_step=best_step, metric=metric, patience=patience):

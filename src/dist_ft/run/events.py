@@ -91,6 +91,16 @@ class SaveSkipped(Event):
 
 
 @dataclass(frozen=True)
+class OverBudget(Event):
+    """The checkpoints that never go (newest, best, held) are larger than `checkpoint.max_gib`."""
+
+    name: ClassVar[str] = "over_budget"
+    step: int
+    num_bytes: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
 class CheckpointDamaged(Event):
     """A checkpoint cannot be read and is skipped; `step` is None if its manifest cannot be read either."""
 

@@ -70,6 +70,12 @@ class Scores:
         known = self.values if steps is None else {step: self.values[step] for step in {*steps} & self.values.keys()}
         return next(reversed(Scores(self.metric, known).improvements()), None)
 
+    def ranking(self) -> list[int]:
+        """Return the steps with a number, the best first, the earlier first of equal ones."""
+        sign = 1.0 if LOWER_IS_BETTER[self.metric] else -1.0
+        finite = (step for step, value in self.values.items() if math.isfinite(value))
+        return sorted(finite, key=lambda step: (sign * self.values[step], step))
+
     def is_exhausted(self, patience: int, min_delta: float) -> bool:
         """Return whether the last `patience` evaluations brought no improvement."""
         last = next(reversed(self.improvements(min_delta)), 0)

@@ -98,11 +98,11 @@ def _is_last(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
 
 
 def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
-    """Whether the checkpoint of a step must be kept because it is the best so far."""
+    """Whether the checkpoint of a step must be kept because it is one of the best so far."""
     metric, every = config.eval.best_metric, config.eval.every_steps
     if metric is None or every is None:
         return False
-    return Scores.of(measured, metric, every, max_steps).best() == step
+    return step in Scores.of(measured, metric, every, max_steps).ranking()[: config.checkpoint.keep_best]
 
 
 def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool) -> Agreed:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dist_ft.checkpoint.holds import add_tag, remove_tag
 from dist_ft.checkpoint.lineage import committed
 from dist_ft.layout import slices_name
 from dist_ft.messages import (
@@ -127,3 +128,41 @@ def test_a_checkpoint_that_no_longer_counts_goes_too(run: SimulatedRun) -> None:
     for step in (20, 30, 40):
         run.commit(step)
     assert run.directories == ["step-00000030-a0002", "step-00000040-a0002"]
+
+
+def test_a_disk_budget_too_small_for_the_newest_is_said_once_an_attempt(run: SimulatedRun) -> None:
+    run.checkpoint = {"max_gib": 1e-9}
+    run.restart()
+    run.open()
+    for step in (10, 20, 30):
+        run.commit(step)
+    assert run.directories == ["step-00000030-a0001"]
+    (said,) = run.events("over_budget")
+    assert said["step"] == 10
+    assert said["num_bytes"] > said["max_bytes"] == 1
+
+
+def test_every_k_th_the_best_two_and_a_tag_stay(run: SimulatedRun) -> None:
+    run.checkpoint = {"keep_last": 1, "keep_best": 2, "keep_every": 20}
+    run.evaluation = {"every_steps": 10, "best_metric": "eval_loss"}
+    run.restart()
+    run.open()
+    for step, loss in ((10, 1.0), (20, 5.0), (30, 0.5), (40, 4.0), (50, 3.0), (60, 3.0)):
+        run.send(0, EvalDone(EvalRow(step, 1, {"eval_loss": loss})))
+        run.commit(step)
+        if step == 50:
+            add_tag(run.store, "five", "checkpoints/step-00000050-a0001", has_ended=False)
+    assert [m.step for m in committed(run.store)] == [10, 20, 30, 40, 50, 60]
+    remove_tag(run.store, "five")
+    run.open()
+    run.commit(60)
+    assert [m.step for m in committed(run.store)] == [10, 20, 30, 40, 60, 60]
+    assert run.directories[-1] == "step-00000060-a0002"
+
+
+def test_a_save_that_failed_leaves_nothing_once_the_next_one_is_committed(run: SimulatedRun) -> None:
+    run.open()
+    run.stage(0, 10)
+    run.send(1, full_disk(1, 10))
+    run.commit(20)
+    assert run.directories == ["step-00000020-a0001"]

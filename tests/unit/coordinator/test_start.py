@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dist_ft.checkpoint.cleaning import clean_up
 from dist_ft.checkpoint.lineage import newest_number, take_attempt
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.coordinator.start import can_go_on, check_length, check_resume, clean_up
+from dist_ft.checkpoint.retention import RetentionRules
+from dist_ft.coordinator.start import can_go_on, check_length, check_resume
 from dist_ft.errors import UsageError
 from dist_ft.slices import Cursor
 from dist_ft.storage.store import LocalStore
@@ -89,10 +91,10 @@ def test_a_manifest_that_cannot_be_read_now_is_not_deleted(tmp_path: Path) -> No
     take_attempt(store, old)
     _commit(store, _manifest(50, 500, attempt=2))
     store.broken = "step-00000040"
-    clean_up(store, 2, 2)
+    clean_up(store, RetentionRules(2), 2)
     assert store.folders("checkpoints") == ["checkpoints/step-00000040-a0001", "checkpoints/step-00000050-a0002"]
     store.broken = ""
-    clean_up(store, 1, 2)
+    clean_up(store, RetentionRules(1), 2)
     assert store.folders("checkpoints") == ["checkpoints/step-00000050-a0002"]
 
 
@@ -111,7 +113,7 @@ def test_a_deletion_that_fails_does_not_keep_the_others_from_going(
         delete(prefix)
 
     monkeypatch.setattr(store, "delete", refuse_first)
-    clean_up(store, 1, 1)
+    clean_up(store, RetentionRules(1), 1)
     assert [Path(name).name for name in store.folders("checkpoints")] == ["step-00000001-a0001", "step-00000003-a0001"]
 
 

@@ -192,7 +192,8 @@ def test_json_is_one_object_with_the_same_facts(forked: Run, call: Call) -> None
     result = call("ls", forked.path, "--json")
     entries, problems = list_checkpoints(open_run(forked.path))
     assert result.code == 0
-    assert result.json == {"checkpoints": [asdict(entry) for entry in entries], "problems": problems}
+    listed = [{**asdict(entry), "tags": list(entry.tags)} for entry in entries]
+    assert result.json == {"checkpoints": listed, "problems": problems}
     assert [c["counts"] for c in result.json["checkpoints"]] == [True, False, True, False]
 
 
@@ -369,6 +370,41 @@ def test_a_checkpoint_that_retention_deletes_meanwhile_is_not_damaged(three: Run
     assert next(verified) == (f"checkpoints/{name(10)}", None)
     three.store.delete(f"checkpoints/{name(20)}")  # what `checkpoint/retention.py` does
     assert list(verified) == [(f"checkpoints/{name(30)}", None)]
+
+
+# tag -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tag_is_shown_keeps_from_rm_and_can_be_taken_away(three: Run, call: Call) -> None:
+    assert call("tag", three.path, "good", "--step", "10").out == f"checkpoints/{name(10)} is tagged good\n"
+    assert call("tag", three.path, "last").out == f"checkpoints/{name(30)} is tagged last\n"
+    shown = call("ls", three.path).out
+    assert f"checkpoints/{name(10)}  [good]" in shown
+    assert f"checkpoints/{name(30)}  [last]" in shown
+    refused = call("rm", three.path, "--step", "10")
+    assert (refused.code, "step 10 is held (tag-good)" in refused.err) == (2, True)
+    assert call("tag", three.path, "good", "--remove").out == "removed the tag good\n"
+    assert call("rm", three.path, "--step", "10").code == 0
+    assert three.directories == [name(20), name(30)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("x", "--step", "15"), "no checkpoint at step 15; there are: 10, 20, 30"),
+        (("a/b",), "is no name"),
+        (("x", "--remove"), "there is no tag x; there are: none"),
+    ],
+)
+def test_a_tag_that_cannot_be_given_is_refused(three: Run, call: Call, arguments: tuple[str, ...], said: str) -> None:
+    before = three.tree
+    result = call("tag", three.path, *arguments)
+    assert (result.code, said in result.err) == (2, True), result.err
+    assert three.tree == before
+
+
+def test_a_superseded_checkpoint_gets_no_tag(forked: Run, call: Call) -> None:
+    assert "no checkpoint at step 30; there are: 10, 20" in call("tag", forked.path, "x", "--step", "30").err
 
 
 # rm --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ EVENTS: list[Event] = [
     events.Committed(40),
     events.SaveFailed(40, "disk full"),
     events.SaveSkipped(20),
+    events.OverBudget(40, 2**40, 2**30),
     events.CheckpointDamaged(None, "manifest.json is missing"),
     events.Exported(60, "checkpoints/step-00000060-a0001"),
     events.SettingsChanged(["a.b: 1 → 2"]),
