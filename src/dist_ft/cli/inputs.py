@@ -30,7 +30,7 @@ def prepare_here(config: Config) -> Preparation:
     quieten()
     from dist_ft.jobs.prepare import prepare, prepare_or_list
     from dist_ft.jobs.spec import MissingShards
-    from dist_ft.orchestrate.driver.without_cluster import make_shards_here
+    from dist_ft.orchestrate.without_cluster import make_shards_here
     from dist_ft.report.console import Console
 
     found = prepare_or_list(config)

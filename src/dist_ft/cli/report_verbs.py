@@ -27,7 +27,7 @@ def evaluate(
     from dist_ft.jobs.target import find_target
 
     target = find_target(path, parsed, step)
-    from dist_ft.orchestrate.driver.without_cluster import measure
+    from dist_ft.orchestrate.without_cluster import measure
     from dist_ft.report.table import render_comparison, render_samples
 
     result = measure(path, target)

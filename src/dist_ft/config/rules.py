@@ -42,6 +42,7 @@ def section_problems(config: Config) -> list[str]:
     problems += _mixing_problems(config)
     problems += _eval_problems(config)
     problems += _checkpoint_problems(config)
+    problems += _export_problems(config)
     problems += [
         f"{section}{written}={shown_url(source.source)} holds a secret, which would be kept in the run directory; give "
         "the credentials in the environment of all machines, or name a copy"
@@ -139,6 +140,22 @@ def _checkpoint_problems(config: Config) -> list[str]:
             f"checkpoint.keep_every={wanted.keep_every} is no multiple of checkpoint.every_steps={wanted.every_steps}, "
             "so it would keep few or none; change one of the two"
         )
+    return problems
+
+
+def _export_problems(config: Config) -> list[str]:
+    problems, wanted, every = [], config.export, config.checkpoint.every_steps
+    if wanted.every_steps is not None and (every is None or wanted.every_steps % every):
+        problems.append(
+            f"export.every_steps={wanted.every_steps} is no multiple of checkpoint.every_steps={every}, and only "
+            "checkpoints are exported; change one of the two"
+        )
+    if wanted.latest and every is None:
+        problems.append("export.latest=true exports checkpoints, but checkpoint.every_steps=null makes none on the way")
+    if wanted.best and config.eval.best_metric is None:
+        problems.append("export.best=true needs a metric to compare by; set eval.best_metric")
+    if wanted.merge and config.method.kind == "full":
+        problems.append("export.merge=true folds an adapter, but method.kind=full trains none; remove it")
     return problems
 
 

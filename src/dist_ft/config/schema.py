@@ -74,6 +74,27 @@ class CheckpointConfig(Section):
         return None if self.max_gib is None else int(self.max_gib * (1 << 30))
 
 
+class ExportConfig(Section):
+    """Sets how checkpoints are exported as models, and which are while training goes on.
+
+    The last checkpoint, and the best one, are exported after the training anyway.
+    """
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Export the checkpoint of every so many steps while training goes on, for good. A multiple of
+    `checkpoint.every_steps`. Null exports none for its number."""
+    latest: bool = False
+    """Export the newest checkpoint whenever no export is running; `exports/latest` points at the newest export."""
+    best: bool = False
+    """Export each checkpoint that becomes the best by `eval.best_metric`; `exports/best` points at it."""
+    merge: bool = False
+    """Fold the adapter into the base model. False exports the adapter alone."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the files; null is `model.dtype`."""
+    num_threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of an export while training goes on; its process also has a low priority."""
+
+
 class MonitorConfig(Section):
     """Sets the sinks of metrics besides metrics.jsonl."""
 
@@ -115,6 +136,8 @@ class Config(Section):
     """After a failure."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When state is kept."""
+    export: ExportConfig = ExportConfig()
+    """What is exported, and when."""
     monitor: MonitorConfig = MonitorConfig()
     """Where numbers go."""
 

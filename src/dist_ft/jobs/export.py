@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,18 +18,23 @@ from dist_ft.checkpoint.manifest import Manifest, verify_files
 from dist_ft.config import Config, with_model_dir
 from dist_ft.errors import ExportError
 from dist_ft.jobs.spec import ExportResult
+from dist_ft.machine import available_memory_bytes
 from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
 from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.card import model_card
 from dist_ft.model.exported import save_merged, save_model_config, save_texts, untie
 from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.model.weights import WeightFiles
+from dist_ft.printable import format_bytes
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import open_run, published
 from dist_ft.slices import ParamInfo
 from dist_ft.storage.store import Store
 
 _MAX_SHARD_BYTES = 5 << 30
+_NICENESS = 10
+_MEMORY_MARGIN = 1.3
+"""Times the bytes of the weights: the model that is loaded, a file of it, and the logits of the probe."""
 _RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest allowed probe difference, relative to the largest logit. Kernels and batch shapes may differ, weights not."""
 
@@ -40,6 +46,7 @@ def run(
     to: str,
     merge: bool = False,
     dtype: str | None = None,
+    is_beside_training: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint. The directory appears under its name after the check.
 
@@ -50,14 +57,20 @@ def run(
         to: Target directory or URL, which must not exist.
         merge: Fold the adapter into the base model.
         dtype: Dtype of the files; default is `model.dtype`.
+        is_beside_training: Take `export.num_threads` only, at a low priority, and nothing if the memory is short.
 
     Returns:
         An `ExportResult` as JSON values.
 
     Raises:
         CheckpointError: The checkpoint is damaged.
-        ExportError: The reloaded model computes other logits than the trained model.
+        ExportError: The reloaded model computes other logits than the trained model, or beside training there is too
+            little memory.
     """
+    if is_beside_training:
+        os.nice(_NICENESS)
+        torch.set_num_threads(config.export.num_threads)
+        _check_memory(config, 4 if merge else getattr(torch, dtype or config.model.torch_dtype).itemsize)
     place = open_run(run_dir)
     place.fetch("metrics.jsonl", "eval.jsonl")
     manifest = Manifest.decode(place.store.read(checkpoint))
@@ -87,6 +100,17 @@ def run(
         for file in directory.iterdir():
             file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
     return asdict(ExportResult(to, difference))
+
+
+def _check_memory(config: Config, bytes_per_parameter: int) -> None:
+    """Refuse to load the model for its check where the ranks may need the memory."""
+    num_parameters = sum(parameter.numel() for parameter in skeleton(config).parameters())
+    needed, free = int(num_parameters * bytes_per_parameter * _MEMORY_MARGIN), available_memory_bytes()
+    if free is not None and needed > free:
+        raise ExportError(
+            f"the model takes about {format_bytes(needed)} to be checked, and {format_bytes(free)} is free beside "
+            "training; export it later with `dist-ft export`, or set export.dtype=bfloat16"
+        )
 
 
 def _write_weights(config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str) -> None:

@@ -181,13 +181,26 @@ class ExportResult:
     probe_difference: float
 
 
-def export_task(config: Config, run_dir: Run, manifest: Manifest) -> TaskSpec:
-    """Return the task that exports a checkpoint to `exports/step-…`."""
+def export_task(
+    config: Config, run_dir: Run, manifest: Manifest, name: str = "", is_beside_training: bool = False
+) -> TaskSpec:
+    """Return the task that exports a checkpoint as `export` of the config says.
+
+    Args:
+        config: The run config.
+        run_dir: The run.
+        manifest: The checkpoint.
+        name: Folder in the run; empty for `exports/step-…`.
+        is_beside_training: Whether training goes on meanwhile, so that the task limits itself.
+    """
     arguments = {
         "config": config.model_dump(mode="json"),
         "run_dir": run_dir.address,
         "checkpoint": f"{manifest.directory}/manifest.json",
-        "to": run_dir.address_of(run_dir.export_name(manifest.step)),
+        "to": run_dir.address_of(name or run_dir.export_name(manifest.step)),
+        "merge": config.export.merge,
+        "dtype": config.export.dtype,
+        "is_beside_training": is_beside_training,
     }
     return TaskSpec("export", arguments)
 

@@ -49,7 +49,8 @@ def find_target(address: str, config: Config, step: int | None) -> Target:
             name = run.export_name(step)
             found = {"tuned": name if run.has(name) else None}
         else:
-            found = {"tuned": run.pointed_at("exports/final"), "best": run.pointed_at("exports/best")}
+            tuned = run.pointed_at("exports/final") or run.pointed_at("exports/latest")
+            found = {"tuned": tuned, "best": run.pointed_at("exports/best")}
         models: dict[str, str | None] = {name: run.address_of(export) for name, export in found.items() if export}
         if models.get("best") == models.get("tuned"):
             models.pop("best", None)

@@ -57,6 +57,8 @@ def describe_event(entry: LedgerEntry) -> str | None:
                 f"the checkpoints that never go take {format_bytes(num_bytes)}, and checkpoint.max_gib allows "
                 f"{format_bytes(max_bytes)}; raise it, or remove a tag"
             )
+        case events.ExportFailed(step=step, reason=reason):
+            return f"step {step} is not exported: {reason}"
         case events.BatchSkipped(step=step):
             return f"step {step} is left out from now on"
         case events.EarlyStop(step=step, best_step=best_step, metric=metric, patience=patience):

@@ -111,11 +111,21 @@ class CheckpointDamaged(Event):
 
 @dataclass(frozen=True)
 class Exported(Event):
-    """A checkpoint was exported as a model."""
+    """A checkpoint was exported as a model; `directory` is its folder, empty for the one that the step names."""
 
     name: ClassVar[str] = "exported"
     step: int
     checkpoint: str
+    directory: str = ""
+
+
+@dataclass(frozen=True)
+class ExportFailed(Event):
+    """A checkpoint could not be exported while training went on; the run goes on without it."""
+
+    name: ClassVar[str] = "export_failed"
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,10 @@ def new_directory(directory: Path) -> Iterator[Path]:
     hidden.mkdir()
     try:
         yield hidden
+        for file in hidden.rglob("*"):
+            sync_directory(file)  # or a power cut may keep the new name and lose what is in the files
         hidden.rename(directory)
+        sync_directory(directory.parent)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

@@ -380,3 +380,17 @@ def test_schedule_free_training_takes_a_constant_rate(check: Check) -> None:
     assert "schedule.kind=cosine; set schedule.kind=constant_with_warmup" in problem
     for kind in ("constant", "constant_with_warmup"):
         assert check("optimizer.kind=schedule_free_adamw", f"schedule.kind={kind}") == []
+
+
+@pytest.mark.parametrize(
+    ("export", "problem"),
+    [
+        ("{every_steps: 75}", "export.every_steps=75 is no multiple of checkpoint.every_steps=50"),
+        ("{best: true}", "export.best=true needs a metric to compare by; set eval.best_metric"),
+        ("{merge: true}", "export.merge=true folds an adapter, but method.kind=full trains none"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(check: Check, export: str, problem: str) -> None:
+    (found,) = check(f"export={export}", "method={kind: full}")
+    assert problem in found
+    assert check(f"export={export}", "method={kind: full}", "checkpoint.every_steps=null")

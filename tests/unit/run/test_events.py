@@ -20,6 +20,8 @@ EVENTS: list[Event] = [
     events.OverBudget(40, 2**40, 2**30),
     events.CheckpointDamaged(None, "manifest.json is missing"),
     events.Exported(60, "checkpoints/step-00000060-a0001"),
+    events.Exported(60, "checkpoints/step-00000060-a0002", "exports/step-00000060-a0002"),
+    events.ExportFailed(60, "ExportError: too little memory"),
     events.SettingsChanged(["a.b: 1 → 2"]),
     events.StopRequested("SIGTERM"),
     events.EarlyStop(40, None, "eval_loss", 2),

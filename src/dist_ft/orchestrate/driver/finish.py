@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from dist_ft.checkpoint.lineage import committed
-from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.evaluate.merge import EvalShare, merge
-from dist_ft.jobs.spec import evaluate_tasks, export_task
+from dist_ft.jobs.spec import evaluate_tasks
 from dist_ft.metric_rows import EvalRow
 from dist_ft.orchestrate.driver.endings import Ending, Records
+from dist_ft.orchestrate.driver.export_jobs import export_now, point
 from dist_ft.orchestrate.driver.session import Session
-from dist_ft.run.events import EarlyStop, Exported, read_ledger
+from dist_ft.run.events import EarlyStop, read_ledger
+from dist_ft.run.exports import BEST, FINAL, LATEST
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.outcome import EarlyEnd, RunNumbers, RunResult
 from dist_ft.run.place import Run
@@ -36,16 +37,17 @@ def export_and_measure(session: Session) -> RunNumbers:
         best = scores.best(manifest.step for manifest in manifests)
     if best is not None and best != manifests[-1].step:
         steps["best"] = best
-    for manifest in (m for m in manifests if m.step in steps.values()):
-        _export(session, manifest)
+    folders = {m.step: export_now(session, m) for m in manifests if m.step in steps.values()}
     result = replace(
         read_numbers(run_dir),
-        export_dir=_point(run_dir, "final", steps["tuned"]),
+        export_dir=point(run_dir, FINAL, folders[steps["tuned"]]),
         best_step=best,
-        best_dir=None if best is None else _point(run_dir, "best", best),
+        best_dir=None if best is None else point(run_dir, BEST, folders[best]),
     )
-    addresses = {name: run_dir.address_of(run_dir.export_name(step)) for name, step in steps.items()}
-    models: dict[str, str | None] = {"base": None, **addresses}
+    if run_dir.pointed_at(LATEST) is not None:
+        point(run_dir, LATEST, folders[steps["tuned"]])
+    models: dict[str, str | None] = {"base": None}
+    models |= {name: run_dir.address_of(folders[step]) for name, step in steps.items()}
     tasks = evaluate_tasks(config, models, int(record["world_size"]), len(session.starters.paths))
     if tasks:
         session.console.say(f"  measuring {', '.join(config.eval.metrics)} of {', '.join(models)}")
@@ -96,30 +98,7 @@ def close(session: Session, ending: Ending, numbers: RunNumbers) -> RunResult:
     return RunResult(run_dir.address, ending.state, error=error)
 
 
-def _export(session: Session, manifest: Manifest) -> None:
-    """Export a checkpoint, unless it was exported before."""
-    run_dir = session.run_dir
-    target = run_dir.export_name(manifest.step)
-    exported = Exported(manifest.step, manifest.directory)
-    events = [entry.event for entry in read_ledger(run_dir.ledger)]
-    of_step = [event for event in events if isinstance(event, Exported) and event.step == manifest.step]
-    was_exported = of_step[-1:] == [exported]
-    if run_dir.has(target) and not was_exported:
-        run_dir.store.delete(target)  # an export of this step from before a fork, or an upload that was cut off
-    if not run_dir.has(target):
-        session.console.say(f"  exporting step {manifest.step}")
-        session.run_tasks([export_task(session.config, run_dir, manifest)])
-        session.coordinator.add_event(exported)
-
-
 def _compare(run_dir: Run, steps: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
     """Return the known metrics of each model."""
     rows = read_evals(run_dir.evals)
     return {name: rows[step].metrics for name, step in steps.items() if step in rows}
-
-
-def _point(run_dir: Run, name: str, step: int) -> str:
-    """Point `exports/<name>` at the export of a step, and return its address."""
-    target = run_dir.export_name(step)
-    run_dir.point(f"exports/{name}", target.rpartition("/")[2])
-    return run_dir.address_of(target)

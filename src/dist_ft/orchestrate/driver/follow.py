@@ -13,6 +13,7 @@ from dist_ft.coordinator.failures import explain
 from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.errors import StartTimeoutError, WorkerCrashError
 from dist_ft.messages import Outcome, Phase
+from dist_ft.orchestrate.driver.export_jobs import BackgroundExports
 from dist_ft.orchestrate.driver.session import Session
 from dist_ft.orchestrate.driver.shard_jobs import StreamedData
 from dist_ft.run.events import FirstStep, GroupNotStarted
@@ -21,13 +22,14 @@ _POLL_S = 0.25
 _GROUP_END_LIMIT_S = 20.0
 
 
-def follow(session: Session, group: Future[object], streamed: StreamedData) -> Outcome:
+def follow(session: Session, group: Future[object], streamed: StreamedData, exports: BackgroundExports) -> Outcome:
     """Follow the group to its end; start another group if Ray Train gives up and the coordinator does not.
 
     Args:
         session: The driver.
         group: The group that Ray Train forms.
         streamed: Shards that are made while training goes on.
+        exports: Checkpoints that are exported while training goes on.
 
     Raises:
         DistFtError: The group failed, or never started, or a shard cannot be made.
@@ -40,6 +42,7 @@ def follow(session: Session, group: Future[object], streamed: StreamedData) -> O
         why = next((entry.event.reason for entry in status.ledger if isinstance(entry.event, GroupNotStarted)), why)
         session.console.update(status)
         _note_start(session, status)
+        exports.advance(status)
         if streamed.advance(session.refresh_starters()):
             coordinator.request_stop("a shard of the data cannot be prepared")
         if sizes := streamed.new_sizes():

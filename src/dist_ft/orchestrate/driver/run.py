@@ -14,6 +14,7 @@ from dist_ft.config import Config
 from dist_ft.monitor.sinks import check_sinks
 from dist_ft.orchestrate.driver.connect import connect
 from dist_ft.orchestrate.driver.endings import FAILURES, Ending, Records, ending_of
+from dist_ft.orchestrate.driver.export_jobs import BackgroundExports
 from dist_ft.orchestrate.driver.finish import close, export_and_measure, read_numbers
 from dist_ft.orchestrate.driver.follow import follow
 from dist_ft.orchestrate.driver.preparing import complete, open_records, prepare
@@ -67,11 +68,14 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         stack.enter_context(session.signals.listening())
         open_records(session, prepared)
         streamed = StreamedData(session.config, prepared, cluster.on_gpu)
+        exports = BackgroundExports(session)
         try:
-            outcome = follow(session, group, streamed)
+            outcome = follow(session, group, streamed, exports)
             if outcome == "stopped":
                 streamed.check()  # nobody asked for the stop: a shard may have failed
             ending = Ending(outcome)
+            if outcome == "completed":
+                exports.finish(session.signals.check)
             numbers = read_numbers(run_dir) if outcome == "stopped" else export_and_measure(session)
         except FAILURES as failure:
             ending = ending_of(failure)
