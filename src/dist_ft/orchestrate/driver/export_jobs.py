@@ -103,8 +103,8 @@ class BackgroundExports:
         done = folder_of(exports).keys() | self._failed
         manifest = next_export(session.config, manifests, done, self._ranking())
         self._should_look = manifest is not None
+        self._point(manifests, exports)
         if manifest is None:
-            self._point(manifests, exports)
             return
         name = prepare_name(session.run_dir, manifest, exports)
         task = export_task(session.config, run_dir, manifest, name, is_beside_training=True)

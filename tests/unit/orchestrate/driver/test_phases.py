@@ -17,6 +17,7 @@ from dist_ft.errors import DataError, DivergedError, StaleAttemptError, StartTim
 from dist_ft.messages import Phase
 from dist_ft.orchestrate.driver import finish, follow
 from dist_ft.orchestrate.driver.endings import Ending, ending_of
+from dist_ft.orchestrate.driver.export_jobs import BackgroundExports
 from dist_ft.orchestrate.driver.session import Session, StopSignals, Timeline
 from dist_ft.report.console import Console
 from dist_ft.run.events import FirstStep, GroupNotStarted, LedgerEntry
@@ -93,7 +94,7 @@ def ended() -> Future[object]:
 
 def follow_all(session: Session, coordinator: Coordinator, group: Future[object], streamed: Any = None) -> str:
     session.coordinator = coordinator  # type: ignore[assignment]
-    return follow.follow(session, group, streamed or Streamed())
+    return follow.follow(session, group, streamed or Streamed(), BackgroundExports(session))
 
 
 @pytest.mark.parametrize(("last", "outcome"), [(COMPLETED, "completed"), (STOPPED, "stopped")])
