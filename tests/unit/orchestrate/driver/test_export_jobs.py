@@ -22,7 +22,6 @@ from dist_ft.run.state import RunRecord
 from tests.helpers.configs import tiny_config
 from tests.helpers.manifests import make_manifest
 
-
 POINT = export_jobs.point
 
 
