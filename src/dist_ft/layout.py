@@ -31,6 +31,21 @@ class RunDir:
         return self.path / "sources.json"
 
     @property
+    def data(self) -> Path:
+        """What each source of the data holds, counted when the run began."""
+        return self.path / "data.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def story(self) -> Path:
+        """What happened, a line an event."""
+        return self.path / "logs" / "story.log"
+
+    @property
     def run_json(self) -> Path:
         """State of the run, rewritten atomically."""
         return self.path / "run.json"

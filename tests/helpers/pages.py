@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from html.parser import HTMLParser
 
-TAGS = " html head meta title style body h1 h2 p br code div table tr th td svg rect text line polyline span "
+TAGS = (
+    " html head meta title style body h1 h2 p br b code pre div nav a table tr th td svg rect text line polyline span "
+    "figure figcaption g path defs clippath use "
+)
 ATTRIBUTES = (
     " lang charset http-equiv content name class viewbox role aria-label x y x1 y1 x2 y2 width height fill stroke "
-    "stroke-width points text-anchor "
+    "stroke-width points text-anchor id style d clip-path transform href "
 )
 _EMPTY = ("meta", "br", "line")
 
@@ -18,10 +22,19 @@ class _Reader(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.texts: list[str] = []
+        self.ids: set[str | None] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert f" {tag} " in TAGS, f"<{tag}>"
         assert all(f" {name} " in ATTRIBUTES for name, _ in attrs), attrs
+        for name, value in attrs:
+            if name == "href":  # within the page only
+                assert (value or "").startswith("#"), attrs
+            if name in ("style", "clip-path"):
+                assert re.fullmatch(r"(url\(#[\w-]+\)|[\w\s:;.,()#-])*", value or ""), attrs
+            if name == "id":
+                assert value not in self.ids, value
+                self.ids.add(value)
         if tag not in _EMPTY:
             self.open.append(tag)
 

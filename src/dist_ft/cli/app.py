@@ -43,6 +43,7 @@ for verb in (
     app.command()(verb)
 app.command("eval")(report_verbs.evaluate)
 app.command()(report_verbs.report)
+app.command()(report_verbs.compare)
 app.command()(check_verbs.doctor)
 app.command("import")(check_verbs.import_config)
 

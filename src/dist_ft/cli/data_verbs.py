@@ -48,8 +48,8 @@ def check(
         check_page(page)
     quieten()
     from dist_ft.jobs.data_report.findings import check_data
-    from dist_ft.report.data_page import render_check_page
     from dist_ft.report.data_text import render_check
+    from dist_ft.report.pages.data_page import render_check_page
 
     report = check_data(parsed)
     if page is not None:

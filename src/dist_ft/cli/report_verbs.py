@@ -1,4 +1,4 @@
-"""`eval` and `report`: measure a model, describe a run."""
+"""`eval`, `report` and `compare`: measure a model, describe runs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,34 @@ def evaluate(
         print(f"\n{render_samples(result.samples[:3])}")
 
 
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run directories: paths or URLs.")],
+    to: Annotated[Path | None, typer.Option(help="HTML page to write besides.")] = None,
+) -> None:
+    """Compare runs: what their configs differ in, their curves and their results."""
+    if len(runs) < 2:
+        raise UsageError(f"compare needs at least two runs, and got {len(runs)}")
+    from dist_ft.report.pages.compare import name_runs, render_page, render_text
+    from dist_ft.report.pages.run_files import read_run_files
+    from dist_ft.run.place import open_run
+
+    if to is not None:
+        check_page(to)
+    files = [read_run_files(open_run(run)) for run in runs]
+    names = name_runs(runs, files)
+    typer.echo(render_text(names, files))
+    if to is not None:
+        write_page(to, render_page(names, files))
+        typer.echo(f"\n{to.absolute()}")
+
+
 def report(
     run: RunPath,
     to: Annotated[Path | None, typer.Option(help="File to write; default is report.html in the run.")] = None,
 ) -> None:
-    """Write a page about a run from its files alone: losses, speed, attempts, checkpoints."""
-    from dist_ft.report.run_page import read_run_page
+    """Write a page about a run from its files alone: curves, results, answers, attempts, data, config."""
+    from dist_ft.report.pages.run_files import read_run_files
+    from dist_ft.report.pages.run_page import render_run_page
     from dist_ft.run.place import open_run
 
     place = open_run(run)
@@ -52,5 +74,5 @@ def report(
         raise UsageError(f"{run} is a URL; name the file to write with --to")
     path = to or place.path / "report.html"
     check_page(path)
-    write_page(path, read_run_page(place))
+    write_page(path, render_run_page(read_run_files(place)))
     typer.echo(str(path.absolute()))

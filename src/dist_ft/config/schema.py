@@ -105,6 +105,9 @@ class MonitorConfig(Section):
     `offline` writes `mlflow/mlflow.db` in the run directory; `auto` is online where that variable is set."""
     project: str = "dist-ft"
     """W&B project and MLflow experiment."""
+    report_every_s: Annotated[float, Field(gt=0)] | None = 300.0
+    """Seconds between two rebuilds of `report.html` in the run directory; the last one is made when the run ends. A
+    process of its own makes it, with some seconds of one core at the lowest priority. Null makes none."""
 
 
 class Config(Section):

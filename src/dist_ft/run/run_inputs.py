@@ -4,10 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from dist_ft.data.shards.counts import Counts
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.slices import Fingerprint
+from dist_ft.storage.publish import read_json
+from dist_ft.storage.urls import shown_url
+from dist_ft.typed_json import from_json
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What a source of the data holds, for people; data.json has one for each source.
+
+    Attributes:
+        source: The source, without secrets; `held-out` for the held-out rows.
+        num_shards: Token shards.
+        counts: What the rows became; None while shards are still to be made.
+        removed_rows: Rows that `data.curation` and `max_rows` leave out, by rule.
+    """
+
+    source: str
+    num_shards: int
+    counts: Counts | None
+    removed_rows: dict[str, int]
+
+
+def summarise(sources: Sequence[str], inputs: RunInputs) -> list[SplitSummary]:
+    """Return what each source holds, the held-out rows last."""
+    named = [*zip(sources, inputs.splits, strict=False)]
+    if inputs.eval_split is not None:
+        named.append(("held-out", inputs.eval_split))
+    return [SplitSummary(shown_url(name), s.num_shards, s.counts, s.removed_rows) for name, s in named]
+
+
+def read_data_summary(path: Path) -> list[SplitSummary]:
+    """Read data.json; empty where it is not there or of another version."""
+    try:
+        found = read_json(path)["splits"]
+        return [from_json(SplitSummary, split) for split in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 class ShardSize(NamedTuple):

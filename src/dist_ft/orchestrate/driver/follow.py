@@ -43,6 +43,8 @@ def follow(session: Session, group: Future[object], streamed: StreamedData, expo
         session.console.update(status)
         _note_start(session, status)
         exports.advance(status)
+        if session.page is not None:
+            session.page.advance()
         if streamed.advance(session.refresh_starters()):
             coordinator.request_stop("a shard of the data cannot be prepared")
         if sizes := streamed.new_sizes():

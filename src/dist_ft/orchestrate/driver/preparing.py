@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.data.shards.counts import total
@@ -19,7 +20,7 @@ from dist_ft.orchestrate.driver.session import Session
 from dist_ft.orchestrate.driver.shard_jobs import ShardJobs
 from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 from dist_ft.run.events import SettingsChanged
-from dist_ft.run.run_inputs import RunInputs
+from dist_ft.run.run_inputs import RunInputs, summarise
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.objects import check_exclusive_creation
 from dist_ft.storage.publish import read_json, write_json, write_whole
@@ -90,6 +91,8 @@ def open_records(session: Session, prepared: Preparation) -> None:
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_whole(run_dir.config, dump_yaml(config))
     write_json(run_dir.sources, {"files": encode_files(prepared.files)})
+    sources = [source.source for source in config.data.train]
+    write_json(run_dir.data, {"splits": [asdict(split) for split in summarise(sources, inputs)]})
     worked_s = time.monotonic() - session.timeline.began
     asked_at = run_dir.stop_asked_at()
     if asked_at is not None and asked_at < time.time() - worked_s:

@@ -21,6 +21,7 @@ from dist_ft.orchestrate.driver.preparing import complete, open_records, prepare
 from dist_ft.orchestrate.driver.previous import find_finished, with_recorded_commit
 from dist_ft.orchestrate.driver.session import Timeline, in_thread, open_session
 from dist_ft.orchestrate.driver.shard_jobs import StreamedData
+from dist_ft.orchestrate.live_page import LivePage
 from dist_ft.orchestrate.workers.processes import ForkServer
 from dist_ft.report.console import Console
 from dist_ft.run.outcome import RunNumbers, RunResult
@@ -48,7 +49,9 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
     check_sinks(config.monitor)
     config = with_recorded_commit(config, run_dir)
     timeline = Timeline(began)
+    page = LivePage(run_dir, config.monitor.report_every_s)
     with contextlib.ExitStack() as stack:
+        stack.callback(page.wait)  # after Ray has ended, which takes as long as a page
         kinds = f"{config.objective.kind}, {config.method.kind}"
         console.say(f"dist-ft: {config.run.name}: {kinds} of {config.model.name}, ZeRO {config.zero_stage}")
         console.say("  starting Ray, checking model and data (a model is fetched or made on first use)")
@@ -59,6 +62,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         for line in cluster.warnings:
             console.say(f"  {line}", "yellow")
         session = open_session(config, run_dir, console, timeline, server, cluster)
+        session.page = page
         stack.callback(session.starters.release)
         session.starters.start()
         session.coordinator.set_starters(session.starters.paths)
@@ -80,4 +84,7 @@ def train(config: Config, *, server: ForkServer, began: float, console: Console)
         except FAILURES as failure:
             ending = ending_of(failure)
             numbers = read_numbers(run_dir) if ending.records is Records.OURS else RunNumbers()
-        return close(session, ending, numbers)
+        result = close(session, ending, numbers)
+        if ending.records is Records.OURS:
+            page.begin_last()
+        return result

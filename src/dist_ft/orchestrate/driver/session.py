@@ -17,6 +17,7 @@ from dist_ft.jobs.spec import TaskSpec
 from dist_ft.orchestrate.driver.connect import ClusterInfo
 from dist_ft.orchestrate.driver.coordination import CoordinatorHandle
 from dist_ft.orchestrate.driver.tasks import run_tasks
+from dist_ft.orchestrate.live_page import LivePage
 from dist_ft.orchestrate.workers.processes import ForkServer
 from dist_ft.orchestrate.workers.ray_group import GroupSettings, make_trainer
 from dist_ft.orchestrate.workers.starters import Starters
@@ -97,6 +98,7 @@ class Session:
         starters: Fork servers of all nodes.
         coordinator: The coordinator actor.
         signals: Requests to stop from the terminal or the system.
+        page: Keeps the page about the run up to date; None for none.
     """
 
     config: Config
@@ -108,6 +110,7 @@ class Session:
     starters: Starters
     coordinator: CoordinatorHandle
     signals: StopSignals = field(default_factory=StopSignals)
+    page: LivePage | None = None
 
     def refresh_starters(self) -> Mapping[str, str]:
         """Refresh the fork servers and tell the coordinator of changes; return their sockets by node id."""

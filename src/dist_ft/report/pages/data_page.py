@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from dist_ft.jobs.data_report.summary import DataReport
 from dist_ft.report.data_text import describe_cost, verdict
-from dist_ft.report.page import (
+from dist_ft.report.pages.page import (
     Cell,
     Html,
     bar_chart,

@@ -10,7 +10,7 @@ import pytest
 
 from dist_ft.jobs.data_report.findings import check_data
 from dist_ft.jobs.data_report.summary import DataReport
-from dist_ft.report.data_page import render_check_page
+from dist_ft.report.pages.data_page import render_check_page
 from tests.helpers.configs import tiny_config, write_rows
 from tests.helpers.pages import check_inert, texts_of
 

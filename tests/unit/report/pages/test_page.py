@@ -8,17 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_ft.report.page import (
+from dist_ft.report.pages.page import (
+    alert,
     bar_chart,
+    contents,
     escape,
     heading,
     labelled,
-    line_chart,
     lines,
     page,
     paragraph,
+    section,
     stacked,
+    styled,
     table,
+    tiles,
+    verbatim,
 )
 from tests.helpers.pages import check_inert, texts_of
 
@@ -33,7 +38,8 @@ def everywhere(text: str) -> str:
     parts = [
         heading(text), paragraph(text), lines([text, text]), stacked(text, lines([text])), labelled(text),
         table([text, "n"], [[text, 1], [lines([text]), 2.5]]), bar_chart(text, [(text, 1.0), ("b", 2)], text),
-        line_chart(text, [(text, [(1, 2.0), (2, 1.0)]), (text, [(1, 3.0)])]),
+        section("s", text), contents([("s", text)]), tiles([(text, text, text)]), alert(text), verbatim(text),
+        styled(text, "note"),
     ]  # fmt: skip
     return page(text, parts)
 
@@ -80,13 +86,6 @@ def test_a_chart_of_anything_can_be_drawn(bars: list[tuple[str, float]]) -> None
     check_inert(text)
     assert "nan" not in text and "inf" not in text
     assert text.count("<rect") == len(bars)
-
-
-def test_points_that_are_not_finite_are_left_out() -> None:
-    chart = line_chart("c", [("loss", [(1, 2.0), (2, float("nan")), (3, float("inf")), (4, 1.0)])]).text
-    (points,) = re.findall(r'points="([^"]*)"', chart)
-    assert len(points.split()) == 2
-    assert line_chart("c", [("loss", [(1, float("nan"))])]).text == ""
 
 
 def test_numbers_stand_right_and_words_left() -> None:
