@@ -82,4 +82,5 @@ def test_the_names_load_at_every_moment_and_over_a_killed_driver(cli: str, tmp_p
     failed = [row for row in read_rows(run.ledger) if row["event"] == "export_failed"]
     assert {6, 12, 18} <= exported | {row["step"] for row in failed}
     assert [path.name for path in run.exports.iterdir() if path.name.startswith(".")] == []
-    assert not list((run.path / "holds").glob("tag-*"))
+    assert "completed at step 18 of 18" in run.report.read_text()
+    assert "attempt 2 on 2 workers" in run.story.read_text()

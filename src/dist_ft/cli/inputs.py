@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_ft.errors import UsageError
+
 if TYPE_CHECKING:  # pydantic is not loaded to print the help
     from dist_ft.config import Config
     from dist_ft.jobs.spec import Preparation
+
+
+def compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """Return a regular expression of the command line.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--grep {pattern!r} is not a regular expression: {error}") from error
 
 
 def load_checked(path: Path, overrides: list[str] | None) -> Config:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_ft.cli.check_verbs import look_around
-from dist_ft.cli.inputs import load_checked
+from dist_ft.cli.inputs import compiled, load_checked
 from dist_ft.cli.launcher_table import LAUNCHERS, LauncherOptions, complete_launcher, launcher_named, launcher_of
 from dist_ft.cli.options import AsJson, ConfigPath, Dashboard, Overrides, Resume, RunOrJob, RunPath
 from dist_ft.cli.outputs import print_error, print_result
@@ -125,9 +125,18 @@ def logs(
     run: RunOrJob,
     address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Of a job: until it ends; exit as it does.")] = False,
+    attempt: Annotated[int | None, typer.Option(help="Of a run: an attempt; default is the newest.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of a run: one rank.")] = None,
+    grep: Annotated[str | None, typer.Option(help="Of a run: lines with this regular expression, once.")] = None,
+    story: Annotated[bool, typer.Option("--story", help="Of a run: what happened, a line an event.")] = False,
 ) -> None:
-    """Show the output of a job, or what the ranks of a run's newest attempt have written."""
+    """Show the output of a job, what the ranks of a run's attempt have written, or its story."""
+    if story and (attempt, rank, grep) != (None, None, None):
+        raise UsageError("--story is the whole run; leave out --attempt, --rank and --grep, or --story")
+    pattern = compiled(grep)
     if (launcher := launcher_of(run, address)) is not None:
+        if story or (attempt, rank, grep) != (None, None, None):
+            raise UsageError(f"{run} is a job; --story, --attempt, --rank and --grep are for run directories")
         if follow:
             _exit_as(launcher.follow(run))
         else:
@@ -135,11 +144,15 @@ def logs(
         return
     if follow:
         raise UsageError(f"--follow is for jobs, and {run} is taken for a run directory; a job of Ray needs --address")
+    from dist_ft.report.rank_logs import grep_logs, read_rank_logs, read_story, render_logs
     from dist_ft.run.place import open_run
-    from dist_ft.run.status import read_rank_logs
 
-    for name, text in read_rank_logs(open_run(run)):
-        typer.echo(f"==> {name} <==\n{text}")
+    if story:
+        typer.echo(read_story(open_run(run)), nl=False)
+        return
+    found = read_rank_logs(open_run(run), attempt, rank)
+    for text in render_logs(found) if pattern is None else grep_logs(found, pattern):
+        typer.echo(text)
 
 
 def stop(

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from dist_ft.checkpoint.lineage import Attempt, newest_number
+from dist_ft.coordinator.story import Story
 from dist_ft.errors import StaleAttemptError
 from dist_ft.layout import RunDir, checkpoint_name
 from dist_ft.metric_rows import EvalRow, StepRow
@@ -58,6 +59,7 @@ class Recorder:
         self._newest = newest_number(run_dir.store)
         self._looked_at = time.monotonic()
         self._ledger = Ledger(run_dir.ledger)
+        self._story = Story(run_dir.story, read_ledger(run_dir.ledger))
         self._metrics = JsonlWriter(run_dir.metrics)
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
@@ -135,14 +137,21 @@ class Recorder:
         self.record.step = attempt.start_step
         self.record.world_size = world_size
         # Written even if another driver takes over at this moment, because the ledger has every attempt.
-        self._ledger.add(AttemptBegan(world_size, attempt.start_step), attempt.number)
+        self._add(AttemptBegan(world_size, attempt.start_step), attempt.number)
         self.write_record()
 
     def note(self, event: Event) -> None:
         """Write a ledger entry."""
         if not self.attempt or self.is_mine:
-            self._ledger.add(event, self.attempt or None)
+            self._add(event, self.attempt or None)
             self._sender.soon()
+
+    def _add(self, event: Event, attempt: int | None) -> None:
+        entry = self._ledger.add(event, attempt)
+        try:
+            self._story.add(entry)
+        except OSError as error:  # a full disk; it follows from the ledger and is written anew by the next coordinator
+            logger.warning("the story lacks a line: %s", error)
 
     def write_record(self) -> None:
         """Replace run.json and send it soon."""
@@ -199,6 +208,7 @@ class Recorder:
         self._metrics.close()
         self._evals.close()
         self._ledger.close()
+        self._story.close()
         self._sender.close()
 
     def _forget_stop(self) -> None:

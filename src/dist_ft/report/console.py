@@ -13,11 +13,10 @@ from rich.live import Live
 from rich.text import Text
 
 from dist_ft.coordinator.live_status import LiveStatus
+from dist_ft.coordinator.story import tell
 from dist_ft.metric_rows import EvalRow
-from dist_ft.printable import format_bytes, format_duration, printable
+from dist_ft.printable import format_duration, printable
 from dist_ft.report.table import METRIC_NAMES, format_value
-from dist_ft.run import events
-from dist_ft.run.events import LedgerEntry
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
@@ -28,56 +27,6 @@ def bar(share: float) -> str:
     """Return a progress bar."""
     done = int(_BAR * share)
     return f"{'━' * done}{'╌' * (_BAR - done)}"
-
-
-def describe_event(entry: LedgerEntry) -> str | None:
-    """Return the line for a ledger entry; None for one that is not shown."""
-    match entry.event:
-        case events.AttemptBegan(world_size=world_size, start_step=start_step):
-            resumed = f", going on after step {start_step}" if start_step else ""
-            return f"attempt {entry.attempt} on {world_size} workers{resumed}"
-        case events.GroupNotStarted(reason=reason):
-            return f"the workers could not be started: {reason}"
-        case events.GroupLoaded(notes=notes):
-            return "; ".join(notes) or None
-        case events.Committed(step=step):
-            return f"checkpoint at step {step}"
-        case events.StopRequested(reason=reason):
-            return f"stopping after this step ({reason})"
-        case events.CheckpointDamaged(error=error):
-            return f"a checkpoint is damaged and passed over: {error}"
-        case events.RankLost(rank=rank, step=step, message=message):
-            return f"rank {rank} failed after step {step}: {message}"
-        case events.SaveFailed(step=step, reason=reason):
-            return f"the checkpoint of step {step} failed and is left out: {reason}"
-        case events.SaveSkipped(step=step):
-            return f"no checkpoint of step {step}: the one before is still being written"
-        case events.OverBudget(num_bytes=num_bytes, max_bytes=max_bytes):
-            return (
-                f"the checkpoints that never go take {format_bytes(num_bytes)}, and checkpoint.max_gib allows "
-                f"{format_bytes(max_bytes)}; raise it, or remove a tag"
-            )
-        case events.ExportFailed(step=step, reason=reason):
-            return f"step {step} is not exported: {reason}"
-        case events.BatchSkipped(step=step):
-            return f"step {step} is left out from now on"
-        case events.EarlyStop(step=step, best_step=best_step, metric=metric, patience=patience):
-            best = f"the best is step {best_step}" if best_step else "none was a number"
-            return f"early stop after step {step} (patience {patience} for {metric}); {best}"
-        case events.StragglerFound(rank=rank, times_slower=times_slower, node_ip=node_ip):
-            where = f" on {node_ip}" if node_ip else ""
-            return f"rank {rank}{where} is {times_slower} times as slow as the others"
-        case events.Resizing(reason=reason):
-            return f"a checkpoint after this step, then the group is formed anew: {reason}"
-        case events.Recovering(step=step, wait_s=wait_s, reason=reason):
-            wait = f" in {wait_s:.0f} s" if wait_s else ""
-            return f"recovering after step {step}{wait}: {reason}"
-        case events.GivingUp(step=step, reason=reason):
-            return f"giving up after step {step}: {reason}"
-        case events.SettingsChanged(changes=changes):
-            return "changed since the last attempt: " + ", ".join(changes)
-        case _:
-            return None
 
 
 class Console:
@@ -99,8 +48,7 @@ class Console:
 
     def update(self, status: LiveStatus) -> None:
         """Show what is new in a status; `status.ledger` must hold only new entries."""
-        for entry in status.ledger:
-            line = describe_event(entry)
+        for _, line in tell(status.ledger):
             if line is not None:
                 self.say(f"  {line}", "red" if "damaged" in line or "failed" in line else "dim")
         if status.evaluation is not None and status.evaluation != self._last_eval:

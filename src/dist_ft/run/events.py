@@ -316,11 +316,12 @@ class Ledger:
         self._writer = JsonlWriter(path)
         self.entries: list[LedgerEntry] = []
 
-    def add(self, event: Event, attempt: int | None) -> None:
-        """Append an entry; `attempt` is the writer's, None before its first."""
+    def add(self, event: Event, attempt: int | None) -> LedgerEntry:
+        """Append an entry and return it; `attempt` is the writer's, None before its first."""
         entry = LedgerEntry(round(time.time(), 3), attempt, event)
         self._writer.append(entry.to_dict())
         self.entries.append(entry)
+        return entry
 
     def close(self) -> None:
         """Close the file."""

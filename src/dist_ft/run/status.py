@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from dist_ft.run.state import FINAL, RunRecord
 from dist_ft.storage.publish import read_json
 
 _POLL_S = 0.2
-_RANK_LOG = re.compile(r"logs/attempt-\d+/rank-\d+\.log")
 _BAR = 30
 _MESSAGE = 2000  # most characters of an error that are shown; an error can quote data
 
@@ -141,21 +139,6 @@ def request_stop(run: Run, timeout_s: float) -> str:
         raise DistFtError(f"run {run} {_ended(record)}")
     manifests = _committed(run)
     return f"{_ended(record)}, {f'checkpoint {manifests[-1].directory}' if manifests else 'no checkpoint'}"
-
-
-def read_rank_logs(run: Run) -> list[tuple[str, str]]:
-    """Return name and text of each rank log of the newest attempt that has logs.
-
-    Raises:
-        UsageError: No run exists at that path, or none of its ranks has written a log.
-    """
-    read_record(run)
-    names = [name for name in run.store.names("logs") if _RANK_LOG.fullmatch(name)]
-    newest = max((name.split("/")[1] for name in names), default=None)
-    found = [name for name in names if name.split("/")[1] == newest]
-    if found:
-        return [(name.partition("/")[2], run.store.read(name).decode(errors="replace")) for name in found]
-    raise UsageError(f"run {run} has no rank logs yet; they come with its first attempt")
 
 
 def find_checkpoint(run: Run, step: int | None) -> tuple[Config, str]:

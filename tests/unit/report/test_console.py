@@ -13,10 +13,11 @@ import pytest
 
 from dist_ft.config import Config
 from dist_ft.coordinator.core import Coordinator
+from dist_ft.coordinator.story import describe_event
 from dist_ft.messages import Envelope, EvalDone, PhaseChanged, RankDone, RankFailed, RankStarted, StepDone
 from dist_ft.metric_rows import EvalRow
 from dist_ft.printable import format_duration
-from dist_ft.report.console import Console, describe_event
+from dist_ft.report.console import Console
 from dist_ft.run.events import LedgerEntry
 from dist_ft.run.place import open_run
 from dist_ft.run.run_inputs import RunInputs
