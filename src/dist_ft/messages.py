@@ -148,6 +148,42 @@ class SaveSkipped(Message):
 
 
 @dataclass(frozen=True)
+class SaveStreamed(Message):
+    """A rank had no memory for a copy of its slices, so training waited for the disk.
+
+    Attributes:
+        step: Completed steps.
+        needed: Bytes of the copies of all ranks of the node.
+        free: Bytes that were free there.
+    """
+
+    kind: ClassVar[str] = "save_streamed"
+    step: int
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True)
+class IntervalMeasured(Message):
+    """The interval between checkpoints has changed (`checkpoint.every_steps: auto`); rank 0 only.
+
+    Attributes:
+        step: Completed steps.
+        interval_s: Seconds between two checkpoints.
+        num_steps: Steps in that time.
+        cost_s: Seconds of training that a checkpoint costs.
+        mtbf_s: Mean seconds between failures.
+    """
+
+    kind: ClassVar[str] = "interval_measured"
+    step: int
+    interval_s: float
+    num_steps: int
+    cost_s: float
+    mtbf_s: float
+
+
+@dataclass(frozen=True)
 class Leaving(Message):
     """The rank was told to end (SIGTERM) and would like to do so behind a checkpoint."""
 
@@ -203,7 +239,7 @@ _KINDS: dict[str, type[Message]] = {
     cls.kind: cls
     for cls in (
         RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, SaveFailed, SaveSkipped,
-        Leaving,
+        SaveStreamed, IntervalMeasured, Leaving,
         Located, RankDone, RankFailed, Heartbeat,
     )
 }  # fmt: skip

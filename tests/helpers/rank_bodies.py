@@ -27,7 +27,16 @@ from dist_ft.jobs import prepare as prepare_task
 from dist_ft.jobs import score
 from dist_ft.jobs.spec import Preparation, decode_preparation
 from dist_ft.layout import RunDir, slices_name
-from dist_ft.messages import EvalDone, Message, SaveFailed, SaveSkipped, Staged, StepDone
+from dist_ft.messages import (
+    EvalDone,
+    IntervalMeasured,
+    Message,
+    SaveFailed,
+    SaveSkipped,
+    SaveStreamed,
+    Staged,
+    StepDone,
+)
 from dist_ft.model.base import load_model
 from dist_ft.objectives import kinds
 from dist_ft.objectives.objective import Objective, Outputs, Rows
@@ -58,6 +67,8 @@ class Notes:
         self.staged: list[dict[str, Any]] = []
         self.skipped_saves: list[int] = []
         self.failed_saves: list[int] = []
+        self.streamed_saves: list[int] = []
+        self.intervals: list[dict[str, Any]] = []
 
     def send(self, message: Message) -> None:
         """See `train.link.Link`."""
@@ -67,6 +78,10 @@ class Notes:
             self.evals.append(message.row.to_dict())
         elif isinstance(message, SaveSkipped):
             self.skipped_saves.append(message.step)
+        elif isinstance(message, SaveStreamed):
+            self.streamed_saves.append(message.step)
+        elif isinstance(message, IntervalMeasured):
+            self.intervals.append(asdict(message))
         elif isinstance(message, SaveFailed):
             self.failed_saves.append(message.step)
         elif isinstance(message, Staged):
@@ -131,6 +146,13 @@ def train_on_a_broken_disk(rank: int, world_size: int, attempt: dict[str, Any], 
         return write_slices(store, name, slices)
 
     with mock.patch.object(saving, "write_slices", broken):
+        return _train(parts, None)
+
+
+def train_without_memory(rank: int, world_size: int, attempt: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end; rank 1 has no memory for copies of its slices."""
+    parts = build_rank(_spec(rank, world_size, attempt))
+    with mock.patch.object(saving, "available_memory_bytes", lambda: 1 if rank == 1 else None):
         return _train(parts, None)
 
 
@@ -212,6 +234,7 @@ def _train(parts: RankParts, stop_after: int | None) -> dict[str, Any]:
     return {
         "outcome": outcome, "step": step, "rows": notes.rows, "evals": notes.evals, "staged": notes.staged,
         "skipped_saves": notes.skipped_saves, "failed_saves": notes.failed_saves,
+        "streamed_saves": notes.streamed_saves, "intervals": notes.intervals,
     }  # fmt: skip
 
 

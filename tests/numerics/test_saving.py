@@ -60,5 +60,32 @@ def test_a_run_goes_on_without_a_checkpoint_for_which_there_is_no_room(ranks: Ra
 
 
 def test_an_error_that_nobody_foresaw_in_a_save_ends_the_rank(ranks: RankServer, tmp_path: Path) -> None:
-    with pytest.raises(RankError, match="nobody foresaw"):
+    with pytest.raises(RankError, match=r"the checkpoint of step 1 could not be written: RuntimeError: nobody foresaw"):
         _disturbed(ranks, tmp_path, "bug")
+
+
+@pytest.mark.parametrize("variant", ["full, ZeRO 2", "lora, ZeRO 3"])
+def test_a_rank_without_memory_for_a_copy_writes_the_same_without_one(
+    variant: str, ranks: RankServer, tmp_path: Path
+) -> None:
+    changes = {**VARIANTS[variant], "checkpoint__in_background": True}
+    whole = _train(ranks, tmp_path, "whole", **changes)
+    streamed = _train(ranks, tmp_path, "streamed", "train_without_memory", **changes)
+    assert streamed.losses == whole.losses
+    first, second = (result["streamed_saves"] for result in streamed.results)
+    assert (first, {*second} >= {*streamed.manifests} - {10}) == ([], True)
+    for step in {*streamed.manifests} & {*whole.manifests}:
+        assert differing(streamed.state(step), whole.state(step)) == [], f"after step {step}"
+
+
+def test_the_ranks_agree_on_the_steps_that_the_clock_of_rank_0_chooses(ranks: RankServer, tmp_path: Path) -> None:
+    whole = _train(ranks, tmp_path, "whole")
+    config = tiny_config(tmp_path, run__name="auto", **{**EVERY_STEP, "checkpoint__every_steps": "auto"})
+    spec = attempt_spec(config, prepare(ranks, config), take_attempt(LocalStore(run_path(config)), None).number, None)
+    first, second = ranks.run(2, f"{BODIES}:train", {"attempt": {**spec, "mtbf_s": 1e-6}})
+    staged = [[entry["step"] for entry in result["staged"]] for result in (first, second)]
+    assert staged[0] == staged[1]
+    assert {1, 10} <= set(staged[0])  # failures are expected at once, so a checkpoint is due whenever none is written
+    assert {row["step"]: row["loss"] for row in first["rows"]} == whole.losses
+    assert first["intervals"][0]["mtbf_s"] == 0.0
+    assert second["intervals"] == []

@@ -135,7 +135,14 @@ def _checkpoint_problems(config: Config) -> list[str]:
         problems.append(
             f"checkpoint.keep_best={wanted.keep_best} needs a metric to compare by; set eval.best_metric, or remove it"
         )
-    if wanted.keep_every is not None and wanted.every_steps is not None and wanted.keep_every % wanted.every_steps:
+    if wanted.keep_every is not None and wanted.every_steps == "auto":
+        problems.append(
+            f"checkpoint.keep_every={wanted.keep_every} keeps steps by their number, and checkpoint.every_steps=auto "
+            "chooses them by the clock; set a number of steps, or remove keep_every"
+        )
+    elif (
+        wanted.keep_every is not None and isinstance(wanted.every_steps, int) and wanted.keep_every % wanted.every_steps
+    ):
         problems.append(
             f"checkpoint.keep_every={wanted.keep_every} is no multiple of checkpoint.every_steps={wanted.every_steps}, "
             "so it would keep few or none; change one of the two"
@@ -145,7 +152,7 @@ def _checkpoint_problems(config: Config) -> list[str]:
 
 def _export_problems(config: Config) -> list[str]:
     problems, wanted, every = [], config.export, config.checkpoint.every_steps
-    if wanted.every_steps is not None and (every is None or wanted.every_steps % every):
+    if wanted.every_steps is not None and (not isinstance(every, int) or wanted.every_steps % every):
         problems.append(
             f"export.every_steps={wanted.every_steps} is no multiple of checkpoint.every_steps={every}, and only "
             "checkpoints are exported; change one of the two"

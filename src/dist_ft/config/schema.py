@@ -51,11 +51,14 @@ class RunConfig(Section):
 class CheckpointConfig(Section):
     """Sets when checkpoints are written and which are kept."""
 
-    every_steps: Annotated[int, Field(ge=1)] | None = 50
-    """Steps between checkpoints; null keeps the last one only. The last step always makes one."""
+    every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = 50
+    """Steps between checkpoints; null keeps the last one only. The last step always makes one. `auto` computes the
+    time between two from what one costs and how often the run fails (Young 1974, Daly 2006), both measured; the
+    ledger has it as `interval`."""
     in_background: bool = True
     """Write while training goes on, from a copy in host memory (12 bytes a trained parameter over all workers). A
-    checkpoint that is due while the one before is still being written is left out. False: training waits for the
+    checkpoint that is due while the one before is still being written is left out. A rank whose node has no
+    memory for the copies waits for the disk instead, and the ledger says so. False: training waits for the
     disk, and none is left out."""
     keep_last: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints to keep. What the other rules keep stays besides."""

@@ -116,6 +116,7 @@ class Coordinator:
             recent_losses=tuple(self._losses_before(attempt.start_step)),
             evaluations=tuple(self._recorder.evaluations(attempt.start_step)),
             on_gpu=self._on_gpu,
+            mtbf_s=self._recorder.mean_time_between_failures_s(now),
         )
 
     def handle(self, envelope: Envelope, now: float) -> Reply:

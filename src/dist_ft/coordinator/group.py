@@ -12,6 +12,7 @@ from dist_ft.coordinator.watchdog import STEPS_TO_COMPARE, History, RankProgress
 from dist_ft.errors import StaleAttemptError
 from dist_ft.messages import (
     EvalDone,
+    IntervalMeasured,
     Loaded,
     Located,
     Message,
@@ -23,6 +24,7 @@ from dist_ft.messages import (
     RendezvousOpen,
     SaveFailed,
     SaveSkipped,
+    SaveStreamed,
     Staged,
     StepDone,
 )
@@ -77,6 +79,7 @@ class Group:
         self._notes: list[str] = []
         self._local_s: deque[list[float]] = deque(maxlen=STEPS_TO_COMPARE)
         self._stragglers: set[int] = set()
+        self._has_streamed = False
 
     @property
     def is_drained(self) -> bool:
@@ -119,6 +122,10 @@ class Group:
                 self.progress.locate(rank, message.state)
             case SaveSkipped():
                 self._recorder.note(events.SaveSkipped(message.step))
+            case SaveStreamed():
+                self._on_streamed(rank, message)
+            case IntervalMeasured():
+                self._recorder.note(events.IntervalChosen(**vars(message)))
             case RankDone():
                 self._on_done(rank, message)
             case RankFailed():
@@ -193,6 +200,11 @@ class Group:
             self._stragglers.add(found[0])
             node_ip = next((w.node_ip for w in self._recorder.record.workers if w.rank == found[0]), None)
             self._recorder.note(events.StragglerFound(found[0], round(found[1], 1), node_ip))
+
+    def _on_streamed(self, rank: int, message: SaveStreamed) -> None:
+        if not self._has_streamed:
+            self._has_streamed = True
+            self._recorder.note(events.SaveStreamed(message.step, rank, message.needed, message.free))
 
     def _on_done(self, rank: int, message: RankDone) -> None:
         self.done[rank] = message.outcome

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from dist_ft.checkpoint.interval import mean_time_between_failures_s
 from dist_ft.checkpoint.lineage import Attempt, newest_number
 from dist_ft.coordinator.story import Story
 from dist_ft.errors import StaleAttemptError
@@ -27,6 +28,7 @@ from dist_ft.run.events import (
     Event,
     Ledger,
     LedgerEntry,
+    Recovering,
     RunFailed,
     read_ledger,
 )
@@ -111,6 +113,11 @@ class Recorder:
             for entry in read_ledger(self._run_dir.ledger)
             if isinstance(entry.event, Committed)
         }
+
+    def mean_time_between_failures_s(self, now: float) -> float:
+        """Return the expected seconds between failures of the run; `now` in monotonic seconds."""
+        num_failures = sum(isinstance(entry.event, Recovering) for entry in read_ledger(self._run_dir.ledger))
+        return mean_time_between_failures_s(self._goodput.active_s(now), num_failures)
 
     def evaluations(self, until: int) -> list[EvalRow]:
         """Return the valid evaluations of the first `until` steps, in order."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dist_ft.printable import format_bytes, printable
+from dist_ft.printable import format_bytes, format_duration, printable
 from dist_ft.run import events
 from dist_ft.run.events import LedgerEntry
 from dist_ft.storage.publish import write_whole
@@ -130,6 +130,16 @@ def describe_event(entry: LedgerEntry) -> str | None:
             return f"the checkpoint of step {step} failed and is left out: {reason}"
         case events.SaveSkipped(step=step):
             return f"no checkpoint of step {step}: the one before is still being written"
+        case events.SaveStreamed(step=step, rank=rank, needed=needed, free=free):
+            return (
+                f"the checkpoint of step {step} is written without a copy, and training waits for it: the node of rank "
+                f"{rank} has {format_bytes(free)} free, and copies take {format_bytes(needed)}"
+            )
+        case events.IntervalChosen(interval_s=interval_s, num_steps=num_steps, cost_s=cost_s, mtbf_s=mtbf_s):
+            return (
+                f"a checkpoint every {format_duration(interval_s)}, about {num_steps} steps: one costs {cost_s:.2f} s, "
+                f"a failure is expected every {format_duration(mtbf_s)}"
+            )
         case events.OverBudget(num_bytes=num_bytes, max_bytes=max_bytes):
             return (
                 f"the checkpoints that never go take {format_bytes(num_bytes)}, and checkpoint.max_gib allows "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dist_ft.checkpoint.interval import PRIOR_S
 from dist_ft.config import Config, config_from_dict
 from dist_ft.metric_rows import EvalRow
 from dist_ft.run.run_inputs import RunInputs
@@ -30,6 +31,7 @@ class AttemptSpec:
         recent_losses: Losses of the last steps before the start, with which a spike is recognised.
         evaluations: Rows of eval.jsonl up to the start, each step once.
         on_gpu: Whether ranks use CUDA devices.
+        mtbf_s: Mean seconds between failures of the run, for `checkpoint.every_steps: auto`.
     """
 
     run_id: str
@@ -42,6 +44,7 @@ class AttemptSpec:
     recent_losses: tuple[float, ...] = ()
     evaluations: tuple[EvalRow, ...] = ()
     on_gpu: bool = False
+    mtbf_s: float = PRIOR_S
 
     def to_dict(self) -> dict[str, Any]:
         """Return the wire form."""
@@ -66,6 +69,7 @@ class RankSpec:
         node_ip: Address of its node.
         num_threads: Threads for computation.
         env: Environment variables to set first (devices).
+        local_world_size: Ranks on its node.
     """
 
     attempt: AttemptSpec
@@ -75,6 +79,7 @@ class RankSpec:
     node_ip: str
     num_threads: int
     env: dict[str, str] = field(default_factory=dict)
+    local_world_size: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the wire form."""

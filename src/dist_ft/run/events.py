@@ -91,6 +91,29 @@ class SaveSkipped(Event):
 
 
 @dataclass(frozen=True)
+class SaveStreamed(Event):
+    """A node had no memory for copies of the slices, so training waited for the disk; noted once an attempt."""
+
+    name: ClassVar[str] = "save_streamed"
+    step: int
+    rank: int
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True)
+class IntervalChosen(Event):
+    """With `checkpoint.every_steps: auto`, the time between checkpoints, and the figures that it follows from."""
+
+    name: ClassVar[str] = "interval"
+    step: int
+    interval_s: float
+    num_steps: int
+    cost_s: float
+    mtbf_s: float
+
+
+@dataclass(frozen=True)
 class OverBudget(Event):
     """The checkpoints that never go (newest, best, held) are larger than `checkpoint.max_gib`."""
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -19,13 +20,14 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import StepBatch
 from dist_ft.errors import DivergedError
 from dist_ft.evaluate.held_out import evaluate, inference
-from dist_ft.messages import EvalDone, Loaded, Outcome, Phase, PhaseChanged, SaveSkipped, StepDone
+from dist_ft.messages import EvalDone, IntervalMeasured, Loaded, Outcome, Phase, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.metric_rows import EvalRow, Metrics, StepRow
 from dist_ft.objectives.objective import Rows, Sums
 from dist_ft.run.scores import Scores
 from dist_ft.train.build import RankParts
 from dist_ft.train.link import Link
 from dist_ft.train.numbers import find_bad_numbers
+from dist_ft.train.pace import AutoPace
 from dist_ft.train.saving import Saver
 from dist_ft.train.schedule import learning_rate
 from dist_ft.train.timing import Stopwatch
@@ -41,10 +43,12 @@ class Agreed:
     Attributes:
         stop: At least one rank was asked to stop.
         is_saving: At least one rank is still writing a checkpoint.
+        is_due: Rank 0 says that a checkpoint is due (`checkpoint.every_steps: auto`).
     """
 
     stop: bool = False
     is_saving: bool = False
+    is_due: bool = False
 
 
 def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
@@ -54,6 +58,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
     recent_losses = deque(parts.spec.attempt.recent_losses, maxlen=50)
     parts.engine.train()  # transformers loads models for inference
     saver = Saver(parts, link)
+    pace = AutoPace(parts.spec.attempt.mtbf_s, time.monotonic()) if config.checkpoint.every_steps == "auto" else None
     link.send(Loaded(step, parts.bytes_read, parts.notes if parts.spec.rank == 0 else []))
     measured = list(parts.spec.attempt.evaluations)
     if step == 0:
@@ -66,7 +71,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         if step + 1 in parts.spec.attempt.skipped_steps:
             agreed = _pass_over(parts, link, step, saver.is_busy)
         else:
-            agreed = _step(parts, link, step, recent_losses, saver.is_busy)
+            agreed = _step(parts, link, step, recent_losses, saver.is_busy, pace)
         step += 1
         if step == parts.start_step + 1:
             link.send(PhaseChanged(Phase.STEP, step))
@@ -76,16 +81,24 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         if is_last or agreed.stop:
             saver.save(step, is_last=True)
         elif _is_best(config, measured, step, max_steps):
-            saver.save(step)  # waits for the save in flight, because this one must not be skipped
-        elif _is_due(config.checkpoint.every_steps, step):
+            _save(saver, step, pace)  # waits for the save in flight, because this one must not be skipped
+        elif agreed.is_due or _is_due(config.checkpoint.every_steps, step):
             if not agreed.is_saving:
-                saver.save(step)
-            elif parts.spec.rank == 0:
+                _save(saver, step, pace)
+            elif parts.spec.rank == 0 and pace is None:
                 link.send(SaveSkipped(step))
     link.send(PhaseChanged(Phase.DRAIN, step))
     if step > parts.start_step:
         link.wait_committed(step)
     return ("completed" if is_last else "stopped"), step
+
+
+def _save(saver: Saver, step: int, pace: AutoPace | None) -> None:
+    """Begin a save, and tell the pace what it held up."""
+    began = time.monotonic()
+    saver.save(step)
+    if pace is not None:
+        pace.saved(time.monotonic() - began, time.monotonic())
 
 
 def _is_last(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
@@ -105,7 +118,9 @@ def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
     return step in Scores.of(measured, metric, every, max_steps).ranking()[: config.checkpoint.keep_best]
 
 
-def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool) -> Agreed:
+def _step(
+    parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool, pace: AutoPace | None
+) -> Agreed:
     """Run one optimizer step and return what the ranks agreed on."""
     began = time.perf_counter()
     engine, config, spec = parts.engine, parts.config, parts.spec
@@ -114,8 +129,8 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
     data_s = time.perf_counter() - began
     objective = parts.objective
     num_sums = 1 + len(objective.metrics)
-    # Loss and metrics, wishes to stop, saves in flight, seconds of each rank's own part.
-    totals = torch.zeros(num_sums + 2 + spec.world_size, dtype=torch.float64, device=engine.device)
+    # Loss and metrics, wishes to stop, saves in flight, whether one is due, seconds of each rank's own part.
+    totals = torch.zeros(num_sums + 3 + spec.world_size, dtype=torch.float64, device=engine.device)
     divisor = objective.weight(batch.totals)
     step_mean = 0.0
     if objective.step_sum is not None:
@@ -138,11 +153,12 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
             grad_norm = engine.apply_step(lr_scale)
     totals[num_sums] = float(link.should_stop())
     totals[num_sums + 1] = float(is_saving)
-    totals[num_sums + 2 + spec.rank] = own_part.seconds
+    totals[num_sums + 2] = float(spec.rank == 0 and pace is not None and pace.is_due(time.monotonic()))
+    totals[num_sums + 3 + spec.rank] = own_part.seconds
     dist.all_reduce(totals)
     sums_of_step: list[float] = totals[:num_sums].tolist()
     loss = sums_of_step[0] / divisor
-    wishes, num_saving, *local_s = totals[num_sums:].tolist()
+    wishes, num_saving, is_due, *local_s = totals[num_sums:].tolist()
     problem = find_bad_numbers(loss, grad_norm, recent_losses, config.failure.spike_factor)
     if problem is not None:
         # Before anything of this step is saved: a checkpoint of it would push out the last good ones.
@@ -164,7 +180,17 @@ def _step(parts: RankParts, link: Link, step: int, recent_losses: deque[float], 
             metrics=objective.means(objective.metrics, sums_of_step[1:], divisor),
         )
         link.send(StepDone(row, local_s))
-    return Agreed(bool(wishes), bool(num_saving))
+        if pace is not None:
+            _measure_pace(pace, link, row, bool(num_saving))
+    return Agreed(bool(wishes), bool(num_saving), bool(is_due))
+
+
+def _measure_pace(pace: AutoPace, link: Link, row: StepRow, is_saving: bool) -> None:
+    """Tell the pace of a step, and the coordinator of a new interval."""
+    pace.stepped(row.step_s, is_saving, time.monotonic())
+    if pace.is_news():
+        interval_s, cost_s = round(pace.interval_s, 3), round(pace.cost_s, 4)
+        link.send(IntervalMeasured(row.step, interval_s, pace.num_quiet_steps, cost_s, round(pace.mtbf_s, 1)))
 
 
 def _add_up(parts: RankParts, batch: StepBatch, sums: Sums) -> float:
@@ -246,5 +272,5 @@ def _evaluate(parts: RankParts, link: Link, step: int) -> list[EvalRow]:
     return [row]
 
 
-def _is_due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
+def _is_due(every: int | Literal["auto"] | None, step: int) -> bool:
+    return isinstance(every, int) and step % every == 0

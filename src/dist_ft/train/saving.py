@@ -14,9 +14,11 @@ from collections.abc import Iterable
 import torch
 
 from dist_ft.checkpoint.snapshot import copy_slices, write_slices
+from dist_ft.errors import WorkerCrashError
 from dist_ft.evaluate.held_out import probe_logits
 from dist_ft.layout import checkpoint_name, slices_name
-from dist_ft.messages import Phase, PhaseChanged, SaveFailed, Staged
+from dist_ft.machine import available_memory_bytes
+from dist_ft.messages import Phase, PhaseChanged, SaveFailed, SaveStreamed, Staged
 from dist_ft.slices import Cursor, Probe, SavedState, SliceKey
 from dist_ft.storage.objects import open_store
 from dist_ft.train.build import RankParts
@@ -24,6 +26,9 @@ from dist_ft.train.link import Link
 from dist_ft.zero.partitions import collect_slices, group_settings, optimizer_numbers, optimizer_step
 
 logger = logging.getLogger(__name__)
+
+_SHARE_OF_FREE = 0.8
+"""Most of the free memory that copies may take: the step that goes on beside them needs some, too."""
 
 Slices = Iterable[tuple[SliceKey, torch.Tensor]]
 
@@ -41,7 +46,7 @@ class Saver:
         self._link = link
         self._store = open_store(parts.spec.attempt.run_dir)
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: tuple[int, BaseException] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -51,19 +56,21 @@ class Saver:
     def save(self, step: int, is_last: bool = False) -> None:
         """Save the state after `step`. Collective at stage 3.
 
-        Blocks for the copy, or with `checkpoint.in_background=false`, and for the last one, until it is written.
+        Blocks for the copy, or until it is written: with `checkpoint.in_background=false`, for the last one, and where
+        the node has no memory for copies.
         A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
         """
         began = time.perf_counter()
         self._link.send(PhaseChanged(Phase.SAVE, step))
         probe = probe_logits(self._parts.engine, self._parts.vocab_size)
         state = self._state(step, probe) if self._parts.spec.rank == 0 else None
-        slices: Slices = collect_slices(self._parts.engine)
+        slices: Slices = [*collect_slices(self._parts.engine)]  # views; nothing is copied yet
         if is_last:
             self._link.send(PhaseChanged(Phase.DRAIN, step))  # the limit of a save may be one of copies
             self.finish()
             self._write(step, slices, state, is_last)
-        elif not self._parts.config.checkpoint.in_background:
+        elif not self._parts.config.checkpoint.in_background or not self._has_room(step, slices):
+            self.finish()
             self._write(step, slices, state, is_last)
         else:
             self.finish()
@@ -82,9 +89,25 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raise the unforeseen error of a save, if any."""
+        """Raise the unforeseen error of a save, if any. The loop calls it before each step.
+
+        Raises:
+            WorkerCrashError: The writer failed; the message has the step of the checkpoint and the cause.
+        """
         if self._error is not None:
-            raise self._error
+            step, error = self._error
+            raise WorkerCrashError(
+                f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
+            ) from error
+
+    def _has_room(self, step: int, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> bool:
+        """Return whether the copies of all ranks of this node fit into its memory; else say so."""
+        needed = sum(4 * tensor.numel() for _, tensor in slices) * self._parts.spec.local_world_size
+        free = available_memory_bytes()
+        if free is None or needed <= _SHARE_OF_FREE * free:
+            return True
+        self._link.send(SaveStreamed(step, needed, free))
+        return False
 
     def _write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool) -> None:
         spec = self._parts.spec
@@ -98,7 +121,7 @@ class Saver:
         except BaseException as error:
             if threading.current_thread() is not self._thread:
                 raise
-            self._error = error  # the loop raises it
+            self._error = step, error  # the loop raises it
 
     def _state(self, step: int, probe: Probe) -> SavedState:
         """Return what the manifest says besides the files."""

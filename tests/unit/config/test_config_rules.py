@@ -58,6 +58,7 @@ def adapter(path: Path, name: str) -> Path:
         "train={global_batch_size: 4, micro_batch_size: 4}",
         "run.output_dir=not/yet/there",
         "checkpoint={every_steps: 10, keep_every: 100, max_gib: 20}",
+        "checkpoint.every_steps=auto",
         "zero={stage: 1, offload: true}",
         "zero={stage: 0, offload: true}",  # bfloat16 at stage 0 is run as stage 1
         "method={kind: full}",
@@ -165,6 +166,10 @@ def test_an_objective_that_cannot_be_is_refused(check: Check, overrides: list[st
             "eval.regex=None and `regex` in eval.metrics=['regex'] need one another",
         ),
         (["data.eval=0.1", "eval.regex=x"], "eval.regex=x and `regex` in eval.metrics=[] need one another"),
+        (
+            ["checkpoint={every_steps: auto, keep_every: 100}"],
+            "checkpoint.keep_every=100 keeps steps by their number, and checkpoint.every_steps=auto",
+        ),
         (["checkpoint.keep_best=2"], "checkpoint.keep_best=2 needs a metric to compare by; set eval.best_metric"),
         (["checkpoint.keep_every=75"], "checkpoint.keep_every=75 is no multiple of checkpoint.every_steps=50"),
         (["data.eval=0.1", "eval.best_metric=eval_loss"], "eval.best_metric needs evaluations on the way"),

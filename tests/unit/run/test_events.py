@@ -17,6 +17,8 @@ EVENTS: list[Event] = [
     events.Committed(40),
     events.SaveFailed(40, "disk full"),
     events.SaveSkipped(20),
+    events.SaveStreamed(20, 3, 2**40, 2**30),
+    events.IntervalChosen(20, 416.0, 208, 1.0, 86_400.0),
     events.OverBudget(40, 2**40, 2**30),
     events.CheckpointDamaged(None, "manifest.json is missing"),
     events.Exported(60, "checkpoints/step-00000060-a0001"),

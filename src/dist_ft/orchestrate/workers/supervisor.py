@@ -71,7 +71,7 @@ def make_rank_spec(attempt: AttemptSpec, slot: RankSlot) -> RankSpec:
     env |= rendezvous_env(slot.node_ip)
     threads = max(1, num_cores() // slot.local_world_size)
     local_rank = 0 if slot.gpu_ids else slot.local_rank
-    return RankSpec(attempt, slot.rank, slot.world_size, local_rank, slot.node_ip, threads, env)
+    return RankSpec(attempt, slot.rank, slot.world_size, local_rank, slot.node_ip, threads, env, slot.local_world_size)
 
 
 def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClient, starter: str) -> None:
