@@ -108,6 +108,9 @@ class MonitorConfig(Section):
     `offline` writes `mlflow/mlflow.db` in the run directory; `auto` is online where that variable is set."""
     project: str = "dist-ft"
     """W&B project and MLflow experiment."""
+    webhook: str | None = None
+    """URL that gets a signed event when an attempt fails or hangs, a step is left out, and the run ends. The secret is
+    DIST_FT_WEBHOOK_SECRET of the environment (`whsec_` and base64). W&B gets the same as alerts."""
     report_every_s: Annotated[float, Field(gt=0)] | None = 300.0
     """Seconds between two rebuilds of `report.html` in the run directory; the last one is made when the run ends. A
     process of its own makes it, with some seconds of one core at the lowest priority. Null makes none."""

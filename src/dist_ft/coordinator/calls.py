@@ -20,6 +20,7 @@ from dist_ft.coordinator.sizing import ClusterView
 from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, StaleAttemptError
 from dist_ft.messages import Envelope
 from dist_ft.metric_rows import EvalRow
+from dist_ft.monitor.alerts import WebhookAlerts, build_alerts
 from dist_ft.monitor.sink import History, SinkRun
 from dist_ft.monitor.sinks import build_sinks
 from dist_ft.run.attempt_spec import AttemptSpec
@@ -45,6 +46,7 @@ class CoordinatorCalls:
         self._coordinator: Coordinator | None = None
         self._attempt: AttemptSpec | None = None
         self._starters: dict[str, str] = {}
+        self._webhook: WebhookAlerts | None = None
 
     def ask(self, secret: str, call: str, *arguments: Any) -> Any:
         """Make a call of this class.
@@ -71,7 +73,8 @@ class CoordinatorCalls:
         values = config.model_dump(mode="json")
         sink_run = SinkRun(record.run_id, config.monitor.project, place.path, values, read_history)
         sinks = build_sinks(config.monitor, record.sink_ids, sink_run)
-        self._coordinator = Coordinator(config, place, record, inputs, sinks, on_gpu, _in_thread)
+        alerts, self._webhook = build_alerts(config.monitor, sinks)
+        self._coordinator = Coordinator(config, place, record, inputs, sinks, alerts, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:
         """Open an attempt and return its number; return None while the attempt cannot begin yet.
@@ -145,6 +148,8 @@ class CoordinatorCalls:
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """See `Coordinator.finish`."""
         self._known.finish(state, result, error)
+        if self._webhook is not None:
+            self._webhook.close()
 
     @property
     def _known(self) -> Coordinator:

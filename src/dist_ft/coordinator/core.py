@@ -25,6 +25,7 @@ from dist_ft.coordinator.watchdog import History
 from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, WorkerCrashError
 from dist_ft.messages import Envelope, Leaving, Reply, StepDone
 from dist_ft.metric_rows import EvalRow
+from dist_ft.monitor.alerts import AlertReceiver
 from dist_ft.monitor.sink import Sink
 from dist_ft.run import events
 from dist_ft.run.attempt_spec import AttemptSpec
@@ -47,6 +48,7 @@ class Coordinator:
         record: First contents of run.json.
         inputs: What the run trains on.
         sinks: Receive the rows besides the JSONL files.
+        alerts: Receive what a person should learn at once.
         on_gpu: Whether ranks use CUDA devices.
         run_search: Runs the search for a start checkpoint; the actor runs it on a thread, to answer calls meanwhile.
     """
@@ -58,12 +60,13 @@ class Coordinator:
         record: RunRecord,
         inputs: RunInputs,
         sinks: Sequence[Sink] = (),
+        alerts: Sequence[AlertReceiver] = (),
         on_gpu: bool = False,
         run_search: Callable[[Callable[[], None]], None] = lambda search: search(),
     ) -> None:
         self._config = with_commit(config, inputs.commit)
         self._run_dir = run_dir
-        self._recorder = Recorder(run_dir, record, sinks)
+        self._recorder = Recorder(run_dir, record, sinks, alerts)
         self._record = self._recorder.record
         self._on_gpu = on_gpu
         self._store = run_dir.store

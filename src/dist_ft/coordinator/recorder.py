@@ -15,10 +15,11 @@ from typing import Any
 
 from dist_ft.checkpoint.interval import mean_time_between_failures_s
 from dist_ft.checkpoint.lineage import Attempt, newest_number
-from dist_ft.coordinator.story import Story
+from dist_ft.coordinator.story import Story, alert_of
 from dist_ft.errors import StaleAttemptError
 from dist_ft.layout import RunDir, checkpoint_name
 from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor.alerts import AlertReceiver
 from dist_ft.monitor.sink import Sink
 from dist_ft.run.events import (
     RUN_ENDS,
@@ -52,7 +53,9 @@ class Recorder:
         last_eval: Newest row of eval.jsonl.
     """
 
-    def __init__(self, run_dir: Run, record: RunRecord, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self, run_dir: Run, record: RunRecord, sinks: Sequence[Sink], alerts: Sequence[AlertReceiver] = ()
+    ) -> None:
         self.record = record
         self.attempt = 0
         self.last_row: StepRow | None = None
@@ -65,6 +68,7 @@ class Recorder:
         self._metrics = JsonlWriter(run_dir.metrics)
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
+        self._alerts = list(alerts)
         self._goodput = Goodput(read_steps(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
         self._sender = Sender(run_dir)
@@ -155,6 +159,9 @@ class Recorder:
 
     def _add(self, event: Event, attempt: int | None) -> None:
         entry = self._ledger.add(event, attempt)
+        if (alert := alert_of(self.record.run_id, entry)) is not None:
+            for receiver in self._alerts:
+                receiver.send_alert(alert)
         try:
             self._story.add(entry)
         except OSError as error:  # a full disk; it follows from the ledger and is written anew by the next coordinator

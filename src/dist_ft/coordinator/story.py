@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+from dist_ft.errors import StalledError
+from dist_ft.monitor.alerts import Alert
 from dist_ft.printable import format_bytes, format_duration, printable
 from dist_ft.run import events
 from dist_ft.run.events import LedgerEntry
@@ -74,6 +77,26 @@ def _plain(entry: LedgerEntry) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in entry.event.facts().items() if value not in (None, "", []))
     name = entry.name.replace("_", " ")
     return f"{name}: {facts}" if facts else name
+
+
+def alert_of(run_id: str, entry: LedgerEntry) -> Alert | None:
+    """Return the alert that an entry is worth; None for most."""
+    event, text = entry.event, describe_event(entry) or _plain(entry)
+    match event:
+        case events.Recovering(step=step, cause=cause):
+            cause_text = f"{cause.get('type', 'failure')}: {cause.get('message', '')}; {text}"
+            kind: Literal["hang", "failure"] = "hang" if cause.get("type") == StalledError.__name__ else "failure"
+            return Alert(kind, run_id, step, printable(cause_text, _MAX_LINE))
+        case events.BatchSkipped(step=step):
+            return Alert("spike", run_id, step, text)
+        case events.RunFailed(step=step, error=error) if error is not None:
+            failure = printable(f"{error['type']}: {error['message']}", _MAX_LINE)
+            return Alert("failed", run_id, step, f"failed after step {step}: {failure}")
+        case events.RunCompleted(step=step):
+            return Alert("finished", run_id, step, f"completed after step {step}")
+        case events.RunStopped(step=step):
+            return Alert("stopped", run_id, step, f"stopped after step {step}")
+    return None
 
 
 class Story:

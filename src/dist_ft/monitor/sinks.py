@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dist_ft.config.schema import MonitorConfig
 from dist_ft.monitor import mlflow_sink, wandb_sink
+from dist_ft.monitor.alerts import check_alerts
 from dist_ft.monitor.sink import Sink, SinkRun
 
 
@@ -38,13 +39,14 @@ SINKS: dict[str, SinkKind] = {
 
 
 def check_sinks(config: MonitorConfig) -> None:
-    """Check the settings of all sinks, before a run starts.
+    """Check the settings of all sinks and of alerts, before a run starts.
 
     Raises:
         ConfigError: One of them cannot work on this machine.
     """
     for kind in SINKS.values():
         kind.check(config)
+    check_alerts(config)
 
 
 def add_sink_ids(config: MonitorConfig, known: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor.alerts import Alert
 from dist_ft.monitor.sink import SinkRun, eval_numbers, step_numbers
 from dist_ft.storage.publish import read_json, write_json
 
@@ -83,7 +84,7 @@ class WandbSink:
         self._marker = directory / "wandb" / "sent.json"
         (directory / "wandb").mkdir(parents=True, exist_ok=True)
         self._sent_step = self._read_marker()
-        self._queue: queue.Queue[dict[str, Any] | str] = queue.Queue()
+        self._queue: queue.Queue[dict[str, Any] | Alert | str] = queue.Queue()
         self._is_closing = threading.Event()
         for row in backlog:
             self.log_step(row)
@@ -104,6 +105,10 @@ class WandbSink:
             self._queue.put({f"{key}/step-{row.step}": value for key, value in values.items()})
         else:
             self._queue.put({"train/step": row.step, **values})
+
+    def send_alert(self, alert: Alert) -> None:
+        """Queue an alert; W&B sends it to whoever asked for alerts there."""
+        self._queue.put(alert)
 
     def close(self, state: str) -> None:
         """Send what is queued and finish the run, within 30 s."""
@@ -143,7 +148,7 @@ class WandbSink:
         except Exception:  # a sink must never end a run, whatever its library raises
             logger.exception("W&B failed; metrics.jsonl has every row")
 
-    def _send_rows(self, run: Any, item: dict[str, Any] | str) -> int | None:
+    def _send_rows(self, run: Any, item: dict[str, Any] | Alert | str) -> int | None:
         """Send until the state arrives, and finish the run. Return the last step that is not marked yet."""
         pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
         while True:
@@ -151,6 +156,10 @@ class WandbSink:
                 run.summary["run/state"] = item
                 run.finish(exit_code=0 if item in ("completed", "stopped") else 1)
                 return pending[-1][1] if pending else None
+            if isinstance(item, Alert):
+                run.alert(f"{item.run}: {item.kind}", item.text, level="ERROR" if item.is_bad else "INFO")
+                item = self._queue.get()
+                continue
             if "train/step" not in item:
                 run.summary.update(item)
                 item = self._queue.get()

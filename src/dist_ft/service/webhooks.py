@@ -1,34 +1,24 @@
 """Webhooks: endpoints with secrets, and events on their way to them. They live in the index only.
 
-An endpoint is an address that the server calls: it must be public and speak https, or be this machine itself. Addresses
-are judged when they are called, and the call goes to the address that was judged. Redirects are not followed.
+`storage/signed_post.py` signs and calls, and says which addresses may be called.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import http.client
-import ipaddress
-import json
 import logging
-import secrets
-import socket
-import ssl
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from urllib.parse import SplitResult, urlsplit
 
 from dist_ft.service.index import Index, Row
 from dist_ft.service.wire import ApiError, Json, Object, as_text, bad_request, made_id, new_id, shown
+from dist_ft.storage.signed_post import LIMIT_S, check_url, new_secret, send_signed
 from dist_ft.typed_json import from_json
 
 logger = logging.getLogger(__name__)
 
 EVENT_TYPES = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
-_LIMIT_S = 10.0
 _OLD_SECRET_S = 24 * 3600
 _GIVE_UP_S = 72 * 3600
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 3600.0
@@ -98,7 +88,7 @@ class Webhooks:
         """End; what was not sent is sent after the next start."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(_LIMIT_S + 5)
+            self._thread.join(LIMIT_S + 5)
         self._index.give_lease_back(_LEASE, self._name)
 
     def create(self, body: Object, project: str) -> Endpoint:
@@ -108,7 +98,7 @@ class Webhooks:
             ApiError: Name, URL or event types are not possible.
         """
         now = int(time.time())
-        made = Endpoint(new_id("we_"), project, "", "", [], _new_secret(), now, now)
+        made = Endpoint(new_id("we_"), project, "", "", [], new_secret(), now, now)
         return self._keep(_with(made, {"name": None, "url": None, "event_types": None, **body}))
 
     def find(self, endpoint_id: str, project: str) -> Endpoint:
@@ -136,7 +126,7 @@ class Webhooks:
         until = time.time() + _OLD_SECRET_S if keep_old else 0.0
         old = endpoint.secret if keep_old else None
         now = int(time.time())
-        return self._keep(replace(endpoint, secret=_new_secret(), old_secret=old, old_until=until, updated_at=now))
+        return self._keep(replace(endpoint, secret=new_secret(), old_secret=old, old_until=until, updated_at=now))
 
     def page(self, project: str, after: str | None, limit: int) -> tuple[list[Endpoint], bool]:
         """Return a page of endpoints, the newest first, and whether there are more."""
@@ -161,15 +151,9 @@ class Webhooks:
         Raises:
             OSError: Nobody answers, or the address is not allowed.
         """
-        body = json.dumps(event, separators=(",", ":")).encode()
-        at, event_id = int(time.time()), str(event["id"])
-        active = [endpoint.secret, *([endpoint.old_secret] if endpoint.old_secret and endpoint.old_until > at else [])]
-        headers = {
-            "content-type": "application/json", "user-agent": "dist-ft", "webhook-id": event_id,
-            "webhook-timestamp": str(at),
-            "webhook-signature": " ".join(_signature(secret, event_id, at, body) for secret in active),
-        }  # fmt: skip
-        return _post(urlsplit(endpoint.url), body, headers)
+        has_old = endpoint.old_secret and endpoint.old_until > time.time()
+        active = [endpoint.secret, *([endpoint.old_secret] if endpoint.old_secret and has_old else [])]
+        return send_signed(endpoint.url, str(event["id"]), event, active)
 
     def test(self, endpoint: Endpoint, event_type: Json) -> int:
         """Send an example of an event, and return the endpoint's HTTP status.
@@ -229,23 +213,16 @@ def _event(event_type: str, object_id: str, event_id: str) -> Object:
     return {"id": event_id, "object": "event", "type": event_type, "created_at": now, "data": {"id": object_id}}
 
 
-def _new_secret() -> str:
-    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
-
-
-def _signature(secret: str, event_id: str, at: int, body: bytes) -> str:
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    signed = hmac.new(key, f"{event_id}.{at}.".encode() + body, hashlib.sha256).digest()
-    return f"v1,{base64.b64encode(signed).decode()}"
-
-
 def _with(endpoint: Endpoint, body: Object) -> Endpoint:
     """Return an endpoint with the members of a body, checked."""
     if "name" in body:
         endpoint = replace(endpoint, name=as_text(body["name"], "name", 200))
     if "url" in body:
         url = as_text(body["url"], "url", 2000)
-        _check_url(url)
+        try:
+            check_url(url)
+        except ValueError as error:
+            raise bad_request(f"Invalid 'url': {error}.", "url") from error
         endpoint = replace(endpoint, url=url)
     if "event_types" in body:
         types = body["event_types"]
@@ -253,51 +230,3 @@ def _with(endpoint: Endpoint, body: Object) -> Endpoint:
             raise bad_request(f"Invalid 'event_types': a non-empty list of {', '.join(EVENT_TYPES)}.", "event_types")
         endpoint = replace(endpoint, event_types=sorted({str(kind) for kind in types}))
     return endpoint
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise bad_request(f"Invalid 'url': {error}.", "url") from error
-    if not host or parts.scheme not in ("http", "https") or parts.username is not None:
-        raise bad_request("Invalid 'url': expected https://HOST/… without user info.", "url")
-    if parts.scheme == "http" and not _is_this_machine(host):
-        raise bad_request("Invalid 'url': expected https.", "url")
-    try:
-        literal = ipaddress.ip_address(host)
-    except ValueError:
-        return
-    if not literal.is_global and not literal.is_loopback:
-        raise bad_request("Invalid 'url': the address is not public.", "url")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _post(url: SplitResult, body: bytes, headers: dict[str, str]) -> int:
-    """Send a body to an address that was judged; return the status."""
-    host = str(url.hostname)
-    is_secure = url.scheme == "https"
-    port = url.port or (443 if is_secure else 80)
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for *_, address in found:
-        judged = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        if not (judged.is_loopback if _is_this_machine(host) else judged.is_global):
-            raise PermissionError(f"{host} is not a public address")
-    kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
-    connection = kind(host, port, timeout=_LIMIT_S)
-    sock = socket.create_connection((str(found[0][4][0]), port), _LIMIT_S)
-    try:
-        connection.sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host) if is_secure else sock
-        target = f"{url.path or '/'}{f'?{url.query}' if url.query else ''}"
-        connection.request("POST", target, body, headers)
-        return connection.getresponse().status
-    finally:
-        connection.close()
-        sock.close()

@@ -16,6 +16,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor.alerts import Alert
 from dist_ft.monitor.wandb_sink import WandbSink, resolve_mode
 from dist_ft.storage.publish import read_json, write_json
 from tests.helpers.rows import step_row
@@ -225,3 +226,15 @@ def test_a_token_in_the_remote_of_the_directory_that_a_run_starts_from_stays_the
     files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert any(b"abc12345" in data for data in files)
     assert not any(b"planted-token" in data or b"git.example.com" in data for data in files)
+
+
+def test_an_alert_goes_between_the_rows_and_ends_nothing(tmp_path: Path) -> None:
+    sink = _sink(tmp_path)
+    sink.log_step(_row(1))
+    sink.send_alert(Alert("failure", "demo", 1, "rank 1 died"))
+    sink.log_step(_row(2))
+    sink.close("completed")
+    (records,) = records_of(tmp_path, RUN_ID)
+    assert _steps(records) == [1, 2]
+    (alert,) = [record.alert for record in records if record.WhichOneof("record_type") == "alert"]
+    assert (alert.title, alert.text, alert.level) == ("demo: failure", "rank 1 died", "ERROR")
