@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import time
 
+from dist_ft.machine import OWN_PYTHON
 from dist_ft.run.place import Run
 from dist_ft.storage.store import file_parts
 
@@ -65,7 +65,7 @@ class LivePage:
 
     def _begin(self) -> None:
         self._begun_at = time.monotonic()
-        command = [sys.executable, "-m", "dist_ft.cli", "report", self._run.address, "--to", str(self._run.report)]
+        command = [*OWN_PYTHON, "-m", "dist_ft.cli", "report", self._run.address, "--to", str(self._run.report)]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
