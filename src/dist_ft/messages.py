@@ -229,6 +229,20 @@ class RankFailed(Message):
 
 
 @dataclass(frozen=True)
+class NodeSampled(Message):
+    """What a node is doing; from one supervisor of each node, every few seconds.
+
+    Attributes:
+        node: Its address.
+        numbers: Name → number, such as `cpu_percent`.
+    """
+
+    kind: ClassVar[str] = "node_sampled"
+    node: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Heartbeat(Message):
     """A supervisor with nothing else to say; its answer carries the stop flag."""
 
@@ -240,7 +254,7 @@ _KINDS: dict[str, type[Message]] = {
     for cls in (
         RankStarted, RendezvousOpen, PhaseChanged, Loaded, StepDone, EvalDone, Staged, SaveFailed, SaveSkipped,
         SaveStreamed, IntervalMeasured, Leaving,
-        Located, RankDone, RankFailed, Heartbeat,
+        Located, RankDone, RankFailed, NodeSampled, Heartbeat,
     )
 }  # fmt: skip
 

@@ -59,6 +59,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("dist_ft.data.sources", "dist_ft.model"),
     "fsspec": ("dist_ft.storage",),
     "typer": ("dist_ft.cli", "dist_ft.report.console"),
+    "psutil": ("dist_ft.orchestrate.node_sample",),
     "matplotlib": ("dist_ft.report.pages.figures",),
     "rensa": ("dist_ft.data.curation.near",),
     "rouge_score": ("dist_ft.evaluate.metrics",),

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from dist_ft.run.state import RunRecord
 from tests.helpers.rows import step_row
 from tests.helpers.simulated_run import INPUTS, RUN_ID, run_config
 from tests.helpers.wandb_files import history_of
+
+NODE = "system/10.0.0.1/cpu_percent"
 
 
 @dataclass
@@ -72,12 +74,14 @@ class Logged:
         num_runs: Runs with the sink's id.
         state: Final state as the sink spells it.
         seed: `run.seed` of the config.
+        node: `(step, value)` of `system/10.0.0.1/cpu_percent`.
     """
 
     steps: list[int]
     evals: list[tuple[int, float]]
     num_runs: int
     seed: Any
+    node: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -108,20 +112,22 @@ class Kind:
                 [(row["train/step"], row["eval/eval_loss"]) for row in rows if "eval/eval_loss" in row],
                 len(ids),
                 configs[0]["run"]["seed"],
+                [(row["train/step"], row[NODE]) for row in rows if NODE in row],
             )
         client = MlflowClient(tracking_uri=self.uri or f"sqlite:///{self.directory / 'mlflow' / 'mlflow.db'}")
         experiment = client.get_experiment_by_name("project")
         runs = client.search_runs([experiment.experiment_id], f"tags.`{ID_TAG}` = '{self.sink_id}'")
         run_id = runs[0].info.run_id
-        losses, evals = (
+        losses, evals, node = (
             sorted(client.get_metric_history(run_id, key), key=lambda metric: (metric.timestamp, metric.step))
-            for key in ("train/loss", "eval/eval_loss")
+            for key in ("train/loss", "eval/eval_loss", NODE)
         )
         return Logged(
             [metric.step for metric in losses],
             [(metric.step, metric.value) for metric in evals],
             len(runs),
             int(runs[0].data.params["run.seed"]),
+            [(metric.step, metric.value) for metric in node],
         )
 
 
@@ -170,6 +176,16 @@ def test_every_row_stands_there_once_and_in_order(kind: Kind) -> None:
     assert found.steps == list(range(1, 121))
     assert found.evals == [(0, 4.5), (120, 0.5)]
     assert (found.num_runs, found.seed) == (1, 7)
+
+
+def test_what_a_node_did_stands_at_the_step_that_it_came_with(kind: Kind) -> None:
+    feed = kind.open(Files())
+    for step in (1, 2, 3):
+        feed.files.steps[step] = row = step_row(step)
+        feed.sink.log_step(replace(row, metrics={NODE: 12.5}) if step == 2 else row)
+    feed.sink.close("completed")
+    found = kind.read()
+    assert (found.steps, found.node) == ([1, 2, 3], [(2, 12.5)])
 
 
 def test_replayed_steps_stand_there_once(kind: Kind) -> None:

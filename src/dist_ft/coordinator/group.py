@@ -16,6 +16,7 @@ from dist_ft.messages import (
     Loaded,
     Located,
     Message,
+    NodeSampled,
     Phase,
     PhaseChanged,
     RankDone,
@@ -122,6 +123,8 @@ class Group:
                 self.progress.locate(rank, message.state)
             case SaveSkipped():
                 self._recorder.note(events.SaveSkipped(message.step))
+            case NodeSampled():
+                self._recorder.log_node(message.node, message.numbers)
             case SaveStreamed():
                 self._on_streamed(rank, message)
             case IntervalMeasured():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from dist_ft.errors import StaleAttemptError
 from dist_ft.layout import RunDir, checkpoint_name
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.alerts import AlertReceiver
-from dist_ft.monitor.sink import Sink
+from dist_ft.monitor.sink import SYSTEM, Sink
 from dist_ft.run.events import (
     RUN_ENDS,
     AttemptBegan,
@@ -69,6 +69,7 @@ class Recorder:
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
         self._alerts = list(alerts)
+        self._node_numbers: dict[str, float] = {}
         self._goodput = Goodput(read_steps(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
         self._sender = Sender(run_dir)
@@ -194,8 +195,14 @@ class Recorder:
         self.last_row = row
         self.record.step = row.step
         self.write_record_now_and_then()
+        shown = replace(row, metrics={**row.metrics, **self._node_numbers})
+        self._node_numbers = {}
         for sink in self._sinks:
-            sink.log_step(row)
+            sink.log_step(shown)
+
+    def log_node(self, node: str, numbers: Mapping[str, float]) -> None:
+        """Keep what a node is doing, for the next row of the sinks; metrics.jsonl has numbers of the training only."""
+        self._node_numbers |= {f"{SYSTEM}{node}/{name}": number for name, number in numbers.items()}
 
     def log_eval(self, row: EvalRow) -> None:
         """Record a row of eval.jsonl."""

@@ -201,7 +201,9 @@ class MlflowSink:
             self._steps, self._evals, self._has_lost_rows = [], [], False
         if has_lost_rows:
             history = self._read_history()
-            mlflow_run.send(history.steps, history.evals, self._times_ms)
+            queued = {(row.step, row.attempt): row for row in steps}  # with the numbers of nodes, which files lack
+            known = [queued.get((row.step, row.attempt), row) for row in history.steps]
+            mlflow_run.send(known, history.evals, self._times_ms)
         mlflow_run.send(steps, evals, self._times_ms)
         self._times_ms.clear()
 

@@ -16,6 +16,8 @@ from dist_ft.metric_rows import EvalRow, StepRow
 _GROUPS = {"epoch": "data", "position": "data", "tokens": "data", "trained_tokens": "data",
            "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf",
            "attempt": "run", "world_size": "run", "goodput": "run"}  # fmt: skip
+SYSTEM = "system/"
+"""Begin of the names of numbers of a node, such as `system/10.0.0.1/cpu_percent`."""
 _NO_NUMBERS = ("step", "digest")
 
 
@@ -66,7 +68,7 @@ def step_numbers(row: StepRow) -> dict[str, float]:
     """Return the numbers of a step by their names in a sink, such as `train/loss`; what is None is left out."""
     values = row.to_dict().items()
     return {
-        f"{_GROUPS.get(name, 'train')}/{name}": value
+        name if name.startswith(SYSTEM) else f"{_GROUPS.get(name, 'train')}/{name}": value
         for name, value in values
         if name not in _NO_NUMBERS and value is not None
     }

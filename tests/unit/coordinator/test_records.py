@@ -10,12 +10,14 @@ import pytest
 from dist_ft.checkpoint.lineage import read_attempts
 from dist_ft.messages import (
     EvalDone,
+    NodeSampled,
     Outcome,
     RankDone,
     RankFailed,
     RankStarted,
 )
-from dist_ft.metric_rows import EvalRow
+from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor.sink import step_numbers
 from dist_ft.run.events import SettingsChanged
 from dist_ft.run.place import open_run
 from dist_ft.storage.publish import read_json
@@ -162,3 +164,21 @@ def test_an_end_that_cannot_follow_is_refused(run: SimulatedRun) -> None:
     with pytest.raises(ValueError, match="from running to stopped"):
         run.coordinator.finish("stopped", {})
     assert read_json(run.dir.run_json)["state"] == "running"
+
+
+def test_numbers_of_every_node_go_to_the_sinks_once_and_not_into_metrics_jsonl(
+    run: SimulatedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[StepRow] = []
+    monkeypatch.setattr(run.sink, "log_step", rows.append)
+    run.open()
+    for rank, node in ((0, "10.0.0.1"), (1, "10.0.0.2")):
+        run.send(rank, NodeSampled(node, {"cpu_percent": 50.0 + rank}))
+    run.step(1)
+    run.step(2)
+    first, second = (step_numbers(row) for row in rows)
+    assert first["system/10.0.0.1/cpu_percent"] == 50.0
+    assert first["system/10.0.0.2/cpu_percent"] == 51.0
+    assert first["train/loss"] == 1.0
+    assert not [name for name in second if name.startswith("system/")]
+    assert "system" not in run.dir.metrics.read_text()

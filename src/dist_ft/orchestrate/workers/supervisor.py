@@ -17,12 +17,14 @@ from dist_ft.messages import (
     Heartbeat,
     Located,
     Message,
+    NodeSampled,
     RankDone,
     RankFailed,
     RankStarted,
     Reply,
     decode_message,
 )
+from dist_ft.orchestrate.node_sample import NodeSampler
 from dist_ft.orchestrate.workers.network import rendezvous_env
 from dist_ft.orchestrate.workers.processes import Child, ForkServer, describe_exit, is_serving, num_oom_kills
 from dist_ft.orchestrate.workers.stacks import dump_stacks
@@ -91,6 +93,7 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
     def report(message: Message) -> Reply:
         return coordinator.handle(Envelope(attempt.run_id, attempt.attempt, slot.rank, message))
 
+    sampler = NodeSampler(node_dir(attempt.run_dir).path, time.monotonic()) if slot.local_rank == 0 else None
     oom_kills = num_oom_kills()
     child = Child(starter, make_rank_spec(attempt, slot))
     heartbeat_s = max(_HEARTBEAT_S, slot.world_size / _HEARTBEATS_PER_S)
@@ -106,7 +109,7 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
             if not messages and not child.is_closed and isinstance(last, RankDone | RankFailed):
                 continue  # it has sent its last message and is about to end
             last = messages[-1] if messages else last
-            for message in messages or [Heartbeat()]:
+            for message in [*(messages or [Heartbeat()]), *_samples(sampler, slot)]:
                 if isinstance(message, RankStarted):
                     pid = message.pid
                 reply = report(message)
@@ -134,6 +137,12 @@ def supervise(attempt: AttemptSpec, slot: RankSlot, coordinator: CoordinatorClie
     with contextlib.suppress(StaleAttemptError):
         report(RankFailed(error.to_dict(), is_death=True))
     raise error
+
+
+def _samples(sampler: NodeSampler | None, slot: RankSlot) -> list[Message]:
+    """Return what the node is doing, if it is time for that and this is the supervisor that says it."""
+    numbers = sampler.sample(time.monotonic()) if sampler is not None else None
+    return [] if numbers is None else [NodeSampled(slot.node_ip, numbers)]
 
 
 @contextlib.contextmanager
