@@ -68,7 +68,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "starlette": ("dist_ft.service",),
     "uvicorn": ("dist_ft.service",),
     "sqlalchemy": ("dist_ft.service",),
-    "rich": ("dist_ft.cli", "dist_ft.report.console"),
+    "rich": ("dist_ft.cli", "dist_ft.report.console", "dist_ft.report.watch"),
 }
 """The only places where a library is imported."""
 

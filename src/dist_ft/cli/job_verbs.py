@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dist_ft.launchers.launcher import Ended
 
 _BEGAN = time.monotonic()
-_CLEAR_SCREEN = "\033[H\033[2J"
 
 
 def train(
@@ -175,15 +174,25 @@ def watch(
     every_s: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 2.0,
 ) -> None:
     """Show a run's state anew every few seconds, until it has ended; Ctrl-C leaves it alone."""
-    from dist_ft.report.watch import view
+    from dist_ft.report.watch import live_view, view
     from dist_ft.run.place import open_run
 
     place = open_run(run)
+    if sys.stdout.isatty():
+        from rich.live import Live
+
+        shown_now, has_ended = live_view(place)
+        with Live(shown_now, auto_refresh=False) as live:
+            while not has_ended:
+                time.sleep(every_s)
+                shown_now, has_ended = live_view(place)
+                live.update(shown_now, refresh=True)
+        return
     shown, has_ended = None, False
     while not has_ended:
         text, has_ended = view(place)
         if text != shown:
-            typer.echo(f"{_CLEAR_SCREEN if sys.stdout.isatty() else ''}{text}")
+            typer.echo(text)
         shown = text
         if not has_ended:
             time.sleep(every_s)

@@ -198,7 +198,7 @@ def _set_axes(axes: Axes, chart: Chart, values: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=_STEPS, integer=chart.y_label == "workers"))
     largest = max(abs(low), abs(high))
     if chart.is_share and largest <= 10:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{1 if largest < 0.05 else 0}%}"))
     elif 1e4 <= largest < 1e15:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     elif not 1e-2 <= largest < 1e15:

@@ -169,7 +169,7 @@ def _results(files: RunFiles) -> list[Html]:
               [Line("", [(row.step, v) for row in measured if (v := row.metrics.get(name)) is not None], "points", i)])
         for i, name in enumerate(others[:8])
     ]  # fmt: skip
-    drawn = [draw(chart) for chart in charts if len(chart.lines[0].points) > 1]
+    drawn = [draw(chart) for chart in charts if len(chart.lines[0].points) > 2]
     if drawn:
         parts.append(side_by_side(drawn))
     if measured:
