@@ -88,13 +88,13 @@ def _progress(record: RunRecord, rows: Sequence[StepRow]) -> Text:
     share = min(1.0, record.step / record.max_steps) if record.max_steps else 0.0
     done = round(_BAR * share)
     text = Text.assemble(("━" * done, "green"), ("╌" * (_BAR - done), "dim"))
-    text.append(f"  step {record.step:,} of {record.max_steps:,}  ")
-    text.append(record.state, "bold red" if record.state == "failed" else "bold")
-    text.append(f"  attempt {record.attempt}, {record.world_size} workers, goodput {record.goodput:.0%}")
+    text.append(f"  step {record.step:,} of {record.max_steps:,}")
     pace = [row.step_s for row in rows[-20:] if row.step_s]
     if pace and record.state not in FINAL:
         text.append(f"  ETA {format_duration(statistics.median(pace) * (record.max_steps - record.step))}", "bold")
-    return text
+    text.append("\n")
+    text.append(record.state, "bold red" if record.state == "failed" else "bold")
+    return text.append(f", attempt {record.attempt}, {record.world_size} workers, goodput {record.goodput:.0%}")
 
 
 def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:
