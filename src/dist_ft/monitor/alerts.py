@@ -146,7 +146,12 @@ def check_alerts(config: MonitorConfig) -> None:
 
 
 def build_alerts(config: MonitorConfig, sinks: Sequence[Sink]) -> tuple[list[AlertReceiver], WebhookAlerts | None]:
-    """Return who takes the alerts of a run, and the webhook among them, which must be closed."""
+    """Return who takes the alerts of a run, and the webhook among them, which must be closed.
+
+    Raises:
+        ConfigError: The secret is not in the environment of this process, whose machine may have another one.
+    """
+    check_alerts(config)
     webhook = None if config.webhook is None else WebhookAlerts(config.webhook, os.environ.get(SECRET_ENV, ""))
     receivers: list[AlertReceiver] = [sink for sink in sinks if isinstance(sink, AlertReceiver)]
     return [*receivers, *([webhook] if webhook else [])], webhook
