@@ -54,7 +54,7 @@ def test_a_job_without_a_run_has_no_report(server: ApiServer) -> None:
     )
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         404,
-        f"Job {job.id} has no report; its run has not begun.",
+        f"Job {job.id} has no report yet; its run has not begun.",
     )
 
 

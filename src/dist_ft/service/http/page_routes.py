@@ -1,15 +1,13 @@
-"""Routes of the page at `/`: its three files, and the report of a run, which the page shows."""
+"""Routes of the page at `/`: its three files, and the report that a run writes, which the page shows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from starlette.responses import FileResponse, HTMLResponse
+from starlette.responses import FileResponse
 
-from dist_ft.errors import UserError
-from dist_ft.report.run_page import read_run_page
-from dist_ft.run.place import open_run
+from dist_ft.layout import RunDir
 from dist_ft.service.http.gate import caller_of
 from dist_ft.service.tuning.fine_tuning import FineTuning
 from dist_ft.service.wire import ApiError
@@ -46,15 +44,15 @@ def page_routes() -> APIRouter:
 
 
 def report_routes(tuning: FineTuning) -> APIRouter:
-    """Return our own route: the report of a job's run, as `dist-ft report` makes it."""
+    """Return our own route: the report of a job's run, which the run itself keeps up to date."""
     router = APIRouter(prefix="/fine_tuning/jobs")
 
     @router.get("/{job}/report")
-    def report(job: str, request: Request) -> HTMLResponse:
+    def report(job: str, request: Request) -> FileResponse:
         record = tuning.find(job, caller_of(request))
-        try:
-            return HTMLResponse(read_run_page(open_run(str(tuning.run_dir(record)))))
-        except UserError as error:
-            raise ApiError(404, f"Job {record.id} has no report; its run has not begun.") from error
+        path = RunDir(tuning.run_dir(record)).report
+        if not path.is_file():
+            raise ApiError(404, f"Job {record.id} has no report yet; its run has not begun.")
+        return FileResponse(path, media_type="text/html")
 
     return router
