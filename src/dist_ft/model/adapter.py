@@ -41,13 +41,14 @@ _HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # PEFT asks transformers under the old name
     ".*copying from a non-meta parameter in the checkpoint to",  # a skeleton holds no values
     "fan_in_fan_out is set to False but the target module is `Conv1D`",  # and it is then set to True
+    "Adapter .* was active which is now deleted",
     "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",  # exports of such models are tested
 )
 
 
 @contextmanager
-def _without_harmless_warnings() -> Iterator[None]:
-    """Silences warnings of PEFT that a user can do nothing about."""
+def without_harmless_warnings() -> Iterator[None]:
+    """Silence warnings of PEFT that a user can do nothing about."""
     with warnings.catch_warnings():
         for message in _HARMLESS:
             warnings.filterwarnings("ignore", message)
@@ -75,7 +76,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
             weights = Path(method.init_from) / ADAPTER_WEIGHTS
             check_present(weights.parent, f"method.init_from={method.init_from}")
             check_weight_file(weights, f"method.init_from={method.init_from}")
-            with _without_harmless_warnings():
+            with without_harmless_warnings():
                 started = PeftModel.from_pretrained(
                     model, method.init_from, config=start, is_trainable=True, autocast_adapter_dtype=False
                 )
@@ -93,7 +94,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
             layers_to_transform=method.layers_to_transform,
             modules_to_save=list(method.modules_to_save) or None,
         )
-        with _without_harmless_warnings():
+        with without_harmless_warnings():
             return get_peft_model(model, lora, autocast_adapter_dtype=False)
     except (ConfigError, ModelError):
         raise
@@ -215,7 +216,13 @@ def save_adapter_config(model: PeftModel, config: Config, directory: Path) -> No
     adapter.save_pretrained(directory)
 
 
-def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, directory: Path, name: str = ADAPTER) -> PeftModel:
     """Wrap a loaded base model with an exported adapter."""
-    with _without_harmless_warnings():
-        return PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)
+    with without_harmless_warnings():
+        return PeftModel.from_pretrained(model, str(directory), adapter_name=name, autocast_adapter_dtype=False)
+
+
+def load_another(model: PeftModel, directory: Path, name: str) -> None:
+    """Load a further adapter beside those that a model has."""
+    with without_harmless_warnings():
+        model.load_adapter(str(directory), adapter_name=name, autocast_adapter_dtype=False)
