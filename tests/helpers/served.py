@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dist_ft.engine.engine import Engine
+from dist_ft.engine.answering import Engine
 from dist_ft.engine.protocol import Accepted, Ask, EngineSpec, Piece, Prompt, Sampling
 from dist_ft.model.embedded import materialise
 from tests.helpers.configs import tiny_config

@@ -11,7 +11,7 @@ from llguidance.hf import from_tokenizer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dist_ft.engine.engine import Engine
+from dist_ft.engine.answering import Engine
 from tests.helpers.configs import WORDS
 from tests.helpers.served import answers, ask_of, engine_spec, make_adapter, make_base
 

@@ -46,14 +46,12 @@ class Prompt:
         text: Raw text.
         tokens: Token ids.
         tools: Functions for the template.
-        opening: Text of the answer that is given, such as the mark of a call.
     """
 
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     tokens: tuple[int, ...] | None = None
     tools: tuple[dict[str, Any], ...] = ()
-    opening: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Rendering:
         else:
             if prompt.tools and not self._mentions_tools:
                 raise DataError("the chat template of the model has no place for tools")
-            text = self._renderer.text(prompt.messages, prompt.tools, add_generation_prompt=True) + prompt.opening
+            text = self._renderer.text(prompt.messages, prompt.tools, add_generation_prompt=True)
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dist_ft.engine.engine import Engine
+from dist_ft.engine.answering import Engine
 from dist_ft.engine.protocol import Accepted, Ask, Piece, Prompt, Refused, Sampling
 from tests.helpers.served import answers, ask_of, engine_spec, make_adapter, make_base, text_of
 

@@ -1,4 +1,4 @@
-"""Runs a forked child, which trains as a rank or runs one task. Imports torch, never ray."""
+"""Runs a forked child, which trains as a rank, runs one task or is an engine. Imports torch, never ray."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import torch
 
 from dist_ft import errors
 from dist_ft.config import config_from_dict
+from dist_ft.engine.protocol import EngineSpec
 from dist_ft.errors import DivergedError, StalledError
 from dist_ft.layout import rank_log_name
 from dist_ft.messages import (
@@ -62,6 +63,11 @@ def run_child(connection: socket.socket) -> int:
     request = decode_request(line)
     if isinstance(request, TaskRequest):
         return _run_task(connection, reader, request)
+    if isinstance(request, EngineSpec):
+        # Its libraries are of the extra `serving`, which a node that only trains need not have.
+        from dist_ft.engine.process import run_engine
+
+        return run_engine(connection, reader, request)
     return _run_rank(SocketLink(connection, reader), request)
 
 

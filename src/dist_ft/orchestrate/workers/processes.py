@@ -12,16 +12,18 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_ft import errors
+from dist_ft.engine.protocol import EngineSpec
 from dist_ft.errors import StalledError, WorkerCrashError
 from dist_ft.machine import OWN_PYTHON, home_env
 from dist_ft.messages import Reply, encode_line
 from dist_ft.printable import printable
 from dist_ft.run.attempt_spec import RankSpec
+from dist_ft.typed_json import from_json
 
 QUIET_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads would not survive the fork
@@ -51,17 +53,26 @@ class TaskRequest:
     env: dict[str, str] = field(default_factory=dict)
 
 
-def encode_request(request: RankSpec | TaskRequest) -> bytes:
+Request = RankSpec | TaskRequest | EngineSpec
+"""What a child may run."""
+
+
+def encode_request(request: Request) -> bytes:
     """Return the line that tells a child what to run."""
     if isinstance(request, RankSpec):
         return encode_line({"entry": "rank", "spec": request.to_dict()})
+    if isinstance(request, EngineSpec):
+        return encode_line({"entry": "engine", "spec": asdict(request)})
     return encode_line({"entry": "task", **vars(request)})
 
 
-def decode_request(line: bytes) -> RankSpec | TaskRequest:
+def decode_request(line: bytes) -> Request:
     """Inverse of `encode_request`."""
     data = json.loads(line)
-    return RankSpec.from_dict(data["spec"]) if data.pop("entry") == "rank" else TaskRequest(**data)
+    entry = data.pop("entry")
+    if entry == "rank":
+        return RankSpec.from_dict(data["spec"])
+    return from_json(EngineSpec, data["spec"]) if entry == "engine" else TaskRequest(**data)
 
 
 class ForkServer:
@@ -137,7 +148,7 @@ class ForkServer:
 class Child:
     """A process forked by a server, and the connection to it. Closing the connection ends the process."""
 
-    def __init__(self, socket_path: str, request: RankSpec | TaskRequest) -> None:
+    def __init__(self, socket_path: str, request: Request) -> None:
         began = time.monotonic()
         while True:
             self._socket = socket.socket(socket.AF_UNIX)
@@ -162,6 +173,10 @@ class Child:
     def send(self, reply: Reply) -> None:
         """Send a rank the coordinator's answer; `receive` shows if the child is gone."""
         self._send(encode_line(reply.to_dict()))
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send an engine a message; `receive` shows if the child is gone."""
+        self._send(encode_line(message))
 
     def _send(self, line: bytes) -> None:
         with contextlib.suppress(OSError):
