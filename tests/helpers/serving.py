@@ -15,6 +15,7 @@ from dist_ft.orchestrate.workers.processes import ForkServer
 from dist_ft.service.api_keys import Caller
 from dist_ft.service.api_server import uvicorn_config
 from dist_ft.service.index import Index
+from dist_ft.service.wire import Object
 from dist_ft.serving.backend import ServedName, no_model
 from dist_ft.serving.engine_client import Engines
 from dist_ft.serving.routes import build_app
@@ -27,8 +28,8 @@ class FixedNames:
 
     models: Mapping[str, ServedName]
 
-    def listed(self, caller: Caller) -> list[ServedName]:
-        return list(self.models.values())
+    def listed(self, caller: Caller) -> list[Object]:
+        return [model.to_wire() for model in self.models.values()]
 
     def find(self, name: str, caller: Caller) -> ServedName:
         if name not in self.models:

@@ -37,8 +37,8 @@ class ServedName:
 class Names(Protocol):
     """Models by name."""
 
-    def listed(self, caller: Caller) -> list[ServedName]:
-        """Return the models that a caller sees."""
+    def listed(self, caller: Caller) -> list[Object]:
+        """Return the API's objects of the models that a caller sees."""
         ...
 
     def find(self, name: str, caller: Caller) -> ServedName:

@@ -55,8 +55,7 @@ def inference_routes(names: Names, backend: Backend) -> APIRouter:
 
     @router.get("/models")
     def listed(request: Request) -> JSONResponse:
-        data = [model.to_wire() for model in names.listed(caller_of(request))]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse({"object": "list", "data": names.listed(caller_of(request))})
 
     @router.get("/models/{model:path}")
     def retrieve(model: str, request: Request) -> JSONResponse:
