@@ -28,6 +28,7 @@ def connect(address: str | None, scratch: Path) -> None:
         UsageError: No cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         os.environ["RAY_enable_worker_prestart"] = "0"
