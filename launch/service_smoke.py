@@ -1,4 +1,4 @@
-"""Shows the fine-tuning service from end to end: key, server, upload, a job on the tiny model, result file, weights.
+"""Shows the fine-tuning service from end to end: key, server, upload, a job on the tiny model, result file, weights, answers.
 
 Run it with `make service-smoke`. It needs about two minutes on two cores; its store is removed in the end.
 """
@@ -68,8 +68,19 @@ def drive(url: str, key: str) -> int:
     )
     with urllib.request.urlopen(request) as answer:
         names = [entry["name"] for entry in json.load(answer)["data"]]
+    checkpoint = client.fine_tuning.jobs.checkpoints.list(job.id).data[-1].fine_tuned_model_checkpoint
+    for name in (base, checkpoint, now.fine_tuned_model):
+        print(f"{name}: {_answer(client, name)!r}")
     print(json.dumps({"model": now.fine_tuned_model, "trained_tokens": now.trained_tokens, "weights": names}))
     return 0 if any(Path(name).suffix == ".safetensors" for name in names) else 1
+
+
+def _answer(client: OpenAI, model: str) -> str:
+    """Return what a model says; the first request starts the inference server."""
+    stream = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "7 + 1?"}], max_tokens=8, temperature=0, stream=True
+    )
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
 
 def _first_model(client: OpenAI) -> str:

@@ -17,3 +17,5 @@ def test_the_client_gets_a_tuned_model(capfd: pytest.CaptureFixture[str]) -> Non
     assert result["model"].startswith("ft:tiny-random:personal::")
     assert result["trained_tokens"] > 0
     assert "model.safetensors" in result["weights"]
+    answered = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in said.splitlines() if ": '" in line}
+    assert set(answered) > {"tiny-random", result["model"]}, said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +29,7 @@ def serve(
     address: Annotated[str | None, typer.Option(help="Ray cluster to serve on; default starts one here.")] = None,
     catalogue: Annotated[Path | None, typer.Option(help="YAML of a store's base models.")] = None,
     database: Annotated[str | None, typer.Option(help="URL of a store's index.")] = None,
+    leased: Annotated[bool, typer.Option("--leased", help="End when standard input ends.", hidden=True)] = False,
 ) -> None:
     """Serve models behind OpenAI's inference API: chat, completions, responses."""
     if (target is None) == (store is None):
@@ -46,11 +49,19 @@ def serve(
         try:
             ray_app.start(source, place)
             typer.echo(f"serving {target or store} on http://{host}:{port}/v1 (Ctrl-C ends it)")
-            wanted = (signal.SIGINT, signal.SIGTERM)
-            signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-            signal.sigwait(wanted)
+            _wait(leased)
         finally:
             ray_app.stop()
+
+
+def _wait(is_leased: bool) -> None:
+    """Wait for SIGINT or SIGTERM, or for the end of the process that started this one."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    if is_leased:
+        threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    ended.wait()
 
 
 def _absolute(target: str | None) -> str | None:

@@ -30,6 +30,10 @@ def serve_api(
     max_running: Annotated[int, typer.Option(min=1, help="Jobs at once; the others queue.")] = 2,
     max_active_jobs: Annotated[int, typer.Option(min=1, help="Jobs of a project that are not over.")] = 100,
     catalogue: Annotated[Path | None, typer.Option(help="YAML of base models; default: the embedded ones.")] = None,
+    serving: Annotated[
+        str, typer.Option(help="Who answers chats: auto starts dist-ft serve when asked, off, or the URL of one.")
+    ] = "auto",
+    serving_idle_s: Annotated[float, typer.Option(min=1, help="Seconds until an idle one ends.")] = 900,
     address: Dashboard = None,
     overlay: Annotated[Path | None, typer.Option(help="Kubernetes: Kustomization directory.")] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes: where runs go.")] = "dist-ft",
@@ -37,15 +41,19 @@ def serve_api(
     template: Annotated[Path | None, typer.Option(help="Slurm: batch script.")] = None,
     sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch.")] = None,
 ) -> None:
-    """Serve OpenAI's fine-tuning API: files, jobs, models."""
-    options = LauncherOptions(address, overlay, namespace, image, template, tuple(sbatch or ()))
-    place = launcher_named(launcher, options)
+    """Serve OpenAI's API: files, fine-tuning jobs, models, and their answers."""
+    launching = LauncherOptions(address, overlay, namespace, image, template, tuple(sbatch or ()))
+    place = launcher_named(launcher, launching)
     _check_installed()
     from dist_ft.service.api_server import Settings, serve
+    from dist_ft.service.inference import ServingChoice
     from dist_ft.service.tuning.dispatcher import Place
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = Settings(store, database, catalogue, host, port, max_active_jobs)
+    given = {"--database": database, "--catalogue": catalogue}
+    options = tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
+    choice = ServingChoice(serving, serving_idle_s, options)
+    settings = Settings(store, database, catalogue, host, port, max_active_jobs, serving=choice)
     serve(settings, Place(place, max_running))
 
 
@@ -98,6 +106,6 @@ def _check_installed() -> None:
     from importlib.util import find_spec
 
     if missing := [
-        name for name in ("fastapi", "uvicorn", "sqlalchemy", "python_multipart") if find_spec(name) is None
+        name for name in ("fastapi", "uvicorn", "sqlalchemy", "python_multipart", "httpx") if find_spec(name) is None
     ]:
         raise UsageError(f"the service needs {', '.join(missing)}; pip install 'dist-ft[service]'")

@@ -20,11 +20,13 @@ from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.files.uploads import Uploads
 from dist_ft.service.http.file_routes import file_routes
 from dist_ft.service.http.gate import Answered, Gate, is_loopback, on_api_error, on_http_error
+from dist_ft.service.http.inference_routes import passed_on
 from dist_ft.service.http.job_routes import job_routes, model_routes, weights_routes
 from dist_ft.service.http.page_routes import page_routes, report_routes
 from dist_ft.service.http.upload_routes import upload_routes
 from dist_ft.service.http.webhook_routes import webhook_routes
 from dist_ft.service.index import Index
+from dist_ft.service.inference import Inference, ServingChoice
 from dist_ft.service.tuning.catalogue import DEFAULT, read_catalogue
 from dist_ft.service.tuning.dispatcher import Dispatcher, Place
 from dist_ft.service.tuning.fine_tuning import FineTuning
@@ -51,6 +53,7 @@ class Settings:
         port: Port to listen on.
         max_active_jobs: Jobs of a project that are not over at once.
         max_project_bytes: Bytes of a project's files.
+        serving: Who answers requests for answers.
     """
 
     store: Path
@@ -60,6 +63,7 @@ class Settings:
     port: int = 8000
     max_active_jobs: int = 100
     max_project_bytes: int = 2_500_000_000_000
+    serving: ServingChoice = ServingChoice()
 
 
 def open_index(settings: Settings) -> Index:
@@ -122,12 +126,14 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
     dispatcher = Dispatcher(index, jobs, shelf, catalogue, place)
     tuning = FineTuning(index, jobs, shelf, catalogue, settings.max_active_jobs)
     answered = Answered({})
+    inference = Inference(store, settings.serving)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         dispatcher.start()
         webhooks.start()
         yield
+        await inference.close()
         dispatcher.close()
         webhooks.close()
 
@@ -137,6 +143,8 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
     )  # fmt: skip
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    if not inference.is_off:
+        app.include_router(passed_on(inference), prefix="/v1")
     for router in (
         file_routes(shelf, settings.max_project_bytes),
         upload_routes(uploads, shelf, settings.max_project_bytes),

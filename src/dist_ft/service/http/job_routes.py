@@ -1,4 +1,4 @@
-"""Routes of fine-tuning jobs and of models; inference, which is not there yet, answers 501."""
+"""Routes of fine-tuning jobs and of models; what is not there answers 501."""
 
 from __future__ import annotations
 
