@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres service-node page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
+.PHONY: setup smoke serve-smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres service-node page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ setup: .venv/ready  ## make .venv with everything that smoke and test need (abou
 
 smoke: setup  ## fine-tune the embedded 135M chat model on two workers and show what it learnt
 	$(BIN)/python launch/smoke.py
+
+serve-smoke: setup  ## ask the model of the newest `make smoke` for orders as JSON, through the openai client (a minute)
+	$(BIN)/python launch/serve_smoke.py
 
 service-smoke: setup  ## fine-tune the tiny model through the service with the openai client (two minutes)
 	$(BIN)/python launch/service_smoke.py

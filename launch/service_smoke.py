@@ -1,4 +1,4 @@
-"""Shows the fine-tuning service from end to end: key, server, upload, a job on the tiny model, result file, weights, answers.
+"""Shows the fine-tuning service from end to end: key, server, upload, a job on the tiny model, its weights, answers.
 
 Run it with `make service-smoke`. It needs about two minutes on two cores; its store is removed in the end.
 """

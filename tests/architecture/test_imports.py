@@ -32,10 +32,11 @@ ROWS = (
     ("data.stream",),
     ("run", "objectives"),
     ("evaluate",),
-    ("train", "jobs", "coordinator"),
+    ("train", "jobs", "coordinator", "engine"),
     ("report",),
     ("orchestrate", "launchers"),
     ("service",),
+    ("serving",),
     ("cli",),
 )
 """Lowest first. A module imports from lower rows and from its own package; `root` are the modules in no package."""
@@ -46,7 +47,7 @@ LARGER_FOLDERS: dict[str, int] = {}
 """Folders that hold more modules than that, with how many: a list that shrinks."""
 
 DOORS: dict[str, tuple[str, ...]] = {
-    "ray": ("dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.coordinator.actor"),
+    "ray": ("dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.coordinator.actor", "dist_ft.serving"),
     "deepspeed": ("dist_ft.zero",),
     "transformers": ("dist_ft.model",),
     "peft": ("dist_ft.model",),
@@ -64,10 +65,12 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rensa": ("dist_ft.data.curation.near",),
     "rouge_score": ("dist_ft.evaluate.metrics",),
     "sacrebleu": ("dist_ft.evaluate.metrics",),
-    "fastapi": ("dist_ft.service",),
-    "starlette": ("dist_ft.service",),
+    "fastapi": ("dist_ft.service", "dist_ft.serving"),
+    "starlette": ("dist_ft.service", "dist_ft.serving"),
     "uvicorn": ("dist_ft.service",),
     "sqlalchemy": ("dist_ft.service",),
+    "httpx": ("dist_ft.service",),
+    "llguidance": ("dist_ft.engine",),
     "rich": ("dist_ft.cli", "dist_ft.report.console", "dist_ft.report.watch"),
 }
 """The only places where a library is imported."""
@@ -75,7 +78,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 LATE = {
     "dist_ft.cli": "a verb loads what it needs, so that --help and a typo are answered at once",
     "dist_ft.orchestrate.workers.forkserver": "the rank entry, once torch is loaded",
-    "dist_ft.orchestrate.workers.child": "a task's module, inside the task",
+    "dist_ft.orchestrate.workers.child": "a task's module, inside the task; an engine's, whose libraries are an extra",
     "dist_ft.evaluate.metrics": "libraries of metrics that few runs ask for, each a second to load",
     "dist_ft.data.sources.hub_files": "the hub's libraries take seconds, and only a data set of the hub needs them",
     "dist_ft.monitor.wandb_sink": "wandb, only where a run logs to it",
@@ -88,7 +91,8 @@ TORCH_FREE = (
     "dist_ft.layout", "dist_ft.slices", "dist_ft.slots", "dist_ft.memory", "dist_ft.machine", "dist_ft.storage",
     "dist_ft.config", "dist_ft.importers", "dist_ft.data",
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.run", "dist_ft.coordinator", "dist_ft.report",
-    "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.service", "dist_ft.cli",
+    "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.service", "dist_ft.serving", "dist_ft.engine.protocol",
+    "dist_ft.engine.transcript", "dist_ft.cli",
 )  # fmt: skip
 TORCH_ALLOWED = (
     "dist_ft.checkpoint.snapshot",
@@ -97,7 +101,7 @@ TORCH_ALLOWED = (
 )
 RAY_FREE = (
     "dist_ft.orchestrate.workers.forkserver", "dist_ft.orchestrate.workers.child", "dist_ft.jobs", "dist_ft.train",
-    "dist_ft.evaluate", "dist_ft.objectives", "dist_ft.service",
+    "dist_ft.evaluate", "dist_ft.objectives", "dist_ft.service", "dist_ft.engine",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -29,7 +28,12 @@ TOOL: Any = {
         },
     },
 }  # fmt: skip
-SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,9 @@ def test_chat_whole_and_streamed_say_the_same(client: OpenAI) -> None:
 
 def test_adapter_and_base_answer_differently(client: OpenAI) -> None:
     texts = [
-        client.chat.completions.create(model=name, messages=TURNS, max_tokens=20, temperature=0).choices[0].message.content
+        client.chat.completions.create(model=name, messages=TURNS, max_tokens=20, temperature=0)
+        .choices[0]
+        .message.content
         for name in ("base", "ft:base:org::a/b", "base")
     ]
     assert texts[0] == texts[2] != texts[1]
@@ -102,7 +108,7 @@ def test_logprobs_of_chat(client: OpenAI) -> None:
     assert all(one.logprob == one.top_logprobs[0].logprob for one in found.content)
     assert all(len(one.top_logprobs) == 2 and one.bytes for one in found.content)
     streamed = client.chat.completions.create(**asked, temperature=0, stream=True)
-    told = [one for c in streamed if c.choices and (l := c.choices[0].logprobs) for one in l.content or []]
+    told = [one for c in streamed if c.choices and (held := c.choices[0].logprobs) for one in held.content or []]
     assert told == found.content
 
 
@@ -150,7 +156,13 @@ def test_completions_of_text_and_tokens(client: OpenAI) -> None:
 
 
 def test_responses_whole_and_streamed(client: OpenAI) -> None:
-    asked: Any = {"model": "base", "input": "red", "instructions": "Be brief.", "temperature": 0, "max_output_tokens": 20}
+    asked: Any = {
+        "model": "base",
+        "input": "red",
+        "instructions": "Be brief.",
+        "temperature": 0,
+        "max_output_tokens": 20,
+    }
     whole = client.responses.create(**asked)
     assert whole.status in ("completed", "incomplete") and whole.usage
     events = list(client.responses.create(**asked, stream=True))

@@ -47,4 +47,6 @@ def requirements_of_the_project() -> list[str]:
     extras: dict[str, list[str]] = project["optional-dependencies"]
     own = {f"{project['name']}[{name}]": lines for name, lines in extras.items()}
     asked = [line for name in ("embedded", "dev") for line in extras[name]]
-    return [*project["dependencies"], *(line for name in asked for line in own.get(name, [name]))]
+    while named := [line for line in asked if line in own]:  # an extra may hold another
+        asked = [line for line in asked if line not in own] + [line for name in named for line in own[name]]
+    return [*project["dependencies"], *asked]

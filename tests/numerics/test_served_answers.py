@@ -42,7 +42,9 @@ def expected(models: tuple[Path, list[Path | None]]) -> list[list[int]]:
     for number, prompt in enumerate(prompts()):
         model = loaded[number % len(loaded)]
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS)
+        made = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS
+        )
         found.append([token for token in made[0, ids.shape[1] :].tolist() if token != tokenizer.eos_token_id])
     return found
 
@@ -63,4 +65,3 @@ def test_greedy_answers_equal_generate(
         told = [chosen.token for piece in found[str(number), 0] for chosen in piece.chosen]
         assert [t.utf8 for t in told] == [tuple(guide.decode_bytes([token])) for token in tokens], number
     assert len({tuple(tokens) for tokens in expected}) > PROMPTS // 2, "the prompts get different answers"
-

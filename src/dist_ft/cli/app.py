@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dist_ft import __version__
-from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, serve_verbs, service_verbs
+from dist_ft.cli import check_verbs, checkpoint_verbs, data_verbs, job_verbs, report_verbs, service_verbs
 from dist_ft.cli.outputs import print_error
 from dist_ft.errors import DistFtError
 from dist_ft.machine import home_env
@@ -61,7 +61,7 @@ data.command("check")(data_verbs.check)
 data.command("distill")(data_verbs.distill)
 data.command("prepare")(data_verbs.prepare)
 
-app.command()(serve_verbs.serve)
+app.command()(service_verbs.serve)
 app.command("serve-api")(service_verbs.serve_api)
 api = typer.Typer(help="Administer the fine-tuning service.", no_args_is_help=True)
 app.add_typer(api, name="api")

@@ -17,7 +17,7 @@ from dist_ft.engine.protocol import Accepted, Ask, EngineSpec, Event, Refused
 from dist_ft.engine.rendered import Rendering
 from dist_ft.engine.transcript import Transcript
 from dist_ft.errors import DataError, ModelError
-from dist_ft.model.served import ServedModel
+from dist_ft.model.batch.served import ServedModel
 
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer when a request names no limit."""
@@ -63,6 +63,11 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether nobody waits for anything."""
         return not (self._waiting or self._batch.rows)
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self._rendering.stops
 
     def submit(self, ask: Ask) -> Event:
         """Take a request into the queue; return whether it was."""
@@ -113,7 +118,7 @@ class Engine:
         waiting = _Waiting(ask, tokens, asked if asked is not None else min(room, DEFAULT_MAX_TOKENS))
         if ask.sampling.n > self._spec.max_rows or ask.sampling.n * waiting.reach > self._max_cells:
             return Refused(
-                ask.id, 400, f"{ask.sampling.n} answers of up to {waiting.reach} tokens, prompt included, are more than "
+                ask.id, 400, f"{ask.sampling.n} answers of up to {waiting.reach} tokens with the prompt are more than "
                 f"the server has room for ({self._spec.max_rows} answers, {self._max_cells} tokens); ask for less.",
                 "n" if ask.sampling.n > 1 else "max_tokens",
             )  # fmt: skip

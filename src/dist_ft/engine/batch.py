@@ -16,8 +16,8 @@ from dist_ft.engine.protocol import Ask, Chosen, Piece
 from dist_ft.engine.rendered import Rendering
 from dist_ft.engine.sampling import Draw, choose
 from dist_ft.engine.transcript import Transcript
-from dist_ft.model.rows_cache import RowsCache
-from dist_ft.model.served import ServedModel
+from dist_ft.model.batch.rows_cache import RowsCache
+from dist_ft.model.batch.served import ServedModel
 
 
 @dataclass

@@ -26,7 +26,7 @@ from dist_ft.service.http.page_routes import page_routes, report_routes
 from dist_ft.service.http.upload_routes import upload_routes
 from dist_ft.service.http.webhook_routes import webhook_routes
 from dist_ft.service.index import Index
-from dist_ft.service.inference import Inference, ServingChoice
+from dist_ft.service.inference import OFF, Inference, ServingChoice
 from dist_ft.service.tuning.catalogue import DEFAULT, read_catalogue
 from dist_ft.service.tuning.dispatcher import Dispatcher, Place
 from dist_ft.service.tuning.fine_tuning import FineTuning
@@ -63,7 +63,7 @@ class Settings:
     port: int = 8000
     max_active_jobs: int = 100
     max_project_bytes: int = 2_500_000_000_000
-    serving: ServingChoice = ServingChoice()
+    serving: ServingChoice = OFF
 
 
 def open_index(settings: Settings) -> Index:

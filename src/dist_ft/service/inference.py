@@ -50,6 +50,9 @@ class ServingChoice:
             raise UsageError(f"--serving {self.mode} is none of auto, off, http://HOST:PORT")
 
 
+OFF = ServingChoice()
+
+
 @dataclass(frozen=True)
 class Passed:
     """An answer that is passed on: its status, headers, and body as it comes."""

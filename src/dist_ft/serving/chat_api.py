@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from dist_ft.engine.protocol import Ask, Chosen, Piece
+from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
 from dist_ft.serving.asked import (
     SAMPLING,
     Asked,
@@ -21,9 +22,8 @@ from dist_ft.serving.asked import (
     tools_in,
     turns_of,
 )
-from dist_ft.serving.calls import Call, CallReader
+from dist_ft.serving.found_calls import Call, CallReader
 from dist_ft.serving.gathered import DONE, Answer, Begun, gathered, line_of, logprobs_of, usage_of
-from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
 
 _KNOWN = (
     "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs",
@@ -142,7 +142,8 @@ async def chat_stream(asked: Asked, begun: Begun) -> AsyncIterator[bytes]:
 
 def _deltas(asked: Asked, reader: CallReader, piece: Piece) -> list[tuple[Object, str | None]]:
     """Return what a piece adds to an answer."""
-    text, calls = reader.push(piece.text), []
+    text = reader.push(piece.text)
+    calls: list[Call] = []
     if piece.finish is not None:
         rest, calls = reader.finish()
         text += rest

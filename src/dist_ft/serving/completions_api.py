@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from dist_ft.engine.protocol import Ask, Chosen, Prompt
+from dist_ft.service.wire import ApiError, Json, Object, as_text, bad_request, new_id
 from dist_ft.serving.asked import SAMPLING, Asked, check_members, flag_of, has_usage, int_of, model_of, sampling_of
 from dist_ft.serving.gathered import DONE, Answer, Begun, gathered, line_of, usage_of
-from dist_ft.service.wire import ApiError, Json, Object, as_text, bad_request, new_id
 
 _KNOWN = ("model", "prompt", "stream", "stream_options", "max_tokens", "logprobs", "echo", *SAMPLING)
 _REFUSED = {"suffix": "is not supported by this model", "best_of": "is not supported; use 'n'"}
@@ -109,9 +109,7 @@ def _head(asked: Asked) -> Object:
     }  # fmt: skip
 
 
-def _choice(
-    asked: Asked, number: int, text: str, chosen: Sequence[Chosen], finish: str | None, offset: int
-) -> Object:
+def _choice(asked: Asked, number: int, text: str, chosen: Sequence[Chosen], finish: str | None, offset: int) -> Object:
     return {
         "index": number, "text": text, "finish_reason": finish,
         "logprobs": None if asked.ask.sampling.logprobs is None else _logprobs(chosen, offset),

@@ -1,4 +1,4 @@
-"""The client's side of engines: starts them, asks them, starts them anew when they die. Imports neither torch nor ray."""
+"""The client's side of engines: starts them, asks them, starts others when they die. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dist_ft import errors
 from dist_ft.engine.protocol import EVENTS, Ask, EngineSpec, Event, Piece, Refused
 from dist_ft.errors import DistFtError, WorkerCrashError
 from dist_ft.orchestrate.workers.processes import Child, ForkServer, describe_exit, last_words
-from dist_ft.serving.backend import ServedName
 from dist_ft.service.wire import new_id
+from dist_ft.serving.backend import ServedName
 from dist_ft.typed_json import from_json
 
 logger = logging.getLogger(__name__)

@@ -170,7 +170,7 @@ class Ingress:
     def __init__(self, source: Source, replicas: DeploymentHandle) -> None:
         self._source, self._replicas = source, replicas
 
-    def __serve_build_asgi_app__(self) -> Gate:  # noqa: PLW3201
+    def __serve_build_asgi_app__(self) -> Gate:
         names, index = names_of(self._source, Path(tempfile.mkdtemp(prefix="dist-ft-serve-")))
         return build_app(names, RayBackend(self._replicas), index)
 

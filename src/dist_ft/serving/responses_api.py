@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from dist_ft.engine.protocol import Ask
+from dist_ft.service.wire import ApiError, Json, Object, as_object, as_text, bad_request, new_id
 from dist_ft.serving.asked import (
     Asked,
     check_members,
@@ -21,9 +22,8 @@ from dist_ft.serving.asked import (
     tools_in,
     turns_of,
 )
-from dist_ft.serving.calls import Call, CallReader
+from dist_ft.serving.found_calls import Call, CallReader
 from dist_ft.serving.gathered import Answer, Begun, gathered, line_of, logprobs_of
-from dist_ft.service.wire import ApiError, Json, Object, as_object, as_text, bad_request, new_id
 
 _KNOWN = (
     "model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "top_logprobs", "tools",
@@ -82,7 +82,7 @@ def _tools(value: Json) -> Json:
     for tool in value:
         if not isinstance(tool, dict) or tool.get("type") != "function":
             raise bad_request("Invalid 'tools': only functions are supported.", "tools")
-        function = {k: v for k, v in tool.items() if k not in ("type", "strict") and v is not None}
+        function: Object = {k: v for k, v in tool.items() if k not in ("type", "strict") and v is not None}
         found.append({"type": "function", "function": function})
     return found
 

@@ -1,4 +1,4 @@
-"""Finds out what is served: the model of a run with its checkpoints, a model or adapter directory, a service's store."""
+"""Finds out what is served: a run with its checkpoints, a directory of a model or adapter, a service's store."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from dist_ft.config import Config
 from dist_ft.errors import ModelError
 from dist_ft.model.adapter import load_adapter, load_another, without_harmless_warnings
 from dist_ft.model.base import load_model
-from dist_ft.model.rows_cache import RowsCache
+from dist_ft.model.batch.rows_cache import RowsCache
 
 _NO_ADAPTER = "__base__"  # PEFT's name
 

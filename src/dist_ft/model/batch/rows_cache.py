@@ -25,6 +25,8 @@ class RowsLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
+        self.keys: torch.Tensor
+        self.values: torch.Tensor
         self._stored: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
