@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [MODEL] [--tokens 48] [--rounds 3] [--threads N]
 
-All sides are in one process, in float32, with the same threads; they take turns, so that a busy machine is busy for each.
+Both sides are in one process, in float32, with the same threads, and take turns, so that load of others hits both.
 On a machine that others use, `--threads 1` and the ratio of CPU seconds say more than the clock.
 Answers have a fixed length. The loop answers one prompt after the other, as many as the engine gets at once.
 """
@@ -82,7 +82,7 @@ def loop(model: AutoModelForCausalLM, prompts: Sequence[Sequence[int]], tokens: 
     began = time.perf_counter()
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        model.generate(  # type: ignore[attr-defined]
+        model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
             min_new_tokens=tokens,
         )  # fmt: skip

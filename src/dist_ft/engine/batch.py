@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from llguidance import LLMatcher
 
-from dist_ft.engine.protocol import Ask, Chosen, Piece
+from dist_ft.engine.protocol import Ask, Chosen, Piece, Refused
 from dist_ft.engine.rendered import Rendering
 from dist_ft.engine.sampling import Draw, choose
 from dist_ft.engine.transcript import Transcript
 from dist_ft.model.batch.rows_cache import RowsCache
 from dist_ft.model.batch.served import ServedModel
+
+_TOO_COMPLEX = "The JSON schema is too complex for this answer; simplify it."
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Batch:
         self._cache = RowsCache(model.config)
         self._mask_RW = torch.zeros(0, 0, dtype=torch.long, device=model.device)
 
-    def join(self, tokens: list[int], rows: list[Row]) -> list[Piece]:
+    def join(self, tokens: list[int], rows: list[Row]) -> list[Piece | Refused]:
         """Read a prompt once for all its rows, and choose their first tokens.
 
         Args:
@@ -91,7 +93,7 @@ class Batch:
             self._rebuild_mask(width)
         return pieces
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[Piece | Refused]:
         """Choose one token of each row; rows that end leave."""
         ids_R1 = torch.tensor([[row.last] for row in self.rows], device=self._model.device)
         ones_R1 = torch.ones_like(ids_R1)
@@ -122,14 +124,15 @@ class Batch:
         places = torch.arange(width, device=self._model.device)
         self._mask_RW = (places >= width - lengths).long()
 
-    def _advance(self, rows: list[Row], logits_RV: torch.Tensor) -> tuple[list[Piece], list[bool]]:
+    def _advance(self, rows: list[Row], logits_RV: torch.Tensor) -> tuple[list[Piece | Refused], list[bool]]:
         """Choose the next token of each row; return the pieces to tell, and which rows are over."""
         # Probabilities are told before anything is changed.
         wanted = [number for number, row in enumerate(rows) if row.ask.sampling.logprobs is not None]
         log_probabilities = dict(zip(wanted, torch.log_softmax(logits_RV[wanted], -1), strict=True))
         _allow(rows, logits_RV)
         draws = [Draw(row.ask.sampling, row.choice, row.num_tokens, row.counts) for row in rows]
-        pieces, ended = [], []
+        pieces: list[Piece | Refused] = []
+        ended = []
         for number, (row, token) in enumerate(zip(rows, choose(logits_RV, draws), strict=True)):
             is_end = token in self._rendering.stops
             if row.matcher is not None and not is_end:
@@ -139,6 +142,10 @@ class Batch:
             row.counts[token] += 1
             if number in log_probabilities and not is_end:
                 row.told.append(self._chosen(log_probabilities[number], token, row.ask.sampling.logprobs or 0))
+            if row.matcher is not None and row.matcher.is_error():
+                pieces.append(Refused(row.ask.id, 400, _TOO_COMPLEX, "response_format"))
+                ended.append(True)
+                continue
             text = "" if is_end else row.transcript.push(token)
             finish = _finish(row, is_end)
             if finish is not None:

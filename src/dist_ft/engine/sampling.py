@@ -14,6 +14,9 @@ import xxhash
 
 from dist_ft.engine.protocol import Sampling
 
+_COLDEST = 1e-5
+"""Below this temperature the likeliest token is taken; dividing by less would overflow."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -43,7 +46,7 @@ def choose(logits_RV: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         _adjust(logits_RV[row], draw)
     chosen: list[int] = logits_RV.argmax(-1).tolist()
     for row, draw in enumerate(draws):
-        if draw.sampling.temperature > 0:
+        if draw.sampling.temperature > _COLDEST:
             chosen[row] = _drawn(logits_RV[row], draw)
     return chosen
 

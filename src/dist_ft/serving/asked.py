@@ -10,7 +10,7 @@ from typing import Any
 
 from dist_ft.data.rows.conversation import read_turns
 from dist_ft.data.rows.tool_calls import tools_of
-from dist_ft.engine.protocol import Ask, Prompt, Sampling
+from dist_ft.engine.protocol import Ask, Sampling
 from dist_ft.errors import DataError
 from dist_ft.records import Message
 from dist_ft.service.wire import ApiError, Json, Object, as_int, as_object, as_text, bad_request, shown
@@ -242,14 +242,3 @@ def schema_of(value: Json, param: str) -> str | None:
     inner = form if "schema" in form else as_object(form.get("json_schema"), f"{param}.json_schema")
     as_text(inner.get("name"), f"{param}.json_schema.name", 64)
     return json.dumps(as_object(inner.get("schema"), f"{param}.json_schema.schema"))
-
-
-def prompt_of_turns(turns: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> Prompt:
-    """Return the prompt of a conversation, which may not end with an answer.
-
-    Raises:
-        ApiError: It does.
-    """
-    if turns[-1]["role"] == "assistant":
-        raise bad_request("The last message is the assistant's; it has to be somebody else's.", "messages")
-    return Prompt(messages=turns, tools=tools)

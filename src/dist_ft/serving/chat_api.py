@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from dist_ft.engine.protocol import Ask, Chosen, Piece
+from dist_ft.engine.protocol import Ask, Chosen, Piece, Prompt
 from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
 from dist_ft.serving.asked import (
     SAMPLING,
@@ -16,7 +16,6 @@ from dist_ft.serving.asked import (
     has_usage,
     int_of,
     model_of,
-    prompt_of_turns,
     sampling_of,
     schema_of,
     tools_in,
@@ -59,7 +58,7 @@ def read_chat(body: Object) -> Asked:
     return Asked(
         model=model,
         ask=Ask(
-            new_id("chatcmpl-"), prompt_of_turns(turns_of(body.get("messages"), "messages"), tools), sampling,
+            new_id("chatcmpl-"), Prompt(turns_of(body.get("messages"), "messages"), tools=tools), sampling,
             grammar=forced or schema_of(body.get("response_format"), "response_format"), keeps_marks=bool(tools),
         ),
         is_streamed=flag_of(body, "stream"),

@@ -64,11 +64,11 @@ class EngineClient:
             self._tell({"ask": asdict(ask)})
             while unfinished:
                 event = await events.get()
-                if isinstance(event, Refused):
-                    unfinished.clear()
-                elif isinstance(event, Piece) and event.finish is not None:
+                if isinstance(event, Piece) and event.finish is not None:
                     unfinished.discard(event.choice)
                 yield event
+                if isinstance(event, Refused):
+                    break
         finally:
             del self._waiting[ask.id]
             if unfinished and self._ready.done():

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from dist_ft.engine.protocol import Ask
+from dist_ft.engine.protocol import Ask, Prompt
 from dist_ft.service.wire import ApiError, Json, Object, as_object, as_text, bad_request, new_id
 from dist_ft.serving.asked import (
     Asked,
@@ -16,7 +16,6 @@ from dist_ft.serving.asked import (
     flag_of,
     int_of,
     model_of,
-    prompt_of_turns,
     sampling_of,
     schema_of,
     tools_in,
@@ -65,7 +64,7 @@ def read_response(body: Object) -> Asked:
     return Asked(
         model=model_of(body),
         ask=Ask(
-            new_id("resp_"), prompt_of_turns(turns_of(turns, "input"), tools), sampling,
+            new_id("resp_"), Prompt(turns_of(turns, "input"), tools=tools), sampling,
             grammar=forced or schema_of(form, "text.format"), keeps_marks=bool(tools),
         ),
         is_streamed=flag_of(body, "stream"),
