@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from dist_ft.service.api_keys import add_key, list_keys, remove_key
 from dist_ft.serving.backend import ServedName
 from tests.helpers.served import engine_spec, make_adapter, make_base
 from tests.helpers.serving import InferenceServer, inference_server
@@ -41,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer
     place = tmp_path_factory.mktemp("serving")
     base = make_base(place / "base")
     adapter = make_adapter(base, place / "adapter", 1)
-    spec = engine_spec(base, place, max_waiting=4)
+    spec = engine_spec(base, place, max_waiting=8, num_threads=1)
     models = {
         "base": ServedName("base", 1, "dist-ft", spec),
         "ft:base:org::a/b": ServedName("ft:base:org::a/b", 2, "org-default", spec, str(adapter)),
@@ -256,6 +259,32 @@ def test_a_client_that_leaves_frees_its_place(client: OpenAI, server: InferenceS
         next(iter(stream))
         stream.close()
     assert client.chat.completions.create(model="base", messages=TURNS, max_tokens=5).choices
+
+
+def test_a_client_that_never_reads_slows_nobody(client: OpenAI, server: InferenceServer) -> None:
+    place = urllib.parse.urlsplit(server.url)
+    asked: Any = {"model": "base", "prompt": "red", "max_tokens": 1500, "stream": True, "n": 8, "logprobs": 5}
+    body = json.dumps(asked).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    )
+    assert place.hostname and place.port
+    with socket.create_connection((place.hostname, place.port)) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.sendall(head.encode() + b"\r\n" + body)
+        deaf.recv(100)
+        for _ in range(3):
+            assert client.completions.create(model="base", prompt="blue", max_tokens=10).choices
+
+
+def test_a_server_with_keys_asks_for_one(server: InferenceServer) -> None:
+    key = add_key(server.index, "member", "default", "test", None)
+    try:
+        with pytest.raises(openai.AuthenticationError):
+            OpenAI(api_key="wrong", base_url=server.url, max_retries=0).models.list()
+        assert OpenAI(api_key=key, base_url=server.url, max_retries=0).models.list().data
+    finally:
+        remove_key(server.index, list_keys(server.index)[0].id)
 
 
 def test_an_engine_that_dies_in_mid_stream(client: OpenAI, server: InferenceServer) -> None:

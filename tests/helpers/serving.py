@@ -52,8 +52,11 @@ class LateEngines:
 
 @dataclass
 class InferenceServer:
+    """A server that answers: its URL, who answers, its keys."""
+
     url: str
     backend: LateEngines
+    index: Index
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def inference_server(models: Mapping[str, ServedName], place: Path) -> Iterator[
     try:
         wait_for(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield InferenceServer(f"http://127.0.0.1:{port}/v1", backend)
+        yield InferenceServer(f"http://127.0.0.1:{port}/v1", backend, index)
     finally:
         server.should_exit = True
         thread.join(60)
