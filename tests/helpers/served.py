@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,6 +16,15 @@ from dist_ft.engine.answering import Engine
 from dist_ft.engine.protocol import Accepted, Ask, EngineSpec, Piece, Prompt, Sampling
 from dist_ft.model.embedded import materialise
 from tests.helpers.configs import tiny_config
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: for a tiny model a second one only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_base(directory: Path, seed: int = 0) -> Path:

@@ -13,10 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dist_ft.engine.answering import Engine
 from tests.helpers.configs import WORDS
-from tests.helpers.served import answers, ask_of, engine_spec, make_adapter, make_base
+from tests.helpers.served import answers, ask_of, engine_spec, make_adapter, make_base, one_thread
+
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = 50
-TOKENS = 24
+TOKENS = 16
 
 
 @pytest.fixture(scope="module")

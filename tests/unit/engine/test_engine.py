@@ -11,7 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dist_ft.engine.answering import Engine
 from dist_ft.engine.protocol import Accepted, Ask, Piece, Prompt, Refused, Sampling
-from tests.helpers.served import answers, ask_of, engine_spec, make_adapter, make_base, text_of
+from tests.helpers.served import answers, ask_of, engine_spec, make_adapter, make_base, one_thread, text_of
+
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
