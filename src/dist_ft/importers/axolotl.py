@@ -37,6 +37,7 @@ from dist_ft.importers.verdicts import (
     as_flag,
     as_mapping,
     as_number,
+    as_numbers,
     as_text,
     as_texts,
     as_whole,
@@ -353,9 +354,7 @@ def _objective(source: Source, value: Yaml) -> Outcome:
 
 
 def _loss_weights(source: Source, value: Yaml) -> Outcome:
-    weights = [
-        float(as_number("dpo_loss_weights", weight)) for weight in (value if isinstance(value, list) else [value])
-    ]
+    weights = as_numbers("dpo_loss_weights", value)
     if len(weights) == 1 and weights[0] == 1:
         return Outcome("no effect", "one loss of weight 1")
     if len(weights) == 2 and weights[0] == 1:

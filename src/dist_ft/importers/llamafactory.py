@@ -51,17 +51,22 @@ DEFAULTS: dict[str, Yaml] = {
 REQUIRED = ("model_name_or_path", "dataset", "template", "output_dir")
 
 _MEDIA = {"images", "videos", "audios"}
+_ANSWERS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "label"}
 _COLUMNS = {
     "alpaca": {
         "prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system",
+        **_ANSWERS,
     },
-    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
-    "openai": {"messages": "messages", "system": "system", "tools": "tools"},
+    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools", **_ANSWERS},
+    "openai": {"messages": "messages", "system": "system", "tools": "tools", **_ANSWERS},
 }  # fmt: skip
 """Columns of a format there, and the keys of ours that they become."""
-for _layout in _COLUMNS.values():
-    _layout |= {"chosen": "chosen", "rejected": "rejected", "kto_tag": "label"}
 _ROWS = {"": "chats", "preference": "pairs of answers (ranking)", "labelled": "answers with a label (kto_tag)"}
+
+
+def _rows_of(source: Source) -> str:
+    """Return the format of the rows that the stage learns from, if they are preferences."""
+    return {"dpo": "preference", "kto": "labelled"}.get(source.text("stage", "sft"), "")
 
 
 def _data_info(source: Source) -> tuple[Path, dict[str, Yaml]] | str:
@@ -84,7 +89,7 @@ def _datasets(source: Source, value: Yaml) -> Outcome:
     found = _data_info(source)
     if isinstance(found, str):
         return Outcome("refused", found)
-    wanted = _ROWS_OF_STAGE.get(source.text("stage", "sft"), "")
+    wanted = _rows_of(source)
     read = [_dataset(found[0], found[1], as_text("dataset", name).strip(), wanted) for name in names]
     if problems := [problem for _, problem in read if problem]:
         return Outcome("refused", "; ".join(problems))
@@ -156,9 +161,6 @@ def _stage(source: Source, value: Yaml) -> Outcome:
         return Outcome("close", "its cross entropy covers the answer there, and prompt and answer here", found.settings)
     # There, as here, the cross entropy beside a loss is a mean per token of each answer.
     return Outcome("close" if stage == "kto" else "same", found.why if stage == "kto" else "", found.settings)
-
-
-_ROWS_OF_STAGE = {"dpo": "preference", "kto": "labelled"}
 
 
 def _objective(source: Source, value: Yaml) -> Outcome:
@@ -272,7 +274,7 @@ def _held_out(source: Source, value: Yaml) -> Outcome:
         return Outcome("refused", found)
     if len(names) > 1:
         return Outcome("refused", "several held-out data sets are not supported; name one")
-    wanted = _ROWS_OF_STAGE.get(source.text("stage", "sft"), "")
+    wanted = _rows_of(source)
     one, problem = _dataset(found[0], found[1], as_text("eval_dataset", names[0]).strip(), wanted)
     if "max_samples" in source.values:
         one |= {"rows": [0, source.whole("max_samples", 1)]}

@@ -37,6 +37,7 @@ from dist_ft.importers.verdicts import (
     as_mapping,
     as_mappings,
     as_number,
+    as_numbers,
     as_text,
     as_texts,
     is_set,
@@ -155,9 +156,7 @@ def _preference_loss(source: Source, value: Yaml) -> Outcome:
 
 
 def _with_sft(source: Source, name: str) -> Outcome:
-    weights = source.values.get("loss_weights", [1.0, 1.0])
-    given = weights if isinstance(weights, list) else [weights]
-    found = [float(as_number("loss_weights", weight)) for weight in given]
+    found = as_numbers("loss_weights", source.values.get("loss_weights", [1.0, 1.0]))
     if len(found) != 2 or found[0] != 1 or name not in DPO_LOSSES:
         return Outcome("refused", "beside sft there must be one loss of weight 1; scale learning_rate by hand")
     settings: dict[str, Yaml] = {"objective.kind": "dpo", "objective.loss": name, "objective.sft_weight": found[1]}

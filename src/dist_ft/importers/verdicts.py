@@ -173,6 +173,15 @@ def as_texts(key: str, value: Yaml) -> list[str]:
     return [as_text(key, item) for item in value] if isinstance(value, list) else [as_text(key, value)]
 
 
+def as_numbers(key: str, value: Yaml) -> list[float]:
+    """Return a value as a list of numbers; one number is a list of one.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    return [float(as_number(key, item)) for item in (value if isinstance(value, list) else [value])]
+
+
 def as_mapping(key: str, value: Yaml) -> dict[str, Yaml]:
     """Return a value as a mapping.
 
