@@ -96,6 +96,7 @@ def import_config(
     gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs the config was for.")] = None,
     unquantised: Annotated[bool, typer.Option("--unquantised", help="Leave a quantised base as it is.")] = False,
     templates: Annotated[Path | None, typer.Option(help="Folder of chat templates, NAME.jinja.")] = None,
+    dataset_dir: Annotated[Path | None, typer.Option(help="Folder of dataset_info.json (LLaMA-Factory).")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Take over this permission.")] = False,
     method: Annotated[Method, typer.Option(help="Command of TRL that the file is for.")] = Method.sft,
     partial: Annotated[bool, typer.Option("--partial", help="Write what can be said, without refused keys.")] = False,
@@ -110,9 +111,11 @@ def import_config(
         raise UsageError(f"--method {method.value} is for trl; a file of {tool.value} says itself what it trains")
     if templates is not None and not templates.is_dir():
         raise UsageError(f"--templates {templates}: no such folder; name one that holds NAME.jinja")
+    if dataset_dir is not None and not (dataset_dir / "dataset_info.json").is_file():
+        raise UsageError(f"--dataset-dir {dataset_dir}: there is no dataset_info.json; name the folder that holds it")
     if to is not None and (to.is_dir() or not to.absolute().parent.is_dir()):
         raise UsageError(f"--to {to} is no file that can be written; name one in a folder that is there")
-    options = Options(gpus, unquantised, templates, trust_remote_code, method.value)
+    options = Options(gpus, unquantised, templates, dataset_dir, trust_remote_code, method.value)
     result = import_file(tool.value, file, options)
     is_written = partial or not result.refused
     typer.echo(report_json(result) if as_json else report_text(result))

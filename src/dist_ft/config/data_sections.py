@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from dist_ft.config.section import Pattern, Section
 
@@ -16,6 +17,42 @@ Column = Literal[
 ]  # fmt: skip
 
 
+def _filled_with(*names: str) -> AfterValidator:
+    """Return a check that a text has no other places to fill than these: `{instruction}`; `{{` is a brace."""
+
+    def check(text: str) -> str:
+        places = ", ".join(f"{{{name}}}" for name in names)
+        try:
+            found = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"{text!r} is no format: {error}; write {{{{ and }}}} for braces, and {places}") from error
+        if wrong := [name for name, spec, conversion in found if name not in names or spec or conversion]:
+            raise ValueError(f"{{{wrong[0]}}} cannot be filled in; there is {places}, and {{{{ is a brace")
+        return text
+
+    return AfterValidator(check)
+
+
+class PromptFormat(Section):
+    """Sets how a row of instruction, input and output becomes plain text. Keys and defaults are Axolotl's."""
+
+    system: str = ""
+    """System prompt of rows that have none of their own; empty writes none."""
+    system_format: Annotated[str, _filled_with("system")] = "{system}"
+    """Stands in front, if there is a system prompt."""
+    format: Annotated[str, _filled_with("instruction", "input")] = "{instruction} {input} "
+    """Prompt of a row with an input."""
+    no_input_format: Annotated[str, _filled_with("instruction")] = "{instruction} "
+    """Prompt of a row without one."""
+    answer_format: Annotated[str, _filled_with("output")] = "{output}"
+    """What is learnt; the token that ends a text stands behind."""
+
+
+def _kind_of_prompt(value: str | dict[str, str] | PromptFormat) -> str:
+    return "a format" if isinstance(value, dict | PromptFormat) else "a name"
+
+
+PromptName = Literal["alpaca", "alpaca_chat", "alpaca_chatml", "alpaca_phi", "jeopardy"]
 RowBound = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")] | None
 """A number of rows, or a percentage of all rows of a source."""
 
@@ -35,9 +72,15 @@ class RowSource(Section):
     rows: Annotated[list[RowBound], Field(min_length=2, max_length=2)] | None = None
     """Rows to use, as first and one more than the last, counted from 0 over all files in order: numbers or
     percentages, such as `[0, 500]` or `["0%", "1%"]`; null as the second is the end. Null uses all."""
-    prompt: Literal["alpaca", "alpaca_chat", "alpaca_chatml", "alpaca_phi"] | None = None
-    """Write rows of format `alpaca` as plain text with the headings of Stanford Alpaca, or with other marks, in place
-    of turns of a chat template. Null writes turns. See docs/data.md."""
+    prompt: (
+        Annotated[
+            Annotated[PromptName, Tag("a name")] | Annotated[PromptFormat, Tag("a format")],
+            Discriminator(_kind_of_prompt),
+        ]
+        | None
+    ) = None
+    """Write rows of format `alpaca` as plain text, in place of turns of a chat template: with the headings of Stanford
+    Alpaca (`alpaca`), with other marks, or in a format of your own. Null writes turns. See docs/data.md."""
     columns: dict[Column, str] = {}
     """Names of a format's keys to those of the file, such as `{messages: dialog}`."""
     ignore: list[str] = []

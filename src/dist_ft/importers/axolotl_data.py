@@ -24,10 +24,60 @@ _ROLES = {
 _QUIET = {"preprocess_shards", "ds_type", "field_thinking", "template_thinking_key", "step_separator"}
 """Keys that change nothing here: the kind of a file follows from its ending, and thoughts are read as they are."""
 _KNOWN = {"path", "name", "split", "revision", "data_files", "type", "chat_template", "chat_template_jinja"}
-_PROMPTS = re.compile(
-    r"alpaca.*|gpteacher.*|jeopardy|oasst|summarizetldr|reflection|explainchoice.*|concisechoice.*|context_qa.*|"
-    r"reasoning|completion_instruct|creative_acr.*|user_defined|metharme|orcamini|pygmalion"
+_TEXT_ONLY = re.compile(
+    r"oasst.*|reflection|explainchoice.*|concisechoice.*|context_qa.*|reasoning|completion_instruct|creative_acr.*|"
+    r"alpaca.*|gpteacher.*|metharme|orcamini|pygmalion"
 )
+"""Types that write plain text in a way that no prompt of ours has."""
+_HEADINGS: dict[str, Yaml] = {
+    "format": "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    "no_input_format": "### Instruction:\n{instruction}\n\n### Response:\n",
+}
+_CHAT: dict[str, Yaml] = {
+    "format": "USER: {instruction}\n{input}\nASSISTANT:", "no_input_format": "USER: {instruction}\nASSISTANT:",
+}  # fmt: skip
+_CHATML: dict[str, Yaml] = {
+    "format": "<|im_start|>user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n",
+    "no_input_format": "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+}
+_ORCA: dict[str, Yaml] = {
+    "format": "### Human:\n{instruction}\n### Additional Context:\n{input}\n### Assistant:\n",
+    "no_input_format": "### Human:\n{instruction}\n### Assistant:\n", "system_format": "### System:\n{system}\n",
+}  # fmt: skip
+_TLDR: dict[str, Yaml] = {key: f"USER: Summarize the following article as a TL;DR.\n{str(text)[6:]}"
+                          for key, text in _CHAT.items()}  # fmt: skip
+_CONTEXT = (
+    "SYSTEM: Use the following contextual information to concisely answer the question.\n\nUSER: {instruction}\n===\n"
+)
+_ORCA_COLUMNS: dict[str, Yaml] = {"instruction": "question", "output": "response", "system": "system_prompt"}
+_STYLES_OF_ALPACA = ("", ":chat", ":chatml", ":phi")
+_RESPONSE: dict[str, Yaml] = {"output": "response"}
+_INSTRUCTIONS: dict[str, tuple[Yaml, dict[str, Yaml]]] = {
+    **{f"alpaca{style}": (f"alpaca{style}".replace(":", "_"), {}) for style in _STYLES_OF_ALPACA},
+    **{f"gpteacher{style}": (f"alpaca{style}".replace(":", "_"), _RESPONSE) for style in _STYLES_OF_ALPACA},
+    "alpaca_chat": ("alpaca_chat", {}), "alpaca_instruct": ("alpaca", {}),
+    "alpaca_chat.load_no_prompt": (_CHAT, {}), "alpaca_instruct.load_no_prompt": (_HEADINGS, {}),
+    "jeopardy": ("jeopardy", {"instruction": "question", "input": "category", "output": "answer"}),
+    "oasst": ("alpaca", {"instruction": "INSTRUCTION", "output": "RESPONSE"}),
+    "summarizetldr": (_TLDR, {"instruction": "article", "output": "summary"}),
+    "alpaca_w_system": (_CHAT | {"system_format": "SYSTEM: {system}\n"}, {}),
+    "alpaca_w_system.load_chat": (_CHAT | {"system_format": "SYSTEM: {system}\n"}, {}),
+    "alpaca_w_system.load_instruct": (_HEADINGS | {"system_format": "{system}\n\n"}, {}),
+    "alpaca_w_system.load_open_orca": (_ORCA, _ORCA_COLUMNS),
+    "alpaca_w_system.load_open_orca_chatml": (
+        _CHATML | {"system_format": "<|im_start|>system\n{system}<|im_end|>\n"}, _ORCA_COLUMNS
+    ),
+    "context_qa": (
+        {"format": _CONTEXT + "{input}\nASSISTANT:", "no_input_format": _CONTEXT + "\nASSISTANT:"},
+        {"instruction": "article", "input": "question", "output": "answer"},
+    ),
+    "context_qa.load_v2": (
+        {"format": "Context: {instruction}\nQuestion: {input}\n",
+         "no_input_format": "Context: {instruction}\nQuestion: \n", "answer_format": "Answer: {output}"},
+        {"instruction": "context", "input": "question", "output": "answer"},
+    ),
+}  # fmt: skip
+"""Types whose rows become plain text: our `prompt`, and the columns of instruction, input, output and system."""
 
 
 def is_chat(entry: dict[str, Yaml]) -> bool:
@@ -142,15 +192,20 @@ def _format(key: str, entry: dict[str, Yaml]) -> tuple[dict[str, Yaml], list[str
     """Return the format and the columns of a data set."""
     kind = entry.get("type")
     if isinstance(kind, dict):
-        return {}, [_prompt_format(key, "an own prompt format")]
+        return _own_format(f"{key}.type", kind, _others(key, entry, set()))
     if kind == "completion":
         column = as_text(f"{key}.field", entry.get("field", "text"))
         return {"format": "text", **_columns("text", column)}, _others(key, entry, {"field"})
-    if kind in ("alpaca", "alpaca:chat", "alpaca:chatml", "alpaca:phi"):
-        return {"format": "alpaca", "prompt": str(kind).replace(":", "_")}, _others(key, entry, set())
+    if kind in _INSTRUCTIONS:
+        prompt, columns = _INSTRUCTIONS[str(kind)]
+        named: dict[str, Yaml] = {"columns": columns} if columns else {}
+        # Where there is no place for a system prompt, theirs never looks whether a row has one.
+        has_system = isinstance(prompt, dict) and "system_format" in prompt
+        quiet: dict[str, Yaml] = {} if has_system or not isinstance(prompt, dict) else {"ignore": ["system"]}
+        return {"format": "alpaca", "prompt": prompt, **named, **quiet}, _others(key, entry, set())
     if kind == "chat_template":
         return _chat(key, entry)
-    if isinstance(kind, str) and _PROMPTS.fullmatch(kind):
+    if isinstance(kind, str) and _TEXT_ONLY.fullmatch(kind):
         return {}, [_prompt_format(key, kind)]
     if isinstance(kind, str) and kind.startswith("sharegpt"):
         return {}, [f"{key}.type={kind} is gone from Axolotl; write type: chat_template and its field_messages"]
@@ -193,6 +248,21 @@ def _preferences(key: str, entry: dict[str, Yaml], is_kto: bool) -> tuple[dict[s
         columns = {"columns": {"instruction": "prompt"}} if text_prompts else {}
         return {"format": "labelled" if is_kto else "preference", **columns}, _others(key, entry, set())
     return {}, [f"{key}.type={kind} is a way to read preferences that is not there; write the rows as TRL has them"]
+
+
+def _own_format(key: str, kind: dict[str, Yaml], problems: list[str]) -> tuple[dict[str, Yaml], list[str]]:
+    """Return a prompt format that a file writes out."""
+    known = {"system_prompt": "system", "system_format": "system_format", "format": "format",
+             "no_input_format": "no_input_format"}  # fmt: skip
+    fields = {f"field_{ours}": ours for ours in ("system", "instruction", "input", "output")}
+    given = {name: as_text(f"{key}.{name}", value) for name, value in kind.items() if value is not None}
+    if extra := sorted(given.keys() - known.keys() - fields.keys()):
+        problems = [*problems, f"{key}: {', '.join(extra)} changes what is read, and is not supported; leave it out"]
+    columns: dict[str, Yaml] = {
+        ours: given[theirs] for theirs, ours in fields.items() if given.get(theirs, ours) not in ("", ours)
+    }
+    prompt: dict[str, Yaml] = {ours: given[theirs] for theirs, ours in known.items() if theirs in given}
+    return {"format": "alpaca", "prompt": prompt, **({"columns": columns} if columns else {})}, problems
 
 
 def _prompt_format(key: str, kind: str) -> str:

@@ -71,12 +71,16 @@ def _rows_of(source: Source) -> str:
 
 def _data_info(source: Source) -> tuple[Path, dict[str, Yaml]] | str:
     """Return the folder and the content of dataset_info.json, or why there is none."""
-    folder = source.text("dataset_dir", "data")
+    given = source.options.dataset_dir
+    folder = source.text("dataset_dir", "data") if given is None else str(given)
     if folder.startswith(("ONLINE", "REMOTE:")):
-        return f"dataset_dir={folder} is fetched from a hub; download it and name the folder"
+        return f"dataset_dir={folder} is fetched from a hub; download it and name the folder: --dataset-dir DIR"
     path = find_beside(source, f"{folder}/dataset_info.json")
     if path is None:
-        return f"{folder}/dataset_info.json is not there, which says what a data set's name means; set dataset_dir"
+        return (
+            f"{folder}/dataset_info.json is not there, which says what a data set's name means; name its folder: "
+            "--dataset-dir DIR"
+        )
     try:
         return path.parent, as_mapping(str(path), json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError) as error:
@@ -281,6 +285,13 @@ def _held_out(source: Source, value: Yaml) -> Outcome:
     return Outcome("refused", problem) if problem else Outcome("same", "", {"data.eval": one})
 
 
+def _folder(source: Source, value: Yaml) -> Outcome:
+    folder = as_text("dataset_dir", value)
+    if source.options.dataset_dir is not None:
+        return Outcome("close", f"{source.options.dataset_dir} is read in place of {folder}")
+    return Outcome("no effect", "where dataset_info.json is")
+
+
 def _most(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", f"the first {as_whole('max_samples', value)} rows of each data set, in data.train[].rows")
 
@@ -315,7 +326,7 @@ TABLE: dict[str, Rule] = {
     "lora_dropout": _on_lora(dropout(_objective)), "lora_target": _on_lora(_targets),
     "additional_target": _on_lora(_saved), "use_rslora": _on_lora(to("method.use_rslora", "flag")),
     "use_dora": _on_lora(to("method.use_dora", "flag")), "loraplus_lr_ratio": _on_lora(lora_plus),
-    "dataset": _datasets, "eval_dataset": _held_out, "dataset_dir": no_effect("where dataset_info.json is"),
+    "dataset": _datasets, "eval_dataset": _held_out, "dataset_dir": _folder,
     "template": _template, "cutoff_len": to("data.seq_len", "whole", "samples are cut in proportion there", "close"),
     "packing": _packing, "neat_packing": _neat_packing, "mask_history": _history, "train_on_prompt": _prompt_too,
     "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,

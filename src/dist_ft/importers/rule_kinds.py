@@ -85,11 +85,29 @@ def placeholders(values: Yaml, key: str = "") -> list[str]:
 
 
 def model_name(source: Source, value: Yaml) -> Outcome:
-    """Take over the base model; a checkpoint of quantised weights is refused."""
+    """Take over the base model; where it holds quantised weights, the one it was made of, if the name shows which."""
     name = as_text("the model", value)
-    if _QUANTISED_NAME.search(name.rsplit("/", 1)[-1]):
-        return Outcome("refused", f"{name} holds quantised weights; name the model that it was made of")
-    return Outcome("same", "", {"model.name": name})
+    last = name.rsplit("/", 1)[-1]
+    if not (match := _QUANTISED_NAME.search(last)):
+        return Outcome("same", "", {"model.name": name})
+    made_of = _made_of(last[: match.start()].rstrip("-_."))
+    if made_of is None or not source.options.unquantised:
+        way = f"; import with --unquantised for {made_of}" if made_of else ""
+        return Outcome("refused", f"{name} holds quantised weights; name the model that it was made of{way}")
+    return Outcome("close", f"{name} holds quantised weights; is this what it was made of? {UNQUANTISED}",
+                   {"model.name": made_of})  # fmt: skip
+
+
+_MAKERS = (
+    (r"(meta-)?llama-3", "meta-llama"), (r"qwen", "Qwen"), (r"(mistral|mixtral)-", "mistralai"),
+    (r"gemma-", "google"), (r"phi-", "microsoft"), (r"deepseek-", "deepseek-ai"),
+)  # fmt: skip
+"""Who published the models of a family; the first pattern that fits the beginning of a name decides."""
+
+
+def _made_of(name: str) -> str | None:
+    """Return the hub id of a published model by the last part of its name; None if that does not show whose it is."""
+    return next((f"{maker}/{name}" for pattern, maker in _MAKERS if re.match(pattern, name.lower())), None)
 
 
 def trust_remote_code(source: Source, value: Yaml) -> Outcome:

@@ -27,6 +27,8 @@ class Options:
     """Train the same adapters on the base as it is, where the file quantises it."""
     templates: Path | None = None
     """Folder of Jinja files, by name of the template."""
+    dataset_dir: Path | None = None
+    """Folder with dataset_info.json, in place of the file's (LLaMA-Factory)."""
     trust_remote_code: bool = False
     """Take over a permission to run code that comes with a model."""
     method: Literal["sft", "dpo", "kto"] = "sft"

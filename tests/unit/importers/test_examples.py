@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,12 @@ GENEROUS = Options(unquantised=True, trust_remote_code=True)
 TABLE: tuple[tuple[str, Tool, str, Options], ...] = (
     ("Axolotl, as they are", "axolotl", "axolotl-examples/examples", Options()),
     ("Axolotl, `--unquantised --trust-remote-code`", "axolotl", "axolotl-examples/examples", GENEROUS),
-    ("LLaMA-Factory, `--unquantised --trust-remote-code`", "llamafactory", "llamafactory-examples/examples", GENEROUS),
+    (
+        "LLaMA-Factory, `--unquantised --trust-remote-code --dataset-dir data`",
+        "llamafactory",
+        "llamafactory-examples/examples",
+        replace(GENEROUS, dataset_dir=EXAMPLES / "llamafactory-examples" / "data"),
+    ),
 )
 """The rows of the table: their names there, the tool, the folder and the options."""
 
@@ -54,3 +60,25 @@ def test_the_table_counts_the_examples(name: str, tool: Tool, folder: str, optio
     assert row is not None
     counted = count(tool, EXAMPLES / folder, options, tmp_path / "ours.yaml")
     assert [int(cell) for cell in row[1].split("|")] == counted
+
+
+def test_most_of_llamafactorys_text_examples_are_imported() -> None:
+    """docs/import.md says how many, and what stops the others."""
+    _, tool, folder, options = TABLE[-1]
+    if not (EXAMPLES / folder).is_dir():
+        pytest.skip(f"the examples of other tools are no part of this project, and not in {EXAMPLES}")
+    stopped: collections.Counter[str] = collections.Counter()
+    for path in sorted((EXAMPLES / folder).rglob("*.yaml")):
+        raw = read_yaml(path)
+        if raw.get("stage") not in ("sft", "dpo", "kto") or "dataset" not in raw:
+            continue
+        refused = {finding.key: finding.outcome.why for finding in import_file(tool, path, options).refused}
+        if "has images" not in refused.get("dataset", ""):
+            stopped[next(iter(refused), "imported")] += 1
+    text = (ROOT / "docs" / "import.md").read_text(encoding="utf-8")
+    told = {
+        key: int(count) for count, key in re.findall(r"(\d+) `([a-z_]+)`", text[text.index("What stops the others") :])
+    }
+    assert told == {key: count for key, count in stopped.items() if key != "imported"}
+    assert f"**{stopped['imported']} of {stopped.total()}**" in text
+    assert stopped["imported"] >= 0.6 * stopped.total()

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from dist_ft.config.data_sections import PromptFormat
 from dist_ft.data.rows.conversation import assistant_turns, check_values, read_turns, with_system
 from dist_ft.data.rows.keys import OTHER_SYSTEM_KEYS, ROW, is_empty, refuse_beside_text
 from dist_ft.data.rows.opened import opened, unread_in
@@ -41,7 +42,7 @@ def read_record(
     row_format: str = "auto",
     columns: Mapping[Any, str] | None = None,
     ignored: Collection[str] = (),
-    prompt: str | None = None,
+    prompt: str | PromptFormat | None = None,
 ) -> Record:
     """Read one row.
 
@@ -71,7 +72,9 @@ def read_record(
             "`history` is only read beside `instruction` and `output`; put its turns in front of the others"
         )
     if prompt is not None and name != "alpaca":
-        raise DataError(f"the row is of format {name}, but prompt={prompt} is for format alpaca; remove one of the two")
+        raise DataError(
+            f"the row is of format {name}, but its source has a prompt, which is for format alpaca; remove the prompt"
+        )
     record = _READERS[name](renamed) if prompt is None else read_prompted(renamed, prompt)
     if name != "text":
         _check_other_system(renamed, record)

@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from dist_ft.config.data_sections import DataConfig, RowSource
+from dist_ft.config.data_sections import DataConfig, PromptFormat, RowSource
 from dist_ft.data.rows.formats import READING_VERSION, read_record, unread_keys
 from dist_ft.data.sources.listing import check_unchanged, list_files
 from dist_ft.data.sources.location import RawRow, RowLocation
@@ -84,7 +84,8 @@ def reading_key(source: RowSource, part: Part) -> list[object]:
     """
     if source.format == "text" or all(piece.file.kind in (EMBEDDED, "text") for piece in part.pieces):
         return []
-    return ["reading", READING_VERSION, sorted(source.ignore), *([source.prompt] if source.prompt else [])]
+    prompt = source.prompt.model_dump() if isinstance(source.prompt, PromptFormat) else source.prompt
+    return ["reading", READING_VERSION, sorted(source.ignore), *([prompt] if prompt else [])]
 
 
 def scan_part(part: Part, source: RowSource, group_by: str | None = None) -> Iterator[Row | BadRow]:

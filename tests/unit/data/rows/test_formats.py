@@ -6,8 +6,9 @@ import json
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
-from dist_ft.config.data_sections import Column, RowSource
+from dist_ft.config.data_sections import Column, PromptFormat, RowSource
 from dist_ft.data.rows import formats
 from dist_ft.data.rows.formats import read_record
 from dist_ft.data.rows.scan import reading_key
@@ -257,7 +258,26 @@ def test_a_row_that_headings_would_not_hold_is_refused(row: dict[str, Any]) -> N
         read_record(row, prompt="alpaca")
 
 
+def test_a_prompt_of_ones_own_writes_a_row() -> None:
+    own = PromptFormat(
+        system="Be brief.", system_format="<{system}>\n", format="Q: {instruction} {{{input}}}",
+        no_input_format="Q: {instruction}", answer_format="A: {output}",
+    )  # fmt: skip
+    row = {"instruction": "a {input}", "input": "b", "output": "c"}
+    assert read_record(row, prompt=own) == Completion("<Be brief.>\nQ: a {input} {b}", "A: c", is_apart=True)
+    assert read_record(row | {"input": "", "system": "Go."}, prompt=own).prompt == "<Go.>\nQ: a {input}"
+    assert read_record(row | {"system": ""}, prompt=own).prompt == "Q: a {input} {b}"
+
+
+@pytest.mark.parametrize("text", ["{output}", "{instruction!r}", "{instruction.__class__}", "{0}", "{", "{input:9}"])
+def test_a_prompt_that_cannot_be_filled_is_an_error_of_the_config(text: str) -> None:
+    with pytest.raises(ValidationError, match="instruction"):
+        RowSource.model_validate({"source": "a.jsonl", "prompt": {"no_input_format": text}})
+
+
 def test_headings_give_other_shards_than_turns() -> None:
     part = whole([SourceFile("a.jsonl", "jsonl", None, 1, "xxh3:0")])
     turns, headings = RowSource(source="a.jsonl"), RowSource(source="a.jsonl", prompt="alpaca")
-    assert reading_key(turns, part) != reading_key(headings, part)
+    own = RowSource(source="a.jsonl", prompt=PromptFormat())
+    keys = [json.dumps(reading_key(source, part)) for source in (turns, headings, own)]
+    assert len(set(keys)) == 3
