@@ -116,12 +116,14 @@ class Conversation(Record):
     Attributes:
         messages: At least one turn.
         tools: Definitions of the functions that the assistant may call, in OpenAI's spelling; empty for none.
+        is_completion: Whether the row said apart what comes before its answers.
     """
 
     kind = "a conversation"
 
     messages: list[Message]
     tools: tuple[dict[str, Any], ...] = ()
+    is_completion: bool = field(default=False, compare=False)
 
     @property
     def num_turns(self) -> int:

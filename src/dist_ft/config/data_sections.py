@@ -248,9 +248,11 @@ class DataConfig(Section):
     chat_template: str | None = None
     """In place of the tokenizer's own template: a name (`chatml`, `gemma`, `llama3`, `mistral`, `phi`, `plain`), the
     path of a Jinja file, or Jinja text (whatever holds `{{` or `{%`). See docs/templates.md."""
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    """Which tokens are trained: those of all assistant turns, of the last one only, or every one. A turn's
-    `"weight": 0` leaves it out, save with `all`."""
+    train_on: Literal["assistant", "last", "turns", "last_turn", "all", "completion"] = "assistant"
+    """Which tokens are trained: those of all assistant turns, of the last one only, the same with the white space that
+    the template writes behind an answer (`turns`, `last_turn`: LLaMA-Factory's rule), or every one. `completion` is
+    TRL's: `turns` of rows that have a prompt apart, and every token of the others. A turn's `"weight": 0` leaves it
+    out, save where every token is trained."""
 
     @property
     def curates(self) -> bool:

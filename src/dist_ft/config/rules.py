@@ -228,9 +228,10 @@ def _objective_problems(config: Config) -> list[str]:
     ]
     if isinstance(objective, SftConfig | DistillConfig):
         return problems
-    if data.train_on == "all":
+    if data.train_on in ("all", "completion"):
         problems.append(
-            f"data.train_on=all trains prompts, which objective.kind={objective.kind} only conditions on; remove it"
+            f"data.train_on={data.train_on} trains prompts, which objective.kind={objective.kind} only conditions on; "
+            "remove it"
         )
     if data.long_samples == "split":
         problems.append(

@@ -252,7 +252,7 @@ def _train_on_inputs(source: Source, value: Yaml) -> Outcome:
 
 
 def _excess(source: Source, value: Yaml) -> Outcome:
-    if {entry.get("type") for entry in entries(source)} == {"completion"}:
+    if all(entry.get("type") == "completion" for entry in entries(source)):
         return Outcome("no effect", "raw text is cut into pieces")
     ours = {"drop": "drop", "truncate": "truncate", "raise": "error"}.get(as_text("excess_length_strategy", value))
     return Outcome("same", "", {"data.long_samples": ours}) if ours else Outcome("refused", "drop, truncate or raise")

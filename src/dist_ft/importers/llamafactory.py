@@ -45,7 +45,7 @@ NOTES = (
 DEFAULTS: dict[str, Yaml] = {
     **TRAINER_DEFAULTS, "cutoff_len": 2048, "packing": False, "lora_rank": 8, "lora_alpha": 0, "lora_target": "all",
     "lora_dropout": 0.0, "finetuning_type": "lora", "stage": "sft", "disable_gradient_checkpointing": False,
-    "pref_ftx": 0.0,
+    "pref_ftx": 0.0, "mask_history": False,
 }  # fmt: skip
 """What LLaMA-Factory takes for keys that a file leaves out."""
 REQUIRED = ("model_name_or_path", "dataset", "template", "output_dir")
@@ -124,6 +124,9 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str, wanted: str) -> tup
     form = "preference" if entry.get("ranking") is True else "labelled" if "kto_tag" in columns else ""
     if form != wanted:
         return {}, f"{name} holds {_ROWS[form]}, and the stage learns from {_ROWS[wanted]}; name another data set"
+    if layout == "openai":
+        why = "writes `detailed thinking off` into every system prompt there (as of 0.9.5); set sharegpt with its tags"
+        return {}, f"{name}.formatting=openai {why}"
     if layout not in _COLUMNS or (extra := sorted(columns.keys() - _COLUMNS[layout].keys())):
         what = f"formatting={layout}" if layout not in _COLUMNS else f"columns {', '.join(extra)}"
         return {}, f"{name}: {what} is not supported; write the rows as messages"
@@ -236,11 +239,10 @@ def _neat_packing(source: Source, value: Yaml) -> Outcome:
 
 
 def _history(source: Source, value: Yaml) -> Outcome:
-    return (
-        Outcome("same", "", {"data.train_on": "last"})
-        if as_flag("mask_history", value)
-        else Outcome("no effect", "off")
-    )
+    which = "last_turn" if as_flag("mask_history", value) else "turns"
+    if source.flag("train_on_prompt"):
+        return Outcome("no effect", "see train_on_prompt")
+    return Outcome("same", "", {"data.train_on": which})
 
 
 def _prompt_too(source: Source, value: Yaml) -> Outcome:

@@ -127,16 +127,17 @@ def _targets(source: Source, value: Yaml) -> Outcome:
 def _assistant_only(source: Source, value: Yaml) -> Outcome:
     if as_flag("assistant_only_loss", value):
         return Outcome("same", "", {"data.train_on": "assistant"})
-    if source.flag("completion_only_loss"):
+    if "completion_only_loss" in source.values:
         return Outcome("same", "see completion_only_loss")
-    return Outcome("close", "rows of messages train every token; rows of prompt and completion would, too",
-                   {"data.train_on": "all"})  # fmt: skip
+    why = "rows of prompt and completion train the completion, others every token"
+    return Outcome("same", why, {"data.train_on": "completion"})
 
 
 def _completion_only(source: Source, value: Yaml) -> Outcome:
-    if as_flag("completion_only_loss", value):
-        return Outcome("same", "", {"data.train_on": "assistant"})
-    return Outcome("same", "", {"data.train_on": "all"})
+    if source.flag("assistant_only_loss"):
+        return Outcome("no effect", "assistant_only_loss trains less")
+    which = "completion" if as_flag("completion_only_loss", value) else "all"
+    return Outcome("same", "", {"data.train_on": which})
 
 
 def _preference_loss(source: Source, value: Yaml) -> Outcome:
@@ -170,7 +171,7 @@ def _objective(source: Source, value: Yaml) -> Outcome:
 def _loss_of_pairs(source: Source, value: Yaml) -> Outcome:
     """Take over the loss; pairs and labelled answers are not packed there."""
     found = _preference_loss(source, value)
-    settings: dict[str, Yaml] = found.settings and found.settings | {"data.packing": False}
+    settings: dict[str, Yaml] = found.settings and found.settings | {"data.packing": False, "data.train_on": "turns"}
     return Outcome(found.verdict, found.why, settings)
 
 

@@ -88,7 +88,7 @@ def refused(result: Imported) -> set[str]:
             TRL,
             {
                 "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.05, "data.seq_len": 1024,
-                "data.train_on": "all", "optimizer.lr": 2e-5, "method.target_modules": "all-linear",
+                "data.train_on": "completion", "optimizer.lr": 2e-5, "method.target_modules": "all-linear",
                 "data.train": [{"source": "org/chats"}], "data.long_samples": "truncate",
             },
         ),

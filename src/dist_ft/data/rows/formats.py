@@ -18,6 +18,7 @@ of a row and what happens to a refused one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dist_ft.config.data_sections import PromptFormat
@@ -159,7 +160,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> Record:
     for turn in asked:
         if turn["role"] == "assistant":
             turn["weight"] = 0  # only the completion is learned
-    return _conversation(row, [*asked, *read_turns("completion", completion)])
+    return replace(_conversation(row, [*asked, *read_turns("completion", completion)]), is_completion=True)
 
 
 def _alpaca(row: Mapping[str, Any]) -> Conversation:

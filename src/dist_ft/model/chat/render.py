@@ -30,6 +30,9 @@ from dist_ft.records import Completion, Conversation, Message, Record, Sample
 RENDERING_VERSION = 2
 """Part of every cache key; raised when the same record would give other tokens."""
 
+_WITH_BREAKS = ("turns", "last_turn", "completion")
+"""Values of `data.train_on` that train the white space behind the token that ends an answer, too."""
+
 
 class Renderer:
     """Renders records with one tokenizer and its chat template.
@@ -109,7 +112,8 @@ class Renderer:
     @cached_property
     def _of_answers(self) -> Renderer:
         """The renderer that trains no prompt: this one, or one like it."""
-        return Renderer(self._tokenizer, stops=self._stop_ids) if self._train_on == "all" else self
+        which = {"all": "assistant", "completion": "turns"}.get(self._train_on)
+        return Renderer(self._tokenizer, which, self._stop_ids) if which else self
 
     def prompt(self, record: Conversation | Completion) -> str:
         """Return the text before the last assistant turn, or the prompt, ready for the model to continue."""
@@ -175,7 +179,7 @@ class Renderer:
                 f"the row is {record.kind}, which supervised fine-tuning cannot learn from; set objective.kind "
                 f"({record.objectives}), or use rows with the good answers alone"
             )
-        if self._train_on == "all":
+        if self._trains_all(record.is_completion):
             text = self._finished_text(record)
             check_context(
                 text,
@@ -186,6 +190,10 @@ class Renderer:
             )
             return [_Text(text, ((0, len(text)),))]
         return self._texts_of_answers(record)
+
+    def _trains_all(self, has_prompt: bool) -> bool:
+        """Return whether every token of a record is trained."""
+        return self._train_on == "all" or (self._train_on == "completion" and not has_prompt)
 
     def _finished_text(self, conversation: Conversation) -> str:
         """Return the text of a conversation, without a prompt behind it and with the token that ends its answer."""
@@ -201,7 +209,7 @@ class Renderer:
             return self.text(messages, conversation.tools, add_generation_prompt)
 
         numbers = [number for number, message in enumerate(turns) if message["role"] == "assistant"]
-        if self._train_on == "last":
+        if self._train_on in ("last", "last_turn"):
             numbers = numbers[-1:]
         trained = [number for number in numbers if turns[number].get("weight") != 0]
         endings = self._template(bool(conversation.tools))[2]
@@ -222,6 +230,8 @@ class Renderer:
             found = {number: span for number, span in spans.items() if span}
             for number, (start, end) in found.items():
                 check_answer(text[start:end], number, turns[number])
+                if self._train_on in _WITH_BREAKS:
+                    found[number] = start, len(text) - len(text[end:].lstrip())
             texts.append(_Text(text, tuple(found.values())))
             answers = {number: answer for number, answer in answers.items() if number not in found}
         return texts[::-1]
@@ -233,7 +243,7 @@ class Renderer:
         opening = [] if text.startswith(self._bos) else [self._tokenizer.bos_token_id]
         if not text.endswith(self._eos):
             text += self._eos
-        start = 0 if self._train_on == "all" else len(record.prompt)
+        start = 0 if self._trains_all(bool(record.prompt)) else len(record.prompt)
         return _Text(text, ((start, len(text)),), tuple(opening))
 
     def _joined_texts(self, record: Completion) -> _Text:
@@ -241,7 +251,7 @@ class Renderer:
         opening = [] if record.prompt.startswith(self._bos) else [self._tokenizer.bos_token_id]
         opening += self._backend().encode(record.prompt, add_special_tokens=False).ids
         text = record.completion if record.completion.endswith(self._eos) else record.completion + self._eos
-        return _Text(text, ((0, len(text)),), tuple(opening), is_opening_trained=self._train_on == "all")
+        return _Text(text, ((0, len(text)),), tuple(opening), is_opening_trained=self._trains_all(True))
 
     def _tokenise(self, texts: Sequence[_Text]) -> list[Sample]:
         encodings = self._backend().encode_batch([text.text for text in texts], add_special_tokens=False)
