@@ -294,6 +294,11 @@ def _folder(source: Source, value: Yaml) -> Outcome:
     return Outcome("no effect", "where dataset_info.json is")
 
 
+def _order(source: Source, value: Yaml) -> Outcome:
+    is_off = as_flag("disable_shuffling", value)
+    return Outcome("same", "", {"data.shuffle": False}) if is_off else Outcome("no effect", "off")
+
+
 def _most(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", f"the first {as_whole('max_samples', value)} rows of each data set, in data.train[].rows")
 
@@ -332,7 +337,7 @@ TABLE: dict[str, Rule] = {
     "template": _template, "cutoff_len": to("data.seq_len", "whole", "samples are cut in proportion there", "close"),
     "packing": _packing, "neat_packing": _neat_packing, "mask_history": _history, "train_on_prompt": _prompt_too,
     "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,
-    "max_samples": _most,
+    "max_samples": _most, "disable_shuffling": _order,
     "disable_gradient_checkpointing": _checkpointing, "deepspeed": deepspeed,
     "quantization_bit": quantised("a quantised base"), "quantization_method": quantised("a quantised base"),
     "double_quantization": quantised("a quantised base"), "quantization_type": quantised("a quantised base"),
