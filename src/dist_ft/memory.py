@@ -11,7 +11,8 @@ of them trained with `m` bytes of optimizer state (8 for AdamW's two moments), o
     3                b·P / N + G     4·T / N     (4 + m)·T / N
 
 G is what stage 3 holds gathered at a time: what the worker does not own, at most an eighth of the model
-(`stage3_max_live_parameters` in `zero/ds_config.py`). A frozen LoRA base is sharded at stage 3 only.
+(`stage3_max_live_parameters` in `zero/ds_config.py`). A frozen LoRA base is sharded at stage 3 only; a quantised one
+takes 0.52 bytes (nf4) or 1 (int8) for each element of its linear layers.
 
 Activations follow Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models",
 equation 2): s·B·h·(34 + 5·a·s/h) bytes a layer in 16 bit, for s tokens, B sequences, hidden size h, a heads.
@@ -49,6 +50,7 @@ class ModelShape:
         vocab_size: Columns of the logits.
         dtype_bytes: Bytes of a weight and of an activation (b).
         state_bytes: Bytes of optimizer state of a trained element (m).
+        saved_bytes: How much smaller a quantised base is.
     """
 
     num_params: int
@@ -59,6 +61,7 @@ class ModelShape:
     vocab_size: int
     dtype_bytes: int
     state_bytes: int = 8
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def weights_bytes(model: ModelShape, stage: int, world_size: int, offload: bool 
     if stage == 3:
         own = _share(elements, world_size)
         elements = own + min(elements - (0 if offload else own), elements // _GATHERED_PARTS)
-    return elements * model.dtype_bytes
+    return elements * model.dtype_bytes - model.saved_bytes
 
 
 def gradients_bytes(model: ModelShape, stage: int, world_size: int) -> int:

@@ -9,9 +9,8 @@ from typing import Literal
 from dist_ft.config.yaml_file import Yaml
 
 QUANTISED = (
-    "quantised training is not supported: exact resumes need float32 masters and optimizer state of weights that are "
-    "kept as they are. Use method.kind=lora with model.dtype=bfloat16; where memory is short, zero.stage=3 and "
-    "zero.offload=true"
+    "a frozen base is quantised here when it is loaded: name the model as it is, and set model.quantization to "
+    "{kind: nf4} or {kind: int8} beside method.kind=lora"
 )
 TOKEN = "secrets come from the environment only: remove it here; for a hub, set HF_TOKEN"
 

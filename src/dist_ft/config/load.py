@@ -115,8 +115,9 @@ def with_commit(config: Config, commit: str | None) -> Config:
 
 
 def with_model_dir(config: Config, directory: str, dtype: str | None = None) -> Config:
-    """Return the config with the model in a directory, which has no revision and no commit."""
-    changes = {"name": directory, "revision": None, "commit": None, "dtype": dtype or config.model.dtype}
+    """Return the config with the model in a directory as it is, without revision, commit and quantisation."""
+    plain = {"revision": None, "commit": None, "quantization": None}
+    changes = {"name": directory, **plain, "dtype": dtype or config.model.dtype}
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 

@@ -53,6 +53,7 @@ def section_problems(config: Config) -> list[str]:
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
+    problems += _quantisation_problems(config)
     problems += _objective_problems(config)
     if config.optimizer.kind == "schedule_free_adamw" and not config.schedule.kind.startswith("constant"):
         problems.append(
@@ -66,6 +67,25 @@ def section_problems(config: Config) -> list[str]:
             checked_store_url(config.run.output_dir)
         except ConfigError as error:
             problems.append(f"run.output_dir: {error}")
+    return problems
+
+
+def _quantisation_problems(config: Config) -> list[str]:
+    """Return what a quantised base cannot be joined with."""
+    asked, problems = config.model.quantization, list[str]()
+    if asked is None:
+        return problems
+    where = f"model.quantization.kind={asked.kind}"
+    if config.method.kind != "lora":
+        problems.append(f"{where} freezes the base, so that method.kind={config.method.kind} has nothing to train; "
+                        "set method.kind=lora")  # fmt: skip
+    if config.zero_stage == 3:
+        problems.append(
+            f"{where} does not go with zero.stage=3, which cuts weights into flat parts: the scales of a quantised "
+            "matrix lie beside it and would be lost; set zero.stage=2"
+        )
+    if config.method.use_dora:
+        problems.append(f"{where} does not go with method.use_dora=true, which measures whole weights; remove one")
     return problems
 
 

@@ -45,6 +45,22 @@ class SpecialTokens(Section):
     """Further tokens that a text never falls apart into, and that answers are shown without."""
 
 
+class QuantizationConfig(Section):
+    """Quantises the linear layers of the frozen base under an adapter (QLoRA, Dettmers et al. 2023)."""
+
+    kind: Literal["nf4", "int8"]
+    """`nf4`: 4 bits a weight, in blocks of 64; `int8`: 8 bits, a scale a row. Embeddings and output layer stay."""
+    double_quant: bool = True
+    """nf4 only: quantise the scales of the blocks, too."""
+    compute_dtype: DType | None = None
+    """nf4 only: dtype in which products are computed; null is `model.dtype`."""
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """`float32`, `bfloat16`, or None."""
+        return None if self.compute_dtype is None else _LONG_DTYPE.get(self.compute_dtype, self.compute_dtype)
+
+
 class ModelConfig(Section):
     """The base model."""
 
@@ -64,6 +80,8 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers. With `sdpa` the samples of a packed row attend one by one, without
     a mask of [T, T]."""
+    quantization: QuantizationConfig | None = None
+    """Quantise the frozen base, with `method.kind: lora` and ZeRO stage 0 to 2. It needs the extra `quantised`."""
     special_tokens: SpecialTokens = SpecialTokens()
     """Special tokens in place of the tokenizer's own, such as `{eos: <|im_end|>}` for a base model that learns to chat.
     Exports have them in tokenizer, config and generation config."""

@@ -10,7 +10,6 @@ from dist_ft.importers.axolotl_data import entries, held_out, is_chat, train_sou
 from dist_ft.importers.preference_rules import TOKEN_MEAN, dropout, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
-    UNQUANTISED,
     close_if_true,
     deepspeed,
     family_targets,
@@ -21,6 +20,7 @@ from dist_ft.importers.rule_kinds import (
     no_effect,
     optimizer,
     quantised,
+    quantised_base,
     refuse,
     run_place,
     schedule,
@@ -29,6 +29,7 @@ from dist_ft.importers.rule_kinds import (
     trust_remote_code,
     warmup_ratio,
     warmup_steps,
+    zero_stage,
 )
 from dist_ft.importers.verdicts import (
     Outcome,
@@ -127,10 +128,32 @@ def _adapter(source: Source, value: Yaml) -> Outcome:
     if name == "lora":
         return Outcome("same", "", {"method.kind": "lora"})
     if name == "qlora":
-        if source.options.unquantised:
-            return Outcome("close", f"4-bit base there; {UNQUANTISED}", {"method.kind": "lora"})
-        return Outcome("refused", f"a 4-bit base is not supported; import with --unquantised for {UNQUANTISED}")
+        found = _four_bit(source)
+        return Outcome(found.verdict, found.why, found.settings | {"method.kind": "lora"})
     return Outcome("refused", f"{name} is an adapter that is not there; use adapter: lora")
+
+
+def _four_bit(source: Source) -> Outcome:
+    """Take over a 4-bit base; there scales are quantised, too, unless the file says otherwise."""
+    given = as_mapping("bnb_config_kwargs", source.values.get("bnb_config_kwargs", {}))
+    doubly = as_flag("bnb_4bit_use_double_quant", given.get("bnb_4bit_use_double_quant", True))
+    kind = as_text("bnb_4bit_quant_type", given.get("bnb_4bit_quant_type", "nf4"))
+    return quantised_base(source, kind, doubly, given.get("bnb_4bit_compute_dtype"))
+
+
+def _load_in_4bit(source: Source, value: Yaml) -> Outcome:
+    return _four_bit(source) if as_flag("load_in_4bit", value) else Outcome("no effect", "off")
+
+
+def _load_in_8bit(source: Source, value: Yaml) -> Outcome:
+    return quantised_base(source, "int8") if as_flag("load_in_8bit", value) else Outcome("no effect", "off")
+
+
+def _bnb_arguments(source: Source, value: Yaml) -> Outcome:
+    known = {"bnb_4bit_use_double_quant", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "llm_int8_has_fp16_weight"}
+    if extra := sorted(as_mapping("bnb_config_kwargs", value).keys() - known):
+        return Outcome("refused", f"{', '.join(extra)} of bitsandbytes cannot be set here; leave it out")
+    return Outcome("same", "in model.quantization")
 
 
 def _adapted(rule: Rule) -> Rule:
@@ -318,7 +341,7 @@ def _steps(key: str) -> Rule:
 
 
 def _fsdp(source: Source, value: Yaml) -> Outcome:
-    settings: dict[str, Yaml] = {"zero.stage": 3}
+    settings: dict[str, Yaml] = {"zero.stage": zero_stage(source, 3)}
     if isinstance(value, dict):
         if value.get("reshard_after_forward") is False:
             settings["zero.stage"] = 2
@@ -427,11 +450,11 @@ TABLE: dict[str, Rule] = {
     "attn_implementation": _attention, "eager_attention": _eager,
     "s2_attention": refuse("shifted sparse attention computes something else; turn it off"),
     "adapter": _adapter,
-    "load_in_4bit": quantised("4-bit base"), "load_in_8bit": quantised("8-bit base"),
+    "load_in_4bit": _load_in_4bit, "load_in_8bit": _load_in_8bit, "bnb_config_kwargs": _bnb_arguments,
     "gptq": refuse("a base of GPTQ weights is not supported; name the model that it was made of"),
-    "bnb_config_kwargs": quantised("a quantised base"), "quantize_moe_experts": quantised("quantised experts"),
-    "model_quantization_config": quantised("a quantised base"),
-    "model_quantization_config_kwargs": quantised("a quantised base"),
+    "quantize_moe_experts": quantised("quantising tensors of experts"),
+    "model_quantization_config": quantised("another way to quantise the base"),
+    "model_quantization_config_kwargs": quantised("another way to quantise the base"),
     "lora_r": _adapted(to("method.r", "whole")), "lora_alpha": _adapted(to("method.lora_alpha", "number")),
     "lora_dropout": _adapted(dropout(_objective)),
     "lora_target_linear": _adapted(_if_true("method.target_modules", "all-linear")),

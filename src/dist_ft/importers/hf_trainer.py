@@ -14,6 +14,7 @@ from dist_ft.importers.rule_kinds import (
     to,
     warmup_ratio,
     warmup_steps,
+    zero_stage,
 )
 from dist_ft.importers.verdicts import Outcome, Rule, Source, as_flag, as_mapping, as_number, as_text, as_whole
 
@@ -88,9 +89,9 @@ def _report_to(source: Source, value: Yaml) -> Outcome:
 
 
 def _fsdp(source: Source, value: Yaml) -> Outcome:
-    if isinstance(value, dict) and as_mapping("fsdp_config", value).get("reshard_after_forward") is False:
-        return Outcome("no effect", "every stage gives the same result", {"zero.stage": 2})
-    return Outcome("no effect", "every stage gives the same result", {"zero.stage": 3})
+    is_whole = isinstance(value, dict) and as_mapping("fsdp_config", value).get("reshard_after_forward") is False
+    stage = zero_stage(source, 2 if is_whole else 3)
+    return Outcome("no effect", "every stage gives the same result", {"zero.stage": stage})
 
 
 _RHYTHM = no_effect("when to measure or to keep a checkpoint; see eval.every_steps and checkpoint.every_steps")

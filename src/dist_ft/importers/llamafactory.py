@@ -19,6 +19,7 @@ from dist_ft.importers.rule_kinds import (
     model_name,
     no_effect,
     quantised,
+    quantised_base,
     refuse,
     to,
     trust_remote_code,
@@ -294,6 +295,20 @@ def _folder(source: Source, value: Yaml) -> Outcome:
     return Outcome("no effect", "where dataset_info.json is")
 
 
+def _quantised_bits(source: Source, value: Yaml) -> Outcome:
+    bits, how = as_whole("quantization_bit", value), str(source.values.get("quantization_method", "bnb")).lower()
+    if how not in ("bnb", "bitsandbytes") or bits not in (4, 8):
+        return quantised(f"{bits}-bit base by {how}")(source, value)
+    kind = source.text("quantization_type", "nf4") if bits == 4 else "int8"
+    return quantised_base(source, kind, source.flag("double_quantization", True))
+
+
+def _of_quantisation(source: Source, value: Yaml) -> Outcome:
+    if "quantization_bit" not in source.values:
+        return Outcome("no effect", "needs quantization_bit")
+    return Outcome("same", "see quantization_bit")
+
+
 def _order(source: Source, value: Yaml) -> Outcome:
     is_off = as_flag("disable_shuffling", value)
     return Outcome("same", "", {"data.shuffle": False}) if is_off else Outcome("no effect", "off")
@@ -339,8 +354,8 @@ TABLE: dict[str, Rule] = {
     "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,
     "max_samples": _most, "disable_shuffling": _order,
     "disable_gradient_checkpointing": _checkpointing, "deepspeed": deepspeed,
-    "quantization_bit": quantised("a quantised base"), "quantization_method": quantised("a quantised base"),
-    "double_quantization": quantised("a quantised base"), "quantization_type": quantised("a quantised base"),
+    "quantization_bit": _quantised_bits, "quantization_method": _of_quantisation,
+    "double_quantization": _of_quantisation, "quantization_type": _of_quantisation,
     "per_device_train_batch_size": batch,
 }  # fmt: skip
 for _keys, _rule in (

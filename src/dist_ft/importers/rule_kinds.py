@@ -119,19 +119,47 @@ def trust_remote_code(source: Source, value: Yaml) -> Outcome:
     return Outcome("refused", "runs somebody else's program; if you want that, say so again: --trust-remote-code")
 
 
+def quantised_base(source: Source, kind: str, double_quant: bool = True, compute: Yaml = None) -> Outcome:
+    """Take over a quantised base, or leave it as it is where the user says so.
+
+    Args:
+        source: The config.
+        kind: `nf4` or `int8`.
+        double_quant: Whether the scales of 4-bit blocks are quantised, too.
+        compute: Dtype of the products; None is that of the model.
+    """
+    if source.options.unquantised:
+        return Outcome("close", f"{kind} base there; {UNQUANTISED}")
+    dtype = as_text("compute_dtype", compute or "bfloat16").removeprefix("torch.")
+    if kind not in ("nf4", "int8") or dtype not in ("bfloat16", "float32"):
+        what = kind if kind not in ("nf4", "int8") else dtype
+        return Outcome("refused", f"{what} is no way to quantise here; use nf4 or int8 with bfloat16 or float32")
+    asked: dict[str, Yaml] = {"kind": kind}
+    if kind == "int8":
+        why = "columns of outliers are computed in 16 bits there, and none here, since a micro batch decides on them"
+        return Outcome("close", why, {"model.quantization": asked})
+    asked |= {"double_quant": double_quant} | ({"compute_dtype": dtype} if compute else {})
+    return Outcome("same", "the output layer stays as it is", {"model.quantization": asked})
+
+
 def quantised(what: str) -> Rule:
-    """Return a rule for a key that quantises the frozen base."""
+    """Return a rule for a way of quantising the base that is not there."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
         if value is False:
             return Outcome("no effect", "off")
         if source.options.unquantised:
             return Outcome("close", f"{what} there; {UNQUANTISED}")
-        return Outcome(
-            "refused", f"{what}: a quantised base is not supported; import with --unquantised for {UNQUANTISED}"
-        )
+        return Outcome("refused", f"{what} is not supported; import with --unquantised for {UNQUANTISED}")
 
     return rule
+
+
+def zero_stage(source: Source, stage: int) -> int:
+    """Return the ZeRO stage to run at: a quantised base is not cut, as stage 3 would."""
+    bits = mentions(source, "load_in_4bit", "load_in_8bit", "quantization_bit")
+    is_quantised = (bits or source.values.get("adapter") == "qlora") and not source.options.unquantised
+    return 2 if is_quantised and stage == 3 else stage
 
 
 def optimizer(source: Source, value: Yaml) -> Outcome:
@@ -230,7 +258,7 @@ def deepspeed(source: Source, value: Yaml) -> Outcome:
         file = find_beside(source, value)
         if file is None:
             stage = re.search(r"(?:zero|z)_?([0-3])", value.lower())
-            settings: dict[str, Yaml] = {"zero.stage": int(stage[1])} if stage else {}
+            settings: dict[str, Yaml] = {"zero.stage": zero_stage(source, int(stage[1]))} if stage else {}
             return Outcome("no effect", f"{value} is not there, so the stage follows from its name", settings)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -242,7 +270,8 @@ def deepspeed(source: Source, value: Yaml) -> Outcome:
     if named := [key for key in ("optimizer", "scheduler") if key in ours]:
         return Outcome("refused", f"its {' and '.join(named)} would win over the keys of the file; write them there")
     zero = as_mapping("deepspeed.zero_optimization", ours.get("zero_optimization", {}))
-    settings = {"zero.stage": as_whole("deepspeed.zero_optimization.stage", zero.get("stage", 0))}
+    stage_there = as_whole("deepspeed.zero_optimization.stage", zero.get("stage", 0))
+    settings = {"zero.stage": zero_stage(source, stage_there)}
     if any(_offloads(zero.get(key)) for key in ("offload_optimizer", "offload_param")):
         settings["zero.offload"] = True
     clip = ours.get("gradient_clipping", "auto")

@@ -24,7 +24,7 @@ from dist_ft.importers.rule_kinds import (
     lora_only,
     model_name,
     no_effect,
-    quantised,
+    quantised_base,
     refuse,
     to,
     trust_remote_code,
@@ -239,6 +239,20 @@ def _switch(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"train.gradient_checkpointing": as_flag("gradient_checkpointing", value)})
 
 
+def _load_in_4bit(source: Source, value: Yaml) -> Outcome:
+    if not as_flag("load_in_4bit", value):
+        return Outcome("no effect", "off")
+    return quantised_base(source, source.text("bnb_4bit_quant_type", "nf4"), source.flag("use_bnb_nested_quant"))
+
+
+def _load_in_8bit(source: Source, value: Yaml) -> Outcome:
+    return quantised_base(source, "int8") if as_flag("load_in_8bit", value) else Outcome("no effect", "off")
+
+
+def _nested(source: Source, value: Yaml) -> Outcome:
+    return Outcome("same", "see load_in_4bit") if source.flag("load_in_4bit") else Outcome("no effect", "no 4-bit base")
+
+
 TABLE: dict[str, Rule] = {
     **TRAINER_TABLE,
     "model_name_or_path": model_name, "model_revision": to("model.revision", "text"),
@@ -253,13 +267,14 @@ TABLE: dict[str, Rule] = {
     "max_length": _length, "max_seq_length": _length, "packing": to("data.packing", "flag"),
     "packing_strategy": _strategy, "assistant_only_loss": _assistant_only, "completion_only_loss": _completion_only,
     "loss_type": _loss, "chat_template_path": _template, "gradient_checkpointing": _switch, "deepspeed": deepspeed,
-    "load_in_4bit": quantised("4-bit base"), "load_in_8bit": quantised("8-bit base"),
+    "load_in_4bit": _load_in_4bit, "load_in_8bit": _load_in_8bit, "use_bnb_nested_quant": _nested,
+    "bnb_4bit_quant_type": _nested,
     "eos_token": to("model.special_tokens.eos", "text"), "pad_token": no_effect("padding carries no loss"),
 }  # fmt: skip
 for _keys, _rule in (
     (
-        "attn_implementation dataset_num_proc pad_to_multiple_of padding_free eval_packing use_bnb_nested_quant "
-        "bnb_4bit_quant_type activation_offloading lora_task_type",
+        "attn_implementation dataset_num_proc pad_to_multiple_of padding_free eval_packing "
+        "activation_offloading lora_task_type",
         no_effect("nothing of the result depends on it here"),
     ),
     (

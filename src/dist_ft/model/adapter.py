@@ -81,7 +81,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
                     model, method.init_from, config=start, is_trainable=True, autocast_adapter_dtype=False
                 )
             _check_stored(started, weights, method.init_from)
-            return started
+            return _in_dtype(started, config)
         _check_names(model, config)
         lora = LoraConfig(  # the base's name is written at export
             task_type="CAUSAL_LM",
@@ -95,7 +95,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
             modules_to_save=list(method.modules_to_save) or None,
         )
         with without_harmless_warnings():
-            return get_peft_model(model, lora, autocast_adapter_dtype=False)
+            return _in_dtype(get_peft_model(model, lora, autocast_adapter_dtype=False), config)
     except (ConfigError, ModelError):
         raise
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, SafetensorError) as error:
@@ -105,6 +105,15 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
     finally:
         del stage_3  # transformers keeps a weak reference
         torch.random.set_rng_state(state)
+
+
+def _in_dtype(model: PeftModel, config: Config) -> PeftModel:
+    """Return the model with an adapter in `model.dtype`, which PEFT cannot read off a quantised layer."""
+    if config.model.quantization is not None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, config.model.torch_dtype))
+    return model
 
 
 def _check_stored(model: PeftModel, weights: Path, directory: str) -> None:

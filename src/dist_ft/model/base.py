@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import re
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -85,8 +88,7 @@ def load_model_config(config: Config) -> PreTrainedConfig:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
     if found.to_dict().get("quantization_config"):
         raise ModelError(
-            f"model.name={config.model.name} is quantised (quantization_config in its config.json), and {QUANTISED}. "
-            "Name the model that it was quantised from"
+            f"model.name={config.model.name} is quantised (quantization_config in its config.json), and {QUANTISED}"
         )
     for name, value in config.model.config_overrides.items():
         if name not in found.to_dict() and name not in found.attribute_map:
@@ -99,12 +101,14 @@ def load_model_config(config: Config) -> PreTrainedConfig:
 
 
 def load_model(config: Config) -> PreTrainedModel:
-    """Load the base model in `model.dtype` on the CPU.
+    """Load the base model in `model.dtype` on the CPU, or quantised on the device where bitsandbytes works.
 
     Raises:
         ModelError: The weights do not load.
     """
-    return _load(config)
+    model = _load(config, quantization=_quantisation(config))
+    _keep_exact(model)
+    return model
 
 
 def check_length(config: Config) -> None:
@@ -132,10 +136,13 @@ def check_weights(config: Config) -> None:
         ModelError: It would not load.
     """
     check_files(model_dir(config), f"model.name={config.model.name}")
+    _quantisation(config)
     _load(config, device_map="meta")
 
 
-def _load(config: Config, device_map: str | None = None) -> PreTrainedModel:
+def _load(
+    config: Config, device_map: str | None = None, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     disable_progress_bar()
     path = model_dir(config)
     try:
@@ -149,6 +156,7 @@ def _load(config: Config, device_map: str | None = None) -> PreTrainedModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below
             device_map=device_map,
+            quantization_config=quantization,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model.name={config.model.name}: cannot load {path}: {error}") from error
@@ -174,6 +182,50 @@ def _load(config: Config, device_map: str | None = None) -> PreTrainedModel:
             f"does not have, such as {more[0]}; set model.config_overrides.num_hidden_layers={number} if that is meant"
         )
     return model
+
+
+def _quantisation(config: Config) -> BitsAndBytesConfig | None:
+    """Return what transformers needs to quantise while it loads (Dettmers et al. 2023); None for a base as it is.
+
+    Each rank quantises on its own; the same weights give the same blocks.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    asked = config.model.quantization
+    if asked is None:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization.kind={asked.kind} needs bitsandbytes; install dist-ft[quantised], or leave the key out"
+        )
+    # int8 says on every call that it quantises inputs from 16 bits.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if asked.kind == "int8":
+        # With a threshold, the whole micro batch decides which columns are computed apart.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=asked.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, asked.torch_dtype or config.model.torch_dtype),
+    )
+
+
+def _keep_exact(model: PreTrainedModel) -> None:
+    """Let quantised layers compute the same in evaluation as in training.
+
+    On CPUs with AVX-512 bitsandbytes (0.50) packs 4-bit weights anew when a layer is first used for inference, with
+    scales rounded to bfloat16, and unpacks the rounded ones for training: an evaluation would change the base.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a base model with plain linear layers that hold what its quantised ones compute with."""
+    return model.dequantize() if getattr(model, "is_quantized", False) else model
 
 
 def skeleton(config: Config) -> PreTrainedModel:
@@ -284,6 +336,8 @@ def fingerprint(config: Config) -> str:
     hasher = xxhash.xxh3_128((path / "config.json").read_bytes())
     if config.model.config_overrides:
         hasher.update(repr(sorted(config.model.config_overrides.items())).encode())
+    if config.model.quantization is not None:
+        hasher.update(repr(config.model.quantization).encode())
     for file in sorted(path.glob("*.safetensors")):
         size = file.stat().st_size
         hasher.update(f"{file.name} {size}".encode())

@@ -48,6 +48,8 @@ def model_card(
         for name, label in shown.items()
         if at <= step and (value := metrics.get(name)) is not None
     ]
+    quantised = config.model.quantization
+    base = f", on a base in `{json.dumps(quantised.model_dump(mode='json'))}`" if quantised else ""
     sections = {
         "Data": [
             *[f"- `{source.source}`" for source in config.data.train],
@@ -59,7 +61,7 @@ def model_card(
             f"- optimizer: {config.optimizer.title} `{json.dumps(config.optimizer.model_dump(mode='json'))}`",
             f"- schedule: `{config.schedule.kind}`, seed {config.run.seed}",
             f"- batch: {config.train.global_batch_size} sequences of up to {config.data.seq_len} tokens",
-            f"- dtype: {config.model.torch_dtype} with float32 masters",
+            f"- dtype: {config.model.torch_dtype} with float32 masters{base}",
         ],
         "Results": ["| step | number | value |", "|---|---|---|", *rows],
         "Versions": [f"- {name} {number}" for name, number in sorted(versions.items())],

@@ -42,6 +42,7 @@ def frozen_config(config: Config, name: str | None, revision: str | None = None,
             return config.model_copy(update={"method": method})
     changes: dict[str, Any] = {
         "name": base, "revision": revision, "commit": None, "config_overrides": {}, "special_tokens": SpecialTokens(),
+        "quantization": None,
     }  # fmt: skip
     return config.model_copy(update={"model": config.model.model_copy(update=changes), "method": method})
 

@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from dist_ft.config import Config
+from dist_ft.config.training_sections import QuantizationConfig
 from dist_ft.errors import ConfigError
 from dist_ft.memory import DTYPE_BYTES, ModelShape
 from dist_ft.model.adapter import attach_adapter
+
+_BLOCK = 64  # weights that share a scale (absmax) in NF4
+_SCALE_BLOCK = 256  # scales that share one, with double quantisation
 
 
 def trains_adapter(config: Config) -> bool:
@@ -65,7 +69,33 @@ def model_shape(model: nn.Module, config: Config, count: Callable[[torch.Tensor]
         num_heads=getattr(text, "num_attention_heads", 1),  # state-space models have none
         vocab_size=text.vocab_size,
         dtype_bytes=DTYPE_BYTES[config.model.torch_dtype],
+        saved_bytes=_saved_bytes(model, config),
     )
+
+
+def _saved_bytes(model: nn.Module, config: Config) -> int:
+    """Return how much smaller quantisation makes the weights of a model that is not quantised, in bytes.
+
+    Args:
+        model: The model that is not quantised, or its skeleton, adapter attached.
+        config: Its run.
+    """
+    asked = config.model.quantization
+    if asked is None:
+        return 0
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    layers = [layer for layer in linear if not layer.weight.requires_grad]  # the others are of the adapter
+    before: int = DTYPE_BYTES[config.model.torch_dtype] * sum(layer.weight.numel() for layer in layers)
+    return before - sum(_bytes(asked, layer.weight.numel(), layer.out_features) for layer in layers)
+
+
+def _bytes(asked: QuantizationConfig, elements: int, num_rows: int) -> int:
+    """Return the bytes of a matrix with its scales."""
+    if asked.kind == "int8":
+        return elements + 4 * num_rows
+    blocks = -(-elements // _BLOCK)
+    return elements // 2 + (blocks + 4 * -(-blocks // _SCALE_BLOCK) if asked.double_quant else 4 * blocks)
 
 
 def _unmatched(patterns: list[str], names: Iterable[str]) -> list[tuple[int, str]]:

@@ -151,7 +151,9 @@ def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: 
     """Return the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
     limit = device_memory_bytes(config, spec.attempt.on_gpu)
     rows_per_slot = build_objective(config.objective).rows_per_slot
-    shape = model_shape(model, config, lambda parameter: prod(full_shape(parameter)))
+    # A quantised matrix does not show how many elements it has.
+    whole = model if config.model.quantization is None else select_trained(skeleton(config), config)
+    shape = model_shape(whole, config, lambda parameter: prod(full_shape(parameter)))
     shape = replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
     micro = fitting_batch(config, shape, splits, spec.world_size, limit, rows_per_slot).num_sequences
     return micro if limit is None else all_agree_on_least(micro)

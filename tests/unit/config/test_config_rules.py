@@ -399,3 +399,16 @@ def test_an_export_that_cannot_be_is_refused(check: Check, export: str, problem:
     (found,) = check(f"export={export}", "method={kind: full}")
     assert problem in found
     assert check(f"export={export}", "method={kind: full}", "checkpoint.every_steps=null")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("method.kind=full", "nothing to train"),
+        ("zero.stage=3", "set zero.stage=2"),
+        ("method.use_dora=true", "use_dora"),
+    ],
+)
+def test_what_a_quantised_base_cannot_be_joined_with_is_refused(check: Check, override: str, problem: str) -> None:
+    found = check("model.quantization={kind: nf4}", "method.kind=lora", override)
+    assert [problem in line for line in found] == [True]

@@ -138,7 +138,7 @@ def test_defaults_that_differ_are_written_out(
          {"model.special_tokens.additional": ["<a>", "<b>"]}),
         ("special_tokens: {mask_token: <m>}", "refused", {}),
         ("tokenizer_use_mistral_common: true", "close", {}),
-        ("load_in_8bit: true", "refused", {}),
+        ("load_in_8bit: true", "close", {"model.quantization": {"kind": "int8"}}),
         ("unfrozen_parameters: ['model.embed_tokens.weight[:32000]']", "refused", {}),
         ("trust_remote_code: true", "refused", {}),
         ("plugins: [axolotl.integrations.kd.KDPlugin]", "refused", {}),
@@ -209,12 +209,16 @@ def test_files_of_a_data_set_become_a_source_each(tmp_path: Path) -> None:
     assert result.settings["data.long_samples"] == "split"
 
 
-def test_a_quantised_base_needs_the_users_word(tmp_path: Path) -> None:
-    text = f"{AXOLOTL}adapter: qlora\nload_in_4bit: true\nlora_target_linear: true\n"
-    assert refused(imported(tmp_path, "axolotl", text)) == {"adapter", "load_in_4bit"}
-    result = imported(tmp_path, "axolotl", text, unquantised=True)
+def test_a_quantised_base_is_taken_over_or_left_as_it_is(tmp_path: Path) -> None:
+    text = f"{AXOLOTL}adapter: qlora\nload_in_4bit: true\nlora_target_linear: true\nfsdp: [full_shard]\n"
+    result = imported(tmp_path, "axolotl", text)
+    assert result.settings["model.quantization"] == {"kind": "nf4", "double_quant": True}
     assert result.settings["method.kind"] == "lora"
-    assert verdicts(result)["load_in_4bit"] == "close"
+    assert result.settings["zero.stage"] == 2  # stage 3 would cut the scales off
+    plain = imported(tmp_path, "axolotl", text, unquantised=True)
+    assert "model.quantization" not in plain.settings
+    assert plain.settings["zero.stage"] == 3
+    assert verdicts(plain)["load_in_4bit"] == "close"
 
 
 def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
@@ -231,7 +235,9 @@ def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
         ("stage: ppo", {"stage"}),
         ("stage: dpo", {"dataset"}),
         ("packing: true", {"packing"}),
-        ("quantization_bit: 4", {"quantization_bit"}),
+        ("quantization_bit: 4", set()),
+        ("quantization_bit: 4\nquantization_type: fp4", {"quantization_bit"}),
+        ("quantization_bit: 4\nquantization_method: hqq", {"quantization_bit"}),
         ("neftune_noise_alpha: 5", {"neftune_noise_alpha"}),
         ("mix_strategy: interleave_under", {"mix_strategy", "dataset"}),
         ("eval_dataset: dpo", {"eval_dataset"}),
@@ -250,7 +256,8 @@ def test_llamafactory_refuses(line: str, keys: set[str], tmp_path: Path) -> None
         ("loss_type: [sigmoid]", {"loss_type"}),
         ("beta: 0.1", {"beta"}),
         ("eos_token: <end>", set()),
-        ("load_in_4bit: true", {"load_in_4bit"}),
+        ("load_in_4bit: true", set()),
+        ("load_in_4bit: true\nbnb_4bit_quant_type: fp4", {"load_in_4bit"}),
         ("dataset_train_split: 'train+test'", {"dataset_name"}),
         ("assistant_only_loss: true", set()),
     ],
