@@ -84,7 +84,10 @@ _MASK = (
     "prompt and "
     "completion rows are never trained but with `all`"
 )
-_DTYPE = "write model.dtype=bfloat16 or model.dtype=float32; float16 is not supported"
+_DTYPE = (
+    "write model.dtype=bfloat16 or model.dtype=float32; float16 is not supported: it needs loss scaling, which skips "
+    "the steps in which numbers overflow"
+)
 _NO_PROFIT = "it has no effect on the result here; remove it"
 _CONVERTED = (
     (
@@ -110,9 +113,10 @@ _CONVERTED = (
     ),
     ("adam_beta[12]?|beta[12]", "write optimizer.betas=[BETA1, BETA2]"),
     (
-        "loraplus_lr_(ratio|embedding)|embedding_lr(_scale)?|lr_groups",
-        "write optimizer.groups with pattern and lr, such as {pattern: lora_B, lr: 3.2e-3}",
+        "loraplus_lr_embedding|embedding_lr(_scale)?|lr_groups",
+        "write optimizer.groups with pattern and lr, such as {pattern: embed_tokens, lr: 3.2e-5}",
     ),
+    ("loraplus_lr_ratio", "it is optimizer.lora_plus_ratio here"),
     (
         "train_on_(inputs|prompt|input)|mask_(prompt|history|inputs?)|(assistant|completion)_only_loss"
         "|train_on_responses_only"

@@ -54,6 +54,11 @@ def section_problems(config: Config) -> list[str]:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
     problems += _quantisation_problems(config)
+    if config.optimizer.lora_plus_ratio is not None and config.method.kind != "lora":
+        problems.append(
+            f"optimizer.lora_plus_ratio={config.optimizer.lora_plus_ratio:g} is for adapters, but method.kind="
+            f"{config.method.kind}; remove it, or set method.kind=lora"
+        )
     problems += _objective_problems(config)
     if config.optimizer.kind == "schedule_free_adamw" and not config.schedule.kind.startswith("constant"):
         problems.append(

@@ -312,6 +312,9 @@ class OptimizerConfig(Section):
     """Clip the global gradient norm to this; 0 does not clip."""
     groups: list[GroupConfig] = []
     """Parameters with settings of their own; the first pattern that matches a name decides."""
+    lora_plus_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA only: matrices B learn at this many times `lr`, such as 16 (LoRA+, Hayou et al. 2024). A pattern of `groups`
+    comes first. Null is 1."""
 
 
 class AdamWConfig(OptimizerConfig):

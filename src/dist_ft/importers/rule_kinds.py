@@ -298,9 +298,7 @@ def lora_only(rule: Rule, *kinds: Yaml, key: str) -> Rule:
 
 def lora_plus(source: Source, value: Yaml) -> Outcome:
     """Take over LoRA+: a larger rate for the matrices B."""
-    ratio = float(as_number("the ratio", value))
-    rate = source.number("learning_rate", 5e-5)
-    return Outcome("same", "", {"optimizer.groups": [{"pattern": "lora_B", "lr": ratio * rate}]})
+    return Outcome("same", "", {"optimizer.lora_plus_ratio": float(as_number("the ratio", value))})
 
 
 def find_beside(source: Source, name: str) -> Path | None:

@@ -139,7 +139,8 @@ def parameter_groups(names: Mapping[nn.Parameter, str], config: OptimizerConfig)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, name in names.items():
         own = next((group for group in config.groups if re.search(group.pattern, name)), None)
-        lr, decay = config.lr, config.weight_decay if len(full_shape(parameter)) > 1 else 0.0
+        ratio = config.lora_plus_ratio if config.lora_plus_ratio is not None and "lora_B" in name else 1.0
+        lr, decay = ratio * config.lr, config.weight_decay if len(full_shape(parameter)) > 1 else 0.0
         if own is not None:
             lr = lr if own.lr is None else own.lr
             decay = decay if own.weight_decay is None else own.weight_decay

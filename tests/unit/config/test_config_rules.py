@@ -412,3 +412,8 @@ def test_an_export_that_cannot_be_is_refused(check: Check, export: str, problem:
 def test_what_a_quantised_base_cannot_be_joined_with_is_refused(check: Check, override: str, problem: str) -> None:
     found = check("model.quantization={kind: nf4}", "method.kind=lora", override)
     assert [problem in line for line in found] == [True]
+
+
+def test_a_rate_of_adapters_needs_an_adapter(check: Check) -> None:
+    (line,) = check("optimizer.lora_plus_ratio=16", "method.kind=full")
+    assert line.startswith("optimizer.lora_plus_ratio=16")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dist_ft.config.training_sections import AdamWConfig, OptimizerConfig
+from dist_ft.config.training_sections import AdamWConfig, GroupConfig, OptimizerConfig
 from dist_ft.zero.engine import parameter_groups
 
 SHAPES = {
@@ -190,3 +190,13 @@ def test_each_parameter_is_in_one_group_with_its_own_settings(
                 decay = decay if group["weight_decay"] is None else group["weight_decay"]
                 break
         assert found == (lr, decay)
+
+
+def test_lora_plus_gives_matrices_b_a_larger_rate_unless_a_group_says_another() -> None:
+    halves = [f"{layer}.lora_{half}.default.weight" for layer in "xy" for half in "AB"]
+    names = {nn.Parameter(torch.zeros(2, 2)): name for name in halves}
+    config = AdamWConfig(lr=1e-3, lora_plus_ratio=16.0, groups=[GroupConfig(pattern=r"^y\.lora_B", lr=0.5)])
+    rates = {names[p]: group["lr"] for group in parameter_groups(names, config) for p in group["params"]}
+    assert {name[:8]: rate for name, rate in rates.items()} == {
+        "x.lora_A": 1e-3, "x.lora_B": 16e-3, "y.lora_A": 1e-3, "y.lora_B": 0.5,
+    }  # fmt: skip
