@@ -116,6 +116,7 @@ _CONVERTED = (
         "loraplus_lr_embedding|embedding_lr(_scale)?|lr_groups",
         "write optimizer.groups with pattern and lr, such as {pattern: embed_tokens, lr: 3.2e-5}",
     ),
+    ("neftune_noise_alpha", "it is method.neftune_alpha here"),
     ("loraplus_lr_ratio", "it is optimizer.lora_plus_ratio here"),
     (
         "train_on_(inputs|prompt|input)|mask_(prompt|history|inputs?)|(assistant|completion)_only_loss"
@@ -138,7 +139,7 @@ _CONVERTED = (
     ),
     ("prompt_style|conversation|dataset_format", "write format of a source in data.train: see docs/data.md"),
     (
-        "neftune_noise_alpha|noisy_embedding_alpha|label_smoothing_factor|dft_loss|use_eaft|qat",
+        "noisy_embedding_alpha|label_smoothing_factor|dft_loss|use_eaft|qat",
         "it is not supported; remove it",
     ),
     (

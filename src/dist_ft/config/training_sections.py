@@ -119,6 +119,9 @@ class MethodConfig(Section):
     whose name ends with it."""
     freeze: list[Pattern] = []
     """Full only: parameters to freeze, as regular expressions searched in their names."""
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Add noise to the embeddings while training (NEFTune, Jain et al. 2023): uniform, up to this / sqrt(tokens of the
+    sequence x hidden size), drawn by sequence as dropout is. The paper uses 5 to 15. Null adds none."""
     init_from: str | None = None
     """Directory of a PEFT LoRA adapter to start from instead of fresh matrices. Keys of this section that are not set
     take the adapter's values."""

@@ -17,6 +17,7 @@ from dist_ft.importers.rule_kinds import (
     lora_plus,
     mentions,
     model_name,
+    neftune,
     no_effect,
     optimizer,
     quantised,
@@ -494,7 +495,7 @@ TABLE: dict[str, Rule] = {
     "wandb_project": _wandb, "use_wandb": no_effect("see wandb_project"), "wandb_mode": no_effect("see wandb_project"),
     "resume_from_checkpoint": refuse("a checkpoint of Axolotl cannot be resumed; export its model and name it"),
     "auto_resume_from_checkpoints": no_effect("--resume does it here"),
-    "plugins": _plugins, "tokens": _tokens,
+    "neftune_noise_alpha": neftune, "plugins": _plugins, "tokens": _tokens,
     "tokenizer_use_mistral_common": close_if_true("Mistral's own tokenizer and template there; the model's here"),
     "resize_token_embeddings_to_32x": close_if_true("rows without a token may be added there, and none here"),
     "rl": _rl, "dpo_loss_type": no_effect("see rl"), "dpo_loss_weights": _loss_weights, "rpo_alpha": _sft_weight,
@@ -586,7 +587,7 @@ for _keys, _rule in (
         refuse("an option of adapters or groups that is not supported; leave it out"),
     ),
     (
-        "neftune_noise_alpha noisy_embedding_alpha reinit_weights added_tokens_overrides "
+        "noisy_embedding_alpha reinit_weights added_tokens_overrides "
         "shrink_embeddings group_by_length optim_args "
         "optim_target_modules muon_lr cosine_constant_lr_ratio lr_quadratic_warmup dsv4_fp4_grouped_mode "
         "default_system_message model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct",

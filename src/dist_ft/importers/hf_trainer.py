@@ -5,6 +5,7 @@ from __future__ import annotations
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
+    neftune,
     no_effect,
     optimizer,
     refuse,
@@ -114,7 +115,7 @@ TRAINER_TABLE: dict[str, Rule] = {
     "eval_strategy": _RHYTHM, "evaluation_strategy": _RHYTHM, "save_strategy": _RHYTHM,
     "load_best_model_at_end": no_effect("see eval.best_metric"),
     "metric_for_best_model": no_effect("see eval.best_metric"),
-    "neftune_noise_alpha": refuse(_RATE), "label_smoothing_factor": refuse(_RATE), "group_by_length": refuse(_RATE),
+    "neftune_noise_alpha": neftune, "label_smoothing_factor": refuse(_RATE), "group_by_length": refuse(_RATE),
     "optim_args": refuse(_RATE), "optim_target_modules": refuse(_RATE),
 }  # fmt: skip
 TRAINER_TABLE |= dict.fromkeys(

@@ -381,7 +381,7 @@ for _keys, _rule in (
         "use_badam badam_mode use_adam_mini use_muon pissa_init pissa_iter pissa_convert use_llama_pro "
         "mixture_of_depths use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha "
         "add_tokens add_special_tokens "
-        "new_special_tokens_config resize_vocab streaming neftune_noise_alpha oft_rank oft_block_size oft_target "
+        "new_special_tokens_config resize_vocab streaming oft_rank oft_block_size oft_target "
         "module_dropout shift_attn rope_scaling moe_aux_loss_coef enable_thinking default_system tool_format "
         "use_mca train_from_scratch",
         _METHOD,

@@ -301,6 +301,15 @@ def lora_plus(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"optimizer.lora_plus_ratio": float(as_number("the ratio", value))})
 
 
+def neftune(source: Source, value: Yaml) -> Outcome:
+    """Take over noise on the embeddings."""
+    alpha = float(as_number("the noise", value))
+    if alpha <= 0:
+        return Outcome("no effect", "off")
+    why = "its size follows from the padded length of a device batch there, and from each sequence's own here"
+    return Outcome("close", why, {"method.neftune_alpha": alpha})
+
+
 def find_beside(source: Source, name: str) -> Path | None:
     """Return a file that a config names: from here, from the config's folder, or from one above it."""
     for folder in (Path.cwd(), *source.path.absolute().parents):

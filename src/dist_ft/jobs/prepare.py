@@ -213,6 +213,9 @@ def make_fingerprint(config: Config, splits: Sequence[PreparedSplit], score_key:
     scored = [f"scores={score_key}"] if score_key else []
     method = config.method.model_dump(mode="json")
     trained = method if trains_adapter(config) else {key: method[key] for key in ("kind", "freeze")}
+    del method["neftune_alpha"]  # checkpoints without it are older than the key
+    if config.method.neftune_alpha is not None:
+        trained["neftune_alpha"] = config.method.neftune_alpha
     if config.method.init_from is not None:
         trained["init_from"] = adapter_hash(config.method.init_from)
     return Fingerprint(

@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on (seed, step, slot, module) only.
+"""Dropout and noise that depend on (seed, step, slot, module) only.
 
 `nn.Dropout` draws one mask for a batch from a global generator. Another micro batch, world size or a recomputed layer
 changes that mask. Here every row has its own counter-based mask, so a sequence is dropped in the same way wherever and
@@ -18,6 +18,9 @@ from dist_ft.errors import ModelError
 
 _OTHER_HEADS = ("classifier_", "summary_")  # settings of heads that a causal language model does not build
 
+_NOISE = -1
+"""In place of a module's number, for the noise of the embeddings."""
+
 
 @dataclass
 class DropoutKeys:
@@ -27,11 +30,13 @@ class DropoutKeys:
         seed: `run.seed`.
         step: Optimizer step, counted from 0.
         slots: [B], slot of each row.
+        lengths: [B], tokens of each row without padding.
     """
 
     seed: int
     step: int = 0
     slots: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    lengths: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 class SequenceDropout(nn.Module):
@@ -47,15 +52,42 @@ class SequenceDropout(nn.Module):
         """Drop elements of `x` [B, ...] and scale the rest by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return x
-        slots = self._keys.slots.to(x.device)
-        if x.shape[0] != slots.shape[0]:
-            raise ModelError(f"dropout got {x.shape[0]} rows for {slots.shape[0]} sequences; this model mixes rows")
-        keys_B = _hash32(slots.int() ^ _fold(self._keys.seed, self._keys.step, self._index))
-        count = x[0].numel()
-        bits = _hash32(torch.arange(count, dtype=torch.int32, device=x.device)[None, :] ^ keys_B[:, None])
         # bits are uniform over int32, so P(bits >= threshold) = 1 - p.
-        keep = (bits >= int(self.p * 2**32) - 2**31).view_as(x)
+        keep = _bits(x, self._keys, self._index) >= int(self.p * 2**32) - 2**31
         return x * keep * (1 / (1 - self.p))
+
+
+def install_embedding_noise(model: nn.Module, alpha: float, keys: DropoutKeys) -> None:
+    """Add noise to the model's embeddings while it is trained (NEFTune, Jain et al. 2023).
+
+    Args:
+        model: The model, adapter attached.
+        alpha: `method.neftune_alpha`.
+        keys: Those of the model's dropout.
+    """
+
+    def add_noise(module: nn.Module, _: tuple[torch.Tensor, ...], x_BTH: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return x_BTH
+        noise_BTH = _bits(x_BTH, keys, _NOISE).float() / 2**31
+        sizes_B = alpha / (keys.lengths.to(x_BTH.device).clamp_min(1) * x_BTH.shape[-1]).sqrt()
+        return x_BTH + (noise_BTH * sizes_B[:, None, None]).to(x_BTH.dtype)
+
+    model.get_input_embeddings().register_forward_hook(add_noise)
+
+
+def _bits(x: torch.Tensor, keys: DropoutKeys, index: int) -> torch.Tensor:
+    """Return random int32 of the shape of `x` [B, ...]: the same for a sequence wherever it is computed.
+
+    Raises:
+        ModelError: Rows are not sequences.
+    """
+    slots = keys.slots.to(x.device)
+    if x.shape[0] != slots.shape[0]:
+        raise ModelError(f"dropout got {x.shape[0]} rows for {slots.shape[0]} sequences; this model mixes rows")
+    keys_B = _hash32(slots.int() ^ _fold(keys.seed, keys.step, index))
+    places = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
+    return _hash32(places[None, :] ^ keys_B[:, None]).view_as(x)
 
 
 def check_dropout(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, fitting_batch
 from dist_ft.model.adapter import export_names
 from dist_ft.model.base import load_model, model_dir, skeleton
-from dist_ft.model.dropout import DropoutKeys, install_sequence_dropout
+from dist_ft.model.dropout import DropoutKeys, install_embedding_noise, install_sequence_dropout
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
 from dist_ft.objectives.kinds import build_objective
@@ -92,6 +92,8 @@ def build_rank(spec: RankSpec) -> RankParts:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = select_trained(model, config)
     dropout_keys = install_sequence_dropout(model, config.run.seed)
+    if config.method.neftune_alpha is not None:
+        install_embedding_noise(model, config.method.neftune_alpha, dropout_keys)
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     exported = export_names(model)
     state = optimizer_of(config.optimizer).state

@@ -141,6 +141,7 @@ def _step(
     for index, micro in enumerate(batch.micro_batches):
         parts.dropout_keys.step = step
         parts.dropout_keys.slots = torch.from_numpy(micro.slots)
+        parts.dropout_keys.lengths = torch.from_numpy((micro.samples >= 0).sum(1))
         sums = engine(Rows.of(micro, engine.device, step_mean), objective.loss)
         if index == 0 and objective.step_sum is None:
             own_part.stop()

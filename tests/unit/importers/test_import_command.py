@@ -238,7 +238,7 @@ def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
         ("quantization_bit: 4", set()),
         ("quantization_bit: 4\nquantization_type: fp4", {"quantization_bit"}),
         ("quantization_bit: 4\nquantization_method: hqq", {"quantization_bit"}),
-        ("neftune_noise_alpha: 5", {"neftune_noise_alpha"}),
+        ("neftune_noise_alpha: 5", set()),
         ("mix_strategy: interleave_under", {"mix_strategy", "dataset"}),
         ("eval_dataset: dpo", {"eval_dataset"}),
         ("packing: true\nneat_packing: true", set()),
@@ -343,10 +343,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_refused_import_writes_nothing_unless_it_may_be_partial(call: Callable[..., Done], tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
-    theirs.write_text(f"{AXOLOTL}neftune_noise_alpha: 5\nfp16: true\n")
+    theirs.write_text(f"{AXOLOTL}reinit_weights: true\nfp16: true\n")
     done = call("import", "axolotl", theirs, "--to", ours)
     assert (done.code, ours.exists()) == (2, False)
-    assert "neftune_noise_alpha:" in done.err and "fp16:" in done.err
+    assert "reinit_weights:" in done.err and "fp16:" in done.err
     assert call("import", "axolotl", theirs, "--to", ours, "--partial").code == 0
     assert load_config(ours).optimizer.lr == 2e-5
 
