@@ -172,7 +172,8 @@ def _scores(config: Config, inputs: RunInputs, shape: ModelShape) -> PlannedScor
 
 
 def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int) -> Iterator[MemoryRow]:
-    for stage in STAGES:
+    # A quantised base is not cut.
+    for stage in STAGES if config.model.quantization is None else STAGES[:3]:
         # The stage that each setting of zero.stage really runs.
         here = config.model_copy(update={"zero": config.zero.model_copy(update={"stage": stage})})
         memory = estimate(model, batch, stage=here.zero_stage, world_size=size, offload=config.zero.offload)
