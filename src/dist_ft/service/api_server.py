@@ -19,7 +19,7 @@ from dist_ft.service.api_keys import has_keys
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.files.uploads import Uploads
 from dist_ft.service.http.file_routes import file_routes
-from dist_ft.service.http.gate import Answered, Gate, is_loopback, on_api_error, on_http_error
+from dist_ft.service.http.gate import Answered, Gate, on_api_error, on_http_error
 from dist_ft.service.http.inference_routes import passed_on
 from dist_ft.service.http.job_routes import job_routes, model_routes, weights_routes
 from dist_ft.service.http.page_routes import page_routes, report_routes
@@ -33,7 +33,7 @@ from dist_ft.service.tuning.fine_tuning import FineTuning
 from dist_ft.service.tuning.job_store import JobRecord, JobStore
 from dist_ft.service.webhooks import Webhooks
 from dist_ft.service.wire import ApiError
-from dist_ft.storage.urls import is_url
+from dist_ft.storage.urls import is_loopback, is_url
 
 logger = logging.getLogger(__name__)
 

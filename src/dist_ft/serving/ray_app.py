@@ -21,7 +21,7 @@ from dist_ft.errors import UsageError
 from dist_ft.machine import has_gpu
 from dist_ft.orchestrate.workers.processes import ForkServer
 from dist_ft.service.api_keys import has_keys
-from dist_ft.service.api_server import Settings, is_loopback, open_index
+from dist_ft.service.api_server import Settings, open_index
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.http.gate import Gate
 from dist_ft.service.index import Index
@@ -32,6 +32,7 @@ from dist_ft.serving.backend import Names, ServedName
 from dist_ft.serving.engine_client import Engines
 from dist_ft.serving.routes import build_app
 from dist_ft.serving.served_models import DirectoryNames, Exports, RunNames, StoreNames
+from dist_ft.storage.urls import is_loopback
 
 APP = "dist-ft"
 _REQUESTS_OF_REPLICA = 128

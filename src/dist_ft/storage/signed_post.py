@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from urllib.parse import SplitResult, urlsplit
 
+from dist_ft.storage.urls import is_loopback
+
 LIMIT_S = 10.0
 """Seconds for each word of the other side."""
 SECRET_PREFIX = "whsec_"
@@ -49,7 +51,7 @@ def check_url(url: str) -> None:
     host, _ = parts.hostname, parts.port
     if not host or parts.scheme not in ("http", "https") or parts.username is not None:
         raise ValueError("expected https://HOST/… without user info")
-    if parts.scheme == "http" and not _is_this_machine(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise ValueError("expected https")
     try:
         literal = ipaddress.ip_address(host)
@@ -82,13 +84,6 @@ def _signature(secret: str, event_id: str, at: int, body: bytes) -> str:
     return f"v1,{base64.b64encode(signed).decode()}"
 
 
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _post(url: SplitResult, body: bytes, headers: dict[str, str]) -> int:
     """Send a body to an address that was judged; return the status."""
     host = str(url.hostname)
@@ -97,7 +92,7 @@ def _post(url: SplitResult, body: bytes, headers: dict[str, str]) -> int:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for *_, address in found:
         judged = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        if not (judged.is_loopback if _is_this_machine(host) else judged.is_global):
+        if not (judged.is_loopback if is_loopback(host) else judged.is_global):
             raise PermissionError(f"{host} is not a public address")
     kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
     connection = kind(host, port, timeout=LIMIT_S)

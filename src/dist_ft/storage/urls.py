@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from dist_ft.errors import ConfigError
@@ -82,3 +83,11 @@ def checked_store_url(url: str) -> str:
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise ConfigError(f"{url}: an empty name, `.` or `..` in it; object stores take names literally")
     return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own, which nobody else reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

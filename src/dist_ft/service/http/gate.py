@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import time
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dist_ft.service.api_keys import ANYBODY, Caller, caller_with, has_keys, hidden
 from dist_ft.service.index import Index
 from dist_ft.service.wire import ApiError, Json, Object, bad_request
+from dist_ft.storage.urls import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -225,14 +225,6 @@ def _check_host(headers: dict[str, str]) -> None:
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     if not is_loopback(name.strip("[]")):
         raise ApiError(403, f"Host {host[:100]} is answered with a key only; ask for 127.0.0.1, or make a key.")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def page_limits(request: Request, default: int, most: int) -> tuple[str | None, int]:
