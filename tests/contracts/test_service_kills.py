@@ -184,6 +184,7 @@ def test_a_server_that_dies_changes_nothing(tmp_path: Path, mailbox: HTTPServer,
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7200)
 def test_a_server_that_dies_anywhere_changes_nothing(
     tmp_path: Path, mailbox: HTTPServer, undisturbed: dict[str, Any]
 ) -> None:

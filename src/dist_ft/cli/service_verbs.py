@@ -56,6 +56,7 @@ def serve_api(
     from dist_ft.service.tuning.dispatcher import Place
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request that is passed on
     given = {"--database": database, "--catalogue": catalogue}
     options = tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
     choice = ServingChoice(serving, serving_idle_s, options)
