@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -107,15 +108,20 @@ class Trial:
             return answer.json()
 
     def close(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        self.process.wait(60)
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(60)
 
 
 def outcome(store: Path, mailbox: HTTPServer, last_change: int) -> tuple[dict[str, Any], bool]:
     """Returns what a client sees in the end, without what is another in each store, and whether a server died."""
+    with closing(Trial(store)) as trial:
+        return _outcome(trial, mailbox, last_change)
+
+
+def _outcome(trial: Trial, mailbox: HTTPServer, last_change: int) -> tuple[dict[str, Any], bool]:
     mailbox.seen.clear()  # type: ignore[attr-defined]
-    trial = Trial(store)
+    store = trial.store
     index = open_index(Settings(store))
     trial.key = add_key(index, "admin", "default", "test", None)
     index.close()
@@ -143,7 +149,6 @@ def outcome(store: Path, mailbox: HTTPServer, last_change: int) -> tuple[dict[st
     text = httpx.get(f"{trial.url}/v1/files/{result}/content", headers={"authorization": f"Bearer {trial.key}"}).text
     jobs = trial.ask("GET", "/fine_tuning/jobs")["data"]
     has_died = trial.process is not None and last_change > 0 and trial.process.args[-1] == "0"  # type: ignore[index]
-    trial.close()
     starts = len(list((store / "launched").glob("*/job.json")))
     seen = {
         "status": done["status"], "tokens": done["trained_tokens"], "jobs": len(jobs), "files": sorted(files),
