@@ -133,8 +133,8 @@ class Damaged:
         return [entry for entry in read_rows(self.dir.ledger) if entry["event"] == "checkpoint_damaged"]
 
     def contents(self) -> dict[str, bytes]:
-        """Every file that the coordinator does not append to."""
-        changing = {self.dir.ledger, self.dir.run_json}
+        """Every file that the coordinator does not append to; the story follows the ledger."""
+        changing = {self.dir.ledger, self.dir.run_json, self.dir.story}
         files = (path for path in self.dir.path.rglob("*") if path.is_file() and path not in changing)
         return {path.relative_to(self.dir.path).as_posix(): path.read_bytes() for path in files}
 
