@@ -18,6 +18,7 @@ from openai.types.fine_tuning import FineTuningJob
 from dist_ft.launchers.local import LocalLauncher
 from dist_ft.service.api_keys import add_key
 from dist_ft.service.api_server import Settings, build_app, open_index, uvicorn_config
+from dist_ft.service.http.gate import Gate
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.dispatcher import Place
 from tests.helpers.paths import ROOT
@@ -46,17 +47,25 @@ def api_server(store: Path, max_running: int = 4, database: str | None = None) -
     settings = Settings(store, database)
     index = open_index(settings)
     launcher = LocalLauncher(store / "launched", [sys.executable, str(ROOT / "tests/helpers/fake_train.py")], 0.05)
-    server = uvicorn.Server(uvicorn_config(build_app(settings, index, Place(launcher, max_running)), "127.0.0.1", 0))
+    try:
+        with in_thread(build_app(settings, index, Place(launcher, max_running))) as url:
+            yield ApiServer(url, store, index)
+    finally:
+        index.close()
+
+
+@contextmanager
+def in_thread(app: Gate) -> Iterator[str]:
+    """Serves an application on loopback until the block ends; yields its URL."""
+    server = uvicorn.Server(uvicorn_config(app, "127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_for(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield ApiServer(f"http://127.0.0.1:{port}", store, index)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(60)
-        index.close()
 
 
 def wait_for(condition: Callable[[], object]) -> None:

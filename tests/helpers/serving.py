@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-
 from dist_ft.engine.protocol import Ask, Event
 from dist_ft.orchestrate.workers.processes import ForkServer
 from dist_ft.service.api_keys import Caller
-from dist_ft.service.api_server import uvicorn_config
 from dist_ft.service.index import Index
 from dist_ft.service.wire import Object
 from dist_ft.serving.backend import ServedName, no_model
 from dist_ft.serving.engine_client import Engines
 from dist_ft.serving.routes import build_app
-from tests.helpers.api_server import wait_for
+from tests.helpers.api_server import in_thread
 
 
 @dataclass
@@ -65,16 +61,10 @@ def inference_server(models: Mapping[str, ServedName], place: Path) -> Iterator[
     index = Index(f"sqlite:///{place / 'keys.sqlite'}")
     starter = ForkServer()
     backend = LateEngines(starter)
-    server = uvicorn.Server(uvicorn_config(build_app(FixedNames(models), backend, index), "127.0.0.1", 0))
-    thread = threading.Thread(target=server.run)
-    thread.start()
     try:
-        wait_for(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield InferenceServer(f"http://127.0.0.1:{port}/v1", backend, index)
+        with in_thread(build_app(FixedNames(models), backend, index)) as url:
+            yield InferenceServer(f"{url}/v1", backend, index)
     finally:
-        server.should_exit = True
-        thread.join(60)
         if backend.engines is not None:
             backend.engines.close()
         starter.close()

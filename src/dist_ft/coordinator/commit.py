@@ -16,7 +16,7 @@ from dist_ft.errors import CheckpointError, StorageError
 from dist_ft.layout import checkpoint_name
 from dist_ft.messages import Staged
 from dist_ft.run import events
-from dist_ft.run.scores import Scores
+from dist_ft.run.scores import best_first
 from dist_ft.slices import SavedState, WrittenFile
 from dist_ft.storage.store import Store
 from dist_ft.storage.urls import shown_url
@@ -161,12 +161,8 @@ class Saves:
         self._recorder.note(events.OverBudget(self.committed_step, retained.num_bytes, limit))
 
     def _ranking(self) -> list[int]:
-        """Return the measured steps, the best first; none if no metric chooses."""
-        wanted, max_steps = self._config.eval, self._recorder.record.max_steps
-        if wanted.best_metric is None or wanted.every_steps is None:
-            return []
-        rows = self._recorder.evaluations(max_steps)
-        return Scores.of(rows, wanted.best_metric, wanted.every_steps, max_steps).ranking()
+        max_steps = self._recorder.record.max_steps
+        return best_first(self._config.eval, lambda: self._recorder.evaluations(max_steps), max_steps)
 
 
 def retention_rules(config: Config) -> RetentionRules:

@@ -9,11 +9,10 @@ from llguidance.hf import from_tokenizer
 
 from dist_ft.config import Config
 from dist_ft.engine.protocol import Likely, Prompt
+from dist_ft.engine.transcript import BROKEN
 from dist_ft.errors import DataError
 from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer, stop_tokens
 from dist_ft.model.chat.render import Renderer
-
-_BROKEN = "\ufffd"
 
 
 class Rendering:
@@ -63,7 +62,7 @@ class Rendering:
     def likely(self, token: int, logprob: float) -> Likely:
         """Return how a token is told."""
         text = self.text([token], keeps_marks=True)
-        return Likely(text, logprob, tuple(text.encode() if _BROKEN not in text else self._bytes(token)))
+        return Likely(text, logprob, tuple(text.encode() if BROKEN not in text else self._bytes(token)))
 
     def _bytes(self, token: int) -> bytes:
         """Return the bytes of a token that is no whole text."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_BROKEN = "\ufffd"
+BROKEN = "\ufffd"
+"""What a decoder writes for half a character."""
 
 
 class Transcript:
@@ -38,7 +39,7 @@ class Transcript:
         # A token's text depends on the one before it (spaces), so decoding begins a piece earlier.
         before = self._decode(self._tokens[self._context : self._told])
         text = self._decode(self._tokens[self._context :])
-        if (text.endswith(_BROKEN) and not is_last) or len(text) <= len(before):
+        if (text.endswith(BROKEN) and not is_last) or len(text) <= len(before):
             return
         self._held += text[len(before) :]
         self._context, self._told = self._told, len(self._tokens)

@@ -6,9 +6,10 @@ Ranks, coordinator and driver apply the same rules to their own rows, and so agr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from dist_ft.config.training_sections import EvalConfig
 from dist_ft.metric_rows import EvalRow, Metrics
 
 LOWER_IS_BETTER = {
@@ -80,6 +81,19 @@ class Scores:
         """Return whether the last `patience` evaluations brought no improvement."""
         last = next(reversed(self.improvements(min_delta)), 0)
         return sum(step > last for step in self.values) >= patience
+
+
+def best_first(wanted: EvalConfig, rows: Callable[[], Iterable[EvalRow]], last_step: int) -> list[int]:
+    """Return the measured steps, the best by `eval.best_metric` first; none if no metric chooses.
+
+    Args:
+        wanted: Section `eval` of the config.
+        rows: Returns the rows of eval.jsonl, each step once; asked only if a metric chooses.
+        last_step: Steps of the whole run.
+    """
+    if wanted.best_metric is None or wanted.every_steps is None:
+        return []
+    return Scores.of(rows(), wanted.best_metric, wanted.every_steps, last_step).ranking()
 
 
 def _number(value: float | None) -> float:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from dist_ft import __version__
@@ -19,7 +18,7 @@ from dist_ft.service.api_keys import has_keys
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.files.uploads import Uploads
 from dist_ft.service.http.file_routes import file_routes
-from dist_ft.service.http.gate import Answered, Gate, on_api_error, on_http_error
+from dist_ft.service.http.gate import Answered, Gate, bare_app
 from dist_ft.service.http.inference_routes import passed_on
 from dist_ft.service.http.job_routes import job_routes, model_routes, weights_routes
 from dist_ft.service.http.page_routes import page_routes, report_routes
@@ -32,7 +31,6 @@ from dist_ft.service.tuning.dispatcher import Dispatcher, Place
 from dist_ft.service.tuning.fine_tuning import FineTuning
 from dist_ft.service.tuning.job_store import JobRecord, JobStore
 from dist_ft.service.webhooks import Webhooks
-from dist_ft.service.wire import ApiError
 from dist_ft.storage.urls import is_loopback, is_url
 
 logger = logging.getLogger(__name__)
@@ -137,12 +135,7 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
         dispatcher.close()
         webhooks.close()
 
-    app = FastAPI(
-        title="dist-ft", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
-        lifespan=life,
-    )  # fmt: skip
-    app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+    app = bare_app(life)
     if not inference.is_off:
         app.include_router(passed_on(inference), prefix="/v1")
     for router in (

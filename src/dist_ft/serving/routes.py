@@ -7,16 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dist_ft import __version__
-from dist_ft.service.http.gate import Answered, Gate, caller_of, json_body, on_api_error, on_http_error
+from dist_ft.service.http.gate import Answered, Gate, bare_app, caller_of, json_body
 from dist_ft.service.index import Index
-from dist_ft.service.wire import ApiError, Object
+from dist_ft.service.wire import Object
 from dist_ft.serving.asked import Asked
 from dist_ft.serving.backend import Backend, Names
 from dist_ft.serving.chat_api import chat_answer, chat_stream, read_chat
@@ -30,11 +29,7 @@ T = TypeVar("T")
 
 def build_app(names: Names, backend: Backend, index: Index) -> Gate:
     """Return the application behind its gate."""
-    app = FastAPI(
-        title="dist-ft", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
-    )
-    app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+    app = bare_app()
     app.include_router(inference_routes(names, backend), prefix="/v1")
 
     @app.get("/health")

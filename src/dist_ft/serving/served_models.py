@@ -13,15 +13,16 @@ from dist_ft.engine.protocol import EngineSpec
 from dist_ft.errors import DistFtError, UsageError
 from dist_ft.machine import has_fast_bfloat16, has_gpu
 from dist_ft.orchestrate.workers.processes import run_task
+from dist_ft.run.exports import FINAL
 from dist_ft.run.place import Run, open_run
 from dist_ft.run.status import find_checkpoint, read_status
 from dist_ft.service.api_keys import Caller
 from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.fine_tuning import FineTuning
+from dist_ft.service.tuning.job_store import CHECKPOINT_MARK
 from dist_ft.service.wire import ApiError, Object
 from dist_ft.serving.backend import ServedName, no_model
 
-_CHECKPOINT = ":ckpt-step-"
 _ADAPTER = "adapter_config.json"
 
 
@@ -87,7 +88,7 @@ class Exports:
         Raises:
             DistFtError: There is no such checkpoint, or its export fails.
         """
-        name = run.pointed_at("exports/final") if step is None else run.export_name(step)
+        name = run.pointed_at(FINAL) if step is None else run.export_name(step)
         if name is not None and not run.is_remote and run.has(name):
             return load_config(run.config), Path(run.address_of(name)).resolve()
         config, checkpoint = find_checkpoint(run, step)
@@ -128,13 +129,13 @@ class RunNames:
 
     def listed(self, caller: Caller) -> list[Object]:
         """See `Names`."""
-        checkpoints = [f"{self._name}{_CHECKPOINT}{saved.step}" for saved in read_status(self._run).checkpoints]
+        checkpoints = [f"{self._name}{CHECKPOINT_MARK}{saved.step}" for saved in read_status(self._run).checkpoints]
         known = [model.to_wire() for model in self._models.values()]
         return known + [{**known[0], "id": name} for name in checkpoints if name not in self._models]
 
     def find(self, name: str, caller: Caller) -> ServedName:
         """See `Names`."""
-        start, _, step = name.partition(_CHECKPOINT)
+        start, _, step = name.partition(CHECKPOINT_MARK)
         if name not in self._models and start == self._name and step.isdigit():
             try:
                 config, directory = self._exports.export(self._run, int(step))

@@ -23,7 +23,7 @@ from dist_ft.evaluate.held_out import evaluate, inference
 from dist_ft.messages import EvalDone, IntervalMeasured, Loaded, Outcome, Phase, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.metric_rows import EvalRow, Metrics, StepRow
 from dist_ft.objectives.objective import Rows, Sums
-from dist_ft.run.scores import Scores
+from dist_ft.run.scores import Scores, best_first
 from dist_ft.train.build import RankParts
 from dist_ft.train.link import Link
 from dist_ft.train.numbers import find_bad_numbers
@@ -112,10 +112,7 @@ def _is_last(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
 
 def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: int) -> bool:
     """Whether the checkpoint of a step must be kept because it is one of the best so far."""
-    metric, every = config.eval.best_metric, config.eval.every_steps
-    if metric is None or every is None:
-        return False
-    return step in Scores.of(measured, metric, every, max_steps).ranking()[: config.checkpoint.keep_best]
+    return step in best_first(config.eval, lambda: measured, max_steps)[: config.checkpoint.keep_best]
 
 
 def _step(

@@ -35,7 +35,7 @@ from dist_ft.run.exports import (
 )
 from dist_ft.run.log import read_evals
 from dist_ft.run.place import Run
-from dist_ft.run.scores import Scores
+from dist_ft.run.scores import best_first
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +145,8 @@ class BackgroundExports:
             run_dir.store.delete(folder)
 
     def _ranking(self) -> list[int]:
-        wanted = self._session.config.eval
-        if wanted.best_metric is None or wanted.every_steps is None:
-            return []
-        rows = read_evals(self._session.run_dir.evals).values()
-        return Scores.of(rows, wanted.best_metric, wanted.every_steps, self._max_steps).ranking()
+        evals = self._session.run_dir.evals
+        return best_first(self._session.config.eval, lambda: read_evals(evals).values(), self._max_steps)
 
 
 def export_now(session: Session, manifest: Manifest) -> str:

@@ -9,13 +9,14 @@ import uuid
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
+from dist_ft import __version__
 from dist_ft.service.api_keys import ANYBODY, Caller, caller_with, has_keys, hidden
 from dist_ft.service.index import Index
 from dist_ft.service.wire import ApiError, Json, Object, bad_request
@@ -143,7 +144,18 @@ def error_response(error: Exception) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
-async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+def bare_app(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """Return an application without routes and without FastAPI's own pages, whose errors have the API's form."""
+    app = FastAPI(
+        title="dist-ft", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+        lifespan=lifespan,
+    )  # fmt: skip
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    return app
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer for what Starlette refuses: unknown paths and methods, broken forms."""
     assert isinstance(error, HTTPException)
     line = f"{request.method} {request.url.path[:200]}"
@@ -154,7 +166,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(ApiError(error.status_code, str(error.detail)))
 
 
-async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
     """Answer for our own errors."""
     return error_response(error)
 

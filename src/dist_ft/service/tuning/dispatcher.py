@@ -212,7 +212,7 @@ class Dispatcher:
             return None
         earlier = self._jobs.runs / record.start_job
         if record.start_step is None:
-            return str((earlier / "exports" / "final").resolve())
+            return str(self._jobs.result(record.start_job))
         target = self._jobs.folder(record.id) / "start"
         if not target.exists():
             command = [

@@ -18,12 +18,11 @@ from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.job_plan import check_extensions
 from dist_ft.service.tuning.job_request import JobRequest, read_request
-from dist_ft.service.tuning.job_store import ENDS, READY, JobRecord, JobStore
+from dist_ft.service.tuning.job_store import CHECKPOINT_MARK, ENDS, READY, JobRecord, JobStore
 from dist_ft.service.tuning.run_follower import read_run
 from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
 
 RETRY_WINDOW_S = 600.0
-_CHECKPOINT = ":ckpt-step-"
 _PAGE = 500
 
 
@@ -206,7 +205,7 @@ class FineTuning:
 
     def tuned(self, name: str, caller: Caller) -> TunedModel | None:
         """Return the fine-tuned model of a name; None if the project has none."""
-        tuned_name, _, step = name.partition(_CHECKPOINT)
+        tuned_name, _, step = name.partition(CHECKPOINT_MARK)
         row = self._index.get("model", tuned_name, caller.project)
         job = None if row is None else self._jobs.find(str(row.data["job"]), caller.project)
         if job is None or (step and not step.isdigit()):
@@ -262,7 +261,7 @@ class FineTuning:
         """
         if not record.has_model:
             raise ApiError(404, f"Job {record.id} has no weights; its status is {record.status}.")
-        return (self.run_dir(record) / "exports" / "final").resolve()
+        return self._jobs.result(record.id)
 
     def _new_record(self, request: JobRequest, caller: Caller) -> JobRecord:
         base, start = self._base_of(request.model, caller)

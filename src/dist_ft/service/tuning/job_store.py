@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dist_ft.layout import RunDir
+from dist_ft.run.exports import FINAL
 from dist_ft.run.log import JsonlWriter, read_lines
 from dist_ft.service.index import Index, Row
 from dist_ft.service.tuning.job_request import Hyperparameters, JobRequest
@@ -23,6 +24,8 @@ from dist_ft.typed_json import from_json
 ENDS = ("succeeded", "failed", "cancelled")
 ACTIVE = ("validating_files", "queued", "running")
 """States in which the dispatcher has work to do."""
+CHECKPOINT_MARK = ":ckpt-step-"
+"""Stands between the name of a model and the step of a checkpoint."""
 READY = "ready"
 """Label of a model that is there."""
 
@@ -94,7 +97,7 @@ class JobRecord:
 
     def checkpoint_name(self, step: int) -> str:
         """Return the name of the model at a checkpoint."""
-        return f"{self.tuned_name}:ckpt-step-{step}"
+        return f"{self.tuned_name}{CHECKPOINT_MARK}{step}"
 
     def ended(self, status: str, error: JobError | None = None) -> JobRecord:
         """Return the record of a job that has come to its end."""
@@ -130,7 +133,7 @@ class JobStore:
         self.tell(record, "created", f"Created fine-tuning job: {record.id}")
         with self._lock:
             self._list(record)
-            self._write(record)
+            self._save(record)
 
     def find(self, job: str, project: str | None = None) -> JobRecord | None:
         """Return a job; None if there is none, or it belongs to another project."""
@@ -156,7 +159,8 @@ class JobStore:
             if new.status in ENDS and old.status not in ENDS:
                 self._on_end(new)  # first, so that an end is told even if this process dies before it is written
             if new != old:
-                self._write(new)
+                self._save(new)
+                self._list(new)
             return new
 
     def tell(
@@ -202,6 +206,10 @@ class JobStore:
         """Return the steps of the checkpoints that the job's run has kept."""
         return {int(path.name.split("-")[1]) for path in RunDir(self.runs / record.id).checkpoints.glob("step-*-a*")}
 
+    def result(self, job: str) -> Path:
+        """Return the directory of the weights that a job has ended with."""
+        return (self.runs / job / FINAL).resolve()
+
     def keep_checkpoints(self, record: JobRecord, steps: set[int]) -> None:
         """Forget the checkpoints that the run has deleted."""
         rows, _ = self._index.listed("checkpoint", record.project, None, 1000, record.id)
@@ -224,9 +232,8 @@ class JobStore:
     def _list_checkpoint(self, record: JobRecord, checkpoint: Object) -> None:
         self._index.put("checkpoint", Row(str(checkpoint["id"]), record.project, record.id, checkpoint))
 
-    def _write(self, record: JobRecord) -> None:
+    def _save(self, record: JobRecord) -> None:
         write_json(self.folder(record.id) / "job.json", asdict(record))
-        self._list(record)
 
     def _list(self, record: JobRecord) -> None:
         """Index a job, and its result from the first checkpoint on by name."""
