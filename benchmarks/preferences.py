@@ -7,6 +7,7 @@
 All sides have the same rows (pairs of the embedded orders), float32, the same threads; LoRA of rank 16 on all linear
 layers, 8 pairs a step, 4 a pass, one epoch. Sides alternate, each in a process of its own; the medians are compared.
 Times begin when the trained model is loaded. Ours has preparation and scoring in it, with the load of the frozen model.
+Besides the seconds on the clock those of the processor are told, of all threads: a busy machine spoils them less.
 
 - `forward`: the frozen model over padded passes of answers in the order of their length, and the log-probability of
   each token; `scoring`: the task's own function over the same rows. `scoring-64` and `forward-64` take the 64 likeliest
@@ -28,9 +29,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 PAIRS, BATCH, MICRO = 64, 8, 4
 SIDES = ("forward", "scoring", "forward-64", "scoring-64", "dist-ft", "trl", "trl-precomputed")
 RATIOS = (("scoring", "forward"), ("scoring-64", "forward-64"), ("dist-ft", "trl"), ("dist-ft", "trl-precomputed"))
+
+
+Spent = NDArray[np.float64]
+"""Seconds on the clock, and of the processor."""
+
+
+def now() -> Spent:
+    """Return both clocks."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def make_config(directory: str, objective: dict[str, Any]) -> Any:
@@ -54,8 +67,8 @@ def make_config(directory: str, objective: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
-def run_dist_ft(directory: str) -> float:
-    """Prepare, score and train one epoch; return the seconds."""
+def run_dist_ft(directory: str) -> Spent:
+    """Prepare, score and train one epoch; return what it took."""
     import torch
 
     from dist_ft.jobs.prepare import prepare
@@ -76,21 +89,21 @@ def run_dist_ft(directory: str) -> float:
 
         def wait_committed(self, step: int) -> None: ...
 
-    began = time.perf_counter()
+    began = now()
     score_split(config, prepare(config).inputs.splits[0])
     inputs = prepare(config).inputs
-    before = time.perf_counter() - began
+    before = now() - began
     attempt = AttemptSpec("dpo", attempt=1, run_dir=tempfile.mkdtemp(dir=directory), config=config, inputs=inputs)
     init_process_group(open_store("127.0.0.1", 0, 1), 0, 1, False)
     parts = build_rank(RankSpec(attempt, 0, 1, 0, "127.0.0.1", torch.get_num_threads()))
-    began = time.perf_counter()
+    began = now()
     run_loop(parts, Link())
     parts.loader.close()
-    return before + time.perf_counter() - began
+    return before + now() - began
 
 
-def run_trl(directory: str, is_precomputed: bool) -> float:
-    """Train one epoch with TRL; return the seconds."""
+def run_trl(directory: str, is_precomputed: bool) -> Spent:
+    """Train one epoch with TRL; return what it took."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -112,17 +125,17 @@ def run_trl(directory: str, is_precomputed: bool) -> float:
         gradient_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1000,
         precompute_ref_log_probs=is_precomputed,
     )  # fmt: skip
-    began = time.perf_counter()
+    began = now()
     trainer = DPOTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip
     trainer.train()
-    return time.perf_counter() - began
+    return now() - began
 
 
-def run_forward(directory: str, top_k: int, is_bare: bool) -> float:
-    """Score all pairs with a model that is loaded; return the seconds."""
+def run_forward(directory: str, top_k: int, is_bare: bool) -> Spent:
+    """Score all pairs with a model that is loaded; return what it took."""
     import torch
 
     from dist_ft.data.stream.cache import open_split
@@ -141,13 +154,13 @@ def run_forward(directory: str, top_k: int, is_bare: bool) -> float:
     shards = open_split(split, config.data.loader)
     rows = [shards.read(0, index) for index in range(split.known_counts.num_sequences)]
     model = load_model(config).eval()
-    began = time.perf_counter()
+    began = now()
     if not is_bare:
         objective = build_objective(config.objective)
         assert objective.scorer is not None
         module = ObjectiveModule(model).eval()
         score_sequences(module, objective.scorer, rows, objective.rows_per_slot, torch.device("cpu"))
-        return time.perf_counter() - began
+        return now() - began
     parts = [
         (row.input_ids[at:end], row.trained[at:end])
         for row in rows
@@ -165,11 +178,11 @@ def run_forward(directory: str, top_k: int, is_bare: bool) -> float:
             logps.gather(-1, ids[:, 1:, None])
             if top_k:
                 logps.topk(top_k)
-    return time.perf_counter() - began
+    return now() - began
 
 
-def run(side: str, directory: str) -> float:
-    """Run one side in this process; return the seconds."""
+def run(side: str, directory: str) -> Spent:
+    """Run one side in this process; return what it took."""
     name, _, top_k = side.partition("-")
     if name == "trl":
         return run_trl(directory, is_precomputed=side == "trl-precomputed")
@@ -187,9 +200,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dist-ft-bench-") as directory:
         if options.side is not None:
-            print(run(options.side, directory))
+            print(json.dumps(run(options.side, directory).tolist()))
             return
-        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        found: dict[str, list[list[float]]] = {side: [] for side in SIDES}
         for number in range(options.rounds):
             for side in SIDES if number % 2 == 0 else SIDES[::-1]:
                 command = [sys.executable, __file__, "--side", side]
@@ -197,11 +210,13 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
                 if done.returncode != 0:
                     sys.exit(done.stderr)
-                seconds[side].append(float(done.stdout.splitlines()[-1]))
-                print(f"{side} {seconds[side][-1]:.1f} s", flush=True)
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
-    ratios = {f"{one} / {other}": round(medians[other] / medians[one], 2) for one, other in RATIOS}
-    result = {"seconds": {side: round(value, 2) for side, value in medians.items()}, "speed": ratios}
+                found[side].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{side} {found[side][-1][0]:.1f} s, {found[side][-1][1]:.1f} of the processor", flush=True)
+    result = {}
+    for index, clock in enumerate(("seconds", "processor_seconds")):
+        medians = {side: statistics.median(spent[index] for spent in values) for side, values in found.items()}
+        ratios = {f"{one} / {other}": round(medians[other] / medians[one], 2) for one, other in RATIOS}
+        result[clock] = {"medians": {side: round(value, 2) for side, value in medians.items()}, "speed": ratios}
     print(json.dumps(result))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

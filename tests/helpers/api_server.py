@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from openai import OpenAI
@@ -42,9 +43,9 @@ class ApiServer:
 
 
 @contextmanager
-def api_server(store: Path, max_running: int = 4, database: str | None = None) -> Iterator[ApiServer]:
+def api_server(store: Path, max_running: int = 4, **settings_of: Any) -> Iterator[ApiServer]:
     """Serves a store until the block ends; without a database the index is SQLite in the store."""
-    settings = Settings(store, database)
+    settings = Settings(store, **settings_of)
     index = open_index(settings)
     launcher = LocalLauncher(store / "launched", [sys.executable, str(ROOT / "tests/helpers/fake_train.py")], 0.05)
     try:

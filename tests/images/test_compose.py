@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from dist_ft import __version__
+from dist_ft.cli.app import app
 from tests.helpers.paths import ROOT
 
 FILE = ROOT / "docker" / "compose.yaml"
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVER = "service"
 NODES = ("head", "worker-1", "worker-2")
 WRITABLE = {"/mnt/dist-ft/runs"}
 
@@ -24,9 +28,9 @@ def option(service: str, name: str) -> str:
     return str(command[command.index(name) + 1])
 
 
-def test_there_are_a_head_two_workers_and_a_client() -> None:
-    assert tuple(SERVICES) == (*NODES, "client")
-    assert SERVICES["client"]["profiles"] == ["client"], "`up` does not start it"
+def test_there_are_a_head_two_workers_a_service_and_a_client() -> None:
+    assert tuple(SERVICES) == (*NODES, SERVER, "client")
+    assert (SERVICES["client"]["profiles"], SERVICES[SERVER]["profiles"]) == (["client"], ["service"]), "`up` alone"
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -46,15 +50,33 @@ def test_every_service_asks_for_the_token_which_is_a_file_and_no_variable(name: 
     environment = SERVICES[name]["environment"]
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray-token"
-    assert SERVICES[name]["secrets"] == ["ray-token"]
+    assert SERVICES[name]["secrets"] == (["ray-token", "service-key"] if name == SERVER else ["ray-token"])
     assert not {"RAY_AUTH_TOKEN", "WANDB_API_KEY", "HF_TOKEN"} & set(environment)
     ignored = (FILE.parents[1] / ".gitignore").read_text().splitlines()
-    assert COMPOSE["secrets"] == {"ray-token": {"file": "./ray-token"}} and "docker/ray-token" in ignored
+    assert COMPOSE["secrets"] == {name: {"file": f"./{name}"} for name in ("ray-token", "service-key")}
+    assert {"docker/ray-token", "docker/service-key"} <= set(ignored)
 
 
-def test_only_the_dashboard_is_published_and_only_here() -> None:
+def test_only_the_dashboard_and_the_service_are_published_and_only_here() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert published == [f"127.0.0.1:8265:{option('head', '--dashboard-port')}"]
+    ports = (option("head", "--dashboard-port"), option(SERVER, "--port"))
+    assert published == [f"127.0.0.1:{port}:{port}" for port in ports]
+
+
+def test_the_service_keeps_its_store_where_the_workers_see_it_and_has_a_key_from_the_start() -> None:
+    parsed = (
+        typer.main.get_command(app)
+        .commands["serve-api"]
+        .make_context(  # type: ignore[attr-defined]
+            "serve-api", SERVICES[SERVER]["command"][2:]
+        )
+    )
+    given = parsed.params
+    assert SERVICES[SERVER]["command"][:2] == ["dist-ft", "serve-api"]
+    assert given["store"].parent == Path(SERVICES["worker-1"]["volumes"][0]["target"])
+    assert SERVICES[SERVER]["volumes"] == SERVICES["worker-1"]["volumes"]
+    assert given["admin_key_file"] == Path("/run/secrets/service-key")
+    assert (given["launcher"], given["address"]) == ("ray", f"http://head:{option('head', '--dashboard-port')}")
 
 
 def test_workers_join_the_head_when_it_is_well_and_every_node_says_how_it_is() -> None:
@@ -69,7 +91,7 @@ def test_workers_join_the_head_when_it_is_well_and_every_node_says_how_it_is() -
 def test_images_are_targets_of_this_version_and_never_pulled() -> None:
     images = {name: (service["image"], service["pull_policy"]) for name, service in SERVICES.items()}
     assert images == {
-        **dict.fromkeys(NODES, (f"dist-ft:{__version__}-cpu", "never")),
+        **dict.fromkeys((*NODES, SERVER), (f"dist-ft:{__version__}-cpu", "never")),
         "client": (f"dist-ft:{__version__}-client", "never"),
     }
 

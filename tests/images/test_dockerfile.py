@@ -52,14 +52,15 @@ def test_every_overlays_image_is_a_target_of_this_version() -> None:
     assert version is not None and tags == {f"{version[1]}-{target}" for target in ("cuda", "cpu")}
 
 
-def test_every_image_reads_and_writes_s3() -> None:
+def test_every_image_reads_and_writes_s3_and_has_service_and_serving() -> None:
     """The list that the Dockerfile makes is made here, from the same words."""
     found = re.search(r'python -c "(.+?)" > needs\.txt', DOCKERFILE.replace("\\\n", ""))
     assert found is not None
     command = ["bash", "-c", f'"{sys.executable}" -c "{found[1]}"']
     made = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     needs = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in made.stdout.splitlines()}
-    assert {"torch", "ray", "s3fs"} <= needs, made.stderr
+    assert {"torch", "ray", "s3fs", "fastapi", "sqlalchemy", "llguidance"} <= needs, made.stderr
+    assert "dist-ft" not in needs, "pip would look for it in an index"
     assert "s3fs" in (ROOT / "docker" / "client.txt").read_text().split()
 
 

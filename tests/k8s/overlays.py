@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 KUBERAY = ROOT / "cluster" / "kuberay"
 OVERLAYS = sorted(path.parent.name for path in KUBERAY.glob("overlays/*/kustomization.yaml"))
-OTHERS = ("common", "redis", "shared")
+OTHERS = ("common", "redis", "service", "shared")
 WHY_ABSENT = "kubectl is not on PATH; it builds the overlays (`kubectl kustomize`)"
 
 
@@ -34,7 +34,7 @@ def text(name: str) -> str:
 
 
 def build(name: str) -> list[dict[str, Any]]:
-    """Returns the objects of an overlay, or of `common`, `redis` or `shared`; the caller may change them."""
+    """Returns the objects of an overlay, or of one of the others; the caller may change them."""
     return list(yaml.safe_load_all(text(name)))
 
 

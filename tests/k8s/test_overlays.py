@@ -15,6 +15,10 @@ from dist_ft.config.rules import check_sections
 from dist_ft.launchers.kubernetes.lint import problems_of, size_bytes
 from dist_ft.launchers.kubernetes.manifests import pod_templates, shared_mount
 from dist_ft.launchers.kubernetes.pod_paths import on_volume
+from dist_ft.service import DATABASE_ENV
+from dist_ft.service.tuning.catalogue import read_catalogue
+from dist_ft.service.tuning.job_plan import check_extensions
+from dist_ft.service.tuning.job_request import read_request
 from tests.helpers.paths import ROOT
 from tests.k8s import crd, overlays
 
@@ -110,6 +114,52 @@ def test_launchers_may_not_read_secrets_nor_run_commands_in_pods() -> None:
     assert ("rayjobs", "create") in granted and ("pods/log", "get") in granted
     assert not {resource for resource, _ in granted} & {"secrets", "pods/exec", "*", "serviceaccounts", "roles"}
     assert "*" not in {verb for _, verb in granted}
+
+
+def test_the_service_is_one_pod_whose_store_all_see_and_whose_index_is_its_own() -> None:
+    docs = overlays.build("service")
+    spec = overlays.find(docs, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"}), "the index is a file"
+    container = spec["template"]["spec"]["containers"][0]
+    program, verb, *arguments = container["command"]
+    parsed = _parse(verb, arguments)
+    shared = overlays.find(overlays.build("shared"), "RayCluster")
+    head = shared["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    claims = {
+        v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in spec["template"]["spec"]["volumes"]
+    }
+    assert program == "dist-ft" and {"name": "shared", "mountPath": "/mnt/dist-ft"} in head["volumeMounts"]
+    assert (claims[mounts["/mnt/dist-ft"]], parsed["store"].parent) == ("dist-ft", Path("/mnt/dist-ft"))
+    own = [doc["metadata"]["name"] for doc in docs if doc["kind"] == "PersistentVolumeClaim"]
+    variables = {variable["name"]: variable for variable in container["env"]}
+    assert own == [claims[mounts["/index"]]]
+    assert variables[DATABASE_ENV]["value"] == "sqlite:////index/index.sqlite"
+    assert parsed["admin_key_file"] == Path("/run/secrets/dist-ft-service/admin-key")
+    token = variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert (token["name"], parsed["address"]) == (
+        shared["metadata"]["name"], f"http://{shared['metadata']['name']}-head-svc:8265",
+    )  # fmt: skip
+    assert container["image"] == head["image"]
+
+
+def test_the_catalogue_of_the_service_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.yaml"
+    path.write_text(overlays.find(overlays.build("service"), "ConfigMap")["data"]["catalogue.yaml"])
+    for base in read_catalogue(path).values():
+        check_extensions(base, read_request({"model": base.name, "training_file": "file-x"}))  # makes a run's config
+
+
+def test_the_shared_cluster_lets_the_service_at_its_dashboard_and_at_nothing_else() -> None:
+    labels = overlays.find(overlays.build("service"), "Deployment")["spec"]["template"]["metadata"]["labels"]
+    rules = overlays.find(overlays.build("shared"), "NetworkPolicy")["spec"]["ingress"]
+    admitted = [
+        rule.get("ports")
+        for rule in rules
+        for peer in rule["from"]
+        if "namespaceSelector" not in peer and peer["podSelector"]["matchLabels"].items() <= labels.items()
+    ]
+    assert admitted == [[{"protocol": "TCP", "port": 8265}]]
 
 
 def test_no_object_is_a_secret() -> None:

@@ -16,13 +16,17 @@ import typer
 from dist_ft.cli.launcher_table import LAUNCHERS, LauncherOptions, complete_launcher, launcher_named
 from dist_ft.cli.options import Dashboard
 from dist_ft.errors import UsageError
+from dist_ft.service import DATABASE_ENV
 
 if TYPE_CHECKING:
     from dist_ft.service.index import Index
 
 _SERVING_NEEDS = ("ray", "fastapi", "uvicorn", "sqlalchemy", "llguidance")
 StoreDir = Annotated[Path, typer.Option("--store", help="Directory of files, jobs and runs.")]
-Database = Annotated[str | None, typer.Option(help="URL of the index, such as postgresql+psycopg://…; default SQLite.")]
+Database = Annotated[
+    str | None,
+    typer.Option(envvar=DATABASE_ENV, help="URL of the index, such as postgresql+psycopg://…; default SQLite."),
+]
 
 
 def serve_api(
@@ -35,11 +39,16 @@ def serve_api(
     ] = "local",
     max_running: Annotated[int, typer.Option(min=1, help="Jobs at once; the others queue.")] = 2,
     max_active_jobs: Annotated[int, typer.Option(min=1, help="Jobs of a project that are not over.")] = 100,
+    max_project_gb: Annotated[float, typer.Option(min=0, help="Gigabytes of files of a project.")] = 2500,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests of a project a minute; default as many as it likes.")
+    ] = None,
     catalogue: Annotated[Path | None, typer.Option(help="YAML of base models; default: the embedded ones.")] = None,
     serving: Annotated[
         str, typer.Option(help="Who answers chats: auto starts dist-ft serve when asked, off, or the URL of one.")
     ] = "auto",
     serving_idle_s: Annotated[float, typer.Option(min=1, help="Seconds until an idle one ends.")] = 900,
+    admin_key_file: Annotated[Path | None, typer.Option(help="File with a key that is an administrator's.")] = None,
     address: Dashboard = None,
     overlay: Annotated[Path | None, typer.Option(help="Kubernetes: Kustomization directory.")] = None,
     namespace: Annotated[str, typer.Option(help="Kubernetes: where runs go.")] = "dist-ft",
@@ -57,10 +66,11 @@ def serve_api(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request that is passed on
-    given = {"--database": database, "--catalogue": catalogue}
-    options = tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
-    choice = ServingChoice(serving, serving_idle_s, options)
-    settings = Settings(store, database, catalogue, host, port, max_active_jobs, serving=choice)
+    choice = ServingChoice(serving, serving_idle_s, database, catalogue)
+    settings = Settings(
+        store, database, catalogue, host, port, max_active_jobs, int(max_project_gb * 1e9), max_requests, choice,
+        admin_key_file,
+    )  # fmt: skip
     serve(settings, Place(place, max_running))
 
 
@@ -75,7 +85,7 @@ def serve(
     replicas: Annotated[str, typer.Option(help="A number, or auto.")] = "1",
     address: Annotated[str | None, typer.Option(help="Ray cluster to serve on; default starts one here.")] = None,
     catalogue: Annotated[Path | None, typer.Option(help="YAML of a store's base models.")] = None,
-    database: Annotated[str | None, typer.Option(help="URL of a store's index.")] = None,
+    database: Database = None,
     leased: Annotated[bool, typer.Option("--leased", help="End when standard input ends.", hidden=True)] = False,
 ) -> None:
     """Serve models behind OpenAI's inference API: chat, completions, responses."""

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import sqlalchemy as sql
@@ -18,6 +19,8 @@ from dist_ft.service.wire import new_id
 Role = Literal["admin", "member"]
 ROLES: tuple[Role, ...] = ("admin", "member")
 DEFAULT_PROJECT = "default"
+_FROM_FILE = "key_from_file"
+_OWN_KEY = re.compile(r"[A-Za-z0-9_-]{32,200}")
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -73,6 +76,32 @@ def add_key(index: Index, role: str, project: str, name: str, days: float | None
     with index.writing() as connection:
         connection.execute(sql.insert(KEYS).values(values))
     return key
+
+
+def keep_key_of(index: Index, path: Path) -> None:
+    """Keep the key in a file as an administrator's, in place of the one that the file held before.
+
+    So a service in a container has a key from the first start on, and still has it when the index was deleted.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no key.
+    """
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--admin-key-file {path}: {error}") from error
+    if not _OWN_KEY.fullmatch(key):
+        raise UsageError(
+            f"--admin-key-file {path}: expected 32 to 200 letters, digits, '-' and '_' (openssl rand -hex 32), found "
+            f"{len(key)} characters"
+        )
+    values = {
+        "hash": _hash(key), "id": _FROM_FILE, "shown": hidden(key), "name": "from --admin-key-file",
+        "project": DEFAULT_PROJECT, "role": "admin", "created_at": int(time.time()), "expires_at": None,
+    }  # fmt: skip
+    with index.writing() as connection:
+        connection.execute(sql.delete(KEYS).where((KEYS.c.id == _FROM_FILE) | (KEYS.c.hash == _hash(key))))
+        connection.execute(sql.insert(KEYS).values(values))
 
 
 def list_keys(index: Index) -> list[KeyInfo]:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from dist_ft import __version__
 from dist_ft.errors import UsageError
-from dist_ft.service.api_keys import has_keys
+from dist_ft.service.api_keys import has_keys, keep_key_of
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.files.uploads import Uploads
 from dist_ft.service.http.file_routes import file_routes
@@ -22,6 +22,7 @@ from dist_ft.service.http.gate import Answered, Gate, bare_app
 from dist_ft.service.http.inference_routes import passed_on
 from dist_ft.service.http.job_routes import job_routes, model_routes, weights_routes
 from dist_ft.service.http.page_routes import page_routes, report_routes
+from dist_ft.service.http.request_quota import RequestQuota
 from dist_ft.service.http.upload_routes import upload_routes
 from dist_ft.service.http.webhook_routes import webhook_routes
 from dist_ft.service.index import Index
@@ -51,7 +52,9 @@ class Settings:
         port: Port to listen on.
         max_active_jobs: Jobs of a project that are not over at once.
         max_project_bytes: Bytes of a project's files.
+        max_requests: Requests of a project a minute; None: as many as it likes.
         serving: Who answers requests for answers.
+        admin_key_file: File with an administrator's key; None: keys are made by `dist-ft api key add` alone.
     """
 
     store: Path
@@ -61,7 +64,9 @@ class Settings:
     port: int = 8000
     max_active_jobs: int = 100
     max_project_bytes: int = 2_500_000_000_000
+    max_requests: int | None = None
     serving: ServingChoice = OFF
+    admin_key_file: Path | None = None
 
 
 def open_index(settings: Settings) -> Index:
@@ -81,13 +86,15 @@ def serve(settings: Settings, place: Place) -> None:
     """Serve until SIGINT or SIGTERM. Runs go on.
 
     Raises:
-        UsageError: The address is open to others and there is no key.
+        UsageError: The address is open to others and there is no key, or the file of a key holds none.
     """
     index = open_index(settings)
+    if settings.admin_key_file is not None:
+        keep_key_of(index, settings.admin_key_file)
     if not has_keys(index) and not is_loopback(settings.host):
         raise UsageError(
             f"--host {settings.host} is open to others, and the service has no key; make one first: dist-ft api key "
-            f"add --store {settings.store} --role admin"
+            f"add --store {settings.store} --role admin, or give --admin-key-file"
         )
     config = uvicorn_config(build_app(settings, index, place), settings.host, settings.port)
     logger.info("serving %s on http://%s:%d", settings.store.absolute(), settings.host, settings.port)
@@ -150,7 +157,7 @@ def build_app(settings: Settings, index: Index, place: Place) -> Gate:
         app.include_router(router, prefix="/v1")
     app.include_router(page_routes())
     _add_status(app, index, answered)
-    return Gate(app, index, answered)
+    return Gate(app, index, answered, RequestQuota(settings.max_requests))
 
 
 def _add_status(app: FastAPI, index: Index, answered: Answered) -> None:

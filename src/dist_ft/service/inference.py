@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 import time
@@ -16,6 +17,7 @@ import httpx
 
 from dist_ft.errors import UsageError
 from dist_ft.machine import OWN_PYTHON
+from dist_ft.service import DATABASE_ENV
 from dist_ft.service.wire import ApiError
 
 logger = logging.getLogger(__name__)
@@ -33,12 +35,14 @@ class ServingChoice:
     Attributes:
         mode: `auto` starts `dist-ft serve` here, `off` refuses; otherwise the URL of one that runs, without `/v1`.
         idle_s: Seconds without a request after which it is ended.
-        options: More options for the command, such as the catalogue.
+        database: URL of the index; None is SQLite in the store.
+        catalogue: YAML of base models; None is the embedded one.
     """
 
     mode: str = "off"
     idle_s: float = 900.0
-    options: tuple[str, ...] = ()
+    database: str | None = None
+    catalogue: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the mode.
@@ -141,10 +145,14 @@ class Inference:
         log = self._store / "serving" / "serve.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [*OWN_PYTHON, "-m", "dist_ft.cli", "serve", "--store", str(self._store), "--port", str(port)]
+        if self._choice.catalogue is not None:
+            command += ["--catalogue", str(self._choice.catalogue)]
+        env = None if self._choice.database is None else {**os.environ, DATABASE_ENV: self._choice.database}
         with log.open("wb") as output:
             # It ends with its standard input, so that it does not outlive this process.
             self._process = subprocess.Popen(
-                [*command, "--leased", *self._choice.options],
+                [*command, "--leased"],
+                env=env,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

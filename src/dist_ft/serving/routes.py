@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dist_ft import __version__
 from dist_ft.service.http.gate import Answered, Gate, bare_app, caller_of, json_body
+from dist_ft.service.http.request_quota import RequestQuota
 from dist_ft.service.index import Index
 from dist_ft.service.wire import Object
 from dist_ft.serving.asked import Asked
@@ -36,7 +37,7 @@ def build_app(names: Names, backend: Backend, index: Index) -> Gate:
     def health() -> JSONResponse:
         return JSONResponse({"status": "ok", "version": __version__})
 
-    return Gate(app, index, Answered({}))
+    return Gate(app, index, Answered({}), RequestQuota(None))
 
 
 def inference_routes(names: Names, backend: Backend) -> APIRouter:

@@ -9,6 +9,7 @@ import importlib.metadata
 import re
 import shlex
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import PurePosixPath
 
 import yaml
@@ -36,7 +37,13 @@ def problems_of(manifests: Sequence[Manifest]) -> list[str]:
             found += _entrypoint_problems(ray, manifests) + _stop_problems(ray["spec"])
         problems += [f"{ray['kind']} {ray['metadata'].get('name')}: {problem}" for problem in found]
     templates = [template for ray in rays for _, template in pod_templates(ray)]
-    templates += [m["spec"]["template"] for m in manifests if m.get("kind") in ("StatefulSet", "Deployment")]
+    for other in (m for m in manifests if m.get("kind") in ("StatefulSet", "Deployment")):
+        template = other["spec"]["template"]
+        templates.append(template)
+        name = f"{other['kind']} {other['metadata'].get('name')}"
+        claimed = {claim["metadata"]["name"] for claim in other["spec"].get("volumeClaimTemplates", [])}
+        found = _pod_problems(template["spec"], claimed) + _tag_problems(template)
+        problems += [f"{name}: {problem}" for problem in found]
     return problems + _selector_problems(manifests, templates)
 
 
@@ -64,19 +71,25 @@ def _ray_problems(ray: Manifest) -> list[str]:
 
 def _image_problems(ray: Manifest) -> list[str]:
     images = {where: c.get("image", "") for where, t in pod_templates(ray) for c in t["spec"].get("containers", [])[:1]}
-    problems = [
-        f"{where}: image {image!r} is not pinned; give it a tag other than latest, or a digest"
-        for where, image in images.items()
-        if not _PINNED.search(image)
-    ]
+    problems = [f"{where}: {problem}" for where, template in pod_templates(ray) for problem in _tag_problems(template)]
     if len(set(images.values())) > 1:
         problems.append(f"images differ, but Ray and Python must be the same on all pods: {images}")
     return problems
 
 
-def _pod_problems(pod: PodSpec) -> list[str]:
+def _tag_problems(template: PodTemplate) -> list[str]:
+    images = [container.get("image", "") for container in template["spec"].get("containers", [])[:1]]
+    return [
+        f"image {image!r} is not pinned; give it a tag other than latest, or a digest"
+        for image in images
+        if not _PINNED.search(image)
+    ]
+
+
+def _pod_problems(pod: PodSpec, claimed: AbstractSet[str] = frozenset()) -> list[str]:
+    """Check a pod; volumes named `claimed` come from elsewhere."""
     problems = []
-    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    volumes = {volume["name"] for volume in pod.get("volumes", [])} | claimed
     security = pod.get("securityContext", {})
     if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
         problems.append("securityContext: set runAsNonRoot: true and runAsUser")

@@ -124,6 +124,10 @@ class DeletionStrategy(TypedDict, total=False):
     deletionRules: list[dict[str, str]]
 
 
+class VolumeClaimTemplate(TypedDict, total=False):
+    metadata: Metadata
+
+
 class Spec(ClusterSpec, total=False):
     """The spec of any kind: keys of a RayCluster, a RayJob, a StatefulSet, and of objects that select pods."""
 
@@ -142,6 +146,7 @@ class Spec(ClusterSpec, total=False):
     activeDeadlineSeconds: int
     preRunningDeadlineSeconds: int
     template: PodTemplate
+    volumeClaimTemplates: list[VolumeClaimTemplate]
     selector: dict[str, dict[str, str]]
     podSelector: dict[str, dict[str, str]]
 

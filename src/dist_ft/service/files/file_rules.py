@@ -46,7 +46,7 @@ class FileCheck:
     Attributes:
         format: `chat`, `preference` or `completion`; None where no line says.
         num_examples: Lines that hold an example.
-        num_characters: Characters of all lines with an example.
+        num_characters: Characters of all texts in the examples, names of roles included.
         num_faults: Faults, also those that were not kept.
         faults: The first of them.
     """
@@ -99,7 +99,7 @@ def check_file(path: Path) -> FileCheck:
             continue
         _check_row(check, number, row)
         check.num_examples += 1
-        check.num_characters += len(text)
+        check.num_characters += _text_length(row)
     if not check.num_examples and not check.num_faults:
         check.add(1, "the file holds no example")
     return check
@@ -145,6 +145,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
             while is_long and not line.endswith(b"\n") and (line := file.readline(_MAX_LINE)):
                 pass
             yield number, None if is_long else line.rstrip(b"\r\n")
+
+
+def _text_length(value: Json) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_text_length, value.values()))
+    return sum(map(_text_length, value)) if isinstance(value, list) else 0
 
 
 def _check_row(check: FileCheck, number: int, row: Object) -> None:

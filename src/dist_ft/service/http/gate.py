@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from dist_ft import __version__
 from dist_ft.service.api_keys import ANYBODY, Caller, caller_with, has_keys, hidden
+from dist_ft.service.http.request_quota import RequestQuota, Taken
 from dist_ft.service.index import Index
 from dist_ft.service.wire import ApiError, Json, Object, bad_request
 from dist_ft.storage.urls import is_loopback
@@ -49,10 +50,11 @@ class Gate:
         app: The application.
         index: Where the keys are.
         answered: Counts of answers.
+        quota: Counts requests a project.
     """
 
-    def __init__(self, app: ASGIApp, index: Index, answered: Answered) -> None:
-        self._app, self._index, self._answered = app, index, answered
+    def __init__(self, app: ASGIApp, index: Index, answered: Answered, quota: RequestQuota) -> None:
+        self._app, self._index, self._answered, self._quota = app, index, answered, quota
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -69,6 +71,7 @@ class Gate:
                 caller = await run_in_threadpool(self._caller_of, headers)
                 scope.setdefault("state", {})["caller"] = caller
                 sent.project = caller.project
+                sent.taken = self._quota.take(caller.project)
             await self._app(scope, _Limited(receive), sent)
         except ClientDisconnect:
             return
@@ -106,6 +109,7 @@ class _Sent:
         self._send, self._began = send, began
         self.status: int | None = None
         self.project: str | None = None
+        self.taken: Taken | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -118,6 +122,7 @@ class _Sent:
                 (b"openai-version", b"2020-10-01"),
                 (b"x-content-type-options", b"nosniff"),
                 *([(b"openai-organization", f"org-{self.project}".encode())] if self.project else []),
+                *(self.taken.headers() if self.taken else []),
             ]
         await self._send(message)
 

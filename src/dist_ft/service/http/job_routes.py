@@ -32,6 +32,11 @@ def job_routes(tuning: FineTuning, index: Index) -> APIRouter:
         retry = Retry(int(count) if count.isascii() and count.isdigit() and len(count) < 4 else 0, key)
         return JSONResponse(tuning.to_wire(tuning.create(body, caller_of(request), retry)))
 
+    @router.post("/estimate")
+    def estimate(request: Request, body: Body) -> JSONResponse:
+        found = tuning.estimate(body, caller_of(request)).to_wire()
+        return JSONResponse({"object": "dist_ft.estimate", **found})
+
     @router.get("")
     def listed(request: Request) -> JSONResponse:
         after, limit = page_limits(request, 20, 1000)

@@ -11,7 +11,7 @@ from dist_ft.service.wire import Object
 
 DEFAULT = Path(__file__).with_name("catalogue.yaml")
 _CREATED = 1_700_000_000
-_KEYS = ("name", "model", "context", "learning_rate", "config")
+_KEYS = ("name", "model", "context", "learning_rate", "config", "tokens_per_s", "price_per_million_tokens")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class BaseModel:
         context: Longest example in tokens; longer ones are cut.
         learning_rate: That of `learning_rate_multiplier` 1.
         config: Further keys of the run's config.
+        tokens_per_s: Speed of its jobs, as their runs print it; None: not known, so nobody is told how long one takes.
+        price_per_million_tokens: Price of a million trained tokens, in whatever clients pay here; None: not known.
     """
 
     name: str
@@ -31,10 +33,15 @@ class BaseModel:
     context: int
     learning_rate: float
     config: Object = field(default_factory=dict)
+    tokens_per_s: float | None = None
+    price_per_million_tokens: float | None = None
 
     def to_wire(self) -> Object:
         """Return the API's object, with what only we know beside it."""
-        known: Object = {"context": self.context, "learning_rate": self.learning_rate}
+        known: Object = {
+            "context": self.context, "learning_rate": self.learning_rate, "tokens_per_s": self.tokens_per_s,
+            "price_per_million_tokens": self.price_per_million_tokens,
+        }  # fmt: skip
         return {
             "id": self.name, "object": "model", "created": _CREATED, "owned_by": "dist-ft", "shutdown_date": None,
             "dist_ft": known,
@@ -72,4 +79,14 @@ def _read_entry(entry: Yaml, where: str) -> BaseModel:
         )
     if not isinstance(config, dict):
         raise ConfigError(f"{where}: config={str(config)[:100]}; expected keys of a run's config")
-    return BaseModel(name, model, context, rate, config)
+    numbers = [_positive(entry, key, where) for key in ("tokens_per_s", "price_per_million_tokens")]
+    return BaseModel(name, model, context, rate, config, *numbers)
+
+
+def _positive(entry: Object, key: str, where: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"{where}: {key}={value!r}; expected a number above 0")
+    return float(value)

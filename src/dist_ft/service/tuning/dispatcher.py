@@ -26,7 +26,7 @@ from dist_ft.service.files.file_rules import write_clean
 from dist_ft.service.files.shelf import RESULTS, Shelf, StoredFile
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import BaseModel
-from dist_ft.service.tuning.job_plan import RunFiles, run_config, settle
+from dist_ft.service.tuning.job_plan import RunFiles, estimate, run_config, settle
 from dist_ft.service.tuning.job_store import JobError, JobRecord, JobStore
 from dist_ft.service.tuning.run_follower import Tail, follow, metrics_csv, read_run, trained_tokens
 from dist_ft.service.wire import Object, made_id, new_id
@@ -145,11 +145,14 @@ class Dispatcher:
             write_clean(self._shelf.content(held_out.id), folder / "valid.jsonl")
         settings = settle(request.hyperparameters, training.num_examples)
         count, row_format = training.num_examples, training.format
+        expected = estimate(self._catalogue[record.base], settings, count, training.num_characters)
 
         def queued(old: JobRecord) -> JobRecord:
             if old.status != "validating_files":  # cancelled or paused in between
                 return old
-            return replace(old, num_examples=count, format=row_format, settings=settings, status="queued")
+            return replace(
+                old, num_examples=count, format=row_format, settings=settings, status="queued", estimate=expected
+            )
 
         self._jobs.tell(record, "validated", "Files validated, moving job to queued state")
         self._jobs.change(record.id, queued)

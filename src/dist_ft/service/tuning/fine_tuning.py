@@ -16,7 +16,7 @@ from dist_ft.service.api_keys import DEFAULT_PROJECT, Caller
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import BaseModel
-from dist_ft.service.tuning.job_plan import check_extensions
+from dist_ft.service.tuning.job_plan import Estimate, check_extensions, estimate, settle
 from dist_ft.service.tuning.job_request import JobRequest, read_request
 from dist_ft.service.tuning.job_store import CHECKPOINT_MARK, ENDS, READY, JobRecord, JobStore
 from dist_ft.service.tuning.run_follower import read_run
@@ -87,6 +87,19 @@ class FineTuning:
             self._index.remember_asked(marks, record.id, digest)  # first: a retry must not make a second job
             self._jobs.add(record)
         return record
+
+    def estimate(self, body: Object, caller: Caller) -> Estimate:
+        """Return what a job would take, without making it.
+
+        Raises:
+            ApiError: The body is wrong, or its file cannot be trained on.
+        """
+        record = self._new_record(read_request(body), caller)
+        training = self._shelf.find(record.request.training_file, caller.project)
+        if training is None or training.num_examples == 0:
+            raise bad_request(f"File '{record.request.training_file}' holds no example.", "training_file")
+        settings = settle(record.settings, training.num_examples)
+        return estimate(self._catalogue[record.base], settings, training.num_examples, training.num_characters)
 
     def find(self, job: str, caller: Caller) -> JobRecord:
         """Return a job of the caller's project.
@@ -309,6 +322,8 @@ class FineTuning:
         known: Object = {
             "run_dir": str(self._jobs.runs / record.id), "step": record.step, "max_steps": record.max_steps,
             "num_examples": record.num_examples, "wanted": record.wanted,
+            "estimate": None if record.estimate is None else record.estimate.to_wire(),
+            "best_checkpoint": None if record.best_step is None else record.checkpoint_name(record.best_step),
         }  # fmt: skip
         if record.status == "running" and (state := read_run(RunDir(self._jobs.runs / record.id))) is not None:
             known |= {"world_size": state.world_size, "attempts": state.attempt, "run_state": state.state}

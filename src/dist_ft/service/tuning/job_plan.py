@@ -17,6 +17,7 @@ _MIN_EXAMPLES, _MAX_EXAMPLES = 100, 25_000
 """Bounds of examples times epochs under "auto"."""
 _FORMATS = {"chat": "messages", "preference": "preference", "completion": "prompt_completion"}
 _KEPT_CHECKPOINTS = 3
+_CHARACTERS_PER_TOKEN = 4
 _CLOSED: dict[str, tuple[str, ...]] = {
     "method": ("init_from",), "train": (), "optimizer": (), "schedule": (), "zero": (), "checkpoint": (), "failure": (),
     "eval": (), "objective": ("reference", "teacher", "teacher_revision", "kind"),
@@ -63,6 +64,41 @@ def settle(asked: Hyperparameters, num_examples: int) -> Hyperparameters:
     return Hyperparameters(epochs, batch, rate, 0.1 if asked.beta == "auto" else asked.beta)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take, told before it starts.
+
+    Attributes:
+        steps: Optimizer steps.
+        tokens: Tokens of all epochs, four characters each; truth depends on the tokenizer.
+        seconds: Time of training, where the catalogue knows the speed; waiting and start come on top.
+        price: Price, where the catalogue knows it.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float | None
+    price: float | None
+
+    def to_wire(self) -> Object:
+        """Return the object that clients see."""
+        return {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds, "price": self.price}
+
+
+def estimate(base: BaseModel, settings: Hyperparameters, num_examples: int, num_characters: int) -> Estimate:
+    """Return what a job with settled hyperparameters will take."""
+    batch, epochs = settings.batch_size, settings.n_epochs
+    assert isinstance(batch, int) and isinstance(epochs, int)
+    tokens = max(num_examples, num_characters // _CHARACTERS_PER_TOKEN) * epochs
+    speed, price = base.tokens_per_s, base.price_per_million_tokens
+    return Estimate(
+        steps=max(1, math.ceil(num_examples / batch)) * epochs,
+        tokens=tokens,
+        seconds=None if speed is None else tokens / speed,
+        price=None if price is None else tokens * price / 1e6,
+    )
+
+
 def check_extensions(base: BaseModel, request: JobRequest) -> None:
     """Refuse keys in `dist_ft` that are the server's, or that the config does not know.
 
@@ -97,7 +133,7 @@ def run_config(
     measured: Object = {}
     if files.validation is not None:
         data["eval"] = {"source": str(files.validation), "format": row_format}
-        measured = {"every_steps": steps_per_epoch}
+        measured = {"every_steps": steps_per_epoch, "best_metric": "eval_loss"}
     wandb = request.integrations[0] if request.integrations else None
     made: Object = {
         "run": {"name": job, "output_dir": str(files.runs), "seed": request.seed},

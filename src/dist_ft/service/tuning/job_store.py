@@ -16,6 +16,7 @@ from dist_ft.layout import RunDir
 from dist_ft.run.exports import FINAL
 from dist_ft.run.log import JsonlWriter, read_lines
 from dist_ft.service.index import Index, Row
+from dist_ft.service.tuning.job_plan import Estimate
 from dist_ft.service.tuning.job_request import Hyperparameters, JobRequest
 from dist_ft.service.wire import Object, made_id, read_record
 from dist_ft.storage.publish import write_json
@@ -67,6 +68,8 @@ class JobRecord:
         trained_tokens: Tokens of all steps, of a job that succeeded.
         has_model: Whether the result is there, and was not deleted.
         result_file: The file of metrics.
+        best_step: Step of the checkpoint with the least loss on the validation file; None: nothing was measured yet.
+        estimate: What it will take; None before validation.
         error: Why it failed.
     """
 
@@ -94,6 +97,8 @@ class JobRecord:
     has_model: bool = False
     result_file: str | None = None
     error: JobError | None = None
+    best_step: int | None = None
+    estimate: Estimate | None = None
 
     def checkpoint_name(self, step: int) -> str:
         """Return the name of the model at a checkpoint."""

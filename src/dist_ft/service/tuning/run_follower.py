@@ -173,8 +173,12 @@ def _tell_checkpoint(jobs: JobStore, record: JobRecord, step: int, at: float, ta
     metrics: Object = {"step": step}
     if step in tail.losses:
         metrics["train_loss"] = tail.losses[step]
-    measured = read_evals(run.evals).get(step) if run.evals.exists() else None
-    jobs.add_checkpoint(record, step, at, metrics | _held_out(measured))
+    evals = read_evals(run.evals) if run.evals.exists() else {}
+    jobs.add_checkpoint(record, step, at, metrics | _held_out(evals.get(step)))
+    losses = {row.eval_loss: at for at, row in evals.items() if at in tail.seen_commits and row.eval_loss is not None}
+    if losses:
+        best = losses[min(losses)]
+        jobs.change(record.id, lambda old: replace(old, best_step=best))
     name = record.checkpoint_name(step)
     jobs.tell(record, f"checkpoint-{step}", f"Checkpoint created at step {step} with Snapshot ID: {name}")
     jobs.keep_checkpoints(record, jobs.kept_steps(record) | {step})

@@ -40,6 +40,11 @@ function show(template) {
 }
 
 const clock = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : "");
+const expectedOf = ({ dist_ft: { estimate } }) => (estimate === null ? "" : [
+  `${estimate.steps} steps, about ${estimate.tokens.toLocaleString("en")} tokens`,
+  estimate.seconds === null ? "" : `${Math.max(1, Math.round(estimate.seconds / 60))} min of training`,
+  estimate.price === null ? "" : `price ${estimate.price.toFixed(2)}`,
+].filter(Boolean).join(", "));
 const progressOf = (job) => (job.dist_ft.max_steps ? `${job.dist_ft.step} of ${job.dist_ft.max_steps} steps` : "");
 const isOver = (job) => ["succeeded", "failed", "cancelled"].includes(job.status);
 
@@ -109,6 +114,7 @@ function fillFacts(job) {
   const facts = {
     Status: job.dist_ft.wanted === "run" || isOver(job) || job.status === "paused" ? job.status : `${job.status}, to ${job.dist_ft.wanted}`,
     Progress: progressOf(job), Workers: job.dist_ft.world_size, Attempts: job.dist_ft.attempts, Examples: job.dist_ft.num_examples || "",
+    Expected: expectedOf(job), Best: job.dist_ft.best_checkpoint ?? "",
     Method: job.method.type, Settings: Object.entries(job.method[job.method.type].hyperparameters).map(([k, v]) => `${k} ${v}`).join(", "),
     "Base model": job.model, "Tuned model": job.fine_tuned_model, Created: clock(job.created_at),
     "Ends at about": isOver(job) ? "" : clock(job.estimated_finish), Ended: clock(job.finished_at), Tokens: job.trained_tokens, Error: job.error?.message,
