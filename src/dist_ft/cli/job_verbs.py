@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +13,20 @@ import typer
 from dist_ft.cli.check_verbs import look_around
 from dist_ft.cli.inputs import compiled, load_checked
 from dist_ft.cli.launcher_table import LAUNCHERS, LauncherOptions, complete_launcher, launcher_named, launcher_of
-from dist_ft.cli.options import AsJson, ConfigPath, Dashboard, Overrides, Resume, RunOrJob, RunPath
+from dist_ft.cli.options import (
+    AsJson,
+    BatchScript,
+    ConfigPath,
+    Dashboard,
+    Image,
+    Namespace,
+    Overlay,
+    Overrides,
+    Resume,
+    RunOrJob,
+    RunPath,
+    SbatchOptions,
+)
 from dist_ft.cli.outputs import print_error, print_result
 from dist_ft.errors import UsageError
 
@@ -77,13 +89,11 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show its output until it ends; exit as it does.")] = False,
     resume: Resume = False,
     preflight: Annotated[bool, typer.Option(help="There, look at every node first.")] = True,
-    overlay: Annotated[
-        Path | None, typer.Option(help="Kubernetes: directory such as cluster/kuberay/overlays/gpu.")
-    ] = None,
-    namespace: Annotated[str, typer.Option(help="Kubernetes: where the run goes.")] = "dist-ft",
-    image: Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")] = None,
-    template: Annotated[Path | None, typer.Option(help="Slurm: script such as cluster/slurm/job.sbatch.")] = None,
-    sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch, as --sbatch=--nodes=4.")] = None,
+    overlay: Overlay = None,
+    namespace: Namespace = "dist-ft",
+    image: Image = None,
+    template: BatchScript = None,
+    sbatch: SbatchOptions = None,
 ) -> None:
     """Start a run elsewhere."""
     from dist_ft.launchers.launcher import SubmitRequest

@@ -31,6 +31,13 @@ RunOrJob = Annotated[
 Dashboard = Annotated[
     str | None, typer.Option("--address", help="URL of a Ray dashboard; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS.")
 ]
+Overlay = Annotated[Path | None, typer.Option(help="Kubernetes: directory such as cluster/kuberay/overlays/gpu.")]
+Namespace = Annotated[str, typer.Option(help="Kubernetes: where the run goes.")]
+Image = Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")]
+BatchScript = Annotated[Path | None, typer.Option("--template", help="Slurm: script such as cluster/slurm/job.sbatch.")]
+SbatchOptions = Annotated[
+    list[str] | None, typer.Option("--sbatch", help="Slurm: option of sbatch, as --sbatch=--nodes=4.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Plain marks, as where the output is no terminal.")]

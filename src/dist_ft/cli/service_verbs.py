@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dist_ft.cli.launcher_table import LAUNCHERS, LauncherOptions, complete_launcher, launcher_named
-from dist_ft.cli.options import Dashboard
+from dist_ft.cli.options import BatchScript, Dashboard, Image, Namespace, Overlay, SbatchOptions
 from dist_ft.errors import UsageError
 from dist_ft.service import DATABASE_ENV
 
@@ -50,11 +50,11 @@ def serve_api(
     serving_idle_s: Annotated[float, typer.Option(min=1, help="Seconds until an idle one ends.")] = 900,
     admin_key_file: Annotated[Path | None, typer.Option(help="File with a key that is an administrator's.")] = None,
     address: Dashboard = None,
-    overlay: Annotated[Path | None, typer.Option(help="Kubernetes: Kustomization directory.")] = None,
-    namespace: Annotated[str, typer.Option(help="Kubernetes: where runs go.")] = "dist-ft",
-    image: Annotated[str | None, typer.Option(help="Kubernetes: image in place of the overlay's.")] = None,
-    template: Annotated[Path | None, typer.Option(help="Slurm: batch script.")] = None,
-    sbatch: Annotated[list[str] | None, typer.Option(help="Slurm: option of sbatch.")] = None,
+    overlay: Overlay = None,
+    namespace: Namespace = "dist-ft",
+    image: Image = None,
+    template: BatchScript = None,
+    sbatch: SbatchOptions = None,
 ) -> None:
     """Serve OpenAI's API: files, fine-tuning jobs, models, and their answers."""
     launching = LauncherOptions(address, overlay, namespace, image, template, tuple(sbatch or ()))

@@ -96,6 +96,7 @@ class Index:
 
     def __init__(self, url: str) -> None:
         self._lock = threading.RLock()  # SQLite has one writer; a second one would wait in its busy loop
+        self._begun: sql.Connection | None = None
         try:
             self._engine = sql.create_engine(url, pool_pre_ping=True)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
@@ -119,9 +120,26 @@ class Index:
 
     @contextmanager
     def writing(self) -> Iterator[sql.Connection]:
-        """Yield a transaction; other writers of this process wait."""
-        with self._lock, self._engine.begin() as connection:
-            yield connection
+        """Yield a transaction; other writers of this process wait. Within another one it is a part of that."""
+        with self._lock:
+            if self._begun is not None:
+                with self._begun.begin_nested():
+                    yield self._begun
+                return
+            with self._engine.begin() as connection:
+                self._begun = connection
+                try:
+                    yield connection
+                finally:
+                    self._begun = None
+
+    @contextmanager
+    def holding(self, object_id: str) -> Iterator[None]:
+        """Keep every other process from changing an object; what is written meanwhile is seen at the end."""
+        with self.writing() as connection:
+            # Takes the row's lock in PostgreSQL and the one writer's place in SQLite.
+            connection.execute(sql.update(OBJECTS).where(OBJECTS.c.id == object_id).values(label=OBJECTS.c.label))
+            yield
 
     def put(self, kind: str, row: Row) -> None:
         """Add an object, or replace the one with its id."""

@@ -155,8 +155,8 @@ class JobStore:
         return [from_json(JobRecord, row.data) for row in self._index.every("job", ACTIVE, project)]
 
     def change(self, job: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
-        """Change a job; nobody else of this process changes it in between."""
-        with self._lock:
+        """Change a job; nobody else changes it in between, in this process or another one."""
+        with self._lock, self._index.holding(job):
             old = self.find(job)
             if old is None:
                 raise KeyError(job)
