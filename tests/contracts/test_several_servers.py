@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_ft.service.api_server import Settings, open_index
+from dist_ft.service.depot import open_depot
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.job_request import read_request
 from dist_ft.service.tuning.job_store import JobRecord, JobStore
@@ -59,7 +60,7 @@ def test_two_servers_of_one_store_do_each_job_once_and_tell_the_same(tmp_path: P
 
 
 def test_changes_of_two_servers_all_count(indices: tuple[Index, Index], tmp_path: Path) -> None:
-    stores = [JobStore(tmp_path, index, lambda _: None) for index in indices]
+    stores = [JobStore(open_depot(str(tmp_path)), index, lambda _: None) for index in indices]
     request = read_request({"model": "tiny-random", "training_file": "file-1"})
     record = JobRecord(
         "ftjob-1", "default", 1, request, "tiny-random", None, None, request.hyperparameters, "ft:tiny-random:p::1"
@@ -90,7 +91,7 @@ def test_what_a_change_tells_is_seen_with_it_or_not_at_all(indices: tuple[Index,
             ours.add_events(record.id, [{"id": "ftevent-end"}])
         seen_inside.append(len(theirs.events(record.id, None, 10)[0]))
 
-    store = JobStore(tmp_path, ours, tell)
+    store = JobStore(open_depot(str(tmp_path)), ours, tell)
     request = read_request({"model": "tiny-random", "training_file": "file-1"})
     store.add(
         JobRecord("ftjob-2", "default", 1, request, "tiny-random", None, None, request.hyperparameters, "ft:x:p::2")

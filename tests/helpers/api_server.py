@@ -18,7 +18,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from dist_ft.launchers.local import LocalLauncher
 from dist_ft.service.api_keys import add_key
-from dist_ft.service.api_server import Settings, build_app, open_index, uvicorn_config
+from dist_ft.service.api_server import Settings, build_app, depot_of, open_index, uvicorn_config
 from dist_ft.service.http.gate import Gate
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.dispatcher import Place
@@ -30,7 +30,7 @@ _LIMIT_S = 60.0
 
 @dataclass
 class ApiServer:
-    """A server that answers: its URL, its store, its index."""
+    """A server that answers: its URL, the directory of its store, its index."""
 
     url: str
     store: Path
@@ -43,14 +43,18 @@ class ApiServer:
 
 
 @contextmanager
-def api_server(store: Path, max_running: int = 4, **settings_of: Any) -> Iterator[ApiServer]:
-    """Serves a store until the block ends; without a database the index is SQLite in the store."""
+def api_server(
+    store: Path | str, max_running: int = 4, scratch: Path | None = None, **settings_of: Any
+) -> Iterator[ApiServer]:
+    """Serves a store until the block ends; a store at a URL needs a directory for what launchers keep."""
     settings = Settings(store, **settings_of)
+    place = depot_of(settings).path
     index = open_index(settings)
-    launcher = LocalLauncher(store / "launched", [sys.executable, str(ROOT / "tests/helpers/fake_train.py")], 0.05)
+    training = [sys.executable, str(ROOT / "tests/helpers/fake_train.py")]
+    launcher = LocalLauncher((scratch or place) / "launched", training, 0.05)
     try:
         with in_thread(build_app(settings, index, Place(launcher, max_running))) as url:
-            yield ApiServer(url, store, index)
+            yield ApiServer(url, place, index)
     finally:
         index.close()
 

@@ -9,7 +9,9 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,15 +19,34 @@ WAITS, FAILS = 13, 14
 
 
 def main() -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is asked before the wait is not lost
     config = yaml.safe_load(Path(sys.argv[1]).read_text())
-    run = Path(config["run"]["output_dir"]) / config["run"]["name"]
+    address = f"{config['run']['output_dir']}/{config['run']['name']}"
+    if "://" not in address:
+        run = Path(address)
+        run.mkdir(parents=True, exist_ok="--resume" in sys.argv)
+        return train(config, run, lambda target: (run / "exports" / "final").symlink_to(target))
+    from dist_ft.run.exports import FINAL
+    from dist_ft.run.place import RECORDS, open_run
+    from dist_ft.run.sync import Sender
+
+    opened = open_run(address)
+    opened.fetch(*RECORDS)
+    opened.store.create_exclusive("attempts/0001.json", b"{}")
+    sender = Sender(opened, every_s=0.1)
+    sender.attempt = 1
+    try:
+        return train(config, opened.path, lambda target: opened.point(FINAL, target))
+    finally:
+        sender.close()
+
+
+def train(config: dict[str, Any], run: Path, point_at: Callable[[str], None]) -> int:
     is_resumed, seed = "--resume" in sys.argv, config["run"]["seed"]
-    run.mkdir(parents=True, exist_ok=is_resumed)
     (run / "config.yaml").write_text(Path(sys.argv[1]).read_text())
     every = config["checkpoint"]["every_steps"]
     steps = every * int(config["train"]["epochs"])
     first = json.loads((run / "run.json").read_text())["step"] if is_resumed else 0
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is asked before the wait is not lost
 
     def state(name: str, step: int, error: dict[str, str] | None = None) -> None:
         record = {
@@ -40,7 +61,9 @@ def main() -> int:
             file.write(json.dumps(row) + "\n")
 
     def commit(step: int) -> None:
-        (run / "checkpoints" / f"step-{step:08d}-a0001").mkdir(parents=True, exist_ok=True)
+        folder = run / "checkpoints" / f"step-{step:08d}-a0001"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text("{}")
         add("ledger.jsonl", time=time.time(), event="commit", attempt=1, step=step)
 
     state("running", first)
@@ -64,7 +87,7 @@ def main() -> int:
     export = run / "exports" / f"step-{steps:08d}"
     export.mkdir(parents=True)
     (export / "model.safetensors").write_bytes(b"weights")
-    (run / "exports" / "final").symlink_to(export.name)
+    point_at(export.name)
     (run / "report.html").write_text(f"<!DOCTYPE html><title>Run</title><h1>Run {run.name}</h1><svg></svg>")
     state("completed", steps)
     return 0

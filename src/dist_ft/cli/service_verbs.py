@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dist_ft.service.index import Index
 
 _SERVING_NEEDS = ("ray", "fastapi", "uvicorn", "sqlalchemy", "llguidance")
-StoreDir = Annotated[Path, typer.Option("--store", help="Directory of files, jobs and runs.")]
+StorePlace = Annotated[str, typer.Option("--store", help="Directory or URL of files, jobs and runs.")]
 Database = Annotated[
     str | None,
     typer.Option(envvar=DATABASE_ENV, help="URL of the index, such as postgresql+psycopg://…; default SQLite."),
@@ -30,7 +30,7 @@ Database = Annotated[
 
 
 def serve_api(
-    store: StoreDir = Path("service"),
+    store: StorePlace = "service",
     database: Database = None,
     host: Annotated[str, typer.Option(help="Other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -78,7 +78,7 @@ def serve(
     target: Annotated[
         str | None, typer.Argument(metavar="RUN|DIR", help="Run, or directory of a model or adapter.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Store of serve-api: all its models, by name.")] = None,
+    store: Annotated[str | None, typer.Option(help="Store of serve-api: all its models, by name.")] = None,
     engine: Annotated[str, typer.Option(help="auto or torch; vllm where it is installed.")] = "auto",
     host: Annotated[str, typer.Option(help="Other than loopback needs --store with a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -127,7 +127,7 @@ def _wait(is_leased: bool) -> None:
 
 
 def add_key(
-    store: StoreDir = Path("service"),
+    store: StorePlace = "service",
     role: Annotated[str, typer.Option(help="admin or member.")] = "member",
     project: Annotated[str, typer.Option(help="Project whose files and jobs the key sees.")] = "default",
     name: Annotated[str, typer.Option(help="For whom it is.")] = "",
@@ -141,7 +141,7 @@ def add_key(
     typer.echo(f"key of project {project}, role {role}: {api_keys.add_key(index, role, project, name, days)}")
 
 
-def list_keys(store: StoreDir = Path("service"), database: Database = None) -> None:
+def list_keys(store: StorePlace = "service", database: Database = None) -> None:
     """List the keys, without their secrets."""
     index = _open(store, database)
     from dist_ft.service import api_keys
@@ -153,7 +153,7 @@ def list_keys(store: StoreDir = Path("service"), database: Database = None) -> N
 
 def remove_key(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Id, as `api key ls` shows it.")],
-    store: StoreDir = Path("service"),
+    store: StorePlace = "service",
     database: Database = None,
 ) -> None:
     """Remove a key; requests with it are refused from now on."""
@@ -164,7 +164,7 @@ def remove_key(
     typer.echo(f"removed {key}")
 
 
-def _open(store: Path, database: str | None) -> Index:
+def _open(store: str, database: str | None) -> Index:
     _check_installed()
     from dist_ft.service.api_server import Settings, open_index
 

@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from dist_ft import __version__
-from dist_ft.errors import UsageError
+from dist_ft.errors import ConfigError, UsageError
 from dist_ft.service.api_keys import has_keys, keep_key_of
+from dist_ft.service.depot import Depot, open_depot
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.files.uploads import Uploads
 from dist_ft.service.http.file_routes import file_routes
@@ -32,7 +33,7 @@ from dist_ft.service.tuning.dispatcher import Dispatcher, Place
 from dist_ft.service.tuning.fine_tuning import FineTuning
 from dist_ft.service.tuning.job_store import JobRecord, JobStore
 from dist_ft.service.webhooks import Webhooks
-from dist_ft.storage.urls import is_loopback, is_url
+from dist_ft.storage.urls import is_loopback, redacted
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Settings:
     """What `dist-ft serve-api` is told.
 
     Attributes:
-        store: Directory of files and runs.
+        store: Directory of files and runs, or a URL of them.
         database: URL of the index; None is SQLite in the store.
         catalogue: YAML of base models; None is the embedded one.
         host: Address to listen on.
@@ -57,7 +58,7 @@ class Settings:
         admin_key_file: File with an administrator's key; None: keys are made by `dist-ft api key add` alone.
     """
 
-    store: Path
+    store: Path | str
     database: str | None = None
     catalogue: Path | None = None
     host: str = "127.0.0.1"
@@ -73,13 +74,21 @@ def open_index(settings: Settings) -> Index:
     """Open the index of a store, and make the store if it is not there.
 
     Raises:
-        UsageError: The store is no directory, or the database's URL is not understood.
+        UsageError: The store cannot be one, or the database's URL is not understood.
     """
-    store = settings.store.absolute()
-    if is_url(str(settings.store)):
-        raise UsageError(f"--store {settings.store}: expected a directory")
-    store.mkdir(parents=True, exist_ok=True)
-    return Index(settings.database or f"sqlite:///{store / _DATABASE}")
+    return Index(settings.database or f"sqlite:///{depot_of(settings).path / _DATABASE}")
+
+
+def depot_of(settings: Settings) -> Depot:
+    """Open a store, and make it if it is not there.
+
+    Raises:
+        UsageError: It cannot be one.
+    """
+    try:
+        return open_depot(str(settings.store))
+    except (OSError, ConfigError) as error:
+        raise UsageError(f"--store {redacted(str(settings.store))}: {error}") from error
 
 
 def serve(settings: Settings, place: Place) -> None:
@@ -97,7 +106,7 @@ def serve(settings: Settings, place: Place) -> None:
             f"add --store {settings.store} --role admin, or give --admin-key-file"
         )
     config = uvicorn_config(build_app(settings, index, place), settings.host, settings.port)
-    logger.info("serving %s on http://%s:%d", settings.store.absolute(), settings.host, settings.port)
+    logger.info("serving %s on http://%s:%d", settings.store, settings.host, settings.port)
     try:
         uvicorn.Server(config).run()
     finally:
@@ -114,24 +123,25 @@ def uvicorn_config(app: Gate, host: str, port: int) -> uvicorn.Config:
 
 def build_app(settings: Settings, index: Index, place: Place) -> Gate:
     """Return the application behind its gate; a new index is filled from the store."""
-    store = settings.store.absolute()
+    depot = depot_of(settings)
     webhooks = Webhooks(index)
 
     def on_end(record: JobRecord) -> None:
         webhooks.announce(record.project, f"fine_tuning.job.{record.status}", record.id)
 
-    jobs, shelf = JobStore(store, index, on_end), Shelf(store, index)
-    uploads = Uploads(store, index, shelf)
-    if index.is_new and ((store / "jobs").exists() or (store / "files").exists()):
-        logger.warning("the index is made anew from %s; keys and webhooks have to be made anew, too", store)
+    jobs, shelf = JobStore(depot, index, on_end), Shelf(depot, index)
+    uploads = Uploads(depot, index, shelf)
+    if index.is_empty():
         shelf.relist()
         uploads.relist()
         jobs.relist()
+        if not index.is_empty():
+            logger.warning("the index is made anew from %s; keys and webhooks have to be made anew, too", depot.address)
     catalogue = read_catalogue(settings.catalogue or DEFAULT)
     dispatcher = Dispatcher(index, jobs, shelf, catalogue, place)
     tuning = FineTuning(index, jobs, shelf, catalogue, settings.max_active_jobs)
     answered = Answered({})
-    inference = Inference(store, settings.serving)
+    inference = Inference(depot, settings.serving)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:

@@ -108,9 +108,8 @@ class Index:
             sql.event.listen(self._engine, "connect", _tune_sqlite)
         _META.create_all(self._engine)
 
-    @property
-    def is_new(self) -> bool:
-        """Whether it lists nothing yet, so that it has to be filled from the store."""
+    def is_empty(self) -> bool:
+        """Return whether it lists nothing yet, so that it has to be filled from the store."""
         with self._engine.connect() as connection:
             return connection.execute(sql.select(OBJECTS.c.seq).limit(1)).first() is None
 

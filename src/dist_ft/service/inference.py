@@ -18,6 +18,7 @@ import httpx
 from dist_ft.errors import UsageError
 from dist_ft.machine import OWN_PYTHON
 from dist_ft.service import DATABASE_ENV
+from dist_ft.service.depot import Depot
 from dist_ft.service.wire import ApiError
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,12 @@ class Inference:
     """Whoever answers.
 
     Args:
-        store: The service's store.
+        depot: The service's store.
         choice: Who it is.
     """
 
-    def __init__(self, store: Path, choice: ServingChoice) -> None:
-        self._store, self._choice = store, choice
+    def __init__(self, depot: Depot, choice: ServingChoice) -> None:
+        self._depot, self._choice = depot, choice
         self._client = httpx.AsyncClient(timeout=_NO_LIMIT, limits=httpx.Limits(max_connections=None))
         self._process: subprocess.Popen[bytes] | None = None
         self._url = choice.mode.rstrip("/")
@@ -142,9 +143,9 @@ class Inference:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}"
-        log = self._store / "serving" / "serve.log"
+        log = self._depot.path / "serving" / "serve.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [*OWN_PYTHON, "-m", "dist_ft.cli", "serve", "--store", str(self._store), "--port", str(port)]
+        command = [*OWN_PYTHON, "-m", "dist_ft.cli", "serve", "--store", self._depot.address, "--port", str(port)]
         if self._choice.catalogue is not None:
             command += ["--catalogue", str(self._choice.catalogue)]
         env = None if self._choice.database is None else {**os.environ, DATABASE_ENV: self._choice.database}

@@ -21,7 +21,7 @@ from dist_ft.errors import UsageError
 from dist_ft.machine import has_gpu
 from dist_ft.orchestrate.workers.processes import ForkServer
 from dist_ft.service.api_keys import has_keys
-from dist_ft.service.api_server import Settings, open_index
+from dist_ft.service.api_server import Settings, depot_of, open_index
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.http.gate import Gate
 from dist_ft.service.index import Index
@@ -32,7 +32,7 @@ from dist_ft.serving.backend import Names, ServedName
 from dist_ft.serving.engine_client import Engines
 from dist_ft.serving.routes import build_app
 from dist_ft.serving.served_models import DirectoryNames, Exports, RunNames, StoreNames
-from dist_ft.storage.urls import is_loopback
+from dist_ft.storage.urls import is_loopback, is_url
 
 APP = "dist-ft"
 _REQUESTS_OF_REPLICA = 128
@@ -46,13 +46,13 @@ class Source:
 
     Attributes:
         target: Path or URL of a run, path of a model or an adapter.
-        store: Store of a service.
+        store: Store of a service, a path or URL.
         database: URL of its index.
         catalogue: YAML of its base models.
     """
 
     target: str | None = None
-    store: Path | None = None
+    store: str | None = None
     database: str | None = None
     catalogue: Path | None = None
 
@@ -103,10 +103,10 @@ def names_of(source: Source, scratch: Path) -> tuple[Names, Index]:
     starter = Starter()
     if source.store is not None:
         settings = Settings(source.store, source.database, source.catalogue)
-        index, root = open_index(settings), source.store.absolute()
-        jobs, catalogue = JobStore(root, index, lambda _: None), read_catalogue(source.catalogue or DEFAULT)
-        tuning = FineTuning(index, jobs, Shelf(root, index), catalogue, 0)
-        return StoreNames(tuning, catalogue, jobs.runs, Exports(root / "serving", starter)), index
+        index, depot = open_index(settings), depot_of(settings)
+        jobs, catalogue = JobStore(depot, index, lambda _: None), read_catalogue(source.catalogue or DEFAULT)
+        tuning = FineTuning(index, jobs, Shelf(depot, index), catalogue, 0)
+        return StoreNames(tuning, catalogue, Exports(depot.path / "serving", starter)), index
     assert source.target is not None
     index = Index(f"sqlite:///{scratch / 'keys.sqlite'}")  # no key: it answers on loopback only
     path = Path(source.target)
@@ -202,7 +202,7 @@ def check(source: Source, place: Place) -> None:
     Raises:
         DistFtError: Nothing is there to be served, or it would be open to others without a key.
     """
-    if source.store is not None and not source.store.is_dir():
+    if source.store is not None and not is_url(source.store) and not Path(source.store).is_dir():
         raise UsageError(f"--store {source.store} is not there; `dist-ft serve-api --store` makes one")
     if source.store is None and "://" not in str(source.target) and not Path(str(source.target)).is_dir():
         raise UsageError(f"{source.target} is not there; give a run, or a directory of a model or an adapter")

@@ -200,12 +200,11 @@ class StoreNames:
     Args:
         tuning: Jobs of the store.
         catalogue: Its base models.
-        runs: Parent of the runs.
         exports: Where checkpoints are exported.
     """
 
-    def __init__(self, tuning: FineTuning, catalogue: dict[str, BaseModel], runs: Path, exports: Exports) -> None:
-        self._tuning, self._catalogue, self._runs, self._exports = tuning, catalogue, runs, exports
+    def __init__(self, tuning: FineTuning, catalogue: dict[str, BaseModel], exports: Exports) -> None:
+        self._tuning, self._catalogue, self._exports = tuning, catalogue, exports
 
     def listed(self, caller: Caller) -> list[Object]:
         """See `Names`."""
@@ -220,7 +219,7 @@ class StoreNames:
         if tuned is None:
             raise no_model(name)
         try:
-            config, directory = self._exports.export(open_run(self._runs / tuned.job.id), tuned.step)
+            config, directory = self._exports.export(self._tuning.run(tuned.job), tuned.step)
             found = found_in(directory, config)
         except DistFtError as error:
             raise ApiError(

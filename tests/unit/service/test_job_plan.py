@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dist_ft.service.tuning.catalogue import DEFAULT, read_catalogue
 from dist_ft.service.tuning.job_plan import RunFiles, run_config, settle
 from dist_ft.service.tuning.job_request import read_request
@@ -13,7 +11,7 @@ from dist_ft.service.wire import Object
 def config(start: str | None, adapter_base: str | None, **extensions: object) -> Object:
     request = read_request({"model": "tiny-random", "training_file": "file-1", "dist_ft": extensions or None})
     base = read_catalogue(DEFAULT)["tiny-random"]
-    files = RunFiles(Path("/runs"), Path("/train.jsonl"), None, "chat", start, adapter_base)
+    files = RunFiles("/runs", "/train.jsonl", None, "chat", start, adapter_base)
     return run_config("ftjob-1", request, base, settle(request.hyperparameters, 10), 10, files)
 
 

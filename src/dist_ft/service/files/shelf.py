@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dist_ft.service.depot import Depot
 from dist_ft.service.files.file_rules import FileCheck, check_file
 from dist_ft.service.index import Index, Row
 from dist_ft.service.wire import Object, new_id, read_record
@@ -79,17 +80,17 @@ class Shelf:
     """The files of a store.
 
     Args:
-        root: Directory of the store.
+        depot: Where they lie.
         index: Where they are listed.
     """
 
-    def __init__(self, root: Path, index: Index) -> None:
-        self._root = root
+    def __init__(self, depot: Depot, index: Index) -> None:
+        self._depot = depot
         self._index = index
 
     def content(self, file_id: str) -> Path:
         """Return the path of a file's content."""
-        return self._folder(file_id) / "content.jsonl"
+        return self._depot.bring(self._folder(file_id) / "content.jsonl")
 
     def add(
         self,
@@ -102,7 +103,7 @@ class Shelf:
     ) -> StoredFile:
         """Copy a stream into the store and check it; a file of the same id is replaced."""
         file_id = file_id or new_id("file-")
-        target = self.content(file_id)
+        target = self._folder(file_id) / "content.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary, digest, size = beside(target), hashlib.sha256(), 0
         try:
@@ -122,7 +123,9 @@ class Shelf:
             "error" if check.num_faults else "processed", check.describe(), digest.hexdigest(), check.format,
             check.num_examples, check.num_characters,
         )  # fmt: skip
-        write_json(target.with_name("file.json"), asdict(stored))
+        record = target.with_name("file.json")
+        write_json(record, asdict(stored))
+        self._depot.send(target, record)
         self._list(stored)
         return stored
 
@@ -149,7 +152,7 @@ class Shelf:
     def delete(self, stored: StoredFile) -> None:
         """Delete a file and its content."""
         self._index.delete("file", stored.id)
-        shutil.rmtree(self._folder(stored.id), ignore_errors=True)
+        self._depot.remove(self._folder(stored.id))
 
     def bytes_of(self, project: str) -> int:
         """Return the bytes of all files of a project."""
@@ -157,7 +160,9 @@ class Shelf:
 
     def relist(self) -> None:
         """List everything that lies in the store in a new index."""
-        found = [read_record(StoredFile, path) for path in (self._root / "files").glob("*/file-*/file.json")]
+        files = self._depot.path / "files"
+        self._depot.bring_all(files, "file.json")
+        found = [read_record(StoredFile, path) for path in files.glob("*/file-*/file.json")]
         for stored in sorted(found, key=lambda stored: stored.created_at):
             self._list(stored)
 
@@ -165,7 +170,7 @@ class Shelf:
         self._index.put("file", Row(stored.id, stored.project, stored.purpose, asdict(stored)))
 
     def _folder(self, file_id: str) -> Path:
-        return self._root / "files" / file_id.removeprefix("file-")[:2] / file_id
+        return self._depot.path / "files" / file_id.removeprefix("file-")[:2] / file_id
 
 
 def plain_name(name: str) -> str:

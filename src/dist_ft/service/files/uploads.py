@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dist_ft.service.depot import Depot
 from dist_ft.service.files.shelf import Readable, Shelf
 from dist_ft.service.index import Index, Row
 from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id, read_record, shown
@@ -41,17 +42,19 @@ class Uploads:
     """The uploads of a store.
 
     Args:
-        root: Directory of the store.
+        depot: Where they lie. Parts lie on this machine alone: after its loss an upload has to be made again.
         index: Where they are listed.
         shelf: Takes the files.
     """
 
-    def __init__(self, root: Path, index: Index, shelf: Shelf) -> None:
-        self._root, self._index, self._shelf = root, index, shelf
+    def __init__(self, depot: Depot, index: Index, shelf: Shelf) -> None:
+        self._depot, self._index, self._shelf = depot, index, shelf
 
     def create(self, upload: Upload) -> None:
         """Add an upload, or keep its new state."""
-        write_json(self._folder(upload) / "upload.json", asdict(upload))
+        path = self._folder(upload) / "upload.json"
+        write_json(path, asdict(upload))
+        self._depot.send(path)
         self._index.put("upload", Row(upload.id, upload.project, upload.status, asdict(upload)))
 
     def find(self, upload_id: str, project: str) -> Upload:
@@ -135,7 +138,9 @@ class Uploads:
 
     def relist(self) -> None:
         """List every upload of the store in a new index."""
-        uploads = [read_record(Upload, path) for path in (self._root / "uploads").glob("*/upload.json")]
+        folder = self._depot.path / "uploads"
+        self._depot.bring_all(folder, "upload.json")
+        uploads = [read_record(Upload, path) for path in folder.glob("*/upload.json")]
         for upload in sorted(uploads, key=lambda upload: upload.created_at):
             self._index.put("upload", Row(upload.id, upload.project, upload.status, asdict(upload)))
 
@@ -147,7 +152,7 @@ class Uploads:
         return ended
 
     def _folder(self, upload: Upload) -> Path:
-        return self._root / "uploads" / upload.id
+        return self._depot.path / "uploads" / upload.id
 
 
 class Joined:

@@ -7,7 +7,6 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse
 
-from dist_ft.layout import RunDir
 from dist_ft.service.http.gate import caller_of
 from dist_ft.service.tuning.fine_tuning import FineTuning
 from dist_ft.service.wire import ApiError
@@ -50,9 +49,10 @@ def report_routes(tuning: FineTuning) -> APIRouter:
     @router.get("/{job}/report")
     def report(job: str, request: Request) -> FileResponse:
         record = tuning.find(job, caller_of(request))
-        path = RunDir(tuning.run_dir(record)).report
-        if not path.is_file():
+        run = tuning.run(record)
+        run.fetch(run.report.name)
+        if not run.report.is_file():
             raise ApiError(404, f"Job {record.id} has no report yet; its run has not begun.")
-        return FileResponse(path, media_type="text/html")
+        return FileResponse(run.report, media_type="text/html")
 
     return router

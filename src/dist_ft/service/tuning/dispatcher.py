@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,6 @@ from pathlib import Path
 from dist_ft.config.adapter_settings import adapter_settings
 from dist_ft.errors import DistFtError
 from dist_ft.launchers.launcher import Job, Launcher, RunAtWorkError, SubmitRequest
-from dist_ft.layout import RunDir
 from dist_ft.machine import OWN_PYTHON
 from dist_ft.printable import printable
 from dist_ft.run.state import FINAL, RunRecord
@@ -28,7 +29,7 @@ from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.job_plan import RunFiles, estimate, run_config, settle
 from dist_ft.service.tuning.job_store import JobError, JobRecord, JobStore
-from dist_ft.service.tuning.run_follower import Tail, follow, metrics_csv, read_run, trained_tokens
+from dist_ft.service.tuning.run_follower import Tail, follow, metrics_csv, trained_tokens
 from dist_ft.service.wire import Object, made_id, new_id
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Dispatcher:
         self._every_s = every_s
         self._name = new_id("dispatcher-", 12)
         self._tails: dict[str, Tail] = {}
+        self._looked: dict[str, float] = {}
         self._starts: dict[str, Future[None]] = {}
         self._stops: dict[str, threading.Thread] = {}
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="start")
@@ -140,9 +142,10 @@ class Dispatcher:
             self._fail(record, error or JobError("invalid_training_file", "training_file", "The file is gone."))
             return
         folder = self._jobs.folder(record.id)
-        write_clean(self._shelf.content(training.id), folder / "train.jsonl")
-        if held_out is not None:
-            write_clean(self._shelf.content(held_out.id), folder / "valid.jsonl")
+        for stored, name in ((training, "train.jsonl"), (held_out, "valid.jsonl")):
+            if stored is not None:
+                write_clean(self._shelf.content(stored.id), folder / name)
+                self._jobs.depot.send(folder / name)
         settings = settle(request.hyperparameters, training.num_examples)
         count, row_format = training.num_examples, training.format
         expected = estimate(self._catalogue[record.base], settings, count, training.num_characters)
@@ -159,7 +162,7 @@ class Dispatcher:
 
     def _begin(self, record: JobRecord) -> bool:
         """Start a run, in a thread; return False if the client has changed its mind."""
-        state = read_run(RunDir(self._jobs.runs / record.id))
+        state = self._jobs.fetched(record.id)
         if state is not None and state.state == "completed":  # an earlier server died before it knew of its start
             self._tell_start(record)
             self._succeed(follow(self._jobs, record, Tail(record.step), state, is_over=True), state)
@@ -179,7 +182,7 @@ class Dispatcher:
         try:
             path = self._jobs.folder(record.id) / "config.yaml"
             path.write_text(json.dumps(self._config_of(record), indent=1), encoding="utf-8")
-            can_resume = RunDir(self._jobs.runs / record.id).path.exists()
+            can_resume = self._jobs.run(record.id).has("")
             name = self._place.launcher.submit(SubmitRequest(path, resume=can_resume, preflight=False)).job
         except RunAtWorkError as error:  # the server died between a start and its record
             name = error.job
@@ -204,16 +207,18 @@ class Dispatcher:
         adapter_base = None
         if start is not None and (Path(start) / "adapter_config.json").is_file():
             adapter_base = str(adapter_settings(start)["base_model_name_or_path"])
+        depot = self._jobs.depot
         files = RunFiles(
-            self._jobs.runs, folder / "train.jsonl", held_out, record.format or "chat", start, adapter_base
-        )
+            depot.address_of(depot.path / "runs"), depot.address_of(folder / "train.jsonl"),
+            None if held_out is None else depot.address_of(held_out), record.format or "chat", start, adapter_base,
+        )  # fmt: skip
         return run_config(record.id, request, self._catalogue[record.base], record.settings, record.num_examples, files)
 
     def _start_of(self, record: JobRecord) -> str | None:
         """Return the export that a job starts from, and make that of a checkpoint."""
         if record.start_job is None:
             return None
-        earlier = self._jobs.runs / record.start_job
+        earlier = self._jobs.run(record.start_job).address
         if record.start_step is None:
             return str(self._jobs.result(record.start_job))
         target = self._jobs.folder(record.id) / "start"
@@ -223,7 +228,7 @@ class Dispatcher:
                 "-m",
                 "dist_ft.cli",
                 "export",
-                str(earlier),
+                earlier,
                 "--step",
                 str(record.start_step),
                 "--to",
@@ -247,8 +252,12 @@ class Dispatcher:
         if record.launched_as is None:  # the server died before it knew
             self._jobs.change(record.id, lambda old: replace(old, status="queued"))
             return
+        run = self._jobs.run(record.id)
+        if time.monotonic() - self._looked.get(record.id, -math.inf) < run.look_every_s:
+            return
+        self._looked[record.id] = time.monotonic()
         job = self._place.launcher.status(record.launched_as)
-        state = read_run(RunDir(self._jobs.runs / record.id))
+        state = self._jobs.fetched(record.id)
         if state is not None:
             tail = self._tails.setdefault(record.id, Tail(record.step))
             record = follow(self._jobs, record, tail, state, job.is_over)
@@ -261,6 +270,7 @@ class Dispatcher:
             return
         self._stops.pop(record.id, None)
         self._tails.pop(record.id, None)
+        self._looked.pop(record.id, None)
         self._finish(record, job, state)
 
     def _stop(self, job: str, launched_as: str) -> None:
@@ -307,7 +317,7 @@ class Dispatcher:
             self._jobs.change(record.id, lambda old: replace(old, status="queued", num_losses=old.num_losses + 1))
 
     def _succeed(self, record: JobRecord, state: RunRecord) -> None:
-        run = RunDir(self._jobs.runs / record.id)
+        run = self._jobs.run(record.id)
         result_file = made_id("file-", record.id, "step_metrics")  # the same if the server dies before the job knows it
         self._shelf.add(metrics_csv(run, state.step), "step_metrics.csv", RESULTS, record.project, file_id=result_file)
         tokens = trained_tokens(run, state.step)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dist_ft.layout import RunDir
+from dist_ft.run.place import Run
 from dist_ft.service.api_keys import DEFAULT_PROJECT, Caller
 from dist_ft.service.files.shelf import Shelf
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.job_plan import Estimate, check_extensions, estimate, settle
 from dist_ft.service.tuning.job_request import JobRequest, read_request
-from dist_ft.service.tuning.job_store import CHECKPOINT_MARK, ENDS, READY, JobRecord, JobStore
-from dist_ft.service.tuning.run_follower import read_run
+from dist_ft.service.tuning.job_store import CHECKPOINT_MARK, ENDS, READY, JobRecord, JobStore, read_run
 from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
 
 RETRY_WINDOW_S = 600.0
@@ -259,12 +257,12 @@ class FineTuning:
         if found is None or found.step is not None:
             raise _no_model(name)
         self._jobs.change(found.job.id, lambda old: replace(old, has_model=False))
-        shutil.rmtree(RunDir(self._jobs.runs / found.job.id).exports, ignore_errors=True)
+        self._jobs.depot.remove(self._jobs.run(found.job.id).exports)
         return {"id": name, "object": "model", "deleted": True}
 
-    def run_dir(self, record: JobRecord) -> Path:
-        """Return the directory of a job's run, which may not have begun."""
-        return self._jobs.runs / record.id
+    def run(self, record: JobRecord) -> Run:
+        """Return the run of a job, which may not have begun."""
+        return self._jobs.run(record.id)
 
     def weights(self, record: JobRecord) -> Path:
         """Return the directory of a job's exported weights.
@@ -320,12 +318,12 @@ class FineTuning:
 
     def _known_of(self, record: JobRecord) -> Object:
         known: Object = {
-            "run_dir": str(self._jobs.runs / record.id), "step": record.step, "max_steps": record.max_steps,
+            "run_dir": self._jobs.run(record.id).address, "step": record.step, "max_steps": record.max_steps,
             "num_examples": record.num_examples, "wanted": record.wanted,
             "estimate": None if record.estimate is None else record.estimate.to_wire(),
             "best_checkpoint": None if record.best_step is None else record.checkpoint_name(record.best_step),
         }  # fmt: skip
-        if record.status == "running" and (state := read_run(RunDir(self._jobs.runs / record.id))) is not None:
+        if record.status == "running" and (state := read_run(self._jobs.run(record.id))) is not None:
             known |= {"world_size": state.world_size, "attempts": state.attempt, "run_state": state.state}
         return known
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from dist_ft.config import config_from_dict
 from dist_ft.errors import ConfigError
@@ -31,7 +30,7 @@ class RunFiles:
     """Where a run finds what it needs.
 
     Attributes:
-        runs: Parent of the run directories.
+        runs: Parent of the run directories, a path or URL, as the others.
         training: The examples.
         validation: The held-out examples.
         format: Format of both; see `FileCheck`.
@@ -39,9 +38,9 @@ class RunFiles:
         adapter_base: Base model of that export, if it is an adapter.
     """
 
-    runs: Path
-    training: Path
-    validation: Path | None
+    runs: str
+    training: str
+    validation: str | None
     format: str
     start: str | None = None
     adapter_base: str | None = None
@@ -112,7 +111,7 @@ def check_extensions(base: BaseModel, request: JobRequest) -> None:
             raise bad_request(f"dist_ft.{section} must be an object.", "dist_ft")
         if taken := [key for key in keys if key in _CLOSED[section]]:
             raise bad_request(f"dist_ft.{section}.{taken[0]} is set by the server.", "dist_ft")
-    files = RunFiles(Path("/runs"), Path("/train.jsonl"), None, "chat")
+    files = RunFiles("/runs", "/train.jsonl", None, "chat")
     try:
         config_from_dict(run_config("ftjob-check", request, base, settle(request.hyperparameters, 10), 10, files))
     except ConfigError as error:
@@ -128,15 +127,15 @@ def run_config(
     row_format = _FORMATS[files.format]
     steps_per_epoch = max(1, math.ceil(num_examples / batch))
     data: Object = {
-        "train": [{"source": str(files.training), "format": row_format}], "seq_len": base.context, "packing": False,
+        "train": [{"source": files.training, "format": row_format}], "seq_len": base.context, "packing": False,
     }  # fmt: skip
     measured: Object = {}
     if files.validation is not None:
-        data["eval"] = {"source": str(files.validation), "format": row_format}
+        data["eval"] = {"source": files.validation, "format": row_format}
         measured = {"every_steps": steps_per_epoch, "best_metric": "eval_loss"}
     wandb = request.integrations[0] if request.integrations else None
     made: Object = {
-        "run": {"name": job, "output_dir": str(files.runs), "seed": request.seed},
+        "run": {"name": job, "output_dir": files.runs, "seed": request.seed},
         "model": {"name": base.model},
         "data": data,
         "train": {"global_batch_size": batch, "micro_batch_size": min(batch, 8), "epochs": epochs},

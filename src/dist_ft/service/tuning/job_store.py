@@ -12,14 +12,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dist_ft.layout import RunDir
 from dist_ft.run.exports import FINAL
 from dist_ft.run.log import JsonlWriter, read_lines
+from dist_ft.run.place import RECORDS, Run
+from dist_ft.run.state import RunRecord
+from dist_ft.service.depot import Depot
 from dist_ft.service.index import Index, Row
 from dist_ft.service.tuning.job_plan import Estimate
 from dist_ft.service.tuning.job_request import Hyperparameters, JobRequest
 from dist_ft.service.wire import Object, made_id, read_record
-from dist_ft.storage.publish import write_json
+from dist_ft.storage.publish import read_json, write_json
 from dist_ft.typed_json import from_json
 
 ENDS = ("succeeded", "failed", "cancelled")
@@ -27,6 +29,7 @@ ACTIVE = ("validating_files", "queued", "running")
 """States in which the dispatcher has work to do."""
 CHECKPOINT_MARK = ":ckpt-step-"
 """Stands between the name of a model and the step of a checkpoint."""
+_ROWS = ("events.jsonl", "checkpoints.jsonl")
 READY = "ready"
 """Label of a model that is there."""
 
@@ -113,25 +116,30 @@ class JobStore:
     """Reads and writes jobs.
 
     Args:
-        root: Directory of the store.
+        depot: Where they lie.
         index: Where they are listed.
         on_end: Called for each job that comes to its end; again for the same job if this process died then.
     """
 
-    def __init__(self, root: Path, index: Index, on_end: Callable[[JobRecord], None]) -> None:
-        self._root = root
+    def __init__(self, depot: Depot, index: Index, on_end: Callable[[JobRecord], None]) -> None:
+        self.depot = depot
         self._index = index
         self._on_end = on_end
         self._lock = threading.RLock()
 
-    @property
-    def runs(self) -> Path:
-        """Parent of the run directories."""
-        return self._root / "runs"
-
     def folder(self, job: str) -> Path:
         """Return the folder of a job; its run lies elsewhere, because a run makes its directory itself."""
-        return self._root / "jobs" / job
+        return self.depot.path / "jobs" / job
+
+    def run(self, job: str) -> Run:
+        """Return the run of a job, which may not have begun."""
+        return self.depot.run(job)
+
+    def fetched(self, job: str) -> RunRecord | None:
+        """Fetch the records of a job's run from wherever it is at work; return run.json, None while there is none."""
+        run = self.run(job)
+        run.fetch(*RECORDS)  # run.json first: what it tells of is then there
+        return read_run(run)
 
     def add(self, record: JobRecord) -> None:
         """Add a new job. It exists once the index has it; its event is there before, so that none is without one."""
@@ -209,11 +217,13 @@ class JobStore:
 
     def kept_steps(self, record: JobRecord) -> set[int]:
         """Return the steps of the checkpoints that the job's run has kept."""
-        return {int(path.name.split("-")[1]) for path in RunDir(self.runs / record.id).checkpoints.glob("step-*-a*")}
+        folders = self.run(record.id).store.folders("checkpoints")
+        return {int(name.rpartition("/")[2].split("-")[1]) for name in folders if name.startswith("checkpoints/step-")}
 
     def result(self, job: str) -> Path:
         """Return the directory of the weights that a job has ended with."""
-        return (self.runs / job / FINAL).resolve()
+        run = self.run(job)
+        return self.depot.bring_folder(run.path / (run.pointed_at(FINAL) or FINAL))
 
     def keep_checkpoints(self, record: JobRecord, steps: set[int]) -> None:
         """Forget the checkpoints that the run has deleted."""
@@ -224,8 +234,9 @@ class JobStore:
 
     def relist(self) -> None:
         """List every job of the store in a new index."""
-        folders = (self._root / "jobs").glob("ftjob-*/job.json")
-        records = [read_record(JobRecord, path) for path in folders]
+        folder = self.depot.path / "jobs"
+        self.depot.bring_all(folder, "job.json", *_ROWS)
+        records = [read_record(JobRecord, path) for path in folder.glob("ftjob-*/job.json")]
         for record in sorted(records, key=lambda record: record.created_at):
             self._list(record)
             self._index.add_events(record.id, read_lines(self.folder(record.id) / "events.jsonl"))
@@ -238,7 +249,10 @@ class JobStore:
         self._index.put("checkpoint", Row(str(checkpoint["id"]), record.project, record.id, checkpoint))
 
     def _save(self, record: JobRecord) -> None:
-        write_json(self.folder(record.id) / "job.json", asdict(record))
+        folder = self.folder(record.id)
+        write_json(folder / "job.json", asdict(record))
+        told = [folder / name for name in _ROWS]
+        self.depot.send(folder / "job.json", *(path for path in told if path.exists()))
 
     def _list(self, record: JobRecord) -> None:
         """Index a job, and its result from the first checkpoint on by name."""
@@ -255,3 +269,11 @@ class JobStore:
                 writer.append(row)
             finally:
                 writer.close()
+
+
+def read_run(run: Run) -> RunRecord | None:
+    """Return run.json, as it is here; None while there is none."""
+    try:
+        return RunRecord.from_dict(read_json(run.run_json))
+    except (OSError, ValueError, TypeError):
+        return None

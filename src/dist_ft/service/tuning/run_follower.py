@@ -17,7 +17,6 @@ from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.state import RunRecord
 from dist_ft.service.tuning.job_store import JobRecord, JobStore
 from dist_ft.service.wire import Object
-from dist_ft.storage.publish import read_json
 
 CSV_HEADER = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n"
 
@@ -45,17 +44,9 @@ class Tail:
     seen_commits: set[int] = field(default_factory=set)
 
 
-def read_run(run: RunDir) -> RunRecord | None:
-    """Return run.json; None while there is none."""
-    try:
-        return RunRecord.from_dict(read_json(run.run_json))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
 def follow(jobs: JobStore, record: JobRecord, tail: Tail, state: RunRecord, is_over: bool) -> JobRecord:
     """Tell the steps and checkpoints that are new. Returns the record with its progress."""
-    run = RunDir(jobs.runs / record.id)
+    run = jobs.run(record.id)
     tail.waiting += _new_rows(run.metrics, tail)
     evals = read_evals(run.evals) if run.evals.exists() and tail.waiting else {}
     has_held_out = record.request.validation_file is not None
@@ -168,7 +159,7 @@ def _new_commits(run: RunDir, tail: Tail) -> dict[int, float]:
 
 
 def _tell_checkpoint(jobs: JobStore, record: JobRecord, step: int, at: float, tail: Tail) -> None:
-    run = RunDir(jobs.runs / record.id)
+    run = jobs.run(record.id)
     tail.seen_commits.add(step)
     metrics: Object = {"step": step}
     if step in tail.losses:
