@@ -65,7 +65,8 @@ def serve_api(
     from dist_ft.service.tuning.dispatcher import Place
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request that is passed on
+    for library in ("httpx", "botocore", "aiobotocore"):  # they have a line for every request, or every client
+        logging.getLogger(library).setLevel(logging.WARNING)
     choice = ServingChoice(serving, serving_idle_s, database, catalogue)
     settings = Settings(
         store, database, catalogue, host, port, max_active_jobs, int(max_project_gb * 1e9), max_requests, choice,
