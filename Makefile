@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup smoke serve-smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres service-node page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
+.PHONY: setup smoke serve-smoke service-smoke test exactness faults netns soak image-test launch-tests slurm service-postgres service-node gguf-check page-check gpu-check gpu-wheels shape test-unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,10 @@ service-postgres: setup  ## the service's contract over a real PostgreSQL (needs
 service-node: setup  ## the service with the openai client for Node (needs Node 20 and npm; a minute)
 	npm install --no-audit --no-fund --prefix build/node openai@7
 	$(BIN)/pytest -v -m node tests/contracts
+
+gguf-check: setup  ## read GGUF files with llama.cpp itself (needs Node 20 and npm; two minutes), result in docs/gguf.md
+	npm install --omit=optional --ignore-scripts --no-audit --no-fund --prefix build/llama-cpp node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	$(BIN)/pytest -v -m llamacpp tests/contracts
 
 page-check: setup  ## the service's page in headless Chromium (needs Debian's chromium; a minute), pictures in build/page
 	$(BIN)/pip install --quiet playwright axe-playwright-python

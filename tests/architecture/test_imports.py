@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "deepspeed": ("dist_ft.zero",),
     "transformers": ("dist_ft.model",),
     "peft": ("dist_ft.model",),
+    "gguf": ("dist_ft.model.gguf",),
     "jinja2": ("dist_ft.model",),
     "wandb": ("dist_ft.monitor",),
     "mlflow": ("dist_ft.monitor",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,12 @@ import typer
 
 from dist_ft.cli.options import AsJson, RunPath, Steps
 from dist_ft.errors import UsageError
+
+_EXPORTS = {
+    "hf": ("export", ("float32", "bfloat16")),
+    "gguf": ("export_gguf", ("f32", "f16", "bf16", "q8_0")),
+}
+"""Formats, with the task that writes each and its dtypes."""
 
 
 def list_checkpoints(run: RunPath, as_json: AsJson = False) -> None:
@@ -76,28 +83,46 @@ def export(
     to: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
     step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default is the last.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the base model.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default is model.dtype.")] = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="hf: a Hugging Face directory; gguf: files for llama.cpp and Ollama.")
+    ] = "hf",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16; for gguf f32, f16, bf16 or q8_0. Default is model.dtype."),
+    ] = None,
+    base_name: Annotated[
+        str | None, typer.Option(help="Name of an adapter's base model where it will be used; default is model.name.")
+    ] = None,
 ) -> None:
-    """Write any committed checkpoint as a plain Hugging Face directory."""
+    """Write any committed checkpoint as a Hugging Face directory, or in GGUF."""
     from dist_ft.run.place import open_run
     from dist_ft.run.status import find_checkpoint
 
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UsageError(f"--dtype {dtype} is not float32 or bfloat16")
+    if file_format not in _EXPORTS:
+        raise UsageError(f"--format {file_format} is not {' or '.join(_EXPORTS)}")
+    task, dtypes = _EXPORTS[file_format]
+    if dtype not in (None, *dtypes):
+        raise UsageError(f"--dtype {dtype} is not {', '.join(dtypes[:-1])} or {dtypes[-1]} (--format {file_format})")
+    if file_format == "gguf" and find_spec("gguf") is None:
+        raise UsageError("--format gguf needs the package gguf; run `pip install 'dist-ft[gguf]'`")
     if to.exists():
         raise UsageError(f"--to {to} exists; choose another directory")
     place = open_run(run)
     config, checkpoint = find_checkpoint(place, step)
+    if base_name is not None and (merge or config.method.kind != "lora"):
+        raise UsageError(
+            f"--base-name {base_name} names the base model of an adapter, and the export is a whole model; leave it out"
+        )
     from dist_ft.jobs.spec import ExportResult
     from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 
     arguments = {
         "config": config.model_dump(mode="json"), "run_dir": place.address, "checkpoint": checkpoint,
-        "to": str(to.absolute()), "merge": merge, "dtype": dtype,
+        "to": str(to.absolute()), "merge": merge, "dtype": dtype, "base_name": base_name,
     }  # fmt: skip
     server = ForkServer()
     try:
-        result = ExportResult(**run_task(server.socket_path, "export", arguments))
+        result = ExportResult(**run_task(server.socket_path, task, arguments))
     finally:
         server.close()
     typer.echo(f"{result.export_dir} (probe logits differ by {result.probe_difference:.1e} of the largest)")

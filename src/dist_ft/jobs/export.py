@@ -27,7 +27,7 @@ from dist_ft.model.trained import select_trained, trains_adapter
 from dist_ft.model.weights import WeightFiles
 from dist_ft.printable import format_bytes
 from dist_ft.run.log import read_evals, read_steps
-from dist_ft.run.place import open_run, published
+from dist_ft.run.place import Run, open_run, published
 from dist_ft.slices import ParamInfo
 from dist_ft.storage.store import Store
 
@@ -35,7 +35,7 @@ _MAX_SHARD_BYTES = 5 << 30
 _NICENESS = 10
 _MEMORY_MARGIN = 1.3
 """Times the bytes of the weights: the model that is loaded, a file of it, and the logits of the probe."""
-_RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+_RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "f32": 1e-4, "f16": 5e-3, "bf16": 5e-2, "q8_0": 1e-1}
 """Largest allowed probe difference, relative to the largest logit. Kernels and batch shapes may differ, weights not."""
 
 
@@ -46,6 +46,7 @@ def run(
     to: str,
     merge: bool = False,
     dtype: str | None = None,
+    base_name: str | None = None,
     is_beside_training: bool = False,
 ) -> dict[str, Any]:
     """Export a checkpoint. The directory appears under its name after the check.
@@ -57,6 +58,7 @@ def run(
         to: Target directory or URL, which must not exist.
         merge: Fold the adapter into the base model.
         dtype: Dtype of the files; default is `model.dtype`.
+        base_name: Name of the base model in an adapter; default is `model.name`.
         is_beside_training: Take `export.num_threads` only, at a low priority, and nothing if the memory is short.
 
     Returns:
@@ -72,34 +74,74 @@ def run(
         torch.set_num_threads(config.export.num_threads)
         _check_memory(config, 4 if merge else getattr(torch, dtype or config.model.torch_dtype).itemsize)
     place = open_run(run_dir)
-    place.fetch("metrics.jsonl", "eval.jsonl")
     manifest = Manifest.decode(place.store.read(checkpoint))
-    with reading(place.store, manifest.directory), published(to) as directory:
-        verify_files(place.store, manifest)
-        out_dtype = dtype or config.model.torch_dtype
-        is_merged = merge and trains_adapter(config)
-        # An adapter that will be merged stays in float32 until the sum is rounded.
-        first_dtype = "float32" if is_merged else out_dtype
-        _write_weights(config, place.store, manifest, directory, first_dtype)
-        difference = _check(config, manifest, directory, first_dtype)
-        if is_merged:
-            # Merged in float32, then cast once.
-            base = dequantised(load_model(config)).float()
-            untie(base)
-            model = load_adapter(base, directory).merge_and_unload()
-            for name in ("adapter_model.safetensors", "adapter_config.json"):
-                (directory / name).unlink()
-            save_merged(model.to(getattr(torch, out_dtype)), config, directory)
-            difference = max(difference, _check(config, manifest, directory, out_dtype))
-        save_texts(config, directory)
-        last_row = read_steps(place.metrics).get(manifest.step)
-        held_out = {step: row.metrics for step, row in read_evals(place.evals).items()}
-        loss = last_row.loss if last_row else None
-        card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge)
-        (directory / "README.md").write_text(card, encoding="utf-8")
-        for file in directory.iterdir():
-            file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
+    with published(to) as directory:
+        difference = write_checked(config, place, manifest, directory, merge, dtype, base_name)
+        finish(config, place, manifest, directory, merge, base_name)
     return asdict(ExportResult(to, difference))
+
+
+def write_checked(
+    config: Config,
+    place: Run,
+    manifest: Manifest,
+    directory: Path,
+    merge: bool = False,
+    dtype: str | None = None,
+    base_name: str | None = None,
+) -> float:
+    """Write a checkpoint as a Hugging Face directory, without a card, and check it.
+
+    Args:
+        config: Config of the run.
+        place: The run.
+        manifest: The checkpoint.
+        directory: An empty directory.
+        merge: Fold the adapter into the base model.
+        dtype: Dtype of the files; default is `model.dtype`.
+        base_name: Name of the base model in an adapter; default is `model.name`.
+
+    Returns:
+        Largest difference of the probe's logits, relative to the largest logit.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ExportError: The reloaded model computes other logits than the trained model.
+    """
+    out_dtype = dtype or config.model.torch_dtype
+    is_merged = merge and trains_adapter(config)
+    # An adapter that will be merged stays in float32 until the sum is rounded.
+    first_dtype = "float32" if is_merged else out_dtype
+    with reading(place.store, manifest.directory):
+        verify_files(place.store, manifest)
+        _write_weights(config, place.store, manifest, directory, first_dtype, base_name)
+    difference = check_logits(config, manifest, _reload(config, directory, first_dtype), first_dtype)
+    if is_merged:
+        # Merged in float32, then cast once.
+        base = dequantised(load_model(config)).float()
+        untie(base)
+        model = load_adapter(base, directory).merge_and_unload()
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (directory / name).unlink()
+        save_merged(model.to(getattr(torch, out_dtype)), config, directory)
+        merged = check_logits(config, manifest, _reload(config, directory, out_dtype), out_dtype)
+        difference = max(difference, merged)
+    save_texts(config, directory)
+    return difference
+
+
+def finish(
+    config: Config, place: Run, manifest: Manifest, directory: Path, merge: bool, base_name: str | None = None
+) -> None:
+    """Write the card of an export, and let everybody read its files."""
+    place.fetch("metrics.jsonl", "eval.jsonl")
+    last_row = read_steps(place.metrics).get(manifest.step)
+    held_out = {step: row.metrics for step, row in read_evals(place.evals).items()}
+    loss = last_row.loss if last_row else None
+    card = model_card(config, manifest.step, manifest.environment.versions, loss, held_out, merge, base_name)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    for file in directory.iterdir():
+        file.chmod(0o644)  # save_pretrained makes weights readable for their owner only
 
 
 def _check_memory(config: Config, bytes_per_parameter: int) -> None:
@@ -113,7 +155,9 @@ def _check_memory(config: Config, bytes_per_parameter: int) -> None:
         )
 
 
-def _write_weights(config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str) -> None:
+def _write_weights(
+    config: Config, store: Store, manifest: Manifest, directory: Path, dtype: str, base_name: str | None
+) -> None:
     """Write weights and the config that names them. The names are checked against the model's structure."""
     model = select_trained(skeleton(config), config)
     is_adapter = trains_adapter(config)
@@ -137,7 +181,7 @@ def _write_weights(config: Config, store: Store, manifest: Manifest, directory: 
         read_frozen=read_frozen,
     )
     if is_adapter:
-        save_adapter_config(model, config, directory)
+        save_adapter_config(model, config, directory, base_name)
     else:
         save_model_config(config, type(model).__name__, dtype, directory)
 
@@ -160,26 +204,38 @@ def _frozen(config: Config, model: Any) -> tuple[list[ParamInfo], ReadFrozen]:
     return [ParamInfo(name, shape, name) for name, shape in names.items()], read
 
 
-def _check(config: Config, manifest: Manifest, directory: Path, dtype: str) -> float:
-    """Compare the reloaded model's probe logits with the trained model's; return the largest difference."""
-    probe = manifest.probe
-    model: Model
+def _reload(config: Config, directory: Path, dtype: str) -> Model:
+    """Load what a directory holds: a model, or an adapter on the base."""
     if (directory / "adapter_config.json").is_file():
-        model = load_adapter(load_model(config), directory).eval()
-    else:
-        model = load_model(with_model_dir(config, str(directory), dtype)).eval()
+        return load_adapter(load_model(config), directory)
+    return load_model(with_model_dir(config, str(directory), dtype))
+
+
+def check_logits(config: Config, manifest: Manifest, model: Model, dtype: str) -> float:
+    """Compare a reloaded model's probe logits with the trained model's; return the largest difference.
+
+    Args:
+        config: Config of the run.
+        manifest: Holds the logits of the trained model.
+        model: The reloaded model.
+        dtype: Dtype of its files, a key of the table of tolerances.
+
+    Raises:
+        ExportError: They differ by more than that dtype explains.
+    """
+    probe = manifest.probe
     with torch.no_grad():
-        logits = (
-            model(input_ids=torch.tensor([probe.tokens]), use_cache=False).logits[0][:, list(probe.columns)].float()
-        )
+        tokens = torch.tensor([probe.tokens])
+        logits = model.eval()(input_ids=tokens, use_cache=False).logits[0][:, list(probe.columns)].float()
     trained = torch.tensor(probe.logits)
     difference = float((logits - trained).abs().max() / trained.abs().max().clamp_min(1e-6))
     # An int8 base rounds what goes into a layer, too, which a merged model does not.
     is_rounded = config.model.quantization is not None and config.model.quantization.kind == "int8"
-    coarser = "bfloat16" if is_rounded or "bfloat16" in (dtype, config.model.torch_dtype) else "float32"
-    if not difference <= _RELATIVE_TOLERANCE[coarser]:
+    dtypes = {dtype, config.model.torch_dtype, "bfloat16" if is_rounded else "float32"}
+    coarsest = max(dtypes, key=_RELATIVE_TOLERANCE.__getitem__)
+    if not difference <= _RELATIVE_TOLERANCE[coarsest]:
         raise ExportError(
             f"the exported model computes other logits than the trained one: relative difference {difference:.2e}, "
-            f"allowed {_RELATIVE_TOLERANCE[coarser]:.0e} in {coarser}; the export was discarded"
+            f"allowed {_RELATIVE_TOLERANCE[coarsest]:.0e} in {coarsest}; the export was discarded"
         )
     return difference

@@ -216,12 +216,15 @@ def export_names(model: nn.Module) -> dict[str, str]:
     return {names[int(marker)]: key for key, marker in renamed.items()}
 
 
-def save_adapter_config(model: PeftModel, config: Config, directory: Path) -> None:
-    """Write adapter_config.json for inference. It names the base model as the user did, not our local copy."""
+def save_adapter_config(model: PeftModel, config: Config, directory: Path, base_name: str | None = None) -> None:
+    """Write adapter_config.json for inference.
+
+    It names the base model as the user did, not our local copy, or by `base_name`, of which no revision is known.
+    """
     adapter = model.peft_config[ADAPTER]
     adapter.inference_mode = True
-    adapter.base_model_name_or_path = config.model.name
-    adapter.revision = config.model.commit or config.model.revision
+    adapter.base_model_name_or_path = base_name or config.model.name
+    adapter.revision = None if base_name else config.model.commit or config.model.revision
     adapter.save_pretrained(directory)
 
 

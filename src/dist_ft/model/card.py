@@ -17,6 +17,7 @@ def model_card(
     loss: float | None,
     held_out: Mapping[int, Metrics],
     merged: bool,
+    base_name: str | None = None,
 ) -> str:
     """Return the README.md of an export: what it is, data, method, numbers, versions.
 
@@ -27,18 +28,20 @@ def model_card(
         loss: Training loss of the step; None if it is not known.
         held_out: Held-out numbers of each evaluated step.
         merged: Whether the adapter was merged into the base model.
+        base_name: Name of the base model for others; default is `model.name`.
     """
+    base_model = base_name or config.model.name
     is_adapter = trains_adapter(config) and not merged
     # JSON strings are valid YAML scalars, whatever a name holds.
     header = [
         "---",
-        f"base_model: {json.dumps(config.model.name)}",
+        f"base_model: {json.dumps(base_model)}",
         f"library_name: {'peft' if is_adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [dist-ft]",
         "---",
     ]
-    commit = f" at commit `{config.model.commit}`" if config.model.commit else ""
+    commit = f" at commit `{config.model.commit}`" if config.model.commit and base_name is None else ""
     kind = "LoRA adapter" if is_adapter else "merged model" if merged else "fully fine-tuned model"
     rows = [] if loss is None else [f"| {step} | training | {loss:.4f} |"]
     shown = {"eval_loss": "held out", "rewards/accuracies": "held-out accuracy", "rewards/margins": "held-out margin"}
@@ -66,7 +69,7 @@ def model_card(
         "Results": ["| step | number | value |", "|---|---|---|", *rows],
         "Versions": [f"- {name} {number}" for name, number in sorted(versions.items())],
     }
-    sentence = f"A {kind} of `{config.model.name}`{commit}, trained with dist-ft for {step} steps."
+    sentence = f"A {kind} of `{base_model}`{commit}, trained with dist-ft for {step} steps."
     body = [f"# {config.run.name}", "", sentence, ""]
     for title, lines in sections.items():
         body += [f"## {title}", "", *lines, ""]
