@@ -23,6 +23,8 @@ DEFAULT_MAX_TOKENS = 1024
 """Longest answer when a request names no limit."""
 _PROMPT_TOKENS = 1024
 """Tokens of prompts that are read between two steps, so that long ones do not hold up those who are answered."""
+_MOST_PADDED = 1.5
+"""Most tokens, padding included, that are read together, as a multiple of those of the prompts."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,9 @@ class Engine:
     def step(self) -> Iterator[Event]:
         """Let requests join that fit, and make a token of each row."""
         read = 0
-        while self._waiting and read < _PROMPT_TOKENS and self._fits(self._waiting[0]):
-            waiting = self._waiting.popleft()
-            read += len(waiting.tokens)
-            yield from self._join(waiting)
+        while read < _PROMPT_TOKENS and (group := self._take_group()):
+            read += sum(len(waiting.tokens) for waiting in group)
+            yield from self._batch.join([(waiting.tokens, self._rows(waiting)) for waiting in group])
         if self._batch.rows:
             yield from self._batch.step()
 
@@ -134,24 +135,35 @@ class Engine:
             self._model.unload(oldest)
             del self._used[oldest]
 
-    def _fits(self, waiting: _Waiting) -> bool:
-        rows = len(self._batch.rows) + waiting.ask.sampling.n
-        reaches = [row.length - row.num_tokens + row.limit for row in self._batch.rows]
-        return rows <= self._spec.max_rows and rows * max([waiting.reach, *reaches]) <= self._max_cells
+    def _take_group(self) -> list[_Waiting]:
+        """Take the next requests off the queue that fit and are read together: of much the same length."""
+        group: list[_Waiting] = []
+        while self._waiting and self._fits([*group, self._waiting[0]]):
+            lengths = [len(waiting.tokens) for waiting in [*group, self._waiting[0]]]
+            read = len(lengths) * max(lengths)
+            if group and (read > _PROMPT_TOKENS or read > _MOST_PADDED * sum(lengths)):
+                break
+            group.append(self._waiting.popleft())
+        return group
 
-    def _join(self, waiting: _Waiting) -> Iterator[Event]:
+    def _fits(self, group: list[_Waiting]) -> bool:
+        rows = len(self._batch.rows) + sum(waiting.ask.sampling.n for waiting in group)
+        reaches = [row.length - row.num_tokens + row.limit for row in self._batch.rows]
+        longest = max([*reaches, *(waiting.reach for waiting in group)])
+        return rows <= self._spec.max_rows and rows * longest <= self._max_cells
+
+    def _rows(self, waiting: _Waiting) -> list[Row]:
         ask = waiting.ask
         if ask.adapter is not None:
             self._used.move_to_end(ask.adapter)
         decode = partial(self._rendering.text, keeps_marks=ask.keeps_marks)
-        rows = [
+        return [
             Row(
                 ask, choice, waiting.limit, Transcript(decode, ask.sampling.stop),
                 None if ask.grammar is None else self._rendering.matcher(ask.grammar), len(waiting.tokens),
             )
             for choice in range(ask.sampling.n)
         ]  # fmt: skip
-        yield from self._batch.join(waiting.tokens, rows)
 
 
 def _cell_bytes(model: ServedModel) -> int:

@@ -6,6 +6,7 @@ Legend: R rows, W places, V tokens of the vocabulary.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,28 +69,33 @@ class Batch:
         self._cache = RowsCache(model.config)
         self._mask_RW = torch.zeros(0, 0, dtype=torch.long, device=model.device)
 
-    def join(self, tokens: list[int], rows: list[Row]) -> list[Piece | Refused]:
-        """Read a prompt once for all its rows, and choose their first tokens.
+    def join(self, requests: Sequence[tuple[list[int], list[Row]]]) -> list[Piece | Refused]:
+        """Read prompts together, each once for all its rows, and choose the first tokens of the rows.
 
         Args:
-            tokens: The prompt.
-            rows: New rows of one request.
+            requests: Prompt and new rows of each.
 
         Returns:
             The first pieces; rows that ended at once have not joined.
         """
-        cache = RowsCache(self._model.config)
-        ids = torch.tensor([tokens], device=self._model.device)
-        mask = torch.ones_like(ids)
-        logits = self._model(ids, mask, cache, [rows[0].ask.adapter]).expand(len(rows), -1).clone()
-        pieces, ended = self._advance(rows, logits)
-        kept = [row for row, is_over in zip(rows, ended, strict=True) if not is_over]
+        prompts = [tokens for tokens, _ in requests]
+        longest = max(map(len, prompts))
+        device, cache = self._model.device, RowsCache(self._model.config)
+        # What stands in padding is masked.
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = self._mask([len(prompt) for prompt in prompts], longest)
+        logits = self._model(ids, mask, cache, [rows[0].ask.adapter for _, rows in requests])
+        rows = [row for _, rows in requests for row in rows]
+        prompt_of = [number for number, (_, own) in enumerate(requests) for _ in own]
+        pieces, ended = self._advance(rows, logits[prompt_of])
+        kept = [number for number, is_over in enumerate(ended) if not is_over]
         if kept:
-            width = max([len(tokens), *(row.length - 1 for row in self.rows)])
+            new = [rows[number] for number in kept]
+            width = max(row.length - 1 for row in [*self.rows, *new])
             old = [(self._cache, range(len(self.rows)))] if self.rows else []
             joined = RowsCache(self._model.config)
-            joined.rebuild([*old, (cache, [0] * len(kept))], width)
-            self._cache, self.rows = joined, [*self.rows, *kept]
+            joined.rebuild([*old, (cache, [prompt_of[number] for number in kept])], width)
+            self._cache, self.rows = joined, [*self.rows, *new]
             self._rebuild_mask(width)
         return pieces
 
@@ -120,9 +126,12 @@ class Batch:
 
     def _rebuild_mask(self, width: int) -> None:
         # The newest token of a row is not in the cache yet.
-        lengths = torch.tensor([[row.length - 1] for row in self.rows], device=self._model.device).reshape(-1, 1)
-        places = torch.arange(width, device=self._model.device)
-        self._mask_RW = (places >= width - lengths).long()
+        self._mask_RW = self._mask([row.length - 1 for row in self.rows], width)
+
+    def _mask(self, lengths: Sequence[int], width: int) -> torch.Tensor:
+        """Return the mask of rows that are aligned right."""
+        lengths_R1 = torch.tensor(lengths, device=self._model.device).reshape(-1, 1)
+        return (torch.arange(width, device=self._model.device) >= width - lengths_R1).long()
 
     def _advance(self, rows: list[Row], logits_RV: torch.Tensor) -> tuple[list[Piece | Refused], list[bool]]:
         """Choose the next token of each row; return the pieces to tell, and which rows are over."""
