@@ -31,6 +31,7 @@ def main(run: Path) -> int:
     try:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0)
         name = _first_model(client, server)
+        seconds = {"listed": _since(began)}
         for order in _ORDERS:
             found = client.chat.completions.create(
                 model=name, messages=[{"role": "user", "content": order}], temperature=0, max_tokens=80
@@ -39,11 +40,16 @@ def main(run: Path) -> int:
             print(f"request  {order}\nanswer   {text}\n")
             if not isinstance(json.loads(text), dict):
                 return 1
-        print(json.dumps({"model": name, "seconds": round(time.monotonic() - began, 1)}))
+            seconds.setdefault("first_answer", _since(began))
+        print(json.dumps({"model": name, **seconds, "seconds": _since(began)}))
         return 0
     finally:
         server.terminate()
         server.wait(60)
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 1)
 
 
 def _newest() -> Path:
