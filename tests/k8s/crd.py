@@ -1,4 +1,4 @@
-"""Checks RayJob and RayCluster as the API server would, from KubeRay's CRDs alone.
+"""Checks RayJob, RayCluster and RayService as the API server would, from KubeRay's CRDs alone.
 
 The CRDs are not part of this project. They are looked for in $DIST_FT_CRDS, then in ../shared/data/crds beside the
 repository; tests that need them skip where they are absent.
@@ -20,6 +20,7 @@ from tests.helpers.paths import ROOT
 
 CRDS = Path(os.environ.get("DIST_FT_CRDS") or ROOT.parent / "shared" / "data" / "crds")
 WHY_ABSENT = f"the KubeRay CRDs are not at {CRDS}; set DIST_FT_CRDS to a folder with ray.io_rayjobs.json.gz"
+_SERVICES = "ray.io_rayservices.json.gz"
 _FILES = {"RayJob": "ray.io_rayjobs.json.gz", "RayCluster": "ray.io_rayclusters.json.gz"}
 
 
@@ -30,7 +31,10 @@ def are_there() -> bool:
 
 def schema_problems(manifest: dict[str, Any]) -> list[str]:
     """Returns what the schema refuses, each with its path; nothing for kinds that are not KubeRay's."""
-    if manifest.get("kind") not in _FILES:
+    if manifest.get("kind") == "RayService" and not (CRDS / _SERVICES).is_file():
+        # Without its CRD the cluster in it still is checked.
+        manifest = {**manifest, "kind": "RayCluster", "spec": manifest["spec"]["rayClusterConfig"]}
+    if manifest.get("kind") not in {*_FILES, "RayService"}:
         return []
     errors = _validator(manifest["kind"]).iter_errors(manifest)
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:300]}" for error in errors]
@@ -38,7 +42,7 @@ def schema_problems(manifest: dict[str, Any]) -> list[str]:
 
 @functools.cache
 def _validator(kind: str) -> Any:
-    crd = json.loads(gzip.decompress((CRDS / _FILES[kind]).read_bytes()))
+    crd = json.loads(gzip.decompress((CRDS / _FILES.get(kind, _SERVICES)).read_bytes()))
     schema = next(v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1")
     closed = _closed(schema)
     closed["properties"]["metadata"] = {"type": "object", "required": ["name"]}

@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 KUBERAY = ROOT / "cluster" / "kuberay"
 OVERLAYS = sorted(path.parent.name for path in KUBERAY.glob("overlays/*/kustomization.yaml"))
-OTHERS = ("common", "redis", "service", "shared")
+OTHERS = ("common", "redis", "serve", "service", "shared")
 WHY_ABSENT = "kubectl is not on PATH; it builds the overlays (`kubectl kustomize`)"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dist_ft.launchers.kubernetes.lint import problems_of
+from dist_ft.launchers.kubernetes.lint import SERVE_APP, problems_of
 from tests.k8s import crd, overlays
 
 pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
@@ -18,6 +18,7 @@ HEAD_CONTAINER = f"{HEAD_POD}/containers/0"
 GROUP = "spec/rayClusterSpec/workerGroupSpecs/0"
 POD = f"{GROUP}/template/spec"
 CONTAINER = f"{POD}/containers/0"
+SERVED = "http_options: {{host: 0.0.0.0, port: {port}}}\napplications: [{{import_path: '{path}'}}]"
 PLAIN = {"name": "HF_TOKEN", "value": "hf_x"}
 NO_KEY = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "dist-ft-secrets"}}}
 
@@ -83,6 +84,12 @@ LINT = [
     ("autoscaling", "RayJob", f"{HEAD_POD}/restartPolicy", "Always", "must be Never with autoscaler v2"),
     ("autoscaling", "RayJob", f"{POD}/restartPolicy", "OnFailure", "must be Never with autoscaler v2"),
     ("autoscaling", "RayJob", "spec/rayClusterSpec/autoscalerOptions/securityContext", GONE, "autoscaler: container"),
+    ("serve", "RayService", "spec/serveConfigV2", "a: [", "serveConfigV2 has no `applications:`"),
+    ("serve", "RayService", "spec/serveConfigV2", SERVED.format(path="other:app", port=8000), "import_path=other:app"),
+    ("serve", "RayService", "spec/serveConfigV2", SERVED.format(path=SERVE_APP, port=9000), "is not 0.0.0.0:8000"),
+    ("serve", "RayService", "spec/upgradeStrategy", {"type": "Sometimes"}, "upgradeStrategy.type=Sometimes"),
+    ("serve", "RayService", "spec/rayClusterConfig/authOptions/mode", "disabled", "authOptions.mode is not token"),
+    ("serve", "RayService", "metadata/name", "x" * 48, "at most 47"),
     ("sidecar-submit", "RayJob", f"{HEAD_POD}/restartPolicy", "Always", "must be Never with SidecarMode"),
 ]  # fmt: skip
 
@@ -99,6 +106,7 @@ SCHEMA = [
     ("gpu", "RayJob", f"{POD}/tolerations", {"key": "a"}, "tolerations: "),
     ("gpu", "RayJob", f"{CONTAINER}/name", GONE, "'name' is a required property"),
     ("autoscaling", "RayJob", "spec/rayClusterSpec/autoscalerOptions/version", "v3", "'v3' is not one of"),
+    ("serve", "RayService", "spec/rayClusterConfig/headGroup", {}, "'headGroup' was unexpected"),
     ("shared", "RayCluster", "spec/headGroup", {}, "'headGroup' was unexpected"),
     ("shared", "RayCluster", "spec/authOptions/mode", "tokn", "'tokn' is not one of"),
 ]  # fmt: skip

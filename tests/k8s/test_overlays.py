@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
 
 from dist_ft.cli.app import app
 from dist_ft.config import load_config
 from dist_ft.config.rules import check_sections
+from dist_ft.errors import UsageError
 from dist_ft.launchers.kubernetes.lint import problems_of, size_bytes
-from dist_ft.launchers.kubernetes.manifests import pod_templates, shared_mount
+from dist_ft.launchers.kubernetes.manifests import cluster_of, pod_templates, shared_mount
 from dist_ft.launchers.kubernetes.pod_paths import on_volume
 from dist_ft.service import DATABASE_ENV
+from dist_ft.service.api_keys import add_key
+from dist_ft.service.api_server import Settings, open_index
 from dist_ft.service.tuning.catalogue import read_catalogue
 from dist_ft.service.tuning.job_plan import check_extensions
 from dist_ft.service.tuning.job_request import read_request
@@ -25,7 +31,7 @@ from tests.k8s import crd, overlays
 pytestmark = pytest.mark.skipif(not overlays.is_kubectl_there(), reason=overlays.WHY_ABSENT)
 
 
-@pytest.mark.parametrize("name", [*overlays.OVERLAYS, "shared"])
+@pytest.mark.parametrize("name", [*overlays.OVERLAYS, "serve", "shared"])
 @pytest.mark.skipif(not crd.are_there(), reason=crd.WHY_ABSENT)
 def test_what_is_built_fits_the_schema_of_kuberay(name: str) -> None:
     assert [problem for doc in overlays.build(name) for problem in crd.schema_problems(doc)] == []
@@ -62,12 +68,11 @@ def _parse(verb: str, arguments: list[str]) -> dict[str, object]:
     return dict(command.make_context(verb, arguments).params)
 
 
-@pytest.mark.parametrize("name", [*overlays.OVERLAYS, "shared"])
+@pytest.mark.parametrize("name", [*overlays.OVERLAYS, "serve", "shared"])
 def test_ray_is_the_version_that_is_pinned(name: str) -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     docs = overlays.build(name)
-    clusters = [doc["spec"] for doc in docs if doc["kind"] == "RayCluster"]
-    clusters += [doc["spec"]["rayClusterSpec"] for doc in docs if doc["kind"] == "RayJob"]
+    clusters = [cluster_of(doc) for doc in docs if doc["kind"] in ("RayCluster", "RayJob", "RayService")]
     assert [cluster["rayVersion"] for cluster in clusters] == [pins["ray"]]
 
 
@@ -130,7 +135,7 @@ def test_the_service_is_one_pod_whose_store_all_see_and_whose_index_is_its_own()
         v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in spec["template"]["spec"]["volumes"]
     }
     assert program == "dist-ft" and {"name": "shared", "mountPath": "/mnt/dist-ft"} in head["volumeMounts"]
-    assert (claims[mounts["/mnt/dist-ft"]], parsed["store"].parent) == ("dist-ft", Path("/mnt/dist-ft"))
+    assert (claims[mounts["/mnt/dist-ft"]], Path(str(parsed["store"])).parent) == ("dist-ft", Path("/mnt/dist-ft"))
     own = [doc["metadata"]["name"] for doc in docs if doc["kind"] == "PersistentVolumeClaim"]
     variables = {variable["name"]: variable for variable in container["env"]}
     assert own == [claims[mounts["/index"]]]
@@ -141,6 +146,27 @@ def test_the_service_is_one_pod_whose_store_all_see_and_whose_index_is_its_own()
         shared["metadata"]["name"], f"http://{shared['metadata']['name']}-head-svc:8265",
     )  # fmt: skip
     assert container["image"] == head["image"]
+
+
+def test_the_ray_service_answers_for_the_store_of_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    service = overlays.find(overlays.build("serve"), "RayService")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, function = application.import_path.partition(":")
+    build = getattr(importlib.import_module(module), function)
+    container = overlays.find(overlays.build("service"), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert f"--store={application.args['store']}" in container["command"]
+    for where, pod in pod_templates(service):
+        variables = {variable["name"]: variable for variable in pod["spec"]["containers"][0]["env"]}
+        assert "secretKeyRef" in variables[DATABASE_ENV]["valueFrom"], where
+    monkeypatch.setenv(DATABASE_ENV, f"sqlite:///{tmp_path / 'index.sqlite'}")
+    arguments = {**application.args, "store": str(tmp_path)}
+    with pytest.raises(UsageError, match="has no key"):  # pods of others reach it
+        build(arguments)
+    index = open_index(Settings(str(tmp_path), f"sqlite:///{tmp_path / 'index.sqlite'}"))
+    add_key(index, "member", "default", "test", None)
+    index.close()
+    assert isinstance(build(arguments), serve.Application)
 
 
 def test_the_catalogue_of_the_service_can_be_read(tmp_path: Path) -> None:

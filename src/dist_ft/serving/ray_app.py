@@ -20,6 +20,7 @@ from dist_ft.engine.protocol import Ask, Event, Refused
 from dist_ft.errors import UsageError
 from dist_ft.machine import has_gpu
 from dist_ft.orchestrate.workers.processes import ForkServer
+from dist_ft.service import DATABASE_ENV
 from dist_ft.service.api_keys import has_keys
 from dist_ft.service.api_server import Settings, depot_of, open_index
 from dist_ft.service.files.shelf import Shelf
@@ -199,6 +200,27 @@ def application(source: Source, place: Place) -> serve.Application:
         name="Ingress", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=5
     )
     return ingress.bind(source, replicas.bind())
+
+
+def from_config(arguments: dict[str, str]) -> serve.Application:
+    """Return the application that `import_path` of a Serve config names, as a RayService starts it.
+
+    Args:
+        arguments: `args` of the config: `store`, and perhaps `catalogue` and `replicas`, a number or `auto`. The URL of
+            the index comes from the environment, because it holds a password.
+
+    Raises:
+        DistFtError: There is no such store, or it has no key.
+    """
+    catalogue, replicas = arguments.get("catalogue"), arguments.get("replicas", "1")
+    source = Source(
+        store=arguments["store"],
+        database=os.environ.get(DATABASE_ENV),
+        catalogue=Path(catalogue) if catalogue else None,
+    )
+    place = Place(host="0.0.0.0", replicas=None if replicas == "auto" else int(replicas))
+    check(source, place)
+    return application(source, place)
 
 
 def check(source: Source, place: Place) -> None:

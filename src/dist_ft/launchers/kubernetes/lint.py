@@ -15,11 +15,13 @@ from pathlib import PurePosixPath
 import yaml
 from packaging.requirements import Requirement
 
-from dist_ft.launchers.kubernetes.manifests import pod_templates
+from dist_ft.launchers.kubernetes.manifests import cluster_of, pod_templates
 from dist_ft.launchers.kubernetes.object_types import Container, Manifest, PodSpec, PodTemplate, Spec
 from dist_ft.launchers.kubernetes.operator_rules import operator_problems
 from dist_ft.launchers.launcher import STOP_ENV
 
+SERVE_APP = "dist_ft.serving.ray_app:from_config"
+"""What a RayService starts."""
 _GPU = "nvidia.com/gpu"
 _SECRET_NAME = re.compile(r"(?:\b|_)(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD|CREDENTIALS?)\b", re.IGNORECASE)
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -30,11 +32,13 @@ _CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "privileged": False, "
 def problems_of(manifests: Sequence[Manifest]) -> list[str]:
     """Return every problem of a set of manifests that are applied together."""
     problems: list[str] = []
-    rays = [manifest for manifest in manifests if manifest.get("kind") in ("RayJob", "RayCluster")]
+    rays = [manifest for manifest in manifests if manifest.get("kind") in ("RayJob", "RayCluster", "RayService")]
     for ray in rays:
         found = operator_problems(ray) + _ray_problems(ray)
         if ray["kind"] == "RayJob":
             found += _entrypoint_problems(ray, manifests) + _stop_problems(ray["spec"])
+        if ray["kind"] == "RayService":
+            found += _serve_problems(ray["spec"])
         problems += [f"{ray['kind']} {ray['metadata'].get('name')}: {problem}" for problem in found]
     templates = [template for ray in rays for _, template in pod_templates(ray)]
     for other in (m for m in manifests if m.get("kind") in ("StatefulSet", "Deployment")):
@@ -48,7 +52,7 @@ def problems_of(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def _ray_problems(ray: Manifest) -> list[str]:
-    cluster = ray["spec"] if ray["kind"] == "RayCluster" else ray["spec"].get("rayClusterSpec", {})
+    cluster = cluster_of(ray)
     pin = next(r.specifier for r in map(Requirement, importlib.metadata.requires("dist-ft") or []) if r.name == "ray")
     version = str(cluster.get("rayVersion", ""))
     problems = _image_problems(ray)
@@ -187,6 +191,20 @@ def _entrypoint_problems(job: Manifest, manifests: Sequence[Manifest]) -> list[s
     for where, template in pod_templates(job):
         if where != "submitter" and where.startswith("worker") == on_worker:
             problems += [f"{where}: {p}" for p in _config_problems(template["spec"], path, manifests)]
+    return problems
+
+
+def _serve_problems(spec: Spec) -> list[str]:
+    """Check what Serve runs; the operator passes it on unread."""
+    try:
+        found = yaml.safe_load(spec.get("serveConfigV2", ""))
+        paths = [application["import_path"] for application in found["applications"]]
+        host, port = found["http_options"]["host"], found["http_options"]["port"]
+    except (yaml.YAMLError, TypeError, KeyError):
+        return ["serveConfigV2 has no `applications:` with import_path and `http_options:` with host and port"]
+    problems = [f"serveConfigV2: import_path={path} is not {SERVE_APP}" for path in paths if path != SERVE_APP]
+    if (host, port) != ("0.0.0.0", 8000):
+        problems.append(f"serveConfigV2: http_options {host}:{port} is not 0.0.0.0:8000, where KubeRay's service looks")
     return problems
 
 

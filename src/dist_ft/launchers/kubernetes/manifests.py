@@ -49,12 +49,20 @@ def only(manifests: Sequence[Manifest], kind: str) -> Manifest:
     return found[0]
 
 
+def cluster_of(ray: Manifest) -> ClusterSpec:
+    """Return the cluster of a RayCluster, RayJob or RayService."""
+    spec = ray["spec"]
+    if ray["kind"] == "RayService":
+        return spec.get("rayClusterConfig", {})
+    return spec if ray["kind"] == "RayCluster" else spec.get("rayClusterSpec", {})
+
+
 def pod_templates(ray_job: Manifest) -> Iterator[tuple[str, PodTemplate]]:
-    """Yield `(where, template)` of every pod of a RayJob or RayCluster: submitter, head, each worker group."""
+    """Yield `(where, template)` of every pod of an object of KubeRay's: submitter, head, each worker group."""
     spec = ray_job["spec"]
     if "submitterPodTemplate" in spec:
         yield "submitter", spec["submitterPodTemplate"]
-    cluster = spec if ray_job["kind"] == "RayCluster" else spec.get("rayClusterSpec", {})
+    cluster = cluster_of(ray_job)
     if "headGroupSpec" in cluster:
         yield "head", cluster["headGroupSpec"]["template"]
     for group in cluster.get("workerGroupSpecs", []):

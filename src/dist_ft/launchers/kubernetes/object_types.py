@@ -109,7 +109,7 @@ class AutoscalerOptions(Container, total=False):
 
 
 class ClusterSpec(TypedDict, total=False):
-    """The spec of a RayCluster, which a RayJob holds as well."""
+    """The spec of a RayCluster, which a RayJob and a RayService hold as well."""
 
     rayVersion: str
     authOptions: dict[str, str]
@@ -129,7 +129,7 @@ class VolumeClaimTemplate(TypedDict, total=False):
 
 
 class Spec(ClusterSpec, total=False):
-    """The spec of any kind: keys of a RayCluster, a RayJob, a StatefulSet, and of objects that select pods."""
+    """The spec of any kind: keys of KubeRay's objects, of a StatefulSet, and of objects that select pods."""
 
     entrypoint: str
     entrypointNumCpus: float
@@ -137,6 +137,10 @@ class Spec(ClusterSpec, total=False):
     submissionMode: str
     submitterPodTemplate: PodTemplate
     rayClusterSpec: ClusterSpec
+    rayClusterConfig: ClusterSpec
+    serveConfigV2: str
+    upgradeStrategy: dict[str, str]
+    rayClusterDeletionDelaySeconds: int
     clusterSelector: dict[str, str]
     suspend: bool
     shutdownAfterJobFinishes: bool

@@ -13,10 +13,11 @@ from packaging.version import InvalidVersion, Version
 
 from dist_ft.launchers.kubernetes.object_types import ClusterSpec, Group, Manifest, Spec
 
-MAX_NAME = {"RayJob": 47, "RayCluster": 53}
+MAX_NAME = {"RayJob": 47, "RayCluster": 53, "RayService": 47}
 _DNS_1035 = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _TOKEN_SINCE = Version("2.52.0")
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
+_UPGRADES = ("NewCluster", "None")  # the incremental one needs an autoscaler and a Gateway, which we have not
 _GATED = {
     "networkPolicy": "write a NetworkPolicy of your own",
     "tlsOptions": "set Ray's TLS variables yourself",
@@ -26,7 +27,7 @@ _GATED = {
 
 
 def operator_problems(manifest: Manifest) -> list[str]:
-    """Return the problems of a RayJob or RayCluster; none for other kinds."""
+    """Return the problems of a RayJob, RayCluster or RayService; none for other kinds."""
     kind = manifest.get("kind")
     if kind not in MAX_NAME:
         return []
@@ -38,6 +39,8 @@ def operator_problems(manifest: Manifest) -> list[str]:
     annotations = manifest["metadata"].get("annotations") or {}
     if kind == "RayCluster":
         return problems + _cluster_problems(spec, annotations)
+    if kind == "RayService":
+        return problems + _service_problems(spec) + _cluster_problems(spec.get("rayClusterConfig", {}), annotations)
     problems += _job_problems(spec)
     return problems + (_cluster_problems(spec["rayClusterSpec"], annotations) if "rayClusterSpec" in spec else [])
 
@@ -80,6 +83,16 @@ def _job_problems(spec: Spec) -> list[str]:
         yaml.safe_load(spec.get("runtimeEnvYAML", ""))
     except yaml.YAMLError as error:
         problems.append(f"runtimeEnvYAML is not valid YAML: {error}")
+    return problems
+
+
+def _service_problems(spec: Spec) -> list[str]:
+    problems = []
+    upgrade = spec.get("upgradeStrategy", {}).get("type", "NewCluster")
+    if upgrade not in _UPGRADES:
+        problems.append(f"upgradeStrategy.type={upgrade} is none of {', '.join(_UPGRADES)}")
+    if (delay := spec.get("rayClusterDeletionDelaySeconds", 0)) < 0:
+        problems.append(f"rayClusterDeletionDelaySeconds={delay} must not be negative")
     return problems
 
 
