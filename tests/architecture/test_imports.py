@@ -93,7 +93,7 @@ TORCH_FREE = (
     "dist_ft.config", "dist_ft.importers", "dist_ft.data",
     "dist_ft.checkpoint", "dist_ft.monitor", "dist_ft.run", "dist_ft.coordinator", "dist_ft.report",
     "dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.service", "dist_ft.serving", "dist_ft.engine.protocol",
-    "dist_ft.engine.transcript", "dist_ft.cli",
+    "dist_ft.engine.transcript", "dist_ft.engine.vllm_adapter", "dist_ft.cli",
 )  # fmt: skip
 TORCH_ALLOWED = (
     "dist_ft.checkpoint.snapshot",

@@ -80,7 +80,7 @@ def serve(
         str | None, typer.Argument(metavar="RUN|DIR", help="Run, or directory of a model or adapter.")
     ] = None,
     store: Annotated[str | None, typer.Option(help="Store of serve-api: all its models, by name.")] = None,
-    engine: Annotated[str, typer.Option(help="auto or torch; vllm where it is installed.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto or torch; vllm only says how to.")] = "auto",
     host: Annotated[str, typer.Option(help="Other than loopback needs --store with a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[str, typer.Option(help="A number, or auto.")] = "1",
@@ -92,7 +92,7 @@ def serve(
     """Serve models behind OpenAI's inference API: chat, completions, responses."""
     if (target is None) == (store is None):
         raise UsageError("serve needs a run or a directory, or --store STORE; give one of them")
-    _check_engine(engine)
+    _check_engine(engine, target)
     _check_serving()
     from dist_ft.orchestrate.workers.ray_version import check_ray_version
 
@@ -183,15 +183,31 @@ def _absolute(target: str | None) -> str | None:
     return str(Path(target).absolute()) if target is not None and "://" not in target else target
 
 
-def _check_engine(engine: str) -> None:
+def _check_engine(engine: str, target: str | None) -> None:
     if engine not in ("auto", "torch", "vllm"):
         raise UsageError(f"--engine {engine} is none of auto, torch, vllm")
     if engine == "vllm":
-        why = "is not installed" if find_spec("vllm") is None else "is not driven by this version of dist-ft"
+        way = "`dist-ft export RUN --merge --to DIR` and `vllm serve DIR`" if target is None else _way_of_vllm(target)
         raise UsageError(
-            f"--engine vllm: vllm {why}; use --engine torch, or `dist-ft export RUN --merge --to DIR` and "
-            "`vllm serve DIR` in an environment of its own"
+            "--engine vllm: this version of dist-ft does not drive vllm. Use --engine torch, or in an environment with "
+            f"vllm: {way}"
         )
+
+
+def _way_of_vllm(target: str) -> str:
+    """Return how vLLM serves the result of a run, or a directory, from its files alone."""
+    from dist_ft.engine.vllm_adapter import vllm_adapter
+    from dist_ft.run.exports import FINAL
+    from dist_ft.run.place import open_run
+
+    path = Path(target)
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        run = open_run(target)
+        export = run.pointed_at(FINAL)
+        if export is None or run.is_remote:
+            return f"`dist-ft export {target} --merge --to DIR` and `vllm serve DIR`"
+        return vllm_adapter(Path(run.address_of(export)).resolve()).way(path.name)
+    return vllm_adapter(path.absolute()).way(path.name)
 
 
 def _check_serving() -> None:
