@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from dist_ft.checkpoint import consolidate as module
 from dist_ft.checkpoint.consolidate import consolidate, plan_shards
-from dist_ft.checkpoint.manifest import Manifest
+from dist_ft.checkpoint.manifest import Manifest, read_slice_map
 from dist_ft.checkpoint.snapshot import write_slices
+from dist_ft.checkpoint.tensorfile import read_header
 from dist_ft.errors import CheckpointError, ExportError
 from dist_ft.slices import STATE_KINDS, ParamInfo, SliceKey
 from dist_ft.storage.store import LocalStore
@@ -75,6 +76,36 @@ def test_bfloat16_is_torchs_cast(tmp_path: Path) -> None:
     loaded = load_file(path)
     for param in PARAMS:
         assert torch.equal(loaded[param.export_name], weights[param.name].bfloat16())
+
+
+class _Counting(LocalStore):
+    """Counts the bytes that are read by range."""
+
+    num_bytes = 0
+
+    def read_range(self, name: str, start: int, count: int) -> bytes:
+        self.num_bytes += count
+        return super().read_range(name, start, count)
+
+
+def test_only_the_weights_themselves_are_read(tmp_path: Path) -> None:
+    manifest = _write(tmp_path, _weights(), 2)
+    store = _Counting(tmp_path)
+    read_slice_map(store, manifest)
+    of_headers, store.num_bytes = store.num_bytes, 0
+    consolidate(store, manifest, tmp_path / "out", stem="adapter_model", dtype="bfloat16")
+    assert store.num_bytes - of_headers == 4 * sum(param.numel for param in PARAMS)
+
+
+def test_a_damaged_piece_is_an_error_of_the_reader_and_leaves_no_file(tmp_path: Path) -> None:
+    manifest = _write(tmp_path, _weights(), 2)
+    name = f"{manifest.directory}/{manifest.files[1].name}"
+    first = min(entry.offset for entry in read_header(LocalStore(tmp_path), name).values())
+    with (tmp_path / name).open("r+b") as file:
+        file.truncate(first)
+    with pytest.raises(CheckpointError, match="ends at byte"):
+        consolidate(LocalStore(tmp_path), manifest, tmp_path / "out", stem="model", dtype="float32")
+    assert [*(tmp_path / "out").iterdir()] == []
 
 
 def test_chunks_smaller_than_a_slice_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
