@@ -84,7 +84,7 @@ def write_sources(params: list[ParamInfo], directory: Path) -> None:
         name = f"slices-{rank:05d}-of-{WORLD_SIZE:05d}.safetensors"
         files.append(vars(write_slices(store, f"checkpoints/step-00000001-a0001/{name}", slices)))
         shapes = {param.name: torch.Size(param.shape) for param in params}
-        model = {
+        model: dict[str, Any] = {
             "buffer_names": [], "module": {}, "param_shapes": [shapes], "shared_params": {}, "ds_version": "0.19.8",
             "frozen_param_shapes": None, "frozen_param_fragments": None,
         }  # fmt: skip

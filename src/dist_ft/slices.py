@@ -183,7 +183,7 @@ class SavedState:
         params: Every trained parameter.
         groups: Settings of each optimizer group at this step.
         schedule: The learning rate's schedule, with `max_steps`.
-        probe: Logits of a fixed prompt.
+        probe: Logits of a fixed prompt; None if the ranks did not stop for them.
         environment: What bitwise equality depends on.
         optimizer_numbers: See `Manifest`.
     """
@@ -196,7 +196,7 @@ class SavedState:
     params: tuple[ParamInfo, ...]
     groups: tuple[dict[str, Setting], ...]
     schedule: dict[str, Setting]
-    probe: Probe
+    probe: Probe | None
     environment: Environment
     optimizer_numbers: dict[str, float] = field(default_factory=dict)
 

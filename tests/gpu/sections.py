@@ -136,20 +136,19 @@ def memory(here: Place) -> Figures:
 def background(here: Place) -> Figures:
     """Copies the state of 1.2B trained parameters to pinned memory: how long a checkpoint blocks."""
     here.need_gpu()
-    from dist_ft.checkpoint.snapshot import copy_slices
+    from dist_ft.checkpoint.snapshot import HostCopies
     from dist_ft.zero.partitions import collect_slices
 
     parts = _build(here)
     _run(parts)
-    seconds = []
+    seconds, host = [], HostCopies()
     for _ in range(2):
         began = time.perf_counter()
-        copies = copy_slices(collect_slices(parts.engine))
+        copies = host.copy([*collect_slices(parts.engine)])
         seconds.append(time.perf_counter() - began)
         assert all(torch.equal(kept, now.detach().float().cpu()) for (_, kept), (_, now) in zip(
             copies[:3], list(collect_slices(parts.engine))[:3], strict=True))  # fmt: skip
         num_bytes = sum(copy.nbytes for _, copy in copies)
-        del copies
     return {"GB": round(num_bytes / 1e9, 1), "first s": round(seconds[0], 2), "second s": round(seconds[1], 2)}
 
 

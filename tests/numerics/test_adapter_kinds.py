@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -17,6 +18,7 @@ from dist_ft.jobs import export
 from dist_ft.model.adapter import attach_adapter
 from dist_ft.model.base import load_model
 from dist_ft.model.embedded import materialise
+from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, prepare, relative_l2, run_path, train
 from tests.helpers.configs import tiny_config
 from tests.helpers.families import make_family
@@ -29,7 +31,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make_config(data: Path, kind: str, name: str, stage: int, size: int, micro: int, **changes: Any) -> Config:
-    common = {"method__kind": "lora", "data__eval": None, "train__max_steps": 3, "optimizer__eps": 1e-6, **KINDS[kind]}
+    common = {"method__kind": "lora", "data__eval": None, "train__max_steps": 3, "optimizer__eps": 1e-6,
+              "checkpoint__every_steps": 1, "checkpoint__keep_last": 9, **KINDS[kind]}  # fmt: skip
     shape = {"zero__stage": stage, "cluster__num_workers": size, "train__micro_batch_size": micro}
     return tiny_config(data, run__name=name, **{**common, **shape, **changes})
 
@@ -45,6 +48,7 @@ def test_a_kind_is_the_same_at_stage_3_and_to_stock_peft(kind: str, tmp_path: Pa
     assert run.losses == pytest.approx(alone.losses, rel=1e-5)
     assert relative_l2(run.weights(), alone.weights()) < 1e-5
     check_exports(cut, run, tmp_path)
+    check_logits_of_slices(cut, run)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,23 @@ def check_exports(config: Config, run: Attempt, tmp_path: Path) -> None:
     go_on(tmp_path / "adapter", files, config)
 
 
+def check_logits_of_slices(config: Config, run: Attempt) -> None:
+    """What an export computes for a checkpoint without logits is what the ranks computed."""
+    assert [step for step, manifest in run.manifests.items() if manifest.probe is None] == [2]
+    store = LocalStore(run.run_dir)
+    for step in (1, 3):
+        trained = run.manifests[step].probe
+        found = export.probe_slices(config, store, run.manifests[step])
+        assert trained is not None
+        assert (found.tokens, found.columns) == (trained.tokens, trained.columns)
+        np.testing.assert_allclose(found.logits, trained.logits, rtol=1e-4, atol=1e-5)
+    checkpoint = f"{run.manifests[2].directory}/{MANIFEST}"
+    answer = export.run(config, str(run_path(config)), checkpoint, to=str(run.run_dir / "middle"), merge=True)
+    assert answer["probe_difference"] < 1e-4
+
+
 def probe(model: Any, manifest: Manifest) -> None:
+    assert manifest.probe is not None
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([manifest.probe.tokens])).logits[0][:, list(manifest.probe.columns)]
     trained = torch.tensor(manifest.probe.logits)

@@ -17,6 +17,7 @@ from dist_ft.checkpoint.consolidate import consolidate
 from dist_ft.config import Config
 from dist_ft.coordinator.start import check_resume
 from dist_ft.errors import UsageError
+from dist_ft.jobs.export import probe_slices
 from dist_ft.model.base import load_model
 from dist_ft.storage.store import LocalStore
 from tests.helpers.attempts import Attempt, Floats, differing, prepare, train
@@ -134,7 +135,8 @@ def exported(run: Attempt, to: Path) -> dict[str, Floats]:
 def test_schedule_free_measures_and_exports_the_average(
     reference: Callable[[str, str], Reference], tmp_path: Path
 ) -> None:
-    run = reference("schedule_free_adamw", "full").run
+    found = reference("schedule_free_adamw", "full")
+    run = found.run
     state, weights = run.state(), exported(run, tmp_path / "export")
     for param in run.manifests[NUM_STEPS].params:
         y, z = state[param.name, "fp32"], state[param.name, "z"]
@@ -145,6 +147,10 @@ def test_schedule_free_measures_and_exports_the_average(
         > 1e-5
     )
     probe = run.manifests[NUM_STEPS].probe
+    assert probe is not None
+    config = make_config(found.data, "schedule_free_adamw", "full", "reference", 0, 1)
+    of_slices = probe_slices(config, LocalStore(run.run_dir), run.manifests[NUM_STEPS])
+    np.testing.assert_allclose(of_slices.logits, probe.logits, rtol=1e-4, atol=1e-4)
     model = load_model(make_config(tmp_path, "lion", "full", "plain", 0, 1))
     for values, expected in ((weights, True), (run.weights(), False)):
         tensors = {

@@ -43,6 +43,7 @@ def test_a_slow_save_holds_nobody_up_and_holds_its_own_step(
     assert skipped[:2] == [2, 3]  # one in flight, so the next two were left out, by both ranks
     assert {1, 10} <= set(slow.manifests)
     assert sorted([*slow.manifests, *skipped]) == list(range(1, 11))
+    assert [step for step, manifest in slow.manifests.items() if manifest.probe is not None] == [1, 10]
     for step in slow.manifests:
         assert differing(slow.state(step), whole.state(step)) == [], f"after step {step}"
 

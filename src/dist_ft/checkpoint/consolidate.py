@@ -105,7 +105,8 @@ def _cast(name: str, read: Read, code: str) -> memoryview:
     values = read()
     if not is_finite(values, code):
         raise ExportError(f"{name} has values that are not finite; export an earlier step")
-    return memoryview(to_bfloat16(values) if code == "BF16" else values).cast("B")
+    stored: npt.NDArray[np.generic] = to_bfloat16(values) if code == "BF16" else values
+    return stored.data.cast("B")
 
 
 def _done_ahead(works: Iterable[Callable[[], memoryview]]) -> Iterator[memoryview]:

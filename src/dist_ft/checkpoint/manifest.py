@@ -51,7 +51,8 @@ class Manifest:
         groups: Settings of each optimizer group at this step.
         schedule: The learning rate's schedule, with `max_steps`.
         files: The slice files, in rank order.
-        probe: Logits of a fixed prompt (see `evaluate/held_out.py`), by which an export is checked.
+        probe: Logits of a fixed prompt (see `evaluate/held_out.py`), by which an export is checked. The first and the
+            last checkpoint of an attempt have them; an export of another one computes them from the slices.
         environment: What bitwise equality depends on; a resume says what differs.
         wandb_id: The run's W&B id, if any.
         pieces: Where every slice lies, so that a rank reads no headers; None in manifests of before.
@@ -71,7 +72,7 @@ class Manifest:
     groups: tuple[dict[str, Setting], ...]
     schedule: dict[str, Setting]
     files: tuple[WrittenFile, ...]
-    probe: Probe
+    probe: Probe | None
     environment: Environment
     wandb_id: str | None
     pieces: Pieces | None = None

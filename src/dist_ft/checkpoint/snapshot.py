@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,18 +14,33 @@ from dist_ft.slices import SliceKey, WrittenFile
 from dist_ft.storage.store import Store
 
 
-def copy_slices(slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> list[tuple[SliceKey, torch.Tensor]]:
-    """Return the slices as float32 copies in host memory, which the next step does not change.
+class HostCopies:
+    """Float32 copies of slices in host memory, which the next step does not change.
 
-    From a CUDA device all copies run at once, into pinned memory, which torch keeps for the next checkpoint.
+    The memory is kept for the next copies: taking it from the system anew costs five times the copy itself. So copies
+    hold until the next call of `copy`. From a CUDA device all copies run at once, into pinned memory.
     """
-    copies = []
-    for key, tensor in slices:
-        host = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
-        copies.append((key, host.copy_(tensor.detach(), non_blocking=tensor.is_cuda)))
-    if any(copy.is_pinned() for _, copy in copies):
-        torch.cuda.synchronize()
-    return copies
+
+    def __init__(self) -> None:
+        self._kept: list[torch.Tensor] = []
+
+    def num_new_bytes(self, slices: Sequence[tuple[SliceKey, torch.Tensor]]) -> int:
+        """Return the memory that copies of these slices take besides what is kept."""
+        return 0 if self._fits(slices) else 4 * sum(tensor.numel() for _, tensor in slices)
+
+    def copy(self, slices: Sequence[tuple[SliceKey, torch.Tensor]]) -> list[tuple[SliceKey, torch.Tensor]]:
+        """Return the slices as copies."""
+        if not self._fits(slices):
+            self._kept = []  # before the new ones are taken
+            self._kept = [torch.empty(t.shape, dtype=torch.float32, pin_memory=t.is_cuda) for _, t in slices]
+        for (_, tensor), kept in zip(slices, self._kept, strict=True):
+            kept.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        if any(kept.is_pinned() for kept in self._kept[:1]):
+            torch.cuda.synchronize()
+        return [(key, kept) for (key, _), kept in zip(slices, self._kept, strict=True)]
+
+    def _fits(self, slices: Sequence[tuple[SliceKey, torch.Tensor]]) -> bool:
+        return [tensor.shape for _, tensor in slices] == [kept.shape for kept in self._kept]
 
 
 def write_slices(store: Store, name: str, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> WrittenFile:

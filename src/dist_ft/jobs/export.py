@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from dist_ft.checkpoint.consolidate import ReadFrozen, consolidate
 from dist_ft.checkpoint.holds import reading
 from dist_ft.checkpoint.manifest import Manifest, verify_files
+from dist_ft.checkpoint.snapshot import SliceReader
 from dist_ft.config import Config, with_model_dir
 from dist_ft.errors import ExportError
+from dist_ft.evaluate.held_out import probe_inputs
 from dist_ft.jobs.spec import ExportResult
 from dist_ft.machine import available_memory_bytes
 from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
@@ -28,7 +31,7 @@ from dist_ft.model.weights import WeightFiles
 from dist_ft.printable import format_bytes
 from dist_ft.run.log import read_evals, read_steps
 from dist_ft.run.place import Run, open_run, published
-from dist_ft.slices import ParamInfo
+from dist_ft.slices import ParamInfo, Probe, SliceKey
 from dist_ft.storage.store import Store
 
 _MAX_SHARD_BYTES = 5 << 30
@@ -114,8 +117,9 @@ def write_checked(
     first_dtype = "float32" if is_merged else out_dtype
     with reading(place.store, manifest.directory):
         verify_files(place.store, manifest)
+        probe = probe_of(config, place.store, manifest)
         _write_weights(config, place.store, manifest, directory, first_dtype, base_name)
-    difference = check_logits(config, manifest, _reload(config, directory, first_dtype), first_dtype)
+    difference = check_logits(config, probe, _reload(config, directory, first_dtype), first_dtype)
     if is_merged:
         # Merged in float32, then cast once.
         base = dequantised(load_model(config)).float()
@@ -124,7 +128,7 @@ def write_checked(
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             (directory / name).unlink()
         save_merged(model.to(getattr(torch, out_dtype)), config, directory)
-        merged = check_logits(config, manifest, _reload(config, directory, out_dtype), out_dtype)
+        merged = check_logits(config, probe, _reload(config, directory, out_dtype), out_dtype)
         difference = max(difference, merged)
     save_texts(config, directory)
     return difference
@@ -211,22 +215,46 @@ def _reload(config: Config, directory: Path, dtype: str) -> Model:
     return load_model(with_model_dir(config, str(directory), dtype))
 
 
-def check_logits(config: Config, manifest: Manifest, model: Model, dtype: str) -> float:
+def probe_of(config: Config, store: Store, manifest: Manifest) -> Probe:
+    """Return the logits of the trained model; those of a checkpoint without any are those of its slices."""
+    return manifest.probe or probe_slices(config, store, manifest)
+
+
+def probe_slices(config: Config, store: Store, manifest: Manifest) -> Probe:
+    """Return the probe's logits of the model that a resume would load: the base, and the slices on top of it."""
+    model = select_trained(load_model(config), config).eval()
+    read, share = SliceReader(store, manifest), manifest.optimizer_numbers.get("average_share")
+    with torch.no_grad():
+        for param in manifest.params:
+            weights = read(SliceKey(param.name, 0, "fp32"), param.numel)
+            if share is not None:  # see `zero/schedule_free.py`
+                weights += (1 - 1 / share) * (read(SliceKey(param.name, 0, "z"), param.numel) - weights)
+            model.get_parameter(param.name).copy_(weights.view(param.shape))
+    tokens, columns = probe_inputs(model.get_input_embeddings().weight.shape[0])
+    logits = _logits(model, tokens, columns)
+    return Probe(tuple(tokens), tuple(columns), tuple(map(tuple, logits.tolist())))
+
+
+def _logits(model: Model, tokens: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    """Return the logits [tokens, columns] in float32."""
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.tensor([[*tokens]]), use_cache=False).logits[0][:, [*columns]]
+    return found.float()
+
+
+def check_logits(config: Config, probe: Probe, model: Model, dtype: str) -> float:
     """Compare a reloaded model's probe logits with the trained model's; return the largest difference.
 
     Args:
         config: Config of the run.
-        manifest: Holds the logits of the trained model.
+        probe: Logits of the trained model.
         model: The reloaded model.
         dtype: Dtype of its files, a key of the table of tolerances.
 
     Raises:
         ExportError: They differ by more than that dtype explains.
     """
-    probe = manifest.probe
-    with torch.no_grad():
-        tokens = torch.tensor([probe.tokens])
-        logits = model.eval()(input_ids=tokens, use_cache=False).logits[0][:, list(probe.columns)].float()
+    logits = _logits(model.eval(), probe.tokens, probe.columns)
     trained = torch.tensor(probe.logits)
     difference = float((logits - trained).abs().max() / trained.abs().max().clamp_min(1e-6))
     # An int8 base rounds what goes into a layer, too, which a merged model does not.

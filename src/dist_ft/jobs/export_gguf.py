@@ -14,7 +14,7 @@ from typing import Any
 from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.config import Config, with_model_dir
 from dist_ft.errors import ModelError
-from dist_ft.jobs.export import check_logits, finish, write_checked
+from dist_ft.jobs.export import check_logits, finish, probe_of, write_checked
 from dist_ft.jobs.spec import ExportResult
 from dist_ft.model.base import dequantised, load_model, load_tokenizer, num_embedding_rows, skeleton
 from dist_ft.model.gguf.gguf_adapter import write_adapter
@@ -77,7 +77,9 @@ def run(
                 model = load_model(with_model_dir(config, str(plain), "float32"))
                 write_model(model, plain, directory / MODEL, out_dtype, config.run.name)
                 reloaded = read_model(directory / MODEL, model.config)
-                difference = max(difference, check_logits(config, manifest, reloaded, out_dtype))
+                difference = max(
+                    difference, check_logits(config, probe_of(config, place.store, manifest), reloaded, out_dtype)
+                )
             source = f"./{MODEL}" if not is_adapter else base_name or f"./{BASE}"
             tokenizer = load_tokenizer(config)
             ends = dict.fromkeys([*end_tokens(plain), tokenizer.eos_token_id])

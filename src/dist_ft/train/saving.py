@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
-from dist_ft.checkpoint.snapshot import copy_slices, write_slices
+from dist_ft.checkpoint.snapshot import HostCopies, write_slices
 from dist_ft.errors import WorkerCrashError
 from dist_ft.evaluate.held_out import probe_logits
 from dist_ft.layout import checkpoint_name, slices_name
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _SHARE_OF_FREE = 0.8
 """Most of the free memory that copies may take: the step that goes on beside them needs some, too."""
 
-Slices = Iterable[tuple[SliceKey, torch.Tensor]]
+Slices = Sequence[tuple[SliceKey, torch.Tensor]]
 
 
 class Saver:
@@ -45,6 +45,8 @@ class Saver:
         self._parts = parts
         self._link = link
         self._store = open_store(parts.spec.attempt.run_dir)
+        self._copies = HostCopies()
+        self._has_probed = False
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
 
@@ -57,12 +59,15 @@ class Saver:
         """Save the state after `step`. Collective at stage 3.
 
         Blocks for the copy, or until it is written: with `checkpoint.in_background=false`, for the last one, and where
-        the node has no memory for copies.
+        the node has no memory for copies. The probe is a forward pass, which takes longer than the copy of an adapter,
+        so only the first save and the last have one; `jobs.export` computes it for the others.
         A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
         """
         began = time.perf_counter()
         self._link.send(PhaseChanged(Phase.SAVE, step))
-        probe = probe_logits(self._parts.engine, self._parts.vocab_size)
+        has_probe = is_last or not self._has_probed
+        probe = probe_logits(self._parts.engine, self._parts.vocab_size) if has_probe else None
+        self._has_probed = True
         state = self._state(step, probe) if self._parts.spec.rank == 0 else None
         slices: Slices = [*collect_slices(self._parts.engine)]  # views; nothing is copied yet
         if is_last:
@@ -74,7 +79,7 @@ class Saver:
             self._write(step, slices, state, is_last)
         else:
             self.finish()
-            arguments = (step, copy_slices(slices), state, is_last)
+            arguments = (step, self._copies.copy(slices), state, is_last)
             self._thread = threading.Thread(target=self._write, args=arguments, name="save", daemon=True)
             self._thread.start()
         logger.info("saving step %d held the rank up for %.3f s", step, time.perf_counter() - began)
@@ -100,9 +105,9 @@ class Saver:
                 f"the checkpoint of step {step} could not be written: {type(error).__name__}: {error}"
             ) from error
 
-    def _has_room(self, step: int, slices: Iterable[tuple[SliceKey, torch.Tensor]]) -> bool:
+    def _has_room(self, step: int, slices: Slices) -> bool:
         """Return whether the copies of all ranks of this node fit into its memory; else say so."""
-        needed = sum(4 * tensor.numel() for _, tensor in slices) * self._parts.spec.local_world_size
+        needed = self._copies.num_new_bytes(slices) * self._parts.spec.local_world_size
         free = available_memory_bytes()
         if free is None or needed <= _SHARE_OF_FREE * free:
             return True
@@ -123,7 +128,7 @@ class Saver:
                 raise
             self._error = step, error  # the loop raises it
 
-    def _state(self, step: int, probe: Probe) -> SavedState:
+    def _state(self, step: int, probe: Probe | None) -> SavedState:
         """Return what the manifest says besides the files."""
         parts = self._parts
         position = min(step * parts.config.train.global_batch_size, parts.spec.attempt.inputs.num_positions)

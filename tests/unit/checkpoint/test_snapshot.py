@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dist_ft.checkpoint.manifest import Manifest, index_pieces, map_slices
-from dist_ft.checkpoint.snapshot import SliceReader, write_slices
+from dist_ft.checkpoint.snapshot import HostCopies, SliceReader, write_slices
 from dist_ft.errors import CheckpointError
 from dist_ft.slices import ParamInfo, SliceKey, WrittenFile
 from dist_ft.storage.store import LocalStore
@@ -45,6 +45,22 @@ def _write(
 def test_a_slice_file_is_plain_safetensors(tmp_path: Path) -> None:
     write_slices(LocalStore(tmp_path), "a", [(SliceKey("m.w", 5, "exp_avg"), torch.ones(3))])
     assert torch.equal(load_file(tmp_path / "a")["m.w|5|exp_avg"], torch.ones(3))
+
+
+def test_copies_keep_their_memory_for_the_next_ones() -> None:
+    host, weights = HostCopies(), torch.arange(6.0)
+    slices = [(SliceKey("w", 0, "fp32"), weights[:4]), (SliceKey("b", 0, "fp32"), weights[4:].bfloat16())]
+    assert host.num_new_bytes(slices) == 4 * 6
+    first = host.copy(slices)
+    weights += 1
+    assert [copy.tolist() for _, copy in first] == [[0, 1, 2, 3], [4, 5]]
+    assert host.num_new_bytes(slices) == 0
+    second = host.copy(slices)
+    assert [copy.tolist() for _, copy in second] == [[1, 2, 3, 4], [4, 5]]
+    assert [key for key, _ in second] == [key for key, _ in slices]
+    assert [copy.data_ptr() for _, copy in second] == [copy.data_ptr() for _, copy in first]
+    assert host.num_new_bytes(slices[:1]) == 4 * 4
+    assert [copy.tolist() for _, copy in host.copy(slices[:1])] == [[1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(
