@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dist_ft.cli.options import AsJson, RunPath, Steps
 from dist_ft.errors import UsageError
 
-_EXPORTS = {
-    "hf": ("export", ("float32", "bfloat16")),
-    "gguf": ("export_gguf", ("f32", "f16", "bf16", "q8_0")),
+_DTYPES: dict[str, tuple[str, ...]] = {
+    "hf": ("float32", "bfloat16"),
+    "gguf": ("f32", "f16", "bf16", "q8_0"),
+    "universal": (),
 }
-"""Formats, with the task that writes each and its dtypes."""
+"""Formats of an export, each with the dtypes that it may have."""
 
 
 def list_checkpoints(run: RunPath, as_json: AsJson = False) -> None:
@@ -84,7 +85,11 @@ def export(
     step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default is the last.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the base model.")] = False,
     file_format: Annotated[
-        str, typer.Option("--format", help="hf: a Hugging Face directory; gguf: files for llama.cpp and Ollama.")
+        str,
+        typer.Option(
+            "--format",
+            help="hf: a Hugging Face directory; gguf: files for llama.cpp and Ollama; universal: a checkpoint of DeepSpeed.",
+        ),
     ] = "hf",
     dtype: Annotated[
         str | None,
@@ -94,17 +99,11 @@ def export(
         str | None, typer.Option(help="Name of an adapter's base model where it will be used; default is model.name.")
     ] = None,
 ) -> None:
-    """Write any committed checkpoint as a Hugging Face directory, or in GGUF."""
+    """Write any committed checkpoint as a Hugging Face directory, in GGUF, or as DeepSpeed's universal checkpoint."""
     from dist_ft.run.place import open_run
     from dist_ft.run.status import find_checkpoint
 
-    if file_format not in _EXPORTS:
-        raise UsageError(f"--format {file_format} is not {' or '.join(_EXPORTS)}")
-    task, dtypes = _EXPORTS[file_format]
-    if dtype not in (None, *dtypes):
-        raise UsageError(f"--dtype {dtype} is not {', '.join(dtypes[:-1])} or {dtypes[-1]} (--format {file_format})")
-    if file_format == "gguf" and find_spec("gguf") is None:
-        raise UsageError("--format gguf needs the package gguf; run `pip install 'dist-ft[gguf]'`")
+    _check_format(file_format, merge, dtype, base_name)
     if to.exists():
         raise UsageError(f"--to {to} exists; choose another directory")
     place = open_run(run)
@@ -113,16 +112,45 @@ def export(
         raise UsageError(
             f"--base-name {base_name} names the base model of an adapter, and the export is a whole model; leave it out"
         )
-    from dist_ft.jobs.spec import ExportResult
-    from dist_ft.orchestrate.workers.processes import ForkServer, run_task
-
     arguments = {
         "config": config.model_dump(mode="json"), "run_dir": place.address, "checkpoint": checkpoint,
-        "to": str(to.absolute()), "merge": merge, "dtype": dtype, "base_name": base_name,
+        "to": str(to.absolute()),
     }  # fmt: skip
+    if file_format == "universal":
+        found = _run_task("export_universal", arguments)
+        typer.echo(
+            f"{to.absolute()} (step {found['step']}): with checkpoint.load_universal in its config and "
+            f"{found['num_groups']} group(s) in its optimizer, engine.load_checkpoint of DeepSpeed goes on from it"
+        )
+        return
+    from dist_ft.jobs.spec import ExportResult
+
+    written = {**arguments, "merge": merge, "dtype": dtype, "base_name": base_name}
+    result = ExportResult(**_run_task("export_gguf" if file_format == "gguf" else "export", written))
+    typer.echo(f"{result.export_dir} (probe logits differ by {result.probe_difference:.1e} of the largest)")
+
+
+def _check_format(file_format: str, merge: bool, dtype: str | None, base_name: str | None) -> None:
+    if file_format not in _DTYPES:
+        raise UsageError(f"--format {file_format} is not hf, gguf or universal")
+    dtypes = _DTYPES[file_format]
+    if not dtypes and (merge or dtype or base_name):
+        raise UsageError(
+            f"--format {file_format} holds float32 masters and moments as they are; leave out --merge, --dtype and "
+            "--base-name"
+        )
+    if dtype not in (None, *dtypes):
+        raise UsageError(f"--dtype {dtype} is not {', '.join(dtypes[:-1])} or {dtypes[-1]} (--format {file_format})")
+    if file_format == "gguf" and find_spec("gguf") is None:
+        raise UsageError("--format gguf needs the package gguf; run `pip install 'dist-ft[gguf]'`")
+
+
+def _run_task(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run a task in a process of its own, which imports torch."""
+    from dist_ft.orchestrate.workers.processes import ForkServer, run_task
+
     server = ForkServer()
     try:
-        result = ExportResult(**run_task(server.socket_path, task, arguments))
+        return run_task(server.socket_path, name, arguments)
     finally:
         server.close()
-    typer.echo(f"{result.export_dir} (probe logits differ by {result.probe_difference:.1e} of the largest)")
