@@ -97,6 +97,7 @@ TORCH_FREE = (
 )  # fmt: skip
 TORCH_ALLOWED = (
     "dist_ft.checkpoint.snapshot",
+    "dist_ft.checkpoint.foreign",
     "dist_ft.checkpoint.universal",
     "dist_ft.orchestrate.workers.child",
     "dist_ft.orchestrate.health.all_reduce",

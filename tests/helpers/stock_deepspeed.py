@@ -5,14 +5,16 @@ Only the batches are those of dist-ft. Bodies for `tests.helpers.ranks`.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 from dist_ft.config import Config, config_from_dict
 from dist_ft.data.stream.cache import open_split
@@ -46,16 +48,65 @@ def go_on(
     return {"losses": losses, "client_state": client["dist_ft"], "global_steps": loaded_steps}
 
 
-def build(config: Config, world_size: int, stage: int, load_universal: bool = False) -> Any:
-    """Return an engine around the config's model, as its users write it."""
+def train_and_save(
+    rank: int,
+    world_size: int,
+    config: dict[str, Any],
+    prepared: dict[str, Any],
+    directory: str,
+    stage: int,
+    save_at: int,
+    num_steps: int,
+) -> list[float]:
+    """Train from the base model, save DeepSpeed's own checkpoint on the way; return the losses."""
+    parsed = config_from_dict(config)
+    engine = build(parsed, world_size, stage)
+    loader = open_loader(parsed, prepared, rank, world_size)
+    losses = []
+    for step in range(num_steps):
+        losses.append(take_step(engine, loader.step(step), world_size))
+        if step + 1 == save_at:
+            engine.save_checkpoint(directory)
+    loader.close()
+    return losses
+
+
+def train_with_trainer(rank: int, world_size: int, config: dict[str, Any], directory: str, num_steps: int) -> None:
+    """Train with the Hugging Face Trainer, which leaves `checkpoint-N`; keep what it holds in `state.safetensors`."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # or the Trainer joins a group
+        os.environ.pop(name)
+    parsed = config_from_dict(config)
+    model = plain_model(parsed)
+    rows = [{"input_ids": ids, "labels": ids} for ids in ([5 + i % 40, 7, 9, 11 + i % 3] for i in range(64))]
+    arguments = TrainingArguments(
+        directory, max_steps=num_steps, save_steps=num_steps, per_device_train_batch_size=8, report_to="none", seed=1,
+        learning_rate=1e-3, weight_decay=0.1, use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows, data_collator=default_data_collator)
+    trainer.train()
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kept = trainer.optimizer.optimizer.state[parameter]
+            state |= {f"{name}|{kind}": kept[kind].reshape(-1).contiguous() for kind in ("exp_avg", "exp_avg_sq")}
+            state[f"{name}|fp32"] = parameter.detach().reshape(-1).clone()
+    save_file(state, f"{directory}/state.safetensors")
+
+
+def plain_model(config: Config) -> Any:
+    """Return the config's model, as its users load it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(materialise(config.model.name), dtype=torch.float32)
-    if config.method.kind == "lora":
-        method = config.method
-        adapter = LoraConfig(
-            task_type="CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, target_modules="all-linear"
-        )
-        model = get_peft_model(model, adapter)
+    if config.method.kind == "full":
+        return model
+    method = config.method
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, target_modules="all-linear")
+    return get_peft_model(model, adapter)
+
+
+def build(config: Config, world_size: int, stage: int, load_universal: bool = False) -> Any:
+    """Return an engine around the config's model, as its users write it."""
+    model = plain_model(config)
     optimizer = config.optimizer
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = {id(p): optimizer.weight_decay if p.dim() > 1 else 0.0 for p in trained}

@@ -47,12 +47,15 @@ app.command()(report_verbs.compare)
 app.command()(check_verbs.doctor)
 app.command("import")(check_verbs.import_config)
 
-checkpoint = typer.Typer(help="List, verify, tag and delete a run's checkpoints.", no_args_is_help=True)
+checkpoint = typer.Typer(
+    help="List, verify, tag and delete a run's checkpoints; import those of other tools.", no_args_is_help=True
+)
 app.add_typer(checkpoint, name="checkpoint")
 checkpoint.command("ls")(checkpoint_verbs.list_checkpoints)
 checkpoint.command("verify")(checkpoint_verbs.verify)
 checkpoint.command("tag")(checkpoint_verbs.tag)
 checkpoint.command("rm")(checkpoint_verbs.remove)
+checkpoint.command("import")(checkpoint_verbs.import_checkpoint)
 
 data = typer.Typer(help="Look at the data of a run before it costs anything.", no_args_is_help=True)
 app.add_typer(data, name="data")

@@ -1,4 +1,4 @@
-"""`checkpoint ls|verify|tag|rm` and `export`."""
+"""`checkpoint ls|verify|tag|rm|import` and `export`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dist_ft.cli.options import AsJson, RunPath, Steps
+from dist_ft.cli.inputs import load_checked, prepare_here
+from dist_ft.cli.options import AsJson, ConfigPath, Overrides, RunPath, Steps
 from dist_ft.errors import UsageError
 
 _DTYPES: dict[str, tuple[str, ...]] = {
@@ -77,6 +78,27 @@ def remove(
         raise UsageError("checkpoint rm needs --step N; `dist-ft checkpoint ls RUN` lists them")
     for name in remove_checkpoints(open_run(run), step, force):
         typer.echo(f"deleted {name}")
+
+
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Of DeepSpeed, or of the Trainer (checkpoint-500).")],
+    config: ConfigPath,
+    overrides: Overrides = None,
+) -> None:
+    """Make a new run from another tool's checkpoint: weights, moments, step. `train --resume` goes on from it."""
+    from dist_ft.run.place import check_new_run
+
+    if not source.is_dir():
+        raise UsageError(f"{source} is no directory; name the checkpoint's")
+    parsed = load_checked(config, overrides or [])
+    check_new_run(parsed)
+    inputs = prepare_here(parsed).inputs
+    arguments = {"config": parsed.model_dump(mode="json"), "inputs": inputs.to_dict(), "source": str(source.absolute())}
+    found = _run_task("import_checkpoint", arguments)
+    typer.echo(f"{found['run_dir']}: step {found['step']}")
+    for note in found["notes"]:
+        typer.echo(f"  {note}")
+    typer.echo(f"  dist-ft train {config} --resume")
 
 
 def export(
