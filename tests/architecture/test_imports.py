@@ -47,7 +47,13 @@ LARGER_FOLDERS: dict[str, int] = {}
 """Folders that hold more modules than that, with how many: a list that shrinks."""
 
 DOORS: dict[str, tuple[str, ...]] = {
-    "ray": ("dist_ft.orchestrate", "dist_ft.launchers", "dist_ft.coordinator.actor", "dist_ft.serving"),
+    "ray": (
+        "dist_ft.orchestrate",
+        "dist_ft.launchers",
+        "dist_ft.coordinator.actor",
+        "dist_ft.serving",
+        "dist_ft.monitor.ray_metrics",
+    ),
     "deepspeed": ("dist_ft.zero",),
     "transformers": ("dist_ft.model",),
     "peft": ("dist_ft.model",),

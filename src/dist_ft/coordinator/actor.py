@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from dist_ft.coordinator.calls import CoordinatorCalls
+from dist_ft.monitor.ray_metrics import RayMetrics
 
 
 @ray.remote(num_cpus=0)
@@ -16,7 +17,7 @@ class CoordinatorActor:
 
     def __init__(self, secret: str) -> None:
         logging.basicConfig(level=logging.INFO)
-        self._calls = CoordinatorCalls(secret)
+        self._calls = CoordinatorCalls(secret, lambda run: [RayMetrics(run)])
 
     def ask(self, secret: str, call: str, *arguments: Any) -> Any:
         """See `CoordinatorCalls.ask`."""

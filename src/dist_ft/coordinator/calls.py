@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, S
 from dist_ft.messages import Envelope
 from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.alerts import WebhookAlerts, build_alerts
-from dist_ft.monitor.sink import History, SinkRun
+from dist_ft.monitor.sink import History, Sink, SinkRun
 from dist_ft.monitor.sinks import build_sinks
 from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.events import Event
@@ -39,10 +39,12 @@ class CoordinatorCalls:
 
     Args:
         secret: The run secret, made by the driver; a caller without it does not belong to the run.
+        more_sinks: Makes sinks of a run besides those of its config; the actor's are Ray's metrics.
     """
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, more_sinks: Callable[[str], Sequence[Sink]] = lambda run: ()) -> None:
         self._secret = secret
+        self._more_sinks = more_sinks
         self._coordinator: Coordinator | None = None
         self._attempt: AttemptSpec | None = None
         self._starters: dict[str, str] = {}
@@ -74,6 +76,7 @@ class CoordinatorCalls:
         sink_run = SinkRun(record.run_id, config.monitor.project, place.path, values, read_history)
         sinks = build_sinks(config.monitor, record.sink_ids, sink_run)
         alerts, self._webhook = build_alerts(config.monitor, sinks)
+        sinks += self._more_sinks(record.run_id)
         self._coordinator = Coordinator(config, place, record, inputs, sinks, alerts, on_gpu, _in_thread)
 
     def open_attempt(self, world_size: int) -> int | None:

@@ -493,7 +493,7 @@ TABLE: dict[str, Rule] = {
     "ray_num_workers": _ray_workers, "resources_per_worker": _resources,
     "seed": to("run.seed", "whole"), "output_dir": run_place,
     "wandb_project": _wandb, "use_wandb": no_effect("see wandb_project"), "wandb_mode": no_effect("see wandb_project"),
-    "resume_from_checkpoint": refuse("leave it out, and take the checkpoint over with `dist-ft checkpoint import DIR CONFIG`"),
+    "resume_from_checkpoint": refuse("leave it out; `dist-ft checkpoint import` takes the checkpoint over"),
     "auto_resume_from_checkpoints": no_effect("--resume does it here"),
     "neftune_noise_alpha": neftune, "plugins": _plugins, "tokens": _tokens,
     "tokenizer_use_mistral_common": close_if_true("Mistral's own tokenizer and template there; the model's here"),

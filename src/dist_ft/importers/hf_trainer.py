@@ -111,7 +111,7 @@ TRAINER_TABLE: dict[str, Rule] = {
     "eval_steps": _steps("eval.every_steps"), "save_steps": _steps("checkpoint.every_steps"),
     "save_total_limit": to("checkpoint.keep_last", "whole"), "report_to": _report_to,
     "fsdp": _fsdp, "fsdp_config": _fsdp,
-    "resume_from_checkpoint": refuse("leave it out, and take the checkpoint over with `dist-ft checkpoint import DIR CONFIG`"),
+    "resume_from_checkpoint": refuse("leave it out; `dist-ft checkpoint import` takes the checkpoint over"),
     "eval_strategy": _RHYTHM, "evaluation_strategy": _RHYTHM, "save_strategy": _RHYTHM,
     "load_best_model_at_end": no_effect("see eval.best_metric"),
     "metric_for_best_model": no_effect("see eval.best_metric"),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from dist_ft.metric_rows import EvalRow, StepRow
 
 _GROUPS = {"epoch": "data", "position": "data", "tokens": "data", "trained_tokens": "data",
-           "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf",
+           "tokens_per_s": "perf", "step_s": "perf", "data_s": "perf", "mfu": "perf",
            "attempt": "run", "world_size": "run", "goodput": "run"}  # fmt: skip
 SYSTEM = "system/"
 """Begin of the names of numbers of a node, such as `system/10.0.0.1/cpu_percent`."""

@@ -17,6 +17,7 @@ from dist_ft.config import Config
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, fitting_batch
+from dist_ft.memory import ModelShape
 from dist_ft.model.adapter import export_names
 from dist_ft.model.base import load_model, model_dir, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_embedding_noise, install_sequence_dropout
@@ -29,6 +30,7 @@ from dist_ft.run.attempt_spec import AttemptSpec, RankSpec
 from dist_ft.slices import Environment, Fingerprint, ParamInfo
 from dist_ft.storage.objects import open_store
 from dist_ft.train.device_memory import all_agree_on_least, device_memory_bytes
+from dist_ft.train.mfu import flops_per_token, peak_flops
 from dist_ft.zero.engine import Engine, build_engine
 from dist_ft.zero.optimizers import optimizer_of
 from dist_ft.zero.partitions import restore_slices
@@ -59,6 +61,8 @@ class RankParts:
         environment: Conditions of bitwise equality besides world size and stage.
         bytes_read: Bytes of the checkpoint that this rank has read.
         notes: Messages to the user about how this attempt goes on.
+        flops_per_token: See `train/mfu.py`.
+        peak_flops: Of this rank's device; None where it is not known.
     """
 
     config: Config
@@ -76,6 +80,8 @@ class RankParts:
     environment: Environment
     bytes_read: int
     notes: list[str]
+    flops_per_token: int
+    peak_flops: float | None
 
 
 def build_rank(spec: RankSpec) -> RankParts:
@@ -100,7 +106,8 @@ def build_rank(spec: RankSpec) -> RankParts:
     params = [ParamInfo(name, full_shape(p), exported[name], state) for p, name in names.items()]
 
     splits, eval_split = list(attempt.inputs.splits), attempt.inputs.eval_split
-    micro = _micro_batch_size(model, config, spec, [*splits, *([eval_split] if eval_split else [])])
+    shape = _model_shape(model, config)
+    micro = _micro_batch_size(shape, config, spec, [*splits, *([eval_split] if eval_split else [])])
     engine = build_engine(
         ObjectiveModule(model),
         names,
@@ -133,6 +140,8 @@ def build_rank(spec: RankSpec) -> RankParts:
         environment=here,
         bytes_read=restored.bytes_read if restored else 0,
         notes=notes,
+        flops_per_token=flops_per_token(shape.num_params, shape.num_trained),
+        peak_flops=peak_flops(here.device, config.model.torch_dtype),
     )
 
 
@@ -149,14 +158,17 @@ def _load_base(config: Config, on_gpu: bool) -> nn.Module:
     return model
 
 
-def _micro_batch_size(model: nn.Module, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
-    """Return the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
-    limit = device_memory_bytes(config, spec.attempt.on_gpu)
-    rows_per_slot = build_objective(config.objective).rows_per_slot
+def _model_shape(model: nn.Module, config: Config) -> ModelShape:
     # A quantised matrix does not show how many elements it has.
     whole = model if config.model.quantization is None else select_trained(skeleton(config), config)
     shape = model_shape(whole, config, lambda parameter: prod(full_shape(parameter)))
-    shape = replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
+    return replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
+
+
+def _micro_batch_size(shape: ModelShape, config: Config, spec: RankSpec, splits: list[PreparedSplit]) -> int:
+    """Return the sequences of a pass: as configured, or fewer if they do not fit into memory at this world size."""
+    limit = device_memory_bytes(config, spec.attempt.on_gpu)
+    rows_per_slot = build_objective(config.objective).rows_per_slot
     micro = fitting_batch(config, shape, splits, spec.world_size, limit, rows_per_slot).num_sequences
     return micro if limit is None else all_agree_on_least(micro)
 

@@ -167,16 +167,14 @@ def _step(
         )
     recent_losses.append(loss)
     if spec.rank == 0:
+        step_s = time.perf_counter() - began
+        metrics = dict(objective.means(objective.metrics, sums_of_step[1:], divisor))
+        if parts.peak_flops is not None:
+            flops = parts.flops_per_token * batch.totals.num_tokens
+            metrics["mfu"] = round(flops / (step_s * parts.peak_flops * spec.world_size), 4)
         row = _row(
-            parts,
-            step,
-            batch,
-            loss=loss,
-            grad_norm=grad_norm,
-            step_s=time.perf_counter() - began,
-            data_s=data_s,
-            metrics=objective.means(objective.metrics, sums_of_step[1:], divisor),
-        )
+            parts, step, batch, loss=loss, grad_norm=grad_norm, step_s=step_s, data_s=data_s, metrics=metrics
+        )  # fmt: skip
         link.send(StepDone(row, local_s))
         if pace is not None:
             _measure_pace(pace, link, row, bool(num_saving))

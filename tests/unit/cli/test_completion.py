@@ -33,7 +33,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("line", "words"),
     [
         ("dist-ft st", ["status", "stop"]),
-        ("dist-ft checkpoint ", ["ls", "verify", "tag", "rm"]),
+        ("dist-ft checkpoint ", ["ls", "verify", "tag", "rm", "import"]),
         ("dist-ft train --res", ["--resume"]),
         ("dist-ft status run", ["runs/full", "runs/lora"]),
         ("dist-ft watch runs/", ["runs/full", "runs/lora"]),

@@ -14,10 +14,10 @@ from dist_ft.errors import UsageError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "megatron"], "--format megatron is not huggingface or universal"),
-        (["--format", "universal", "--merge"], "leave out --merge and --dtype"),
-        (["--format", "universal", "--dtype", "bfloat16"], "leave out --merge and --dtype"),
-        (["--dtype", "float16"], "--dtype float16 is not float32 or bfloat16"),
+        (["--format", "megatron"], "--format megatron is not hf, gguf or universal"),
+        (["--format", "universal", "--merge"], "leave out --merge, --dtype and --base-name"),
+        (["--format", "universal", "--dtype", "bfloat16"], "leave out --merge, --dtype and --base-name"),
+        (["--dtype", "float16"], "--dtype float16 is not float32 or bfloat16 (--format hf)"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: list[str], message: str, tmp_path: Path) -> None:
