@@ -110,7 +110,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="hf: a Hugging Face directory; gguf: for llama.cpp and Ollama; universal: for DeepSpeed to go on from.",
+            help="hf: a Hugging Face directory; gguf: for llama.cpp and Ollama; universal: for stock DeepSpeed.",
         ),
     ] = "hf",
     dtype: Annotated[

@@ -24,7 +24,7 @@ def evaluate(
 ) -> None:
     """Measure a run, a model or an adapter on a config's held-out data."""
     parsed = load_checked(config, overrides)
-    from dist_ft.jobs.target import find_target
+    from dist_ft.evaluate.target import find_target
 
     target = find_target(path, parsed, step)
     from dist_ft.orchestrate.without_cluster import measure

@@ -13,8 +13,8 @@ from typing import Any
 
 from dist_ft.config import Config
 from dist_ft.evaluate.merge import EvalShare, Evaluation, merge
+from dist_ft.evaluate.target import Target
 from dist_ft.jobs.spec import ExportResult, ShardJob
-from dist_ft.jobs.target import Target
 from dist_ft.machine import has_gpu, num_cores
 from dist_ft.orchestrate.workers.processes import ForkServer, run_task
 from dist_ft.report.progress import ShardProgress

@@ -11,7 +11,7 @@ import pytest
 from dist_ft.checkpoint.lineage import take_attempt
 from dist_ft.config import Config, dump_yaml, with_commit
 from dist_ft.errors import UsageError
-from dist_ft.jobs.target import find_target
+from dist_ft.evaluate.target import find_target
 from dist_ft.layout import RunDir
 from dist_ft.run.state import RunRecord
 from dist_ft.storage.publish import write_json
