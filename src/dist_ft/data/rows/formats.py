@@ -33,7 +33,7 @@ from dist_ft.errors import DataError
 from dist_ft.printable import excerpt
 from dist_ft.records import Completion, Conversation, Message, Record
 
-READING_VERSION = 2
+READING_VERSION = 3
 """Part of the keys of token shards whose rows may have turns; raised when the same row would give another record."""
 _MAX_SHOWN_KEYS = 12
 

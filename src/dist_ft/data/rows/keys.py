@@ -49,9 +49,13 @@ _PROVENANCE = (
 """Keys that say where something comes from or how it was judged; harmless everywhere."""
 
 _MEDIA = re.compile(
-    r"(image|video|audio|picture)s?(_(id|path|url|uri|file|byte|data|feature)s?)?|pixel_values|input_audio"
+    r"((chosen|rejected|prompt|input)_)?(image|img|video|audio|picture|photo)s?(_(id|path|url|uri|file|byte|data|feature)s?)?"
+    r"|media_(path|url|uri|file)s?|(mm|multi_?modal)_(data|input)s?|pixel_values|jpe?g|png|webp|gif|wav|mp3|mp4|flac"
 )
-_FLAG = re.compile(r"(^|_)(train\w*|untrain\w*|loss|losses|mask|masks|masked|weight|weights|supervised?)(_|$)")
+_FLAG = re.compile(
+    r"(^|_)(train\w*|untrain\w*|loss|losses|mask|masks|masked|weight|weights|supervised?|learn|learned|learnt|learnable"
+    r"|grads?|targets?|ignored?|skip|skipped|excluded?)(_|$)"
+)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ONLY_TEXT = "only text can be trained"
 _TEMPLATE_SETTINGS = dict.fromkeys(
@@ -62,6 +66,9 @@ _TEMPLATE_SETTINGS = dict.fromkeys(
     "settings of a chat template are not passed on",
 )  # fmt: skip
 _PRETOKENISED = "rows that are already tokens are not read"
+_THOUGHTS = "thoughts are read from `reasoning_content`; move them there"
+_CALLS = "a call is written as `tool_calls`"
+_END_IS_TRAINED = "the end of an answer is always trained"
 _MARKS_OF_TRAINING = "what is trained is said by `weight`, 0 or 1, on turns of the assistant"
 
 
@@ -139,6 +146,10 @@ ROW = KeyTable(
         "input_ids": _PRETOKENISED, "attention_mask": _PRETOKENISED, "labels": _PRETOKENISED,
         "assistant_masks": _PRETOKENISED, "completion_mask": _PRETOKENISED,
         "mask": "the side that is trained is always the assistant's",
+        **dict.fromkeys(
+            ("available_tools", "tool_definitions", "function_definitions", "tool_schemas", "tools_list", "tool_list"),
+            "functions are read from `tools`; map it with data.train[].columns",
+        ),
     },
     harmless_values={
         **dict.fromkeys((*FLAG_KEYS, "sample_weight"), (True, 1, "1", "1.0", "true", "True")),
@@ -160,13 +171,32 @@ TURN = KeyTable(
         "functions": "functions belong to the row; move them to its `tools`",
         "refusal": "a refusal is said in the content; move it there",
         "channel": "only what is said to the user is content; write thoughts as `reasoning_content`",
-        "recipient": "a call is written as `tool_calls`",
+        "parts": "what is said is read from `content`; move it there",
+        **dict.fromkeys(
+            ("recipient", "tool_call", "tool_use", "tool_uses", "calls", "function_calls", "functionCall"), _CALLS
+        ),
+        **dict.fromkeys(
+            (
+                "thought", "thoughts", "think", "think_content", "thinking_content", "thinking_blocks",
+                "reasoning_text", "chain_of_thought", "cot", "rationale", "analysis", "tool_plan",
+            ),
+            _THOUGHTS,
+        ),
+        **dict.fromkeys(("eot", "end_turn"), _END_IS_TRAINED),
+        "ipython": _CALLS,
         "label": "attributes of an answer are not trained",
         "attachments": _ONLY_TEXT, "files": _ONLY_TEXT,
     },
-    harmless_values={"channel": ("final",), "recipient": ("all",)},
+    harmless_values={
+        "channel": ("final",), "recipient": ("all",), "eot": (True,), "end_turn": (True,), "ipython": (False,),
+    },
 )  # fmt: skip
-PART = KeyTable("part of a content", read=frozenset(("type", "text", *FLAG_KEYS, *INVERSE_FLAG_KEYS)))
+PART = KeyTable(
+    "part of a content",
+    read=frozenset(("type", "text", *FLAG_KEYS, *INVERSE_FLAG_KEYS)),
+    refused={"thought": _THOUGHTS},
+    harmless_values={"thought": (False,)},
+)
 CALL = KeyTable(
     "call",
     read=frozenset(("id", "type", "function", "name", "arguments", "parameters")),
@@ -208,7 +238,10 @@ def lost_keys(row: Mapping[str, Any]) -> Iterator[str]:
     What stands beside turns, or in a text, is their other form: many files keep the columns that turns were made of.
     """
     lost: list[str] = []
-    if preference_kind(row) is None:
+    kind = preference_kind(row)
+    if kind == "preference":
+        lost += LABEL_KEYS
+    if kind is None:
         lost += _PREFERENCE_KEYS
         if row.get("prompt") is not None and row.get("completion") is not None:
             lost += () if any(row.get(key) is not None for key in ("messages", "conversations")) else _ALPACA_KEYS

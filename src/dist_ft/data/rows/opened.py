@@ -56,6 +56,8 @@ def turns_of(row: Mapping[str, Any]) -> Iterator[Any]:
 def unread_in(row: Mapping[str, Any]) -> frozenset[str]:
     """Return the keys of an opened row, and of what is in it, that nothing reads, as `foo of a turn`."""
     found = {*ROW.unread(row), *lost_keys(row)}
+    if isinstance(asked := row.get("input"), dict):
+        found.update(ROW.unread(asked))
     for turn in turns_of(row):
         if not isinstance(turn, dict):
             continue

@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from dist_ft.data.rows.conversation import assistant_turns, read_turns, with_system
-from dist_ft.data.rows.keys import refuse_beside_text
+from dist_ft.data.rows.keys import ROW, is_empty, refuse_beside_text
 from dist_ft.data.rows.record_kind import CHOSEN_KEYS, LABEL_KEYS, REJECTED_KEYS, truth_of
 from dist_ft.data.rows.tool_calls import tools_of
 from dist_ft.errors import DataError
@@ -50,13 +50,18 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     else:
         better_key = _required(row, CHOSEN_KEYS, "chosen answer")
         better = _side(better_key, row[better_key])
-        if prompt is not None and _is_prefix(prompt, better) and _is_prefix(prompt, worse):
+        if asked.turns is not None and _is_copy(prompt, better):  # UltraFeedback
+            assert isinstance(prompt, list)
+            before = prompt[: -len(better)]
+            prompt, better, worse = _implicit(better, worse)
+            prompt = [*before, *_turns_of(prompt, "user")]
+        elif prompt is not None and _is_prefix(prompt, better) and _is_prefix(prompt, worse):
             better, worse = _without(prompt, better), _without(prompt, worse)
         elif prompt is None or (isinstance(prompt, str) and _has_prompt(better) and _has_prompt(worse)):
             prompt, better, worse = _implicit(better, worse)
     if asked.system or asked.is_chat or not all(isinstance(side, str) for side in (prompt, better, worse)):
         prompt = with_system(asked.system, _turns_of(prompt, "user"))
-        better, worse = _answer(better_key, better), _answer(worse_key, worse)
+        better, worse = _answer(better_key, better, prompt), _answer(worse_key, worse, prompt)
     else:
         refuse_beside_text(row)
     for key, side in ((better_key, better), (worse_key, worse)):
@@ -86,10 +91,13 @@ def read_labelled(row: Mapping[str, Any]) -> Labelled:
     else:
         key = _required(row, _ANSWERED, "answer")
         prompt, answer = asked.prompt, _side(key, row[key])
+        if prompt is None and _has_prompt(answer):
+            prompt, answer = _cut_last_answer(key, answer)
         if prompt is None:
             raise DataError(f"there is no prompt; add one of {_names(_ASKED)}, which may be empty")
         if asked.system or asked.is_chat or not (isinstance(prompt, str) and isinstance(answer, str)):
-            prompt, answer = with_system(asked.system, _turns_of(prompt, "user")), _answer(key, answer)
+            prompt = with_system(asked.system, _turns_of(prompt, "user"))
+            answer = _answer(key, answer, prompt)
         else:
             refuse_beside_text(row)
         if not (answer.strip() if isinstance(answer, str) else answer):
@@ -119,11 +127,12 @@ def _asked(row: Mapping[str, Any]) -> _Asked:
     tools = tools_of(row)
     given = row.get("input")
     if isinstance(given, dict):  # OpenAI
+        ROW.check(given)
         turns_before = read_turns("input.messages", given.get("messages"))
         return _Asked(turns_before, tools=tools_of(given) or tools)
     if (turns := _key(row, _TURNS)) is not None:
         return _Asked(with_system(row.get("system"), read_turns(turns, row[turns])), tools=tools, turns=turns)
-    if (key := _key(row, _ASKED)) is None:
+    if (key := _key(row, _ASKED if is_empty(row.get("instruction")) else _ASKED[:-1])) is None:
         return _Asked(None, row.get("system"), tools)
     prompt: Side = _side(key, row[key])
     if key == "instruction" and given:
@@ -149,10 +158,22 @@ def _turns_of(side: Side | None, role: str) -> list[Message]:
     return [{"role": role, "content": side}] if side else []
 
 
-def _answer(key: str, side: Side) -> list[Message]:
+def _answer(key: str, side: Side, prompt: list[Message]) -> list[Message]:
+    """Return an answer as turns, which stand behind a prompt and end with what an assistant says."""
     turns = _turns_of(side, "assistant")
-    if turns and not assistant_turns(turns):
+    if not turns:
+        return turns
+    if not assistant_turns(turns):
         raise DataError(f"`{key}` has no assistant turn; remove the row or add the answer")
+    if turns[-1]["role"] != "assistant":
+        raise DataError(f"`{key}` does not end with an answer; remove what follows it")
+    if turns[0]["role"] not in ("assistant", "tool"):
+        raise DataError(
+            f"`{key}` begins with a turn of role {turns[0]['role']} that the prompt, or the other answer, does not "
+            "have; answers to different questions cannot be compared"
+        )
+    if prompt and prompt[-1]["role"] == turns[0]["role"] == "assistant":
+        raise DataError(f"the prompt ends with an answer, before the one of `{key}`; remove it from the prompt")
     return turns
 
 
@@ -166,6 +187,11 @@ def _cut_last_answer(key: str, side: Side | None) -> tuple[list[Message], list[M
 
 def _is_prefix(prompt: Side, side: Side) -> bool:
     return isinstance(prompt, list) and isinstance(side, list) and side[: len(prompt)] == prompt
+
+
+def _is_copy(prompt: Side | None, side: Side) -> bool:
+    """Return whether a whole conversation stands beside an answer that is the same conversation."""
+    return isinstance(prompt, list) and _has_prompt(side) and prompt[-len(side) :] == side
 
 
 def _without(prompt: Side, side: Side) -> Side:
@@ -188,7 +214,15 @@ def _implicit(better: Side, worse: Side) -> tuple[Side, Side, Side]:
 
 
 def _key(row: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if row.get(key) is not None), None)
+    """Return the key that a row has of several with one meaning; one that says something goes before an empty one."""
+    given = [key for key in keys if row.get(key) is not None]
+    said = [key for key in given if not is_empty(row[key])]
+    for other in said[1:]:
+        if row[other] != row[said[0]]:
+            raise DataError(
+                f"`{said[0]}` and `{other}` mean the same and differ; keep one, or name one in data.train[].ignore"
+            )
+    return next(iter(said or given), None)
 
 
 def _required(row: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:

@@ -71,8 +71,12 @@ def _call(call: Any) -> ToolCall:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"a call is {excerpt(call)}, expected a function with name and arguments")
+    if not function["name"].strip():
+        raise DataError(f"a call is {excerpt(call)}, in which the name of the function is empty")
     CALL.check(call)
     if function is not call:
+        if call.get("name") not in (None, "", function["name"]):
+            raise DataError(f"a call has two names, {excerpt(call['name'])} and {excerpt(function['name'])}; keep one")
         FUNCTION.check(function)
         if stray := [key for key in _ARGUMENTS if call.get(key) is not None]:
             raise DataError(

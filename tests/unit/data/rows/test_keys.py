@@ -98,6 +98,22 @@ def test_a_call_in_a_turn_of_its_own_keeps_its_flag() -> None:
         ({"input_ids": [1], "attention_mask": [1], "labels": [1]}, "already tokens"),
         ({"prompt": "a", "completion": "b", "system": "Be kind."}, "`system` stands beside raw text"),
         ({"text": "a", "tools": [TOOL]}, "`tools` stands beside raw text"),
+        *((row_of({**GOOD, key: "hm"}), "thoughts are read from `reasoning_content`")
+          for key in ("thought", "thoughts", "thinking_content", "reasoning_text", "thinking_blocks", "tool_plan")),
+        *((row_of({**GOOD, key: [{"name": "f", "arguments": {}}]}), "a call is written as `tool_calls`")
+          for key in ("tool_call", "calls", "function_calls", "tool_uses")),
+        (row_of({**GOOD, "parts": [{"text": "more"}]}), "what is said is read from `content`"),
+        (row_of({"role": "assistant", "content": [{"type": "text", "text": "hm", "thought": True}]}), "thoughts are"),
+        *((row_of({**GOOD, key: False}), "what is trained is said by `weight`")
+          for key in ("learnable", "requires_grad", "is_target")),
+        *((row_of({**GOOD, key: True}), "what is trained is said by `weight`") for key in ("ignore", "skip")),
+        *((row_of({**GOOD, key: False}), "the end of an answer is always trained") for key in ("eot", "end_turn")),
+        *((row_of(GOOD, **{key: ["a"]}), "only text can be trained")
+          for key in ("img", "jpg", "wav", "mm_data", "multi_modal_data", "media_path", "rejected_images")),
+        *((row_of(GOOD, **{key: [TOOL]}), "functions are read from `tools`")
+          for key in ("available_tools", "tool_definitions")),
+        (row_of({**GOOD, "tool_calls": [{**CALL, "name": "g"}]}), "a call has two names, 'g' and 'weather'"),
+        (row_of({**GOOD, "tool_calls": [{"name": " ", "arguments": {}}]}), "the name of the function is empty"),
         ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "stands beside raw text"),
     ],
 )  # fmt: skip
@@ -117,7 +133,17 @@ def test_a_meaning_that_cannot_be_honoured_is_refused(row: dict[str, Any], says:
     ],
 )  # fmt: skip
 def test_what_says_nothing_is_read_past(more: dict[str, Any]) -> None:
-    turn = {**GOOD, "refusal": None, "audio": None, "annotations": [], "channel": "final", "id": "m1", "images": []}
+    turn = {
+        **GOOD,
+        "refusal": None,
+        "audio": None,
+        "annotations": [],
+        "channel": "final",
+        "id": "m1",
+        "images": [],
+        "eot": True,
+        "ipython": False,
+    }
     assert read_record(row_of(turn, **more)) == Conversation([ASKED, GOOD])
     assert unread_keys(row_of(turn, **more), {}, []) == frozenset()
 
