@@ -30,7 +30,7 @@ from dist_ft.model import hub
 from dist_ft.model.chat.templates import template_text
 from dist_ft.model.embedded import is_embedded, materialise
 from dist_ft.model.intact import check_files, check_present
-from dist_ft.printable import printable
+from dist_ft.printable import excerpt, printable
 
 Tokenizer = PreTrainedTokenizerFast
 """What turns text into tokens and back."""
@@ -137,6 +137,7 @@ def check_weights(config: Config) -> None:
     """
     check_files(model_dir(config), f"model.name={config.model.name}")
     _quantisation(config)
+    load_generation_config(config)  # transformers reads it with the weights, and fails on a damaged one in many ways
     _load(config, device_map="meta")
 
 
@@ -306,12 +307,16 @@ def load_generation_config(config: Config) -> GenerationConfig | None:
     if not (path / "generation_config.json").is_file():
         return None
     try:
-        return GenerationConfig.from_pretrained(path)
+        generation = GenerationConfig.from_pretrained(path)
+        ends = generation.eos_token_id
+        if ends is not None and not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+            raise TypeError(f"eos_token_id is {excerpt(ends)}, expected a token's number or a list of them")
     except _DAMAGE as error:
         raise ModelError(
             f"model.name={config.model.name}: generation_config.json cannot be read ({printable(str(error), 200)}); "
             "replace it, or delete it if the model needs none"
         ) from error
+    return generation
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig | None) -> set[int]:

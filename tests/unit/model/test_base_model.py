@@ -157,12 +157,16 @@ def test_broken_files_are_model_errors(directory: Path, name: str, text: str) ->
         load(_config(directory))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": ', "\xff", "null"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[1]", '{"eos_token_id": ', '{"eos_token_id": "x"}', '{"eos_token_id": ["x"]}', "\xff", "null"]
+)
 def test_a_damaged_generation_config_is_named_before_any_row_is_rendered(directory: Path, text: str) -> None:
     (directory / "generation_config.json").write_text(text, encoding="latin-1")
     config = _config(directory)
     with pytest.raises(ModelError, match=r"model\.name=.*generation_config\.json cannot be read"):
         make_renderer(config, load_tokenizer(config))
+    with pytest.raises(ModelError, match=r"model\.name=.*generation_config\.json cannot be read"):
+        check_weights(config)
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"

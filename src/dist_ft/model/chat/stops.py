@@ -29,6 +29,8 @@ _CALL: Message = {
 }
 _RESULT: Message = {"role": "tool", "content": _NEXT, "tool_call_id": "probe0000", "name": "probe"}
 
+_OPENED_THOUGHT = re.compile(r"\s*<(think|thinking|thought)>\s*(</\1>\s*)?$")
+
 Try = Callable[[Sequence[Message], bool], str | None]
 """Renders turns, with or without the prompt for an answer; None where the template refuses them."""
 
@@ -90,7 +92,8 @@ def _trailing_prompt(render: Try, stops: Sequence[str], marks: Sequence[str]) ->
     shared = _shared_suffix(asked.rpartition(_ASKED)[2], tail)
     prompt = _without_end(shared, tail, stops, marks)
     before_answer = answered.partition(_ASKED)[2].partition(_ANSWER)[0]
-    return prompt if prompt.strip() and prompt.strip() in before_answer else ""
+    head = _OPENED_THOUGHT.sub("", prompt).strip()  # answers without thoughts need not have the mark
+    return prompt if head and head in before_answer else ""
 
 
 def _without_end(shared: str, tail: str, stops: Sequence[str], marks: Sequence[str]) -> str:

@@ -39,9 +39,9 @@ def trained(renderer: Renderer, messages: list[Message], tools: Any = ()) -> lis
     ]
 
 
-def always_asking(train_on: str = "assistant") -> Renderer:
+def always_asking(train_on: str = "assistant", thought: str = "") -> Renderer:
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = ALWAYS_ASKS
+    tokenizer.chat_template = ALWAYS_ASKS + f"{{{{ {thought!r} }}}}"
     return Renderer(tokenizer, train_on)
 
 
@@ -63,6 +63,11 @@ def test_endings_are_found_for_those_templates_alone_that_need_them(name: str) -
 )  # fmt: skip
 def test_a_prompt_that_is_always_written_is_no_part_of_an_answer(train_on: str, expected: str) -> None:
     assert trained(always_asking(train_on), TWO) == [expected]
+
+
+@pytest.mark.parametrize("thought", ["<think>", "<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_prompt_that_opens_a_thought_is_no_part_of_an_answer_without_one(thought: str) -> None:
+    assert trained(always_asking(thought=thought), TWO) == ["one<|im_end|>two<|im_end|>"]
 
 
 def test_a_prompt_is_still_asked_for_where_the_model_is_to_answer() -> None:
