@@ -18,11 +18,13 @@ class AnsweringApi:
     Attributes:
         url: Its address, with `/v1`.
         refuse: Returns (status, headers) for a request that is refused, by its body.
+        choice: What is answered in place of a choice that makes sense.
         asked: The bodies of all requests that were answered, with the route and the key.
     """
 
     url: str
     refuse: Callable[[dict[str, Any]], tuple[int, dict[str, str]] | None] = lambda body: None
+    choice: dict[str, Any] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -46,7 +48,8 @@ def answering_api() -> Iterator[AnsweringApi]:
                 call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
                 message = {"role": "assistant", "content": None, "tool_calls": [call]}
             said = {"message": message} if is_chat else {"text": f"{word}!"}
-            self._send(200, {"choices": [said | {"finish_reason": "length" if word == "long" else "stop"}]}, {})
+            choice = said | {"finish_reason": "length" if word == "long" else "stop"}
+            self._send(200, {"choices": [choice if api.choice is None else api.choice]}, {})
 
         def _send(self, status: int, body: dict[str, Any], headers: dict[str, str]) -> None:
             data = json.dumps(body).encode()

@@ -22,7 +22,7 @@ from dist_ft.evaluate.generate import generate, make_batches
 from dist_ft.model.base import load_tokenizer
 from dist_ft.model.chat.render import Renderer
 from dist_ft.model.frozen import check_frozen, frozen_config, frozen_key, load_frozen, named_by
-from dist_ft.printable import printable
+from dist_ft.printable import excerpt, printable
 from dist_ft.records import Conversation, Message
 from dist_ft.storage.urls import shown_url
 
@@ -157,17 +157,25 @@ class RemoteTeacher:
             asked["seed"] = self._sampling.seed + number
         if isinstance(prompt, str):
             choice = self._post("completions", asked | {"prompt": prompt})
-            message: Message = {"role": "assistant", "content": choice["text"]}
+            message: Message = {"role": "assistant", "content": self._said(choice, "text", str)}
         else:
             tools = {"tools": list(prompt.tools)} if prompt.tools else {}
             choice = self._post("chat/completions", asked | {"messages": prompt.messages} | tools)
-            said = choice["message"]
-            message = {"role": "assistant", "content": said.get("content") or ""}
+            said = self._said(choice, "message", dict)
+            message = {"role": "assistant", "content": self._said({"content": ""} | _given(said), "content", str)}
             if said.get("tool_calls"):
                 message["tool_calls"] = said["tool_calls"]
             if said.get("reasoning_content"):
                 message["reasoning_content"] = said["reasoning_content"]
         return TeacherAnswer(message, choice.get("finish_reason") != "length")
+
+    def _said(self, given: dict[str, Any], key: str, kind: type) -> Any:
+        if not isinstance(value := given.get(key), kind):
+            raise DataError(
+                f"--teacher {shown_url(self._url)}: its answer has {excerpt(value)} under `{key}`, expected "
+                f"{'text' if kind is str else 'an object'}"
+            )
+        return value
 
     def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return the first choice of an answer; ask again while the API is away or overloaded."""
@@ -188,7 +196,7 @@ class RemoteTeacher:
                         f"--teacher {shown_url(self._url)} refuses {route} for model {self._model}: {reason}; check "
                         f"--model and the key in {KEY_VARIABLE}"
                     ) from error
-                wait_s = min(float(error.headers.get("Retry-After") or wait_s), 60.0)
+                wait_s = _asked_wait_s(error.headers.get("Retry-After"), wait_s)
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise DataError(f"--teacher {shown_url(self._url)}: {route} answers something else: {error}") from error
             except (OSError, http.client.HTTPException) as error:
@@ -199,3 +207,14 @@ class RemoteTeacher:
             f"--teacher {shown_url(self._url)} does not answer ({reason}); what is answered is kept: run the same "
             "command again to go on"
         )
+
+
+def _given(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a message that say something; the content is null beside calls."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _asked_wait_s(retry_after: str | None, otherwise_s: float) -> float:
+    """Return the seconds that an API asks to wait, a minute at most; a date, which HTTP allows, too, is not counted."""
+    seconds = (retry_after or "").strip()
+    return min(float(seconds), 60.0) if seconds.isdecimal() else otherwise_s

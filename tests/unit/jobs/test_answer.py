@@ -134,7 +134,9 @@ def test_an_api_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     config = config_of(tmp_path, write(tmp_path / "rows.jsonl", chat("say one")))
-    busy = [(429, {"Retry-After": "0"}), (500, {"Retry-After": "0"})]
+    monkeypatch.setattr(teachers, "_FIRST_WAIT_S", 0.0)
+    waits = ("0", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan")
+    busy = [(429, {"Retry-After": wait}) for wait in waits] + [(500, {"Retry-After": "0"})]
     api.refuse = lambda body: busy.pop() if busy else None
     done, _ = answered(config, remote(api), tmp_path / "out.jsonl")
     assert (done.rows, busy, api.asked[0]["key"]) == (1, [], "Bearer secret-key")
@@ -149,6 +151,23 @@ def test_an_api_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
         answered(config, remote(api), tmp_path / "other.jsonl")
     assert "secret-key" not in str(found.value)
     assert len(counted) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ({"finish_reason": "stop"}, "None under `message`, expected an object"),
+        ({"message": "yes"}, "'yes' under `message`, expected an object"),
+        ({"message": {"content": ["yes"]}}, r"\['yes'\] under `content`, expected text"),
+    ],
+)
+def test_an_answer_of_another_form_is_named(
+    tmp_path: Path, api: AnsweringApi, choice: dict[str, Any], says: str
+) -> None:
+    api.choice = choice
+    config = config_of(tmp_path, write(tmp_path / "rows.jsonl", chat("say one")))
+    with pytest.raises(DataError, match=rf"--teacher http://.* {says}"):
+        answered(config, remote(api), tmp_path / "out.jsonl")
 
 
 def test_held_out_rows_are_not_asked_and_personal_data_stays_here(tmp_path: Path, api: AnsweringApi) -> None:
