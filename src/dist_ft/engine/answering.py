@@ -23,6 +23,8 @@ DEFAULT_MAX_TOKENS = 1024
 """Longest answer when a request names no limit."""
 _PROMPT_TOKENS = 1024
 """Tokens of prompts that are read between two steps, so that long ones do not hold up those who are answered."""
+_GROUP_TOKENS = 256
+"""Most tokens of prompts in one pass: more are no faster together, and the first would wait for the last."""
 _MOST_PADDED = 1.5
 """Most tokens, padding included, that are read together, as a multiple of those of the prompts."""
 
@@ -141,7 +143,7 @@ class Engine:
         while self._waiting and self._fits([*group, self._waiting[0]]):
             lengths = [len(waiting.tokens) for waiting in [*group, self._waiting[0]]]
             read = len(lengths) * max(lengths)
-            if group and (read > _PROMPT_TOKENS or read > _MOST_PADDED * sum(lengths)):
+            if group and (read > _GROUP_TOKENS or read > _MOST_PADDED * sum(lengths)):
                 break
             group.append(self._waiting.popleft())
         return group
