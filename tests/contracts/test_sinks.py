@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import socket
@@ -11,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -281,6 +283,85 @@ def test_a_server_that_never_answers_holds_nobody_up(tmp_path: Path) -> None:
         _Silent.released.set()
         server.shutdown()
         server.server_close()
+
+
+class _Moody(http.server.BaseHTTPRequestHandler):
+    """Passes requests on to a real server, but for some, which it answers by the next of `moods`.
+
+    `lost` passes the request on and answers 500, `dropped` hangs up, `late` answers after the client has given up.
+    """
+
+    upstream = ""
+    moods: Iterator[int | str] = iter(())
+    had: ClassVar[set[int | str]] = set()
+    num_requests = 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        type(self).num_requests += 1
+        mood = next(self.moods) if self.num_requests % 13 == 0 else None  # a connection takes eight
+        self.had.add(mood or 200)
+        if mood == "dropped":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if mood in (429, 500):
+            self._answer(int(mood), b"{}")
+            return
+        headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        request = urllib.request.Request(self.upstream + self.path, body or None, headers, method=self.command)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                status, text = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read()
+        if mood == "late":
+            time.sleep(1.5)  # what is under test is a server that is slower than the limit of a second
+        with contextlib.suppress(OSError):
+            self._answer(500 if mood == "lost" else status, b"{}" if mood == "lost" else text)
+
+    do_GET = do_PATCH = do_POST
+
+    def _answer(self, status: int, text: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+def test_a_moody_server_gets_every_row_once(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    handler = type("Moody", (_Moody,), {"upstream": server, "had": set()})
+    handler.moods = itertools.cycle(["lost", 429, "late", 500, "dropped"])
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    kind = Kind("mlflow", tmp_path, f"http://127.0.0.1:{proxy.server_address[1]}", sink_id=tmp_path.name)
+    try:
+        feed = kind.open(Files())
+        step = 0
+        while len(handler.had) < 6:  # a row at a time, until every mood was met
+            step += 1
+            feed.step(step)
+            _let_send(feed.sink)
+        feed.eval(step, eval_loss=0.5)
+        feed.sink.close("completed")
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    found = replace(kind, uri=server).read()
+    assert found.steps == list(range(1, step + 1))
+    assert (found.evals, found.num_runs) == ([(step, 0.5)], 1)
+
+
+def _let_send(sink: Sink) -> None:
+    """Wait until nothing is queued, so that each row is a request."""
+    assert isinstance(sink, MlflowSink)
+    while sink._steps:
+        time.sleep(0.01)
 
 
 def test_a_buffer_that_runs_over_is_filled_up_from_the_files(tmp_path: Path, template: Path) -> None:
