@@ -33,8 +33,8 @@ _MAX_WAIT_S = 30.0
 _CLOSE_LIMIT_S = 30.0
 _PARAM_CHARS = 6000  # MLflow's limit of a value
 _ENVIRONMENT = {
-    # Its own retries would hold a call up for minutes, and make a second run where only the answer to the first was lost.
-    # The sink tries again by itself, and asks first what is there.
+    # Its own retries would hold a call up for minutes, and make a second run where only the answer to the first was
+    # lost. The sink tries again by itself, and asks first what is there.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     # No usage data leaves the machine, and no address is printed among a run's output.
