@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,7 @@ def import_checkpoint(
     typer.echo(f"{found['run_dir']}: step {found['step']}")
     for note in found["notes"]:
         typer.echo(f"  {note}")
-    typer.echo(f"  dist-ft train {config} --resume")
+    typer.echo(f"  dist-ft train {shlex.join([str(config), *(overrides or [])])} --resume")
 
 
 def export(
