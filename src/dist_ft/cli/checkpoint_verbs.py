@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
