@@ -9,11 +9,12 @@ strips the reasoning of earlier turns); such an answer gets a sample of its own,
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -164,7 +165,7 @@ class Renderer:
                     f"name ({', '.join(CHAT_TEMPLATES)}) or a Jinja file"
                 )
             source = self._tokenizer.get_chat_template(tools=[] if has_tools else None)
-            template = Template(source, self._tokenizer.special_tokens_map)
+            template = _compiled(source, self._tokenizer.special_tokens_map)
             style = find_style(template)
             endings = find_endings(partial(_try, template, style), self._stops, self._marks)
             self._templates[has_tools] = template, style, endings
@@ -271,6 +272,23 @@ class Renderer:
         backend.no_padding()
         backend.encode_special_tokens = self._tokenizer.split_special_tokens
         return backend
+
+
+def _compiled(source: str, variables: Mapping[str, str]) -> Template:
+    """Compile a template.
+
+    Raises:
+        ModelError: It is no Jinja, or asks for what is not allowed.
+    """
+    try:
+        return Template(source, variables)
+    except Exception as error:  # constants are worked out meanwhile, which can raise anything
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise ModelError(
+            f"the chat template cannot be compiled: {printable(str(error) or type(error).__name__, 300)}{line}; "
+            "mend it (chat_template.jinja of the model), or set data.chat_template to a name "
+            f"({', '.join(CHAT_TEMPLATES)}) or a Jinja file"
+        ) from error
 
 
 def _try(template: Template, style: TemplateStyle, turns: Sequence[Message], add_generation_prompt: bool) -> str | None:

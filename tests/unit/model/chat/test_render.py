@@ -227,9 +227,12 @@ def test_an_attack_is_named_as_a_data_error(attack: str) -> None:
         _renderer(ATTACKS[attack]).text(_turns("hi", "hello"))
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ messages[", "{% for m in messages %}"])
-def test_a_template_that_is_no_jinja_is_a_data_error(template: str) -> None:
-    with pytest.raises(DataError):
+@pytest.mark.parametrize("template", ["\n{% if %}", "\n{{ messages[", "\n{% for m in messages %}"])
+def test_a_template_that_is_no_jinja_is_named_with_its_line_before_any_row_is_read(template: str) -> None:
+    said = r"the chat template cannot be compiled: .*, line 2; mend it .* set data\.chat_template"
+    with pytest.raises(ModelError, match=said):
+        _ = _renderer(template).endings_key
+    with pytest.raises(ModelError, match=said):
         _renderer(template).text(_turns("hi", "hello"))
 
 
