@@ -228,7 +228,6 @@ def test_the_previous_checkpoint_is_used_and_the_damage_is_said(
         pytest.param(r'"global_batch_size": (\d)', id="fingerprint.global_batch_size"),
         pytest.param(r'"params": \[\s*\{\s*"name": "(\w)', id="a parameter's name"),
         pytest.param(r'"shape": \[\s*\d*(\d)', id="a parameter's shape"),
-        pytest.param(r'"logits": \[\s*\[\s*-?\d+\.\d\d(\d)', id="probe"),
         pytest.param(r'\n "run_id": "(t)"', id="run_id"),
         pytest.param(r'"num_bytes": (\d)', id="a file's size"),
         pytest.param(r'"xxh3": "[a-z]*(\d)', id="a file's hash"),
@@ -304,6 +303,7 @@ def test_with_every_checkpoint_damaged_nothing_starts_and_nothing_is_deleted(
 def test_a_folder_without_a_manifest_is_ignored(run: Damaged, caplog: pytest.LogCaptureFixture) -> None:
     # Both ranks had staged step 6, and the coordinator died before the commit.
     whole = run.dir.checkpoint(NEWEST, 1)
+    shutil.rmtree(run.dir.checkpoint(6, 1), ignore_errors=True)  # begun or not before the run was cut off
     shutil.copytree(whole, run.dir.checkpoint(6, 1), ignore=shutil.ignore_patterns(MANIFEST))
     (run.dir.checkpoint(8, 1)).mkdir()
     (run.dir.checkpoint(8, 1) / f".{SLICES[0]}.0a1b2c3d").write_bytes(bytes(100))

@@ -73,7 +73,7 @@ def test_the_service_keeps_its_store_where_the_workers_see_it_and_has_a_key_from
     )
     given = parsed.params
     assert SERVICES[SERVER]["command"][:2] == ["dist-ft", "serve-api"]
-    assert given["store"].parent == Path(SERVICES["worker-1"]["volumes"][0]["target"])
+    assert Path(given["store"]).parent == Path(SERVICES["worker-1"]["volumes"][0]["target"])
     assert SERVICES[SERVER]["volumes"] == SERVICES["worker-1"]["volumes"]
     assert given["admin_key_file"] == Path("/run/secrets/service-key")
     assert (given["launcher"], given["address"]) == ("ray", f"http://head:{option('head', '--dashboard-port')}")
