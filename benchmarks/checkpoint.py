@@ -52,7 +52,7 @@ def make_config(case: str, directory: str) -> Any:
             "model": {"name": "smollm2-135m-instruct", "dtype": "bfloat16"},
             "method": {"kind": case},
             "data": {"train": [{"source": "embedded:orders/train"}], "seq_len": 128},
-            "train": {"global_batch_size": 16, "micro_batch_size": 8, "max_steps": 1000},
+            "train": {"global_batch_size": 11, "micro_batch_size": 11, "max_steps": 1000},
             "optimizer": {"lr": 1e-5},
             "zero": {"stage": 1},
             "monitor": {"wandb": "disabled"},
