@@ -44,7 +44,7 @@ test: lint  ## lint, types and every test but the long ones (two at a time)
 	$(BIN)/pytest -n 2 --dist loadfile --durations=30 --durations-min=5
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
-	$(BIN)/pytest -m exactness tests/exactness tests/numerics/test_optimizer_shapes.py
+	$(BIN)/pytest -m exactness tests/exactness tests/numerics
 
 faults: setup  ## every kind of fault, each compared with an undisturbed run (about 35 minutes), result in docs/elasticity.md
 	$(BIN)/pytest -v -m faults tests/faults tests/integration

@@ -360,7 +360,10 @@ def test_damaged_twice_the_run_goes_back_over_two_attempts(made: Made, run: Dama
     assert_ends_as_undisturbed(made, run.dir, first_replayed=PREVIOUS + 1)
 
 
-@pytest.mark.parametrize("is_all", [False, True], ids=["the newest damaged", "all damaged"])
+@pytest.mark.parametrize(
+    "is_all",
+    [pytest.param(False, id="the newest damaged"), pytest.param(True, marks=pytest.mark.faults, id="all damaged")],
+)
 def test_the_command_says_it_on_standard_error(
     is_all: bool, made: Made, run: Damaged, cli: str, ray_address: str, tmp_path: Path
 ) -> None:

@@ -638,7 +638,9 @@ def wait_for(what: str, condition: Callable[[], bool], *alive: subprocess.Popen[
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("held_until", ["the takeover", "the second has completed"])
+@pytest.mark.parametrize(
+    "held_until", ["the takeover", pytest.param("the second has completed", marks=pytest.mark.faults)]
+)
 def test_of_two_drivers_the_second_takes_over_and_the_first_ends_itself(
     held_until: str,
     undisturbed: Group,

@@ -50,7 +50,15 @@ FAULTS: dict[str, Callable[[dict[str, Any], int], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "SIGKILL of rank 0",
+        pytest.param("SIGKILL of rank 1", marks=pytest.mark.faults),
+        pytest.param("SIGKILL of a supervisor", marks=pytest.mark.faults),
+        "SIGSTOP of rank 1",
+    ],
+)
 def test_a_fault_leaves_no_trace_in_the_result(
     fault: str, cli: str, tmp_path: Path, session_ray: tuple[str, int], undisturbed: Run
 ) -> None:
@@ -80,6 +88,7 @@ def test_two_faults_in_a_row_are_survived(cli: str, tmp_path: Path, ray_address:
     _check_equal(run, undisturbed)
 
 
+@pytest.mark.faults
 def test_a_run_starts_though_its_fork_server_dies_meanwhile(
     cli: str, tmp_path: Path, ray_address: str, undisturbed: Run
 ) -> None:

@@ -116,6 +116,7 @@ def check_same(bench: Bench, run: Run, undisturbed: Run, attempts: int = 2, step
     assert bench.server.unfinished_uploads(bench.bucket) == 0
 
 
+@pytest.mark.faults
 def test_a_killed_rank_and_refused_requests_change_nothing(bench: Bench, undisturbed: Run, tmp_path: Path) -> None:
     """Rows, token shards and the run are all in the bucket; requests are refused, bodies cut short or slow."""
     rows = (bench.folder / "train.jsonl").read_bytes()
@@ -194,6 +195,7 @@ def test_a_run_whose_driver_was_killed_goes_on_from_the_bucket_alone(
     assert json.loads(shown)["exports"] == [f"{bench.bucket}/runs/driver/exports/step-{STEPS:08d}"]
 
 
+@pytest.mark.faults
 def test_stop_reaches_a_run_through_the_bucket(bench: Bench) -> None:
     process = bench.start("stopped", f"{bench.bucket}/runs", "train.max_steps=100000")
     bench.until_committed("stopped", process)

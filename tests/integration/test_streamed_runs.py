@@ -81,6 +81,7 @@ def test_a_streamed_run_that_is_killed_goes_on_where_it_was(
     assert again.state() == ahead.state()
 
 
+@pytest.mark.faults
 def test_a_bad_row_met_while_training_stops_with_a_checkpoint_and_may_be_left_out(
     cli: str, ray_address: str, tmp_path: Path
 ) -> None:

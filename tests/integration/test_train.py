@@ -171,7 +171,7 @@ def test_another_seed_is_refused_with_both_values(finished: RunDir, cli: str, ra
     assert finished.ledger.read_bytes() == before
 
 
-@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "stop"])
+@pytest.mark.parametrize("how", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.faults), "stop"])
 def test_a_stopped_and_resumed_run_ends_bitwise_as_an_undisturbed_one(
     how: str, cli: str, tmp_path: Path, ray_address: str
 ) -> None:
