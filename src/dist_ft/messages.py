@@ -114,6 +114,8 @@ class Staged(Message):
         file: What was written.
         state: What the manifest says besides the files; rank 0 only.
         is_last: The run ends here.
+        blocked_s: Seconds for which the save held training up.
+        written_s: Seconds from its begin until the file was on the disk.
     """
 
     kind: ClassVar[str] = "staged"
@@ -121,6 +123,8 @@ class Staged(Message):
     file: WrittenFile
     state: SavedState | None
     is_last: bool = False
+    blocked_s: float = 0.0
+    written_s: float = 0.0
 
 
 @dataclass(frozen=True)

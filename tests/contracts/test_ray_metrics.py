@@ -13,6 +13,7 @@ from dist_ft.monitor.sink import step_numbers
 from tests.helpers.paths import ROOT
 from tests.helpers.rows import step_row
 
+COSTS = ("run/recovery_s", "checkpoint/blocked_s", "checkpoint/written_s")
 EXPORTED = {f"ray_{gauge_name(number)}" for number in (*GAUGES, STEP, OTHER, EVAL, NODE)}
 
 # In a process of its own: Ray reads the token of the session's cluster when it is imported.
@@ -64,7 +65,7 @@ def _value(lines: list[str], name: str, *labels: str) -> float:
 
 
 def test_a_row_has_no_number_without_a_gauge() -> None:
-    row = step_row(7, 2, loss=0.5, goodput=0.75, metrics={"mfu": 0.5})
+    row = step_row(7, 2, loss=0.5, goodput=0.75, metrics={"mfu": 0.5, **dict.fromkeys(COSTS, 0.5)})
     assert step_numbers(row).keys() - GAUGES.keys() == {
         "data/tokens",
         "data/trained_tokens",

@@ -29,7 +29,7 @@ from dist_ft.messages import Envelope, EvalDone, StepDone
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor import mlflow_sink
 from dist_ft.monitor.mlflow_sink import ID_TAG, URI_VARIABLE, MlflowSink
-from dist_ft.monitor.sink import History, Sink, SinkRun
+from dist_ft.monitor.sink import Answers, History, Sink, SinkRun
 from dist_ft.monitor.sinks import SINKS, add_sink_ids, build_sinks, check_sinks
 from dist_ft.run.state import RunRecord
 from tests.helpers.rows import step_row
@@ -64,6 +64,10 @@ class Feed:
     def eval(self, step: int, attempt: int = 1, **metrics: float | None) -> None:
         self.files.evals[step] = row = EvalRow(step, attempt, metrics)
         self.sink.log_eval(row)
+
+    def answer(self, step: int) -> None:
+        rows = [{"prompt": f"question {n}", "reference": "yes", "base": "no", "tuned": "yés"} for n in range(3)]
+        self.sink.log_answers(Answers(step, rows))
 
 
 @dataclass
@@ -116,9 +120,7 @@ class Kind:
                 configs[0]["run"]["seed"],
                 [(row["train/step"], row[NODE]) for row in rows if NODE in row],
             )
-        client = MlflowClient(tracking_uri=self.uri or f"sqlite:///{self.directory / 'mlflow' / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name("project")
-        runs = client.search_runs([experiment.experiment_id], f"tags.`{ID_TAG}` = '{self.sink_id}'")
+        client, runs = self._mlflow_runs()
         run_id = runs[0].info.run_id
         losses, evals, node = (
             sorted(client.get_metric_history(run_id, key), key=lambda metric: (metric.timestamp, metric.step))
@@ -131,6 +133,25 @@ class Kind:
             int(runs[0].data.params["run.seed"]),
             [(metric.step, metric.value) for metric in node],
         )
+
+    def read_table(self) -> dict[str, Any]:
+        """The only table of the run, `columns` and `data`."""
+        if self.name == "wandb":
+            rows, _, _ = history_of(self.directory, self.sink_id)
+            (row,) = [row for row in rows if any(key.startswith("eval/answers") for key in row)]
+            assert row["train/step"] == 8
+            (file,) = self.directory.glob("wandb/offline-run-*/files/media/table/eval/answers_*.table.json")
+            return json.loads(file.read_text())  # type: ignore[no-any-return]
+        client, runs = self._mlflow_runs()
+        (table,) = json.loads(runs[0].data.tags["mlflow.loggedArtifacts"])
+        assert table == {"path": "answers/step-00000008.json", "type": "table"}
+        path = client.download_artifacts(runs[0].info.run_id, table["path"], str(self.directory))
+        return json.loads(Path(path).read_text())  # type: ignore[no-any-return]
+
+    def _mlflow_runs(self) -> tuple[MlflowClient, list[Any]]:
+        client = MlflowClient(tracking_uri=self.uri or f"sqlite:///{self.directory / 'mlflow' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("project")
+        return client, client.search_runs([experiment.experiment_id], f"tags.`{ID_TAG}` = '{self.sink_id}'")
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +199,18 @@ def test_every_row_stands_there_once_and_in_order(kind: Kind) -> None:
     assert found.steps == list(range(1, 121))
     assert found.evals == [(0, 4.5), (120, 0.5)]
     assert (found.num_runs, found.seed) == (1, 7)
+
+
+def test_sample_answers_stand_there_as_a_table(kind: Kind) -> None:
+    feed = kind.open(Files())
+    feed.step(8)
+    feed.eval(8, exact_match=1.0)
+    feed.answer(8)
+    feed.sink.close("completed")
+    table = kind.read_table()
+    assert table["columns"] == ["prompt", "reference", "base", "tuned"]
+    assert table["data"] == [[f"question {n}", "yes", "no", "yés"] for n in range(3)]
+    assert kind.read().steps == [8]
 
 
 def test_what_a_node_did_stands_at_the_step_that_it_came_with(kind: Kind) -> None:

@@ -24,6 +24,7 @@ from dist_ft.messages import (
     StepDone,
 )
 from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.monitor.sink import Answers
 from dist_ft.run.place import Run
 from dist_ft.run.run_inputs import RunInputs
 from dist_ft.run.state import RunRecord
@@ -68,6 +69,7 @@ class RecordingSink:
 
     steps: list[int] = field(default_factory=list)
     evals: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
 
     def log_step(self, row: StepRow) -> None:
@@ -75,6 +77,9 @@ class RecordingSink:
 
     def log_eval(self, row: EvalRow) -> None:
         self.evals.append(row.step)
+
+    def log_answers(self, answers: Answers) -> None:
+        self.answers.append(answers.step)
 
     def close(self, state: str) -> None:
         self.states.append(state)

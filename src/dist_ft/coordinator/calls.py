@@ -21,7 +21,7 @@ from dist_ft.errors import CoordinatorLostError, DistFtError, NotAllowedError, S
 from dist_ft.messages import Envelope
 from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.alerts import WebhookAlerts, build_alerts
-from dist_ft.monitor.sink import History, Sink, SinkRun
+from dist_ft.monitor.sink import Answers, History, Sink, SinkRun
 from dist_ft.monitor.sinks import build_sinks
 from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.events import Event
@@ -147,6 +147,10 @@ class CoordinatorCalls:
     def record_evaluation(self, row: EvalRow) -> None:
         """See `Coordinator.record_evaluation`."""
         self._known.record_evaluation(row)
+
+    def record_answers(self, answers: Answers) -> None:
+        """See `Coordinator.record_answers`."""
+        self._known.record_answers(answers)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """See `Coordinator.finish`."""

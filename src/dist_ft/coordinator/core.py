@@ -26,7 +26,7 @@ from dist_ft.errors import DistFtError, NodeLostError, StaleAttemptError, Worker
 from dist_ft.messages import Envelope, Leaving, Reply, StepDone
 from dist_ft.metric_rows import EvalRow
 from dist_ft.monitor.alerts import AlertReceiver
-from dist_ft.monitor.sink import Sink
+from dist_ft.monitor.sink import Answers, Sink
 from dist_ft.run import events
 from dist_ft.run.attempt_spec import AttemptSpec
 from dist_ft.run.log import read_steps
@@ -291,6 +291,10 @@ class Coordinator:
     def record_evaluation(self, row: EvalRow) -> None:
         """Write an evaluation that a task made."""
         self._recorder.log_eval(row)
+
+    def record_answers(self, answers: Answers) -> None:
+        """Show sample answers that a task made."""
+        self._recorder.log_answers(answers)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None = None) -> None:
         """Close the run's records, as the last call. Does nothing if another driver has taken over the run."""

@@ -116,6 +116,8 @@ class Group:
             case EvalDone():
                 self._recorder.log_eval(message.row)
             case Staged():
+                if rank == 0:
+                    self._recorder.log_save(message.blocked_s, message.written_s)
                 self._end(self.saves.stage(rank, message))
             case SaveFailed():
                 self._end(self.saves.fail(message.step, f"rank {rank}: {message.reason}", message.is_last))

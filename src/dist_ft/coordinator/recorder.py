@@ -20,16 +20,18 @@ from dist_ft.errors import StaleAttemptError
 from dist_ft.layout import RunDir, checkpoint_name
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.alerts import AlertReceiver
-from dist_ft.monitor.sink import SYSTEM, Sink
+from dist_ft.monitor.sink import CHECKPOINT, RECOVERY_S, SYSTEM, Answers, Sink
 from dist_ft.run.events import (
     RUN_ENDS,
     AttemptBegan,
     BatchSkipped,
     Committed,
     Event,
+    GroupLoaded,
     Ledger,
     LedgerEntry,
     Recovering,
+    Resizing,
     RunFailed,
     read_ledger,
 )
@@ -69,7 +71,8 @@ class Recorder:
         self._evals = JsonlWriter(run_dir.evals)
         self._sinks = list(sinks)
         self._alerts = list(alerts)
-        self._node_numbers: dict[str, float] = {}
+        self._for_sinks: dict[str, float] = {}  # with the next step; metrics.jsonl has numbers of the training only
+        self._interrupted_at: float | None = None
         self._goodput = Goodput(read_steps(run_dir.metrics), _active_s(run_dir, record), time.monotonic())
         self._written_at = 0.0
         self._sender = Sender(run_dir)
@@ -160,6 +163,11 @@ class Recorder:
 
     def _add(self, event: Event, attempt: int | None) -> None:
         entry = self._ledger.add(event, attempt)
+        if isinstance(event, Recovering | Resizing):
+            self._interrupted_at = entry.time
+        elif isinstance(event, GroupLoaded) and self._interrupted_at is not None:
+            self._for_sinks[RECOVERY_S] = round(entry.time - self._interrupted_at, 3)
+            self._interrupted_at = None
         if (alert := alert_of(self.record.run_id, entry)) is not None:
             for receiver in self._alerts:
                 receiver.send_alert(alert)
@@ -195,14 +203,18 @@ class Recorder:
         self.last_row = row
         self.record.step = row.step
         self.write_record_now_and_then()
-        shown = replace(row, metrics={**row.metrics, **self._node_numbers})
-        self._node_numbers = {}
+        shown = replace(row, metrics={**row.metrics, **self._for_sinks})
+        self._for_sinks = {}
         for sink in self._sinks:
             sink.log_step(shown)
 
     def log_node(self, node: str, numbers: Mapping[str, float]) -> None:
-        """Keep what a node is doing, for the next row of the sinks; metrics.jsonl has numbers of the training only."""
-        self._node_numbers |= {f"{SYSTEM}{node}/{name}": number for name, number in numbers.items()}
+        """Keep what a node is doing, for the next row of the sinks."""
+        self._for_sinks |= {f"{SYSTEM}{node}/{name}": number for name, number in numbers.items()}
+
+    def log_save(self, blocked_s: float, written_s: float) -> None:
+        """Keep what a checkpoint cost rank 0, for the next row of the sinks."""
+        self._for_sinks |= {f"{CHECKPOINT}blocked_s": blocked_s, f"{CHECKPOINT}written_s": written_s}
 
     def log_eval(self, row: EvalRow) -> None:
         """Record a row of eval.jsonl."""
@@ -212,6 +224,12 @@ class Recorder:
         self.last_eval = row
         for sink in self._sinks:
             sink.log_eval(row)
+
+    def log_answers(self, answers: Answers) -> None:
+        """Pass sample answers on to the sinks; the driver has written them to the run directory."""
+        if self.is_mine:
+            for sink in self._sinks:
+                sink.log_answers(answers)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
         """Close the records, as the last call. A record of another driver is not changed."""

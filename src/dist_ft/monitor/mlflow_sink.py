@@ -19,13 +19,14 @@ from typing import Any, Literal, TypeVar
 
 from dist_ft.errors import ConfigError
 from dist_ft.metric_rows import EvalRow, StepRow
-from dist_ft.monitor.sink import SinkRun, eval_numbers, step_numbers
+from dist_ft.monitor.sink import Answers, SinkRun, eval_numbers, step_numbers
 from dist_ft.storage.urls import redacted
 
 logger = logging.getLogger(__name__)
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 ID_TAG = "dist_ft.sink_id"
+_TABLES_TAG = "mlflow.loggedArtifacts"  # by which MLflow's page finds tables
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _STEP_MARK = "run/attempt"  # stands in every row, so its history says which steps there are
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # that MLflow takes in one request
@@ -133,6 +134,7 @@ class MlflowSink:
         self._lock = threading.Lock()
         self._steps: list[StepRow] = []
         self._evals: list[EvalRow] = []
+        self._answers: list[Answers] = []
         self._has_lost_rows = True  # those of earlier attempts, at first
         self._times_ms: dict[int, int] = {}
         self._state: str | None = None
@@ -148,6 +150,11 @@ class MlflowSink:
     def log_eval(self, row: EvalRow) -> None:
         """Queues an evaluation."""
         self._queue(self._evals, row)
+
+    def log_answers(self, answers: Answers) -> None:
+        """Queues a table, `answers/step-….json`."""
+        self._answers.append(answers)
+        self._wanted.set()
 
     def close(self, state: str) -> None:
         """Send what is queued and end the run, within 30 s."""
@@ -207,6 +214,9 @@ class MlflowSink:
             mlflow_run.send(known, history.evals, self._times_ms)
         mlflow_run.send(steps, evals, self._times_ms)
         self._times_ms.clear()
+        while self._answers:
+            mlflow_run.send_answers(self._answers[0])
+            del self._answers[0]  # after an error it is sent again, under the same name
 
 
 class _MlflowRun:
@@ -269,6 +279,14 @@ class _MlflowRun:
             batch += [self._make_metric(key, value, time_ms, step) for key, value in numbers.items()]
         if batch:
             self._client.log_batch(self._id, metrics=batch)
+
+    def send_answers(self, answers: Answers) -> None:
+        """Send a table, in the form in which MLflow's own `log_table` writes it, which needs pandas."""
+        path = f"answers/step-{answers.step:08d}.json"
+        self._client.log_text(self._id, json.dumps({"columns": answers.columns, "data": answers.cells}), path)
+        tables = json.loads(self._client.get_run(self._id).data.tags.get(_TABLES_TAG, "[]"))
+        if path not in [table["path"] for table in tables]:
+            self._client.set_tag(self._id, _TABLES_TAG, json.dumps([*tables, {"path": path, "type": "table"}]))
 
     def finish(self, state: str) -> None:
         """End the run; the next attempt opens it again."""

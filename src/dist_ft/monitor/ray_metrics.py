@@ -11,7 +11,7 @@ import re
 from ray.util.metrics import Gauge
 
 from dist_ft.metric_rows import EvalRow, StepRow
-from dist_ft.monitor.sink import SYSTEM, eval_numbers, step_numbers
+from dist_ft.monitor.sink import SYSTEM, Answers, eval_numbers, step_numbers
 
 GAUGES = {
     "train/loss": "Loss of the step, mean over its trained tokens",
@@ -26,6 +26,9 @@ GAUGES = {
     "run/attempt": "Attempts begun",
     "run/world_size": "Workers",
     "run/goodput": "Share of the drivers' time that went into steps that count",
+    "run/recovery_s": "Seconds from the last failure or resize until the next group had loaded",
+    "checkpoint/blocked_s": "Seconds for which the last checkpoint held training up",
+    "checkpoint/written_s": "Seconds until the last checkpoint was on the disk",
 }
 """Number of a step, as sinks name it → its description."""
 STEP = "step"
@@ -72,6 +75,9 @@ class RayMetrics:
         """See `Sink`."""
         for number, value in eval_numbers(row).items():
             self._eval.set(value, {**self._run, "name": number.removeprefix("eval/")})
+
+    def log_answers(self, answers: Answers) -> None:
+        """See `Sink`. Prometheus takes numbers only."""
 
     def close(self, state: str) -> None:
         """See `Sink`. The gauges go with the process."""

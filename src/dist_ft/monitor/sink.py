@@ -18,7 +18,35 @@ _GROUPS = {"epoch": "data", "position": "data", "tokens": "data", "trained_token
            "attempt": "run", "world_size": "run", "goodput": "run"}  # fmt: skip
 SYSTEM = "system/"
 """Begin of the names of numbers of a node, such as `system/10.0.0.1/cpu_percent`."""
+CHECKPOINT = "checkpoint/"
+"""Begin of the names of what a checkpoint cost: `blocked_s` of training, `written_s` until it was on the disk."""
+RECOVERY_S = "run/recovery_s"
+"""Seconds from a failure or the begin of a resize until the next group has loaded; with its first step."""
+_NAMED_ALREADY = (SYSTEM, CHECKPOINT, RECOVERY_S)
 _NO_NUMBERS = ("step", "digest")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Sample answers of a finished run.
+
+    Attributes:
+        step: Completed optimizer steps of the tuned model.
+        rows: `prompt`, `reference` and the answer of each model by its name; every row has the same keys.
+    """
+
+    step: int
+    rows: Sequence[Mapping[str, str]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Heads of the table."""
+        return list(self.rows[0]) if self.rows else []
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Texts of the table, row by row."""
+        return [list(row.values()) for row in self.rows]
 
 
 class Sink(Protocol):
@@ -30,6 +58,10 @@ class Sink(Protocol):
 
     def log_eval(self, row: EvalRow) -> None:
         """Take a row of eval.jsonl."""
+        ...
+
+    def log_answers(self, answers: Answers) -> None:
+        """Take sample answers; a sink without tables leaves them."""
         ...
 
     def close(self, state: str) -> None:
@@ -68,7 +100,7 @@ def step_numbers(row: StepRow) -> dict[str, float]:
     """Return the numbers of a step by their names in a sink, such as `train/loss`; what is None is left out."""
     values = row.to_dict().items()
     return {
-        name if name.startswith(SYSTEM) else f"{_GROUPS.get(name, 'train')}/{name}": value
+        name if name.startswith(_NAMED_ALREADY) else f"{_GROUPS.get(name, 'train')}/{name}": value
         for name, value in values
         if name not in _NO_NUMBERS and value is not None
     }

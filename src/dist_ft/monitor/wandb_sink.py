@@ -19,13 +19,15 @@ from typing import Any, Literal
 
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.monitor.alerts import Alert
-from dist_ft.monitor.sink import SinkRun, eval_numbers, step_numbers
+from dist_ft.monitor.sink import Answers, SinkRun, eval_numbers, step_numbers
 from dist_ft.storage.publish import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 _SAFE_AGE_S = 30.0  # a killed writer loses up to a 32 KB block: rows were missing at 5 s, present at 20 s
 _CLOSE_LIMIT_S = 30.0
+_Item = dict[str, Any] | Alert | Answers | str
+"""Numbers, what a person should see, or the final state."""
 _FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 600.0
 
 
@@ -84,7 +86,7 @@ class WandbSink:
         self._marker = directory / "wandb" / "sent.json"
         (directory / "wandb").mkdir(parents=True, exist_ok=True)
         self._sent_step = self._read_marker()
-        self._queue: queue.Queue[dict[str, Any] | Alert | str] = queue.Queue()
+        self._queue: queue.Queue[_Item] = queue.Queue()
         self._is_closing = threading.Event()
         for row in backlog:
             self.log_step(row)
@@ -105,6 +107,10 @@ class WandbSink:
             self._queue.put({f"{key}/step-{row.step}": value for key, value in values.items()})
         else:
             self._queue.put({"train/step": row.step, **values})
+
+    def log_answers(self, answers: Answers) -> None:
+        """Queues a table, `eval/answers`."""
+        self._queue.put(answers)
 
     def send_alert(self, alert: Alert) -> None:
         """Queue an alert; W&B sends it to whoever asked for alerts there."""
@@ -148,8 +154,10 @@ class WandbSink:
         except Exception:  # a sink must never end a run, whatever its library raises
             logger.exception("W&B failed; metrics.jsonl has every row")
 
-    def _send_rows(self, run: Any, item: dict[str, Any] | Alert | str) -> int | None:
+    def _send_rows(self, run: Any, item: _Item) -> int | None:
         """Send until the state arrives, and finish the run. Return the last step that is not marked yet."""
+        import wandb
+
         pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
         while True:
             if isinstance(item, str):
@@ -158,6 +166,11 @@ class WandbSink:
                 return pending[-1][1] if pending else None
             if isinstance(item, Alert):
                 run.alert(f"{item.run}: {item.kind}", item.text, level="ERROR" if item.is_bad else "INFO")
+                item = self._queue.get()
+                continue
+            if isinstance(item, Answers):
+                table = wandb.Table(columns=item.columns, data=item.cells)
+                run.log({"train/step": item.step, "eval/answers": table})
                 item = self._queue.get()
                 continue
             if "train/step" not in item:

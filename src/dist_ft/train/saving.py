@@ -73,13 +73,14 @@ class Saver:
         if is_last:
             self._link.send(PhaseChanged(Phase.DRAIN, step))  # the limit of a save may be one of copies
             self.finish()
-            self._write(step, slices, state, is_last)
+            self._write(step, slices, state, is_last, began)
         elif not self._parts.config.checkpoint.in_background or not self._has_room(step, slices):
             self.finish()
-            self._write(step, slices, state, is_last)
+            self._write(step, slices, state, is_last, began)
         else:
             self.finish()
-            arguments = (step, self._copies.copy(slices), state, is_last)
+            copies = self._copies.copy(slices)
+            arguments = (step, copies, state, is_last, began, time.perf_counter() - began)
             self._thread = threading.Thread(target=self._write, args=arguments, name="save", daemon=True)
             self._thread.start()
         logger.info("saving step %d held the rank up for %.3f s", step, time.perf_counter() - began)
@@ -114,12 +115,23 @@ class Saver:
         self._link.send(SaveStreamed(step, needed, free))
         return False
 
-    def _write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool) -> None:
+    def _write(
+        self,
+        step: int,
+        slices: Slices,
+        state: SavedState | None,
+        is_last: bool,
+        began: float,
+        blocked_s: float | None = None,
+    ) -> None:
+        """Write the slices of a save that began at `began`; without `blocked_s` training waits for it."""
         spec = self._parts.spec
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
             file = write_slices(self._store, name, slices)
-            self._link.send(Staged(step, file, state, is_last))
+            written_s = time.perf_counter() - began
+            held_s = written_s if blocked_s is None else blocked_s
+            self._link.send(Staged(step, file, state, is_last, round(held_s, 4), round(written_s, 4)))
         except OSError as error:
             logger.exception("step %d could not be saved", step)
             self._link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))

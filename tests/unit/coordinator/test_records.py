@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from dist_ft.checkpoint.lineage import read_attempts
+from dist_ft.checkpoint.lineage import read_attempts, take_attempt
 from dist_ft.messages import (
     EvalDone,
+    Loaded,
     NodeSampled,
     Outcome,
     RankDone,
     RankFailed,
     RankStarted,
+    Staged,
 )
 from dist_ft.metric_rows import EvalRow, StepRow
-from dist_ft.monitor.sink import step_numbers
+from dist_ft.monitor.sink import Answers, step_numbers
 from dist_ft.run.events import SettingsChanged
 from dist_ft.run.place import open_run
+from dist_ft.slices import WrittenFile
 from dist_ft.storage.publish import read_json
 from tests.helpers.rows import last_rows, read_rows
 from tests.helpers.simulated_run import ENDED, RUN_ID, WORLD_SIZE, SimulatedRun
@@ -182,3 +185,42 @@ def test_numbers_of_every_node_go_to_the_sinks_once_and_not_into_metrics_jsonl(
     assert first["train/loss"] == 1.0
     assert not [name for name in second if name.startswith("system/")]
     assert "system" not in run.dir.metrics.read_text()
+
+
+def test_the_cost_of_a_checkpoint_and_of_a_recovery_go_to_the_sinks_with_the_next_step(
+    run: SimulatedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[StepRow] = []
+    monkeypatch.setattr(run.sink, "log_step", rows.append)
+    run.open()
+    for rank in range(WORLD_SIZE):
+        run.send(rank, Loaded(0, 0, []))
+    run.step(1)
+    for rank in range(WORLD_SIZE):
+        run.send(rank, Staged(1, WrittenFile(f"slices-{rank}", 0, ""), None, blocked_s=0.25 + rank, written_s=1.5))
+    run.step(2)
+    run.step(3)
+    run.send(1, RankFailed({"type": "ValueError", "message": "x"}))
+    run.coordinator.decide("", [], run.now)
+    run.open()
+    for rank in range(WORLD_SIZE):
+        run.send(rank, Loaded(0, 0, []))
+    run.step(1)
+    costs = [
+        {name: value for name, value in step_numbers(row).items() if name.startswith(("checkpoint/", "run/recovery"))}
+        for row in rows
+    ]
+    assert costs[:3] == [{}, {"checkpoint/blocked_s": 0.25, "checkpoint/written_s": 1.5}, {}]
+    assert list(costs[3]) == ["run/recovery_s"]
+    assert costs[3]["run/recovery_s"] >= 0
+    assert "recovery_s" not in run.dir.metrics.read_text()
+
+
+def test_answers_go_to_the_sinks_of_the_newest_driver_only(run: SimulatedRun) -> None:
+    run.open()
+    run.coordinator.record_answers(Answers(60, [{"prompt": "a", "reference": "b", "tuned": "c"}]))
+    assert run.sink.answers == [60]
+    take_attempt(run.store, None, None)
+    run.coordinator.tick(run.now)
+    run.coordinator.record_answers(Answers(60, [{"prompt": "a", "reference": "b", "tuned": "c"}]))
+    assert run.sink.answers == [60]

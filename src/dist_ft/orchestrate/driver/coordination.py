@@ -24,6 +24,7 @@ from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.errors import CoordinatorLostError, DistFtError
 from dist_ft.messages import CoordinatorAddress
 from dist_ft.metric_rows import EvalRow
+from dist_ft.monitor.sink import Answers
 from dist_ft.orchestrate.workers.nodes import on_node
 from dist_ft.run.events import CoordinatorRestarted, Event
 from dist_ft.run.place import Run
@@ -109,6 +110,10 @@ class CoordinatorHandle:
     def record_evaluation(self, row: EvalRow) -> None:
         """Write an evaluation that a task made."""
         self._call("record_evaluation", row)
+
+    def record_answers(self, answers: Answers) -> None:
+        """Show sample answers in the sinks."""
+        self._call("record_answers", answers)
 
     def finish(self, state: str, result: dict[str, Any], error: dict[str, str] | None) -> None:
         """Close the records of the run. This is the last call."""

@@ -10,6 +10,7 @@ from dist_ft.checkpoint.lineage import committed
 from dist_ft.evaluate.merge import EvalShare, merge
 from dist_ft.jobs.spec import evaluate_tasks
 from dist_ft.metric_rows import EvalRow
+from dist_ft.monitor.sink import Answers
 from dist_ft.orchestrate.driver.endings import Ending, Records
 from dist_ft.orchestrate.driver.export_jobs import export_now, point
 from dist_ft.orchestrate.driver.session import Session
@@ -59,6 +60,7 @@ def export_and_measure(session: Session) -> RunNumbers:
         for name, step in {"base": 0, **steps}.items():
             row = read_evals(run_dir.evals).get(step, EvalRow(step, 0, {}))
             session.coordinator.record_evaluation(replace(row, metrics={**row.metrics, **evaluation.models[name]}))
+        session.coordinator.record_answers(Answers(steps["tuned"], evaluation.samples))
     comparison = _compare(run_dir, {"base": 0, **steps})
     if warning := chosen_warning(comparison.get("base", {}), comparison.get("tuned", {})):
         session.console.say(f"  {warning}", "yellow")
