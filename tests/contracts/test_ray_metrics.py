@@ -25,7 +25,8 @@ from tests.helpers.rows import step_row
 ray.init(address=sys.argv[1], log_to_driver=False)
 node = ray.nodes()[0]
 url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-metrics = {"system/10.0.0.1/cpu_percent": 12.5, "system/10.0.0.1/gpu3_power_w": 250.0, "mfu": 0.5, "margin": 0.25}
+metrics = {"system/10.0.0.1/cpu_percent": 12.5, "system/10.0.0.1/gpu3_power_w": 250.0, "mfu": 0.5, "margin": 0.25,
+           "run/recovery_s": 3.0, "checkpoint/blocked_s": 0.1, "checkpoint/written_s": 1.0}
 sink = RayMetrics("my-run")
 sink.log_step(step_row(7, 2, loss=0.125, goodput=0.75, metrics=metrics))
 sink.log_eval(EvalRow(7, 2, {"eval_loss": 1.5, "rouge_l": None}))
