@@ -6,12 +6,13 @@ import re
 
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers import their_templates
-from dist_ft.importers.axolotl_data import entries, held_out, is_chat, train_sources
+from dist_ft.importers.axolotl_data import entries, held_out, is_chat, own_template, train_sources
 from dist_ft.importers.preference_rules import TOKEN_MEAN, dropout, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
     FLOAT16,
     close_if_true,
     deepspeed,
+    early_stopping,
     family_targets,
     lora_only,
     lora_plus,
@@ -28,6 +29,7 @@ from dist_ft.importers.rule_kinds import (
     schedule_arguments,
     to,
     trust_remote_code,
+    unless,
     warmup_ratio,
     warmup_steps,
     zero_stage,
@@ -86,6 +88,12 @@ def _batch(source: Source, value: Yaml) -> Outcome:
 
 def _part_of_batch(source: Source, value: Yaml) -> Outcome:
     as_whole("a part of the batch", value)
+    parts = ("batch_size", "micro_batch_size", "gradient_accumulation_steps")
+    if all(key in source.values for key in parts):
+        whole, micro, steps = (source.whole(key, 1) for key in parts)
+        if whole != micro * steps:
+            why = f"batch_size={whole}, but micro_batch_size x gradient_accumulation_steps = {micro * steps}"
+            return Outcome("refused", f"{why}; remove one of the three")
     return Outcome("same", "in train.global_batch_size")
 
 
@@ -163,6 +171,10 @@ def _adapted(rule: Rule) -> Rule:
 
 def _targets(source: Source, value: Yaml) -> Outcome:
     if source.flag("lora_target_linear"):
+        beyond = [name for name in as_texts("lora_target_modules", value) if re.search("embed|lm_head|wte", name)]
+        if beyond:
+            why = f"{', '.join(beyond)} beside all linear layers (lora_target_linear); name all modules in one list"
+            return Outcome("refused", why)
         return Outcome("no effect", "lora_target_linear adapts all linear layers")
     if value == "":
         name = source.text("base_model")
@@ -244,6 +256,8 @@ def _has_chat(source: Source) -> bool:
 def _chat_template(source: Source, value: Yaml) -> Outcome:
     if not _has_chat(source):
         return Outcome("no effect", "no data set is a chat")
+    if own_template(source) is not None:
+        return Outcome("no effect", "the data set names its own, which wins; see datasets")
     name = as_text("chat_template", value)
     if name == "jinja":
         return Outcome("same", "see chat_template_jinja")
@@ -251,7 +265,8 @@ def _chat_template(source: Source, value: Yaml) -> Outcome:
 
 
 def _jinja(source: Source, value: Yaml) -> Outcome:
-    if not _has_chat(source) or source.values.get("chat_template") not in (None, "jinja"):
+    is_named = source.values.get("chat_template") not in (None, "jinja")
+    if not _has_chat(source) or is_named or own_template(source) is not None:
         return Outcome("no effect", "no data set uses it")
     return Outcome("same", "", {"data.chat_template": as_text("chat_template_jinja", value)})
 
@@ -321,12 +336,6 @@ def _special_tokens(source: Source, value: Yaml) -> Outcome:
         settings["model.special_tokens.additional"] = list(as_texts("", others["additional_special_tokens"]))
     why = "a token that the tokenizer lacks is added there, and refused here; `dist-ft plan` looks"
     return Outcome("close", why, settings)
-
-
-def _early_stopping(source: Source, value: Yaml) -> Outcome:
-    if source.number("eval_steps", 0) < 1:
-        return Outcome("refused", "needs eval_steps as a number of steps; write it")
-    return Outcome("same", "", {"eval.early_stopping": {"patience": as_whole("early_stopping_patience", value)}})
 
 
 def _steps(key: str) -> Rule:
@@ -426,9 +435,33 @@ def _beta(index: int) -> Rule:
 
 def _epochs(source: Source, value: Yaml) -> Outcome:
     epochs = float(as_number("num_epochs", value))
-    if "max_steps" in source.values:
+    if source.number("max_steps", 0) > 0:
         return Outcome("no effect", "max_steps wins")
     return Outcome("same", "", {"train.epochs": epochs})
+
+
+def _max_steps(source: Source, value: Yaml) -> Outcome:
+    steps = as_whole("max_steps", value)
+    return Outcome("same", "", {"train.max_steps": steps}) if steps > 0 else Outcome("no effect", "off")
+
+
+def _warmup_steps(source: Source, value: Yaml) -> Outcome:
+    if as_number("warmup_steps", value) == 0:
+        return Outcome("same", "no warm-up", {"schedule.warmup_ratio": 0.0})
+    return warmup_steps(source, value)
+
+
+def _warmup_ratio(source: Source, value: Yaml) -> Outcome:
+    if "warmup_steps" in source.values:
+        return Outcome("no effect", "warmup_steps wins")
+    return warmup_ratio(source, value)
+
+
+def _least_rate(source: Source, value: Yaml) -> Outcome:
+    ratio = float(as_number("cosine_min_lr_ratio", value))
+    if source.text("lr_scheduler", "cosine") != "cosine":
+        return Outcome("no effect", "counts for lr_scheduler: cosine alone")
+    return Outcome("same", "", {"schedule.min_lr_ratio": ratio})
 
 
 _KERNELS = no_effect("a kernel that computes the same")
@@ -476,15 +509,15 @@ TABLE: dict[str, Rule] = {
     "sequence_len": to("data.seq_len", "whole"), "sample_packing": to("data.packing", "flag"),
     "excess_length_strategy": _excess, "min_sample_len": _least_length,
     "micro_batch_size": _batch, "gradient_accumulation_steps": _part_of_batch, "batch_size": _part_of_batch,
-    "num_epochs": _epochs, "max_steps": to("train.max_steps", "whole"),
+    "num_epochs": _epochs, "max_steps": _max_steps,
     "gradient_checkpointing": _checkpointing, "selective_checkpointing": _checkpointing,
     "optimizer": optimizer, "learning_rate": to("optimizer.lr", "number"),
     "weight_decay": to("optimizer.weight_decay", "number"), "max_grad_norm": to("optimizer.max_grad_norm", "number"),
     "adam_beta1": _beta(0), "adam_beta2": _beta(1), "adam_epsilon": to("optimizer.eps", "number"),
     "lr_scheduler": schedule, "lr_scheduler_kwargs": schedule_arguments,
-    "cosine_min_lr_ratio": to("schedule.min_lr_ratio", "number"),
-    "warmup_ratio": warmup_ratio, "warmup_steps": warmup_steps,
-    "early_stopping_patience": _early_stopping,
+    "cosine_min_lr_ratio": _least_rate,
+    "warmup_ratio": _warmup_ratio, "warmup_steps": _warmup_steps,
+    "early_stopping_patience": early_stopping,
     "eval_steps": _steps("eval.every_steps"), "save_steps": _steps("checkpoint.every_steps"),
     "save_total_limit": to("checkpoint.keep_last", "whole"),
     "loss_watchdog_threshold": lambda source, value: Outcome("close", "an absolute limit; see failure.spike_factor"),
@@ -495,6 +528,21 @@ TABLE: dict[str, Rule] = {
     "wandb_project": _wandb, "use_wandb": no_effect("see wandb_project"), "wandb_mode": no_effect("see wandb_project"),
     "resume_from_checkpoint": refuse("leave it out; `dist-ft checkpoint import` takes the checkpoint over"),
     "auto_resume_from_checkpoints": no_effect("--resume does it here"),
+    "noisy_embedding_alpha": neftune, "peft_autocast_adapter_dtype": unless(
+        True, refuse("adapters of 16 bits, which are float32 here; leave it out")
+    ),
+    "type_of_model": _model_type,
+    "shuffle_before_merging_datasets": no_effect("the order follows from other random numbers anyway"),
+    "sage_attention": close_if_true("attention is quantised there, and exact here"),
+    "embeddings_skip_upcast": no_effect("a frozen embedding; numbers of the last digits"),
+    "fp32_norms": close_if_true("norms are computed in model.dtype here"),
+    "fp32_norm_classes": no_effect("goes with fp32_norms"),
+    "auto_find_batch_size": close_if_true("there a batch that does not fit is halved, and the step with it"),
+    "nonexpert_quantization": quantised("quantising what is no expert"),
+    "gemma4_fp8_nonexpert": quantised("8-bit weights of what is no expert"),
+    "gemma4_nf4_nonexpert": quantised("4-bit weights of what is no expert"),
+    "dsv4_fp8_nonexpert_mode": quantised("8-bit weights of what is no expert"),
+    "dsv4_bf16_all": no_effect("weights are in model.dtype"),
     "neftune_noise_alpha": neftune, "plugins": _plugins, "tokens": _tokens,
     "tokenizer_use_mistral_common": close_if_true("Mistral's own tokenizer and template there; the model's here"),
     "resize_token_embeddings_to_32x": close_if_true("rows without a token may be added there, and none here"),
@@ -517,7 +565,11 @@ for _keys, _rule in (
         "is_qwen_derived_model base_model_ignore_patterns torchdistx_path gptq_groupsize gptq_model_v1 "
         "save_safetensors save_only_model experimental_skip_move_to_device eval_batch_size save_strategy "
         "eval_strategy profiler_steps profiler_steps_start gc_steps include_tokens_per_second include_tkps "
-        "nvfp4_merge_aware llama4_linearized_experts eval_sequence_len",
+        "nvfp4_merge_aware nvfp4_merge_aware_start_step llama4_linearized_experts eval_sequence_len ray_run_name "
+        "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature "
+        "lora_on_cpu merge_lora merge_method cls_model_config tokenizer_save_jinja_files dynamic_checkpoint device "
+        "world_size save_first_step is_preprocess total_num_tokens total_supervised_tokens sample_packing_eff_est "
+        "axolotl_config_path capabilities env_capabilities save_compressed overwrite_output_dir",
         no_effect("nothing here depends on it"),
     ),
     (
@@ -529,7 +581,10 @@ for _keys, _rule in (
         "chunked_cross_entropy_num_chunks lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel "
         "unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm "
         "unsloth_rope use_kernels use_sonicmoe use_scattermoe experts_implementation use_glm_dsa_kernels "
-        "torch_compile torch_compile_backend torch_compile_mode tf32 pretrain_multipack_attn",
+        "torch_compile torch_compile_backend torch_compile_mode torch_compile_options tf32 deepcompile "
+        "large_head_attention flash_attn_d512 sdpa_varlen dpo_use_liger_kernel liger_kernel_impl expert_backend "
+        "moe_grouped_backend moe_dequant_chunk_size moe_bnb_fast use_dsv4_kernels dsv4_fp8_lora_kernel "
+        "dsv4_shared_mlp_lora_kernel pretrain_multipack_attn",
         _KERNELS,
     ),
     (
@@ -541,13 +596,16 @@ for _keys, _rule in (
         "ddp_find_unused_parameters local_rank activation_offloading layer_offloading tiled_mlp "
         "tiled_mlp_num_shards tiled_mlp_use_original_mlp gradient_checkpointing_kwargs max_memory "
         "gpu_memory_limit accelerator_config streaming_multipack_buffer_size push_dataset_to_hub "
-        "hf_use_auth_token",
+        "hf_use_auth_token qlora_sharded_model_loading ple_cpu_offload num_dataset_shards_to_save "
+        "torch_empty_cache_steps gc_collect_steps preprocess_iterable multipack_real_batches "
+        "fsdp_final_state_dict_type pretrain_multipack_buffer_size",
         _MEMORY,
     ),
     (
         "context_parallel_size context_parallel_impl sequence_parallel_degree heads_k_stride ring_attn_func "
         "tensor_parallel_size expert_parallel_size expert_parallel_backend expert_parallel_num_nvl_bytes "
-        "expert_parallel_token_capacity dp_shard_size dp_replicate_size",
+        "expert_parallel_token_capacity expert_parallel_num_rdma_bytes "
+        "expert_parallel_fallback_on_unsupported dp_shard_size dp_replicate_size",
         _PARALLEL,
     ),
     (
@@ -559,42 +617,58 @@ for _keys, _rule in (
         "use_otel_metrics otel_metrics_host otel_metrics_port wandb_entity wandb_name wandb_run_id wandb_watch "
         "wandb_log_model hub_model_id hub_strategy hub_revision hub_private vllm eval_table_size "
         "eval_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics do_bench_eval generate_samples "
-        "num_generation_samples generation_max_new_tokens log_with_wandb loss_watchdog_log",
+        "num_generation_samples generation_max_new_tokens generation_temperature generation_top_p generation_top_k "
+        "generation_prompt_ratio generation_do_sample bench_dataset bench_split lm_eval_tasks lm_eval_batch_size "
+        "lm_eval_post_train lm_eval_model log_with_wandb loss_watchdog_log",
         _LOGS,
     ),
-    ("evals_per_epoch saves_per_epoch", _RHYTHM),
+    ("evals_per_epoch saves_per_epoch evaluation_strategy", _RHYTHM),
     ("load_best_model_at_end metric_for_best_model greater_is_better", no_effect("see eval.best_metric")),
     (
         "trl ebft reward_model process_reward_model center_rewards_coefficient qat quantization fp8 "
         "fp8_enable_fsdp_float8_all_gather diffusion kd_trainer kd_ce_alpha kd_alpha kd_temperature use_eaft "
         "lisa_n_layers lisa_step_interval lisa_layers_attribute relora relora_steps relora_prune_ratio "
         "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps "
-        "dpo_padding_free use_onebitllms llmcompressor spectrum_top_fraction num_labels",
+        "dpo_padding_free use_onebitllms llmcompressor spectrum_top_fraction num_labels spectrum_model_name "
+        "mora hatchery relora_prune_method relora_cpu_offload fp8_config use_pose pose_split_on_token_ids "
+        "pose_max_context_len pose_num_chunks eaft_alpha eaft_k kd_beta kd_normalize_topk "
+        "kd_online_server_base_url kd_online_topk kd_online_server kd_online_timeout kd_temperature_min dense_mixer "
+        "recipe grokfast_alpha grokfast_lamb max_prompt_len nemo_gym_enabled nemo_gym_dir nemo_gym_auto_clone "
+        "nemo_gym_config_paths nemo_gym_head_port nemo_gym_server_timeout nemo_gym_verify_timeout "
+        "nemo_gym_run_timeout nemo_gym_datasets nemo_gym_auto_start nemo_gym_model_name nemo_gym_multi_turn "
+        "nemo_gym_max_turns",
         refuse(_METHOD),
     ),
     (
-        "pretraining_dataset streaming",
+        "pretraining_dataset streaming pretraining_sample_concatenation",
         refuse("windows over a stream of text are not supported; name the data under datasets with type: completion"),
     ),
     (
-        "processor_type image_size image_resize_algorithm freeze_mm_modules chat_template_mm",
+        "processor_type processor_kwargs role_boundaries image_size image_resize_algorithm freeze_mm_modules "
+        "chat_template_mm",
         refuse("a model of images or audio; only text is trained here: name a model of text"),
     ),
     (
         "lora_target_parameters lora_rank_pattern lora_alpha_pattern peft_init_lora_weights lora_fan_in_fan_out "
         "loftq_config peft peft_layers_pattern peft_ensure_weight_tying peft_trainable_token_indices "
-        "loraplus_lr_embedding embedding_lr_scale lr_groups",
+        "loraplus_lr_embedding embedding_lr_scale lr_groups peft_layer_replication",
         refuse("an option of adapters or groups that is not supported; leave it out"),
     ),
     (
-        "noisy_embedding_alpha reinit_weights added_tokens_overrides "
+        "reinit_weights added_tokens_overrides "
         "shrink_embeddings group_by_length optim_args "
         "optim_target_modules muon_lr cosine_constant_lr_ratio lr_quadratic_warmup dsv4_fp4_grouped_mode "
-        "default_system_message model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct",
+        "default_system_message model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct "
+        "trainer_cls lr_div_factor dion_lr dion_momentum dion_rank_fraction dion_rank_multiple_of qgalore_rank "
+        "qgalore_update_proj_gap qgalore_scale qgalore_proj_type qgalore_proj_quant qgalore_proj_bits "
+        "qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size "
+        "overrides_of_model_kwargs scaling_softmax scaling_softmax_factor scaling_softmax_bias "
+        "chat_template_kwargs fix_untrained_tokens mean_resizing_embeddings",
         refuse("changes what is trained, and is not supported; leave it out"),
     ),
     (
-        "dpo_beta max_packed_sequence_len rope_scaling evaluation_strategy conversation",
+        "dpo_beta dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss max_packed_sequence_len rope_scaling "
+        "conversation",
         refuse("gone from Axolotl, which refuses it too; leave it out"),
     ),
 ):  # fmt: skip

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers.their_templates import chat_template
 from dist_ft.importers.verdicts import (
     Outcome,
     Source,
@@ -88,7 +89,8 @@ def is_chat(entry: dict[str, Yaml]) -> bool:
 def entries(source: Source, key: str = "datasets") -> list[dict[str, Yaml]]:
     """Return the data sets of a key, each with the values that are set."""
     found = as_mappings(key, source.values.get(key, []))
-    return [{name: value for name, value in entry.items() if is_set(value)} for entry in found]
+    # An empty list is a value: no role is trained.
+    return [{name: value for name, value in entry.items() if is_set(value) or value == []} for entry in found]
 
 
 def train_sources(source: Source, value: Yaml) -> Outcome:
@@ -106,7 +108,14 @@ def train_sources(source: Source, value: Yaml) -> Outcome:
         return Outcome("same", "raw text, cut into pieces", settings | {"data.long_samples": "split"})
     if True in whole:
         return Outcome("refused", "completion beside other types: long samples are cut in one and dropped in the other")
-    return Outcome("same", "weights of messages are not read there, and are here", settings)
+    why = "weights of messages are not read there, and are here"
+    if (own := own_template(source)) is None:
+        return Outcome("same", why, settings)
+    name, text = own
+    if text:
+        return Outcome("same", why, settings | {"data.chat_template": text})
+    found = chat_template(source, "axolotl", name)
+    return Outcome(found.verdict, f"{why}; chat_template: {found.why or name}", settings | found.settings)
 
 
 def held_out(source: Source, value: Yaml) -> Outcome:
@@ -120,13 +129,26 @@ def held_out(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"data.eval": sources[0]})
 
 
+def own_template(source: Source) -> tuple[str, str] | None:
+    """Return the name and the text of the template that chats themselves name; None where the file's holds."""
+    return next((found for entry in entries(source) if is_chat(entry) and (found := _named(entry))), None)
+
+
+def _named(entry: dict[str, Yaml]) -> tuple[str, str] | None:
+    """Return the template of a data set; the tokenizer's own is the file's, which is written into the tokenizer."""
+    text = as_text("datasets.chat_template_jinja", entry.get("chat_template_jinja", ""))
+    name = as_text("datasets.chat_template", entry.get("chat_template", "jinja" if text else "tokenizer_default"))
+    return None if name == "tokenizer_default" else (name, text if name == "jinja" else "")
+
+
 def _template_problems(source: Source) -> list[str]:
-    names = {
-        str(entry.get("chat_template", source.values.get("chat_template", "tokenizer_default")))
-        for entry in entries(source)
-        if is_chat(entry)
-    }
-    return [] if len(names) < 2 else [f"data sets with different templates ({', '.join(sorted(names))}); use one"]
+    text = str(source.values.get("chat_template_jinja", ""))
+    name = str(source.values.get("chat_template", "jinja" if text else "tokenizer_default"))
+    found = {_named(entry) or (name, text if name == "jinja" else "") for entry in entries(source) if is_chat(entry)}
+    if ("jinja", "") in found:
+        return ["chat_template: jinja without its text; write chat_template_jinja"]
+    names = ", ".join(sorted(name for name, _ in found))
+    return [] if len(found) < 2 else [f"data sets with different templates ({names}); use one"]
 
 
 def _source(key: str, entry: dict[str, Yaml], rl: Yaml) -> tuple[list[Yaml], list[str]]:
@@ -290,7 +312,9 @@ def _chat(key: str, entry: dict[str, Yaml], more: Collection[str] = ()) -> tuple
         if other := sorted({*as_texts(f"{key}.roles.{name}", spellings)} - _ROLES.get(name, set())):
             problems.append(f"{key}.roles.{name}: {', '.join(other)} is not read as {name}; rename it in the rows")
     if entry.get("roles_to_train", ["assistant"]) not in (["assistant"], ["gpt"], "assistant"):
-        problems.append(f"{key}.roles_to_train: only assistant turns are trained; see data.train_on")
+        problems.append(
+            f"{key}.roles_to_train={entry['roles_to_train']}: only assistant turns are trained; see data.train_on"
+        )
     problems += [
         f"{key}.{name}={entry[name]}: the token that ends a turn is trained here; leave it out"
         for name in ("train_on_eos", "train_on_eot")

@@ -13,6 +13,7 @@ from dist_ft.importers.preference_rules import dropout, has_reference, loss_of, 
 from dist_ft.importers.rule_kinds import (
     close_if_true,
     deepspeed,
+    early_stopping,
     find_beside,
     lora_only,
     lora_plus,
@@ -23,6 +24,7 @@ from dist_ft.importers.rule_kinds import (
     refuse,
     to,
     trust_remote_code,
+    unless,
 )
 from dist_ft.importers.verdicts import (
     Outcome,
@@ -41,15 +43,16 @@ V1_KEYS = frozenset({"model_class", "dist_config", "kernel_config", "peft_config
 """Keys of the second engine (`examples/v1`), which has a table of its own there and none here."""
 NOTES = (
     "The held-out split, order, dropout and adapter matrices come from other random numbers.",
+    "Rows whose turns are out of order are left out there, with a warning; here each is read, or an error names it.",
     "A sample that is too long loses its end here; there prompt and answer are shortened in proportion.",
 )
 DEFAULTS: dict[str, Yaml] = {
     **TRAINER_DEFAULTS, "cutoff_len": 2048, "packing": False, "lora_rank": 8, "lora_alpha": 0, "lora_target": "all",
     "lora_dropout": 0.0, "finetuning_type": "lora", "stage": "sft", "disable_gradient_checkpointing": False,
-    "pref_ftx": 0.0, "mask_history": False,
+    "pref_ftx": 0.0, "mask_history": False, "template": "",
 }  # fmt: skip
 """What LLaMA-Factory takes for keys that a file leaves out."""
-REQUIRED = ("model_name_or_path", "dataset", "template", "output_dir")
+REQUIRED = ("model_name_or_path", "dataset", "output_dir")
 
 _MEDIA = {"images", "videos", "audios"}
 _ANSWERS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "label"}
@@ -62,6 +65,8 @@ _COLUMNS = {
     "openai": {"messages": "messages", "system": "system", "tools": "tools", **_ANSWERS},
 }  # fmt: skip
 """Columns of a format there, and the keys of ours that they become."""
+_OPTIONAL = {"alpaca": ("input", "history", "system", "tools"), "sharegpt": ("system", "tools")}
+"""Columns that are read here wherever a row has them, and there only if they are named."""
 _ROWS = {"": "chats", "preference": "pairs of answers (ranking)", "labelled": "answers with a label (kto_tag)"}
 
 
@@ -131,6 +136,9 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str, wanted: str) -> tup
     if layout not in _COLUMNS or (extra := sorted(columns.keys() - _COLUMNS[layout].keys())):
         what = f"formatting={layout}" if layout not in _COLUMNS else f"columns {', '.join(extra)}"
         return {}, f"{name}: {what} is not supported; write the rows as messages"
+    needed = {"alpaca": "prompt", "sharegpt": "messages"}[layout]
+    if columns and needed not in columns:
+        return {}, f"{name}.columns names no {needed}, so that none is read there; name its column"
     tags = {"role": "from", "content": "value"}
     for key, tag in as_mapping(f"{name}.tags", entry.get("tags", {})).items():
         ours = {"role_tag": {"role", "from"}, "content_tag": {"content", "value"}, "user_tag": {"user", "human"},
@@ -143,6 +151,9 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str, wanted: str) -> tup
     if is_set(entry.get("num_samples")):
         return {}, f"{name}.num_samples draws rows at random; write them to a file and name it"
     ours_columns: dict[str, Yaml] = {_COLUMNS[layout][k]: v for k, v in columns.items()}
+    # Columns that are not named are not read there: with `columns`, none has a default.
+    read = set(ours_columns) if columns else {"instruction", "input", "output", "conversations"}
+    unread: list[Yaml] = [key for key in _OPTIONAL[layout] if key not in read]
     renamed: dict[str, Yaml] = {ours: theirs for ours, theirs in ours_columns.items() if ours != theirs}
     layouts = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
     found: dict[str, Yaml] = {"format": form or layouts[layout]}
@@ -155,13 +166,16 @@ def _dataset(folder: Path, info: dict[str, Yaml], name: str, wanted: str) -> tup
         return {}, f"{name}: only hf_hub_url and file_name are read here; name one"
     if entry.get("folder") is not None:
         return {}, f"{name}.folder is not read here; name the file as hf://datasets/..."
-    return {"source": found.pop("source"), **found, **({"columns": renamed} if renamed else {})}, ""
+    return {"source": found.pop("source"), **found, **({"columns": renamed} if renamed else {}), "ignore": unread}, ""
 
 
 def _stage(source: Source, value: Yaml) -> Outcome:
     stage = as_text("stage", value)
     if stage == "sft":
         return Outcome("same", "supervised fine-tuning")
+    if stage == "pt":
+        why = "raw text is cut at every cutoff_len tokens of all texts together; write data with format: text by hand"
+        return Outcome("refused", why)
     name = source.text("pref_loss", "sigmoid") if stage == "dpo" else stage
     if stage not in ("dpo", "kto") or (found := loss_of(name)) is None:
         return unknown_loss(name)
@@ -194,7 +208,12 @@ def _kind(source: Source, value: Yaml) -> Outcome:
     kind = as_text("finetuning_type", value)
     if kind in ("lora", "full"):
         return Outcome("same", "", {"method.kind": kind})
-    return Outcome("refused", f"{kind} is a method that is not there; use lora or full")
+    way = (
+        "; for some layers alone, use full here and name what stays as it is in method.freeze"
+        if kind == "freeze"
+        else ""
+    )
+    return Outcome("refused", f"{kind} is a method that is not there; use lora or full{way}")
 
 
 def _on_lora(rule: Rule) -> Rule:
@@ -220,6 +239,8 @@ def _saved(source: Source, value: Yaml) -> Outcome:
 
 def _template(source: Source, value: Yaml) -> Outcome:
     name = as_text("template", value)
+    if not name:
+        return Outcome("close", "the tokenizer's own, which is taken apart there; one without a template has no marks")
     if name in ("default", "alpaca", "vanilla", "empty"):
         return Outcome(
             "refused", f"{name} writes plain text with headings, which is not supported; use a chat template"
@@ -318,6 +339,18 @@ def _most(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", f"the first {as_whole('max_samples', value)} rows of each data set, in data.train[].rows")
 
 
+def _thinking(key: str, default: bool) -> Rule:
+    """Judges what becomes of thoughts, which templates without them do not ask."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        is_plain = source.text("template") in their_templates.OURS["llamafactory"]
+        if as_flag(key, value) == default or is_plain:
+            return Outcome("no effect", "the default there, or a template without thoughts")
+        return Outcome("refused", "changes the thoughts of the rows; leave it out, and change the rows")
+
+    return rule
+
+
 def _mixing(source: Source, value: Yaml) -> Outcome:
     if as_text("mix_strategy", value) == "concat":
         return Outcome("same", "one after the other")
@@ -354,37 +387,65 @@ TABLE: dict[str, Rule] = {
     "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,
     "max_samples": _most, "disable_shuffling": _order,
     "disable_gradient_checkpointing": _checkpointing, "deepspeed": deepspeed,
+    "enable_thinking": _thinking("enable_thinking", default=True),
+    "preserve_thinking": _thinking("preserve_thinking", default=False),
+    "early_stopping_steps": early_stopping, "pref_bco_weight": refuse("another loss beside it; leave it out"),
+    "tokenized_path": lambda source, value: Outcome("close", "rows are read from dataset, not as they were prepared"),
+    "split_special_tokens": refuse("marks within texts become letters there; leave it out"),
+    "ignore_pad_token_for_loss": unless(True, lambda source, value: Outcome("refused", "trains padding; leave it out")),
+    "compute_dtype": no_effect("see bf16"), "model_max_length": no_effect("see cutoff_len"),
+    "block_diag_attn": no_effect("see neat_packing"),
+    "loraplus_lr_embedding": unless(1e-6, refuse("a rate for embeddings alone; see optimizer.groups")),
+    "use_hyper_parallel": refuse("another engine; leave it out"), "hyper_parallel_args": refuse("another engine"),
     "quantization_bit": _quantised_bits, "quantization_method": _of_quantisation,
     "double_quantization": _of_quantisation, "quantization_type": _of_quantisation,
     "per_device_train_batch_size": batch,
 }  # fmt: skip
 for _keys, _rule in (
     (
-        "do_train do_eval do_predict overwrite_output_dir overwrite_cache preprocessing_num_workers "
-        "preprocessing_batch_size plot_loss tokenized_path cache_dir low_cpu_mem_usage use_fast_tokenizer "
-        "use_cache enable_liger_kernel use_unsloth use_unsloth_gc upcast_layernorm upcast_lmhead_output "
+        "overwrite_cache preprocessing_num_workers "
+        "preprocessing_batch_size plot_loss cache_dir low_cpu_mem_usage use_fast_tokenizer "
+        "enable_liger_kernel use_unsloth use_unsloth_gc upcast_layernorm upcast_lmhead_output "
         "ray_run_name ray_storage_path placement_strategy resources_per_worker ray_init_kwargs "
-        "ignore_pad_token_for_loss data_seed predict_with_generate compute_accuracy eval_on_each_dataset "
-        "use_swanlab swanlab_project swanlab_run_name swanlab_mode include_tokens_per_second "
-        "include_num_input_tokens_seen image_max_pixels video_max_pixels image_min_pixels video_maxlen video_fps "
+        "predict_with_generate compute_accuracy eval_on_each_dataset "
+        "use_swanlab swanlab_project swanlab_run_name swanlab_mode "
+        "image_max_pixels video_max_pixels image_min_pixels video_maxlen video_fps "
         "freeze_vision_tower freeze_multi_modal_projector freeze_language_model hf_hub_token infer_backend "
-        "split_special_tokens fp8_backend fp8_enable_fsdp_float8_all_gather kt_optimize_rule cpu_infer chunk_size mode "
+        "fp8_backend fp8_enable_fsdp_float8_all_gather kt_optimize_rule cpu_infer chunk_size mode "
+        "adapter_folder init_special_tokens use_reentrant_gc offload_folder use_kv_cache use_v1_kernels infer_dtype "
+        "ms_hub_token om_hub_token print_param_status quantization_device_map image_do_pan_and_scan crop_to_patches "
+        "video_min_pixels use_audio_in_video audio_sampling_rate export_dir export_size export_device "
+        "export_quantization_bit export_quantization_dataset export_quantization_nsamples export_quantization_maxlen "
+        "export_legacy_format export_hub_model_id vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank "
+        "vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend device_map "
+        "media_dir buffer_size eval_num_beams data_shared_file_system master_addr master_port enable_torch_profiler "
+        "profiler_output_dir profiler_wait_steps profiler_warmup_steps profiler_active_steps profiler_repeat "
+        "profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules swanlab_workspace "
+        "swanlab_api_key swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret "
+        "include_effective_tokens_per_second do_sample temperature top_p top_k num_beams max_length max_new_tokens "
+        "repetition_penalty length_penalty skip_special_tokens kt_weight_path kt_expert_checkpoint_path "
         "kt_maxlen kt_use_cuda_graph kt_mode kt_force_think kt_cpu_activation kt_config",
         _QUIET,
     ),
     ("fp8", close_if_true("matrices are multiplied in 8 bits there, and in model.dtype here")),
     ("use_kt", close_if_true("experts are computed by KTransformers on the CPU there; the same adapters are trained")),
     (
-        "reward_model ppo_score_norm ref_adapters ref_model_adapters ld_alpha "
-        "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
-        "use_galore galore_rank galore_target use_apollo apollo_rank apollo_target apollo_layerwise apollo_scale "
-        "use_badam badam_mode use_adam_mini use_muon pissa_init pissa_iter pissa_convert use_llama_pro "
-        "mixture_of_depths use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha "
-        "add_tokens add_special_tokens "
-        "new_special_tokens_config resize_vocab streaming oft_rank oft_block_size oft_target "
-        "module_dropout shift_attn rope_scaling moe_aux_loss_coef enable_thinking default_system tool_format "
-        "use_mca train_from_scratch",
+        "reward_model ref_adapters ref_model_adapters ld_alpha use_galore use_apollo use_badam use_adam_mini "
+        "use_muon pissa_init use_llama_pro mixture_of_depths use_dft_loss use_asft_loss use_eaft_loss add_tokens "
+        "add_special_tokens new_special_tokens_config resize_vocab streaming shift_attn rope_scaling "
+        "moe_aux_loss_coef default_system tool_format use_mca train_from_scratch kt_use_lora_experts",
         _METHOD,
+    ),
+    (
+        "galore_update_interval galore_scale galore_proj_type galore_layerwise apollo_update_interval apollo_proj "
+        "apollo_proj_type apollo_scale_type apollo_scale_front badam_start_block badam_switch_mode "
+        "badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose ppo_buffer_size ppo_epochs "
+        "ppo_target ppo_whiten_rewards reward_model_adapters reward_model_quantization_bit reward_model_type "
+        "ref_model_quantization_bit kt_lora_expert_num kt_lora_expert_intermediate_size freeze_trainable_layers "
+        "freeze_trainable_modules freeze_extra_modules galore_rank galore_target apollo_rank apollo_target "
+        "apollo_layerwise apollo_scale badam_mode pissa_iter pissa_convert asft_alpha eaft_alpha oft_rank "
+        "oft_block_size oft_target module_dropout ppo_score_norm",
+        no_effect("a number of a method that another key turns on"),
     ),
 ):  # fmt: skip
     TABLE |= dict.fromkeys(_keys.split(), _rule)

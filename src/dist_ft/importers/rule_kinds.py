@@ -199,14 +199,19 @@ def schedule(source: Source, value: Yaml) -> Outcome:
         else:
             return Outcome("refused", "its lr_scheduler_kwargs name neither min_lr_rate nor min_lr; set one")
         return Outcome("same", "", {"schedule.kind": "cosine", "schedule.min_lr_ratio": rate})
+    if name == "cosine_with_restarts":
+        kwargs = as_mapping("lr_scheduler_kwargs", source.values.get("lr_scheduler_kwargs", {}))
+        cycles = as_whole("num_cycles", kwargs.get("num_cycles", 1))
+        return Outcome("same", "", {"schedule.kind": "cosine", "schedule.num_cycles": cycles})
     return Outcome("refused", f"{name} is a schedule that is not there; choose a schedule.kind in the dist-ft config")
 
 
 def schedule_arguments(source: Source, value: Yaml) -> Outcome:
-    """Judges the arguments of the schedule, which only `cosine_with_min_lr` has here."""
-    known = {"min_lr", "min_lr_rate"}
-    if "cosine_with_min_lr" in _schedules(source) and as_mapping("lr_scheduler_kwargs", value).keys() <= known:
-        return Outcome("same", "in schedule.min_lr_ratio")
+    """Judges the arguments of the schedule, which two kinds of cosine have here."""
+    known = {"cosine_with_min_lr": {"min_lr", "min_lr_rate"}, "cosine_with_restarts": {"num_cycles"}}
+    given = as_mapping("lr_scheduler_kwargs", value).keys()
+    if any(name in _schedules(source) and given <= keys for name, keys in known.items()):
+        return Outcome("same", "see the schedule")
     return Outcome("refused", "arguments of a schedule that is not there; leave them out, or choose a schedule.kind")
 
 
@@ -308,6 +313,18 @@ def neftune(source: Source, value: Yaml) -> Outcome:
         return Outcome("no effect", "off")
     why = "its size follows from the padded length of a device batch there, and from each sequence's own here"
     return Outcome("close", why, {"method.neftune_alpha": alpha})
+
+
+def unless(neutral: Yaml, rule: Rule) -> Rule:
+    """Return a rule for a key whose default, written out, changes nothing."""
+    return lambda source, value: Outcome("no effect", "the default") if value == neutral else rule(source, value)
+
+
+def early_stopping(source: Source, value: Yaml) -> Outcome:
+    """Take over after how many measurements without a gain a run stops."""
+    if source.number("eval_steps", 0) < 1:
+        return Outcome("refused", "needs eval_steps as a number of steps; write it")
+    return Outcome("same", "", {"eval.early_stopping": {"patience": as_whole("the patience", value)}})
 
 
 def find_beside(source: Source, name: str) -> Path | None:

@@ -25,16 +25,18 @@ class _Tables:
     defaults: dict[str, Yaml]
     required: tuple[str, ...]
     notes: tuple[str, ...]
+    nulls: dict[str, str]
+    """Keys whose null is no missing value, and what it means."""
 
 
 _TOOLS: dict[Tool, _Tables] = {
-    "axolotl": _Tables(axolotl.TABLE, axolotl.DEFAULTS, axolotl.REQUIRED, axolotl.NOTES),
-    "llamafactory": _Tables(llamafactory.TABLE, llamafactory.DEFAULTS, llamafactory.REQUIRED, llamafactory.NOTES),
-    "trl": _Tables(trl.TABLE, trl.DEFAULTS, trl.REQUIRED, trl.NOTES),
+    "axolotl": _Tables(axolotl.TABLE, axolotl.DEFAULTS, axolotl.REQUIRED, axolotl.NOTES, {}),
+    "llamafactory": _Tables(llamafactory.TABLE, llamafactory.DEFAULTS, llamafactory.REQUIRED, llamafactory.NOTES, {}),
+    "trl": _Tables(trl.TABLE, trl.DEFAULTS, trl.REQUIRED, trl.NOTES, trl.NULLS),
 }
 
 
-_TRL_PREFERENCES = _Tables(trl.PREFERENCE_TABLE, trl.PREFERENCE_DEFAULTS, trl.REQUIRED, trl.PREFERENCE_NOTES)
+_TRL_PREFERENCES = _Tables(trl.PREFERENCE_TABLE, trl.PREFERENCE_DEFAULTS, trl.REQUIRED, trl.PREFERENCE_NOTES, trl.NULLS)
 """What it knows of `trl dpo` and `trl kto`; the other tools' files say themselves what is trained."""
 
 
@@ -67,9 +69,11 @@ def import_file(tool: Tool, path: Path, options: Options) -> Imported:
     ]:
         try:
             outcome = (
-                Outcome("no effect", "not set")
-                if key not in source.values and not is_left_out
-                else (tables.table[key](source, value))
+                tables.table[key](source, value)
+                if key in source.values or is_left_out
+                else Outcome("refused", tables.nulls[key])
+                if key in tables.nulls
+                else Outcome("no effect", "not set")
             )
         except ConfigError as error:
             wrong.append(f"{path}: {error}" if str(error).startswith(key) else f"{path}: {key}: {error}")

@@ -28,6 +28,7 @@ from dist_ft.importers.rule_kinds import (
     refuse,
     to,
     trust_remote_code,
+    unless,
 )
 from dist_ft.importers.verdicts import (
     Outcome,
@@ -60,6 +61,8 @@ PREFERENCE_DEFAULTS: dict[str, Yaml] = {
 }  # fmt: skip
 """What `trl dpo` and `trl kto` take for keys that a file leaves out."""
 REQUIRED = ("model_name_or_path",)
+NULLS = {"max_length": "null means samples of any length there; write the length of the longest"}
+"""Keys whose null says something else than to leave them out."""
 
 
 def _source(source: Source, entry: dict[str, Yaml], keys: tuple[str, str, str]) -> dict[str, Yaml]:
@@ -77,11 +80,10 @@ def _dataset(source: Source, value: Yaml) -> Outcome:
 
 def _datasets(source: Source, value: Yaml) -> Outcome:
     found = [_source(source, entry, ("path", "name", "split")) for entry in as_mappings("datasets", value)]
-    known = {"path", "name", "split", "data_files", "columns", "data_dir"}
     for entry in as_mappings("datasets", value):
-        if extra := sorted(
-            key for key in entry if is_set(entry[key]) and key not in known - {"data_files", "columns", "data_dir"}
-        ):
+        if not is_set(entry.get("path")):
+            return Outcome("refused", "a data set without a path; name a data set or a file")
+        if extra := sorted(key for key in entry if is_set(entry[key]) and key not in ("path", "name", "split")):
             return Outcome("refused", f"{', '.join(extra)} of a data set is not read here; write the rows to a file")
     if problems := [problem for one in found if (problem := _range(one))]:
         return Outcome("refused", "; ".join(problems))
@@ -172,6 +174,8 @@ def _loss_of_pairs(source: Source, value: Yaml) -> Outcome:
     """Take over the loss; pairs and labelled answers are not packed there."""
     found = _preference_loss(source, value)
     settings: dict[str, Yaml] = found.settings and found.settings | {"data.packing": False, "data.train_on": "turns"}
+    if settings and source.options.method == "kto" and "train_sampling_strategy" not in source.values:
+        settings |= {"data.shuffle": False}  # its default, for the sake of pairs that the loss makes of neighbours
     return Outcome(found.verdict, found.why, settings)
 
 
@@ -199,6 +203,28 @@ def _loss(source: Source, value: Yaml) -> Outcome:
     if as_text("loss_type", value) in ("nll", "chunked_nll"):
         return Outcome("same", "cross entropy of the trained tokens")
     return Outcome("refused", f"loss_type={value} is another loss; use nll")
+
+
+def _text_column(source: Source, value: Yaml) -> Outcome:
+    if as_text("dataset_text_field", value) == "text":
+        return Outcome("no effect", "the default, as here")
+    return Outcome("refused", f"text is read from `text`, not from {value}; write data.train[].columns by hand")
+
+
+def _order(source: Source, value: Yaml) -> Outcome:
+    name = as_text("train_sampling_strategy", value)
+    if name == "random":
+        return Outcome("same", "", {"data.shuffle": True})
+    if name == "sequential":
+        return Outcome("same", "", {"data.shuffle": False})
+    return Outcome("refused", f"{name} orders rows in a way that is not there; use random or sequential")
+
+
+def _held_out_share(source: Source, value: Yaml) -> Outcome:
+    share = float(as_number("test_split_size", value))
+    if not 0 < share < 1:
+        return Outcome("refused", f"a number of held-out rows ({share:g}) is not supported; write a share of the rows")
+    return Outcome("close", "the same share, other rows", {"data.eval": share})
 
 
 def _strategy(source: Source, value: Yaml) -> Outcome:
@@ -269,17 +295,22 @@ TABLE: dict[str, Rule] = {
     "loss_type": _loss, "chat_template_path": _template, "gradient_checkpointing": _switch, "deepspeed": deepspeed,
     "load_in_4bit": _load_in_4bit, "load_in_8bit": _load_in_8bit, "use_bnb_nested_quant": _nested,
     "bnb_4bit_quant_type": _nested,
+    "dataset_text_field": _text_column, "train_sampling_strategy": _order, "test_split_size": _held_out_share,
+    "truncation_mode": unless("keep_start", refuse("keeps the end of long samples; cut them before, or leave it out")),
+    "env": no_effect("variables of the environment; set them yourself"),
     "eos_token": to("model.special_tokens.eos", "text"), "pad_token": no_effect("padding carries no loss"),
 }  # fmt: skip
 for _keys, _rule in (
     (
         "attn_implementation dataset_num_proc pad_to_multiple_of padding_free eval_packing "
-        "activation_offloading lora_task_type",
+        "activation_offloading lora_task_type bnb_4bit_quant_storage ignore_bias_buffers shuffle_dataset "
+        "dataset_batch_size sanity_check model_adapter_name ref_adapter_name force_use_ref_model label_pad_token_id "
+        "generate_during_eval gradient_checkpointing_use_reentrant use_liger_loss",
         no_effect("nothing of the result depends on it here"),
     ),
     (
-        "dataset_text_field dataset_streaming lora_target_parameters dft shuffle_dataset "
-        "truncation_mode rpo_alpha max_prompt_length sync_ref_model",
+        "dataset_streaming streaming lora_target_parameters dft dataset_kwargs formatting_func "
+        "rpo_alpha max_prompt_length max_completion_length sync_ref_model",
         refuse("changes what is trained, and is not supported; leave it out"),
     ),
     (
@@ -298,7 +329,16 @@ PREFERENCE_TABLE: dict[str, Rule] = {
     "undesirable_weight": number("undesirable_weight", ("kto",), _objective),
     "lora_dropout": _on_lora(dropout(_objective)),
     "precompute_ref_log_probs": no_effect("always, here"), "disable_dropout": no_effect("see lora_dropout"),
-    "precompute_ref_batch_size": no_effect("speed alone"), "ref_model_name_or_path": has_reference,
+    "precompute_ref_batch_size": no_effect("speed alone"),
+    "f_divergence_type": unless("reverse_kl", refuse("another divergence than of DPO; leave it out")),
+    "use_weighting": refuse("weighs pairs by their likelihood, which is not supported; leave it out"),
+    "ld_alpha": refuse("weighs the longer answer's end less, which is not supported; leave it out"),
+    "reference_free": refuse("a loss without a reference; use cpo or simpo by hand"),
+    **dict.fromkeys(
+        ("f_alpha_divergence_coef", "discopop_tau", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+        no_effect("a number of a method that another key turns on"),
+    ),
+ "ref_model_name_or_path": has_reference,
     **{key: _rows(TABLE[key]) for key in ("dataset_name", "datasets", "dataset_test_split")},
 }  # fmt: skip
 """The keys of `trl dpo` and `trl kto`."""
