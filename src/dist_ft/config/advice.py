@@ -277,7 +277,7 @@ def tool_of(raw: dict[str, Yaml]) -> ToolName | None:
     """Return the tool that a config was written for; None when its keys do not show it."""
     if any(isinstance(raw.get(key), dict) for key in ("model", "data", "method", "train")):
         return "dist-ft"
-    if raw.keys() & _LLAMAFACTORY_ONLY:
+    if raw.keys() & _LLAMAFACTORY_ONLY or {"model_name_or_path", "dataset"} <= raw.keys():
         return "llamafactory"
     counts: dict[ToolName, int] = {
         "axolotl": len(raw.keys() & _AXOLOTL) + 2 * ("base_model" in raw),

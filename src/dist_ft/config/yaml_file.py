@@ -81,8 +81,12 @@ def dump(data: dict[str, Yaml]) -> str:
     return text
 
 
-def read_yaml(path: Path) -> dict[str, Yaml]:
+def read_yaml(path: Path, expected: str = "sections such as `model:` and `data:`") -> dict[str, Yaml]:
     """Read a YAML file whose top level is a mapping.
+
+    Args:
+        path: The file.
+        expected: What an error says that the file should hold.
 
     Raises:
         ConfigError: The file does not exist, or is not YAML with a mapping at the top level.
@@ -99,27 +103,30 @@ def read_yaml(path: Path) -> dict[str, Yaml]:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
     except _YAML_ERRORS as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, expected sections such as `model:` and `data:`")
+        found = "nothing" if raw is None else type(raw).__name__
+        raise ConfigError(f"{path} holds {found}, expected {expected}")
     return raw
 
 
 def read_plain_yaml(path: Path) -> dict[str, Yaml]:
-    """Read a YAML file of another tool: of the size of a config, and with every value written out.
+    """Read a YAML file of another tool: of the size of a config, and with every key and value written out.
 
     Raises:
-        ConfigError: As `read_yaml`; or the file is larger than a config, or has anchors.
+        ConfigError: As `read_yaml`; or the file is larger than a config, or has anchors or merge keys.
     """
     if path.is_file() and path.stat().st_size > _MAX_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, more than a config ({_MAX_BYTES}); name a config")
-    raw = read_yaml(path)
+    raw = read_yaml(path, "keys with values such as `learning_rate: 2e-5`; name a training config")
     for token in yaml.scan(path.read_text(encoding="utf-8"), yaml.SafeLoader):
         if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
             line = token.start_mark.line + 1
             raise ConfigError(
                 f"{path}:{line}: anchors (&{token.value}, *{token.value}) are not read; write the value out"
             )
+        if isinstance(token, yaml.ScalarToken) and token.plain and token.value == "<<":
+            raise ConfigError(f"{path}:{token.start_mark.line + 1}: merge keys (<<) are not read; write the keys out")
     if odd := [key for key in raw if not isinstance(key, str)]:
         raise ConfigError(f"{path}: key {odd[0]!r} is no word; correct it")
     return raw

@@ -9,6 +9,7 @@ from dist_ft.importers import their_templates
 from dist_ft.importers.axolotl_data import entries, held_out, is_chat, own_template, train_sources
 from dist_ft.importers.preference_rules import TOKEN_MEAN, dropout, loss_of, number, smoothing, unknown_loss
 from dist_ft.importers.rule_kinds import (
+    BEST,
     FLOAT16,
     close_if_true,
     deepspeed,
@@ -310,7 +311,9 @@ def _least_length(source: Source, value: Yaml) -> Outcome:
 
 
 def _checkpointing(source: Source, value: Yaml) -> Outcome:
-    is_on = (isinstance(value, str) and value.startswith("offload")) or as_flag("gradient_checkpointing", value)
+    is_on = (isinstance(value, str) and value.startswith(("offload", "unsloth"))) or as_flag(
+        "gradient_checkpointing", value
+    )
     return Outcome("same", "", {"train.gradient_checkpointing": True}) if is_on else Outcome("no effect", "off")
 
 
@@ -351,6 +354,8 @@ def _steps(key: str) -> Rule:
 
 
 def _fsdp(source: Source, value: Yaml) -> Outcome:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        as_text("fsdp", value)
     settings: dict[str, Yaml] = {"zero.stage": zero_stage(source, 3)}
     if isinstance(value, dict):
         if value.get("reshard_after_forward") is False:
@@ -623,7 +628,8 @@ for _keys, _rule in (
         _LOGS,
     ),
     ("evals_per_epoch saves_per_epoch evaluation_strategy", _RHYTHM),
-    ("load_best_model_at_end metric_for_best_model greater_is_better", no_effect("see eval.best_metric")),
+    ("load_best_model_at_end", BEST),
+    ("metric_for_best_model greater_is_better", no_effect("see eval.best_metric")),
     (
         "trl ebft reward_model process_reward_model center_rewards_coefficient qat quantization fp8 "
         "fp8_enable_fsdp_float8_all_gather diffusion kd_trainer kd_ce_alpha kd_alpha kd_temperature use_eaft "

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dist_ft.config.yaml_file import Yaml
 from dist_ft.importers.rule_kinds import (
+    BEST,
     FLOAT16,
     close_if_true,
     neftune,
@@ -94,6 +95,8 @@ def _report_to(source: Source, value: Yaml) -> Outcome:
 
 
 def _fsdp(source: Source, value: Yaml) -> Outcome:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        as_text("fsdp", value)
     is_whole = isinstance(value, dict) and as_mapping("fsdp_config", value).get("reshard_after_forward") is False
     stage = zero_stage(source, 2 if is_whole else 3)
     return Outcome("no effect", "every stage gives the same result", {"zero.stage": stage})
@@ -130,7 +133,7 @@ TRAINER_TABLE: dict[str, Rule] = {
     "fsdp": _fsdp, "fsdp_config": _fsdp,
     "resume_from_checkpoint": refuse("leave it out; `dist-ft checkpoint import` takes the checkpoint over"),
     "eval_strategy": _RHYTHM, "evaluation_strategy": _RHYTHM, "save_strategy": _RHYTHM,
-    "load_best_model_at_end": no_effect("see eval.best_metric"),
+    "load_best_model_at_end": BEST,
     "metric_for_best_model": no_effect("see eval.best_metric"),
     "neftune_noise_alpha": neftune, "label_smoothing_factor": refuse(_RATE), "group_by_length": refuse(_RATE),
     "optim_args": refuse(_RATE), "optim_target_modules": refuse(_RATE),

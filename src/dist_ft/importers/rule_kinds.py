@@ -327,6 +327,9 @@ def early_stopping(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"eval.early_stopping": {"patience": as_whole("the patience", value)}})
 
 
+BEST = close_if_true("the best weights are exported there; here the last, and the best as well with eval.best_metric")
+
+
 def find_beside(source: Source, name: str) -> Path | None:
     """Return a file that a config names: from here, from the config's folder, or from one above it."""
     for folder in (Path.cwd(), *source.path.absolute().parents):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,7 +60,7 @@ def import_file(tool: Tool, path: Path, options: Options) -> Imported:
     source = Source(path, {key: value for key, value in raw.items() if is_set(value)}, options)
     if not source.values.keys() & tables.table.keys():
         raise UsageError(f"{path} has no key of {tool}; name a training config")
-    wrong: list[str] = []
+    wrong: dict[str, None] = {}
     findings: list[Finding] = []
     taken: dict[str, Finding] = {}
     left_out = {key: value for key, value in tables.defaults.items() if key not in source.values}
@@ -76,14 +77,14 @@ def import_file(tool: Tool, path: Path, options: Options) -> Imported:
                 else Outcome("no effect", "not set")
             )
         except ConfigError as error:
-            wrong.append(f"{path}: {error}" if str(error).startswith(key) else f"{path}: {key}: {error}")
+            wrong |= {_named(str(error), key, raw): None}
             continue
         finding = _without_contradiction(Finding(key, outcome, is_left_out), taken)
         if not is_left_out or finding.outcome.settings or finding.outcome.verdict == "refused":
             findings.append(finding)
         taken |= dict.fromkeys(finding.outcome.settings, finding)
     if wrong:
-        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in wrong))
     findings += [
         Finding(key, Outcome("refused", "is missing, and has no default there; write it"), is_left_out=True)
         for key in tables.required
@@ -93,6 +94,13 @@ def import_file(tool: Tool, path: Path, options: Options) -> Imported:
     if not result.refused:
         _check(result)
     return result
+
+
+def _named(problem: str, key: str, raw: dict[str, Yaml]) -> str:
+    """Return a problem with the key that it is about: the one that is judged, unless it names another of the file."""
+    problem = re.sub(r"^(the|a)( \w+)+=", f"{key}=", problem)
+    is_named = any(problem.startswith((f"{name}=", f"{name}.")) for name in raw)
+    return problem if is_named else f"{key}: {problem}"
 
 
 def nested(settings: dict[str, Yaml]) -> dict[str, Yaml]:
@@ -137,5 +145,5 @@ def _check(result: Imported) -> None:
         f"{', '.join(sorted({theirs for ours, theirs in keys.items() if line.startswith(ours)})) or 'the file'}: {line}"
         for line in problems_in(nested(result.settings), result.path)
     ]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    if one_each := {line.partition(": ")[0]: line for line in problems}:
+        raise ConfigError("\n".join(one_each.values()))

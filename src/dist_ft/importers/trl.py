@@ -41,6 +41,7 @@ from dist_ft.importers.verdicts import (
     as_numbers,
     as_text,
     as_texts,
+    as_whole,
     is_set,
 )
 
@@ -258,7 +259,7 @@ def _init(source: Source, value: Yaml) -> Outcome:
 
 
 def _length(source: Source, value: Yaml) -> Outcome:
-    return Outcome("same", "", {"data.seq_len": int(as_number("max_length", value)), "data.long_samples": "truncate"})
+    return Outcome("same", "", {"data.seq_len": as_whole("max_length", value), "data.long_samples": "truncate"})
 
 
 def _switch(source: Source, value: Yaml) -> Outcome:

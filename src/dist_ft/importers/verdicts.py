@@ -5,6 +5,7 @@ Left to others: the tables of the tools, and how findings are printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,20 +114,22 @@ class Imported:
 
 
 def as_number(key: str, value: Yaml) -> float:
-    """Return a value as a number.
+    """Return a value as a finite number.
 
     Raises:
         ConfigError: It is none.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _wrong_type(key, value, "a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise _wrong_type(key, value, "a number") from None
+    if not math.isfinite(number):
+        raise _wrong_type(key, value, "a finite number")
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            raise _wrong_type(key, value, "a number") from None
         return int(number) if value.strip().lstrip("+-").replace("_", "").isdigit() else number
-    raise _wrong_type(key, value, "a number")
+    return value
 
 
 def as_whole(key: str, value: Yaml) -> int:
@@ -136,7 +139,7 @@ def as_whole(key: str, value: Yaml) -> int:
         ConfigError: It is none.
     """
     number = as_number(key, value)
-    if number != number or number in (float("inf"), -float("inf")) or number != int(number):
+    if number != int(number):
         raise _wrong_type(key, value, "a whole number")
     return int(number)
 

@@ -297,6 +297,7 @@ def test_the_written_config_says_what_was_found(tool: Tool, text: str, tmp_path:
         ("base_model: a\n\tlearning_rate: 1\n", "not valid YAML"),
         ("- base_model: a\n", "list"),
         ("base_model: &m org/m\nbase_model_config: *m\n", "anchors"),
+        ("<<: {base_model: org/m}\n", ":1: merge keys"),
         (f"{AXOLOTL}output_dir: ${{OUT}}\n", "output_dir holds a placeholder"),
         (f"{AXOLOTL}output_dir: <your-folder>\n", "output_dir holds a placeholder"),
         (f"{AXOLOTL}seed: 1\nseed: 2\n", "seed"),
@@ -305,7 +306,7 @@ def test_the_written_config_says_what_was_found(tool: Tool, text: str, tmp_path:
         (f"{AXOLOTL}micro_batch_size: -1\n", "train.micro_batch_size"),
         (f"{AXOLOTL}datasets_of: {'x' * (1 << 20)}\n", "bytes, more than a config"),
         ("name: x\nversion: 3\n", "no key of axolotl"),
-        ("", "sections"),
+        ("", "holds nothing"),
     ],
 )
 def test_bad_input_is_one_clear_error(content: str, words: str, tmp_path: Path) -> None:
