@@ -46,6 +46,7 @@ from dist_ft.importers.verdicts import (
     as_text,
     as_texts,
     as_whole,
+    is_off,
 )
 
 NOTES = (
@@ -208,7 +209,7 @@ def _unfrozen(source: Source, value: Yaml) -> Outcome:
 
 def _model_config(source: Source, value: Yaml) -> Outcome:
     found = as_mapping("model_config", value)
-    if found.get("output_router_logits") is True:
+    if not is_off(found.get("output_router_logits", False)):
         return Outcome("refused", "output_router_logits adds a loss of the router; set it to false")
     if nested := [key for key, item in found.items() if isinstance(item, dict | list)]:
         return Outcome("refused", f"{', '.join(nested)}: only flat values can be overridden; change the config.json")
@@ -358,9 +359,9 @@ def _fsdp(source: Source, value: Yaml) -> Outcome:
         as_text("fsdp", value)
     settings: dict[str, Yaml] = {"zero.stage": zero_stage(source, 3)}
     if isinstance(value, dict):
-        if value.get("reshard_after_forward") is False:
+        if is_off(value.get("reshard_after_forward", True)):
             settings["zero.stage"] = 2
-        if any(value.get(key) is True for key in ("offload_params", "fsdp_offload_params")):
+        if any(not is_off(value.get(key, False)) for key in ("offload_params", "fsdp_offload_params")):
             settings["zero.offload"] = True
     elif "fsdp_config" in source.values:
         return Outcome("no effect", "see fsdp_config")
@@ -419,7 +420,7 @@ def _resources(source: Source, value: Yaml) -> Outcome:
 
 
 def _wandb(source: Source, value: Yaml) -> Outcome:
-    if value == "" or source.values.get("use_wandb") is False or source.values.get("wandb_mode") == "disabled":
+    if value == "" or not source.flag("use_wandb", True) or source.values.get("wandb_mode") == "disabled":
         return Outcome("same", "off", {"monitor.wandb": "disabled"})
     return Outcome("same", "", {"monitor.project": as_text("wandb_project", value), "monitor.wandb": "auto"})
 
@@ -566,42 +567,41 @@ TABLE: dict[str, Rule] = {
 for _keys, _rule in (
     (
         "tokenizer_type tokenizer_use_fast tokenizer_legacy strict debug low_cpu_mem_usage device_map use_ray "
-        "fsdp_version is_falcon_derived_model is_llama_derived_model is_mistral_derived_model "
-        "is_qwen_derived_model base_model_ignore_patterns torchdistx_path gptq_groupsize gptq_model_v1 "
-        "save_safetensors save_only_model experimental_skip_move_to_device eval_batch_size save_strategy "
-        "eval_strategy profiler_steps profiler_steps_start gc_steps include_tokens_per_second include_tkps "
-        "nvfp4_merge_aware nvfp4_merge_aware_start_step llama4_linearized_experts eval_sequence_len ray_run_name "
-        "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature "
-        "lora_on_cpu merge_lora merge_method cls_model_config tokenizer_save_jinja_files dynamic_checkpoint device "
-        "world_size save_first_step is_preprocess total_num_tokens total_supervised_tokens sample_packing_eff_est "
+        "fsdp_version is_falcon_derived_model is_llama_derived_model is_mistral_derived_model is_qwen_derived_model "
+        "base_model_ignore_patterns torchdistx_path gptq_groupsize gptq_model_v1 save_safetensors save_only_model "
+        "experimental_skip_move_to_device eval_batch_size save_strategy eval_strategy profiler_steps "
+        "profiler_steps_start gc_steps include_tokens_per_second include_tkps nvfp4_merge_aware "
+        "nvfp4_merge_aware_start_step llama4_linearized_experts eval_sequence_len ray_run_name gradio_title "
+        "gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature lora_on_cpu "
+        "merge_lora merge_method cls_model_config tokenizer_save_jinja_files dynamic_checkpoint device world_size "
+        "save_first_step is_preprocess total_num_tokens total_supervised_tokens sample_packing_eff_est "
         "axolotl_config_path capabilities env_capabilities save_compressed overwrite_output_dir",
         no_effect("nothing here depends on it"),
     ),
     (
         "flash_attention sdp_attention xformers_attention flex_attention flex_attn_compile_kwargs "
         "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_mlp flash_attn_fuse_qkv flash_optimum "
-        "gemma4_hybrid_attn_impl fused_attn_kernel liger_rope liger_rms_norm liger_rms_norm_gated "
-        "liger_layer_norm liger_glu_activation liger_swiglu liger_cross_entropy liger_fused_linear_cross_entropy "
+        "gemma4_hybrid_attn_impl fused_attn_kernel liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm "
+        "liger_glu_activation liger_swiglu liger_cross_entropy liger_fused_linear_cross_entropy "
         "liger_use_token_scaling cut_cross_entropy cut_cross_entropy_impl chunked_cross_entropy "
         "chunked_cross_entropy_num_chunks lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel "
-        "unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm "
-        "unsloth_rope use_kernels use_sonicmoe use_scattermoe experts_implementation use_glm_dsa_kernels "
-        "torch_compile torch_compile_backend torch_compile_mode torch_compile_options tf32 deepcompile "
-        "large_head_attention flash_attn_d512 sdpa_varlen dpo_use_liger_kernel liger_kernel_impl expert_backend "
-        "moe_grouped_backend moe_dequant_chunk_size moe_bnb_fast use_dsv4_kernels dsv4_fp8_lora_kernel "
-        "dsv4_shared_mlp_lora_kernel pretrain_multipack_attn",
+        "unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope "
+        "use_kernels use_sonicmoe use_scattermoe experts_implementation use_glm_dsa_kernels torch_compile "
+        "torch_compile_backend torch_compile_mode torch_compile_options tf32 deepcompile large_head_attention "
+        "flash_attn_d512 sdpa_varlen dpo_use_liger_kernel liger_kernel_impl expert_backend moe_grouped_backend "
+        "moe_dequant_chunk_size moe_bnb_fast use_dsv4_kernels dsv4_fp8_lora_kernel dsv4_shared_mlp_lora_kernel "
+        "pretrain_multipack_attn",
         _KERNELS,
     ),
     (
-        "pad_to_sequence_len pad_to_multiple_of eval_sample_packing sample_packing_group_size "
-        "sample_packing_bin_size sample_packing_sequentially sample_packing_mp_start_method batch_flattening "
-        "dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory skip_prepare_dataset "
-        "remove_unused_columns dataloader_pin_memory dataloader_num_workers dataloader_prefetch_factor "
-        "dataloader_drop_last num_workers ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
-        "ddp_find_unused_parameters local_rank activation_offloading layer_offloading tiled_mlp "
-        "tiled_mlp_num_shards tiled_mlp_use_original_mlp gradient_checkpointing_kwargs max_memory "
-        "gpu_memory_limit accelerator_config streaming_multipack_buffer_size push_dataset_to_hub "
-        "hf_use_auth_token qlora_sharded_model_loading ple_cpu_offload num_dataset_shards_to_save "
+        "pad_to_sequence_len pad_to_multiple_of eval_sample_packing sample_packing_group_size sample_packing_bin_size "
+        "sample_packing_sequentially sample_packing_mp_start_method batch_flattening dataset_prepared_path "
+        "dataset_num_proc dataset_processes dataset_keep_in_memory skip_prepare_dataset remove_unused_columns "
+        "dataloader_pin_memory dataloader_num_workers dataloader_prefetch_factor dataloader_drop_last num_workers ddp "
+        "ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters local_rank "
+        "activation_offloading layer_offloading tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp "
+        "gradient_checkpointing_kwargs max_memory gpu_memory_limit accelerator_config streaming_multipack_buffer_size "
+        "push_dataset_to_hub hf_use_auth_token qlora_sharded_model_loading ple_cpu_offload num_dataset_shards_to_save "
         "torch_empty_cache_steps gc_collect_steps preprocess_iterable multipack_real_batches "
         "fsdp_final_state_dict_type pretrain_multipack_buffer_size",
         _MEMORY,
@@ -609,8 +609,8 @@ for _keys, _rule in (
     (
         "context_parallel_size context_parallel_impl sequence_parallel_degree heads_k_stride ring_attn_func "
         "tensor_parallel_size expert_parallel_size expert_parallel_backend expert_parallel_num_nvl_bytes "
-        "expert_parallel_token_capacity expert_parallel_num_rdma_bytes "
-        "expert_parallel_fallback_on_unsupported dp_shard_size dp_replicate_size",
+        "expert_parallel_token_capacity expert_parallel_num_rdma_bytes expert_parallel_fallback_on_unsupported "
+        "dp_shard_size dp_replicate_size",
         _PARALLEL,
     ),
     (
@@ -620,11 +620,11 @@ for _keys, _rule in (
         "trackio_space_id use_swanlab swanlab_project swanlab_experiment_name swanlab_description swanlab_mode "
         "swanlab_workspace swanlab_log_completions swanlab_completion_log_interval swanlab_completion_max_buffer "
         "use_otel_metrics otel_metrics_host otel_metrics_port wandb_entity wandb_name wandb_run_id wandb_watch "
-        "wandb_log_model hub_model_id hub_strategy hub_revision hub_private vllm eval_table_size "
-        "eval_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics do_bench_eval generate_samples "
-        "num_generation_samples generation_max_new_tokens generation_temperature generation_top_p generation_top_k "
-        "generation_prompt_ratio generation_do_sample bench_dataset bench_split lm_eval_tasks lm_eval_batch_size "
-        "lm_eval_post_train lm_eval_model log_with_wandb loss_watchdog_log",
+        "wandb_log_model hub_model_id hub_strategy hub_revision hub_private vllm eval_table_size eval_max_new_tokens "
+        "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval generate_samples num_generation_samples "
+        "generation_max_new_tokens generation_temperature generation_top_p generation_top_k generation_prompt_ratio "
+        "generation_do_sample bench_dataset bench_split lm_eval_tasks lm_eval_batch_size lm_eval_post_train "
+        "lm_eval_model log_with_wandb loss_watchdog_log",
         _LOGS,
     ),
     ("evals_per_epoch saves_per_epoch evaluation_strategy", _RHYTHM),
@@ -634,15 +634,14 @@ for _keys, _rule in (
         "trl ebft reward_model process_reward_model center_rewards_coefficient qat quantization fp8 "
         "fp8_enable_fsdp_float8_all_gather diffusion kd_trainer kd_ce_alpha kd_alpha kd_temperature use_eaft "
         "lisa_n_layers lisa_step_interval lisa_layers_attribute relora relora_steps relora_prune_ratio "
-        "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps "
-        "dpo_padding_free use_onebitllms llmcompressor spectrum_top_fraction num_labels spectrum_model_name "
-        "mora hatchery relora_prune_method relora_cpu_offload fp8_config use_pose pose_split_on_token_ids "
-        "pose_max_context_len pose_num_chunks eaft_alpha eaft_k kd_beta kd_normalize_topk "
-        "kd_online_server_base_url kd_online_topk kd_online_server kd_online_timeout kd_temperature_min dense_mixer "
-        "recipe grokfast_alpha grokfast_lamb max_prompt_len nemo_gym_enabled nemo_gym_dir nemo_gym_auto_clone "
-        "nemo_gym_config_paths nemo_gym_head_port nemo_gym_server_timeout nemo_gym_verify_timeout "
-        "nemo_gym_run_timeout nemo_gym_datasets nemo_gym_auto_start nemo_gym_model_name nemo_gym_multi_turn "
-        "nemo_gym_max_turns",
+        "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps dpo_padding_free use_onebitllms "
+        "llmcompressor spectrum_top_fraction num_labels spectrum_model_name mora hatchery relora_prune_method "
+        "relora_cpu_offload fp8_config use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks "
+        "eaft_alpha eaft_k kd_beta kd_normalize_topk kd_online_server_base_url kd_online_topk kd_online_server "
+        "kd_online_timeout kd_temperature_min dense_mixer recipe grokfast_alpha grokfast_lamb max_prompt_len "
+        "nemo_gym_enabled nemo_gym_dir nemo_gym_auto_clone nemo_gym_config_paths nemo_gym_head_port "
+        "nemo_gym_server_timeout nemo_gym_verify_timeout nemo_gym_run_timeout nemo_gym_datasets nemo_gym_auto_start "
+        "nemo_gym_model_name nemo_gym_multi_turn nemo_gym_max_turns",
         refuse(_METHOD),
     ),
     (
@@ -661,15 +660,13 @@ for _keys, _rule in (
         refuse("an option of adapters or groups that is not supported; leave it out"),
     ),
     (
-        "reinit_weights added_tokens_overrides "
-        "shrink_embeddings group_by_length optim_args "
-        "optim_target_modules muon_lr cosine_constant_lr_ratio lr_quadratic_warmup dsv4_fp4_grouped_mode "
-        "default_system_message model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct "
-        "trainer_cls lr_div_factor dion_lr dion_momentum dion_rank_fraction dion_rank_multiple_of qgalore_rank "
-        "qgalore_update_proj_gap qgalore_scale qgalore_proj_type qgalore_proj_quant qgalore_proj_bits "
-        "qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size "
-        "overrides_of_model_kwargs scaling_softmax scaling_softmax_factor scaling_softmax_bias "
-        "chat_template_kwargs fix_untrained_tokens mean_resizing_embeddings",
+        "reinit_weights added_tokens_overrides shrink_embeddings group_by_length optim_args optim_target_modules "
+        "muon_lr cosine_constant_lr_ratio lr_quadratic_warmup dsv4_fp4_grouped_mode default_system_message "
+        "model_kwargs adam_epsilon2 adam_beta3 label_smoothing_factor loss_fct trainer_cls lr_div_factor dion_lr "
+        "dion_momentum dion_rank_fraction dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap qgalore_scale "
+        "qgalore_proj_type qgalore_proj_quant qgalore_proj_bits qgalore_proj_group_size qgalore_cos_threshold "
+        "qgalore_gamma_proj qgalore_queue_size overrides_of_model_kwargs scaling_softmax scaling_softmax_factor "
+        "scaling_softmax_bias chat_template_kwargs fix_untrained_tokens mean_resizing_embeddings",
         refuse("changes what is trained, and is not supported; leave it out"),
     ),
     (

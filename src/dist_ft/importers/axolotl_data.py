@@ -15,6 +15,7 @@ from dist_ft.importers.verdicts import (
     as_mappings,
     as_text,
     as_texts,
+    is_off,
     is_set,
 )
 
@@ -306,12 +307,13 @@ def _chat(key: str, entry: dict[str, Yaml], more: Collection[str] = ()) -> tuple
     content = mapping.get("content", entry.get("message_field_content", "content"))
     if (role, content) not in (("role", "content"), ("from", "value")):
         problems.append(f"{key}: turns with {role} and {content}; rename them to role and content in the rows")
-    if extra := sorted(mapping.keys() - {"role", "content"}):
+    if extra := sorted(name for name in mapping.keys() - {"role", "content"} if mapping[name] != name):
         problems.append(f"{key}.message_property_mappings: {', '.join(extra)} would have to be renamed in the rows")
     for name, spellings in as_mapping(f"{key}.roles", entry.get("roles", {})).items():
         if other := sorted({*as_texts(f"{key}.roles.{name}", spellings)} - _ROLES.get(name, set())):
             problems.append(f"{key}.roles.{name}: {', '.join(other)} is not read as {name}; rename it in the rows")
-    if entry.get("roles_to_train", ["assistant"]) not in (["assistant"], ["gpt"], "assistant"):
+    trained = set(as_texts(f"{key}.roles_to_train", entry.get("roles_to_train", ["assistant"])))
+    if not trained or not trained <= {"assistant", "gpt"}:
         problems.append(
             f"{key}.roles_to_train={entry['roles_to_train']}: only assistant turns are trained; see data.train_on"
         )
@@ -340,5 +342,5 @@ def _others(key: str, entry: dict[str, Yaml], known: set[str]) -> list[str]:
     return [
         f"{key}.{name}: changes what is read or trained, and is not supported; leave it out"
         for name, value in entry.items()
-        if name not in known | _KNOWN | _QUIET and value is not False
+        if name not in known | _KNOWN | _QUIET and not is_off(value)
     ]

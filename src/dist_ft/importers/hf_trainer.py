@@ -22,7 +22,7 @@ from dist_ft.importers.rule_kinds import (
     warmup_steps,
     zero_stage,
 )
-from dist_ft.importers.verdicts import Outcome, Rule, Source, as_flag, as_mapping, as_number, as_text, as_whole
+from dist_ft.importers.verdicts import Outcome, Rule, Source, as_flag, as_number, as_text, as_whole, is_off
 
 TRAINER_DEFAULTS: dict[str, Yaml] = {
     "learning_rate": 5e-5, "num_train_epochs": 3.0, "per_device_train_batch_size": 8, "lr_scheduler_type": "linear",
@@ -97,7 +97,7 @@ def _report_to(source: Source, value: Yaml) -> Outcome:
 def _fsdp(source: Source, value: Yaml) -> Outcome:
     if isinstance(value, int | float) and not isinstance(value, bool):
         as_text("fsdp", value)
-    is_whole = isinstance(value, dict) and as_mapping("fsdp_config", value).get("reshard_after_forward") is False
+    is_whole = isinstance(value, dict) and is_off(value.get("reshard_after_forward", True))
     stage = zero_stage(source, 2 if is_whole else 3)
     return Outcome("no effect", "every stage gives the same result", {"zero.stage": stage})
 
@@ -147,19 +147,18 @@ TRAINER_TABLE: dict[str, Rule] = {
 _NO_EFFECT = (
     "full_determinism "
     "logging_steps logging_first_step logging_strategy logging_dir save_only_model save_safetensors "
-    "per_device_eval_batch_size ddp_timeout ddp_find_unused_parameters dataloader_num_workers "
-    "dataloader_pin_memory dataloader_drop_last tf32 torch_compile push_to_hub hub_model_id hub_strategy "
-    "remove_unused_columns gradient_checkpointing_kwargs disable_tqdm log_level use_liger_kernel "
-    "torch_empty_cache_steps hub_private_repo hub_token bf16_full_eval fp16_full_eval activation_checkpointing "
-    "activation_checkpointing_kwargs torch_compile_mode torch_compile_backend liger_kernel_config use_cache "
-    "log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen include_tokens_per_second "
-    "log_level_replica project trackio_space_id trackio_bucket_id trackio_static_space_id eval_delay "
-    "prediction_loss_only eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
-    "include_for_metrics include_inputs_for_metrics batch_eval_metrics save_on_each_node enable_jit_checkpoint "
-    "hub_always_push hub_revision greater_is_better ignore_data_skip restore_callback_states_from_checkpoint "
-    "data_seed use_cpu no_cuda use_mps_device accelerator_config dataloader_persistent_workers "
-    "dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order label_names "
-    "length_column_name ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend debug "
+    "per_device_eval_batch_size ddp_timeout ddp_find_unused_parameters dataloader_num_workers dataloader_pin_memory "
+    "dataloader_drop_last tf32 torch_compile push_to_hub hub_model_id hub_strategy remove_unused_columns "
+    "gradient_checkpointing_kwargs disable_tqdm log_level use_liger_kernel torch_empty_cache_steps hub_private_repo "
+    "hub_token bf16_full_eval fp16_full_eval activation_checkpointing activation_checkpointing_kwargs "
+    "torch_compile_mode torch_compile_backend liger_kernel_config use_cache log_on_each_node logging_nan_inf_filter "
+    "include_num_input_tokens_seen include_tokens_per_second log_level_replica project trackio_space_id "
+    "trackio_bucket_id trackio_static_space_id eval_delay prediction_loss_only eval_on_start eval_do_concat_batches "
+    "eval_use_gather_object eval_accumulation_steps include_for_metrics include_inputs_for_metrics batch_eval_metrics "
+    "save_on_each_node enable_jit_checkpoint hub_always_push hub_revision greater_is_better ignore_data_skip "
+    "restore_callback_states_from_checkpoint data_seed use_cpu no_cuda use_mps_device accelerator_config "
+    "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order "
+    "label_names length_column_name ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend debug "
     "skip_memory_metrics do_train do_eval do_predict local_rank overwrite_output_dir gradient_checkpointing "
     "fsdp_min_num_params half_precision_backend fsdp_transformer_layer_cls_to_wrap ray_scope torchdynamo use_ipex "
     "jit_mode_eval eval_split_batches"

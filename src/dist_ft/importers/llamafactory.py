@@ -403,17 +403,15 @@ TABLE: dict[str, Rule] = {
 }  # fmt: skip
 for _keys, _rule in (
     (
-        "overwrite_cache preprocessing_num_workers "
-        "preprocessing_batch_size plot_loss cache_dir low_cpu_mem_usage use_fast_tokenizer "
-        "enable_liger_kernel use_unsloth use_unsloth_gc upcast_layernorm upcast_lmhead_output "
-        "ray_run_name ray_storage_path placement_strategy resources_per_worker ray_init_kwargs "
-        "predict_with_generate compute_accuracy eval_on_each_dataset "
-        "use_swanlab swanlab_project swanlab_run_name swanlab_mode "
-        "image_max_pixels video_max_pixels image_min_pixels video_maxlen video_fps "
-        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model hf_hub_token infer_backend "
-        "fp8_backend fp8_enable_fsdp_float8_all_gather kt_optimize_rule cpu_infer chunk_size mode "
-        "adapter_folder init_special_tokens use_reentrant_gc offload_folder use_kv_cache use_v1_kernels infer_dtype "
-        "ms_hub_token om_hub_token print_param_status quantization_device_map image_do_pan_and_scan crop_to_patches "
+        "overwrite_cache preprocessing_num_workers preprocessing_batch_size plot_loss cache_dir low_cpu_mem_usage "
+        "use_fast_tokenizer enable_liger_kernel use_unsloth use_unsloth_gc upcast_layernorm upcast_lmhead_output "
+        "ray_run_name ray_storage_path placement_strategy resources_per_worker ray_init_kwargs predict_with_generate "
+        "compute_accuracy eval_on_each_dataset use_swanlab swanlab_project swanlab_run_name swanlab_mode "
+        "image_max_pixels video_max_pixels image_min_pixels video_maxlen video_fps freeze_vision_tower "
+        "freeze_multi_modal_projector freeze_language_model hf_hub_token infer_backend fp8_backend "
+        "fp8_enable_fsdp_float8_all_gather kt_optimize_rule cpu_infer chunk_size mode adapter_folder "
+        "init_special_tokens use_reentrant_gc offload_folder use_kv_cache use_v1_kernels infer_dtype ms_hub_token "
+        "om_hub_token print_param_status quantization_device_map image_do_pan_and_scan crop_to_patches "
         "video_min_pixels use_audio_in_video audio_sampling_rate export_dir export_size export_device "
         "export_quantization_bit export_quantization_dataset export_quantization_nsamples export_quantization_maxlen "
         "export_legacy_format export_hub_model_id vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank "
@@ -423,24 +421,24 @@ for _keys, _rule in (
         "profiler_record_shapes profiler_profile_memory profiler_with_stack profile_modules swanlab_workspace "
         "swanlab_api_key swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret "
         "include_effective_tokens_per_second do_sample temperature top_p top_k num_beams max_length max_new_tokens "
-        "repetition_penalty length_penalty skip_special_tokens kt_weight_path kt_expert_checkpoint_path "
-        "kt_maxlen kt_use_cuda_graph kt_mode kt_force_think kt_cpu_activation kt_config",
+        "repetition_penalty length_penalty skip_special_tokens kt_weight_path kt_expert_checkpoint_path kt_maxlen "
+        "kt_use_cuda_graph kt_mode kt_force_think kt_cpu_activation kt_config",
         _QUIET,
     ),
     ("fp8", close_if_true("matrices are multiplied in 8 bits there, and in model.dtype here")),
     ("use_kt", close_if_true("experts are computed by KTransformers on the CPU there; the same adapters are trained")),
     (
-        "reward_model ref_adapters ref_model_adapters ld_alpha use_galore use_apollo use_badam use_adam_mini "
-        "use_muon pissa_init use_llama_pro mixture_of_depths use_dft_loss use_asft_loss use_eaft_loss add_tokens "
-        "add_special_tokens new_special_tokens_config resize_vocab streaming shift_attn rope_scaling "
-        "moe_aux_loss_coef default_system tool_format use_mca train_from_scratch kt_use_lora_experts",
+        "reward_model ref_adapters ref_model_adapters ld_alpha use_galore use_apollo use_badam use_adam_mini use_muon "
+        "pissa_init use_llama_pro mixture_of_depths use_dft_loss use_asft_loss use_eaft_loss add_tokens "
+        "add_special_tokens new_special_tokens_config resize_vocab streaming shift_attn rope_scaling moe_aux_loss_coef "
+        "default_system tool_format use_mca train_from_scratch kt_use_lora_experts",
         _METHOD,
     ),
     (
         "galore_update_interval galore_scale galore_proj_type galore_layerwise apollo_update_interval apollo_proj "
         "apollo_proj_type apollo_scale_type apollo_scale_front badam_start_block badam_switch_mode "
-        "badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose ppo_buffer_size ppo_epochs "
-        "ppo_target ppo_whiten_rewards reward_model_adapters reward_model_quantization_bit reward_model_type "
+        "badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose ppo_buffer_size ppo_epochs ppo_target "
+        "ppo_whiten_rewards reward_model_adapters reward_model_quantization_bit reward_model_type "
         "ref_model_quantization_bit kt_lora_expert_num kt_lora_expert_intermediate_size freeze_trainable_layers "
         "freeze_trainable_modules freeze_extra_modules galore_rank galore_target apollo_rank apollo_target "
         "apollo_layerwise apollo_scale badam_mode pissa_iter pissa_convert asft_alpha eaft_alpha oft_rank "

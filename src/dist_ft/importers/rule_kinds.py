@@ -19,6 +19,7 @@ from dist_ft.importers.verdicts import (
     as_text,
     as_texts,
     as_whole,
+    is_off,
     is_set,
 )
 
@@ -49,7 +50,7 @@ def refuse(why: str) -> Rule:
     """Return a rule for a key that changes what is trained in a way that is not there; false leaves it off."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
-        return Outcome("no effect", "off") if value is False or value == 0 else Outcome("refused", why)
+        return Outcome("no effect", "off") if is_off(value) else Outcome("refused", why)
 
     return rule
 
@@ -146,7 +147,7 @@ def quantised(what: str) -> Rule:
     """Return a rule for a way of quantising the base that is not there."""
 
     def rule(source: Source, value: Yaml) -> Outcome:
-        if value is False:
+        if is_off(value):
             return Outcome("no effect", "off")
         if source.options.unquantised:
             return Outcome("close", f"{what} there; {UNQUANTISED}")
@@ -344,7 +345,7 @@ def find_beside(source: Source, name: str) -> Path | None:
 
 def mentions(source: Source, *keys: str) -> list[str]:
     """Return those of the keys that are set and not off."""
-    return [key for key in keys if is_set(source.values.get(key)) and source.values[key] is not False]
+    return [key for key in keys if is_set(source.values.get(key)) and not is_off(source.values[key])]
 
 
 _FAMILY_TARGETS: tuple[tuple[str, list[Yaml]], ...] = (

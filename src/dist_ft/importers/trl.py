@@ -21,7 +21,6 @@ from dist_ft.importers.rule_kinds import (
     deepspeed,
     family_targets,
     find_beside,
-    lora_only,
     model_name,
     no_effect,
     quantised_base,
@@ -113,7 +112,10 @@ def _peft(source: Source, value: Yaml) -> Outcome:
 
 
 def _on_lora(rule: Rule) -> Rule:
-    return lora_only(rule, True, key="use_peft")
+    def checked(source: Source, value: Yaml) -> Outcome:
+        return rule(source, value) if source.flag("use_peft") else Outcome("no effect", "there is no adapter")
+
+    return checked
 
 
 def _targets(source: Source, value: Yaml) -> Outcome:
@@ -303,15 +305,15 @@ TABLE: dict[str, Rule] = {
 }  # fmt: skip
 for _keys, _rule in (
     (
-        "attn_implementation dataset_num_proc pad_to_multiple_of padding_free eval_packing "
-        "activation_offloading lora_task_type bnb_4bit_quant_storage ignore_bias_buffers shuffle_dataset "
-        "dataset_batch_size sanity_check model_adapter_name ref_adapter_name force_use_ref_model label_pad_token_id "
-        "generate_during_eval gradient_checkpointing_use_reentrant use_liger_loss",
+        "attn_implementation dataset_num_proc pad_to_multiple_of padding_free eval_packing activation_offloading "
+        "lora_task_type bnb_4bit_quant_storage ignore_bias_buffers shuffle_dataset dataset_batch_size sanity_check "
+        "model_adapter_name ref_adapter_name force_use_ref_model label_pad_token_id generate_during_eval "
+        "gradient_checkpointing_use_reentrant use_liger_loss",
         no_effect("nothing of the result depends on it here"),
     ),
     (
-        "dataset_streaming streaming lora_target_parameters dft dataset_kwargs formatting_func "
-        "rpo_alpha max_prompt_length max_completion_length sync_ref_model",
+        "dataset_streaming streaming lora_target_parameters dft dataset_kwargs formatting_func rpo_alpha "
+        "max_prompt_length max_completion_length sync_ref_model",
         refuse("changes what is trained, and is not supported; leave it out"),
     ),
     (

@@ -214,6 +214,11 @@ def is_set(value: Yaml) -> bool:
     return value is not None and value not in ("", [], {})
 
 
+def is_off(value: Yaml) -> bool:
+    """Return whether a value turns its key off, in any of the spellings of YAML 1.1, which these tools read."""
+    return value is False or value == 0 or (isinstance(value, str) and value.lower() in ("false", "no", "off"))
+
+
 def _wrong_type(key: str, value: Yaml, expected: str) -> ConfigError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -28,6 +28,10 @@ TRL = "model_name_or_path: Qwen/Qwen3-0.6B\ndataset_name: org/chats\n"
          {"schedule.kind": "cosine", "schedule.num_cycles": 3}),
         (CHATS + "batch_size: 16\nmicro_batch_size: 4\n", {"train.global_batch_size": 16}),
         (CHATS + "gradient_checkpointing: unsloth\n", {"train.gradient_checkpointing": True}),
+        (CHATS + "fp16: no\ngroup_by_length: off\nload_in_4bit: 'false'\n", {"model.dtype": "bfloat16"}),
+        (CHATS.replace("chat_template}", "chat_template, roles_to_train: [gpt, assistant]}"), {"method.kind": "full"}),
+        (CHATS.replace("chat_template}", "chat_template, message_property_mappings: {tool_calls: tool_calls}}"),
+         {"method.kind": "full"}),
         (CHATS + "noisy_embedding_alpha: 5\n", {"method.neftune_alpha": 5.0}),
         (CHATS.replace("chat_template}", "chat_template, chat_template: chatml}") + "chat_template: llama3\n",
          {"data.chat_template": "chatml"}),
@@ -107,6 +111,11 @@ def test_a_warm_up_below_one_is_a_share_for_the_trainer(tmp_path: Path) -> None:
 def test_a_file_without_a_template_takes_the_tokenizers(tmp_path: Path) -> None:
     result = imported(tmp_path, "llamafactory", LLAMAFACTORY.replace("template: chatml\n", ""))
     assert (refused(result), "data.chat_template" in result.settings) == (set(), False)
+
+
+def test_words_of_yaml_1_1_are_flags(tmp_path: Path) -> None:
+    result = imported(tmp_path, "trl", TRL + "use_peft: yes\nlora_r: 4\nload_in_8bit: off\n")
+    assert (result.settings["method.kind"], result.settings["method.r"]) == ("lora", 4)
 
 
 def test_kto_of_trl_keeps_the_order_of_rows(tmp_path: Path) -> None:
