@@ -12,6 +12,7 @@ from dist_ft.importers.rule_kinds import (
     BEST,
     FLOAT16,
     close_if_true,
+    count_of,
     deepspeed,
     early_stopping,
     family_targets,
@@ -62,6 +63,8 @@ DEFAULTS: dict[str, Yaml] = {
     "output_dir": "./model-out", "wandb_project": "", "optimizer": "adamw_torch_fused", "lora_target_modules": "",
 }  # fmt: skip
 """What Axolotl takes for keys that a file leaves out; they are written out, because ours differ."""
+_MOST_WARMUP = 100
+"""Most steps of a warm-up that a file leaves out."""
 REQUIRED = ("base_model", "learning_rate", "datasets")
 
 
@@ -342,18 +345,6 @@ def _special_tokens(source: Source, value: Yaml) -> Outcome:
     return Outcome("close", why, settings)
 
 
-def _steps(key: str) -> Rule:
-    """Take over a number of steps; a share of all steps is only a rhythm of measurements or copy."""
-
-    def rule(source: Source, value: Yaml) -> Outcome:
-        number = as_number(key, value)
-        if number < 1:
-            return Outcome("no effect", f"a share of all steps; see {key}")
-        return Outcome("same", "", {key: as_whole(key, value)})
-
-    return rule
-
-
 def _fsdp(source: Source, value: Yaml) -> Outcome:
     if isinstance(value, int | float) and not isinstance(value, bool):
         as_text("fsdp", value)
@@ -446,11 +437,6 @@ def _epochs(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"train.epochs": epochs})
 
 
-def _max_steps(source: Source, value: Yaml) -> Outcome:
-    steps = as_whole("max_steps", value)
-    return Outcome("same", "", {"train.max_steps": steps}) if steps > 0 else Outcome("no effect", "off")
-
-
 def _warmup_steps(source: Source, value: Yaml) -> Outcome:
     if as_number("warmup_steps", value) == 0:
         return Outcome("same", "no warm-up", {"schedule.warmup_ratio": 0.0})
@@ -460,7 +446,12 @@ def _warmup_steps(source: Source, value: Yaml) -> Outcome:
 def _warmup_ratio(source: Source, value: Yaml) -> Outcome:
     if "warmup_steps" in source.values:
         return Outcome("no effect", "warmup_steps wins")
-    return warmup_ratio(source, value)
+    found = warmup_ratio(source, value)
+    if "warmup_ratio" in source.values or not found.settings:
+        return found
+    if source.number("max_steps", 0) > _MOST_WARMUP / as_number("warmup_ratio", value):
+        return Outcome("close", found.why, {"schedule.warmup_steps": _MOST_WARMUP})
+    return Outcome("close", f"{found.why}; at most {_MOST_WARMUP} steps there", found.settings)
 
 
 def _least_rate(source: Source, value: Yaml) -> Outcome:
@@ -515,7 +506,7 @@ TABLE: dict[str, Rule] = {
     "sequence_len": to("data.seq_len", "whole"), "sample_packing": to("data.packing", "flag"),
     "excess_length_strategy": _excess, "min_sample_len": _least_length,
     "micro_batch_size": _batch, "gradient_accumulation_steps": _part_of_batch, "batch_size": _part_of_batch,
-    "num_epochs": _epochs, "max_steps": _max_steps,
+    "num_epochs": _epochs, "max_steps": count_of("train.max_steps"),
     "gradient_checkpointing": _checkpointing, "selective_checkpointing": _checkpointing,
     "optimizer": optimizer, "learning_rate": to("optimizer.lr", "number"),
     "weight_decay": to("optimizer.weight_decay", "number"), "max_grad_norm": to("optimizer.max_grad_norm", "number"),
@@ -524,8 +515,8 @@ TABLE: dict[str, Rule] = {
     "cosine_min_lr_ratio": _least_rate,
     "warmup_ratio": _warmup_ratio, "warmup_steps": _warmup_steps,
     "early_stopping_patience": early_stopping,
-    "eval_steps": _steps("eval.every_steps"), "save_steps": _steps("checkpoint.every_steps"),
-    "save_total_limit": to("checkpoint.keep_last", "whole"),
+    "eval_steps": count_of("eval.every_steps"), "save_steps": count_of("checkpoint.every_steps"),
+    "save_total_limit": count_of("checkpoint.keep_last"),
     "loss_watchdog_threshold": lambda source, value: Outcome("close", "an absolute limit; see failure.spike_factor"),
     "loss_watchdog_patience": no_effect("goes with loss_watchdog_threshold"),
     "deepspeed": deepspeed, "fsdp": _fsdp, "fsdp_config": _fsdp,

@@ -9,6 +9,7 @@ from dist_ft.importers.rule_kinds import (
     BEST,
     FLOAT16,
     close_if_true,
+    count_of,
     neftune,
     no_effect,
     optimizer,
@@ -68,24 +69,10 @@ def _epochs(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"train.epochs": float(as_number("num_train_epochs", value))})
 
 
-def _max_steps(source: Source, value: Yaml) -> Outcome:
-    steps = as_whole("max_steps", value)
-    return Outcome("same", "", {"train.max_steps": steps}) if steps > 0 else Outcome("no effect", "off")
-
-
 def _beta(source: Source, value: Yaml) -> Outcome:
     as_number("a beta", value)
     betas: list[Yaml] = [source.number("adam_beta1", 0.9), source.number("adam_beta2", 0.999)]
     return Outcome("same", "", {"optimizer.betas": betas})
-
-
-def _steps(key: str) -> Rule:
-    def rule(source: Source, value: Yaml) -> Outcome:
-        if as_number(key, value) < 1:
-            return Outcome("no effect", f"a share of all steps; see {key}")
-        return Outcome("same", "", {key: as_whole(key, value)})
-
-    return rule
 
 
 def _report_to(source: Source, value: Yaml) -> Outcome:
@@ -126,10 +113,10 @@ TRAINER_TABLE: dict[str, Rule] = {
     "adam_epsilon": to("optimizer.eps", "number"), "optim": optimizer,
     "lr_scheduler_type": schedule, "lr_scheduler_kwargs": schedule_arguments,
     "warmup_ratio": warmup_ratio, "warmup_steps": _warmup_steps,
-    "num_train_epochs": _epochs, "max_steps": _max_steps,
+    "num_train_epochs": _epochs, "max_steps": count_of("train.max_steps"),
     "bf16": BF16, "fp16": refuse(FLOAT16),
-    "eval_steps": _steps("eval.every_steps"), "save_steps": _steps("checkpoint.every_steps"),
-    "save_total_limit": to("checkpoint.keep_last", "whole"), "report_to": _report_to,
+    "eval_steps": count_of("eval.every_steps"), "save_steps": count_of("checkpoint.every_steps"),
+    "save_total_limit": count_of("checkpoint.keep_last"), "report_to": _report_to,
     "fsdp": _fsdp, "fsdp_config": _fsdp,
     "resume_from_checkpoint": refuse("leave it out; `dist-ft checkpoint import` takes the checkpoint over"),
     "eval_strategy": _RHYTHM, "evaluation_strategy": _RHYTHM, "save_strategy": _RHYTHM,

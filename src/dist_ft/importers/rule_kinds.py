@@ -316,6 +316,17 @@ def neftune(source: Source, value: Yaml) -> Outcome:
     return Outcome("close", why, {"method.neftune_alpha": alpha})
 
 
+def count_of(our_key: str) -> Rule:
+    """Return a rule for a number of steps or copies; less than one is none, or a share of all steps."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        if as_number("the number", value) < 1:
+            return Outcome("no effect", f"none, or a share of all steps; see {our_key}")
+        return Outcome("same", "", {our_key: as_whole("the number", value)})
+
+    return rule
+
+
 def unless(neutral: Yaml, rule: Rule) -> Rule:
     """Return a rule for a key whose default, written out, changes nothing."""
     return lambda source, value: Outcome("no effect", "the default") if value == neutral else rule(source, value)

@@ -21,6 +21,9 @@ TRL = "model_name_or_path: Qwen/Qwen3-0.6B\ndataset_name: org/chats\n"
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
+        (CHATS + "max_steps: 5000\n", {"schedule.warmup_steps": 100, "schedule.warmup_ratio": None}),
+        (CHATS + "save_total_limit: 0\nsave_steps: 0.2\n", {"checkpoint.keep_last": None}),
+        (CHATS + "max_steps: 500\n", {"schedule.warmup_ratio": 0.03}),
         (CHATS + "warmup_steps: 0\n", {"schedule.warmup_ratio": 0.0}),
         (CHATS + "max_steps: -1\nnum_epochs: 2\n", {"train.epochs": 2.0, "train.max_steps": None}),
         (CHATS + "lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n", {"schedule.min_lr_ratio": None}),
