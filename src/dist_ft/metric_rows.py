@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -103,6 +104,11 @@ class EvalRow:
         _check_keys(row, ("step", "attempt"))
         metrics = {name: value for name, value in row.items() if name not in ("step", "attempt")}
         return cls(row["step"], row["attempt"], metrics)
+
+
+def held_out_sets(rows: Iterable[EvalRow]) -> list[str]:
+    """Return the name of each held-out set's loss, such as `orders/eval_loss`; none where a run has one set."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics if name.endswith("/eval_loss")))
 
 
 _STEP_KEYS = tuple(item.name for item in fields(StepRow) if item.name != "metrics")

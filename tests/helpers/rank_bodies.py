@@ -22,7 +22,7 @@ from dist_ft.checkpoint.manifest import Manifest
 from dist_ft.checkpoint.snapshot import SliceReader, write_slices
 from dist_ft.config import config_from_dict
 from dist_ft.data.stream.cache import open_split
-from dist_ft.evaluate.held_out import evaluate
+from dist_ft.evaluate.held_out import HeldOutSet, evaluate
 from dist_ft.jobs import prepare as prepare_task
 from dist_ft.jobs import score
 from dist_ft.jobs.spec import Preparation, decode_preparation
@@ -294,12 +294,13 @@ def _stale_weights(parts: RankParts) -> list[str]:
 
 
 def _eval_loss(parts: RankParts) -> float | None:
-    split = parts.eval_split
-    if split is None:
+    if not parts.eval_sets:
         return None
-    shards = open_split(split, parts.config.data.loader)
-    divisor = parts.objective.weight(split.totals)
-    return evaluate(parts.engine, parts.objective, shards, parts.layout, divisor, parts.engine.device)["eval_loss"]
+    sets = {
+        name: HeldOutSet(open_split(split, parts.config.data.loader), parts.objective.weight(split.totals))
+        for name, split in parts.eval_sets.items()
+    }
+    return evaluate(parts.engine, parts.objective, sets, parts.layout, parts.engine.device)["eval_loss"]
 
 
 def _compare_frozen(parts: RankParts) -> dict[str, Any]:

@@ -54,6 +54,31 @@ def test_trained_weights_give_equal_numbers(measured: list[Attempt]) -> None:
     assert measured[0].evals[-1]["token_accuracy"] > measured[0].evals[0]["token_accuracy"]
 
 
+def test_named_sets_are_measured_each_and_together_at_any_number_of_workers(
+    tmp_path: Path, ranks: RankServer, measured: list[Attempt]
+) -> None:
+    tiny_config(tmp_path)  # writes the rows
+    held_out = str(tmp_path / "eval.jsonl")
+    sources = {"all": {"source": held_out}, "few": {"source": held_out, "rows": [1, 4]}}
+    best = EvalConfig(every_steps=2, best_metric="few/eval_loss")
+    runs = [
+        train(
+            ranks,
+            _config(tmp_path, f"s{size}", stage, size, best, train__max_steps=4, data__eval={"sources": sources}),
+        )
+        for stage, size in SHAPES
+    ]
+    for run, alone in zip(runs, measured, strict=True):
+        assert run.evals[0] == runs[0].evals[0]
+        assert run.losses == alone.losses
+        for row, wanted in zip(run.evals, alone.evals, strict=True):
+            # The set that is the whole file gives the bits that it gives alone.
+            of_all = {key.removeprefix("all/"): value for key, value in row.items() if key.startswith("all/")}
+            assert of_all == {key: wanted[key] for key in ("eval_loss", "token_accuracy", "perplexity")}
+            low, high = sorted((row["all/eval_loss"], row["few/eval_loss"]))
+            assert low < row["eval_loss"] < high
+
+
 STOPPING = EvalConfig(every_steps=1, early_stopping=EarlyStopping(patience=2, min_delta=100.0))
 """Step 1 is the best by definition and nothing is 100 better, so the run ends after step 3."""
 

@@ -20,7 +20,7 @@ def show(
     overrides: Overrides = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Sequences to show; default is 3, or 1 with --row.")] = None,
     row: Annotated[int | None, typer.Option(min=1, help="The first of them, counted from 1.")] = None,
-    source: Annotated[str, typer.Option(help="Index of a training source, as in data.train.0, or eval.")] = "0",
+    source: Annotated[str, typer.Option(help="A training source, as in data.train.0, or eval, or eval.NAME.")] = "0",
     as_json: AsJson = False,
     no_color: NoColor = False,
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -104,16 +106,41 @@ class SourceConfig(RowSource):
     the order of the file. Null uses all."""
 
 
-def _kind_of_held_out(value: str | float | dict[str, str] | RowSource) -> str:
+def _checked_set_name(name: str) -> str:
+    if not _SET_NAME.fullmatch(name) or name in _METRIC_GROUPS:
+        raise ValueError(
+            f"{name[:60]!r} cannot name a held-out set: take up to 40 letters, digits, `_`, `-` and `.`, beginning "
+            f"with a letter or a digit, and not {' or '.join(_METRIC_GROUPS)}, with which names of metrics begin"
+        )
+    return name
+
+
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+_METRIC_GROUPS = ("rewards", "logps")
+
+
+class HeldOutSets(Section):
+    """Held-out sources that are measured each by itself, and all together."""
+
+    sources: Annotated[dict[Annotated[str, AfterValidator(_checked_set_name)], RowSource], Field(min_length=1)]
+    """Source of each set by its name, such as `{orders: {source: orders.jsonl}, chat: {source: chat.jsonl}}`. The
+    numbers of a set carry its name, such as `orders/eval_loss`; those without a name are of all rows together."""
+
+
+def _kind_of_held_out(value: str | float | dict[str, str] | RowSource | HeldOutSets) -> str:
+    if isinstance(value, HeldOutSets) or (isinstance(value, dict) and "sources" in value):
+        return "sets"
     if isinstance(value, dict | RowSource):
         return "a source"
-    return "a fraction" if isinstance(value, int | float) else "a path"
+    return "a path" if isinstance(value, str) else "a count" if isinstance(value, int) else "a fraction"
 
 
 HeldOut = Annotated[
     Annotated[str, Tag("a path")]
     | Annotated[float, Field(gt=0, lt=1), Tag("a fraction")]
-    | Annotated[RowSource, Tag("a source")],
+    | Annotated[int, Field(ge=1), Tag("a count")]
+    | Annotated[RowSource, Tag("a source")]
+    | Annotated[HeldOutSets, Tag("sets")],
     Discriminator(_kind_of_held_out),
 ]
 """The members are told apart by type, so that an error message speaks of the one that was meant."""
@@ -208,10 +235,12 @@ class DataConfig(Section):
     train: Annotated[list[SourceConfig], Field(min_length=1)]
     """Training sources."""
     eval: HeldOut | None = None
-    """Held-out data: a source (as a path, or with the keys of a training source), a fraction of the rows of all
-    training sources, or null for none. A row's side follows from its content, so it stays when the data grows."""
+    """Held-out data: a source (as a path, or with the keys of a training source), several of them by name as
+    `{sources: {NAME: {source: …}}}`, a fraction (0.05) or a number (200) of the rows of all training sources, or null
+    for none. A row's side follows from its content. With a fraction it stays when the data grows; a number holds out
+    the rows whose hashes are the lowest, which new rows may push out."""
     group_by: Annotated[str, Field(min_length=1)] | None = None
-    """Column, by the file's name, whose rows of equal value fall on the same side of the held-out fraction."""
+    """Column, by the file's name, whose rows of equal value fall on the same side of a held-out fraction or number."""
     seq_len: Annotated[int, Field(ge=8)] = 2048
     """Longest sequence in tokens."""
     long_samples: Literal["truncate", "drop", "error", "split"] = "truncate"
@@ -279,13 +308,35 @@ class DataConfig(Section):
         return weights or None
 
     @property
-    def eval_source(self) -> RowSource | None:
-        """The held-out source; None for a fraction, or nothing."""
+    def eval_sources(self) -> dict[str, RowSource]:
+        """The held-out sources by the key that holds each; none where rows of the training sources are held out."""
         if isinstance(self.eval, str):
-            return RowSource(source=self.eval)
-        return self.eval if isinstance(self.eval, RowSource) else None
+            return {"data.eval": RowSource(source=self.eval)}
+        if isinstance(self.eval, HeldOutSets):
+            return {f"data.eval.sources.{name}": source for name, source in self.eval.sources.items()}
+        return {"data.eval": self.eval} if isinstance(self.eval, RowSource) else {}
+
+    @property
+    def eval_names(self) -> list[str]:
+        """Names of the held-out sets, in the order of `eval_sources`; none for a single one, which has no name."""
+        return [*self.eval.sources] if isinstance(self.eval, HeldOutSets) else []
+
+    def held_out_at(self, addresses: Sequence[str | None]) -> HeldOut | None:
+        """Return `eval` with other addresses of its sources, in the order of `eval_sources`."""
+        moved = [
+            source.model_copy(update={"source": address})
+            for source, address in zip(self.eval_sources.values(), addresses, strict=True)
+        ]
+        if isinstance(self.eval, HeldOutSets):
+            return HeldOutSets(sources=dict(zip(self.eval.sources, moved, strict=True)))
+        return self.eval if not moved else moved[0].source if isinstance(self.eval, str) else moved[0]
 
     @property
     def eval_fraction(self) -> float | None:
-        """The fraction of the training rows that is held out; None for a source, or nothing."""
+        """The fraction of the training rows that is held out; None for anything else."""
         return self.eval if isinstance(self.eval, float) else None
+
+    @property
+    def eval_count(self) -> int | None:
+        """The number of training rows that are held out; None for anything else."""
+        return self.eval if isinstance(self.eval, int) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -87,23 +87,28 @@ def _written_location(item: ErrorDetails, raw: Yaml) -> list[str | int]:
 
 
 def _section_at(location: Location, raw: Yaml) -> type[BaseModel] | None:
-    """Return the section at a location; for a union, the member whose `kind` the user wrote, else the first."""
+    """Return the section at a location; for a union, the member whose `kind` the user wrote, else the nearest."""
     section: type[BaseModel] = Config
     node = raw
+    is_named = False  # the next part is a name that the user chose
     for part in location:
         if isinstance(node, list) and isinstance(part, int):
             node = node[part]
         else:
             node = node.get(str(part)) if isinstance(node, dict) else None
-        if isinstance(part, int):
+        if isinstance(part, int) or is_named:
+            is_named = False
             continue
         field = section.model_fields.get(part)
+        is_named = field is not None and get_origin(field.annotation) is dict
         members = _members(field) if field is not None else []
         if not members:
             return None
         kind = node.get("kind") if isinstance(node, dict) else None
         of_kind = (m for m in members if kind is not None and "kind" in m.model_fields)
-        section = next((m for m in of_kind if m.model_fields["kind"].default == kind), members[0])
+        keys = node.keys() if isinstance(node, dict) else set()
+        nearest = max(members, key=lambda member: len(member.model_fields.keys() & keys))
+        section = next((m for m in of_kind if m.model_fields["kind"].default == kind), nearest)
     return section
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dist_ft.config.advice import TOKEN, import_hint, keys_with_secrets
-from dist_ft.config.data_sections import RowSource
 from dist_ft.config.explain import explain_all
 from dist_ft.config.paths import is_pattern
 from dist_ft.config.schema import Config
@@ -83,9 +82,7 @@ def with_absolute_paths(config: Config) -> Config:
 
     data = config.data
     sources = [s.model_copy(update={"source": found(s.source)}) for s in data.train]
-    held_out = found(data.eval) if isinstance(data.eval, str) else data.eval
-    if isinstance(held_out, RowSource):
-        held_out = held_out.model_copy(update={"source": found(held_out.source)})
+    held_out = data.held_out_at([found(source.source) for source in data.eval_sources.values()])
     template = absolute(data.template_path) or data.chat_template
     replicas = [placed(replica) for replica in data.loader.replicas]
     loader = data.loader.model_copy(update={"cache_dir": placed(data.loader.cache_dir), "replicas": replicas})

@@ -57,7 +57,7 @@ def check_config_elsewhere(config: Config) -> None:
         "method.init_from": config.method.init_from,
     }
     sources: dict[str, RowSource] = {f"data.train.{index}.source": s for index, s in enumerate(data.train)}
-    sources |= {"data.eval": data.eval_source} if data.eval_source else {}
+    sources |= data.eval_sources
     named |= {
         key: source.source
         for key, source in sources.items()

@@ -6,7 +6,14 @@ from fractions import Fraction
 
 from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.config.schema import Config
-from dist_ft.config.training_sections import CpoConfig, DistillConfig, DpoConfig, MethodConfig, SftConfig
+from dist_ft.config.training_sections import (
+    CpoConfig,
+    DistillConfig,
+    DpoConfig,
+    MethodConfig,
+    SftConfig,
+    plain_metric,
+)
 from dist_ft.errors import ConfigError
 from dist_ft.storage.urls import checked_store_url, is_url, shown_url, without_secrets
 
@@ -65,8 +72,11 @@ def section_problems(config: Config) -> list[str]:
             f"optimizer.kind=schedule_free_adamw averages the weights instead of lowering the rate, but schedule.kind="
             f"{config.schedule.kind}; set schedule.kind=constant_with_warmup"
         )
-    if data.group_by is not None and data.eval_fraction is None:
-        problems.append(f"data.group_by={data.group_by} is for a held-out fraction; set data.eval to one, or remove it")
+    if data.group_by is not None and data.eval_fraction is None and data.eval_count is None:
+        problems.append(
+            f"data.group_by={data.group_by} is for a held-out fraction or number of rows; set data.eval to one, or "
+            "remove it"
+        )
     if is_url(config.run.output_dir):
         try:
             checked_store_url(config.run.output_dir)
@@ -134,9 +144,12 @@ def _eval_problems(config: Config) -> list[str]:
         problems.append(
             f"eval.regex={wanted.regex} and `regex` in eval.metrics={wanted.metrics} need one another; set both"
         )
-    if config.data.preparation == "stream" and config.data.eval_fraction is not None:
+    counted = {"a fraction": config.data.eval_fraction, "a number": config.data.eval_count}
+    for kind, held_out in counted.items() if config.data.preparation == "stream" else ():
+        if held_out is None:
+            continue
         problems.append(
-            f"data.eval={config.data.eval_fraction} is a fraction of rows that data.preparation=stream has not read "
+            f"data.eval={held_out} is {kind} of rows that data.preparation=stream has not read "
             "yet; name a source, or set data.preparation=ahead"
         )
     if config.data.preparation == "stream" and config.data.curates:
@@ -249,7 +262,15 @@ def _objective_problems(config: Config) -> list[str]:
         f"eval.{key}={metric} is not measured with objective.kind={objective.kind}; choose one of "
         + ", ".join(objective.steering)
         for key, metric in steering.items()
-        if metric is not None and metric not in objective.steering
+        if metric is not None and plain_metric(metric) not in objective.steering
+    ]
+    problems += [
+        f"eval.{key}={metric}: data.eval has no set {set_name}; "
+        + (f"choose one of {', '.join(data.eval_names)}" if data.eval_names else "its only set has no name")
+        for key, metric in steering.items()
+        if metric is not None
+        and (set_name := metric.removesuffix(plain_metric(metric)).rstrip("/"))
+        and set_name not in data.eval_names
     ]
     if isinstance(objective, SftConfig | DistillConfig):
         return problems
@@ -269,6 +290,5 @@ def _objective_problems(config: Config) -> list[str]:
 def sources_of(config: Config) -> list[tuple[str, str, RowSource]]:
     """Return (section, suffix of the key that holds the address, source) of every source."""
     found = [(f"data.train.{index}", ".source", source) for index, source in enumerate(config.data.train)]
-    if config.data.eval_source is None:
-        return [*found]
-    return [*found, ("data.eval", "" if isinstance(config.data.eval, str) else ".source", config.data.eval_source)]
+    suffix = "" if isinstance(config.data.eval, str) else ".source"
+    return [*found, *((key, suffix, source) for key, source in config.data.eval_sources.items())]

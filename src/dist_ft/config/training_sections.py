@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -24,6 +25,25 @@ SteeringMetric = Literal[
     "eval_loss", "token_accuracy", "nll_loss", "rewards/accuracies", "rewards/margins", "rewards/chosen",
     "rewards/rejected", "logps/chosen", "logps/rejected", "kl", "agreement",
 ]  # fmt: skip
+_STEERING: tuple[str, ...] = get_args(SteeringMetric)
+
+
+def plain_metric(metric: str) -> str:
+    """Return the name of a metric without the name of the held-out set that it is of: `orders/eval_loss`."""
+    return metric if metric in _STEERING or "/" not in metric else metric.partition("/")[2]
+
+
+def _checked_metric(metric: str) -> str:
+    if plain_metric(metric) not in _STEERING:
+        raise ValueError(
+            f"{metric[:60]!r} is none of {', '.join(_STEERING)}; before it may stand the name of a held-out set, as "
+            "in orders/eval_loss"
+        )
+    return metric
+
+
+MeasuredMetric = Annotated[str, AfterValidator(_checked_metric)]
+"""A `SteeringMetric`, of all held-out rows or of the set whose name stands before it."""
 _REWARDS: tuple[SteeringMetric, ...] = (
     "eval_loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
     "logps/rejected",
@@ -146,8 +166,9 @@ class TrainConfig(Section):
 class EarlyStopping(Section):
     """When a run ends before its last step."""
 
-    metric: SteeringMetric = "eval_loss"
-    """Metric to watch, one of the objective's (docs/objectives.md). Perplexity goes with `eval_loss`."""
+    metric: MeasuredMetric = "eval_loss"
+    """Metric to watch, one of the objective's (docs/objectives.md); perplexity goes with `eval_loss`. With several
+    held-out sets, `NAME/eval_loss` is that of one of them."""
     patience: Annotated[int, Field(ge=1)]
     """Evaluations in a row without improvement after which the run is complete."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -162,9 +183,9 @@ class EvalConfig(Section):
     early_stopping: EarlyStopping | None = None
     """End the run when the metric on the held-out data stops improving. Null runs all steps. The decision depends only
     on the numbers measured so far, so a run that fails or is resized ends at the same step."""
-    best_metric: SteeringMetric | None = None
-    """Metric by which the best checkpoint is kept and exported as `exports/best`. Null keeps only the last
-    checkpoints."""
+    best_metric: MeasuredMetric | None = None
+    """Metric by which the best checkpoint is kept and exported as `exports/best`; of one of several held-out sets it is
+    `NAME/eval_loss`. Null keeps only the last checkpoints."""
     metrics: list[Literal["exact_match", "json_valid", "json_fields", "rouge_l", "bleu", "regex"]] = []
     """Metrics of generated answers, measured on the base model and on the result. json_valid: the answer is one JSON
     object or array; json_fields: share of the fields of the reference's object that are equal; rouge_l: F1; bleu: of

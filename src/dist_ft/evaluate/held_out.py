@@ -1,12 +1,13 @@
-"""Measures the held-out split, and the probe by which exports are checked. Collective; changes no cursor and no RNG.
+"""Measures the held-out sets, and the probe by which exports are checked. Collective; changes no cursor and no RNG.
 
 Shapes: B rows, T tokens, N trained tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -24,29 +25,45 @@ PROBE_TOKENS = 64
 PROBE_COLUMNS = 8
 
 
+@dataclass(frozen=True)
+class HeldOutSet:
+    """Holds a held-out set.
+
+    Attributes:
+        shards: Its rows.
+        divisor: `Objective.weight` of all of them.
+    """
+
+    shards: TokenShards
+    divisor: int
+
+
 def evaluate(
     module: Engine | nn.Module,
     objective: Objective,
-    shards: TokenShards,
+    sets: Mapping[str, HeldOutSet],
     layout: RankLayout,
-    divisor: int,
     device: torch.device,
 ) -> dict[str, float | None]:
-    """Return the objective's numbers over a whole split, the same on every rank.
+    """Return the objective's numbers over all rows of the sets, then those of each set that has a name.
 
-    The sums of each batch are added up in one order, so that any number of ranks gives the same bits. Without a
-    process group, `layout` is that of a single rank.
+    The numbers are the same on every rank: the sums of each batch are added up in one order, so that any number of
+    ranks gives the same bits. Without a process group, `layout` is that of a single rank.
 
     Args:
         module: An engine around an `ObjectiveModule`, or the module itself.
         objective: What is measured.
-        shards: The split.
-        layout: This rank's part of it.
-        divisor: `Objective.weight` of the whole split.
+        sets: The sets by name; one alone may have an empty name.
+        layout: This rank's part of a batch.
         device: Of the model.
+
+    Returns:
+        Number of each metric, of all rows as `eval_loss`, of the rows of a set as `NAME/eval_loss`.
     """
 
-    def total(sums: Sums, num_columns: int, step_mean: float = 0.0, is_mismatched: bool = False) -> list[float]:
+    def total(
+        shards: TokenShards, sums: Sums, num_columns: int, step_mean: float = 0.0, is_mismatched: bool = False
+    ) -> list[float]:
         of_batches = torch.zeros(num_eval_batches(shards, layout), num_columns, dtype=torch.float64, device=device)
         for index, micro in enumerate(eval_batches(shards, layout, is_mismatched)):
             found = module(Rows.of(micro, device, step_mean), sums)
@@ -58,16 +75,25 @@ def evaluate(
         totals: list[float] = of_batches.cpu().sum(0).tolist()
         return totals
 
+    def numbers_of(sums: Sequence[float], divisor: int) -> dict[str, float | None]:
+        numbers = objective.means(names, sums, divisor)
+        return numbers | ({"perplexity": perplexity(sums[0] / divisor)} if objective.has_perplexity else {})
+
     names = objective.eval_names()
+    of_sets: dict[str, list[float]] = {}
     averaged = averaged_weights(module) if isinstance(module, Engine) else nullcontext()
     with averaged, inference(module):
-        step_mean = 0.0
-        if objective.step_sum is not None:
-            step_mean = total(objective.step_sum, 1, is_mismatched=objective.adds_mismatched)[0] / divisor
-        sums = total(objective.eval_sums, len(names), step_mean)
-    numbers = objective.means(names, sums, divisor)
-    if objective.has_perplexity:
-        numbers["perplexity"] = perplexity(sums[0] / divisor)
+        for name, held_out in sets.items():
+            shards, step_mean = held_out.shards, 0.0
+            if objective.step_sum is not None:
+                found = total(shards, objective.step_sum, 1, is_mismatched=objective.adds_mismatched)
+                step_mean = found[0] / held_out.divisor
+            of_sets[name] = total(shards, objective.eval_sums, len(names), step_mean)
+    all_sums = [sum(column) for column in zip(*of_sets.values(), strict=True)]
+    numbers = numbers_of(all_sums, sum(held_out.divisor for held_out in sets.values()))
+    for name, sums in of_sets.items():
+        if name:
+            numbers |= {f"{name}/{metric}": value for metric, value in numbers_of(sums, sets[name].divisor).items()}
     return numbers
 
 

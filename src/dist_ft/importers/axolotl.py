@@ -16,6 +16,7 @@ from dist_ft.importers.rule_kinds import (
     deepspeed,
     early_stopping,
     family_targets,
+    held_out_rows,
     lora_only,
     lora_plus,
     mentions,
@@ -246,12 +247,7 @@ def _same_model(source: Source, value: Yaml) -> Outcome:
 
 
 def _held_out_share(source: Source, value: Yaml) -> Outcome:
-    size = as_number("val_set_size", value)
-    if size == 0:
-        return Outcome("no effect", "nothing is held out")
-    if size >= 1:
-        return Outcome("refused", f"a number of held-out rows ({size:g}) is not supported; write a share of the rows")
-    return Outcome("close", "the same share, other rows", {"data.eval": float(size)})
+    return held_out_rows("val_set_size", value)
 
 
 def _has_chat(source: Source) -> bool:

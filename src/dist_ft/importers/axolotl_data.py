@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from dist_ft.config.yaml_file import Yaml
+from dist_ft.importers.rule_kinds import held_out_sets
 from dist_ft.importers.their_templates import chat_template
 from dist_ft.importers.verdicts import (
     Outcome,
@@ -120,14 +121,15 @@ def train_sources(source: Source, value: Yaml) -> Outcome:
 
 
 def held_out(source: Source, value: Yaml) -> Outcome:
-    """Take over `test_datasets`, if there is one."""
-    found = entries(source, "test_datasets")
-    if len(found) > 1:
-        return Outcome("refused", "several held-out data sets are not supported; name one, or join their files")
-    sources, problems = _source("test_datasets.0", found[0], source.values.get("rl"))
-    if problems or len(sources) != 1:
-        return Outcome("refused", "; ".join(problems) or "several files; join them, or name one")
-    return Outcome("same", "", {"data.eval": sources[0]})
+    """Take over `test_datasets`; several are measured together there, and also each by itself here."""
+    read = [
+        _source(f"test_datasets.{index}", entry, source.values.get("rl"))
+        for index, entry in enumerate(entries(source, "test_datasets"))
+    ]
+    if problems := [problem for _, some in read for problem in some]:
+        return Outcome("refused", "; ".join(problems))
+    found = [as_mapping("test_datasets", one) for sources, _ in read for one in sources]
+    return held_out_sets([(str(one["source"]), one) for one in found])
 
 
 def own_template(source: Source) -> tuple[str, str] | None:

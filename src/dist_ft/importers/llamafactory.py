@@ -15,6 +15,8 @@ from dist_ft.importers.rule_kinds import (
     deepspeed,
     early_stopping,
     find_beside,
+    held_out_rows,
+    held_out_sets,
     lora_only,
     lora_plus,
     model_name,
@@ -287,12 +289,7 @@ def _checkpointing(source: Source, value: Yaml) -> Outcome:
 
 
 def _held_out_share(source: Source, value: Yaml) -> Outcome:
-    size = as_number("val_size", value)
-    if size == 0:
-        return Outcome("no effect", "nothing is held out")
-    if size >= 1:
-        return Outcome("refused", f"a number of held-out rows ({size:g}) is not supported; write a share of the rows")
-    return Outcome("close", "the same share, other rows", {"data.eval": float(size)})
+    return held_out_rows("val_size", value)
 
 
 def _held_out(source: Source, value: Yaml) -> Outcome:
@@ -300,13 +297,12 @@ def _held_out(source: Source, value: Yaml) -> Outcome:
     found = _data_info(source)
     if isinstance(found, str):
         return Outcome("refused", found)
-    if len(names) > 1:
-        return Outcome("refused", "several held-out data sets are not supported; name one")
-    wanted = _rows_of(source)
-    one, problem = _dataset(found[0], found[1], as_text("eval_dataset", names[0]).strip(), wanted)
-    if "max_samples" in source.values:
-        one |= {"rows": [0, source.whole("max_samples", 1)]}
-    return Outcome("refused", problem) if problem else Outcome("same", "", {"data.eval": one})
+    wanted, plain = _rows_of(source), [as_text("eval_dataset", name).strip() for name in names]
+    read = [_dataset(found[0], found[1], name, wanted) for name in plain]
+    if problems := [problem for _, problem in read if problem]:
+        return Outcome("refused", "; ".join(problems))
+    rows: dict[str, Yaml] = {"rows": [0, source.whole("max_samples", 1)]} if "max_samples" in source.values else {}
+    return held_out_sets([(name, one | rows) for name, (one, _) in zip(plain, read, strict=True)])
 
 
 def _folder(source: Source, value: Yaml) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from dist_ft.importers.verdicts import (
     is_set,
 )
 
+_NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 Kind = Literal["text", "texts", "number", "whole", "flag"]
 _QUANTISED_NAME = re.compile(
     r"(?i)(bnb-?nf4|bnb-?[48]bit|[-_.](gptq|awq|aqlm|hqq|exl2|nf4|fp8|int[48]|[48]bit)\b|prequant)"
@@ -39,6 +41,29 @@ def to(our_key: str, kind: Kind, why: str = "", verdict: Verdict = "same") -> Ru
         return Outcome(verdict, why, {our_key: typed("the value", value, kind)})
 
     return rule
+
+
+def held_out_rows(key: str, value: Yaml) -> Outcome:
+    """Take over a share of the rows below 1, or a number of rows, that is held out."""
+    size = as_number(key, value)
+    if size == 0:
+        return Outcome("no effect", "nothing is held out")
+    if size < 1:
+        return Outcome("close", "the same share, other rows", {"data.eval": float(size)})
+    return Outcome("close", "as many rows, other ones", {"data.eval": as_whole(key, value)})
+
+
+def held_out_sets(named: Sequence[tuple[str, dict[str, Yaml]]]) -> Outcome:
+    """Take over held-out sources, each with a name that its numbers carry if there are several."""
+    if len(named) == 1:
+        return Outcome("same", "", {"data.eval": named[0][1]})
+    sets: dict[str, Yaml] = {}
+    for name, source in named:
+        plain = _NO_NAME.sub("-", name).strip("-._")[-30:].strip("-._") or "set"
+        sets[plain if plain not in sets else f"{plain}-{len(sets) + 1}"] = source
+    return Outcome(
+        "same", "eval_loss is of all rows together, NAME/eval_loss of a set", {"data.eval": {"sources": sets}}
+    )
 
 
 def no_effect(why: str) -> Rule:

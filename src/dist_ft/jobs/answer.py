@@ -22,6 +22,7 @@ from dist_ft.data.rows.scan import BadRow, Row, is_held_out, scan_rows, with_pla
 from dist_ft.data.sources.listing import list_files
 from dist_ft.errors import UsageError
 from dist_ft.evaluate.teachers import Prompt, Sampling, Teacher, TeacherAnswer
+from dist_ft.jobs.splits import with_fraction
 from dist_ft.records import Completion, Conversation, Message, Record
 from dist_ft.storage.publish import read_json, sync_directory, write_json
 
@@ -143,7 +144,7 @@ def _read_note(note: Path, work: dict[str, Any]) -> tuple[Answered, int]:
 
 def _prompts(config: Config) -> Iterator[_Asked]:
     """Yield what is asked, source by source in file order."""
-    data = config.data
+    data = with_fraction(config).data
     for source in data.train:
         for row in scan_rows(source, data.group_by):
             if isinstance(row, Row) and data.eval_fraction is not None and is_held_out(row, data.eval_fraction):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 
 from dist_ft.config import Config
-from dist_ft.config.data_sections import DataConfig
+from dist_ft.config.data_sections import DataConfig, RowSource
 from dist_ft.data.curation.exact import Keys, find_repeats, find_shared
 from dist_ft.data.curation.filters import (
     AGAINST_EVAL,
@@ -63,17 +63,18 @@ def curate(config: Config, listed: ListedSources, store: Store) -> Curation:
     parts = [
         cut_parts(files, data.part_bytes, source.rows) for source, files in zip(data.train, listed.train, strict=True)
     ]
-    eval_parts = (
-        cut_parts(listed.held_out, rows=data.eval_source.rows)
-        if data.eval_source and data.curation.against_eval
-        else []
-    )
-    of_sources = [*zip(data.train, parts, strict=True), (data.eval_source, eval_parts)]
-    reading = [reading_key(source, part) for source, of_source in of_sources if source for part in of_source]
+    eval_sources = [*data.eval_sources.values()] if data.curation.against_eval else []
+    eval_parts = [
+        (source, part)
+        for source, files in zip(eval_sources, listed.held_out, strict=False)
+        for part in cut_parts(files, rows=source.rows)
+    ]
+    of_sources = [(source, part) for source, some in zip(data.train, parts, strict=True) for part in some]
+    reading = [reading_key(source, part) for source, part in [*of_sources, *eval_parts]]
     decisive = [
         CURATION_VERSION, data.curation.model_dump_json(), data.group_by, data.eval_fraction,
         [(source.format, sorted(source.columns.items()), source.max_rows) for source in data.train],
-        [[part.identity() for part in of_source] for of_source in [*parts, eval_parts]],
+        [[part.identity() for part in of_source] for of_source in [*parts, [part for _, part in eval_parts]]],
         *filter(None, reading),
     ]  # fmt: skip
     name = f"curation/{xxhash.xxh3_128_hexdigest(f'{decisive}'.encode())}.json"
@@ -193,7 +194,7 @@ class _Removals:
 
 
 def _read(
-    data: DataConfig, removals: _Removals, parts: Sequence[Sequence[Part]], eval_parts: Sequence[Part]
+    data: DataConfig, removals: _Removals, parts: Sequence[Sequence[Part]], eval_parts: Sequence[tuple[RowSource, Part]]
 ) -> tuple[_SeenRows, _SeenRows]:
     """Return the training rows that the single-row rules keep, and the held-out rows if they are compared."""
     is_near_wanted, is_compared = data.curation.near is not None, data.curation.against_eval
@@ -213,9 +214,8 @@ def _read(
                 else:
                     left.add(source_index, number, row.record)
             removals.end_part(source_index, num_rows)
-    for part in eval_parts:
-        assert data.eval_source is not None
-        for number, row in enumerate(scan_part(part, data.eval_source, data.group_by)):
+    for eval_source, part in eval_parts:
+        for number, row in enumerate(scan_part(part, eval_source, data.group_by)):
             if isinstance(row, Row):
                 held_out.add(0, number, row.record)
     return left, held_out

@@ -17,11 +17,12 @@ import torch
 from dist_ft.config import Config, with_model_dir
 from dist_ft.data.stream.cache import open_split
 from dist_ft.evaluate.generate import generate, make_batches
-from dist_ft.evaluate.held_out import evaluate
+from dist_ft.evaluate.held_out import HeldOutSet, evaluate
 from dist_ft.evaluate.merge import AnsweredRow, EvalShare
 from dist_ft.evaluate.questions import held_out_questions
 from dist_ft.jobs.prepare import prepare_held_out
 from dist_ft.jobs.score import score_split
+from dist_ft.jobs.splits import with_fraction
 from dist_ft.machine import num_cores
 from dist_ft.metric_rows import Metrics
 from dist_ft.model.adapter import Model, load_adapter
@@ -57,27 +58,28 @@ def run(
     """
     began = time.perf_counter()
     torch.set_num_threads(max(1, num_cores() // num_local))
+    config = with_fraction(config)
     tokenizer = load_tokenizer(config)
     questions = held_out_questions(config, Renderer(tokenizer)) if config.eval.metrics else []
     batches = make_batches([len(question.prompt) for question in questions])[shard::num_shards]
     rows: dict[int, AnsweredRow] = {}
     for row in sorted(row for batch in batches for row in batch):
         rows[row] = AnsweredRow(row, questions[row].shown, questions[row].reference, answers={})
-    split = prepare_held_out(config, tokenizer) if with_loss else None
-    split = score_split(config, split) if split is not None else None
+    splits = prepare_held_out(config, tokenizer) if with_loss else {}
+    splits = {name: score_split(config, split) for name, split in splits.items()}
     objective = build_objective(config.objective)
     numbers: dict[str, Metrics] = {}
     with ExitStack() as stack:
-        is_asked = bool(batches) or split is not None
+        is_asked = bool(batches) or bool(splits)
         copies = {name: stack.enter_context(local_copy(m)) if m else None for name, m in models.items() if is_asked}
         for name, model in _each(config, copies):
-            if split is not None:
+            if splits:
                 layout = objective.layout(0, 1, config.train.micro_batch_size, config.data.packing)
-                shards = open_split(split, config.data.loader)
-                module = ObjectiveModule(model).eval()
-                numbers[name] = evaluate(
-                    module, objective, shards, layout, objective.weight(split.totals), model.device
-                )
+                sets = {
+                    of: HeldOutSet(open_split(split, config.data.loader), objective.weight(split.totals))
+                    for of, split in splits.items()
+                }
+                numbers[name] = evaluate(ObjectiveModule(model).eval(), objective, sets, layout, model.device)
             for batch in batches:
                 prompts = [questions[row].prompt for row in batch]
                 answers = generate(model, tokenizer, prompts, config.eval.max_new_tokens)

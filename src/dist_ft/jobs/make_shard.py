@@ -9,7 +9,7 @@ from dist_ft.data.shards.make import cache_errors, make_shard
 from dist_ft.data.shards.request import PlannedShard
 from dist_ft.errors import DataError
 from dist_ft.jobs.curate import nothing_removed
-from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
+from dist_ft.jobs.splits import cache_address, make_renderer, split_requests, with_fraction
 from dist_ft.model.base import load_tokenizer
 from dist_ft.storage.objects import open_store
 
@@ -26,6 +26,7 @@ def run(config: Config, take_held_out: bool, shard: dict[str, Any]) -> dict[str,
         DataError: A row cannot be used, or the data has changed.
         ConfigError: The store refuses the shard.
     """
+    config = with_fraction(config)
     planned = PlannedShard.from_dict(shard)
     render_many, render_key = make_renderer(config, load_tokenizer(config))
     train, held_out = split_requests(config, render_key, nothing_removed(config))

@@ -10,14 +10,13 @@ import xxhash
 
 from dist_ft.config import Config
 from dist_ft.data.shards.make import RenderMany, cache_errors, check_bad_rows, make_shard, read_infos
-from dist_ft.data.shards.request import PlannedShard, SplitPlan, plan_split
+from dist_ft.data.shards.request import PlannedShard, SplitPlan
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, open_ended_split
 from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
-from dist_ft.jobs.curate import nothing_removed
 from dist_ft.jobs.score import check_scorer, missing_scores, scorer_key
 from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
-from dist_ft.jobs.splits import cache_address, make_renderer, plan_splits, split_requests
+from dist_ft.jobs.splits import cache_address, make_renderer, plan_held_out, plan_splits, with_fraction
 from dist_ft.model.adapter import adapter_hash
 from dist_ft.model.attention import check_apart
 from dist_ft.model.base import (
@@ -86,10 +85,11 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
     address = cache_address(config)
     with cache_errors(address):
         render_many, render_key = make_renderer(config, load_tokenizer(config))
-        train, held_out = plan_splits(config, render_key)
+        train, held_out = plan_splits(with_fraction(config), render_key)
         store = open_store(address)
         is_stream = config.data.preparation == "stream"
-        wanted = [*([] if is_stream else train), *([held_out] if held_out else [])]
+        every = [*train, *([held_out.whole] if held_out else [])]
+        wanted = every[len(train) if is_stream else 0 :]
         missing = missing_shards(wanted, store)
         files = tuple(plan.files for plan in train)
         few = config.data.part_bytes * _SMALL_SHARE
@@ -100,7 +100,6 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
         for plan, shard in missing:
             make_shard(plan.request, shard, render_many, store)
         to_stream = None
-        every = [*train, *([held_out] if held_out else [])]
         unscored = missing_scores(every, store, score_key) if score_key else set()
         if is_stream:
             made = _read_made(train, store)
@@ -112,12 +111,16 @@ def _prepare(config: Config, makes_all: bool) -> Preparation | MissingShards:
         else:
             splits = tuple(complete_split(plan, store, address) for plan in train)
             max_steps, num_positions = plan_length(config, [split.known_counts.num_sequences for split in splits])
-        eval_split = complete_split(held_out, store, address) if held_out else None
+        eval_split = complete_split(held_out.whole, store, address) if held_out else None
+        eval_sets = (
+            {name: complete_split(plan, store, address) for name, plan in held_out.sets.items()} if held_out else {}
+        )
         mark = make_fingerprint(config, splits, score_key)
         splits = tuple(replace(split, score_key=score_key) for split in splits)
         eval_split = replace(eval_split, score_key=score_key) if eval_split else None
+        eval_sets = {name: replace(split, score_key=score_key) for name, split in eval_sets.items()}
         return Preparation(
-            RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit),
+            RunInputs(splits, eval_split, mark, max_steps, num_positions, config.model.commit, eval_sets),
             files,
             num_made=len(missing),
             to_stream=to_stream,
@@ -135,11 +138,12 @@ def _shards_to_score(plans: Sequence[SplitPlan], unscored: Collection[str], scor
     return tuple(_job(plan, shard, Window(0, 0), score_key=score_key) for plan, shard in by_key.values())
 
 
-def prepare_held_out(config: Config, tokenizer: Tokenizer) -> PreparedSplit | None:
-    """Prepare only the held-out rows; return None if there are none."""
+def prepare_held_out(config: Config, tokenizer: Tokenizer) -> dict[str, PreparedSplit]:
+    """Prepare only the held-out rows; return the sets as `RunInputs.measured_sets` does."""
     render_many, render_key = make_renderer(config, tokenizer)
-    request = split_requests(config, render_key, nothing_removed(config))[1]
-    return prepare_split(config, plan_split(request), render_many) if request else None
+    held_out = plan_held_out(config, render_key)
+    sets = (held_out.sets or {"": held_out.whole}) if held_out else {}
+    return {name: prepare_split(config, plan, render_many) for name, plan in sets.items()}
 
 
 def prepare_split(config: Config, plan: SplitPlan, render_many: RenderMany) -> PreparedSplit:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_ft.config import Config
 from dist_ft.data.curation.filters import Curation
 from dist_ft.data.curation.personal import PATTERNS_VERSION, redact
+from dist_ft.data.rows import held_out_count
 from dist_ft.data.shards.make import RenderMany
 from dist_ft.data.shards.request import SplitPlan, SplitRequest, plan_split
-from dist_ft.data.sources.listing import list_sources
+from dist_ft.data.sources.listing import ListedSources, list_sources
 from dist_ft.errors import DataError
-from dist_ft.jobs.curate import curate
+from dist_ft.jobs.curate import curate, nothing_removed
 from dist_ft.model.base import (
     Tokenizer,
     load_generation_config,
@@ -70,14 +71,45 @@ def _rows_that_are_too_few(config: Config, tokenizer: Tokenizer) -> int | None:
     return num_rows if highest >= num_rows else None
 
 
-def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], SplitPlan | None]:
+@dataclass(frozen=True)
+class HeldOutPlan:
+    """Holds the plans of the held-out data.
+
+    Attributes:
+        whole: All held-out rows.
+        sets: The held-out sets by name, whose shards are those of `whole`; none where `data.eval` names none.
+    """
+
+    whole: SplitPlan
+    sets: Mapping[str, SplitPlan]
+
+
+def with_fraction(config: Config) -> Config:
+    """Return the config with a fraction in place of a number of held-out rows; see `data/rows/held_out_count.py`."""
+    data = held_out_count.with_fraction(config.data, open_store(cache_address(config)))
+    return config.model_copy(update={"data": data})
+
+
+def plan_splits(config: Config, render_key: str) -> tuple[list[SplitPlan], HeldOutPlan | None]:
     """List each source once, and return the plan of each training source and of the held-out data."""
     listed = list_sources(config.data)
     train, held_out = split_requests(config, render_key, curate(config, listed, open_store(cache_address(config))))
     plans = [plan_split(request, [files]) for request, files in zip(train, listed.train, strict=True)]
-    if held_out is None:
-        return plans, None
-    return plans, plan_split(held_out, [listed.held_out] if config.data.eval_source else listed.train)
+    return plans, _plan_held_out(config, held_out, listed) if held_out else None
+
+
+def plan_held_out(config: Config, render_key: str) -> HeldOutPlan | None:
+    """Return the plan of the held-out data; None where there is none. No rule of `data.curation` changes it."""
+    held_out = split_requests(config, render_key, nothing_removed(config))[1]
+    return _plan_held_out(config, held_out, list_sources(config.data)) if held_out else None
+
+
+def _plan_held_out(config: Config, held_out: SplitRequest, listed: ListedSources) -> HeldOutPlan:
+    sets = zip(config.data.eval_names, held_out.sources, listed.held_out, strict=False)
+    return HeldOutPlan(
+        plan_split(held_out, listed.held_out or listed.train),
+        {name: plan_split(replace(held_out, sources=(source,)), [files]) for name, source, files in sets},
+    )
 
 
 def split_requests(
@@ -103,8 +135,8 @@ def split_requests(
         replace(common, sources=(source,), removed=removed)
         for source, removed in zip(data.train, curation.sources, strict=True)
     ]
-    if data.eval_source:
-        return train, replace(common, sources=(data.eval_source,))
+    if data.eval_sources:
+        return train, replace(common, sources=tuple(data.eval_sources.values()))
     return train, replace(common, sources=tuple(data.train), take_held_out=True) if data.eval_fraction else None
 
 

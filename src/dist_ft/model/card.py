@@ -45,10 +45,11 @@ def model_card(
     kind = "LoRA adapter" if is_adapter else "merged model" if merged else "fully fine-tuned model"
     rows = [] if loss is None else [f"| {step} | training | {loss:.4f} |"]
     shown = {"eval_loss": "held out", "rewards/accuracies": "held-out accuracy", "rewards/margins": "held-out margin"}
+    of_sets = {f"{name}/{key}": f"{label}: {name}" for name in config.data.eval_names for key, label in shown.items()}
     rows += [
         f"| {at} | {label} | {value:.4f} |"
         for at, metrics in sorted(held_out.items())
-        for name, label in shown.items()
+        for name, label in (shown | of_sets).items()
         if at <= step and (value := metrics.get(name)) is not None
     ]
     quantised = config.model.quantization

@@ -16,7 +16,7 @@ from dist_ft.coordinator.live_status import LiveStatus
 from dist_ft.coordinator.story import tell
 from dist_ft.metric_rows import EvalRow
 from dist_ft.printable import format_duration, printable
-from dist_ft.report.table import METRIC_NAMES, format_value
+from dist_ft.report.table import format_value, metric_name
 
 _PLAIN_EVERY_S = 10.0
 _BAR = 24
@@ -54,7 +54,7 @@ class Console:
         if status.evaluation is not None and status.evaluation != self._last_eval:
             self._last_eval = status.evaluation
             values = status.evaluation.metrics.items()
-            shown = ", ".join(f"{METRIC_NAMES.get(name, name)} {format_value(value)}" for name, value in values)
+            shown = ", ".join(f"{metric_name(name)} {format_value(value)}" for name, value in values)
             self.say(f"  {shown} at step {status.evaluation.step}", "cyan")
         if self._is_quiet:
             return

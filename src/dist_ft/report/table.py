@@ -16,6 +16,16 @@ METRIC_NAMES = {
     "bleu": "BLEU",
 }
 """Display names of metrics; other metrics keep their own names."""
+
+
+def metric_name(metric: str) -> str:
+    """Return the display name of a metric, which may be of a held-out set: `orders/eval_loss`."""
+    set_name, _, plain = metric.rpartition("/")
+    return (
+        f"{set_name}: {METRIC_NAMES[plain]}" if plain in METRIC_NAMES and set_name else METRIC_NAMES.get(metric, metric)
+    )
+
+
 _WIDTH = 16
 _SAMPLE_CHARS = 200
 
@@ -32,7 +42,7 @@ def render_comparison(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     metrics = dict.fromkeys(metric for values in columns.values() for metric in values)
     if not metrics:
         return ""
-    names = {metric: METRIC_NAMES.get(metric, metric) for metric in metrics}
+    names = {metric: metric_name(metric) for metric in metrics}
     width = max(_WIDTH, 2 + max(map(len, names.values())))
     lines = [" " * width + "".join(f"{name:>12}" for name in columns)]
     for metric in metrics:

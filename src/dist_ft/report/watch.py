@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_ft.coordinator.story import format_ranks, story_lines
-from dist_ft.metric_rows import StepRow
+from dist_ft.metric_rows import StepRow, held_out_sets
 from dist_ft.printable import format_duration, printable
 from dist_ft.run.events import read_ledger
 from dist_ft.run.log import read_evals
@@ -57,13 +57,17 @@ def live_view(run: Run) -> tuple[RenderableType, bool]:
     status = read_status(run)
     run.fetch("metrics.jsonl", "eval.jsonl", "ledger.jsonl")
     rows = newest_rows(run.metrics, _SPARK_BYTES)
-    evals = [row.eval_loss for _, row in sorted(read_evals(run.evals).items())]
+    evals = [row for _, row in sorted(read_evals(run.evals).items())]
     lines = story_lines(read_ledger(run.ledger)[-2 * _STORY_LINES :])[-_STORY_LINES:]
     record = status.record
     numbers = Table.grid(padding=(0, 2))
     for name, values, spec in (
         ("loss", [row.loss for row in rows], ".4f"),
-        ("held-out", evals, ".4f"),
+        ("held-out", [row.eval_loss for row in evals], ".4f"),
+        *(
+            (name.removesuffix("/eval_loss"), [row.metrics.get(name) for row in evals], ".4f")
+            for name in held_out_sets(evals)
+        ),
         ("tokens/s", [row.tokens_per_s or None for row in rows], ",.0f"),
         ("grad norm", [row.grad_norm for row in rows], ".3f"),
     ):

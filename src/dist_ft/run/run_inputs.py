@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,7 @@ class RunInputs:
         max_steps: Steps of the run.
         num_positions: Sequences that the run uses.
         commit: Commit of a hub model, which every rank loads.
+        eval_sets: The parts of `eval_split` that `data.eval` names, by name.
     """
 
     splits: tuple[PreparedSplit, ...]
@@ -82,6 +83,14 @@ class RunInputs:
     max_steps: int
     num_positions: int
     commit: str | None = None
+    eval_sets: Mapping[str, PreparedSplit] = field(default_factory=dict)
+
+    @property
+    def measured_sets(self) -> dict[str, PreparedSplit]:
+        """The held-out sets by name. A single one has an empty name; there is none without held-out data."""
+        if self.eval_sets or self.eval_split is None:
+            return dict(self.eval_sets)
+        return {"": self.eval_split}
 
     def with_sizes(self, sizes: Sequence[ShardSize]) -> RunInputs:
         """Return the inputs with the sizes of shards that were made meanwhile."""
@@ -104,4 +113,5 @@ class RunInputs:
             max_steps=data["max_steps"],
             num_positions=data["num_positions"],
             commit=data["commit"],
+            eval_sets={name: PreparedSplit.from_dict(split) for name, split in data["eval_sets"].items()},
         )

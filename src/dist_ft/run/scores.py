@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from dist_ft.config.training_sections import EvalConfig
+from dist_ft.config.training_sections import EvalConfig, plain_metric
 from dist_ft.metric_rows import EvalRow, Metrics
 
 LOWER_IS_BETTER = {
@@ -25,7 +25,7 @@ class Scores:
     """Holds the values of one metric that a run has measured.
 
     Attributes:
-        metric: A key of `LOWER_IS_BETTER`.
+        metric: A key of `LOWER_IS_BETTER`, or with the name of a held-out set before it.
         values: Step → number; NaN if it was not finite.
     """
 
@@ -41,7 +41,7 @@ class Scores:
 
         Args:
             rows: Rows of eval.jsonl, each step once.
-            metric: A key of `LOWER_IS_BETTER`.
+            metric: See `Scores`.
             every_steps: `eval.every_steps`.
             last_step: Steps of the whole run.
         """
@@ -54,7 +54,7 @@ class Scores:
 
         Later measurements can only append to the list. NaN is never an improvement.
         """
-        sign = -1.0 if LOWER_IS_BETTER[self.metric] else 1.0
+        sign = -1.0 if LOWER_IS_BETTER[plain_metric(self.metric)] else 1.0
         found: list[int] = []
         for step in sorted(self.values):
             value = self.values[step]
@@ -73,7 +73,7 @@ class Scores:
 
     def ranking(self) -> list[int]:
         """Return the steps with a number, the best first, the earlier first of equal ones."""
-        sign = 1.0 if LOWER_IS_BETTER[self.metric] else -1.0
+        sign = 1.0 if LOWER_IS_BETTER[plain_metric(self.metric)] else -1.0
         finite = (step for step, value in self.values.items() if math.isfinite(value))
         return sorted(finite, key=lambda step: (sign * self.values[step], step))
 

@@ -103,6 +103,12 @@ def render_status(status: RunStatus) -> str:
     if record.error:
         lines.append(f"  error        {record.error['type']}: {printable(record.error['message'], _MESSAGE)}")
     losses = [f"{name} {result[key]:.4f}" for key, name in _LOSSES if result.get(key) is not None]
+    tuned = (result.get("comparison") or {}).get("tuned", {})
+    losses += [
+        f"{name.removesuffix('/eval_loss')} {value:.4f}"
+        for name, value in tuned.items()
+        if name.endswith("/eval_loss") and value is not None
+    ]
     if losses:
         lines.append(f"  loss         {', '.join(losses)}")
     if step:

@@ -54,7 +54,7 @@ class RankParts:
         dropout_keys: Keys to set before each micro batch.
         loader: Steps of the run.
         layout: This rank's part of a batch.
-        eval_split: Held-out split, or None.
+        eval_sets: See `RunInputs.measured_sets`.
         vocab_size: Rows of the embedding.
         start_step: Completed steps at the start of this attempt.
         fingerprint: Identifies the run that checkpoints belong to.
@@ -73,7 +73,7 @@ class RankParts:
     dropout_keys: DropoutKeys
     loader: TrainLoader
     layout: RankLayout
-    eval_split: PreparedSplit | None
+    eval_sets: dict[str, PreparedSplit]
     vocab_size: int
     start_step: int
     fingerprint: Fingerprint
@@ -105,9 +105,9 @@ def build_rank(spec: RankSpec) -> RankParts:
     state = optimizer_of(config.optimizer).state
     params = [ParamInfo(name, full_shape(p), exported[name], state) for p, name in names.items()]
 
-    splits, eval_split = list(attempt.inputs.splits), attempt.inputs.eval_split
+    splits, eval_sets = list(attempt.inputs.splits), attempt.inputs.measured_sets
     shape = _model_shape(model, config)
-    micro = _micro_batch_size(shape, config, spec, [*splits, *([eval_split] if eval_split else [])])
+    micro = _micro_batch_size(shape, config, spec, [*splits, *eval_sets.values()])
     engine = build_engine(
         ObjectiveModule(model),
         names,
@@ -133,7 +133,7 @@ def build_rank(spec: RankSpec) -> RankParts:
         dropout_keys=dropout_keys,
         loader=_build_loader(config, splits, attempt.inputs.num_positions, layout),
         layout=layout,
-        eval_split=eval_split,
+        eval_sets=eval_sets,
         vocab_size=vocab_size,
         start_step=restored.manifest.step if restored else 0,
         fingerprint=attempt.inputs.fingerprint,

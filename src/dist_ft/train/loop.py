@@ -19,7 +19,7 @@ from dist_ft.config import Config
 from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import StepBatch
 from dist_ft.errors import DivergedError
-from dist_ft.evaluate.held_out import evaluate, inference
+from dist_ft.evaluate.held_out import HeldOutSet, evaluate, inference
 from dist_ft.messages import EvalDone, IntervalMeasured, Loaded, Outcome, Phase, PhaseChanged, SaveSkipped, StepDone
 from dist_ft.metric_rows import EvalRow, Metrics, StepRow
 from dist_ft.objectives.objective import Rows, Sums
@@ -253,14 +253,15 @@ def _row(
 
 
 def _evaluate(parts: RankParts, link: Link, step: int) -> list[EvalRow]:
-    """Measures the held-out split, where there is one; returns the row."""
-    split = parts.eval_split
-    if split is None:
+    """Measures the held-out sets, where there are any; returns the row."""
+    if not parts.eval_sets:
         return []
     link.send(PhaseChanged(Phase.EVALUATE, step))
-    shards = open_split(split, parts.config.data.loader)
-    divisor = parts.objective.weight(split.totals)
-    numbers = evaluate(parts.engine, parts.objective, shards, parts.layout, divisor, parts.engine.device)
+    sets = {
+        name: HeldOutSet(open_split(split, parts.config.data.loader), parts.objective.weight(split.totals))
+        for name, split in parts.eval_sets.items()
+    }
+    numbers = evaluate(parts.engine, parts.objective, sets, parts.layout, parts.engine.device)
     row = EvalRow(step, parts.spec.attempt.attempt, numbers)
     if parts.spec.rank == 0:
         link.send(EvalDone(row))

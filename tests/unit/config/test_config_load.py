@@ -24,7 +24,7 @@ from dist_ft.config import (
     schema_json,
     with_absolute_paths,
 )
-from dist_ft.config.data_sections import RowSource, SourceConfig
+from dist_ft.config.data_sections import HeldOutSets, RowSource, SourceConfig
 from dist_ft.errors import ConfigError
 from tests.helpers.paths import ROOT
 
@@ -97,6 +97,8 @@ def value_at(config: Config, key: str) -> Any:
         ("data.eval=held.jsonl", "held.jsonl"),
         ("data.train=[{source: a, columns: {text: b}}]", [SourceConfig(source="a", columns={"text": "b"})]),
         ("data.eval={source: b, format: alpaca}", RowSource(source="b", format="alpaca")),
+        ("data.eval=200", 200),
+        ("data.eval={sources: {a: {source: b}}}", HeldOutSets(sources={"a": RowSource(source="b")})),
         ("cluster.num_workers=[1,3]", [1, 3]),
         ("cluster.num_workers=[1, 3]", [1, 3]),
         ("cluster.resources_per_worker={GPU: 0.5, big-node: 1}", {"GPU": 0.5, "big-node": 1.0}),
@@ -301,6 +303,7 @@ def test_a_directory_is_not_a_config(tmp_path: Path) -> None:
         ("data.train=[{source: a, wieght: 2}]", "did you mean data.train.0.weight?"),
         ("data.train=[{source: a}, {source: b, formats: auto}]", "did you mean data.train.1.format?"),
         ("data.eval={source: a, frmat: text}", "did you mean data.eval.format?"),
+        ("data.eval={sources: {a: {source: a, frmat: text}}}", "did you mean data.eval.sources.a.format?"),
         ("data.eval={source: a, weight: 1}", "it is data.train.weight"),
         ("method.lora_alhpa=8", "did you mean method.lora_alpha?"),
     ],
@@ -385,6 +388,22 @@ def test_a_wrong_value_of_a_source_is_one_line(problems: Problems, override: str
 def test_a_wrong_value_is_shown_with_its_key(problems: Problems, override: str, value: str) -> None:
     key = override.partition("=")[0]
     assert all(line.startswith(f"{key}={value} (") for line in problems(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        ("data.eval={sources: {}}", "data.eval.sources={} (dict): dictionary should have at least 1 item"),
+        ("data.eval={sources: {a/b: {source: a}}}", "data.eval.sources.a/b: 'a/b' cannot name a held-out set"),
+        ("data.eval={sources: {logps: {source: a}}}", "data.eval.sources.logps: 'logps' cannot name a held-out set"),
+        ("data.eval={sources: {a: {}}}", "data.eval.sources.a.source: missing"),
+        ("eval.best_metric=loss", "eval.best_metric: 'loss' is none of eval_loss, "),
+        ("eval.best_metric=a/loss", "eval.best_metric: 'a/loss' is none of eval_loss, "),
+    ],
+)
+def test_a_wrong_held_out_set_is_one_line(problems: Problems, override: str, start: str) -> None:
+    (line,) = problems(override)
+    assert line.startswith(start)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,16 @@ def test_an_objective_that_cannot_be_is_refused(check: Check, overrides: list[st
         (["data.train=[{source: empty.jsonl}]"], "data.train.0.source=empty.jsonl is empty"),
         (["data.train=[{source: ''}]"], "data.train.0.source= names nothing"),
         (["data.preparation=stream", "data.eval=0.1", "train.max_steps=1"], "data.eval=0.1 is a fraction of rows that"),
+        (["data.preparation=stream", "data.eval=7", "train.max_steps=1"], "data.eval=7 is a number of rows that"),
+        (["data.eval={sources: {x: {source: b.jsonl}}}"], "data.eval.sources.x.source=b.jsonl: no such file"),
+        (
+            ["data.eval=a.jsonl", "eval={every_steps: 1, best_metric: x/eval_loss}"],
+            "eval.best_metric=x/eval_loss: data.eval has no set x; its",
+        ),
+        (
+            ["data.eval={sources: {y: {source: a.jsonl}}}", "eval={every_steps: 1, best_metric: x/eval_loss}"],
+            "eval.best_metric=x/eval_loss: data.eval has no set x; choose one of y",
+        ),
         (["data.eval=b.jsonl"], "data.eval=b.jsonl: no such file"),
         (["data.eval={source: b.jsonl}"], "data.eval.source=b.jsonl: no such file"),
         (["data.eval={source: a.jsonl, split: test}"], "data.eval.split is for a Hugging Face data set"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,16 @@ import pytest
 
 from dist_ft.config import Config
 from dist_ft.config.data_sections import RowSource
+from dist_ft.data.rows.held_out_count import fraction_above
 from dist_ft.data.shards.shard_file import ShardInfo, read_info
 from dist_ft.data.shards.split import PreparedSplit
 from dist_ft.data.sources import listing
 from dist_ft.data.sources.source_file import SourceFile
 from dist_ft.data.stream import cache
 from dist_ft.data.stream.cache import open_split
-from dist_ft.errors import ConfigError
+from dist_ft.errors import ConfigError, DataError
 from dist_ft.jobs import make_shard
+from dist_ft.jobs.data_report.measure import measure
 from dist_ft.jobs.prepare import prepare, prepare_or_list, run
 from dist_ft.jobs.spec import (
     MadeShard,
@@ -32,7 +35,7 @@ from dist_ft.jobs.spec import (
     Window,
     decode_preparation,
 )
-from dist_ft.jobs.splits import cache_address
+from dist_ft.jobs.splits import cache_address, with_fraction
 from dist_ft.storage.store import LocalStore, Store
 from tests.helpers.configs import tiny_config
 from tests.helpers.splits import prepared_splits
@@ -130,8 +133,7 @@ def test_a_source_is_listed_once_for_curation_training_and_held_out_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: dict[str, Any]
 ) -> None:
     config = tiny_config(tmp_path, data__curation={"exact": True, "against_eval": True}, **held_out)
-    eval_source = config.data.eval_source
-    sources = [source.source for source in [*config.data.train, *([eval_source] if eval_source else [])]]
+    sources = [source.source for source in [*config.data.train, *config.data.eval_sources.values()]]
     listed: list[str] = []
     real = listing._local_files
 
@@ -142,6 +144,47 @@ def test_a_source_is_listed_once_for_curation_training_and_held_out_rows(
     monkeypatch.setattr(listing, "_local_files", count)
     assert prepare(config).inputs.eval_split is not None
     assert listed == sources
+
+
+def test_named_sets_share_the_shards_of_all_held_out_rows_and_survive_the_wire(tmp_path: Path) -> None:
+    one = prepare(tiny_config(tmp_path)).inputs
+    held_out = str(tmp_path / "eval.jsonl")
+    sets = {"whole": {"source": held_out}, "some": {"source": held_out, "rows": [2, 5]}}
+    config = tiny_config(tmp_path, data__eval={"sources": sets})
+    prepared = prepare(config)
+    check_wire(prepared)
+    inputs = prepared.inputs
+    assert (inputs.splits, inputs.fingerprint) == (one.splits, one.fingerprint)
+    assert inputs.measured_sets["whole"] == one.measured_sets[""] == one.eval_split
+    rows = {name: split.known_counts.num_rows for name, split in inputs.measured_sets.items()}
+    assert rows == {"whole": 7, "some": 3}
+    assert inputs.eval_split is not None and inputs.eval_split.known_counts.num_rows == 10
+    assert sorted(inputs.eval_split.read_keys()) == sorted(k for s in inputs.eval_sets.values() for k in s.read_keys())
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_a_number_of_rows_is_held_out_and_the_others_are_trained(tmp_path: Path, count: int) -> None:
+    config = tiny_config(tmp_path, data__eval=count)
+    inputs = prepare(config).inputs
+    assert inputs.eval_split is not None
+    assert inputs.eval_split.known_counts.num_rows == count
+    assert [split.known_counts.num_rows for split in inputs.splits] == [41 - count]
+    fraction = with_fraction(config).data.eval
+    assert prepare(tiny_config(tmp_path, data__eval=fraction)).inputs == inputs
+    shown = measure(config).splits
+    assert [split.num_rows for split in shown] == [41 - count, count]
+
+
+def test_a_number_of_all_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.eval=41 holds out all 41 rows of data.train"):
+        prepare(tiny_config(tmp_path, data__eval=41))
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**53 + 1, 2**63 - 1, 2**64 - 4096])
+def test_the_fraction_holds_out_its_row(key: int) -> None:
+    below = math.nextafter(fraction_above(key), 0.0)
+    assert key < int(fraction_above(key) * 2**64)
+    assert key >= int(below * 2**64)
 
 
 def test_shards_lie_below_the_runs_or_where_the_config_says(tmp_path: Path) -> None:

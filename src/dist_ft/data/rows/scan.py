@@ -144,8 +144,7 @@ def held_out_rows(data: DataConfig) -> Iterator[Row]:
     """
     if data.eval is None:
         return
-    sources = [data.eval_source] if data.eval_source else data.train
-    for source in sources:
+    for source in data.eval_sources.values() or data.train:
         rows = scan_rows(source, data.group_by) if data.bad_rows == "skip" else read_rows(source, data.group_by)
         for row in rows:
             if isinstance(row, Row) and (data.eval_fraction is None or is_held_out(row, data.eval_fraction)):

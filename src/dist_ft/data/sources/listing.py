@@ -69,11 +69,11 @@ class ListedSources:
 
     Attributes:
         train: Files of each training source.
-        held_out: Files of `data.eval`, if it names a source of its own.
+        held_out: Files of each source that `data.eval` names.
     """
 
     train: tuple[tuple[SourceFile, ...], ...]
-    held_out: tuple[SourceFile, ...] = ()
+    held_out: tuple[tuple[SourceFile, ...], ...] = ()
 
 
 def list_sources(data: DataConfig) -> ListedSources:
@@ -83,7 +83,7 @@ def list_sources(data: DataConfig) -> ListedSources:
         DataError: See `list_files`.
     """
     train = tuple(tuple(list_files(source)) for source in data.train)
-    return ListedSources(train, tuple(list_files(data.eval_source)) if data.eval_source else ())
+    return ListedSources(train, tuple(tuple(list_files(source)) for source in data.eval_sources.values()))
 
 
 def check_frozen(frozen: Sequence[SourceFile], now: Sequence[SourceFile]) -> None:

@@ -29,7 +29,7 @@ from dist_ft.data.shards.request import SplitRequest, is_window_full, plan_split
 from dist_ft.data.sources.listing import list_sources
 from dist_ft.jobs.curate import curate
 from dist_ft.jobs.data_report.summary import FEW, Noted
-from dist_ft.jobs.splits import cache_address, make_renderer, split_requests
+from dist_ft.jobs.splits import cache_address, make_renderer, split_requests, with_fraction
 from dist_ft.model.base import Tokenizer, load_generation_config, load_tokenizer, stop_tokens
 from dist_ft.records import Labelled, Preference, Sample
 from dist_ft.storage.objects import open_store
@@ -154,6 +154,7 @@ def measure(config: Config) -> Measures:
     Raises:
         UserError: The tokenizer, or a source as a whole, cannot be read.
     """
+    config = with_fraction(config)
     tokenizer = load_tokenizer(config)
     render_many, render_key = make_renderer(config, tokenizer)
     curation = curate(config, list_sources(config.data), open_store(cache_address(config)))

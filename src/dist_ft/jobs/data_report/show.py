@@ -19,7 +19,7 @@ from dist_ft.data.stream.token_shards import TokenShards
 from dist_ft.errors import UsageError
 from dist_ft.jobs.data_report.summary import Segment, ShownData, ShownSample, ShownSequence
 from dist_ft.jobs.prepare import prepare_split
-from dist_ft.jobs.splits import make_renderer, plan_splits
+from dist_ft.jobs.splits import make_renderer, plan_splits, with_fraction
 from dist_ft.model.base import Tokenizer, load_tokenizer
 from dist_ft.objectives.kinds import build_objective
 
@@ -36,17 +36,20 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
     """Prepare the data as a run does, and return some sequences.
 
     Args:
-        source: Index of a training source, as in `data.train.0`, or `eval`.
+        source: Index of a training source, as in `data.train.0`, `eval`, or `eval.NAME` for a held-out set.
         first: First sequence, counted from 1.
         count: Sequences to show; fewer at the end of the split.
 
     Raises:
         UserError: The data cannot be prepared, or has no such source or sequence.
     """
+    config = with_fraction(config)
     tokenizer = load_tokenizer(config)
     render_many, render_key = make_renderer(config, tokenizer)
     train, held_out = plan_splits(config, render_key)
-    plans = {str(index): plan for index, plan in enumerate(train)} | ({"eval": held_out} if held_out else {})
+    plans = {str(index): plan for index, plan in enumerate(train)}
+    if held_out is not None:
+        plans |= {"eval": held_out.whole} | {f"eval.{name}": plan for name, plan in held_out.sets.items()}
     if source not in plans:
         raise UsageError(f"--source {source}: this config has {', '.join(plans)}")
     plan = plans[source]
@@ -81,7 +84,7 @@ def show_data(config: Config, source: str, first: int, count: int) -> ShownData:
         shown.append(ShownSequence(number + 1, samples))
     return ShownData(
         source=plan.request.shown,
-        split="eval" if source == "eval" else f"train.{source}",
+        split=source if source.startswith("eval") else f"train.{source}",
         seq_len=config.data.seq_len,
         num_rows=counts.num_rows,
         num_sequences=counts.num_sequences,

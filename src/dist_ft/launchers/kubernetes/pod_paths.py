@@ -30,10 +30,7 @@ def on_volume(config: Config, mount: str | None) -> Config:
     """
     pods, data = _Pods(mount), config.data
     sources = [pods.rows(f"data.train.{index}.source", source) for index, source in enumerate(data.train)]
-    held_out = data.eval
-    if data.eval_source:
-        placed_source = pods.rows("data.eval", data.eval_source)
-        held_out = placed_source.source if isinstance(data.eval, str) else placed_source
+    held_out = data.held_out_at([pods.rows(key, source).source for key, source in data.eval_sources.items()])
     replicas = [pods.kept(f"data.loader.replicas.{index}", place) for index, place in enumerate(data.loader.replicas)]
     changes = {
         "train": sources, "eval": held_out, "cache_dir": pods.kept("data.cache_dir", data.cache_dir),

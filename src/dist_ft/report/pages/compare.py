@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_ft.config.training_sections import plain_metric
 from dist_ft.metric_rows import EvalRow, StepRow
 from dist_ft.printable import format_duration, printable
 from dist_ft.report.pages.figures import WIDE, Chart, Line, draw, smooth, thin
 from dist_ft.report.pages.history import attempts_of
 from dist_ft.report.pages.page import Html, contents, page, paragraph, section, side_by_side, table
 from dist_ft.report.pages.run_files import RunFiles
-from dist_ft.report.table import METRIC_NAMES, format_value
+from dist_ft.report.table import format_value, metric_name
 from dist_ft.run.scores import LOWER_IS_BETTER
 
 _MAX_POINTS = 400
@@ -58,9 +59,9 @@ def results(runs: Sequence[RunFiles]) -> Table:
     rows = [(name, *(fact(run) for run in runs)) for name, fact in facts]
     metrics = sorted({name for run in runs for row in run.evals.values() for name in row.metrics})
     for metric in metrics:
-        shown = METRIC_NAMES.get(metric, metric)
+        shown = metric_name(metric)
         rows.append((f"{shown}, last", *(format_value(_last_metric(run.evals, metric)) for run in runs)))
-        if metric in LOWER_IS_BETTER:
+        if plain_metric(metric) in LOWER_IS_BETTER:
             rows.append((f"{shown}, best", *(_best_metric(run.evals, metric) for run in runs)))
     return rows
 
@@ -136,7 +137,7 @@ def _best_metric(evals: Mapping[int, EvalRow], metric: str) -> str:
     found = [(v, step) for step, row in evals.items() if (v := row.metrics.get(metric)) is not None]
     if not found:
         return "-"
-    sign = 1 if LOWER_IS_BETTER[metric] else -1
+    sign = 1 if LOWER_IS_BETTER[plain_metric(metric)] else -1
     value, step = min(found, key=lambda pair: (sign * pair[0], pair[1]))
     return f"{format_value(value)} at step {step}"
 

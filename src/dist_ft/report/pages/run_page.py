@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dist_ft.metric_rows import EvalRow, StepRow
+from dist_ft.metric_rows import EvalRow, StepRow, held_out_sets
 from dist_ft.printable import format_bytes, format_duration
 from dist_ft.report.pages.figures import WIDE, Band, Chart, Line, Mark, draw, smooth, thin
 from dist_ft.report.pages.history import AttemptSpan, attempts_of, bands_of, commits_of
@@ -32,7 +32,7 @@ from dist_ft.report.pages.page import (
     verbatim,
 )
 from dist_ft.report.pages.run_files import RunFiles
-from dist_ft.report.table import METRIC_NAMES, format_value
+from dist_ft.report.table import METRIC_NAMES, format_value, metric_name
 from dist_ft.run.events import Committed, Event, Exported, GroupLoaded, LedgerEntry
 from dist_ft.run.state import FINAL
 
@@ -124,6 +124,11 @@ def _loss(files: RunFiles) -> list[Html]:
     if len(training) >= _SMOOTHED_FROM:
         lines = [Line("training", training, "faint"), Line("training, smoothed", smooth(training))]
     lines.append(Line("held-out", thin(measured, _MAX_POINTS), "points", 1))
+    for number, metric in enumerate(held_out_sets(files.evals.values()), 2):
+        of_set = [
+            (float(at), y) for at, row in sorted(files.evals.items()) if (y := row.metrics.get(metric)) is not None
+        ]
+        lines.append(Line(f"held-out: {metric.partition('/')[0]}", thin(of_set, _MAX_POINTS), "points", number))
     bands = [Band(f"attempt {number}", start - 1, end) for number, start, end in bands_of(files.steps)]
     chart = Chart("Loss a trained token", "step", "loss", lines, bands if len(bands) > 1 else (), size=WIDE)
     drawn = draw(chart)
@@ -157,15 +162,14 @@ def _results(files: RunFiles) -> list[Html]:
     names = sorted({metric for values in comparison.values() for metric in values}, key=_metric_order)
     if len(comparison) > 1 and names:
         rows = [
-            (METRIC_NAMES.get(name, name), *(format_value(values.get(name)) for values in comparison.values()))
-            for name in names
+            (metric_name(name), *(format_value(values.get(name)) for values in comparison.values())) for name in names
         ]
         parts.append(table(("metric", *comparison), rows))
     measured = [row for _, row in sorted(files.evals.items()) if any(v is not None for v in row.metrics.values())]
     columns = sorted({name for row in measured for name in row.metrics}, key=_metric_order)
     others = [name for name in columns if name not in ("eval_loss", "perplexity")]
     charts = [
-        Chart(f"Held-out: {METRIC_NAMES.get(name, name)}", "step", METRIC_NAMES.get(name, name),
+        Chart(f"Held-out: {metric_name(name)}", "step", metric_name(name),
               [Line("", [(row.step, v) for row in measured if (v := row.metrics.get(name)) is not None], "points", i)])
         for i, name in enumerate(others[:8])
     ]  # fmt: skip
@@ -173,7 +177,7 @@ def _results(files: RunFiles) -> list[Html]:
     if drawn:
         parts.append(side_by_side(drawn))
     if measured:
-        heads = ("step", *(METRIC_NAMES.get(name, name) for name in columns))
+        heads = ("step", *(metric_name(name) for name in columns))
         parts.append(
             table(heads, _last([(r.step, *(format_value(r.metrics.get(n)) for n in columns)) for r in measured]))
         )
