@@ -60,7 +60,8 @@ def section_problems(config: Config) -> list[str]:
     if config.zero.offload and config.zero_stage == 0:
         problems.append("zero.offload=true needs zero.stage >= 1")
     problems += _method_problems(config.method)
-    problems += _quantisation_problems(config)
+    if (asked := config.model.quantization) is not None:
+        problems += quantisation_problems(config, f"model.quantization.kind={asked.kind}")
     if config.optimizer.lora_plus_ratio is not None and config.method.kind != "lora":
         problems.append(
             f"optimizer.lora_plus_ratio={config.optimizer.lora_plus_ratio:g} is for adapters, but method.kind="
@@ -85,12 +86,14 @@ def section_problems(config: Config) -> list[str]:
     return problems
 
 
-def _quantisation_problems(config: Config) -> list[str]:
-    """Return what a quantised base cannot be joined with."""
-    asked, problems = config.model.quantization, list[str]()
-    if asked is None:
-        return problems
-    where = f"model.quantization.kind={asked.kind}"
+def quantisation_problems(config: Config, where: str) -> list[str]:
+    """Return what a quantised base cannot be joined with.
+
+    Args:
+        config: The run config.
+        where: What says that the base is quantised.
+    """
+    problems = []
     if config.method.kind != "lora":
         problems.append(f"{where} freezes the base, so that method.kind={config.method.kind} has nothing to train; "
                         "set method.kind=lora")  # fmt: skip

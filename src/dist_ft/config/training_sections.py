@@ -16,6 +16,7 @@ from pydantic import (
 
 from dist_ft.config.section import Pattern, Section
 
+QuantizationKind = Literal["nf4", "fp4", "int8"]
 DType = Literal["float32", "bfloat16", "fp32", "bf16"]
 _LONG_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -68,12 +69,13 @@ class SpecialTokens(Section):
 class QuantizationConfig(Section):
     """Quantises the linear layers of the frozen base under an adapter (QLoRA, Dettmers et al. 2023)."""
 
-    kind: Literal["nf4", "int8"]
-    """`nf4`: 4 bits a weight, in blocks of 64; `int8`: 8 bits, a scale a row. Embeddings and output layer stay."""
+    kind: QuantizationKind
+    """`nf4`: 4 bits a weight, in blocks of 64; `fp4` alike, with another table of values, which fits weights less well;
+    `int8`: 8 bits, a scale a row. Embeddings and output layer stay."""
     double_quant: bool = True
-    """nf4 only: quantise the scales of the blocks, too."""
+    """4 bits only: quantise the scales of the blocks, too."""
     compute_dtype: DType | None = None
-    """nf4 only: dtype in which products are computed; null is `model.dtype`."""
+    """4 bits only: dtype in which products are computed; null is `model.dtype`."""
 
     @property
     def torch_dtype(self) -> str | None:
@@ -101,7 +103,8 @@ class ModelConfig(Section):
     """Attention implementation of transformers. With `sdpa` the samples of a packed row attend one by one, without
     a mask of [T, T]."""
     quantization: QuantizationConfig | None = None
-    """Quantise the frozen base, with `method.kind: lora` and ZeRO stage 0 to 2. It needs the extra `quantised`."""
+    """Quantise the frozen base, with `method.kind: lora` and ZeRO stage 0 to 2. It needs the extra `quantised`. A model
+    whose files are quantised by bitsandbytes is trained on as it is: leave the key out, or name its kind."""
     special_tokens: SpecialTokens = SpecialTokens()
     """Special tokens in place of the tokenizer's own, such as `{eos: <|im_end|>}` for a base model that learns to chat.
     Exports have them in tokenizer, config and generation config."""

@@ -29,6 +29,7 @@ Kind = Literal["text", "texts", "number", "whole", "flag"]
 _QUANTISED_NAME = re.compile(
     r"(?i)(bnb-?nf4|bnb-?[48]bit|[-_.](gptq|awq|aqlm|hqq|exl2|nf4|fp8|int[48]|[48]bit)\b|prequant)"
 )
+_BITSANDBYTES_NAME = re.compile(r"(?i)bnb-?(nf4|[48]bit)")
 UNQUANTISED = (
     "the same adapters on the base as it is: more memory (2 bytes a weight), and not the numbers of a quantised base"
 )
@@ -116,6 +117,8 @@ def model_name(source: Source, value: Yaml) -> Outcome:
     last = name.rsplit("/", 1)[-1]
     if not (match := _QUANTISED_NAME.search(last)):
         return Outcome("same", "", {"model.name": name})
+    if not source.options.unquantised and _BITSANDBYTES_NAME.search(last):
+        return Outcome("same", "its quantised weights are trained on as they are", {"model.name": name})
     made_of = _made_of(last[: match.start()].rstrip("-_."))
     if made_of is None or not source.options.unquantised:
         way = f"; import with --unquantised for {made_of}" if made_of else ""
@@ -184,7 +187,9 @@ def quantised(what: str) -> Rule:
 def zero_stage(source: Source, stage: int) -> int:
     """Return the ZeRO stage to run at: a quantised base is not cut, as stage 3 would."""
     bits = mentions(source, "load_in_4bit", "load_in_8bit", "quantization_bit")
-    is_quantised = (bits or source.values.get("adapter") == "qlora") and not source.options.unquantised
+    names = (str(source.values.get(key, "")) for key in ("base_model", "model_name_or_path"))
+    is_stored = any(_BITSANDBYTES_NAME.search(name) for name in names)
+    is_quantised = (bits or is_stored or source.values.get("adapter") == "qlora") and not source.options.unquantised
     return 2 if is_quantised and stage == 3 else stage
 
 

@@ -23,7 +23,7 @@ from dist_ft.evaluate.held_out import probe_inputs
 from dist_ft.jobs.spec import ExportResult
 from dist_ft.machine import available_memory_bytes
 from dist_ft.model.adapter import Model, export_names, load_adapter, save_adapter_config
-from dist_ft.model.base import dequantised, load_model, model_dir, skeleton
+from dist_ft.model.base import dequantised, load_model, model_dir, quantisation_of, skeleton
 from dist_ft.model.card import model_card
 from dist_ft.model.exported import save_merged, save_model_config, save_texts, untie
 from dist_ft.model.trained import select_trained, trains_adapter
@@ -258,7 +258,8 @@ def check_logits(config: Config, probe: Probe, model: Model, dtype: str) -> floa
     trained = torch.tensor(probe.logits)
     difference = float((logits - trained).abs().max() / trained.abs().max().clamp_min(1e-6))
     # An int8 base rounds what goes into a layer, too, which a merged model does not.
-    is_rounded = config.model.quantization is not None and config.model.quantization.kind == "int8"
+    quantised = quantisation_of(config)
+    is_rounded = quantised is not None and quantised.kind == "int8"
     dtypes = {dtype, config.model.torch_dtype, "bfloat16" if is_rounded else "float32"}
     coarsest = max(dtypes, key=_RELATIVE_TOLERANCE.__getitem__)
     if not difference <= _RELATIVE_TOLERANCE[coarsest]:

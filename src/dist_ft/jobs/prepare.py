@@ -9,11 +9,13 @@ from typing import Any
 import xxhash
 
 from dist_ft.config import Config
+from dist_ft.config.rules import quantisation_problems
 from dist_ft.data.shards.make import RenderMany, cache_errors, check_bad_rows, make_shard, read_infos
 from dist_ft.data.shards.request import PlannedShard, SplitPlan
 from dist_ft.data.shards.split import PreparedSplit, complete_split, missing_shards, open_ended_split
 from dist_ft.data.stream.mixing import epoch_size
 from dist_ft.data.stream.order import WINDOW_SHARDS, first_pass, run_length
+from dist_ft.errors import ConfigError
 from dist_ft.jobs.score import check_scorer, missing_scores, scorer_key
 from dist_ft.jobs.spec import MadeShard, MissingShards, Preparation, ShardJob, StreamedShards, Window
 from dist_ft.jobs.splits import cache_address, make_renderer, plan_held_out, plan_splits, with_fraction
@@ -26,6 +28,7 @@ from dist_ft.model.base import (
     check_weights,
     fingerprint,
     load_tokenizer,
+    quantisation_of,
     skeleton,
 )
 from dist_ft.model.dropout import check_dropout
@@ -243,9 +246,14 @@ def check_model(config: Config) -> None:
     Raises:
         ModelError: The model would not load, draws dropout that depends on the layout, or does not keep packed samples
             apart.
-        ConfigError: A limit is exceeded, or the adapter does not fit; the message has both values.
+        ConfigError: A limit is exceeded, the adapter does not fit, or the base is quantised where it cannot be; the
+            message has both values.
     """
     check_length(config)
+    if config.model.quantization is None and (quantised := quantisation_of(config)) is not None:
+        where = f"model.name={config.model.name}, whose files are quantised ({quantised.kind}),"
+        if problems := quantisation_problems(config, where):
+            raise ConfigError("\n".join(problems))
     model = skeleton(config)
     check_weights(config)
     rehearse_export(config)

@@ -21,6 +21,7 @@ from dist_ft.config import Config
 from dist_ft.config.adapter_settings import FREE, adapter_settings, same
 from dist_ft.config.training_sections import MethodConfig
 from dist_ft.errors import ConfigError, ModelError
+from dist_ft.model.base import quantisation_of
 from dist_ft.model.intact import check_present, check_weight_file
 
 Model = PreTrainedModel | PeftModel
@@ -109,7 +110,7 @@ def attach_adapter(model: PreTrainedModel, config: Config) -> PeftModel:
 
 def _in_dtype(model: PeftModel, config: Config) -> PeftModel:
     """Return the model with an adapter in `model.dtype`, which PEFT cannot read off a quantised layer."""
-    if config.model.quantization is not None:
+    if quantisation_of(config) is not None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, config.model.torch_dtype))

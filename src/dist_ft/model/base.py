@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
 from pathlib import Path
+from typing import Any, cast, get_args
 
 import torch
 import xxhash
@@ -21,10 +23,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 from transformers.utils.logging import disable_progress_bar
 
 from dist_ft.config import Config, with_commit
 from dist_ft.config.advice import QUANTISED
+from dist_ft.config.training_sections import QuantizationConfig, QuantizationKind
 from dist_ft.errors import ConfigError, ModelError
 from dist_ft.model import hub
 from dist_ft.model.chat.templates import template_text
@@ -79,17 +83,19 @@ def load_model_config(config: Config) -> PreTrainedConfig:
     """Load the transformers config of the base model.
 
     Raises:
-        ModelError: The config cannot be read, or the model is quantised.
+        ModelError: The config cannot be read, or the model is quantised in a way that cannot be trained on.
     """
     path = model_dir(config)
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
     except _DAMAGE as error:
         raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
-    if found.to_dict().get("quantization_config"):
-        raise ModelError(
-            f"model.name={config.model.name} is quantised (quantization_config in its config.json), and {QUANTISED}"
-        )
+    if stored := stored_quantisation(config):
+        quantised = quantisation_of(config)
+        assert quantised is not None
+        # Packed weights and scales are the file's; what they are computed with is ours (see `_quantisation`).
+        compute_dtype = quantised.torch_dtype or config.model.torch_dtype
+        found.quantization_config = {**stored, "bnb_4bit_compute_dtype": compute_dtype, "llm_int8_threshold": 0.0}
     for name, value in config.model.config_overrides.items():
         if name not in found.to_dict() and name not in found.attribute_map:
             raise ModelError(
@@ -98,6 +104,48 @@ def load_model_config(config: Config) -> PreTrainedConfig:
             )
         setattr(found, name, value)
     return found
+
+
+def stored_quantisation(config: Config) -> dict[str, Any]:
+    """Return the `quantization_config` of the base model's config.json; empty where its weights are as they are.
+
+    Raises:
+        ModelError: There is no such model, or its config cannot be read.
+    """
+    path = model_dir(config) / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {})
+    except _DAMAGE as error:
+        raise ModelError(f"model.name={config.model.name}: its config cannot be read: {error}") from error
+
+
+def quantisation_of(config: Config) -> QuantizationConfig | None:
+    """Return how the frozen base is quantised: as its files are, otherwise as `model.quantization` says.
+
+    Raises:
+        ModelError: The files are quantised with another tool than bitsandbytes, or in another way than asked for.
+    """
+    asked, stored = config.model.quantization, stored_quantisation(config)
+    if not stored:
+        return asked
+    name, method = config.model.name, str(stored.get("quant_method") or "bitsandbytes")
+    if method != "bitsandbytes":
+        raise ModelError(
+            f"model.name={name} is quantised with {excerpt(method)} (quantization_config in its config.json), and only "
+            "weights of bitsandbytes are trained on; name the published model that it was made of (`dist-ft import "
+            f"--unquantised` knows many); {QUANTISED}"
+        )
+    kind = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
+    if kind not in get_args(QuantizationKind):
+        raise ModelError(f"model.name={name}: its config.json has an unknown kind of weights, {excerpt(kind)}")
+    if asked is not None and asked.kind != kind:
+        raise ModelError(
+            f"model.quantization.kind={asked.kind}, but the weights of model.name={name} are quantised as {kind} "
+            "already; remove model.quantization to train on them, or name the model that they were made of"
+        )
+    compute_dtype = asked.compute_dtype if asked is not None else None
+    double_quant = bool(stored.get("bnb_4bit_use_double_quant"))
+    return QuantizationConfig(kind=cast(QuantizationKind, kind), double_quant=double_quant, compute_dtype=compute_dtype)
 
 
 def load_model(config: Config) -> PreTrainedModel:
@@ -138,7 +186,8 @@ def check_weights(config: Config) -> None:
     check_files(model_dir(config), f"model.name={config.model.name}")
     _quantisation(config)
     load_generation_config(config)  # transformers reads it with the weights, and fails on a damaged one in many ways
-    _load(config, device_map="meta")
+    if not stored_quantisation(config):  # packed weights have no shape to compare; the ranks' own load looks at them
+        _load(config, device_map="meta")
 
 
 def _load(
@@ -193,21 +242,24 @@ def _quantisation(config: Config) -> BitsAndBytesConfig | None:
     Raises:
         ModelError: bitsandbytes is not installed.
     """
-    asked = config.model.quantization
+    asked = quantisation_of(config)
     if asked is None:
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"model.quantization.kind={asked.kind} needs bitsandbytes; install dist-ft[quantised], or leave the key out"
+            f"model.name={config.model.name} in {asked.kind} needs bitsandbytes; install dist-ft[quantised], or "
+            "train on weights that are not quantised"
         )
     # int8 says on every call that it quantises inputs from 16 bits.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if stored_quantisation(config):
+        return None  # the model's config says it
     if asked.kind == "int8":
         # With a threshold, the whole micro batch decides which columns are computed apart.
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=asked.kind,
         bnb_4bit_use_double_quant=asked.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, asked.torch_dtype or config.model.torch_dtype),
     )
@@ -226,7 +278,20 @@ def _keep_exact(model: PreTrainedModel) -> None:
 
 def dequantised(model: PreTrainedModel) -> PreTrainedModel:
     """Return a base model with plain linear layers that hold what its quantised ones compute with."""
-    return model.dequantize() if getattr(model, "is_quantized", False) else model
+    if not getattr(model, "is_quantized", False):
+        return model
+    plain: PreTrainedModel = model.dequantize()
+    # transformers (5) writes a model as it was read, and would pack the weights again, which it cannot.
+    plain._weight_conversions = [
+        conversion
+        for conversion in plain._weight_conversions or []
+        if not any(type(step).__module__.endswith(".bitsandbytes") for step in _steps(conversion))
+    ]
+    return plain
+
+
+def _steps(conversion: WeightTransform) -> list[ConversionOps]:
+    return conversion.operations if isinstance(conversion, WeightConverter) else []
 
 
 def skeleton(config: Config) -> PreTrainedModel:
@@ -236,6 +301,8 @@ def skeleton(config: Config) -> PreTrainedModel:
         ModelError: It is no causal language model, its config makes no sense, or `model.attention` is not available.
     """
     model_config = load_model_config(config)
+    if hasattr(model_config, "quantization_config"):
+        del model_config.quantization_config  # a skeleton has the layers that an adapter sees
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(

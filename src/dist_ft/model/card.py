@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from dist_ft.config import Config
 from dist_ft.metric_rows import Metrics
+from dist_ft.model.base import quantisation_of
 from dist_ft.model.trained import trains_adapter
 
 
@@ -52,7 +53,7 @@ def model_card(
         for name, label in (shown | of_sets).items()
         if at <= step and (value := metrics.get(name)) is not None
     ]
-    quantised = config.model.quantization
+    quantised = quantisation_of(config)
     base = f", on a base in `{json.dumps(quantised.model_dump(mode='json'))}`" if quantised else ""
     sections = {
         "Data": [

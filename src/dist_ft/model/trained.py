@@ -13,6 +13,7 @@ from dist_ft.config.training_sections import QuantizationConfig
 from dist_ft.errors import ConfigError
 from dist_ft.memory import DTYPE_BYTES, ModelShape
 from dist_ft.model.adapter import attach_adapter
+from dist_ft.model.base import quantisation_of, stored_quantisation
 
 _BLOCK = 64  # weights that share a scale (absmax) in NF4
 _SCALE_BLOCK = 256  # scales that share one, with double quantisation
@@ -80,11 +81,18 @@ def _saved_bytes(model: nn.Module, config: Config) -> int:
         model: The model that is not quantised, or its skeleton, adapter attached.
         config: Its run.
     """
-    asked = config.model.quantization
+    asked = quantisation_of(config)
     if asked is None:
         return 0
     head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    skipped = stored_quantisation(config).get("llm_int8_skip_modules") or []
+    linear = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and not any(f".{skip}." in f".{name}." for skip in skipped)
+    ]
     layers = [layer for layer in linear if not layer.weight.requires_grad]  # the others are of the adapter
     before: int = DTYPE_BYTES[config.model.torch_dtype] * sum(layer.weight.numel() for layer in layers)
     return before - sum(_bytes(asked, layer.weight.numel(), layer.out_features) for layer in layers)

@@ -19,7 +19,7 @@ from dist_ft.data.stream.cache import open_split
 from dist_ft.data.stream.loader import RankLayout, TrainLoader, build_order, fitting_batch
 from dist_ft.memory import ModelShape
 from dist_ft.model.adapter import export_names
-from dist_ft.model.base import load_model, model_dir, skeleton
+from dist_ft.model.base import load_model, model_dir, quantisation_of, skeleton
 from dist_ft.model.dropout import DropoutKeys, install_embedding_noise, install_sequence_dropout
 from dist_ft.model.trained import model_shape, select_trained
 from dist_ft.model.weights import WeightFiles
@@ -160,7 +160,7 @@ def _load_base(config: Config, on_gpu: bool) -> nn.Module:
 
 def _model_shape(model: nn.Module, config: Config) -> ModelShape:
     # A quantised matrix does not show how many elements it has.
-    whole = model if config.model.quantization is None else select_trained(skeleton(config), config)
+    whole = model if quantisation_of(config) is None else select_trained(skeleton(config), config)
     shape = model_shape(whole, config, lambda parameter: prod(full_shape(parameter)))
     return replace(shape, state_bytes=optimizer_of(config.optimizer).state_bytes)
 

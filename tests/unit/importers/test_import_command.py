@@ -225,6 +225,18 @@ def test_a_quantised_base_is_taken_over_or_left_as_it_is(tmp_path: Path) -> None
     assert verdicts(plain)["load_in_4bit"] == "close"
 
 
+def test_a_base_whose_files_are_quantised_by_bitsandbytes_is_taken_as_it_is(tmp_path: Path) -> None:
+    text = (
+        AXOLOTL.replace("base_model: ", "base_model: unsloth/Qwen3-4B-bnb-4bit # ")
+        + "adapter: lora\nfsdp: [full_shard]\n"
+    )
+    found = imported(tmp_path, "axolotl", text)
+    assert (found.settings["model.name"], found.settings["zero.stage"]) == ("unsloth/Qwen3-4B-bnb-4bit", 2)
+    plain = imported(tmp_path, "axolotl", text, unquantised=True)
+    assert (plain.settings["model.name"], plain.settings["zero.stage"]) == ("Qwen/Qwen3-4B", 3)
+    assert refused(imported(tmp_path, "axolotl", text.replace("bnb-4bit", "GPTQ"))) == {"base_model"}
+
+
 def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
     text = f"{AXOLOTL}micro_batch_size: 2\ngradient_accumulation_steps: 4\n"
     alone, of_eight = (imported(tmp_path, "axolotl", text, **options) for options in ({}, {"gpus": 8}))

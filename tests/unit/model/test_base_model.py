@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from dist_ft.config import Config
-from dist_ft.errors import DataError, ModelError
-from dist_ft.jobs.prepare import prepare
+from dist_ft.errors import DataError, ModelError, UserError
+from dist_ft.jobs.prepare import check_model, prepare
 from dist_ft.jobs.splits import make_renderer
 from dist_ft.model.base import (
     check_weights,
@@ -28,7 +28,7 @@ from dist_ft.model.base import (
 )
 from dist_ft.model.embedded import materialise
 from dist_ft.model.exported import rehearse_export
-from tests.helpers.configs import config_of, write_rows
+from tests.helpers.configs import config_of, tiny_config, write_rows
 from tests.helpers.families import make_family
 
 WEIGHTS = "model.safetensors"
@@ -300,5 +300,35 @@ def test_a_quantised_base_is_refused(directory: Path) -> None:
     path = directory / "config.json"
     quantised = {"quant_method": "fp8", "activation_scheme": "dynamic"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantised}))
-    with pytest.raises(ModelError, match=r"is quantised .*name the model as it is.*model\.quantization"):
+    with pytest.raises(ModelError, match=r"is quantised with 'fp8' .*name the published model .*model\.quantization"):
         load_model_config(_config(directory))
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes", "problem"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, {}, "is quantised with 'gptq' (quantization_config in its config.json)"),
+        (
+            {"load_in_8bit": True},
+            {"model__quantization": {"kind": "nf4"}},
+            "model.quantization.kind=nf4, but the weights of model.name=",
+        ),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf5"}, {}, "an unknown kind of weights, 'nf5'"),
+        ({"load_in_8bit": True}, {"method__kind": "full"}, "(int8), freezes the base, so that method.kind=full"),
+        (
+            {"load_in_4bit": True},
+            {"method__kind": "lora", "zero__stage": 3},
+            "whose files are quantised (fp4), does not go with zero.stage=3",
+        ),
+    ],
+)
+def test_files_that_are_quantised_otherwise_are_refused(
+    directory: Path, stored: dict[str, Any], changes: dict[str, Any], problem: str
+) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": stored}))
+    config = tiny_config(directory, **{"model__name": str(directory), "method__kind": "lora", **changes})
+    with pytest.raises(UserError) as caught:
+        check_model(config)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -21,6 +21,7 @@ from dist_ft.jobs.plan.planned import MemoryRow, Plan, PlannedData, PlannedModel
 from dist_ft.jobs.score import num_frozen_params
 from dist_ft.machine import available_memory_bytes, count_gpus
 from dist_ft.memory import STAGES, BatchShape, ModelShape, estimate
+from dist_ft.model.base import quantisation_of
 from dist_ft.objectives.kinds import build_objective
 from dist_ft.printable import format_bytes
 from dist_ft.run.run_inputs import RunInputs
@@ -173,7 +174,7 @@ def _scores(config: Config, inputs: RunInputs, shape: ModelShape) -> PlannedScor
 
 def _memory_rows(config: Config, model: ModelShape, batch: BatchShape, size: int) -> Iterator[MemoryRow]:
     # A quantised base is not cut.
-    for stage in STAGES if config.model.quantization is None else STAGES[:3]:
+    for stage in STAGES if quantisation_of(config) is None else STAGES[:3]:
         # The stage that each setting of zero.stage really runs.
         here = config.model_copy(update={"zero": config.zero.model_copy(update={"stage": stage})})
         memory = estimate(model, batch, stage=here.zero_stage, world_size=size, offload=config.zero.offload)
