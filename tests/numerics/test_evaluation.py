@@ -77,6 +77,10 @@ def test_named_sets_are_measured_each_and_together_at_any_number_of_workers(
             assert of_all == {key: wanted[key] for key in ("eval_loss", "token_accuracy", "perplexity")}
             low, high = sorted((row["all/eval_loss"], row["few/eval_loss"]))
             assert low < row["eval_loss"] < high
+    undisturbed, (stage, size) = runs[1], SHAPES[1]
+    config = _config(tmp_path, f"s{size}", stage, size, best, train__max_steps=4, data__eval={"sources": sources})
+    again = train(ranks, config, start=undisturbed.manifests[2], evaluations=undisturbed.evals[:2])
+    assert again.evals == undisturbed.evals[2:]
 
 
 STOPPING = EvalConfig(every_steps=1, early_stopping=EarlyStopping(patience=2, min_delta=100.0))

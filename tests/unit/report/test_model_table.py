@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_ft.report.table import render_comparison, render_samples
+from dist_ft.report.table import metric_name, render_comparison, render_samples
 
 
 def test_models_stand_side_by_side_and_what_is_missing_is_a_dash() -> None:
@@ -32,3 +32,16 @@ def test_models_stand_side_by_side_and_what_is_missing_is_a_dash() -> None:
 )
 def test_no_answer_reaches_the_terminal_as_a_command(text: str, shown: str) -> None:
     assert render_samples([{"prompt": text}]) == f"prompt          {shown}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("eval_loss", "held-out loss"),
+        ("orders/eval_loss", "orders: held-out loss"),
+        ("orders/perplexity", "orders/perplexity"),
+        ("rewards/accuracies", "rewards/accuracies"),
+    ],
+)
+def test_a_metric_of_a_held_out_set_is_shown_with_its_name(metric: str, shown: str) -> None:
+    assert metric_name(metric) == shown

@@ -69,12 +69,21 @@ def test_the_live_view_shows_progress_curves_workers_and_the_story(tmp_path: Pat
     assert "step 30 of 60" in text
     rows = [step_row(step, loss=3.0 - step / 20, step_s=2.0) for step in range(1, 31)]
     run_dir.metrics.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
-    run_dir.evals.write_text('{"step": 30, "attempt": 1, "eval_loss": 1.75}\n')
+    run_dir.evals.write_text('{"step": 30, "attempt": 1, "eval_loss": 1.75, "orders/eval_loss": 1.25}\n')
     ledger = [{"time": 0.0, "event": "commit", "attempt": 1, "step": step} for step in range(1, 31)]
     ledger.append({"time": 1.0, "event": "\x1b[2Jhostile", "attempt": 1})
     run_dir.ledger.write_text("".join(json.dumps(row) + "\n" for row in ledger))
     text, has_ended = shown(run_dir)
-    for said in ("ETA 1m00s", "1.5000", "1.7500", "10.0.0.1: rank 0-1", "10.0.0.2: rank 2-3", "checkpoint at step 30"):
+    for said in (
+        "ETA 1m00s",
+        "1.5000",
+        "1.7500",
+        "orders",
+        "1.2500",
+        "10.0.0.1: rank 0-1",
+        "10.0.0.2: rank 2-3",
+        "checkpoint at step 30",
+    ):
         assert said in text, said
     assert "checkpoint at step 22" not in text  # the tail of the story only
     assert "\x1b" not in text

@@ -90,3 +90,12 @@ def test_what_comes_later_changes_no_decision(
 @pytest.mark.parametrize(("loss", "wanted"), [(0.0, 1.0), (1.0, math.e), (1000.0, None), (NAN, None), (math.inf, None)])
 def test_perplexity_is_a_number_that_json_has(loss: float, wanted: float | None) -> None:
     assert perplexity(loss) == wanted
+
+
+@pytest.mark.parametrize(("metric", "best"), [("eval_loss", 1), ("a/eval_loss", 2), ("a/token_accuracy", 3)])
+def test_a_held_out_set_may_choose_the_best_step(metric: str, best: int) -> None:
+    numbers = {1: (1.0, 3.0, 0.1), 2: (2.0, 1.0, 0.2), 3: (3.0, 2.0, 0.3)}
+    names = ("eval_loss", "a/eval_loss", "a/token_accuracy")
+    rows = [EvalRow(step, 1, dict(zip(names, values, strict=True))) for step, values in numbers.items()]
+    scores = Scores.of(rows, metric, 1, 3)
+    assert (scores.best(), scores.ranking()[0]) == (best, best)

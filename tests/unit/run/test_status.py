@@ -123,6 +123,12 @@ def test_rendering_a_run_that_ended_early(run: Path) -> None:
     assert "patience 2 for eval_loss" in render_status(read_status(open_run(run)))
 
 
+def test_rendering_names_each_held_out_set(run: Path) -> None:
+    measured = {"eval_loss": 1.25, "orders/eval_loss": 1.5, "orders/perplexity": 4.5, "chat/eval_loss": None}
+    _write_record(run, state="completed", result={"eval_loss": 1.25, "comparison": {"tuned": measured}})
+    assert "loss         held-out 1.2500, orders 1.5000\n" in render_status(read_status(open_run(run)))
+
+
 def test_rendering_a_run_that_has_just_started(run: Path) -> None:
     _write_record(run, state="starting", step=0, max_steps=0, world_size=0, sink_ids={})
     assert "0 of 0" in render_status(read_status(open_run(run)))
