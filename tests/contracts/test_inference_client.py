@@ -214,6 +214,12 @@ def test_responses_with_functions_and_schema(client: OpenAI) -> None:
         ({"messages": []}, "messages"), ({"messages": [{"role": "king", "content": "a"}]}, "messages"),
         ({"tool_choice": "required"}, "tool_choice"), ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"presence_penalty": 9}, "presence_penalty"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"metadata": 5}, "metadata"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": SCHEMA}}},
+            "response_format.json_schema.name",
+        ),
         ({"extra_body": {"nonsense": 1}}, "nonsense"), ({"max_tokens": 4000}, "messages"),
     ],
 )  # fmt: skip

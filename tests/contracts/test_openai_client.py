@@ -89,6 +89,16 @@ def test_files_are_listed_in_pages_in_both_orders(server: ApiServer) -> None:
         (b'{"messages":[{"role":"assistant","content":"x","weight":0}]}\n', ["nothing to learn"]),
         (b'{"messages":[{"role":"assistant","content":"x"}],"extra":1}\n', ["unknown key 'extra'"]),
         (b'{"a":1}\n', ["Unexpected file format"]),
+        (b'{"messages":[{"role":"assistant","content":"x","weight":1.0}]}\n', ["'weight' that is not 0 or 1"]),
+        (b'{"messages":[{"role":"assistant","content":"x","refusal":5}]}\n', ["'refusal' that is not a string"]),
+        (
+            b'{"messages":[{"role":"user","content":"x","refusal":"y"},{"role":"assistant","content":"x"}]}\n',
+            ["'refusal', which only a message of role assistant may have"],
+        ),
+        (
+            b'{"messages":[{"role":"assistant","content":"x"}],"tools":[{"type":"x","function":{"name":"f"}}]}\n',
+            ["a tool must be"],
+        ),
     ],
 )
 def test_every_fault_of_a_file_is_told_at_upload(client: OpenAI, rows: bytes, lines: list[str]) -> None:
@@ -106,6 +116,10 @@ def test_tool_calls_pass_and_unanswered_ones_do_not(client: OpenAI) -> None:
     good = json.dumps({"messages": asks + answer, "tools": tools, "parallel_tool_calls": False}).encode()
     bad = json.dumps({"messages": [*asks, {"role": "user", "content": "y"}, answer[1]], "tools": tools}).encode()
     assert client.files.create(file=("t.jsonl", good), purpose="fine-tune").status == "processed"
+    old = {"role": "assistant", "content": None, "function_call": call["function"]}
+    nothing = [asks[0], old, {"role": "function", "name": "f", "content": None}, answer[1]]
+    row = json.dumps({"messages": nothing, "functions": [{"name": "f", "parameters": {}}]}).encode()
+    assert client.files.create(file=("t.jsonl", row), purpose="fine-tune").status == "processed"
     found = client.files.create(file=("t.jsonl", bad), purpose="fine-tune")
     assert "c1 have no tool message" in str(found.status_details)
 
@@ -337,6 +351,13 @@ def test_a_job_is_paused_behind_a_checkpoint_resumed_and_another_cancelled(clien
         ({"dist_ft": {"run": {"name": "x"}}}, "dist_ft"),
         ({"dist_ft": {"method": {"init_from": "/etc"}}}, "dist_ft"),
         ({"dist_ft": {"optimizer": {"lr": -1}}}, "dist_ft"),
+        *(({"dist_ft": empty}, "dist_ft") for empty in ("", 0, False, [])),
+        *(
+            ({"integrations": [{"type": "wandb", "wandb": {"project": "p", "tags": t}}]}, "integrations")
+            for t in ("", 0)
+        ),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}, "x": 1}]}, "integrations"),
+        ({"hyperparameters": {"learning_rate_multiplier": 10**400}}, "hyperparameters"),
     ],
 )
 def test_a_wrong_body_names_its_parameter(
@@ -418,6 +439,9 @@ def test_keys_are_needed_and_never_shown_whole(server: ApiServer, client: OpenAI
     assert answer.headers["x-request-id"].startswith("req_")
     with pytest.raises(openai.AuthenticationError):
         client.models.list(extra_headers={"OpenAI-Project": "other"})
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list(extra_headers={"OpenAI-Organization": "org-other"})
+    assert client.models.list(extra_headers={"OpenAI-Organization": "org-default"}).data
 
 
 def test_inference_is_not_there_yet(client: OpenAI) -> None:
@@ -474,6 +498,11 @@ def test_a_file_name_is_never_a_path(server: ApiServer, client: OpenAI, name: st
     [
         ({}, b"{", 400), ({}, b"[" * 100_000, 400), ({}, b"[]", 400), ({}, b'{"seed": NaN}', 400), ({}, b"\xff", 400),
         ({}, b'{"model": "\\ud800"}', 400), ({}, b" " * (2**20 + 1) + b"{}", 413),
+        *(({}, b'{"model": "tiny-random", "training_file": "x", %s}' % member, 400) for member in (
+            b'"suffix": "\\ud800"', b'"metadata": {"a": "\\udfff"}', b'"metadata": {"\\ud800": "a"}',
+        )),
+        ({"content-type": "text/plain"}, b'{"model": "tiny-random"}', 400),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"model=tiny-random", 400),
         ({"content-encoding": "gzip"}, b"\x1f\x8b", 415), ({"x-large": "x" * 70_000}, b"{}", 431),
     ],
 )  # fmt: skip
@@ -507,6 +536,58 @@ def test_a_broken_form_is_refused(server: ApiServer, client: OpenAI, kind: str, 
         answer = http.post("/v1/files", headers={"content-type": kind}, content=content)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/models/ft:tiny-random:personal::x:ckpt-step-²", 404),
+        ("/v1/fine_tuning/jobs?limit=²", 400),
+        ("/v1/fine_tuning/jobs?limit=" + "9" * 5000, 400),
+        ("/v1/files?after=%00", 400),
+        ("/v1/files?purpose=%00", 400),
+    ],
+)
+def test_odd_digits_and_null_characters_are_no_fault_of_the_server(
+    server: ApiServer, client: OpenAI, path: str, status: int
+) -> None:
+    with raw(server, client) as http:
+        answer = http.get(path)
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_step_of_a_known_model_in_odd_digits_is_404(server: ApiServer, client: OpenAI, chat_file: str) -> None:
+    job = client.fine_tuning.jobs.create(model="tiny-random", training_file=chat_file).id
+    name = wait_until(client, job, *ENDS).fine_tuned_model
+    with raw(server, client) as http:
+        assert [http.get(f"/v1/models/{name}:ckpt-step-{step}").status_code for step in ("²", "9" * 5000)] == [404, 404]
+
+
+@pytest.mark.parametrize("seconds", ["3599", "2592001", "²", "9" * 5000, "3600.5", ""])
+def test_a_lifetime_out_of_range_is_refused(server: ApiServer, client: OpenAI, seconds: str) -> None:
+    form = {"purpose": "user_data", "expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
+    with raw(server, client) as http:
+        answer = http.post("/v1/files", files={"file": ("a", b"x")}, data=form)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_after"), answer.text
+
+
+@pytest.mark.parametrize("expires", [{}, {"anchor": "created_at", "seconds": 3600, "x": 1}, {"anchor": "created_at"}])
+def test_the_lifetime_of_an_upload_is_whole(server: ApiServer, client: OpenAI, expires: dict[str, object]) -> None:
+    body = {"bytes": 3, "filename": "t", "mime_type": "text/plain", "purpose": "user_data", "expires_after": expires}
+    with raw(server, client) as http:
+        answer = http.post("/v1/uploads", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_after"), answer.text
+
+
+def test_a_fault_of_the_server_has_the_error_form(
+    server: ApiServer, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.index, "counts", lambda _: 1 / 0)
+    answer = httpx.get(f"{server.url}/health")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "ZeroDivisionError" not in answer.text and "x-request-id" in answer.headers
 
 
 class _Mailbox(BaseHTTPRequestHandler):

@@ -38,6 +38,11 @@ class Caller:
     project: str
     role: str
 
+    @property
+    def organization(self) -> str:
+        """Name of the organization that its project is for OpenAI's clients."""
+        return f"org-{self.project}"
+
 
 @dataclass(frozen=True)
 class KeyInfo:

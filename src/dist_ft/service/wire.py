@@ -6,6 +6,7 @@ import hashlib
 import math
 import secrets
 import string
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ Object = dict[str, Json]
 """A JSON object."""
 
 _LETTERS = string.ascii_letters + string.digits
+_LARGEST = sys.float_info.max  # an int may be larger than any float
 T = TypeVar("T")
 
 
@@ -89,19 +91,25 @@ def as_int(value: Json, param: str, low: int, high: int) -> int:
     return value
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of up to 18 ASCII digits spells; None if it is something else.
+
+    `str.isdigit` takes `²`, too, which is no number for `int`, and `int` refuses thousands of digits.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
 def as_number(value: Json, param: str, above: float, most: float = math.inf) -> float:
     """Return a finite number above a bound.
 
     Raises:
         ApiError: It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= min(most, _LARGEST):
         upto = "" if most == math.inf else f" and at most {most:g}"
         raise bad_request(
             f"Invalid value for '{param}': {shown(value)}, expected a number above {above:g}{upto}.", param
         )
-    if not math.isfinite(value):
-        raise bad_request(f"Invalid value for '{param}': expected a finite number.", param)
     return float(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dist_ft.data.rows.tool_calls import tools_of
 from dist_ft.engine.protocol import Ask, Sampling
 from dist_ft.errors import DataError
 from dist_ft.records import Message
-from dist_ft.service.wire import ApiError, Json, Object, as_int, as_object, as_text, bad_request, shown
+from dist_ft.service.wire import ApiError, Json, Object, as_int, as_object, as_text, bad_request, shown, whole_number
 
 IGNORED = (
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
@@ -23,6 +24,7 @@ SAMPLING = ("temperature", "top_p", "n", "presence_penalty", "frequency_penalty"
 _MAX_TOOLS = 128
 _MAX_STOPS = 4
 _MAX_TOKENS = 1 << 24
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def check_members(body: Object, known: Sequence[str], refused: dict[str, str]) -
             raise ApiError(400, f"Unsupported parameter: '{key}' {refused[key]}.", key, "unsupported_parameter")
         if key not in known and key not in refused and key not in IGNORED:
             raise ApiError(400, f"Unrecognized request argument supplied: {key[:100]}", key[:100], "unknown_parameter")
+    if body.get("metadata") is not None:
+        as_object(body["metadata"], "metadata")
 
 
 def model_of(body: Object) -> str:
@@ -138,11 +142,15 @@ def _number(body: Object, key: str, low: float, high: float, default: float) -> 
 
 def _bias(value: Json) -> tuple[tuple[int, float], ...]:
     found = {} if value is None else as_object(value, "logit_bias")
-    for token in found:
-        if not token.isascii() or not token.isdigit():
-            raise bad_request(f"Invalid key in 'logit_bias': {token[:40]}. You should only be submitting token ids.",
-                              "logit_bias")  # fmt: skip
-    return tuple((int(token), _number(found, token, -100, 100, 0.0)) for token in found)
+    biases: list[tuple[int, float]] = []
+    for token, bias in found.items():
+        number = whole_number(token)
+        if number is None:
+            raise bad_request(
+                f"Invalid key in 'logit_bias': {token[:40]}. You should only be submitting token ids.", "logit_bias"
+            )
+        biases.append((number, _number({"logit_bias": bias}, "logit_bias", -100, 100, 0.0)))
+    return tuple(biases)
 
 
 def _stops(value: Json) -> tuple[str, ...]:
@@ -240,5 +248,8 @@ def schema_of(value: Json, param: str) -> str | None:
     if kind != "json_schema":
         raise bad_request(f"Invalid value for '{param}.type': {shown(kind)}.", f"{param}.type")
     inner = form if "schema" in form else as_object(form.get("json_schema"), f"{param}.json_schema")
-    as_text(inner.get("name"), f"{param}.json_schema.name", 64)
+    if not _NAME.fullmatch(as_text(inner.get("name"), f"{param}.json_schema.name", 64)):
+        raise bad_request(
+            f"Invalid '{param}.json_schema.name': expected letters, digits, '_' and '-'.", f"{param}.json_schema.name"
+        )
     return json.dumps(as_object(inner.get("schema"), f"{param}.json_schema.schema"))

@@ -50,9 +50,11 @@ def read_response(body: Object) -> Asked:
         raise bad_request("'truncation' other than 'disabled' is not supported.", "truncation")
     tools = tools_in({**body, "tools": _tools(body.get("tools"))})
     forced, is_named = chosen_of(body, tools)
-    include = body.get("include") or []
+    include = [] if body.get("include") is None else body["include"]
+    if not isinstance(include, list):
+        raise bad_request("Invalid type for 'include': expected a list.", "include")
     top = int_of(body, "top_logprobs", 0, 20)
-    has_logprobs = top is not None or (isinstance(include, list) and _WITH_LOGPROBS in include)
+    has_logprobs = top is not None or _WITH_LOGPROBS in include
     plain: Object = {key: body[key] for key in ("temperature", "top_p") if key in body}
     sampling = sampling_of(
         plain, int_of(body, "max_output_tokens", _LEAST_TOKENS), (top or 0) if has_logprobs else None

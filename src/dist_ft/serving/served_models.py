@@ -20,7 +20,7 @@ from dist_ft.service.api_keys import Caller
 from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.fine_tuning import FineTuning
 from dist_ft.service.tuning.job_store import CHECKPOINT_MARK
-from dist_ft.service.wire import ApiError, Object
+from dist_ft.service.wire import ApiError, Object, whole_number
 from dist_ft.serving.backend import ServedName, no_model
 
 _ADAPTER = "adapter_config.json"
@@ -136,9 +136,10 @@ class RunNames:
     def find(self, name: str, caller: Caller) -> ServedName:
         """See `Names`."""
         start, _, step = name.partition(CHECKPOINT_MARK)
-        if name not in self._models and start == self._name and step.isdigit():
+        number = whole_number(step)
+        if name not in self._models and start == self._name and number is not None:
             try:
-                config, directory = self._exports.export(self._run, int(step))
+                config, directory = self._exports.export(self._run, number)
             except UsageError as error:
                 raise no_model(name) from error
             self._models[name] = self._named(name, found_in(directory, config))

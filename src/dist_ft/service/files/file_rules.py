@@ -24,6 +24,11 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MESSAGE_KEYS = (
     "role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal", "audio",
 )  # fmt: skip
+_ONLY = {
+    "tool_calls": "assistant", "function_call": "assistant", "refusal": "assistant", "audio": "assistant",
+    "tool_call_id": "tool",
+}  # fmt: skip
+"""Keys that messages of one role alone may have."""
 _CHAT_KEYS = ("messages", "tools", "parallel_tool_calls", "functions")
 _INPUT_KEYS = ("messages", "tools", "parallel_tool_calls")
 _BETTER, _WORSE = ("preferred_output", "preferred_completion"), ("non_preferred_output", "non_preferred_completion")
@@ -106,7 +111,7 @@ def check_file(path: Path) -> FileCheck:
 
 
 def clean_row(row: Object) -> Object:
-    """Return a row as the readers of `data/rows` take it: a refusal is what the assistant says."""
+    """Return a row as the readers of `data/rows` take it: a refusal is what the assistant says, and no result is ""."""
     cleaned = dict(row)
     for key in ("messages", *_BETTER, *_WORSE):
         if isinstance(turns := row.get(key), list):
@@ -132,6 +137,8 @@ def _clean_turn(turn: Json) -> Json:
     kept = {key: value for key, value in turn.items() if key not in ("refusal", "audio")}
     if turn.get("refusal") and not turn.get("content"):
         kept["content"] = turn["refusal"]
+    if turn.get("role") == "function" and turn.get("content") is None:
+        kept["content"] = ""  # a function that returned nothing
     return kept
 
 
@@ -254,7 +261,9 @@ def _check_tools(row: Object, faults: list[str]) -> set[str]:
         if value is not None and (not isinstance(value, list) or not 1 <= len(value) <= 128):
             faults.append(f"'{key}' must be a list of 1 to 128 functions")
     called = (
-        [tool.get("function") if isinstance(tool, dict) else None for tool in tools] if isinstance(tools, list) else []
+        [tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None for tool in tools]
+        if isinstance(tools, list)
+        else []
     )
     for function in [*called, *(functions if isinstance(functions, list) else [])]:
         name = function.get("name") if isinstance(function, dict) else None
@@ -301,15 +310,17 @@ def _check_turn(turn: Object, names: set[str]) -> None:
         raise _FaultError(f"has the role {shown(role, 40)}, expected one of {', '.join(_ROLES)}")
     if unknown := [key for key in turn if key not in _MESSAGE_KEYS]:
         raise _FaultError(f"has the unknown key '{unknown[0][:60]}'")
-    if "weight" in turn and (role != "assistant" or isinstance(turn["weight"], bool) or turn["weight"] not in (0, 1)):
+    if "weight" in turn and (role != "assistant" or type(turn["weight"]) is not int or turn["weight"] not in (0, 1)):
         raise _FaultError("has a 'weight' that is not 0 or 1 on an assistant message")
-    for key, only in (("tool_calls", "assistant"), ("function_call", "assistant"), ("tool_call_id", "tool")):
+    for key, only in _ONLY.items():
         if turn.get(key) is not None and role != only:
             raise _FaultError(f"has '{key}', which only a message of role {only} may have")
     if role == "tool" and not isinstance(turn.get("tool_call_id"), str):
         raise _FaultError("of role tool needs 'tool_call_id'")
     if role == "function" and not isinstance(turn.get("name"), str):
         raise _FaultError("of role function needs 'name'")
+    if not isinstance(turn.get("refusal"), str | None):
+        raise _FaultError("has a 'refusal' that is not a string")
     _check_content(turn)
     _check_calls(turn, names)
 

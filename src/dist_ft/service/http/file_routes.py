@@ -33,7 +33,8 @@ def file_routes(shelf: Shelf, max_project_bytes: int) -> APIRouter:
                 raise bad_request("'file' is a required property", "file")
             name = plain_name(upload.filename or "")
             purpose = purpose_of(None if isinstance(purpose, UploadFile) else purpose)
-            lasts_s = lifetime_of({key: form.get(f"expires_after[{key}]") for key in ("anchor", "seconds")})
+            expires = {key: form.get(f"expires_after[{key}]") for key in ("anchor", "seconds")}
+            lasts_s = None if expires == {"anchor": None, "seconds": None} else lifetime_of(expires)
             size = upload.size or 0
             if size > MAX_FILE_BYTES:
                 raise ApiError(413, f"The file has {size} bytes; the limit is {MAX_FILE_BYTES}.", "file")

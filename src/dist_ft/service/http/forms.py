@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException
 
 from dist_ft.service.api_keys import Caller
 from dist_ft.service.files.shelf import PURPOSES, Shelf
-from dist_ft.service.wire import ApiError, Json, as_int, bad_request, shown
+from dist_ft.service.wire import ApiError, Json, as_int, bad_request, shown, whole_number
 
 _SHORTEST_S, _LONGEST_S = 3600, 2_592_000
 
@@ -53,20 +53,18 @@ def purpose_of(value: Json) -> str:
         ApiError: It is another one.
     """
     if value not in PURPOSES:
-        raise bad_request(f"'{shown(value, 60)}' is not one of {list(PURPOSES)} - 'purpose'", "purpose")
+        raise bad_request(f"{shown(value, 60)} is not one of {list(PURPOSES)} - 'purpose'", "purpose")
     return str(value)
 
 
-def lifetime_of(given: dict[str, Json] | dict[str, UploadFile | str | None]) -> int | None:
-    """Return the seconds after which a file expires; None: never.
+def lifetime_of(given: dict[str, Json] | dict[str, UploadFile | str | None]) -> int:
+    """Return the seconds after which a file expires.
 
     Raises:
         ApiError: They are out of range.
     """
-    anchor, seconds = given.get("anchor"), given.get("seconds")
-    if anchor is None and seconds is None:
-        return None
-    if anchor != "created_at":
+    seconds = given.get("seconds")
+    if given.get("anchor") != "created_at":
         raise bad_request("'expires_after.anchor' must be 'created_at'.", "expires_after")
-    number = int(seconds) if isinstance(seconds, str) and seconds.isdigit() and len(seconds) < 12 else seconds
+    number = whole_number(seconds) if isinstance(seconds, str) else seconds
     return as_int(number if isinstance(number, int) else None, "expires_after", _SHORTEST_S, _LONGEST_S)

@@ -20,7 +20,7 @@ from dist_ft import __version__
 from dist_ft.service.api_keys import ANYBODY, Caller, caller_with, has_keys, hidden
 from dist_ft.service.http.request_quota import RequestQuota, Taken
 from dist_ft.service.index import Index
-from dist_ft.service.wire import ApiError, Json, Object, bad_request
+from dist_ft.service.wire import ApiError, Json, Object, bad_request, whole_number
 from dist_ft.storage.urls import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ MAX_JSON_BYTES = 2**20
 MAX_BODY_BYTES = 513 * 2**20
 """A file of 512 MB and the frame around it."""
 MAX_HEADER_BYTES = 2**16
+_JSON = "application/json"
 _MISSING = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
     "(i.e. Authorization: Bearer YOUR_KEY)."
@@ -70,7 +71,7 @@ class Gate:
             if scope["path"].startswith("/v1"):
                 caller = await run_in_threadpool(self._caller_of, headers)
                 scope.setdefault("state", {})["caller"] = caller
-                sent.project = caller.project
+                sent.organization = caller.organization
                 sent.taken = self._quota.take(caller.project)
             await self._app(scope, _Limited(receive), sent)
         except ClientDisconnect:
@@ -99,6 +100,9 @@ class Gate:
         project = headers.get("openai-project")
         if project is not None and project != caller.project:
             raise ApiError(401, f"The key has no right to the project {project[:80]}.", None, "invalid_project")
+        organization = headers.get("openai-organization")
+        if organization is not None and organization != caller.organization:
+            raise ApiError(401, f"The key has no right to {organization[:80]}.", None, "invalid_organization")
         return caller
 
 
@@ -108,7 +112,7 @@ class _Sent:
     def __init__(self, send: Send, began: float) -> None:
         self._send, self._began = send, began
         self.status: int | None = None
-        self.project: str | None = None
+        self.organization: str | None = None
         self.taken: Taken | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -121,7 +125,7 @@ class _Sent:
                 (b"openai-processing-ms", str(spent).encode()),
                 (b"openai-version", b"2020-10-01"),
                 (b"x-content-type-options", b"nosniff"),
-                *([(b"openai-organization", f"org-{self.project}".encode())] if self.project else []),
+                *([(b"openai-organization", self.organization.encode())] if self.organization else []),
                 *(self.taken.headers() if self.taken else []),
             ]
         await self._send(message)
@@ -157,6 +161,7 @@ def bare_app(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     )  # fmt: skip
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_any_error)
     return app
 
 
@@ -176,6 +181,11 @@ async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
+async def _on_any_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer for a fault of our own, which Starlette would tell as plain text. The gate writes it to the log."""
+    return error_response(error)
+
+
 def caller_of(request: Request) -> Caller:
     """Return who sent a request."""
     caller: Caller = request.state.caller
@@ -186,7 +196,7 @@ async def json_body(request: Request) -> Object:
     """Return the JSON object of a body; an empty body is an empty object.
 
     Raises:
-        ApiError: It is something else, or too large.
+        ApiError: It is something else, or too large, or said to be of another type.
     """
     chunks, size = [], 0
     async for chunk in request.stream():
@@ -197,9 +207,15 @@ async def json_body(request: Request) -> Object:
     raw = b"".join(chunks)
     if not raw.strip():
         return {}
+    kind = request.headers.get("content-type", _JSON)
+    if kind.partition(";")[0].strip().lower() != _JSON:
+        raise bad_request(
+            f"Unsupported content type: '{kind[:80]}'. This API method only accepts '{_JSON}' requests.",
+            code="unsupported_content_type",
+        )
     try:
         value: Json = json.loads(raw, parse_constant=_refuse)
-        json.dumps(value).encode()
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be neither stored nor sent back
     except (ValueError, RecursionError) as error:
         raise bad_request(
             "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
@@ -222,11 +238,13 @@ def _check_head(scope: Scope, headers: dict[str, str]) -> None:
         raise ApiError(
             415, f"Content-Encoding {headers['content-encoding'][:40]} is not taken; send the body as it is."
         )
-    length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+    length = whole_number(headers.get("content-length", "0"))
+    if length is None or length > MAX_BODY_BYTES:
         raise ApiError(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
     if "\x00" in unquote(scope["path"]):
         raise ApiError(404, "Invalid URL")
+    if b"%00" in scope["query_string"]:
+        raise bad_request("The query holds a null character.")
 
 
 def _check_origin(headers: dict[str, str]) -> None:
@@ -251,10 +269,9 @@ def page_limits(request: Request, default: int, most: int) -> tuple[str | None, 
         ApiError: The limit is out of range.
     """
     given = request.query_params.get("limit")
-    if given is None or given == "":
-        limit = default
-    elif given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= most:
-        limit = int(given)
-    else:
-        raise bad_request(f"Invalid value for 'limit': {given[:40]}, expected an integer from 1 to {most}.", "limit")
+    limit = whole_number(given) if given else default
+    if limit is None or not 1 <= limit <= most:
+        raise bad_request(
+            f"Invalid value for 'limit': {(given or '')[:40]}, expected an integer from 1 to {most}.", "limit"
+        )
     return request.query_params.get("after") or None, limit

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, JSONResponse
 from dist_ft.service.http.gate import caller_of, json_body, page_limits
 from dist_ft.service.index import Index
 from dist_ft.service.tuning.fine_tuning import FineTuning, Retry
-from dist_ft.service.wire import ApiError, Object, bad_request, page
+from dist_ft.service.wire import ApiError, Object, bad_request, page, whole_number
 
 Body = Annotated[Object, Depends(json_body)]
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -27,9 +27,8 @@ def job_routes(tuning: FineTuning, index: Index) -> APIRouter:
 
     @router.post("")
     def create(request: Request, body: Body) -> JSONResponse:
-        count = request.headers.get("x-stainless-retry-count", "0")
-        key = request.headers.get("idempotency-key")
-        retry = Retry(int(count) if count.isascii() and count.isdigit() and len(count) < 4 else 0, key)
+        count = whole_number(request.headers.get("x-stainless-retry-count", "0"))
+        retry = Retry(count or 0, request.headers.get("idempotency-key") or None)
         return JSONResponse(tuning.to_wire(tuning.create(body, caller_of(request), retry)))
 
     @router.post("/estimate")

@@ -78,8 +78,11 @@ def _read_upload(body: Object, project: str) -> Upload:
             raise bad_request(f"Missing required parameter: '{key}'.", key, "missing_required_parameter")
     size = as_int(body["bytes"], "bytes", 1, MAX_UPLOAD_BYTES)
     as_text(body["mime_type"], "mime_type", 200)
-    expires = body.get("expires_after")
-    lasts_s = None if expires is None else lifetime_of(as_object(expires, "expires_after"))
+    lasts_s = None
+    if body.get("expires_after") is not None:
+        expires = as_object(body["expires_after"], "expires_after")
+        refuse_unknown(expires, ("anchor", "seconds"), "expires_after")
+        lasts_s = lifetime_of(expires)
     name = plain_name(as_text(body["filename"], "filename", 1000))
     now = int(time.time())
     return Upload(

@@ -54,11 +54,11 @@ def webhook_routes(webhooks: Webhooks) -> APIRouter:
     def rotate(endpoint: str, request: Request, body: Body) -> JSONResponse:
         found = webhooks.find(endpoint, caller_of(request).project)
         refuse_unknown(body, ("keep_old_secret_active_for_24_hours",))
-        keep = body.get("keep_old_secret_active_for_24_hours") or False
-        if not isinstance(keep, bool):
+        keep = body.get("keep_old_secret_active_for_24_hours")
+        if keep is not None and not isinstance(keep, bool):
             name = "keep_old_secret_active_for_24_hours"
             raise bad_request(f"Invalid type for '{name}': expected a boolean.", name)
-        return JSONResponse(webhooks.rotate(found, keep).to_wire(with_secret=True))
+        return JSONResponse(webhooks.rotate(found, bool(keep)).to_wire(with_secret=True))
 
     @router.post("/webhook_endpoints/{endpoint}/test")
     def test(endpoint: str, request: Request, body: Body) -> JSONResponse:

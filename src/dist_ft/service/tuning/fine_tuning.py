@@ -18,7 +18,7 @@ from dist_ft.service.tuning.catalogue import BaseModel
 from dist_ft.service.tuning.job_plan import Estimate, check_extensions, estimate, settle
 from dist_ft.service.tuning.job_request import JobRequest, read_request
 from dist_ft.service.tuning.job_store import CHECKPOINT_MARK, ENDS, READY, JobRecord, JobStore, read_run
-from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id
+from dist_ft.service.wire import ApiError, Json, Object, bad_request, new_id, whole_number
 
 RETRY_WINDOW_S = 600.0
 _PAGE = 500
@@ -219,11 +219,12 @@ class FineTuning:
         tuned_name, _, step = name.partition(CHECKPOINT_MARK)
         row = self._index.get("model", tuned_name, caller.project)
         job = None if row is None else self._jobs.find(str(row.data["job"]), caller.project)
-        if job is None or (step and not step.isdigit()):
+        if job is None:
             return None
         if not step:
             return TunedModel(job, None) if job.has_model else None
-        return TunedModel(job, int(step)) if int(step) in self._jobs.kept_steps(job) else None
+        number = whole_number(step)
+        return TunedModel(job, number) if number in self._jobs.kept_steps(job) else None
 
     def models(self, caller: Caller) -> list[Object]:
         """Return base models in the catalogue's order, then the project's own, the newest first."""

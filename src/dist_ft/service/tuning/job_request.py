@@ -93,7 +93,7 @@ def read_request(body: Object) -> JobRequest:
         seed=secrets.randbelow(_MAX_SEED + 1) if seed is None else as_int(seed, "seed", 0, _MAX_SEED),
         integrations=_read_integrations(body.get("integrations")),
         metadata=read_metadata(body.get("metadata")),
-        extensions=as_object(body.get("dist_ft") or {}, "dist_ft"),
+        extensions={} if body.get("dist_ft") is None else as_object(body["dist_ft"], "dist_ft"),
     )
 
 
@@ -171,13 +171,14 @@ def _read_integrations(value: Json) -> list[Wandb]:
     found = []
     for item in value:
         given = as_object(item, "integrations")
+        refuse_unknown(given, ("type", "wandb"), "integrations")
         if given.get("type") != "wandb":
             raise bad_request(
                 f"Invalid 'integrations': type {shown(given.get('type'))}, expected 'wandb'.", "integrations"
             )
         wandb = as_object(given.get("wandb"), "integrations")
         refuse_unknown(wandb, ("project", "name", "entity", "tags"), "integrations")
-        tags = wandb.get("tags") or []
+        tags = [] if wandb.get("tags") is None else wandb["tags"]
         if not isinstance(tags, list):
             raise bad_request("Invalid 'integrations': 'tags' must be a list of strings.", "integrations")
         name, entity = wandb.get("name"), wandb.get("entity")
