@@ -217,6 +217,10 @@ def test_responses_with_functions_and_schema(client: OpenAI) -> None:
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"metadata": 5}, "metadata"),
         (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "magic"}}}},
+            "response_format",
+        ),
+        (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": SCHEMA}}},
             "response_format.json_schema.name",
         ),

@@ -103,7 +103,10 @@ class Engine:
     def _prepared(self, ask: Ask) -> _Waiting | Refused:
         if ask.adapter is not None and ask.adapter not in self._model.adapters:
             self._load(ask.adapter)
-        tokens = self._rendering.tokens(ask.prompt)
+        try:
+            tokens = self._rendering.tokens(ask.prompt)
+        except DataError as error:
+            return Refused(ask.id, 400, str(error), "messages" if ask.prompt.messages is not None else "prompt")
         room = self._context - len(tokens)
         if not tokens:
             return Refused(ask.id, 400, "The prompt is empty.", "prompt")
@@ -117,7 +120,10 @@ class Engine:
         if odd := [token for token, _ in ask.sampling.logit_bias if token >= self._rendering.num_logits]:
             return Refused(ask.id, 400, f"Invalid key in 'logit_bias': {odd[0]} is no token.", "logit_bias")
         if ask.grammar is not None:
-            self._rendering.matcher(ask.grammar)  # refused now, not when its turn comes
+            try:
+                self._rendering.matcher(ask.grammar)  # refused now, not when its turn comes
+            except DataError as error:
+                return Refused(ask.id, 400, str(error), "response_format")
         waiting = _Waiting(ask, tokens, asked if asked is not None else min(room, DEFAULT_MAX_TOKENS))
         if ask.sampling.n > self._spec.max_rows or ask.sampling.n * waiting.reach > self._max_cells:
             return Refused(
