@@ -246,10 +246,6 @@ def _same_model(source: Source, value: Yaml) -> Outcome:
     return Outcome("refused", "config or tokenizer of another model; save them beside the weights and name that folder")
 
 
-def _held_out_share(source: Source, value: Yaml) -> Outcome:
-    return held_out_rows("val_set_size", value)
-
-
 def _has_chat(source: Source) -> bool:
     return any(is_chat(entry) for entry in entries(source))
 
@@ -493,7 +489,7 @@ TABLE: dict[str, Rule] = {
     "lora_model_dir": _adapted(to("method.init_from", "text")),
     "loraplus_lr_ratio": _adapted(lora_plus), "embedding_lr": _embedding_rate,
     "unfrozen_parameters": _unfrozen,
-    "datasets": train_sources, "test_datasets": held_out, "val_set_size": _held_out_share,
+    "datasets": train_sources, "test_datasets": held_out, "val_set_size": held_out_rows("val_set_size"),
     "shuffle_merged_datasets": _shuffle,
     "curriculum_sampling": _if_true("data.shuffle", False),
     "dataset_exact_deduplication": _if_true("data.curation.exact", True),

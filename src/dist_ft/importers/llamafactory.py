@@ -288,10 +288,6 @@ def _checkpointing(source: Source, value: Yaml) -> Outcome:
     return Outcome("same", "", {"train.gradient_checkpointing": not as_flag("disable_gradient_checkpointing", value)})
 
 
-def _held_out_share(source: Source, value: Yaml) -> Outcome:
-    return held_out_rows("val_size", value)
-
-
 def _held_out(source: Source, value: Yaml) -> Outcome:
     names = value if isinstance(value, list) else as_text("eval_dataset", value).split(",")
     found = _data_info(source)
@@ -380,7 +376,7 @@ TABLE: dict[str, Rule] = {
     "dataset": _datasets, "eval_dataset": _held_out, "dataset_dir": _folder,
     "template": _template, "cutoff_len": to("data.seq_len", "whole", "samples are cut in proportion there", "close"),
     "packing": _packing, "neat_packing": _neat_packing, "mask_history": _history, "train_on_prompt": _prompt_too,
-    "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": _held_out_share,
+    "mix_strategy": _mixing, "interleave_probs": refuse("see mix_strategy"), "val_size": held_out_rows("val_size"),
     "max_samples": _most, "disable_shuffling": _order,
     "disable_gradient_checkpointing": _checkpointing, "deepspeed": deepspeed,
     "enable_thinking": _thinking("enable_thinking", default=True),

@@ -44,14 +44,17 @@ def to(our_key: str, kind: Kind, why: str = "", verdict: Verdict = "same") -> Ru
     return rule
 
 
-def held_out_rows(key: str, value: Yaml) -> Outcome:
-    """Take over a share of the rows below 1, or a number of rows, that is held out."""
-    size = as_number(key, value)
-    if size == 0:
-        return Outcome("no effect", "nothing is held out")
-    if size < 1:
-        return Outcome("close", "the same share, other rows", {"data.eval": float(size)})
-    return Outcome("close", "as many rows, other ones", {"data.eval": as_whole(key, value)})
+def held_out_rows(key: str) -> Rule:
+    """Return a rule for a share of the rows below 1, or a number of rows, that is held out."""
+
+    def rule(source: Source, value: Yaml) -> Outcome:
+        size = as_number(key, value)
+        if size == 0:
+            return Outcome("no effect", "nothing is held out")
+        asked: Yaml = float(size) if size < 1 else as_whole(key, value)
+        return Outcome("close", f"the same {'share' if size < 1 else 'number'}, other rows", {"data.eval": asked})
+
+    return rule
 
 
 def held_out_sets(named: Sequence[tuple[str, dict[str, Yaml]]]) -> Outcome:
@@ -153,16 +156,16 @@ def quantised_base(source: Source, kind: str, double_quant: bool = True, compute
 
     Args:
         source: The config.
-        kind: `nf4` or `int8`.
+        kind: `nf4`, `fp4` or `int8`.
         double_quant: Whether the scales of 4-bit blocks are quantised, too.
         compute: Dtype of the products; None is that of the model.
     """
     if source.options.unquantised:
         return Outcome("close", f"{kind} base there; {UNQUANTISED}")
     dtype = as_text("compute_dtype", compute or "bfloat16").removeprefix("torch.")
-    if kind not in ("nf4", "int8") or dtype not in ("bfloat16", "float32"):
-        what = kind if kind not in ("nf4", "int8") else dtype
-        return Outcome("refused", f"{what} is no way to quantise here; use nf4 or int8 with bfloat16 or float32")
+    for found, known in ((kind, ("nf4", "fp4", "int8")), (dtype, ("bfloat16", "float32"))):
+        if found not in known:
+            return Outcome("refused", f"{found} is no way to quantise here; there are {', '.join(known)}")
     asked: dict[str, Yaml] = {"kind": kind}
     if kind == "int8":
         why = "columns of outliers are computed in 16 bits there, and none here, since a micro batch decides on them"

@@ -217,6 +217,8 @@ def test_a_quantised_base_is_taken_over_or_left_as_it_is(tmp_path: Path) -> None
     text = f"{AXOLOTL}adapter: qlora\nload_in_4bit: true\nlora_target_linear: true\nfsdp: [full_shard]\n"
     result = imported(tmp_path, "axolotl", text)
     assert result.settings["model.quantization"] == {"kind": "nf4", "double_quant": True}
+    other = imported(tmp_path, "axolotl", f"{text}bnb_4bit_quant_type: fp4\n")
+    assert other.settings["model.quantization"] == {"kind": "fp4", "double_quant": True}
     assert result.settings["method.kind"] == "lora"
     assert result.settings["zero.stage"] == 2  # stage 3 would cut the scales off
     plain = imported(tmp_path, "axolotl", text, unquantised=True)
@@ -252,7 +254,7 @@ def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
         ("stage: dpo", {"dataset"}),
         ("packing: true", {"packing"}),
         ("quantization_bit: 4", set()),
-        ("quantization_bit: 4\nquantization_type: fp4", {"quantization_bit"}),
+        ("quantization_bit: 4\nquantization_type: nf3", {"quantization_bit"}),
         ("quantization_bit: 4\nquantization_method: hqq", {"quantization_bit"}),
         ("neftune_noise_alpha: 5", set()),
         ("mix_strategy: interleave_under", {"mix_strategy", "dataset"}),
@@ -276,7 +278,7 @@ def test_llamafactory_refuses(line: str, keys: set[str], tmp_path: Path) -> None
         ("beta: 0.1", {"beta"}),
         ("eos_token: <end>", set()),
         ("load_in_4bit: true", set()),
-        ("load_in_4bit: true\nbnb_4bit_quant_type: fp4", {"load_in_4bit"}),
+        ("load_in_4bit: true\nbnb_4bit_quant_type: nf3", {"load_in_4bit"}),
         ("dataset_train_split: 'train+test'", {"dataset_name"}),
         ("assistant_only_loss: true", set()),
     ],
