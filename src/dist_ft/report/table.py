@@ -9,6 +9,7 @@ from dist_ft.printable import printable
 METRIC_NAMES = {
     "eval_loss": "held-out loss",
     "token_accuracy": "token accuracy",
+    "perplexity": "perplexity",
     "exact_match": "exact match",
     "json_valid": "JSON valid",
     "json_fields": "JSON fields",

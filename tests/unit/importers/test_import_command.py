@@ -217,7 +217,7 @@ def test_a_quantised_base_is_taken_over_or_left_as_it_is(tmp_path: Path) -> None
     text = f"{AXOLOTL}adapter: qlora\nload_in_4bit: true\nlora_target_linear: true\nfsdp: [full_shard]\n"
     result = imported(tmp_path, "axolotl", text)
     assert result.settings["model.quantization"] == {"kind": "nf4", "double_quant": True}
-    other = imported(tmp_path, "axolotl", f"{text}bnb_4bit_quant_type: fp4\n")
+    other = imported(tmp_path, "axolotl", f"{text}bnb_config_kwargs: {{bnb_4bit_quant_type: fp4}}\n")
     assert other.settings["model.quantization"] == {"kind": "fp4", "double_quant": True}
     assert result.settings["method.kind"] == "lora"
     assert result.settings["zero.stage"] == 2  # stage 3 would cut the scales off
