@@ -39,7 +39,7 @@ def test_no_answer_reaches_the_terminal_as_a_command(text: str, shown: str) -> N
     [
         ("eval_loss", "held-out loss"),
         ("orders/eval_loss", "orders: held-out loss"),
-        ("orders/perplexity", "orders/perplexity"),
+        ("orders/perplexity", "orders: perplexity"),
         ("rewards/accuracies", "rewards/accuracies"),
     ],
 )
