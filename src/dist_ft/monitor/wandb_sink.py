@@ -3,6 +3,8 @@
 W&B is a projection of metrics.jsonl. `log(step=…)` drops rows that lie behind, so the step is never passed:
 `train/step` is logged and declared the x axis. All calls happen on a thread of their own, because `init` takes
 seconds and a full disk or dead network must not reach training.
+
+What W&B has already is asked of its server when a run goes on there. Offline, a marker beside the files says it.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 _SAFE_AGE_S = 30.0  # a killed writer loses up to a 32 KB block: rows were missing at 5 s, present at 20 s
 _CLOSE_LIMIT_S = 30.0
-_Item = dict[str, Any] | Alert | Answers | str
-"""Numbers, what a person should see, or the final state."""
+_Item = StepRow | dict[str, Any] | Alert | Answers | str
+"""A step, numbers, what a person should see, or the final state."""
 _FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 600.0
 
 
@@ -62,7 +64,7 @@ class WandbSink:
         mode: `online` or `offline`.
         directory: Run directory; W&B makes `wandb/` in it.
         config: Resolved run config, shown in W&B.
-        backlog: Rows already in metrics.jsonl; those that W&B may have lost are sent first.
+        backlog: Rows already in metrics.jsonl; those that W&B lacks are sent first.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class WandbSink:
         self._config = config
         self._marker = directory / "wandb" / "sent.json"
         (directory / "wandb").mkdir(parents=True, exist_ok=True)
-        self._sent_step = self._read_marker()
+        self._sent_step = 0 if mode == "online" else self._read_marker()
         self._queue: queue.Queue[_Item] = queue.Queue()
         self._is_closing = threading.Event()
         for row in backlog:
@@ -98,7 +100,7 @@ class WandbSink:
         if row.step <= self._sent_step:
             return
         self._sent_step = row.step
-        self._queue.put({"train/step": row.step, **step_numbers(row)})
+        self._queue.put(row)
 
     def log_eval(self, row: EvalRow) -> None:
         """Queues an evaluation. One that lies behind, such as the base model's, goes into the summary."""
@@ -141,12 +143,14 @@ class WandbSink:
                 except Exception as error:  # such as a server that does not answer; rows stay queued
                     if is_last_try:
                         raise
+                    wandb.teardown()  # its process keeps the id of a run that it could not open
                     logger.warning("W&B cannot be opened and is tried again in %.0f s: %s", wait_s, error)
                     self._is_closing.wait(wait_s)
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
             run.define_metric("train/step")
             run.define_metric("*", step_metric="train/step")
-            last_step = self._send_rows(run, first)
+            # 0 offline and in a new run: the summary is what the server has of a run that goes on.
+            last_step = self._send_rows(run, first, int(run.summary.get("train/step") or 0))
             # finish() only asks W&B's process to close its file: without this wait the last block, which may be
             # all there is, is lost when that process ends soon after.
             wandb.teardown()
@@ -154,8 +158,14 @@ class WandbSink:
         except Exception:  # a sink must never end a run, whatever its library raises
             logger.exception("W&B failed; metrics.jsonl has every row")
 
-    def _send_rows(self, run: Any, item: _Item) -> int | None:
-        """Send until the state arrives, and finish the run. Return the last step that is not marked yet."""
+    def _send_rows(self, run: Any, item: _Item, known_step: int) -> int | None:
+        """Send until the state arrives, and finish the run. Return the last step that is not marked yet.
+
+        Args:
+            run: The run of W&B.
+            item: The first that was queued.
+            known_step: Last step that W&B's server has.
+        """
         import wandb
 
         pending: list[tuple[float, int]] = []  # (sent at, step) not yet certain to be on disk
@@ -173,12 +183,14 @@ class WandbSink:
                 run.log({"train/step": item.step, "eval/answers": table})
                 item = self._queue.get()
                 continue
-            if "train/step" not in item:
+            if isinstance(item, StepRow):
+                if item.step > known_step:
+                    run.log({"train/step": item.step, **step_numbers(item)})
+                    pending.append((time.monotonic(), item.step))
+            elif "train/step" in item:
+                run.log(item)
+            else:
                 run.summary.update(item)
-                item = self._queue.get()
-                continue
-            run.log(item)
-            pending.append((time.monotonic(), int(item["train/step"])))
             safe = [step for sent, step in pending if time.monotonic() - sent > _SAFE_AGE_S]
             if safe:
                 self._write_marker(safe[-1])
