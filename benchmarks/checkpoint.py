@@ -13,7 +13,8 @@ in one process. The sides take turns on the same engine, in an order that change
 - `dcp`: `async_save` of the same tensors as dist-ft (masters and moments) with a stager that is kept, so that it reuses
   its memory; durable.
 
-A turn is a save, some steps, and the wait until the save is on disk. *Blocking* is the time until the call returns.
+A turn is a save, some steps, and the wait until the save is on disk. *Blocking* is the time until the call
+returns, and what the next update waits for the copy.
 *Slowdown* is what a turn takes more than that of `none` in the same round, over ten steps of the median length: the
 cost at `checkpoint.every_steps=10`. The first save of each side is shown by itself: it takes memory from the system,
 and that of dist-ft computes the probe. `copy` is one copy of as many bytes as dist-ft saves, into memory that is held.
@@ -97,8 +98,8 @@ def build(case: str, directory: str) -> Any:
     return build_rank(RankSpec(attempt, 0, 1, 0, "127.0.0.1", torch.get_num_threads()))
 
 
-def take_step(parts: Any, step: int) -> int:
-    """Take an optimizer step as the training loop does; return its tokens."""
+def take_step(parts: Any, saver: Any, step: int) -> tuple[int, float]:
+    """Take an optimizer step as the training loop does; return its tokens, and the seconds it waited for a copy."""
     import torch
 
     from dist_ft.objectives.objective import Rows
@@ -113,8 +114,11 @@ def take_step(parts: Any, step: int) -> int:
         parts.engine.backward(sums[0] / divisor)
         if index + 1 < len(batch.micro_batches):
             parts.engine.end_micro_step()
+    began = time.perf_counter()
+    saver.wait_copied()
+    waited_s = time.perf_counter() - began
     parts.engine.apply_step(1.0)
-    return int(batch.totals.num_tokens)
+    return int(batch.totals.num_tokens), waited_s
 
 
 def measure(case: str, rounds: int, directory: str) -> dict[str, Any]:
@@ -161,14 +165,16 @@ def measure(case: str, rounds: int, directory: str) -> dict[str, Any]:
         turn = number % len(SIDES)
         for side in (*SIDES[turn:], *SIDES[:turn]):
             if step == 0:
-                take_step(parts, step)
+                take_step(parts, saver, step)
                 step += 1
             began = time.perf_counter()
             wait = saves[side](step)
             blocking[side].append(time.perf_counter() - began)
             for _ in range(STEPS[case]):
                 step_began = time.perf_counter()
-                tokens.append(take_step(parts, step))
+                num_tokens, waited_s = take_step(parts, saver, step)
+                tokens.append(num_tokens)
+                blocking[side][-1] += waited_s
                 if side == "none" and number:
                     step_s.append(time.perf_counter() - step_began)
                 step += 1

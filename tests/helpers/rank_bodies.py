@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from dist_ft.checkpoint.manifest import Manifest
-from dist_ft.checkpoint.snapshot import SliceReader, write_slices
+from dist_ft.checkpoint.snapshot import HostCopies, SliceReader, write_slices
 from dist_ft.config import config_from_dict
 from dist_ft.data.stream.cache import open_split
 from dist_ft.evaluate.held_out import HeldOutSet, evaluate
@@ -131,6 +131,26 @@ def train_on_a_slow_disk(rank: int, world_size: int, attempt: dict[str, Any], sl
 
     waited: list[str] = []
     with mock.patch.object(parts.loader, "step", counted), mock.patch.object(saving, "write_slices", slow):
+        return _train(parts, None)
+
+
+def train_with_late_copies(rank: int, world_size: int, attempt: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end; each copy of a save begins when the next update waits for it, and not before."""
+    parts = build_rank(_spec(rank, world_size, attempt))
+    is_awaited = threading.Event()
+    copy, wait = HostCopies.copy, saving.Saver.wait_copied
+
+    def late(copies: HostCopies, slices: Any) -> Any:
+        assert is_awaited.wait(timeout=60), "no update waits for the copy"
+        is_awaited.clear()
+        return copy(copies, slices)
+
+    def waiting(saver: saving.Saver) -> None:
+        if not saver._is_copied.is_set():
+            is_awaited.set()
+        wait(saver)
+
+    with mock.patch.object(HostCopies, "copy", late), mock.patch.object(saving.Saver, "wait_copied", waiting):
         return _train(parts, None)
 
 

@@ -48,6 +48,20 @@ def test_a_slow_save_holds_nobody_up_and_holds_its_own_step(
         assert differing(slow.state(step), whole.state(step)) == [], f"after step {step}"
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_copy_that_is_made_beside_the_next_step_is_of_its_own_step(
+    variant: str, ranks: RankServer, tmp_path: Path
+) -> None:
+    whole = _train(ranks, tmp_path, "whole", **VARIANTS[variant])
+    late = _train(
+        ranks, tmp_path, "late", "train_with_late_copies", checkpoint__in_background=True, **VARIANTS[variant]
+    )
+    assert late.losses == whole.losses
+    assert {1, 10} < set(late.manifests)
+    for step in late.manifests:
+        assert differing(late.state(step), whole.state(step)) == [], f"after step {step}"
+
+
 def _disturbed(ranks: RankServer, tmp_path: Path, failure: str) -> list[dict[str, Any]]:
     config = tiny_config(tmp_path, **EVERY_STEP, checkpoint__in_background=True)
     spec = attempt_spec(config, prepare(ranks, config), take_attempt(LocalStore(run_path(config)), None).number, None)

@@ -18,7 +18,8 @@ class HostCopies:
     """Float32 copies of slices in host memory, which the next step does not change.
 
     The memory is kept for the next copies: taking it from the system anew costs five times the copy itself. So copies
-    hold until the next call of `copy`. From a CUDA device all copies run at once, into pinned memory.
+    hold until the next call of `copy`. From a CUDA device all copies run at once, into pinned memory, on a stream of
+    their own beside the work that the device is given meanwhile.
     """
 
     def __init__(self) -> None:
@@ -33,11 +34,21 @@ class HostCopies:
         if not self._fits(slices):
             self._kept = []  # before the new ones are taken
             self._kept = [torch.empty(t.shape, dtype=torch.float32, pin_memory=t.is_cuda) for _, t in slices]
-        for (_, tensor), kept in zip(slices, self._kept, strict=True):
-            kept.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-        if any(kept.is_pinned() for kept in self._kept[:1]):
-            torch.cuda.synchronize()
+        if slices and slices[0][1].is_cuda:
+            self._copy_from_cuda([tensor for _, tensor in slices])
+        else:
+            for (_, tensor), kept in zip(slices, self._kept, strict=True):
+                kept.copy_(tensor.detach())
         return [(key, kept) for (key, _), kept in zip(slices, self._kept, strict=True)]
+
+    def _copy_from_cuda(self, tensors: Sequence[torch.Tensor]) -> None:
+        device = tensors[0].device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.default_stream(device))  # on which the update has written the tensors
+        with torch.cuda.stream(stream):
+            for tensor, kept in zip(tensors, self._kept, strict=True):
+                kept.copy_(tensor.detach(), non_blocking=True)
+        stream.synchronize()
 
     def _fits(self, slices: Sequence[tuple[SliceKey, torch.Tensor]]) -> bool:
         return [tensor.shape for _, tensor in slices] == [kept.shape for kept in self._kept]

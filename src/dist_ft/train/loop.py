@@ -71,7 +71,7 @@ def run_loop(parts: RankParts, link: Link) -> tuple[Outcome, int]:
         if step + 1 in parts.spec.attempt.skipped_steps:
             agreed = _pass_over(parts, link, step, saver.is_busy)
         else:
-            agreed = _step(parts, link, step, recent_losses, saver.is_busy, pace)
+            agreed = _step(parts, link, step, recent_losses, saver, pace)
         step += 1
         if step == parts.start_step + 1:
             link.send(PhaseChanged(Phase.STEP, step))
@@ -116,10 +116,11 @@ def _is_best(config: Config, measured: Sequence[EvalRow], step: int, max_steps: 
 
 
 def _step(
-    parts: RankParts, link: Link, step: int, recent_losses: deque[float], is_saving: bool, pace: AutoPace | None
+    parts: RankParts, link: Link, step: int, recent_losses: deque[float], saver: Saver, pace: AutoPace | None
 ) -> Agreed:
     """Run one optimizer step and return what the ranks agreed on."""
     began = time.perf_counter()
+    is_saving = saver.is_busy
     engine, config, spec = parts.engine, parts.config, parts.spec
     own_part = Stopwatch(engine.device)  # until the first word with the other ranks
     batch = _next_batch(parts, link, step)
@@ -148,6 +149,7 @@ def _step(
         if index + 1 < len(batch.micro_batches):
             engine.end_micro_step()
         else:
+            saver.wait_copied()
             grad_norm = engine.apply_step(lr_scale)
     totals[num_sums] = float(link.should_stop())
     totals[num_sums + 1] = float(is_saving)

@@ -1,4 +1,6 @@
-"""Saves a rank's part of a checkpoint: it copies between two steps and writes while training goes on.
+"""Saves a rank's part of a checkpoint: it copies beside the next forward pass and writes while training goes on.
+
+Masters and optimizer state change in the update only, so the copy may take until then (`wait_copied`).
 
 At most one save is in flight. The sum that every step makes tells all ranks whether any of them is still saving, so all
 ranks leave out the same saves. The checkpoint exists once the coordinator has heard of every rank's file.
@@ -48,6 +50,9 @@ class Saver:
         self._copies = HostCopies()
         self._has_probed = False
         self._thread: threading.Thread | None = None
+        self._is_copied = threading.Event()
+        self._is_copied.set()
+        self._blocked_s = 0.0
         self._error: tuple[int, BaseException] | None = None
 
     @property
@@ -58,9 +63,9 @@ class Saver:
     def save(self, step: int, is_last: bool = False) -> None:
         """Save the state after `step`. Collective at stage 3.
 
-        Blocks for the copy, or until it is written: with `checkpoint.in_background=false`, for the last one, and where
-        the node has no memory for copies. The probe is a forward pass, which takes longer than the copy of an adapter,
-        so only the first save and the last have one; `jobs.export` computes it for the others.
+        Returns before the copy is made, or blocks until it is written: with `checkpoint.in_background=false`, for the
+        last one, and where the node has no memory for copies. The probe is a forward pass, which takes longer than the
+        copy of an adapter, so only the first save and the last have one; `jobs.export` computes it for the others.
         A disk that is full ends nothing: the run goes on without this checkpoint, and the coordinator counts.
         """
         began = time.perf_counter()
@@ -79,13 +84,21 @@ class Saver:
             self._write(step, slices, state, is_last, began)
         else:
             self.finish()
-            copies = self._copies.copy(slices)
-            arguments = (step, copies, state, is_last, began, time.perf_counter() - began)
-            self._thread = threading.Thread(target=self._write, args=arguments, name="save", daemon=True)
+            self._is_copied.clear()
+            arguments = (step, slices, state, is_last, began)
+            self._thread = threading.Thread(target=self._copy_and_write, args=arguments, name="save", daemon=True)
+            self._blocked_s = time.perf_counter() - began
             self._thread.start()
         logger.info("saving step %d held the rank up for %.3f s", step, time.perf_counter() - began)
         if not is_last:
             self._link.send(PhaseChanged(Phase.STEP, step))
+
+    def wait_copied(self) -> None:
+        """Wait until the save in flight has copied the state. The loop calls it before each update."""
+        if not self._is_copied.is_set():
+            began = time.perf_counter()
+            self._is_copied.wait()
+            self._blocked_s += time.perf_counter() - began
 
     def finish(self) -> None:
         """Wait for the save in flight and raise its error, if any."""
@@ -115,28 +128,30 @@ class Saver:
         self._link.send(SaveStreamed(step, needed, free))
         return False
 
-    def _write(
-        self,
-        step: int,
-        slices: Slices,
-        state: SavedState | None,
-        is_last: bool,
-        began: float,
-        blocked_s: float | None = None,
-    ) -> None:
-        """Write the slices of a save that began at `began`; without `blocked_s` training waits for it."""
+    def _copy_and_write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool, began: float) -> None:
+        try:
+            copies = self._copies.copy(slices)
+        except BaseException as error:
+            self._error = step, error  # the loop raises it
+            return
+        finally:
+            self._is_copied.set()
+        self._write(step, copies, state, is_last, began)
+
+    def _write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool, began: float) -> None:
+        is_beside = threading.current_thread() is self._thread
         spec = self._parts.spec
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
             file = write_slices(self._store, name, slices)
             written_s = time.perf_counter() - began
-            held_s = written_s if blocked_s is None else blocked_s
-            self._link.send(Staged(step, file, state, is_last, round(held_s, 4), round(written_s, 4)))
+            blocked_s = self._blocked_s if is_beside else written_s
+            self._link.send(Staged(step, file, state, is_last, round(blocked_s, 4), round(written_s, 4)))
         except OSError as error:
             logger.exception("step %d could not be saved", step)
             self._link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
         except BaseException as error:
-            if threading.current_thread() is not self._thread:
+            if not is_beside:
                 raise
             self._error = step, error  # the loop raises it
 
