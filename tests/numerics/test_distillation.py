@@ -72,8 +72,7 @@ def test_what_is_stored_is_what_a_teacher_in_the_process_says(data: Path, ranks:
     from dist_ft.jobs.prepare import prepare_held_out
     from dist_ft.model.base import load_model, load_tokenizer
 
-    split = prepare_held_out(config, load_tokenizer(config))
-    assert split is not None
+    (split,) = prepare_held_out(config, load_tokenizer(config)).values()
     shards = open_split(split, config.data.loader)
     student, teacher = load_model(config), AutoModelForCausalLM.from_pretrained(data / "teacher")
     kl, agreed, count = 0.0, 0, 0
