@@ -41,7 +41,7 @@ format: setup  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 test: lint  ## lint, types and every test but the long ones (two at a time)
-	$(BIN)/pytest -n 2 --dist loadfile --durations=30 --durations-min=5
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
 
 exactness: setup  ## the whole table of shapes (about 30 minutes), result in docs/exactness.md
 	$(BIN)/pytest -m exactness tests/exactness tests/numerics
