@@ -38,7 +38,8 @@ class HostCopies:
             self._copy_from_cuda([tensor for _, tensor in slices])
         else:
             for (_, tensor), kept in zip(slices, self._kept, strict=True):
-                kept.copy_(tensor.detach())
+                # NumPy copies with one thread: a second team of OpenMP's would hold up the one that trains.
+                np.copyto(kept.numpy(), tensor.detach().float().numpy())
         return [(key, kept) for (key, _), kept in zip(slices, self._kept, strict=True)]
 
     def _copy_from_cuda(self, tensors: Sequence[torch.Tensor]) -> None:
