@@ -341,7 +341,7 @@ PREFERENCE_TABLE: dict[str, Rule] = {
         ("f_alpha_divergence_coef", "discopop_tau", "ref_model_mixup_alpha", "ref_model_sync_steps"),
         no_effect("a number of a method that another key turns on"),
     ),
- "ref_model_name_or_path": has_reference,
+    "ref_model_name_or_path": has_reference,
     **{key: _rows(TABLE[key]) for key in ("dataset_name", "datasets", "dataset_test_split")},
 }  # fmt: skip
 """The keys of `trl dpo` and `trl kto`."""

@@ -77,15 +77,13 @@ class Saver:
         slices: Slices = [*collect_slices(self._parts.engine)]  # views; nothing is copied yet
         if is_last:
             self._link.send(PhaseChanged(Phase.DRAIN, step))  # the limit of a save may be one of copies
-            self.finish()
-            self._write(step, slices, state, is_last, began)
-        elif not self._parts.config.checkpoint.in_background or not self._has_room(step, slices):
-            self.finish()
+        is_beside = not is_last and self._parts.config.checkpoint.in_background and self._has_room(step, slices)
+        self.finish()
+        if not is_beside:
             self._write(step, slices, state, is_last, began)
         else:
-            self.finish()
             self._is_copied.clear()
-            arguments = (step, slices, state, is_last, began)
+            arguments = (step, slices, state, began)
             self._thread = threading.Thread(target=self._copy_and_write, args=arguments, name="save", daemon=True)
             self._blocked_s = time.perf_counter() - began
             self._thread.start()
@@ -128,32 +126,27 @@ class Saver:
         self._link.send(SaveStreamed(step, needed, free))
         return False
 
-    def _copy_and_write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool, began: float) -> None:
+    def _copy_and_write(self, step: int, slices: Slices, state: SavedState | None, began: float) -> None:
         try:
-            copies = self._copies.copy(slices)
+            try:
+                copies = self._copies.copy(slices)
+            finally:
+                self._is_copied.set()
+            self._write(step, copies, state, False, began)
         except BaseException as error:
             self._error = step, error  # the loop raises it
-            return
-        finally:
-            self._is_copied.set()
-        self._write(step, copies, state, is_last, began)
 
     def _write(self, step: int, slices: Slices, state: SavedState | None, is_last: bool, began: float) -> None:
-        is_beside = threading.current_thread() is self._thread
         spec = self._parts.spec
         name = f"checkpoints/{checkpoint_name(step, spec.attempt.attempt)}/{slices_name(spec.rank, spec.world_size)}"
         try:
             file = write_slices(self._store, name, slices)
             written_s = time.perf_counter() - began
-            blocked_s = self._blocked_s if is_beside else written_s
+            blocked_s = self._blocked_s if threading.current_thread() is self._thread else written_s
             self._link.send(Staged(step, file, state, is_last, round(blocked_s, 4), round(written_s, 4)))
         except OSError as error:
             logger.exception("step %d could not be saved", step)
             self._link.send(SaveFailed(step, f"{type(error).__name__}: {error}", is_last))
-        except BaseException as error:
-            if not is_beside:
-                raise
-            self._error = step, error  # the loop raises it
 
     def _state(self, step: int, probe: Probe | None) -> SavedState:
         """Return what the manifest says besides the files."""
