@@ -32,6 +32,7 @@ from dist_ft.monitor.mlflow_sink import ID_TAG, URI_VARIABLE, MlflowSink
 from dist_ft.monitor.sink import Answers, History, Sink, SinkRun
 from dist_ft.monitor.sinks import SINKS, add_sink_ids, build_sinks, check_sinks
 from dist_ft.run.state import RunRecord
+from tests.helpers.json_handler import JsonHandler
 from tests.helpers.rows import step_row
 from tests.helpers.simulated_run import INPUTS, RUN_ID, run_config
 from tests.helpers.wandb_files import history_of
@@ -318,7 +319,7 @@ def test_a_server_that_never_answers_holds_nobody_up(tmp_path: Path) -> None:
         server.server_close()
 
 
-class _Moody(http.server.BaseHTTPRequestHandler):
+class _Moody(JsonHandler):
     """Passes requests on to a real server, but for some, which it answers by the next of `moods`.
 
     `lost` passes the request on and answers 500, `dropped` hangs up, `late` answers after the client has given up.
@@ -338,7 +339,7 @@ class _Moody(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         if mood in (429, 500):
-            self._answer(int(mood), b"{}")
+            self.answer(int(mood), b"{}")
             return
         headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
         request = urllib.request.Request(self.upstream + self.path, body or None, headers, method=self.command)
@@ -350,19 +351,9 @@ class _Moody(http.server.BaseHTTPRequestHandler):
         if mood == "late":
             time.sleep(1.5)  # what is under test is a server that is slower than the limit of a second
         with contextlib.suppress(OSError):
-            self._answer(500 if mood == "lost" else status, b"{}" if mood == "lost" else text)
+            self.answer(500 if mood == "lost" else status, b"{}" if mood == "lost" else text)
 
     do_GET = do_PATCH = do_POST
-
-    def _answer(self, status: int, text: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
 
 
 def test_a_moody_server_gets_every_row_once(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.helpers.json_handler import JsonHandler
+
 MOODS = ("lost", 429, "late", 500, "dropped")
 CLIENT_TIMEOUT_S = 1
 
@@ -91,7 +93,7 @@ class WandbServer:
         }  # fmt: skip
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     known: WandbServer
     moods: itertools.cycle[int | str]
     num: itertools.count[int]
@@ -105,7 +107,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if mood in (429, 500):
-            self._answer(int(mood), {})
+            self.answer(int(mood), b"{}")
             return
         found: dict[str, Any] = {}
         if has_rows:
@@ -116,17 +118,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if mood == "late":
             time.sleep(2 * CLIENT_TIMEOUT_S)  # what is under test is a server that is slower than the limit
         with contextlib.suppress(OSError):
-            self._answer(500 if mood == "lost" else 200, found)
+            self.answer(500 if mood == "lost" else 200, json.dumps(found).encode())
 
     do_GET = do_PUT = do_POST
-
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
-        text = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
